@@ -1,0 +1,40 @@
+# make demo | test | test-all | lint | types | bench | clean
+# The environment is made when it is missing and brought up to date when pyproject.toml has changed.
+
+SYSTEM_PYTHON ?= python3
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test test-all lint types bench clean
+.DEFAULT_GOAL := help
+
+help: ## say what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 16
+
+$(INSTALLED): pyproject.toml setup.sh
+	@./setup.sh $(SYSTEM_PYTHON) $(VENV)
+	@touch $@
+
+demo: $(INSTALLED) ## pack, pretrain, kill, resume and fine-tune on embedded real images
+	$(PYTHON) -m pipelines demo
+
+test: $(INSTALLED) ## the suite without what is slow
+	$(PYTHON) -m pytest -m "not slow"
+
+test-all: $(INSTALLED) ## the whole suite
+	$(PYTHON) -m pytest
+
+lint: $(INSTALLED) ## format and rules, without changing anything
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+
+types: $(INSTALLED) ## static types
+	$(PYTHON) -m pyright
+
+bench: $(INSTALLED) ## every benchmark; each ends with one line of JSON
+	@for file in benchmarks/*.py; do [ -e "$$file" ] || continue; echo "$$file"; $(PYTHON) "$$file" || exit 1; done
+
+clean: ## remove caches and builds; data, runs and the environment stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,185 @@
+"""``python -m pipelines demo``: the whole job on embedded real data, in minutes on a CPU.
+
+Digits 0-4 are packed and pretrained on, the run is killed half-way and started again; then the result is fine-tuned at
+twice the resolution on digits 5-9, of which it has never seen one, beside the same training from scratch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.progress import LazyBar
+from pretrain.config.loader import load_experiment
+from pretrain.errors import SetupError
+from pretrain.telemetry.sinks import read_metrics
+
+EXAMPLE = "example: python -m pipelines demo --out runs"
+ROOT = Path(__file__).resolve().parent.parent
+PRETRAIN, FINETUNE = "configs/pretrain/demo_digits.yaml", "configs/finetune/demo_digits.yaml"
+PACKS = (
+    ("data/demo/upstream", ["--classes", "0-4", "--holdout", "0.2"]),
+    ("data/demo/downstream", ["--classes", "5-9", "--holdout", "0.5", "--per-class", "10"]),
+)
+POLL_S = 0.1
+# One thread per rank: on a laptop's few cores more would only wait for each other.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass
+class Job:
+    """A training as the user would start it, with its output in a file, watched by its metrics."""
+
+    command: list[str]
+    run: Path
+    num_steps: int
+
+    def __post_init__(self) -> None:
+        self.run.mkdir(parents=True, exist_ok=True)
+        self.output = self.run / "output.txt"
+        with open(self.output, "ab") as output:
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=ROOT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **ENVIRONMENT},
+                start_new_session=True,
+            )
+
+    @property
+    def step(self) -> int:
+        return max(read_metrics(self.run / "metrics.jsonl"), default=0)
+
+    def wait(self, bar: LazyBar, done_before: int = 0, stop_at: int | None = None) -> bool:
+        """Waits for the end; True. At step ``stop_at`` it kills every process of the job instead; False."""
+        try:
+            while self.process.poll() is None:
+                step = self.step
+                bar.show(done_before + step)
+                if stop_at is not None and step >= stop_at:
+                    self.kill()
+                    return False
+                time.sleep(POLL_S)
+        finally:
+            self.kill()
+        if self.process.returncode:
+            tail = "\n".join(self.output.read_text(errors="replace").splitlines()[-15:])
+            raise SetupError(
+                f"{' '.join(self.command)} left with {self.process.returncode}:\n{tail}\nsee {self.output}"
+            )
+        return True
+
+    def kill(self) -> None:
+        """kill -9 of the launcher and of all ranks."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The stage: prints a small table at the end."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines demo", description=EXAMPLE)
+    parser.add_argument("--out", default="runs", metavar="DIR", help="where the run folders go (default: runs)")
+    parser.add_argument("--seeds", type=int, default=3, help="fine-tunings of each kind (default: 3)")
+    arguments = parser.parse_args(argv)
+    os.chdir(ROOT)
+    started = time.monotonic()
+    console, out = Console(highlight=False, soft_wrap=True), Path(arguments.out)
+    for old in out.glob("demo_digits*"):
+        shutil.rmtree(old)
+    for folder, options in PACKS:
+        console.print(f"[bold]pack[/]      scikit-learn's digits → {folder}")
+        _run([sys.executable, "-m", "pipelines", "pack", "digits", "--out", folder, *options])
+    run = pretrain(console, out)
+    scores = finetune(console, out, run, arguments.seeds)
+    _table(console, run, scores, time.monotonic() - started)
+    return 0
+
+
+def pretrain(console: Console, out: Path) -> Path:
+    """Pretrains, with a kill half-way; returns the run folder."""
+    run, num_steps = out / "demo_digits", load_experiment(PRETRAIN).experiment.num_steps
+    script = ["pretrain/run.py", "--config", PRETRAIN, f"output_dir={out}"]
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(_free_port())]
+    console.print(f"[bold]pretrain[/]  deepspeed --num_gpus 2 {' '.join(script)}")
+    with LazyBar("pretrain", num_steps, "steps") as bar:
+        if not Job([*command, *script], run, num_steps).wait(bar, stop_at=num_steps // 2 + num_steps // 20):
+            console.print(
+                f"          killed (kill -9 of all ranks) after step {max(read_metrics(run / 'metrics.jsonl'))}"
+            )
+        Job([*command, *script], run, num_steps).wait(bar)
+    resumed = read_metrics(run / "metrics.jsonl", "resume")
+    console.print(f"          the same command went on from step {max(resumed, default=0)} to {num_steps}")
+    return run
+
+
+def finetune(console: Console, out: Path, run: Path, num_seeds: int) -> dict[str, list[float]]:
+    """Fine-tunes from the pretrained weights and from scratch; returns the accuracies of both."""
+    num_steps = load_experiment(FINETUNE, overrides=[f"init.from={run}"]).experiment.num_steps
+    starts = {"transfer": ["--from", str(run)], "scratch": ["init.head=keep"]}
+    console.print(
+        f"[bold]finetune[/]  python pipelines/finetune.py --config {FINETUNE} --from {run}   (and from scratch)"
+    )
+    scores: dict[str, list[float]] = {kind: [] for kind in starts}
+    with LazyBar("finetune", num_steps * num_seeds * len(starts), "steps") as bar:
+        for seed in range(num_seeds):
+            jobs = {}
+            for kind, start in starts.items():
+                name = f"demo_digits_{kind}_{seed}"
+                settings = [f"output_dir={out}", f"name={name}", f"seed={seed}"]
+                options = start if start[0].startswith("--") else ["scratch"]
+                script = ["pipelines/finetune.py", "--config", FINETUNE, *settings, *options]
+                jobs[kind] = Job(
+                    [sys.executable, *[word for word in script if word != "scratch"]], out / name, num_steps
+                )
+            for index, (kind, job) in enumerate(jobs.items()):
+                job.wait(bar, num_steps * (len(starts) * seed + index))
+                scores[kind].append(_last(job.run, "val/top1"))
+    return scores
+
+
+def _last(run: Path, metric: str) -> float:
+    evaluations = read_metrics(run / "metrics.jsonl", "eval")
+    return evaluations[max(evaluations)][metric]
+
+
+def _table(console: Console, run: Path, scores: dict[str, list[float]], seconds: float) -> None:
+    train = read_metrics(run / "metrics.jsonl")
+    rate = statistics.median(line["images_per_s"] for line in train.values())
+    table = Table("", "top-1", title="digits 0-4 → digits 5-9")
+    table.add_row("upstream, held-out images", f"{100 * _last(run, 'val/top1'):.1f} %")
+    for kind, values in scores.items():
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        table.add_row(f"{kind} ({len(values)} seeds)", f"{100 * statistics.mean(values):.1f} ± {100 * spread:.1f} %")
+    console.print(table)
+    console.print(f"pretraining ran at {rate:,.0f} images/s on 2 ranks; the demo took {seconds:.0f} s")
+    console.print(f"run folder: {run}   look at it: .venv/bin/tensorboard --logdir {run.parent}")
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=sys.stderr, text=True)
+    if done.returncode:
+        raise SetupError(f"{' '.join(command)} left with {done.returncode}:\n{done.stdout}")

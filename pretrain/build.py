@@ -1,0 +1,273 @@
+"""Config → live objects. The only file that imports every room, so that no other has to."""
+
+from __future__ import annotations
+
+import functools
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain import seeds
+from pretrain.check import resolve_micro_batch
+from pretrain.config.loader import Resolved
+from pretrain.config.schema import Experiment
+from pretrain.data.batch import Batch
+from pretrain.data.device import to_model_input
+from pretrain.data.stream import EvalStream, TrainStream
+from pretrain.distributed.rank import Rank, environment
+from pretrain.engine.backend import Backend
+from pretrain.engine.backends import build_backend
+from pretrain.engine.checkpoint import Checkpointer, weights_file
+from pretrain.engine.loop import Trainer
+from pretrain.engine.run_folder import RunFolder, write_durably
+from pretrain.engine.state import TrainState
+from pretrain.engine.stop import StopRequest
+from pretrain.evaluation.accuracy import accuracy
+from pretrain.models.init import init_weights
+from pretrain.models.interop import WeightsMetadata, load_weights, save_weights
+from pretrain.models.layers.drop_path import drop_path_scales
+from pretrain.models.surgery import adapt_state_dict
+from pretrain.models.zoo import build_model
+from pretrain.objectives.registry import build_objective
+from pretrain.optim.schedules import build_schedule
+from pretrain.telemetry.console import Reporter
+from pretrain.telemetry.sinks import JsonlSink, Sink, TensorBoardSink
+from pretrain.telemetry.telemetry import Telemetry
+
+PROBE_SAMPLES = 8
+RECORDED_PACKAGES = ("torch", "deepspeed", "accelerate", "webdataset", "safetensors", "numpy", "timm")
+
+
+def build_initialised_model(experiment: Experiment, say: Callable[[str], None], *, with_init: bool) -> nn.Module:
+    """The whole model on the CPU, with weights from the seed or, ``with_init``, from ``init.from``.
+
+    Raises:
+        ConfigError: an impossible architecture. CheckpointError: weights that do not fit it.
+    """
+    model = build_model(experiment.model, experiment.data.num_classes)
+    source = experiment.init.from_
+    if source is None or not with_init:
+        init_weights(model, experiment.seed)
+        return model
+    path = weights_file(Path(source), say)
+    tensors, about = load_weights(path)
+    adapted, report = adapt_state_dict(
+        tensors,
+        about,
+        model,
+        head=experiment.init.head,
+        filter=experiment.init.pos_embed_filter,
+        seed=experiment.seed,
+    )
+    model.load_state_dict(adapted)
+    say(f"weights from {path}")
+    for line in report.lines():
+        say(f"  {line}")
+    return model
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A micro-batch as an objective takes it (``objectives.protocol.Inputs``)."""
+
+    images: Tensor
+    labels: Tensor
+    drop_path: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PreparedBatch:
+    """A micro-batch as the loop takes it; ``digest`` is an order-free checksum of its (sample, slot) pairs."""
+
+    inputs: Inputs
+    digest: int
+    num_bad: int
+
+
+class Feeder:
+    """Training batches as the model takes them: on the device, normalised, with their drop-path scales."""
+
+    def __init__(self, experiment: Experiment, model: nn.Module, stream: TrainStream, device: torch.device) -> None:
+        self._experiment, self._stream, self._device = experiment, stream, device
+        self._depth = model.shape.depth
+        self.to_images = functools.partial(to_model_input, mean=experiment.data.mean, std=experiment.data.std)
+
+    def __call__(self, state: TrainState) -> Iterator[PreparedBatch]:
+        """This rank's micro-batches from ``state`` to the end of the run."""
+        for batch in self._stream.iterate(state.position, self._experiment.num_steps - state.step):
+            yield self.prepare(batch)
+
+    def prepare(self, batch: Batch) -> PreparedBatch:
+        """One micro-batch on the device."""
+        slots = batch.slots.numpy()
+        digest = int((seeds.hash64(batch.sample_ids.numpy(), slots) >> 32).sum())
+        scales = drop_path_scales(
+            slots, self._experiment.model.drop_path, self._depth, seed=self._experiment.seed
+        )
+        moved = batch.to(self._device)
+        inputs = Inputs(
+            images=self.to_images(moved.images),
+            labels=moved.labels,
+            drop_path=None if scales is None else scales.to(self._device, non_blocking=True),
+        )
+        return PreparedBatch(inputs, digest, len(batch.faults))
+
+
+def build_trainer(
+    resolved: Resolved,
+    rank: Rank,
+    device: torch.device,
+    folder: RunFolder,
+    reporter: Reporter,
+    stop_request: StopRequest,
+    *,
+    kind: str,
+    with_init: bool,
+    purge_step: int,
+) -> Trainer:
+    """Everything that a run consists of. Collective: yes."""
+    experiment = resolved.experiment
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    micro_batch = resolve_micro_batch(experiment, rank.world, memory)
+    model = build_initialised_model(experiment, reporter.say, with_init=with_init)
+    objective = build_objective(experiment.objective, experiment.data.num_classes)
+    stream = TrainStream(experiment, rank.rank, rank.world, micro_batch[0], quarantine=folder.path / "quarantine")
+    feeder = Feeder(experiment, model, stream, device)
+    backend = build_backend(experiment, model, rank, device, kind, micro_batch)
+    evaluate = Evaluator(experiment, rank, device, backend, feeder.to_images)
+    schedule = build_schedule(experiment)
+    about = WeightsMetadata.of(
+        experiment.model, experiment.data.num_classes, experiment.data.mean, experiment.data.std, stream.class_names
+    )
+    checkpointer = Checkpointer(
+        folder=folder.checkpoints,
+        rank=rank,
+        backend=backend,
+        write_weights=functools.partial(_write_weights, about=about),
+        probe=functools.partial(evaluate.probe, objective),
+        config_yaml=resolved.to_yaml(),
+        config_digest=resolved.digest,
+        data_digest=stream.digest,
+        precision=experiment.precision,
+        schedule=schedule,
+        keep_last=experiment.checkpoint.keep_last,
+        say=reporter.say,
+    )
+    telemetry = Telemetry(
+        _sinks(experiment, folder, purge_step) if rank.is_main else (),
+        reporter,
+        log_every=experiment.telemetry.log_every,
+        batch_size=experiment.global_batch_size,
+        num_samples=experiment.data.num_samples,
+    )
+    every = experiment.evaluation.every
+    return Trainer(
+        rank=rank,
+        backend=backend,
+        objective=objective,
+        batches=feeder,
+        schedule=schedule,
+        evaluate=evaluate,
+        seed_step=functools.partial(_seed_dropout, experiment, rank.rank, device),
+        checkpointer=checkpointer,
+        telemetry=telemetry,
+        stop_request=stop_request,
+        device=device,
+        num_steps=experiment.num_steps,
+        global_batch_size=experiment.global_batch_size,
+        accumulation_steps=micro_batch[1],
+        evaluate_every=None if every is None else max(1, experiment.steps(every)),
+        save_every=max(1, experiment.steps(experiment.checkpoint.every)),
+        max_consecutive_skips=experiment.guard.max_consecutive_skips,
+    )
+
+
+class Evaluator:
+    """Runs the evaluation sets, and the probe batch that a checkpoint is verified with."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        rank: Rank,
+        device: torch.device,
+        backend: Backend,
+        to_images: Callable[[Tensor], Tensor],
+    ) -> None:
+        self._experiment, self._rank, self._device = experiment, rank, device
+        self._backend, self._to_images = backend, to_images
+        micro = experiment.evaluation.micro_batch_size
+        self._streams = {
+            name: EvalStream(experiment, chosen.shards, rank.rank, rank.world, micro)
+            for name, chosen in experiment.evaluation.sets.items()
+        }
+        self._probe: Batch | None = None
+
+    def __call__(self) -> dict[str, float]:
+        """``set/metric`` → value over all sets. Collective: yes."""
+        results = {}
+        for name, stream in self._streams.items():
+            metrics = accuracy(self._backend.forward, stream, self._to_images, self._device)
+            results |= {f"{name}/{metric}": value for metric, value in metrics.items()}
+        return results
+
+    @torch.no_grad()
+    def probe(self, objective: Callable[..., Tensor]) -> float:
+        """Loss of the training set's first samples, the same on every rank, with dropout off. Collective: yes."""
+        if self._probe is None:
+            shards = self._experiment.data.shards
+            self._probe = next(iter(EvalStream(self._experiment, shards, 0, 1, PROBE_SAMPLES, limit=PROBE_SAMPLES)))
+        batch = self._probe.to(self._device)
+        self._backend.train(False)
+        inputs = Inputs(images=self._to_images(batch.images), labels=batch.labels)
+        loss = float(objective(self._backend.forward, inputs))
+        self._backend.train(True)
+        return loss
+
+
+def _write_weights(path: Path, tensors: dict[str, Tensor], *, about: WeightsMetadata) -> None:
+    save_weights(path, tensors, about)
+
+
+def _seed_dropout(experiment: Experiment, rank: int, device: torch.device, step: int, micro_step: int) -> None:
+    """Element dropout is a function of (seed, step, micro-step, rank): a resume draws the same masks."""
+    if experiment.model.dropout:
+        seed = seeds.integer_seed(experiment.seed, "dropout", step, micro_step, rank)
+        torch.manual_seed(seed)
+
+
+def _sinks(experiment: Experiment, folder: RunFolder, purge_step: int) -> list[Sink]:
+    sinks: list[Sink] = [JsonlSink(folder.metrics)]
+    if experiment.telemetry.tensorboard:
+        sinks.append(TensorBoardSink(folder.tensorboard, purge_step))
+    return sinks
+
+
+def record_run(resolved: Resolved, folder: RunFolder, rank: Rank, device: torch.device) -> None:
+    """Writes config.resolved.yaml, its provenance and environment.json into the run folder. Rank 0 only."""
+    write_durably(folder.config, resolved.to_yaml())
+    packages = {}
+    for package in RECORDED_PACKAGES:
+        try:
+            packages[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    record: dict[str, Any] = {
+        "command": sys.argv,
+        "python": sys.version,
+        "platform": platform.platform(),
+        "packages": packages,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "world_size": rank.world,
+        "launcher": rank.launcher,
+        "variables": environment("SLURM_", "NCCL_", "CUDA_", "OMP_", "TORCH_", "DS_"),
+        "provenance": resolved.provenance,
+    }
+    write_durably(folder.environment, json.dumps(record, indent=1))

@@ -1,0 +1,333 @@
+"""Everything that can be known before the first step: files, divisibility, lanes, memory. No torch: it answers at once.
+
+Legend: B images per global batch · R ranks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from pretrain.config.loader import Resolved
+from pretrain.config.schema import Experiment
+from pretrain.config.typed import known_keys, nearest_key
+from pretrain.data import lanes
+from pretrain.data.card import CARD_FILE, Card, check_card
+from pretrain.data.index import TABLE_FILE, ShardTable
+from pretrain.errors import ConfigError, DataError
+from pretrain.models import cost, variants
+
+Backend = Literal["deepspeed", "accelerate"]
+
+GIB = 2**30
+RESERVED_BYTES = 2 * GIB  # CUDA context, communication buckets, fragmentation: what the cost model leaves out
+LARGEST_BLIND_MICRO_BATCH = 64  # where the device's memory is not known
+
+
+def check(
+    resolved: Resolved,
+    *,
+    world: int | None = None,
+    require_data: bool = False,
+    backend: Backend = "deepspeed",
+    device_memory_bytes: int | None = None,
+) -> list[str]:
+    """Validates an experiment against the disk and the hardware that it is meant for.
+
+    Args:
+        resolved: the loaded config.
+        world: R of the launcher; None: ``cluster.num_devices``, or 1 where that is auto.
+        require_data: absent shards are an error.
+        backend: what ``cluster.backend: auto`` means to the caller.
+        device_memory_bytes: as detected; ``cluster.device_memory_gib`` goes before it.
+
+    Returns:
+        The report: one line per subject.
+
+    Raises:
+        ConfigError: every setting that cannot work, with its place and remedy.
+        DataError: a data set that is there is not the one that the config describes, or is damaged.
+    """
+    experiment = resolved.experiment
+    backend = experiment.cluster.backend if experiment.cluster.backend != "auto" else backend
+    ranks = world or _expected_world(experiment)
+    memory = _known_memory(experiment, device_memory_bytes)
+    sections: list[Callable[[], list[str]]] = [
+        lambda: _report_model(experiment),
+        lambda: _report_steps(experiment),
+        lambda: _report_batch(experiment, world, ranks, memory, backend),
+        lambda: _report_precision(experiment, backend),
+        lambda: _report_start(experiment),
+        lambda: _report_evaluation(experiment),
+    ]
+    head = [f"config      {resolved.path}, digest {resolved.digest}"]
+    return head + _run(sections, resolved) + _run([lambda: _report_data(experiment, require_data)], resolved)
+
+
+def resolve_micro_batch(
+    experiment: Experiment,
+    world: int,
+    device_memory_bytes: int | None = None,
+    *,
+    backend: Backend = "deepspeed",
+) -> tuple[int, int]:
+    """Images per device in one pass, and how many passes make a step.
+
+    ``auto`` takes the largest even divisor of B / R that the memory allows; where the memory is not known, at most 64.
+
+    Args:
+        experiment: the settings.
+        world: R.
+        device_memory_bytes: as detected; ``cluster.device_memory_gib`` goes before it.
+        backend: what ``cluster.backend: auto`` means to the caller.
+
+    Returns:
+        (micro_batch_size, accumulation_steps), whose product is B / R.
+
+    Raises:
+        ConfigError: R does not divide B, the micro-batch does not divide B / R, or none fits into the memory.
+    """
+    total, wanted = experiment.global_batch_size, experiment.cluster.micro_batch_size
+    if total % world:
+        raise ConfigError(f"global_batch_size: {total} cannot be cut into equal parts for {world} ranks")
+    per_rank = total // world
+    memory = _known_memory(experiment, device_memory_bytes)
+    if wanted == "auto":
+        chosen = _largest_that_fits(experiment, world, memory, backend)
+        return chosen, per_rank // chosen
+    if per_rank % wanted:
+        allowed = ", ".join(str(size) for size in _divisors(per_rank))
+        raise ConfigError(
+            f"cluster.micro_batch_size: {wanted} does not divide the {per_rank} images per rank "
+            f"({total} over {world} ranks); possible: {allowed}"
+        )
+    needed = _peak_bytes(experiment, world, wanted, backend)
+    if memory is not None and needed > memory:
+        raise ConfigError(
+            f"cluster.micro_batch_size: {wanted} needs about {_gib(needed)} of {_gib(memory)} per device; "
+            + _memory_remedy(experiment)
+        )
+    return wanted, per_rank // wanted
+
+
+def _run(sections: list[Callable[[], list[str]]], resolved: Resolved) -> list[str]:
+    lines, problems = [], []
+    for section in sections:
+        try:
+            lines += section()
+        except ConfigError as error:
+            problems += [f"{_place(line, resolved)}: {line}" for line in str(error).split("\n")]
+    if problems:
+        problems = list(dict.fromkeys(problems))
+        many = f"{len(problems)} problems:\n  " if len(problems) > 1 else ""
+        raise ConfigError(many + "\n  ".join(problems))
+    return lines
+
+
+def _expected_world(experiment: Experiment) -> int:
+    return 1 if experiment.cluster.num_devices == "auto" else experiment.cluster.num_devices
+
+
+def _known_memory(experiment: Experiment, detected: int | None) -> int | None:
+    stated = experiment.cluster.device_memory_gib
+    return detected if stated == "auto" else int(stated * GIB)
+
+
+def _largest_that_fits(experiment: Experiment, world: int, memory: int | None, backend: Backend) -> int:
+    per_rank = experiment.global_batch_size // world
+    sizes = [size for size in _divisors(per_rank) if size % 2 == 0] or [per_rank]
+    if memory is None:
+        return max([size for size in sizes if size <= LARGEST_BLIND_MICRO_BATCH] or sizes[:1])
+    limit = memory - RESERVED_BYTES
+    fitting = [size for size in sizes if _peak_bytes(experiment, world, size, backend) <= limit]
+    if not fitting:
+        needed = _peak_bytes(experiment, world, sizes[0], backend)
+        raise ConfigError(
+            f"cluster.micro_batch_size: even {sizes[0]} images need about {_gib(needed)} and {_gib(RESERVED_BYTES)} "
+            f"reserve of {_gib(memory)} per device; {_memory_remedy(experiment)}"
+        )
+    return fitting[-1]
+
+
+def _memory(experiment: Experiment, world: int, micro_batch_size: int, backend: Backend) -> cost.MemoryBytes:
+    optim, cluster = experiment.optim, experiment.cluster
+    return cost.memory_bytes(
+        experiment.model,
+        experiment.data.num_classes,
+        precision=experiment.precision,
+        zero_stage=cluster.zero_stage if backend == "deepspeed" else 0,
+        num_devices=world,
+        micro_batch_size=micro_batch_size,
+        checkpointing=cluster.activation_checkpointing,
+        num_optimizer_states=2 if optim.name == "adamw" else int(optim.momentum > 0),
+    )
+
+
+def _peak_bytes(experiment: Experiment, world: int, micro_batch_size: int, backend: Backend) -> int:
+    return _memory(experiment, world, micro_batch_size, backend).peak
+
+
+def _memory_remedy(experiment: Experiment) -> str:
+    cluster = experiment.cluster
+    ways = ["a smaller micro-batch"] if cluster.micro_batch_size != "auto" else []
+    if cluster.activation_checkpointing == "none":
+        ways.append("cluster.activation_checkpointing: full")
+    if cluster.zero_stage < 3:
+        ways.append(f"cluster.zero_stage: {cluster.zero_stage + 1}")
+    return f"try {', '.join([*ways, 'more devices'])}"
+
+
+def _report_model(experiment: Experiment) -> list[str]:
+    model, data = experiment.model, experiment.data
+    shape = variants.resolve(model)
+    body = cost.num_parameters(model, data.num_classes, with_head=False)
+    total = cost.num_parameters(model, data.num_classes)
+    flops = cost.training_flops(model, data.num_classes, experiment.num_steps * experiment.global_batch_size)
+    return [
+        f"model       {model.variant} at {shape.img_size[0]}×{shape.img_size[1]}: {shape.num_tokens} tokens, "
+        f"{body / 1e6:,.2f} M parameters without head, {total / 1e6:,.2f} M with its {data.num_classes:,} classes",
+        f"compute     {flops / 1e18:,.4g} exaFLOPs (3 × forward, 2 per multiply-add)",
+    ]
+
+
+def _report_steps(experiment: Experiment) -> list[str]:
+    steps, schedule = experiment.num_steps, experiment.optim.schedule
+    warmup = experiment.steps(schedule.warmup)
+    problems = [] if steps else [f"duration: {experiment.duration} is less than one step; make it longer"]
+    if steps and warmup >= steps:
+        problems.append(f"optim.schedule.warmup: {warmup} steps are not shorter than the run of {steps} steps")
+    for key, every in (
+        ("checkpoint.every", experiment.checkpoint.every),
+        ("evaluation.every", experiment.evaluation.every),
+    ):
+        if every is not None and experiment.steps(every) < 1:
+            problems.append(f"{key}: {every} is less than one step; make it longer")
+    _refuse(problems)
+    epochs = steps * experiment.global_batch_size / experiment.data.num_samples
+    return [f"steps       {steps:,} ({epochs:,.4g} epochs), warmup {warmup:,}, then {schedule.name}"]
+
+
+def _report_batch(
+    experiment: Experiment, world: int | None, ranks: int, memory: int | None, backend: Backend
+) -> list[str]:
+    expected, total = experiment.cluster.num_devices, experiment.global_batch_size
+    if world is not None and expected not in ("auto", world):
+        raise ConfigError(f"cluster.num_devices: {expected} expected, but {world} ranks were started; set it to auto")
+    num_lanes = lanes.resolve_lanes(total, experiment.data.lanes, experiment.data.num_samples)
+    lanes.check_world(total, num_lanes, ranks)
+    micro, accumulation = resolve_micro_batch(experiment, ranks, memory, backend=backend)
+    worlds = lanes.allowed_worlds(total, num_lanes, total)
+    held = _memory(experiment, ranks, micro, backend)
+    capacity = f"of {_gib(memory)}" if memory is not None else "(capacity not known, not checked)"
+    return [
+        f"batch       {total:,} = {ranks} ranks × micro-batch {micro} × accumulation {accumulation}",
+        f"lanes       {num_lanes}; numbers of ranks that draw the same batches: {', '.join(map(str, worlds))}",
+        f"memory      {_gib(held.peak)} per device {capacity}: weights {_gib(held.weights)}, gradients "
+        f"{_gib(held.gradients)}, optimiser {_gib(held.optimizer)}, activations {_gib(held.activations)}",
+    ]
+
+
+def _report_precision(experiment: Experiment, backend: Backend) -> list[str]:
+    stage, precision = experiment.cluster.zero_stage, experiment.precision
+    if precision == "bf16" and backend == "accelerate":
+        raise ConfigError("precision: bf16 weights need backend: deepspeed; use precision: autocast")
+    if precision == "bf16" and stage == 0:
+        raise ConfigError(
+            "cluster.zero_stage: 0 with precision: bf16 trains wrongly (DeepSpeed's optimiser takes a dummy step at "
+            "its start, so Adam counts one too many); use cluster.zero_stage: 1 or precision: autocast"
+        )
+    sharding = f"ZeRO-{stage}" if backend == "deepspeed" else "DDP (ZeRO settings do not apply)"
+    return [f"backend     {backend}, {sharding}, {precision}"]
+
+
+def _report_start(experiment: Experiment) -> list[str]:
+    problems, lines = [], []
+    known = set(known_keys(Experiment))
+    for name in experiment.resume.allow_changes:
+        if name not in known:
+            near = nearest_key(name, known)
+            problems.append(f"resume.allow_changes: {name} is no key" + (f"; did you mean {near}?" if near else ""))
+    for key, source in (("resume.from", experiment.resume.from_), ("init.from", experiment.init.from_)):
+        if source is not None and not Path(source).exists():
+            problems.append(f"{key}: {source} does not exist; name a run folder, a checkpoint or a weights file")
+        elif source is not None:
+            lines.append(f"{key:<11} {source}")
+    unused = sorted(experiment.init.model_fields_set - {"from_"})
+    if experiment.init.from_ is None and unused:
+        problems.append(f"init.{unused[0]}: would be ignored without init.from; set init.from or remove it")
+    _refuse(problems)
+    return lines
+
+
+def _report_evaluation(experiment: Experiment) -> list[str]:
+    evaluation = experiment.evaluation
+    if evaluation.every is not None and not evaluation.sets:
+        raise ConfigError("evaluation.every: would be ignored without evaluation.sets; add a set or remove it")
+    every = f"every {evaluation.every} and at the end" if evaluation.every is not None else "at the end"
+    return [f"evaluation  {', '.join(evaluation.sets)}, {every}"] if evaluation.sets else []
+
+
+def _report_data(experiment: Experiment, require_data: bool) -> list[str]:
+    data = experiment.data
+    expected = {"data.shards": (data.shards, data.num_samples)}
+    for name, split in experiment.evaluation.sets.items():
+        expected[f"evaluation.sets.{name}.shards"] = (split.shards, split.num_samples)
+    lines = []
+    for key, (folder, num_samples) in expected.items():
+        if not _has_shards(Path(folder)):
+            if require_data:
+                raise DataError(
+                    f"{key}: no shards in {folder}; make them with python -m pipelines pack, or correct the path"
+                )
+            lines.append(f"data        {folder}: data not found, not checked; {num_samples:,} samples as configured")
+            continue
+        lines.append(_check_split(experiment, key, Path(folder), num_samples))
+    return lines
+
+
+def _has_shards(folder: Path) -> bool:
+    return (folder / TABLE_FILE).exists() or any(folder.glob("*.tar"))
+
+
+def _check_split(experiment: Experiment, key: str, folder: Path, num_samples: int) -> str:
+    table, num_classes = ShardTable.load(folder), experiment.data.num_classes
+    count_key = key.replace(".shards", ".num_samples")
+    for name, found, expected in (
+        (count_key, table.num_samples, num_samples),
+        ("data.num_classes", table.num_classes, num_classes),
+    ):
+        if found != expected:
+            raise DataError(
+                f"{folder / TABLE_FILE}: the set has {found:,}, {name} says {expected:,}; set {name}: {found}, or "
+                f"{key} to the set that was meant"
+            )
+    expected_card = experiment.data.model_copy(update={"num_samples": num_samples})
+    check_card(Card.load(folder), expected=expected_card, where=folder / CARD_FILE)
+    table.check_files()
+    if key == "data.shards" and table.max_labels > 1 and experiment.objective.name == "softmax":
+        raise ConfigError(
+            f"objective.name: softmax takes one label per image, but {folder} has up to {table.max_labels}; use sigmoid"
+        )
+    return f"data        {folder}: {num_samples:,} samples in {len(table.rows):,} shards, digest {table.digest}"
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _place(message: str, resolved: Resolved) -> str:
+    """The file and line of the key that a message starts with; the config file where it starts with none."""
+    match = re.match(r"([a-z_]+(?:\.[a-z_]+)*): ", message)
+    return resolved.where(match[1]) if match else resolved.path
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def _gib(num_bytes: Any) -> str:
+    gib = num_bytes / GIB
+    return f"{gib:,.1f} GiB" if gib >= 1 else f"{num_bytes / 2**20:,.1f} MiB"

@@ -1,0 +1,99 @@
+"""What decides the result of a run, and what a resumed run changes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pretrain.config.schema import Experiment
+from pretrain.config.typed import known_keys, nearest_key
+from pretrain.errors import ConfigError
+
+# These do not decide the result. Evaluation reads the weights and no generator of training; the guard and the rate of
+# bad samples only end a run; a data set may move, and its content is known by the digest of its index, not by its path.
+UNDECISIVE_KEYS = (
+    "version",
+    "name",
+    "output_dir",
+    "data.shards",
+    "data.max_bad_sample_rate",
+    "evaluation",
+    "checkpoint",
+    "resume",
+    "guard",
+    "telemetry",
+    "cluster",
+)
+NOT_SET = "(not set)"
+
+
+class Change(NamedTuple):
+    """One setting that differs: its dotted key, the saved value and the new one."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old} → {self.new}"
+
+
+def decides_result(key: str) -> bool:
+    """Whether the dotted ``key`` decides the result (and so belongs to the digest)."""
+    return not _covered(key, UNDECISIVE_KEYS)
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """A short hash of all settings that decide the result; equal for the same experiment on any cluster.
+
+    Args:
+        settings: the complete resolved settings, as ``Resolved.to_dict`` gives them.
+    """
+    decisive = {key: value for key, value in flatten(settings) if decides_result(key)}
+    return hashlib.blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """The settings that decide the result and differ between two complete resolved configs, in the order of ``new``."""
+    before, after = dict(flatten(old)), dict(flatten(new))
+    keys = [*after, *(key for key in before if key not in after)]
+    found = (Change(key, before.get(key, NOT_SET), after.get(key, NOT_SET)) for key in keys if decides_result(key))
+    return [change for change in found if change.old != change.new]
+
+
+def refuse_changes(found: Iterable[Change], allowed: Iterable[str]) -> list[Change]:
+    """Returns the changes if every one is allowed by name (or by the name of its section).
+
+    Raises:
+        ConfigError: a change is not named in ``resume.allow_changes``, or a name there is no key.
+    """
+    found, allowed, known = list(found), tuple(allowed), set(known_keys(Experiment))
+    for name in allowed:
+        if name not in known:
+            near = nearest_key(name, known)
+            raise ConfigError(f"resume.allow_changes: {name} is no key" + (f"; did you mean {near}?" if near else ""))
+    refused = [change for change in found if not _covered(change.key, allowed)]
+    if refused:
+        names = ", ".join(change.key for change in refused)
+        raise ConfigError(
+            "this run was started with other settings that decide its result:\n"
+            + "".join(f"  {change}\n" for change in refused)
+            + f"go back to the saved settings, take another name: (a new run), or allow it: "
+            f"resume.allow_changes=[{names}]"
+        )
+    return found
+
+
+def _covered(key: str, names: Iterable[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted key, value) for every value that is no section."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value

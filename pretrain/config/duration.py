@@ -1,0 +1,68 @@
+"""Durations as people write them, ``90 epochs``, ``20_000 steps``, ``303e6 samples``, made into steps in one place."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import core_schema
+
+UNITS = ("steps", "epochs", "samples")
+_PATTERN = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*([a-z]+)\s*$")
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of training: a value ≥ 0 and its unit (``steps``, ``epochs`` or ``samples``)."""
+
+    value: float
+    unit: str
+
+    @classmethod
+    def parse(cls, text: object) -> Duration:
+        """Reads ``"<number> <unit>"``; the unit's singular is accepted.
+
+        Raises:
+            ValueError: no unit, an unknown unit, or not a number.
+        """
+        if isinstance(text, Duration):
+            return text
+        match = _PATTERN.match(text) if isinstance(text, str) else None
+        unit = match and (match[2] if match[2].endswith("s") else match[2] + "s")
+        if match is None or unit not in UNITS:
+            raise ValueError(
+                f"{text!r} is not a duration: write a number and its unit, such as '90 epochs', '20_000 steps' or "
+                "'303e6 samples'"
+            )
+        return cls(float(match[1].replace("_", "")), unit)
+
+    def to_steps(self, num_samples: int, global_batch_size: int) -> int:
+        """Number of optimiser steps, rounded to the nearest.
+
+        Args:
+            num_samples: samples in one epoch of the training set.
+            global_batch_size: samples per step.
+        """
+        if self.unit == "steps":
+            return round(self.value)
+        samples = self.value * num_samples if self.unit == "epochs" else self.value
+        return round(samples / global_batch_size)
+
+    def __str__(self) -> str:
+        value = int(self.value) if self.value == int(self.value) else self.value
+        return f"{value} {self.unit}"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"type": "string", "pattern": r"^\s*[0-9][0-9_.eE+-]*\s*(steps?|epochs?|samples?)\s*$"}

@@ -1,0 +1,69 @@
+"""The JSON schema of the config, generated from the models, so that editors complete and check the YAML.
+
+    python -m pretrain.config.json_schema > configs/schema/experiment.schema.json
+    python -m pretrain.config.json_schema cluster > configs/schema/cluster.schema.json
+
+Differs: from the models in three points. No key is required, since a file may take it from the one that it extends;
+``extends`` is a key; numbers may be written as YAML reads them as text (``10_000``, or ``1e-4`` under YAML 1.1).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from pretrain.config.duration import Duration
+from pretrain.config.schema import ClusterConfig, Experiment
+
+EXTENDS = {
+    "description": "A file or a list of files that these settings are laid over, relative to this file.",
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}],
+}
+MODELS = {"experiment": Experiment, "cluster": ClusterConfig}
+_NUMBER_TEXT = {
+    "integer": r"^[+-]?[0-9][0-9_]*(\.0*)?([eE]\+?[0-9]+)?$",
+    "number": r"^[+-]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$",
+}
+
+
+def schema_text(name: str = "experiment") -> str:
+    """The schema as JSON text.
+
+    Args:
+        name: ``experiment``, or ``cluster`` for the files that ``--cluster`` reads.
+    """
+    schema = _relax(MODELS[name].model_json_schema(by_alias=True))
+    schema["properties"] = {"extends": EXTENDS, **schema["properties"]}
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2) + "\n"
+
+
+def _relax(node: Any) -> Any:
+    """The schema of a file that may be a part, with numbers also as text, and null for a section (its defaults)."""
+    if isinstance(node, list):
+        return [_relax(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    relaxed = {key: _relax(value) for key, value in node.items() if not (key == "required" and isinstance(value, list))}
+    if isinstance(relaxed.get("default"), dict) and relaxed["default"].keys() == {"value", "unit"}:
+        relaxed["default"] = str(Duration(**relaxed["default"]))
+    if relaxed.get("type") in _NUMBER_TEXT:
+        relaxed["pattern"] = _NUMBER_TEXT[relaxed["type"]]
+        relaxed["type"] = [relaxed["type"], "string"]
+    if relaxed.get("type") == "object":
+        relaxed["type"] = ["object", "null"]
+    return relaxed
+
+
+def main(arguments: list[str]) -> int:
+    """Prints the schema that the first argument names."""
+    name = arguments[0] if arguments else "experiment"
+    if name not in MODELS or len(arguments) > 1:
+        print(f"usage: python -m pretrain.config.json_schema [{' | '.join(MODELS)}]", file=sys.stderr)
+        return 2
+    sys.stdout.write(schema_text(name))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,239 @@
+"""YAML files and the command line → one typed experiment that knows where each of its settings was written.
+
+The only module that reads or writes YAML. Files are composed to nodes with their lines; values are typed by the schema
+(typed.py), not by YAML.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pretrain.config import changes, tree, typed
+from pretrain.config.schema import Experiment
+from pretrain.config.tree import COMMAND_LINE, Items, Leaf, Node, Section
+from pretrain.errors import ConfigError
+
+DEFAULT = "default"
+_CORE_TAG_NAMES = ("str", "int", "float", "bool", "null", "timestamp", "map", "seq", "value")
+_CORE_TAGS = {f"tag:yaml.org,2002:{name}" for name in _CORE_TAG_NAMES}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """An experiment with where its settings come from.
+
+    Attributes:
+        experiment: the typed settings.
+        provenance: dotted key → ``file:line``, ``command line`` or ``default``.
+        path: the config file as it was named.
+    """
+
+    experiment: Experiment
+    provenance: dict[str, str]
+    path: str
+
+    @cached_property
+    def _complete(self) -> dict[str, Any]:
+        return _complete_settings(self.experiment)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings with their defaults as plain JSON values, less those that would be refused as ignored."""
+        return self._complete
+
+    def to_yaml(self) -> str:
+        """The complete resolved config; loading it gives an equal experiment."""
+        return yaml.dump(self._complete, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+    @property
+    def digest(self) -> str:
+        """Hash of what decides the result (changes.py says what does not)."""
+        return changes.digest(self._complete)
+
+    def where(self, key: str) -> str:
+        """Where ``key`` (or the nearest section above it) was written; the config file itself for defaults."""
+        while key:
+            if self.provenance.get(key, DEFAULT) != DEFAULT:
+                return self.provenance[key]
+            key = key.rpartition(".")[0]
+        return self.path
+
+
+def load_experiment(path: str | Path, *, cluster: str | Path | None = None, overrides: Sequence[str] = ()) -> Resolved:
+    """Reads a config: its ``extends`` first, the file over them, then the cluster file, then the overrides.
+
+    Args:
+        path: YAML of the experiment. ``extends`` names a file or a list of files, relative to the file it stands in.
+        cluster: YAML whose keys are those of the ``cluster`` section.
+        overrides: ``key.sub=value``; the value is YAML (a list, null, a quoted string).
+
+    Raises:
+        ConfigError: a file cannot be read, or settings are wrong: all problems, with file, line, key and remedy.
+    """
+    reader = _Reader()
+    settings: Node = reader.read(str(path))
+    if cluster is not None:
+        settings = tree.merge(settings, Section({"cluster": reader.read(str(cluster))}))
+    for override in overrides:
+        settings = tree.merge(settings, reader.override(override))
+    assert isinstance(settings, Section)
+    experiment, problems = typed.validate(settings, Experiment, str(path))
+    problems = reader.problems + problems
+    if problems or experiment is None:
+        raise ConfigError(_join(problems))
+    return Resolved(experiment, _provenance(settings, experiment), str(path))
+
+
+def _join(problems: list[str]) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    return f"{len(problems)} problems:\n" + "\n".join(f"  {problem}" for problem in problems)
+
+
+def _provenance(settings: Section, experiment: Experiment) -> dict[str, str]:
+    written = dict(tree.places(settings))
+    found = {key: DEFAULT for key, _ in changes.flatten(_complete_settings(experiment))}
+    return found | written
+
+
+class _Reader:
+    """Reads files and overrides to trees and collects the problems that do not stop the reading."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def read(self, path: str, chain: tuple[str, ...] = ()) -> Section:
+        """The tree of a file with what it extends below it."""
+        if os.path.realpath(path) in map(os.path.realpath, chain):
+            raise ConfigError(f"extends goes round in a circle: {' → '.join((*chain, path))}; remove one of them")
+        section = self._to_section(self._compose(_read_bytes(path, chain), path), path)
+        parents = section.children.pop("extends", None)
+        below = Section(where=section.where)
+        for parent in self._parents(parents):
+            name = os.path.normpath(os.path.join(os.path.dirname(path), parent.text))
+            below = tree.merge(below, self.read(name, (*chain, path)))
+        merged = tree.merge(below, section)
+        assert isinstance(merged, Section)
+        return merged
+
+    def override(self, text: str) -> Section:
+        """The tree of one ``key.sub=value``."""
+        key, equals, value = text.partition("=")
+        if not equals or not key or not all(key.split(".")) or key != key.strip():
+            raise ConfigError(f"{COMMAND_LINE}: {text!r} is no override; write key.sub=value, such as optim.lr=3e-4")
+        node = self._compose(value, COMMAND_LINE, hint=f" (in {text!r})")
+        value_node = self._to_node(node, COMMAND_LINE) if node else Leaf("", False, COMMAND_LINE)
+        return tree.nest(key, value_node, COMMAND_LINE)
+
+    def _compose(self, text: bytes | str, name: str, hint: str = "") -> yaml.Node | None:
+        try:
+            return yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f"{name}:{mark.line + 1}" if mark is not None and name != COMMAND_LINE else name
+            problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+            raise ConfigError(f"{where}: not valid YAML: {problem}{hint}") from error
+
+    def _parents(self, node: Node | None) -> list[Leaf]:
+        items = [] if node is None else node.items if isinstance(node, Items) else [node]
+        parents = [item for item in items if isinstance(item, Leaf) and not item.is_null]
+        if node is not None and (len(parents) != len(items) or not items):
+            raise ConfigError(f"{node.where}: extends: expected a file or a list of files, relative to this file")
+        return parents
+
+    def _to_section(self, node: yaml.Node | None, path: str) -> Section:
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(f"{path}: expected keys and values (key: value) at the top level, the file has none")
+        section = self._to_node(node, path)
+        assert isinstance(section, Section)
+        return Section(section.children, path)
+
+    def _to_node(self, node: yaml.Node, path: str, seen: set[int] | None = None) -> Node:
+        seen = set() if seen is None else seen
+        where = path if path == COMMAND_LINE else f"{path}:{node.start_mark.line + 1}"
+        if id(node) in seen:
+            raise ConfigError(f"{where}: aliases (*name) are not supported; write the value again, or use extends")
+        seen.add(id(node))
+        if node.tag not in _CORE_TAGS:
+            raise ConfigError(f"{where}: the tag {node.tag} is not supported; write a plain value")
+        if isinstance(node, yaml.MappingNode):
+            return self._to_mapping(node, path, where, seen)
+        if isinstance(node, yaml.SequenceNode):
+            return Items([self._to_node(item, path, seen) for item in node.value], where)
+        assert isinstance(node, yaml.ScalarNode)
+        return Leaf(node.value, node.style is not None, where)
+
+    def _to_mapping(self, node: yaml.MappingNode, path: str, where: str, seen: set[int]) -> Section:
+        section = Section(where=where)
+        for key_node, value_node in node.value:
+            line = path if path == COMMAND_LINE else f"{path}:{key_node.start_mark.line + 1}"
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.value == "<<":
+                raise ConfigError(f"{line}: a key must be a word (merge keys << are not supported: use extends)")
+            key = key_node.value
+            child = self._to_node(value_node, path, seen)
+            if isinstance(child, Section):
+                child = Section(child.children, line)
+            if key in section.children:
+                first = section.children[key].where
+                self.problems.append(f"{line}: {key}: duplicate key, first written at {first}; remove one of them")
+            section.children[key] = child
+        return section
+
+
+def _read_bytes(path: str, chain: tuple[str, ...]) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        named = f" (extended by {chain[-1]})" if chain else ""
+        raise ConfigError(f"{path}: cannot read the config{named}: {error.strerror}; check the path") from error
+
+
+def _complete_settings(section: BaseModel) -> dict[str, Any]:
+    """The section's settings and defaults as JSON values, less the defaults that the section refuses to see written.
+
+    (``betas`` of an SGD optimiser: written, it would be an error; unwritten, it means nothing.)
+    """
+    written: dict[str, Any] = {}
+    values = section.model_dump(by_alias=True, mode="json")
+    names = {info.alias or name: name for name, info in type(section).model_fields.items()}
+    for key, name in names.items():
+        value = getattr(section, name)
+        written[key] = _complete_settings(value) if isinstance(value, BaseModel) else values[key]
+    defaults = [key for key, name in names.items() if name not in section.model_fields_set]
+    for key in defaults if _refuses(section, written) else ():
+        kept = {k: v for k, v in written.items() if k == key or k not in defaults}
+        if _refuses(section, kept):
+            del written[key]
+    return written
+
+
+def _refuses(section: BaseModel, settings: dict[str, Any]) -> bool:
+    try:
+        type(section).model_validate(settings)
+    except ValidationError:
+        return True
+    return False
+
+
+class _Dumper(yaml.SafeDumper):
+    """Short lists on one line; text that would be read as a number, a truth value or null is quoted."""
+
+
+def _dump_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    plain = typed.free_value(Leaf(text, False, "")) == text
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "'")
+
+
+def _dump_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+
+
+_Dumper.add_representer(str, _dump_text)
+_Dumper.add_representer(list, _dump_list)

@@ -1,0 +1,367 @@
+"""The experiment as typed, strict models. Each field's description is its documentation (and the JSON schema's).
+
+What decides the result stands at the top level; what does not (how many GPUs, how the batch is cut, how the state is
+sharded) stands under ``cluster``. A key that is not here is an error; so is a setting that would be ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pretrain.config.duration import Duration
+
+FORMAT_VERSION = 1
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Strict(BaseModel):
+    """A section: unknown keys are errors, values cannot change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
+
+
+class ModelConfig(Strict):
+    """The architecture. A Vision Transformer is named by its variant, as in the paper: ``H/14`` is Huge, patch 14."""
+
+    name: Literal["vit"] = Field(default="vit", description="Family of the architecture.")
+    variant: str = Field(
+        description="Size and patch, such as B/16, L/16 or H/14; sizes are the keys of pretrain/models/variants.py."
+    )
+    img_size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+        default=224,
+        description="Input resolution in pixels: one number, or [height, width]. The patch size must divide it.",
+    )
+    embed_dim: PositiveInt | None = Field(default=None, description="Width D; overrides the variant's.")
+    depth: PositiveInt | None = Field(default=None, description="Number of blocks; overrides the variant's.")
+    num_heads: PositiveInt | None = Field(default=None, description="Attention heads; overrides the variant's.")
+    mlp_dim: PositiveInt | None = Field(default=None, description="Hidden width of the MLP; overrides the variant's.")
+    class_token: bool = Field(default=True, description="Prepend a learned class token. Needed by pool: token.")
+    pool: Literal["token", "norm_avg", "avg_norm"] = Field(
+        default="token",
+        description="What the head sees: the class token after the final norm; or the mean of the patch tokens, "
+        "norm then mean (norm_avg, as big_vision), or mean then norm (avg_norm, as timm's default for avg).",
+    )
+    pos_embed: Literal["learned_1d"] = Field(default="learned_1d", description="Kind of position embedding.")
+    representation_size: PositiveInt | Literal["width"] | None = Field(
+        default=None,
+        description="Width of the tanh layer before the head (the paper's pretraining head); null: linear head.",
+    )
+    head_bias: float = Field(default=0.0, description="Initial bias of the head; -10 for a sigmoid over many classes.")
+    head_init: Literal["zero", "normal"] = Field(
+        default="zero", description="Initial weights of the head: zero (the paper's code) or normal with std 0.01."
+    )
+    dropout: Probability = Field(
+        default=0.0,
+        description="Dropout after every dense layer except qkv and after the position embedding (the paper's).",
+    )
+    drop_path: Probability = Field(default=0.0, description="Stochastic depth: rate of the last block, linear from 0.")
+    gelu: Literal["erf", "tanh"] = Field(default="erf", description="Form of GELU: timm's erf, or flax's tanh.")
+    layer_norm_eps: PositiveFloat = Field(default=1e-6, description="Epsilon of every LayerNorm.")
+
+    @model_validator(mode="after")
+    def _pool_fits_tokens(self) -> ModelConfig:
+        if self.pool == "token" and not self.class_token:
+            raise ValueError("pool: token needs class_token: true (or choose pool: norm_avg or avg_norm)")
+        return self
+
+
+class ObjectiveConfig(Strict):
+    """What is minimised."""
+
+    name: Literal["softmax", "sigmoid"] = Field(
+        default="softmax", description="softmax: one label per image. sigmoid: any number of labels per image."
+    )
+    label_smoothing: Probability = Field(
+        default=0.0, description="Share of the target spread over all classes (softmax only)."
+    )
+    reduction: Literal["sum_classes", "mean"] = Field(
+        default="sum_classes",
+        description="sigmoid only: sum over the classes and mean over the batch (Google), or over both (DeiT III).",
+    )
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> ObjectiveConfig:
+        if self.name == "sigmoid" and self.label_smoothing:
+            raise ValueError("label_smoothing belongs to name: softmax; with sigmoid it would be ignored")
+        if self.name == "softmax" and "reduction" in self.model_fields_set:
+            raise ValueError("reduction belongs to name: sigmoid; with softmax it would be ignored")
+        return self
+
+
+ResizeFilter = Literal["bilinear", "bilinear_aa", "bicubic_aa", "area"]
+
+
+class TrainTransformConfig(Strict):
+    """How a training image is made from its bytes. Random numbers are functions of (seed, epoch, sample)."""
+
+    crop: Literal["inception", "resize"] = Field(
+        default="inception",
+        description="inception: a random area and ratio, resized; resize: the whole image, squashed.",
+    )
+    min_area: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.05, description="Smallest share of the area of a crop."
+    )
+    ratio: tuple[PositiveFloat, PositiveFloat] = Field(
+        default=(0.75, 4 / 3), description="Range of the crop's width over its height."
+    )
+    hflip: Probability = Field(default=0.5, description="Probability of a horizontal flip.")
+    resize_filter: ResizeFilter = Field(default="bilinear_aa", description="Interpolation of the resize.")
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> TrainTransformConfig:
+        unused = sorted({"min_area", "ratio"} & self.model_fields_set)
+        if self.crop == "resize" and unused:
+            raise ValueError(f"{', '.join(unused)} belong to crop: inception; with crop: resize they would be ignored")
+        return self
+
+
+class EvalTransformConfig(Strict):
+    """How an evaluation image is made from its bytes."""
+
+    resize: Literal["short_side", "squash"] = Field(
+        default="short_side",
+        description="short_side: keep the aspect, then crop the centre; squash: to the size itself.",
+    )
+    crop_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.875, description="short_side only: model size over the resized short side (0.875 is 256 → 224)."
+    )
+    resize_filter: ResizeFilter = Field(default="bilinear_aa", description="Interpolation of the resize.")
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> EvalTransformConfig:
+        if self.resize == "squash" and "crop_fraction" in self.model_fields_set:
+            raise ValueError("crop_fraction belongs to resize: short_side; with squash it would be ignored")
+        return self
+
+
+class DataConfig(Strict):
+    """The training set and how it is streamed."""
+
+    shards: str = Field(description="Folder with one split's WebDataset tars and their index (made by pipelines pack).")
+    num_samples: PositiveInt = Field(description="Samples that the set is expected to have; checked against the index.")
+    num_classes: PositiveInt = Field(description="Classes that the set is expected to have: the width of the head.")
+    lanes: PositiveInt | Literal["auto"] = Field(
+        default="auto",
+        description="Equal parts L into which an epoch is cut; part of the experiment, since it decides the order. "
+        "auto: the largest power of two ≤ 512 with an even global_batch_size / L, ≥ 8 where the batch allows.",
+    )
+    shuffle_window: PositiveInt = Field(
+        default=8192, description="Consecutive positions of a lane that are shuffled among each other."
+    )
+    train_transform: TrainTransformConfig = Field(default_factory=TrainTransformConfig)
+    eval_transform: EvalTransformConfig = Field(default_factory=EvalTransformConfig)
+    mean: tuple[float, float, float] = Field(default=(0.5, 0.5, 0.5), description="Subtracted from pixels in [0, 1].")
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(
+        default=(0.5, 0.5, 0.5), description="Divides after that."
+    )
+    max_bad_sample_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=1e-4, description="The run stops when more than this share of the samples could not be read or decoded."
+    )
+
+
+class ScheduleConfig(Strict):
+    """The learning rate as a function of the step."""
+
+    name: Literal["linear", "cosine", "constant"] = Field(default="cosine", description="Decay after the warmup.")
+    warmup: Duration = Field(default=Duration(0, "steps"), description="Linear from 0 to lr.")
+    end_lr: NonNegativeFloat = Field(default=0.0, description="Learning rate at the last step (linear and cosine).")
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> ScheduleConfig:
+        if self.name == "constant" and "end_lr" in self.model_fields_set:
+            raise ValueError("end_lr belongs to linear and cosine; with constant it would be ignored")
+        return self
+
+
+class OptimConfig(Strict):
+    """The optimiser. Decay applies to kernels only: no bias, norm, class token or position embedding decays."""
+
+    name: Literal["adamw", "sgd"] = Field(default="adamw", description="adamw (decay times lr, as in torch) or SGD.")
+    lr: PositiveFloat = Field(description="Peak learning rate; the schedule scales it.")
+    weight_decay: NonNegativeFloat = Field(default=0.0, description="In the AdamW convention (multiplied by the lr).")
+    betas: tuple[Probability, Probability] = Field(default=(0.9, 0.999), description="adamw only.")
+    eps: PositiveFloat = Field(default=1e-8, description="adamw only.")
+    momentum: Probability = Field(default=0.9, description="sgd only.")
+    clip_grad: PositiveFloat | None = Field(
+        default=None, description="Largest global norm of the gradient; null: no clipping."
+    )
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> OptimConfig:
+        foreign = {"adamw": {"momentum"}, "sgd": {"betas", "eps"}}[self.name] & self.model_fields_set
+        if foreign:
+            raise ValueError(f"{', '.join(sorted(foreign))} would be ignored by name: {self.name}; remove it")
+        return self
+
+
+class EvaluationSetConfig(Strict):
+    """A labelled set on which accuracy is measured; every image counts once."""
+
+    shards: str = Field(description="Folder with one split's tars and their index.")
+    num_samples: PositiveInt = Field(description="Samples that the set is expected to have.")
+
+
+class EvaluationConfig(Strict):
+    """When and on what accuracy is measured. The end of the run always evaluates."""
+
+    every: Duration | None = Field(default=None, description="How often during training; null: at the end only.")
+    sets: dict[str, EvaluationSetConfig] = Field(default_factory=dict, description="Name → set.")
+    micro_batch_size: PositiveInt = Field(default=64, description="Images per device in one forward pass.")
+
+
+class CheckpointConfig(Strict):
+    """When the state is saved, and how much of it stays."""
+
+    every: Duration = Field(default=Duration(1000, "steps"), description="How often; the end of the run always saves.")
+    keep_last: PositiveInt = Field(default=2, description="Complete checkpoints that are kept, the newest first.")
+
+
+class ResumeConfig(Strict):
+    """How a run goes on."""
+
+    from_: str | None = Field(
+        default=None,
+        alias="from",
+        description="Another run folder or one checkpoint: a fork with optimiser and stream.",
+    )
+    allow_changes: tuple[str, ...] = Field(
+        default=(),
+        description="Keys that may differ from the saved run's, such as optim.lr; any other change is refused.",
+    )
+
+
+class InitConfig(Strict):
+    """Initial weights from elsewhere (a new optimiser, step 0)."""
+
+    from_: str | None = Field(default=None, alias="from", description="Run folder, checkpoint or safetensors file.")
+    head: Literal["keep", "replace"] = Field(
+        default="keep", description="replace: a new head, as model.head_init says."
+    )
+    pos_embed_filter: Literal["bilinear_corners", "bicubic", "bicubic_aa"] = Field(
+        default="bilinear_corners",
+        description="How the position embedding is resized: the paper's code, DeiT's bicubic, timm's antialiased one.",
+    )
+
+
+class GuardConfig(Strict):
+    """What happens when a loss or a gradient is not finite: the update is skipped on all ranks and counted."""
+
+    max_consecutive_skips: PositiveInt = Field(default=20, description="So many skipped updates in a row end the run.")
+
+
+class TelemetryConfig(Strict):
+    """What is written about the run while it goes."""
+
+    log_every: PositiveInt = Field(default=10, description="Steps between two lines of metrics.jsonl.")
+    tensorboard: bool = Field(default=True, description="Also write TensorBoard event files.")
+
+
+class ClusterConfig(Strict):
+    """What does not decide the result: devices, how the batch is cut, how the state is sharded, how data is read."""
+
+    backend: Literal["auto", "deepspeed", "accelerate"] = Field(
+        default="auto", description="auto: deepspeed in pretrain/run.py, accelerate (DDP) in pipelines/finetune.py."
+    )
+    num_devices: PositiveInt | Literal["auto"] = Field(
+        default="auto", description="Ranks that the run expects; auto: as many as the launcher starts (1 in --check)."
+    )
+    device_memory_gib: PositiveFloat | Literal["auto"] = Field(
+        default="auto", description="Memory of one device for --check and micro_batch_size: auto; auto: detected."
+    )
+    micro_batch_size: PositiveInt | Literal["auto"] = Field(
+        default="auto", description="Images per device in one forward and backward pass; accumulation follows from it."
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=1, description="ZeRO: 1 shards optimiser state, 2 gradients, 3 weights."
+    )
+    activation_checkpointing: Literal["none", "full"] = Field(
+        default="none",
+        description="full: keep each block's input only and compute the rest again in the backward pass.",
+    )
+    num_workers: Annotated[int, Field(ge=0)] = Field(
+        default=4, description="Data processes per rank; 0: in the rank itself."
+    )
+    prefetch_factor: PositiveInt = Field(default=2, description="Micro-batches that each data process prepares ahead.")
+    collective_timeout_s: PositiveInt = Field(default=1800, description="After this a collective fails, in seconds.")
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict, description="Passed to DeepSpeed as it is; keys that the engine owns are refused."
+    )
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> ClusterConfig:
+        if self.backend == "accelerate" and self.deepspeed:
+            raise ValueError("deepspeed: would be ignored by backend: accelerate; remove it or choose deepspeed")
+        if self.backend == "accelerate" and "zero_stage" in self.model_fields_set and self.zero_stage:
+            raise ValueError("zero_stage: needs backend: deepspeed; accelerate trains with DDP (stage 0)")
+        if self.num_workers == 0 and "prefetch_factor" in self.model_fields_set:
+            raise ValueError("prefetch_factor would be ignored with num_workers: 0")
+        owned = sorted(ENGINE_OWNED_DEEPSPEED_KEYS & set(self.deepspeed))
+        if owned:
+            raise ValueError(
+                f"deepspeed.{owned[0]} is set by the engine ({ENGINE_OWNED_DEEPSPEED_REMEDY[owned[0]]}); remove it here"
+            )
+        return self
+
+
+ENGINE_OWNED_DEEPSPEED_REMEDY = {
+    "train_batch_size": "use global_batch_size",
+    "train_micro_batch_size_per_gpu": "use cluster.micro_batch_size",
+    "gradient_accumulation_steps": "it follows from global_batch_size and cluster.micro_batch_size",
+    "gradient_clipping": "use optim.clip_grad",
+    "optimizer": "use optim",
+    "scheduler": "use optim.schedule",
+    "checkpoint": "use checkpoint",
+    "fp16": "use precision",
+    "bf16": "use precision",
+    "torch_autocast": "use precision",
+    "amp": "use precision",
+    "activation_checkpointing": "use cluster.activation_checkpointing",
+}
+ENGINE_OWNED_DEEPSPEED_KEYS = frozenset(ENGINE_OWNED_DEEPSPEED_REMEDY)
+
+
+class Experiment(Strict):
+    """One run, pretraining or fine-tuning, from data to result."""
+
+    version: Literal[1] = Field(default=FORMAT_VERSION, description="Version of this format.")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="The run folder is output_dir/name."
+    )
+    output_dir: str = Field(default="runs", description="Where run folders lie; must be shared by all ranks.")
+    seed: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Decides initial weights, order, augmentation, dropout."
+    )
+    duration: Duration = Field(description="Length of the training, such as '90 epochs' or '20_000 steps'.")
+    global_batch_size: PositiveInt = Field(description="Images per optimiser step over all devices.")
+    precision: Literal["fp32", "bf16", "autocast"] = Field(
+        default="bf16",
+        description="bf16: weights in bfloat16 with fp32 master weights (ZeRO ≥ 1); autocast: fp32 weights, "
+        "matmuls in bfloat16; fp32. Loss, softmax, norms and head are fp32 in each.",
+    )
+    model: ModelConfig
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    data: DataConfig
+    optim: OptimConfig
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    resume: ResumeConfig = Field(default_factory=ResumeConfig)
+    init: InitConfig = Field(default_factory=InitConfig)
+    guard: GuardConfig = Field(default_factory=GuardConfig)
+    telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of the whole run: round(epochs × N / B)."""
+        return self.steps(self.duration)
+
+    def steps(self, duration: Duration) -> int:
+        """``duration`` in optimiser steps of this experiment."""
+        return duration.to_steps(self.data.num_samples, self.global_batch_size)

@@ -1,0 +1,279 @@
+"""From a tree of text to the typed experiment: each scalar is read by the type of its key, and all problems are told.
+
+YAML's own guesses are not used, because they are wrong here: YAML 1.1 reads ``1e-4`` as text, ``off`` as false and
+``12:30`` as 750.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import types
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from pretrain.config.duration import Duration
+from pretrain.config.schema import Experiment
+from pretrain.config.tree import Items, Leaf, Node, Section
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_INT = re.compile(r"[+-]?[0-9][0-9_]*")
+_FLOAT = re.compile(r"[+-]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][+-]?[0-9]+)?")
+_BOOL = {word: value for words, value in (("true yes on", True), ("false no off", False)) for word in words.split()}
+_ABSENT = object()
+
+
+def validate(tree: Section, schema: type[Model], file: str) -> tuple[Model | None, list[str]]:
+    """Reads ``tree`` as ``schema``.
+
+    Args:
+        tree: the merged settings.
+        schema: model of the top level.
+        file: named where a missing key has no better place.
+
+    Returns:
+        The typed settings, or None and every problem found: one line each, with place, key and remedy.
+    """
+    problems: list[str] = []
+    values = _section_values(tree, schema, "", problems)
+    try:
+        typed = schema.model_validate(values, strict=True)
+    except ValidationError as error:
+        problems.extend(_explain(error, tree, schema, file))
+        return None, _unique(problems)
+    return (None, problems) if problems else (typed, [])
+
+
+def known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yields every dotted key of ``schema``, sections included."""
+    for key, info in _fields(schema).items():
+        yield prefix + key
+        section = _model_of(info.annotation)
+        if section is not None:
+            yield from known_keys(section, f"{prefix}{key}.")
+
+
+def nearest_key(key: str, known: Iterable[str]) -> str | None:
+    """The known dotted key that ``key`` was probably meant to be."""
+    known = list(known)
+    leaf, parent = key.rpartition(".")[2], key.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == parent]
+    same_name = [name for name in known if name.rpartition(".")[2] == leaf]
+    near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.75) or same_name[:1]
+    return (near or difflib.get_close_matches(key, known, n=1, cutoff=0.7) or [None])[0]
+
+
+def free_value(node: Node) -> Any:
+    """Reads a value whose key has no type: null, true/false/yes/no/on/off, numbers (``1e-4`` too), else text."""
+    if isinstance(node, Section):
+        return {key: free_value(child) for key, child in node.children.items()}
+    if isinstance(node, Items):
+        return [free_value(item) for item in node.items]
+    if node.quoted:
+        return node.text
+    return None if node.is_null else _scalar(node.text, (bool, int, float))
+
+
+def _section_values(tree: Section, schema: type[BaseModel], prefix: str, problems: list[str]) -> dict[str, Any]:
+    fields, values = _fields(schema), {}
+    for key, node in tree.children.items():
+        if key not in fields:
+            problems.append(_unknown_key(prefix + key, node.where, list(fields)))
+            continue
+        value = _value(node, fields[key].annotation, prefix + key, problems)
+        if value is not _ABSENT:
+            values[key] = value
+    return values
+
+
+def _unknown_key(key: str, where: str, siblings: list[str]) -> str:
+    parent = key.rpartition(".")[0]
+    candidates = [f"{parent}.{name}" if parent else name for name in siblings] + list(known_keys(Experiment))
+    near = nearest_key(key, candidates)
+    hint = f"did you mean {near}?" if near else f"allowed: {', '.join(siblings)}"
+    return f"{where}: {key}: unknown key; {hint}"
+
+
+def _value(node: Node, annotation: Any, key: str, problems: list[str]) -> Any:
+    options = _options(annotation)
+    section = _model_of(annotation)
+    if section is not None:
+        if isinstance(node, Section):
+            return _section_values(node, section, f"{key}.", problems)
+        if isinstance(node, Leaf) and node.is_null:
+            return _ABSENT  # null takes a section back to its defaults
+        problems.append(f"{node.where}: {key}: expected a section with the keys {', '.join(_fields(section))}")
+        return _ABSENT
+    mapping = next((option for option in options if get_origin(option) is dict), None)
+    if mapping is not None:
+        return _mapping_values(node, get_args(mapping)[1], key, problems)
+    if isinstance(node, Items):
+        return _tuple_values(node, options, key, problems)
+    if isinstance(node, Leaf) and not node.quoted and Any not in options:
+        return None if node.is_null else _scalar(node.text, options)
+    return free_value(node)
+
+
+def _mapping_values(node: Node, annotation: Any, key: str, problems: list[str]) -> Any:
+    if isinstance(node, Leaf) and node.is_null:
+        return _ABSENT
+    if not isinstance(node, Section):
+        return free_value(node)
+    values = {name: _value(child, annotation, f"{key}.{name}", problems) for name, child in node.children.items()}
+    return {name: value for name, value in values.items() if value is not _ABSENT}
+
+
+def _tuple_values(node: Items, options: tuple[Any, ...], key: str, problems: list[str]) -> Any:
+    arguments = next((get_args(option) for option in options if get_origin(option) is tuple), None)
+    if not arguments:
+        return free_value(node)
+    variadic = len(arguments) == 2 and arguments[1] is Ellipsis
+    element = [arguments[0] if variadic else arguments[min(i, len(arguments) - 1)] for i in range(len(node.items))]
+    return tuple(_value(item, kind, key, problems) for item, kind in zip(node.items, element, strict=True))
+
+
+def _scalar(text: str, options: tuple[Any, ...]) -> Any:
+    for literal in (value for option in options if get_origin(option) is Literal for value in get_args(option)):
+        if str(literal) == text:
+            return literal
+    if bool in options and text.lower() in _BOOL:
+        return _BOOL[text.lower()]
+    if int in options and _INT.fullmatch(text):
+        return int(text.replace("_", ""))
+    if (float in options or int in options) and _FLOAT.fullmatch(text):
+        number = float(text.replace("_", ""))
+        if float in options and math.isfinite(number):
+            return number
+        if math.isfinite(number) and number.is_integer():
+            return int(number)  # 303e6 for a count
+    return text
+
+
+def _fields(schema: type[BaseModel]) -> dict[str, FieldInfo]:
+    return {info.alias or name: info for name, info in schema.model_fields.items()}
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    """The types that an annotation allows, without Annotated and unions."""
+    if get_origin(annotation) is Annotated:
+        return _options(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(option for part in get_args(annotation) for option in _options(part))
+    return (annotation,)
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    models = [option for option in _options(annotation) if isinstance(option, type) and issubclass(option, BaseModel)]
+    return models[0] if models else None
+
+
+def _unique(lines: list[str]) -> list[str]:
+    return list(dict.fromkeys(lines))
+
+
+# What pydantic says, in the user's terms
+
+
+def _explain(error: ValidationError, tree: Section, schema: type[BaseModel], file: str) -> Iterator[str]:
+    for detail in error.errors(include_url=False):
+        key, where, node, info = _locate(detail["loc"], tree, schema, file)
+        if detail["type"] == "missing" and isinstance(detail["loc"][-1], str):
+            missing = f"{key} is missing"
+            yield f"{where}: {missing}: {info.description}" if info and info.description else f"{where}: {missing}"
+            continue
+        message = str(detail.get("ctx", {}).get("error", detail["msg"]))
+        if detail["type"] == "value_error" and isinstance(node, Section):
+            mentioned = [word for word in re.findall(r"[a-z_]+", message) if word in node.children]
+            place = node.children[mentioned[0]].where if mentioned else where
+            yield f"{place}: {key}: {message}" if key else f"{place}: {message}"
+        elif detail["type"] == "value_error" or info is None:
+            yield f"{where}: {key}: {message}"
+        else:
+            yield f"{where}: {key}: {_wrong_value(node, info)}"
+
+
+def _locate(
+    loc: tuple[int | str, ...], tree: Section, schema: type[BaseModel], file: str
+) -> tuple[str, str, Node, FieldInfo | None]:
+    """Follows pydantic's location through tree and schema; what it adds for branches of a union is left out."""
+    node: Node = tree
+    kind: Any = schema
+    info: FieldInfo | None = None
+    where, path = file, []
+    for part in loc:
+        if isinstance(node, Items) and isinstance(part, int):
+            if part < len(node.items):
+                node, where = node.items[part], node.items[part].where
+            continue
+        section = _model_of(kind)
+        mapping = next((option for option in _options(kind) if get_origin(option) is dict), None)
+        if section is not None and part in _fields(section):
+            info = _fields(section)[str(part)]
+            kind = info.annotation
+        elif mapping is not None:
+            info, kind = None, get_args(mapping)[1]
+        else:
+            break
+        path.append(str(part))
+        if isinstance(node, Section) and part in node.children:
+            node = node.children[str(part)]
+            where = node.where
+        else:
+            node = Section(where=where)
+    return ".".join(path), where, node, info
+
+
+def _wrong_value(node: Node, info: FieldInfo) -> str:
+    got = "a section" if isinstance(node, Section) else "a list" if isinstance(node, Items) else f"{node.text!r}"
+    expected = _describe(info.annotation, info.metadata)
+    quoted = isinstance(node, Leaf) and node.quoted and str not in _options(info.annotation)
+    return f"{got} is not {expected}" + ("; remove the quotes" if quoted else "")
+
+
+def _describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """What a key accepts, in words."""
+    if get_origin(annotation) is Annotated:
+        base, *more = get_args(annotation)
+        return _describe(base, [*metadata, *more])
+    if get_origin(annotation) in (Union, types.UnionType):
+        parts = get_args(annotation)
+        words = [_describe(part, metadata) for part in parts if part is not type(None)]
+        return " or ".join(_unique(words) + (["null"] if type(None) in parts else []))
+    if get_origin(annotation) is Literal:
+        values = [str(value) for value in get_args(annotation)]
+        return values[0] if len(values) == 1 else f"{', '.join(values[:-1])} or {values[-1]}"
+    if get_origin(annotation) is tuple:
+        arguments = get_args(annotation)
+        if arguments[-1] is Ellipsis:
+            return f"a list, each {_describe(arguments[0])}"
+        return f"a list of {len(arguments)}, each {_describe(arguments[0])}"
+    if get_origin(annotation) is dict:
+        return "a section"
+    return _describe_scalar(annotation, metadata)
+
+
+def _describe_scalar(annotation: Any, metadata: Iterable[Any]) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    if annotation is Duration:
+        return "a duration such as '90 epochs', '20_000 steps' or '303e6 samples'"
+    bounds = []
+    for constraint in _constraints(metadata):
+        for attribute, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤")):
+            if getattr(constraint, attribute, None) is not None:
+                bounds.append(f"{sign} {getattr(constraint, attribute)}")
+        if getattr(constraint, "pattern", None):
+            bounds.append(f"that matches {constraint.pattern}")
+    return " ".join([names.get(annotation, str(annotation)), " and ".join(bounds)]).rstrip()
+
+
+def _constraints(metadata: Iterable[Any]) -> Iterator[Any]:
+    for item in metadata:
+        if isinstance(item, FieldInfo):
+            yield from item.metadata
+        else:
+            yield item

@@ -1,0 +1,116 @@
+"""The data set card: what a packed split is, where it comes from, and what its classes are.
+
+DIR/card.json    this model     DIR/card.md    the same for people     DIR/classes.csv    index,id,name
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pretrain.config.schema import DataConfig
+from pretrain.data.files import digest
+from pretrain.errors import DataError
+
+CARD_VERSION = 1
+CARD_FILE = "card.json"
+READABLE_FILE = "card.md"
+CLASSES_FILE = "classes.csv"
+
+
+class Card(BaseModel):
+    """One split of a data set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = CARD_VERSION
+    name: str = Field(description="The data set.")
+    split: str = Field(description="train, val or test.")
+    source: str = Field(description="What was packed, from where.")
+    licence: str = Field(description="Terms of the images.")
+    homepage: str = Field("", description="Where to read more.")
+    num_samples: int = Field(description="Images in this split.")
+    num_classes: int = Field(description="Classes; the labels are 0 … num_classes − 1.")
+    labels: Literal["single", "multi"] = Field(description="One label per image, or any number.")
+    max_labels: int = Field(description="The most labels that one image has.")
+    num_shards: int = Field(description="Tars.")
+    num_bytes: int = Field(description="Bytes of all tars.")
+    held_out: str = Field("", description="The rule by which images were held out of training.")
+    selection: str = Field("", description="Which part of the source was taken.")
+    quarantined: dict[str, int] = Field(default_factory=dict, description="Reason → files that were left out.")
+    shuffle_seed: int = Field(description="Seed of the global shuffle.")
+    classes_digest: str = Field(description="BLAKE2b-128 of classes.csv.")
+    index_digest: str = Field(description="Digest of the shard table.")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Card:
+        """Reads card.json and checks classes.csv against it.
+
+        Raises:
+            DataError: missing, of another version, or classes.csv was changed.
+        """
+        path = Path(folder) / CARD_FILE
+        try:
+            card = cls.model_validate_json(path.read_bytes())
+            classes = (Path(folder) / CLASSES_FILE).read_bytes()
+        except OSError as error:
+            raise DataError(f"{error.filename}: {error.strerror}; the folder is not completely packed") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise DataError(f"{path}: not a card of version {CARD_VERSION}: {where}: {first['msg']}") from error
+        if digest(classes) != card.classes_digest:
+            raise DataError(f"{folder}/{CLASSES_FILE} was changed after packing: it no longer fits {CARD_FILE}")
+        return card
+
+    def to_json(self) -> bytes:
+        """card.json; equal cards give equal bytes."""
+        return (json.dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n").encode()
+
+    def to_markdown(self) -> bytes:
+        """card.md."""
+        rows = [(name, _shown(getattr(self, name))) for name in type(self).model_fields if name != "name"]
+        described = {name: info.description or "" for name, info in type(self).model_fields.items()}
+        lines = [f"| {name} | {value} | {described[name]} |" for name, value in rows if value != ""]
+        return "\n".join([f"# {self.name}, {self.split}", "", "| | | |", "|---|---|---|", *lines, ""]).encode()
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {count}" for key, count in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
+
+
+def encode_classes(classes: list[tuple[str, str]]) -> bytes:
+    """classes.csv from (id, name) in index order."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["index", "id", "name"])
+    writer.writerows([index, identifier, name] for index, (identifier, name) in enumerate(classes))
+    return text.getvalue().encode()
+
+
+def load_classes(folder: str | Path) -> list[tuple[str, str]]:
+    """(id, name) of each class in index order."""
+    with open(Path(folder) / CLASSES_FILE, encoding="utf-8", newline="") as file:
+        return [(row["id"], row["name"]) for row in csv.DictReader(file)]
+
+
+def check_card(card: Card, *, expected: DataConfig, where: str | Path) -> None:
+    """Refuses a set that is not the one that the config was written for.
+
+    Raises:
+        DataError: another number of samples or classes.
+    """
+    for key in ("num_samples", "num_classes"):
+        found, wanted = getattr(card, key), getattr(expected, key)
+        if found != wanted:
+            raise DataError(
+                f"{where}: the card says {key} {found}, the config says data.{key} {wanted}. "
+                f"Set data.{key}: {found}, or data.shards to the set that was meant"
+            )

@@ -1,0 +1,190 @@
+"""What a data process does: makes one micro-batch from its place in the order. Imported by every data process.
+
+Legend: b images in the micro-batch · M labels per sample at most · H, W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from pretrain.data.augment import EvalTransform, TrainTransform
+from pretrain.data.batch import NO_SLOT, PADDING_LABEL, Batch
+from pretrain.data.decode import Pixels
+from pretrain.data.faults import BadSample, Fault
+from pretrain.data.index import ShardTable
+from pretrain.data.order import Order
+from pretrain.data.reader import MAX_NEIGHBOURS, Sample, ShardReader
+from pretrain.errors import DataError, UserError
+
+NO_SAMPLE = -1
+
+
+class Failure:
+    """A user's error on its way out of a data process: raised there, it would arrive wrapped in a stack trace."""
+
+    def __init__(self, error: UserError) -> None:
+        self.error = error
+
+
+class TrainDataset(Dataset[Any]):
+    """(position, first) → the micro-batch of this rank that begins at its ``first`` sample of that global batch.
+
+    Args:
+        table: the training set.
+        order: which sample stands where.
+        transform: bytes → pixels.
+        rank: this rank.
+        world: of so many.
+        micro_batch_size: b.
+    """
+
+    def __init__(
+        self,
+        table: ShardTable,
+        order: Order,
+        transform: TrainTransform,
+        *,
+        rank: int,
+        world: int,
+        micro_batch_size: int,
+    ) -> None:
+        self.table, self.order, self.transform = table, order, transform
+        self.rank, self.world, self.micro_batch_size = rank, world, micro_batch_size
+        self.reader = ShardReader(table)
+
+    def __getitem__(self, index: tuple[int, int]) -> Batch | Failure:
+        try:
+            return self._batch(*index)
+        except UserError as error:
+            return Failure(error)
+
+    def _batch(self, position: int, first: int) -> Batch:
+        stop = first + self.micro_batch_size
+        draws = self.order.batch(position, self.rank, self.world, start=first, stop=stop)
+        numbers = self.transform.numbers(draws.epochs, draws.sample_ids)
+        batch = _empty_batch(len(draws.sample_ids), self.transform.height, self.transform.width, self.table.max_labels)
+        batch.slots.copy_(torch.from_numpy(draws.slots))
+        for row, sample_id in enumerate(draws.sample_ids):
+            sample, pixels = self._sample(int(sample_id), numbers[row], batch.faults)
+            _fill(batch, row, sample, pixels)
+        return batch
+
+    def _sample(self, sample_id: int, numbers: NDArray[np.float64], faults: list[Fault]) -> tuple[Sample, Pixels]:
+        try:
+            sample, pixels, found = self.reader.read_or_neighbour(sample_id, lambda data: self.transform(data, numbers))
+        except BadSample as bad:
+            fault = self.reader.fault(sample_id, bad)
+            raise DataError(
+                f"shard {self.table.folder / fault.shard}: member {fault.member} cannot be used ({bad}), nor can the "
+                f"next {MAX_NEIGHBOURS} of the shard; copy or pack it again"
+            ) from bad
+        faults.extend(found)
+        return sample, pixels
+
+
+class EvalDataset(Dataset[Any]):
+    """Number of a batch → the samples rank, rank + world, … of the set; the last ones are padding.
+
+    Args:
+        table: the set.
+        transform: bytes → pixels.
+        rank: this rank.
+        world: of so many.
+        micro_batch_size: b.
+        num_samples: how many of the set's samples are evaluated, from the first one on.
+    """
+
+    def __init__(
+        self,
+        table: ShardTable,
+        transform: EvalTransform,
+        *,
+        rank: int,
+        world: int,
+        micro_batch_size: int,
+        num_samples: int,
+    ) -> None:
+        self.table, self.transform = table, transform
+        self.rank, self.world, self.micro_batch_size = rank, world, micro_batch_size
+        self.num_samples = num_samples
+        self.reader = ShardReader(table)
+
+    def __len__(self) -> int:
+        """Batches, the same number on every rank."""
+        per_rank = -(-self.num_samples // self.world)
+        return -(-per_rank // self.micro_batch_size)
+
+    def __getitem__(self, index: int) -> Batch | Failure:
+        try:
+            return self._batch(index)
+        except UserError as error:
+            return Failure(error)
+
+    def _batch(self, index: int) -> Batch:
+        numbers = index * self.micro_batch_size + np.arange(self.micro_batch_size)
+        batch = _empty_batch(len(numbers), self.transform.height, self.transform.width, self.table.max_labels)
+        for row, sample_id in enumerate((numbers * self.world + self.rank).tolist()):
+            if sample_id >= self.num_samples:
+                break
+            try:
+                _fill(batch, row, *self.reader.read_decoded(sample_id, self.transform))
+            except BadSample as bad:  # another image in its place would count twice
+                batch.faults.append(self.reader.fault(sample_id, bad))
+        return batch
+
+
+def _empty_batch(size: int, height: int, width: int, max_labels: int) -> Batch:
+    """A batch in which every row is padding."""
+    return Batch(
+        images=torch.zeros(size, 3, height, width, dtype=torch.uint8),
+        labels=torch.full((size, max_labels), PADDING_LABEL, dtype=torch.int64),
+        sample_ids=torch.full((size,), NO_SAMPLE, dtype=torch.int64),
+        slots=torch.full((size,), NO_SLOT, dtype=torch.int64),
+        valid=torch.zeros(size, dtype=torch.bool),
+    )
+
+
+def _fill(batch: Batch, row: int, sample: Sample, pixels: Pixels) -> None:
+    """Puts one image, uint8 (H, W, 3), into its row."""
+    batch.images.numpy()[row] = pixels.transpose(2, 0, 1)
+    batch.labels[row, : len(sample.labels)] = torch.tensor(sample.labels, dtype=torch.int64)
+    batch.sample_ids[row] = sample.sample_id
+    batch.valid[row] = True
+
+
+class MicroSteps(Sequence[tuple[int, int]]):
+    """The places of all micro-batches of a run of steps, in their order: (position, first sample within the rank's).
+
+    Args:
+        position: samples drawn before the first step.
+        num_steps: steps.
+        global_batch_size: B.
+        samples_per_rank: B / R.
+        micro_batch_size: b.
+    """
+
+    def __init__(
+        self, position: int, num_steps: int, *, global_batch_size: int, samples_per_rank: int, micro_batch_size: int
+    ) -> None:
+        self._position, self._global_batch_size = position, global_batch_size
+        self._micro_batch_size = micro_batch_size
+        self._accumulation = samples_per_rank // micro_batch_size
+        self._length = num_steps * self._accumulation
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        step, micro_step = divmod(index, self._accumulation)
+        return self._position + step * self._global_batch_size, micro_step * self._micro_batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return (self[index] for index in range(self._length))

@@ -1,0 +1,99 @@
+"""Samples that could not be used: counted by shard and reason, written down, and a limit to them.
+
+A bad sample is replaced by the next good one of its shard, so the stream goes on with the same numbers of samples on
+every rank. Too many of them mean that the set or the storage is broken: then the run stops.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pretrain.errors import DataError
+
+
+class BadSample(Exception):
+    """The bytes of one sample cannot be read or decoded. ``kind`` is one word to count by; the text says more."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(kind, detail)
+        self.kind = kind
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One sample that could not be used, and the sample that took its place (-1: none, in evaluation)."""
+
+    sample_id: int
+    replaced_by: int
+    shard: str
+    member: str
+    kind: str
+    detail: str
+
+
+class FaultLog:
+    """Counts the distinct bad samples that this rank has met.
+
+    Args:
+        num_samples: samples of the set.
+        max_rate: the largest share of the set that may be bad.
+        path: file that gets one JSON line per bad sample; None: not written.
+
+    Attributes:
+        counts: (shard, kind) → distinct bad samples.
+    """
+
+    def __init__(self, num_samples: int, max_rate: float, path: Path | None = None) -> None:
+        self.num_samples = num_samples
+        self.max_rate = max_rate
+        self.path = path
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self._seen: set[int] = set()
+
+    @property
+    def num_bad(self) -> int:
+        """Distinct bad samples so far."""
+        return len(self._seen)
+
+    def add(self, faults: Iterable[Fault]) -> None:
+        """Counts new faults, writes them down, and stops above the limit.
+
+        Raises:
+            DataError: more than ``max_rate`` of the set's samples were bad; names the last one.
+        """
+        for fault in faults:
+            if fault.sample_id in self._seen:
+                continue
+            self._seen.add(fault.sample_id)
+            self.counts[fault.shard, fault.kind] += 1
+            self._write(fault)
+            if self.num_bad > self.max_rate * self.num_samples:
+                raise DataError(self._message(fault))
+
+    def summary(self) -> str:
+        """The counts in one line, the most frequent first."""
+        return ", ".join(f"{shard} {kind} × {count}" for (shard, kind), count in self.counts.most_common(8))
+
+    def _write(self, fault: Fault) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(fault)) + "\n")
+
+    def _message(self, fault: Fault) -> str:
+        written = f"; all of them: {self.path}" if self.path else ""
+        return (
+            f"{self.num_bad} of {self.num_samples} samples could not be used, more than data.max_bad_sample_rate "
+            f"{self.max_rate:g} allows. The last: shard {fault.shard}, member {fault.member}, {fault.kind} "
+            f"({fault.detail}). Counts: {self.summary()}{written}. Copy or pack the shards again, or raise "
+            "data.max_bad_sample_rate"
+        )

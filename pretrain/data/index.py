@@ -1,0 +1,295 @@
+"""The two-level index beside the tars: a table of shards that alone decides the order, and one record file per shard.
+
+DIR/index.json                          one row per shard: name, samples, bytes, digest of its record file
+DIR/shard-000000.tar                    an ordinary WebDataset shard
+DIR/shard-000000.records.safetensors    offsets, sizes, CRC-32 and labels of its images, read when the shard is
+
+Labels are in CSR form: record i has ``labels[label_starts[i]:label_starts[i + 1]]``. Names likewise, as UTF-8 bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import ArrayLike, NDArray
+
+from pretrain.data.files import digest, write_atomic
+from pretrain.errors import DataError
+
+FORMAT = "webdataset-index"
+VERSION = 1
+TABLE_FILE = "index.json"
+RECORDS_SUFFIX = ".records.safetensors"
+REMEDY = "Pack the set again, or copy it again from where it was packed."
+
+_COLUMNS = {
+    "offsets": np.int64,
+    "sizes": np.int64,
+    "crc32": np.uint32,
+    "labels": np.int32,
+    "label_starts": np.int64,
+    "members": np.uint8,
+    "member_starts": np.int64,
+    "sources": np.uint8,
+    "source_starts": np.int64,
+}
+
+
+def records_name(shard: str) -> str:
+    """Name of the record file that belongs to a tar."""
+    return shard.removesuffix(".tar") + RECORDS_SUFFIX
+
+
+@dataclass(frozen=True)
+class ShardRow:
+    """One shard in the table. ``records`` is the digest of its record file, ``num_bytes`` the size of its tar."""
+
+    name: str
+    num_samples: int
+    num_bytes: int
+    records: str
+
+
+class ShardTable:
+    """The shards of one split in canonical order.
+
+    Attributes:
+        folder: where tars and record files lie.
+        rows: the shards.
+        num_classes: width of the label space.
+        max_labels: the most labels that one sample has.
+        sizes: int64 (S,), samples per shard.
+        starts: int64 (S + 1,), sample id of each shard's first record; the last one is the number of samples.
+        digest: names the table's content.
+    """
+
+    def __init__(self, folder: Path, rows: Sequence[ShardRow], *, num_classes: int, max_labels: int) -> None:
+        self.folder = Path(folder)
+        self.rows = tuple(rows)
+        self.num_classes = num_classes
+        self.max_labels = max_labels
+        self.sizes = np.array([row.num_samples for row in self.rows], dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
+        self.digest = digest(_canonical(self._content()))
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the split."""
+        return int(self.starts[-1])
+
+    def locate(self, sample_ids: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Shard and record of each sample id, both int64 of its shape."""
+        sample_ids = np.asarray(sample_ids, dtype=np.int64)
+        assert np.all((sample_ids >= 0) & (sample_ids < self.num_samples)), "a sample id lies outside the set"
+        shards = np.searchsorted(self.starts, sample_ids, side="right") - 1
+        return shards, sample_ids - self.starts[shards]
+
+    def records_path(self, shard: int) -> Path:
+        """The record file of a shard."""
+        return self.folder / records_name(self.rows[shard].name)
+
+    def check_files(self) -> None:
+        """Compares the folder with the table: every tar and record file there, every tar of its size.
+
+        Raises:
+            DataError: names the first shard that is missing or has another size, and how many there are in all.
+        """
+        wrong = [problem for row in self.rows for problem in self._problems(row)]
+        if wrong:
+            more = f" (and {len(wrong) - 1} more problems like this)" if len(wrong) > 1 else ""
+            raise DataError(f"{self.folder}: {wrong[0]}{more}. {REMEDY}")
+
+    def _problems(self, row: ShardRow) -> list[str]:
+        tar, records = self.folder / row.name, self.folder / records_name(row.name)
+        if not tar.is_file():
+            return [f"shard {row.name} is missing"]
+        size = tar.stat().st_size
+        if size != row.num_bytes:
+            what = "truncated" if size < row.num_bytes else "not the file that was indexed"
+            return [f"shard {row.name} is {what}: it has {size} bytes, {TABLE_FILE} says {row.num_bytes}"]
+        return [] if records.is_file() else [f"record file {records.name} is missing"]
+
+    def save(self) -> None:
+        """Writes index.json, whole or not at all."""
+        write_atomic(self.folder / TABLE_FILE, _dump(self._content() | {"digest": self.digest}))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ShardTable:
+        """Reads index.json.
+
+        Raises:
+            DataError: the folder or the file is missing, of another version, or was changed after it was written.
+        """
+        path = Path(folder) / TABLE_FILE
+        content = _read_table(path)
+        try:
+            rows = [ShardRow(*row) for row in content["shards"]]
+            table = cls(Path(folder), rows, num_classes=content["num_classes"], max_labels=content["max_labels"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: not a complete index ({error!r}). {REMEDY}") from error
+        if table.digest != content.get("digest"):
+            raise DataError(
+                f"{path}: its rows give the digest {table.digest}, it says {content.get('digest')}. {REMEDY}"
+            )
+        return table
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "num_samples": int(self.sizes.sum()),
+            "num_classes": self.num_classes,
+            "max_labels": self.max_labels,
+            "columns": ["name", "num_samples", "num_bytes", "records"],
+            "shards": [[row.name, row.num_samples, row.num_bytes, row.records] for row in self.rows],
+        }
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise DataError(
+            f"{path} does not exist: {path.parent} is not (or not completely) packed. "
+            f"Make it with: python -m pipelines pack SOURCE --out {path.parent.parent}"
+        )
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}). {REMEDY}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise DataError(f"{path}: not an index of shards (its format should be {FORMAT!r}). {REMEDY}")
+    if content.get("version") != VERSION:
+        raise DataError(f"{path}: index version {content.get('version')!r}, this program reads version {VERSION}.")
+    return content
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _dump(content: dict[str, Any]) -> bytes:
+    """JSON with one shard per line, so that a table can be read, compared and searched by line."""
+    shards = ",\n".join(json.dumps(row) for row in content["shards"])
+    head = json.dumps({key: value for key, value in content.items() if key != "shards"}, indent=1)
+    return f'{head[:-2]},\n "shards": [\n{shards}\n]\n}}\n'.encode()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a shard: where its bytes are and what it shows.
+
+    Attributes:
+        offset: of the first byte of the image in the tar.
+        size: bytes of the image.
+        crc32: of those bytes.
+        labels: class indices, ascending from general to special where they are nested.
+        member: name inside the tar, such as 000000042.jpg.
+        source: the packer's key, such as the path of the file that was packed.
+    """
+
+    offset: int
+    size: int
+    crc32: int
+    labels: tuple[int, ...]
+    member: str
+    source: str
+
+
+class Records:
+    """The record file of one shard, as read-only arrays over a memory map.
+
+    Attributes:
+        columns: name → array; see the module's legend.
+        info: what the packer noted (the tar's size, files that it left out).
+    """
+
+    def __init__(self, columns: dict[str, NDArray[Any]], info: dict[str, Any]) -> None:
+        self.columns = columns
+        self.info = info
+
+    def __len__(self) -> int:
+        return len(self.columns["offsets"])
+
+    def __getitem__(self, index: int) -> Record:
+        columns = self.columns
+        return Record(
+            offset=int(columns["offsets"][index]),
+            size=int(columns["sizes"][index]),
+            crc32=int(columns["crc32"][index]),
+            labels=tuple(int(label) for label in self._row("labels", "label_starts", index)),
+            member=self._row("members", "member_starts", index).tobytes().decode(),
+            source=self._row("sources", "source_starts", index).tobytes().decode(errors="surrogateescape"),
+        )
+
+    def _row(self, values: str, starts: str, index: int) -> NDArray[Any]:
+        return self.columns[values][self.columns[starts][index] : self.columns[starts][index + 1]]
+
+    @classmethod
+    def open(cls, path: Path, *, digest_wanted: str | None = None, num_samples: int | None = None) -> Records:
+        """Maps a record file.
+
+        Args:
+            path: the file.
+            digest_wanted: what the table says; None: not checked.
+            num_samples: what the table says; None: not checked.
+
+        Raises:
+            DataError: missing, damaged, or not the file that the table was made with.
+        """
+        try:
+            with open(path, "rb") as file:
+                data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read ({error}). {REMEDY}") from error
+        if digest_wanted is not None and digest(data) != digest_wanted:
+            raise DataError(f"{path}: not the file that {TABLE_FILE} was made with (stale or damaged). {REMEDY}")
+        try:
+            records = cls(*_parse(data))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: not a record file ({error}). {REMEDY}") from error
+        if num_samples is not None and len(records) != num_samples:
+            raise DataError(f"{path}: {len(records)} records, {TABLE_FILE} says {num_samples}. {REMEDY}")
+        return records
+
+
+def _parse(data: memoryview) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Reads the safetensors layout in place: 8 bytes length, JSON header, then the tensors. No copy is made."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(bytes(data[8 : 8 + length]))
+    body = data[8 + length :]
+    columns = {}
+    for name, dtype in _COLUMNS.items():
+        begin, end = header[name]["data_offsets"]
+        if end > len(body):
+            raise ValueError(f"column {name} ends behind the end of the file")
+        columns[name] = np.frombuffer(body[begin:end], dtype=np.dtype(dtype).newbyteorder("<"))
+    return columns, json.loads(header["__metadata__"]["info"])
+
+
+def encode_records(records: Sequence[Record], info: dict[str, Any]) -> bytes:
+    """The bytes of a record file; equal records give equal bytes."""
+    labels = [label for record in records for label in record.labels]
+    columns = {
+        "offsets": [record.offset for record in records],
+        "sizes": [record.size for record in records],
+        "crc32": [record.crc32 for record in records],
+        "labels": labels,
+        "label_starts": _starts([len(record.labels) for record in records]),
+    }
+    arrays = {name: np.array(values, dtype=_COLUMNS[name]) for name, values in columns.items()}
+    for name in ("member", "source"):
+        texts = [getattr(record, name).encode(errors="surrogateescape") for record in records]
+        arrays[name + "s"] = np.frombuffer(b"".join(texts), dtype=np.uint8)
+        arrays[name + "_starts"] = np.array(_starts([len(text) for text in texts]), dtype=np.int64)
+    # one metadata key only: safetensors writes several in no fixed order
+    return safetensors.numpy.save(arrays, metadata={"info": json.dumps(info, sort_keys=True)})
+
+
+def _starts(lengths: Sequence[int]) -> list[int]:
+    return [0, *np.cumsum(np.asarray(lengths, dtype=np.int64)).tolist()]

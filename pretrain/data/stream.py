@@ -1,0 +1,196 @@
+"""The training stream and the evaluation sets, as the engine uses them.
+
+Legend: B images per global batch · R ranks · b images in a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pretrain.config.schema import DataConfig, Experiment
+from pretrain.data.augment import EvalTransform, TrainTransform
+from pretrain.data.batch import Batch
+from pretrain.data.card import Card, check_card, load_classes
+from pretrain.data.dataset import EvalDataset, Failure, MicroSteps, TrainDataset
+from pretrain.data.faults import FaultLog
+from pretrain.data.index import REMEDY, TABLE_FILE, ShardTable
+from pretrain.data.lanes import check_world, resolve_lanes
+from pretrain.data.order import Order
+from pretrain.data.processes import fork_server, loader
+from pretrain.errors import ConfigError, DataError
+
+
+class TrainStream:
+    """This rank's part of an endless training stream.
+
+    Args:
+        config: the experiment.
+        rank: this rank.
+        world: R.
+        micro_batch_size: b; must divide B / R.
+        quarantine: folder for one file per rank with the samples that could not be used; None: not written.
+
+    Attributes:
+        card: the data set card.
+        digest: of the shard table: what decides the order, together with seed, B and lanes.
+        class_names: in index order.
+        order: position → samples.
+        faults: what could not be used so far.
+
+    Raises:
+        ConfigError: R ranks cannot draw the same batches, or b does not divide B / R.
+        DataError: the shards are missing, truncated, or not the set that the config describes.
+    """
+
+    def __init__(
+        self, config: Experiment, rank: int, world: int, micro_batch_size: int, *, quarantine: Path | None = None
+    ) -> None:
+        data = config.data
+        self._config, self._rank, self._world, self._micro_batch_size = config, rank, world, micro_batch_size
+        lanes = resolve_lanes(config.global_batch_size, data.lanes, data.num_samples)
+        check_world(config.global_batch_size, lanes, world)
+        self._check_micro_batch()
+        self.table, self.card = open_set(data.shards, expected=data)
+        self.digest = self.table.digest
+        self.class_names = [name for _, name in load_classes(data.shards)]
+        self.order = Order(
+            self.table.sizes,
+            seed=config.seed,
+            global_batch_size=config.global_batch_size,
+            lanes=lanes,
+            window=data.shuffle_window,
+        )
+        path = None if quarantine is None else quarantine / f"rank-{rank:05d}.jsonl"
+        self.faults = FaultLog(self.table.num_samples, data.max_bad_sample_rate, path)
+        if config.cluster.num_workers:
+            fork_server()  # it imports PyTorch while the engine is being built
+
+    @property
+    def samples_per_rank(self) -> int:
+        """B / R."""
+        return self._config.global_batch_size // self._world
+
+    def iterate(self, position: int, num_steps: int) -> Iterator[Batch]:
+        """The micro-batches of ``num_steps`` steps, in order: B / (R b) of them for each step.
+
+        Args:
+            position: samples that the whole stream drew before the first step.
+            num_steps: steps.
+
+        Raises:
+            ConfigError: the stream cannot start there.
+            DataError: a shard cannot be read, or too many samples are bad.
+        """
+        config = self._config
+        self.order.batch(position, self._rank, self._world, stop=0)  # refuses a position before a process is started
+        steps = MicroSteps(
+            position,
+            num_steps,
+            global_batch_size=config.global_batch_size,
+            samples_per_rank=self.samples_per_rank,
+            micro_batch_size=self._micro_batch_size,
+        )
+        height, width = model_size(config)
+        dataset = TrainDataset(
+            self.table,
+            self.order,
+            TrainTransform(config.data.train_transform, height, width, config.seed),
+            rank=self._rank,
+            world=self._world,
+            micro_batch_size=self._micro_batch_size,
+        )
+        num_workers = min(config.cluster.num_workers, len(steps))
+        made = loader(dataset, steps, num_workers=num_workers, prefetch_factor=config.cluster.prefetch_factor)
+        yield from _accounted(made, self.faults)
+
+    def _check_micro_batch(self) -> None:
+        if self.samples_per_rank % self._micro_batch_size:
+            raise ConfigError(
+                f"cluster.micro_batch_size: {self._micro_batch_size} does not divide the {self.samples_per_rank} "
+                f"images that each of {self._world} ranks has of a global batch of {self._config.global_batch_size}"
+            )
+
+
+class EvalStream:
+    """This rank's part of an evaluation set: every image once over all ranks, the same number of batches on each.
+
+    Iterating begins anew each time.
+
+    Args:
+        config: the experiment; its model's size and its evaluation transform.
+        shards: folder of the set.
+        rank: this rank, which takes the samples i ≡ rank (mod world).
+        world: R.
+        micro_batch_size: b.
+        limit: only the first so many samples; None: all.
+
+    Raises:
+        DataError: the shards are missing or truncated, or have other classes than the training set.
+    """
+
+    def __init__(
+        self, config: Experiment, shards: str, rank: int, world: int, micro_batch_size: int, *, limit: int | None = None
+    ) -> None:
+        self._config = config
+        self.table, self.card = open_set(shards)
+        if self.table.num_classes != config.data.num_classes:
+            raise DataError(
+                f"{shards}: {self.table.num_classes} classes, but data.num_classes is {config.data.num_classes}; "
+                "evaluate on a set that is labelled like the training set"
+            )
+        height, width = model_size(config)
+        num_samples = self.table.num_samples if limit is None else min(limit, self.table.num_samples)
+        self._dataset = EvalDataset(
+            self.table,
+            EvalTransform(config.data.eval_transform, height, width),
+            rank=rank,
+            world=world,
+            micro_batch_size=micro_batch_size,
+            num_samples=num_samples,
+        )
+        self.faults = FaultLog(num_samples, config.data.max_bad_sample_rate)
+
+    def __len__(self) -> int:
+        """Batches, the same number on every rank."""
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[Batch]:
+        cluster = self._config.cluster
+        num_workers = min(cluster.num_workers, len(self) - 1)  # for one batch, no process is worth its start
+        made = loader(self._dataset, range(len(self)), num_workers=num_workers, prefetch_factor=cluster.prefetch_factor)
+        yield from _accounted(made, self.faults)
+
+
+def open_set(shards: str, *, expected: DataConfig | None = None) -> tuple[ShardTable, Card]:
+    """The table and the card of a packed split, its files checked by size.
+
+    Args:
+        shards: the folder.
+        expected: the config's word on the set; None: not compared.
+
+    Raises:
+        DataError: something is missing, truncated, stale, or not the set that was expected.
+    """
+    table, card = ShardTable.load(shards), Card.load(shards)
+    if table.digest != card.index_digest:
+        raise DataError(f"{shards}: {TABLE_FILE} and card.json come from two packs (one of them is stale). {REMEDY}")
+    if expected is not None:
+        check_card(card, expected=expected, where=shards)
+    table.check_files()
+    return table, card
+
+
+def model_size(config: Experiment) -> tuple[int, int]:
+    """Height and width of the model's input in pixels."""
+    size = config.model.img_size
+    return (size, size) if isinstance(size, int) else size
+
+
+def _accounted(made: Iterator[Batch | Failure], faults: FaultLog) -> Iterator[Batch]:
+    """Passes batches on, counts what they lack, and raises what a data process could not."""
+    for batch in made:
+        if isinstance(batch, Failure):
+            raise batch.error
+        faults.add(batch.faults)
+        yield batch

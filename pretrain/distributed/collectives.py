@@ -1,0 +1,73 @@
+"""The few collectives that the project needs. In one process without a process group each is the identity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """True where a process group exists."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum of ``tensor`` over all ranks, as a new tensor. Collective: every rank calls it with equal shapes."""
+    total = tensor.clone()
+    if is_distributed():
+        dist.all_reduce(total)
+    return total
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's ``value`` on every rank. Collective: yes; ``value`` must be picklable and small."""
+    if not is_distributed():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=_object_device())
+    return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's ``value``, in rank order, on every rank. Collective: yes; small picklable values only."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def raise_together(error: BaseException | None, *, doing: str) -> None:
+    """Raises on every rank if any rank failed, so that no rank waits for one that has left.
+
+    Collective: yes. The failing rank raises its own error, the others one that names rank and cause.
+    """
+    failures = gather_objects(None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    for rank, failure in enumerate(failures):
+        if failure is not None:
+            raise PeerError(f"rank {rank} failed while {doing}: {failure}")
+
+
+class PeerError(RuntimeError):
+    """Another rank failed; its own message says why."""
+
+
+def barrier() -> None:
+    """Waits until every rank is here. Collective: yes."""
+    if is_distributed():
+        dist.barrier()
+
+
+def first_error(errors: Sequence[BaseException | None]) -> BaseException | None:
+    """The first error of a sequence, or None."""
+    return next((error for error in errors if error is not None), None)
+
+
+def _object_device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

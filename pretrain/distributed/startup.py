@@ -1,0 +1,73 @@
+"""Joining the process group, once, whatever launcher started us and whatever backend trains."""
+
+from __future__ import annotations
+
+import datetime
+import os
+
+import torch
+import torch.distributed as dist
+
+from pretrain.distributed.rank import Rank
+from pretrain.errors import SetupError
+
+
+def device_of(rank: Rank) -> torch.device:
+    """The device of this rank: its GPU by local rank, or the CPU where there is none.
+
+    Raises:
+        SetupError: more ranks than GPUs on this node.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    visible = torch.cuda.device_count()
+    index = 0 if visible == 1 else rank.local_rank  # --gpus-per-task=1 shows each task its own GPU as number 0
+    if index >= visible:
+        raise SetupError(
+            f"rank {rank.rank} on {rank.host} is local rank {rank.local_rank}, but {visible} GPUs are visible: "
+            "start at most one rank per GPU"
+        )
+    return torch.device("cuda", index)
+
+
+def start(rank: Rank, *, timeout_s: int) -> torch.device:
+    """Joins the process group (nccl on GPUs, gloo on CPUs) and returns this rank's device.
+
+    Collective: yes. A rank that is alone gets a group of one, with no port and no network.
+
+    Args:
+        timeout_s: seconds after which a collective fails.
+
+    Raises:
+        SetupError: the rendezvous failed (address in use, peers missing).
+    """
+    device = device_of(rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # DeepSpeed and Accelerate read these again, so they must be there however we were started.
+    for key, value in (("RANK", rank.rank), ("LOCAL_RANK", rank.local_rank), ("WORLD_SIZE", rank.world)):
+        os.environ.setdefault(key, str(value))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500")
+    if dist.is_initialized():
+        return device
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    timeout = datetime.timedelta(seconds=timeout_s)
+    try:
+        if rank.world == 1:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        else:
+            dist.init_process_group(backend, rank=rank.rank, world_size=rank.world, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise SetupError(
+            f"rank {rank.rank} of {rank.world} on {rank.host} could not join its peers at {address}: {error}\n"
+            "If the port is in use, choose another one (deepspeed --master_port, torchrun --master-port)."
+        ) from error
+    return device
+
+
+def leave() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,71 @@
+"""DistributedDataParallel by Accelerate: weights and state whole on every rank. The only file that knows Accelerate."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from pretrain.engine.backend import BackendOptions, HeldSlice, Update, clip_reduced_gradients, guarded, replicated_slices
+from pretrain.optim.optimizers import OptimizerSpec, ensure_state
+
+
+class AccelerateBackend:
+    """Trains replicated weights; Accelerate prepares model and optimiser and nothing else."""
+
+    name = "accelerate"
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, spec: OptimizerSpec, options: BackendOptions
+    ) -> None:
+        self._options, self._spec = options, spec
+        self._accelerator = Accelerator(
+            cpu=options.device.type == "cpu",
+            mixed_precision="bf16" if options.precision == "autocast" else "no",
+        )
+        self.model = model
+        prepared: Any = self._accelerator.prepare(model, optimizer)
+        self.forward, self._optimizer = prepared
+        self._torch_optimizer = optimizer
+
+    def micro_step(self, *, boundary: bool) -> AbstractContextManager[None]:
+        """See ``Backend.micro_step``."""
+        return nullcontext() if boundary else self._accelerator.no_sync(self.forward)
+
+    def backward(self, loss: Tensor) -> None:
+        """See ``Backend.backward``."""
+        self._accelerator.backward(guarded(loss) / self._options.accumulation_steps)
+
+    def step(self, lr: float) -> Update:
+        """See ``Backend.step``."""
+        for group in self._torch_optimizer.param_groups:
+            group["lr"] = lr
+        update = clip_reduced_gradients(self.model.parameters(), self._options.clip_grad)
+        if update.applied:
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return update
+
+    def train(self, mode: bool) -> None:
+        """See ``Backend.train``."""
+        self.forward.train(mode)
+
+    def slices(self) -> list[HeldSlice]:
+        """See ``Backend.slices``; every rank holds all and owns an equal share."""
+
+        def state_of(parameter: nn.Parameter) -> dict[str, Tensor]:
+            state = ensure_state(self._torch_optimizer, self._spec, parameter)
+            return {key: state[key] for key in self._spec.element_states}
+
+        return list(
+            replicated_slices(self.model.named_parameters(), state_of, self._options.rank, self._options.world)
+        )
+
+    def finish_load(self, num_updates: int) -> None:
+        """See ``Backend.finish_load``; the views were the weights themselves, so only the counters are left."""
+        if self._spec.counts_updates:
+            for state in self._torch_optimizer.state.values():
+                state["step"].fill_(num_updates)

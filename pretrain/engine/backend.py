@@ -1,0 +1,156 @@
+"""What the loop asks of a training backend, and the parts that all backends share.
+
+A backend owns gradient reduction, precision and the sharding of the state. It does not own the loop, the data, the
+schedule, the guard or the checkpoint: those are the same code for every backend.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+MASTER = "master"
+
+
+@dataclass(frozen=True)
+class HeldSlice:
+    """A contiguous piece of one parameter's state that this rank holds, as live views that may be written.
+
+    Attributes:
+        name: the parameter's name in the model.
+        shape: the whole parameter's shape.
+        offset: index of the first held element in the flattened parameter.
+        states: state name (``master`` is the fp32 weight) → 1-D fp32 view; all of one length.
+        owned: (start, stop) in the flattened parameter: the part that this rank writes into a checkpoint. Over all
+            ranks the owned parts of a parameter cover it exactly once.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    states: dict[str, Tensor]
+    owned: tuple[int, int]
+
+    def owned_states(self) -> dict[str, Tensor]:
+        """The owned part of every state; empty views where this rank owns nothing."""
+        start, stop = self.owned[0] - self.offset, self.owned[1] - self.offset
+        return {key: view[start:stop] for key, view in self.states.items()}
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an optimiser step did.
+
+    Attributes:
+        applied: False where the gradient was not finite: no weight and no optimiser state changed, on any rank.
+        grad_norm: global norm before clipping (nan or inf where not applied).
+    """
+
+    applied: bool
+    grad_norm: float
+
+
+class Backend(Protocol):
+    """A model that is being trained."""
+
+    model: nn.Module
+    """The bare module (its parameters may be sharded)."""
+    forward: Callable[..., Tensor]
+    """Calls the model through the backend, in the backend's precision."""
+    name: str
+
+    def micro_step(self, *, boundary: bool) -> AbstractContextManager[None]:
+        """Surrounds one micro-batch's forward and backward; gradients are reduced at the ``boundary`` of a step."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds this micro-batch's gradient. Collective: at the boundary. ``loss`` is the mean over the micro-batch."""
+        ...
+
+    def step(self, lr: float) -> Update:
+        """Clips and applies the accumulated gradient at this learning rate. Collective: yes."""
+        ...
+
+    def train(self, mode: bool) -> None:
+        """Switches dropout and the like on or off."""
+        ...
+
+    def slices(self) -> list[HeldSlice]:
+        """Everything that this rank holds of weights and optimiser state."""
+        ...
+
+    def finish_load(self, num_updates: int) -> None:
+        """Called after the slices were written: sets update counters and refreshes every copy of the weights.
+
+        Collective: yes.
+        """
+        ...
+
+
+def guarded(loss: Tensor) -> Tensor:
+    """The loss, but with NaN gradients where it is not finite, so that the gradient check catches it on every rank.
+
+    No host synchronisation: the decision stays on the device until the step's own check reads it.
+    """
+    return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
+
+
+def clip_reduced_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Update:
+    """Measures and clips gradients that are whole and equal on every rank (no sharding).
+
+    One host read. Non-finite gradients are thrown away (set to None), so that an optimiser step does nothing; all
+    ranks hold the same reduced gradients and so decide alike.
+
+    Source: the factor is ``max_norm / (norm + 1e-6)``, at most 1, as torch's and DeepSpeed's clipping.
+    """
+    with_grad = [parameter for parameter in parameters if parameter.grad is not None]
+    norm_tensor = torch.nn.utils.get_total_norm([parameter.grad for parameter in with_grad])  # type: ignore[misc]
+    norm = float(norm_tensor)
+    if not math.isfinite(norm):
+        for parameter in with_grad:
+            parameter.grad = None
+        return Update(applied=False, grad_norm=norm)
+    if max_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(with_grad, max_norm, norm_tensor)
+    return Update(applied=True, grad_norm=norm)
+
+
+def replicated_slices(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    state_of: Callable[[nn.Parameter], dict[str, Tensor]],
+    rank: int,
+    world: int,
+) -> Iterator[HeldSlice]:
+    """Slices where every rank holds everything: each rank owns an equal run of the concatenated parameters."""
+    parameters = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
+    total = sum(parameter.numel() for _, parameter in parameters)
+    first, last = total * rank // world, total * (rank + 1) // world
+    begin = 0
+    for name, parameter in parameters:
+        numel = parameter.numel()
+        start, stop = (min(max(edge - begin, 0), numel) for edge in (first, last))
+        states = {MASTER: parameter.data.view(-1)}
+        states |= {key: value.view(-1) for key, value in state_of(parameter).items()}
+        yield HeldSlice(name, tuple(parameter.shape), 0, states, (start, stop))
+        begin += numel
+
+
+@dataclass
+class BackendOptions:
+    """What every backend needs to know beside the model and the optimiser."""
+
+    rank: int
+    world: int
+    device: torch.device
+    precision: str
+    micro_batch_size: int
+    accumulation_steps: int
+    clip_grad: float | None
+    zero_stage: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)

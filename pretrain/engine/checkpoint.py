@@ -1,0 +1,286 @@
+"""Checkpoints that are there whole or not at all, and a resume that proves itself.
+
+``step-00000100.tmp/`` → every rank writes → fsync → ``COMPLETE.json`` (files, sizes, hashes) → rename. A folder without
+the suffix is complete by construction; its hashes are checked again before it is trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.distributed.collectives import (
+    all_reduce_sum,
+    gather_objects,
+    raise_together,
+)
+from pretrain.distributed.rank import Rank
+from pretrain.engine.backend import MASTER, Backend, HeldSlice
+from pretrain.engine.run_folder import fsync_folder, write_durably
+from pretrain.engine.slices import SliceReader, load_into, rank_file, snapshot, write_slices
+from pretrain.engine.state import TrainState
+from pretrain.errors import CheckpointError, SetupError
+
+FORMAT_VERSION = 1
+MARKER = "COMPLETE.json"
+WEIGHTS = "weights.safetensors"
+PROBE_RTOL = {"fp32": 1e-4, "autocast": 2e-2, "bf16": 2e-2}
+
+
+@dataclass
+class Checkpointer:
+    """Saves and loads the state of one run.
+
+    Attributes:
+        folder: ``runs/NAME/checkpoints``.
+        write_weights: (path, parameter name → fp32 tensor) → writes the plain weights file with its metadata.
+        probe: the loss of a fixed batch in evaluation mode; compared after a load.
+        config_yaml, config_digest: saved with every checkpoint.
+        keep_last: complete checkpoints that stay.
+        say: where a line for the user goes.
+    """
+
+    folder: Path
+    rank: Rank
+    backend: Backend
+    write_weights: Callable[[Path, dict[str, Tensor]], None]
+    probe: Callable[[], float]
+    config_yaml: str
+    config_digest: str
+    data_digest: str
+    precision: str
+    schedule: Callable[[int], float]
+    keep_last: int
+    say: Callable[[str], None]
+
+    def save(self, state: TrainState) -> Path:
+        """Writes a complete checkpoint of this step. Collective: yes.
+
+        Raises:
+            CheckpointError: a rank could not write; the older checkpoints are as they were.
+        """
+        final = self.folder / f"step-{state.step:08d}"
+        temporary = final.with_name(final.name + ".tmp")
+        probe_loss = self.probe()
+        held = self.backend.slices()
+        norms = state_norms(held)
+        tensors, header = snapshot(held)
+        own_bytes = sum(tensor.numel() * 4 for tensor in tensors.values())
+        self._prepare(temporary, sum(gather_objects(own_bytes)))
+        files = self._write_rank_file(temporary, tensors, header)
+        error: CheckpointError | None = None
+        if self.rank.is_main:
+            try:
+                files |= self._write_shared_files(temporary, state)
+                marker = {
+                    "format": FORMAT_VERSION,
+                    "step": state.step,
+                    "world_size": self.rank.world,
+                    "config_digest": self.config_digest,
+                    "data_digest": self.data_digest,
+                    "norms": norms,
+                    "probe_loss": probe_loss,
+                    "lr": self.schedule(state.step),
+                    "files": files,
+                }
+                write_durably(temporary / MARKER, json.dumps(marker, indent=1))
+                self._publish(temporary, final)
+            except Exception as failure:  # whatever it is, the other ranks wait for the answer
+                error = CheckpointError(f"checkpoint {final} could not be completed: {failure}")
+        raise_together(error, doing="completing a checkpoint")
+        return final
+
+    def _prepare(self, temporary: Path, state_bytes: int) -> None:
+        error: CheckpointError | None = None
+        if self.rank.is_main:
+            try:
+                shutil.rmtree(temporary, ignore_errors=True)
+                (temporary / "slices").mkdir(parents=True)
+                free, needed = shutil.disk_usage(temporary).free, int(state_bytes * 1.5)
+                if free < needed:
+                    error = CheckpointError(
+                        f"no space for a checkpoint in {self.folder}: {needed / 2**30:.2f} GiB are needed, "
+                        f"{free / 2**30:.2f} GiB are free; free some, or lower checkpoint.keep_last"
+                    )
+            except OSError as failure:
+                error = CheckpointError(f"checkpoint folder {temporary} cannot be made: {failure}")
+        raise_together(error, doing="preparing a checkpoint")
+
+    def _write_rank_file(self, temporary: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> dict[str, Any]:
+        """Writes this rank's slices; returns every rank's file → size and hash. Collective: yes."""
+        name, error, record = rank_file(self.rank.rank), None, {}
+        try:
+            write_slices(temporary / name, tensors, header)
+            record = {name: seal(temporary / name)}
+        except Exception as failure:  # any failure must reach the other ranks, which wait
+            error = CheckpointError(f"rank {self.rank.rank} could not write {temporary / name}: {failure}")
+        raise_together(error, doing="writing a checkpoint")
+        return {name: entry for record in gather_objects(record) for name, entry in record.items()}
+
+    def _write_shared_files(self, temporary: Path, state: TrainState) -> dict[str, Any]:
+        """Plain weights, position and config; the weights are put together from the slices, with no collective."""
+        write_durably(temporary / "state.json", json.dumps(state.to_dict(), indent=1))
+        write_durably(temporary / "config.resolved.yaml", self.config_yaml)
+        reader = SliceReader(temporary, self.rank.world)
+        self.write_weights(temporary / WEIGHTS, {name: reader.full(MASTER, name) for name in reader.parameter_names()})
+        return {name: seal(temporary / name) for name in ("state.json", "config.resolved.yaml", WEIGHTS)}
+
+    def _publish(self, temporary: Path, final: Path) -> None:
+        fsync_folder(temporary / "slices")
+        fsync_folder(temporary)
+        if final.exists():  # the same step again, after a resume that went over it: the new one replaces it
+            _remove(final)
+        temporary.rename(final)
+        fsync_folder(self.folder)
+        for old in complete_checkpoints(self.folder)[self.keep_last :]:
+            _remove(old)
+
+    def load(self, path: Path, marker: dict[str, Any]) -> TrainState:
+        """Fills weights and optimiser from a checkpoint of any layout and proves that it worked. Collective: yes.
+
+        Raises:
+            CheckpointError: a tensor is missing or differs in shape, or what was loaded is not what was saved.
+        """
+        error: Exception | None = None
+        state = TrainState()
+        if marker["data_digest"] != self.data_digest:
+            raise CheckpointError(
+                f"{path} was written while training on other data: the index of data.shards has digest "
+                f"{self.data_digest}, it had {marker['data_digest']}; the order of the samples would differ"
+            )
+        held = self.backend.slices()
+        try:
+            state = TrainState(**json.loads((path / "state.json").read_text()))
+            load_into(held, SliceReader(path, marker["world_size"]))
+        except (CheckpointError, OSError, TypeError, ValueError) as failure:
+            error = failure if isinstance(failure, CheckpointError) else CheckpointError(f"{path}: {failure}")
+        raise_together(error, doing=f"loading {path}")
+        self.backend.finish_load(state.num_updates)
+        self._verify(path, marker)
+        return state
+
+    def _verify(self, path: Path, marker: dict[str, Any]) -> None:
+        norms, loss = state_norms(self.backend.slices()), self.probe()
+        for key, saved in marker["norms"].items():
+            if not math.isclose(norms[key], saved, rel_tol=1e-6, abs_tol=1e-12):
+                raise CheckpointError(
+                    f"{path}: the norm of {key} is {norms[key]:.8g} after loading, {saved:.8g} were saved"
+                )
+        if not math.isclose(loss, marker["probe_loss"], rel_tol=PROBE_RTOL[self.precision], abs_tol=1e-5):
+            raise CheckpointError(
+                f"{path}: the probe batch has loss {loss:.6f} after loading, {marker['probe_loss']:.6f} when saved"
+            )
+
+
+def state_norms(held: list[HeldSlice]) -> dict[str, float]:
+    """Global 2-norm of every state (weights, moments), in fp64 over all ranks. Collective: yes."""
+    squares: dict[str, Tensor] = {}
+    for piece in held:
+        for key, view in piece.owned_states().items():
+            square = view.detach().double().square().sum().cpu()
+            squares[key] = squares.get(key, torch.zeros((), dtype=torch.float64)) + square
+    keys = sorted({key for keys in gather_objects(sorted(squares)) for key in keys})
+    device = held[0].states[MASTER].device if held else torch.device("cpu")
+    local = torch.stack([squares.get(key, torch.zeros((), dtype=torch.float64)) for key in keys]).to(device)
+    return dict(zip(keys, all_reduce_sum(local).sqrt().tolist(), strict=True))
+
+
+def seal(path: Path) -> dict[str, Any]:
+    """Makes a file durable and returns its size and hash."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    return {"bytes": path.stat().st_size, "blake2b": _hash(path)}
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """Removes a checkpoint so that a kill in between leaves nothing that looks complete."""
+    doomed = path.with_name(path.name + ".removing")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def clean(folder: Path) -> None:
+    """Removes what an interrupted save or removal left. Only the lock's owner calls it."""
+    for leftover in [*folder.glob("*.tmp"), *folder.glob("*.removing")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders of a run, the newest first."""
+    return sorted((path for path in folder.glob("step-" + "[0-9]" * 8) if (path / MARKER).exists()), reverse=True)
+
+
+def newest_valid(source: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint whose files have the sizes and hashes of its marker; says which it passed over and why.
+
+    Args:
+        source: a folder of checkpoints, a run folder, or one checkpoint.
+    """
+    if (source / MARKER).exists():
+        candidates = [source]
+    else:
+        candidates = complete_checkpoints(source / "checkpoints" if (source / "checkpoints").is_dir() else source)
+    for path in candidates:
+        try:
+            marker = json.loads((path / MARKER).read_text())
+            if (problem := damage(path, marker)) is None:
+                return path, marker
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problem = f"its {MARKER} cannot be read ({error})"
+        say(f"checkpoint {path} is passed over: {problem}")
+    if candidates:
+        raise CheckpointError(
+            f"none of the {len(candidates)} checkpoints in {source} is whole: restore one from a copy, "
+            "or start again in a run folder with another name"
+        )
+    return None
+
+
+def damage(path: Path, marker: dict[str, Any]) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    if marker["format"] != FORMAT_VERSION:
+        raise CheckpointError(f"{path} has checkpoint format {marker['format']}; this version reads {FORMAT_VERSION}")
+    for name, entry in marker["files"].items():
+        file = path / name
+        if not file.exists():
+            return f"{name} is missing"
+        if file.stat().st_size != entry["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}"
+        if _hash(file) != entry["blake2b"]:
+            return f"{name} does not have the hash that it was saved with"
+    return None
+
+
+def weights_file(source: Path, say: Callable[[str], None] = print) -> Path:
+    """The plain weights that ``init.from`` or ``--from`` names: a safetensors file, a checkpoint or a run folder.
+
+    Raises:
+        CheckpointError: nothing of that kind is there.
+    """
+    if source.is_file():
+        return source
+    if not source.exists():
+        raise SetupError(f"{source} does not exist: give a run folder, a checkpoint or a safetensors file")
+    choice = newest_valid(source, say)
+    if choice is None:
+        raise CheckpointError(f"{source} holds no complete checkpoint: give a run folder, a checkpoint or a file")
+    return choice[0] / WEIGHTS

@@ -1,0 +1,189 @@
+"""DeepSpeed ZeRO 0-3. The only file that knows DeepSpeed.
+
+Every rank reaches its slices of the state through DeepSpeed's own bookkeeping, stage by stage:
+
+- stage 0: everything is on every rank, in the parameters themselves;
+- stages 1, 2: ``parameter._hp_mapping`` says which part of the parameter lies where in the rank's flat fp32 partition;
+- stage 3: ``optimizer.grad_position`` does the same for the rank's flat fp32 sub-groups, and ``ds_tensor`` is the
+  rank's part of the weight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.engine.backend import (
+    MASTER,
+    BackendOptions,
+    HeldSlice,
+    Update,
+    clip_reduced_gradients,
+    guarded,
+    replicated_slices,
+)
+from pretrain.errors import ConfigError
+from pretrain.optim.optimizers import OptimizerSpec, ensure_state
+
+
+def _import_deepspeed() -> Any:
+    """Imports DeepSpeed quietly; on a CPU without its compiled shared-memory collective, which takes a minute."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+def deepspeed_config(options: BackendOptions) -> dict[str, Any]:
+    """DeepSpeed's JSON config: what the engine owns, and on top the keys that the user passes through."""
+    stage = options.zero_stage
+    config: dict[str, Any] = {
+        "train_batch_size": options.micro_batch_size * options.accumulation_steps * options.world,
+        "train_micro_batch_size_per_gpu": options.micro_batch_size,
+        "gradient_accumulation_steps": options.accumulation_steps,
+        # At stage 0 the engine clips by itself: DeepSpeed's fp32 stage 0 neither reports the norm nor checks it.
+        "gradient_clipping": 0.0 if stage == 0 or options.clip_grad is None else options.clip_grad,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": options.precision == "bf16"},
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+    }
+    if options.precision == "autocast":
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    for key, value in options.extra.items():
+        nested = isinstance(value, dict) and isinstance(config.get(key), dict)
+        config[key] = {**config[key], **value} if nested else value
+    if config["zero_optimization"]["stage"] != stage:
+        raise ConfigError("cluster.deepspeed.zero_optimization.stage: use cluster.zero_stage")
+    return config
+
+
+class DeepSpeedBackend:
+    """Trains with DeepSpeed at one ZeRO stage."""
+
+    name = "deepspeed"
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, spec: OptimizerSpec, options: BackendOptions
+    ) -> None:
+        if options.zero_stage == 0 and options.precision == "bf16":
+            raise ConfigError(
+                "precision: bf16 at cluster.zero_stage: 0 is wrong in DeepSpeed (its optimiser takes an extra step at "
+                "the start): use cluster.zero_stage: 1, or precision: autocast"
+            )
+        deepspeed = _import_deepspeed()
+        deepspeed.init_distributed(dist_backend="nccl" if options.device.type == "cuda" else "gloo", verbose=False)
+        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._options, self._spec, self._stage = options, spec, options.zero_stage
+        self._engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(options))
+        self.model, self.forward = self._engine.module, self._engine
+        self._optimizer = self._engine.optimizer  # ZeRO's wrapper at stages 1-3, ours at stage 0
+
+    def micro_step(self, *, boundary: bool) -> contextlib.AbstractContextManager[None]:
+        """See ``Backend.micro_step``; DeepSpeed counts micro-steps itself."""
+        self._boundary = boundary
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """See ``Backend.backward``; DeepSpeed divides by the accumulation steps."""
+        assert self._engine.is_gradient_accumulation_boundary() == self._boundary
+        self._engine.backward(guarded(loss))
+        if not self._boundary:
+            self._engine.step()
+
+    def step(self, lr: float) -> Update:
+        """See ``Backend.step``; at stages 1-3 DeepSpeed decides on all ranks together whether the gradient is finite."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        if self._stage == 0:
+            update = clip_reduced_gradients(self.model.parameters(), self._options.clip_grad)
+            self._engine.step()  # a gradient that was thrown away is None, and its parameter stays as it is
+            return update
+        self._engine.step()
+        return Update(applied=not self._optimizer.overflow, grad_norm=float(self._engine.get_global_grad_norm()))
+
+    def train(self, mode: bool) -> None:
+        """See ``Backend.train``."""
+        self._engine.train(mode)
+
+    def slices(self) -> list[HeldSlice]:
+        """See ``Backend.slices``."""
+        walk = {0: self._slices_stage0, 1: self._slices_stage12, 2: self._slices_stage12, 3: self._slices_stage3}
+        return list(walk[self._stage]())
+
+    def _element_states(self, flat: Tensor) -> dict[str, Tensor]:
+        state = ensure_state(self._torch_optimizer, self._spec, flat)
+        return {key: state[key].view(-1) for key in self._spec.element_states}
+
+    @property
+    def _torch_optimizer(self) -> torch.optim.Optimizer:
+        return self._optimizer if self._stage == 0 else self._optimizer.optimizer
+
+    def _slices_stage0(self) -> Iterator[HeldSlice]:
+        return replicated_slices(
+            self.model.named_parameters(), self._element_states, self._options.rank, self._options.world
+        )
+
+    def _slices_stage12(self) -> Iterator[HeldSlice]:
+        for parameter in (parameter for group in self._optimizer.bit16_groups for parameter in group):
+            mapping = parameter._hp_mapping
+            if mapping is None:  # all of this parameter lies in other ranks' partitions
+                continue
+            inside, address = mapping.lp_fragment_address, mapping.hp_fragment_address
+            flat = self._optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+            states = {MASTER: flat.data, **self._element_states(flat)}
+            yield HeldSlice(
+                name=self._names[id(parameter)],
+                shape=tuple(parameter.shape),
+                offset=inside.start,
+                states={key: view.narrow(0, address.start, address.numel) for key, view in states.items()},
+                owned=(inside.start, inside.start + inside.numel),
+            )
+
+    def _slices_stage3(self) -> Iterator[HeldSlice]:
+        optimizer, rank = self._optimizer, self._options.rank
+        for parameter in (parameter for group in optimizer.fp16_groups for parameter in group):
+            group_index, start, padded = optimizer.grad_position[optimizer.get_param_id(parameter)]
+            per_rank = parameter.partition_numel()
+            offset = per_rank * rank
+            numel = min(max(parameter.ds_numel - offset, 0), per_rank)  # the last ranks' parts are padded
+            assert numel <= padded
+            if numel == 0:
+                continue
+            flat = optimizer.fp32_partitioned_groups_flat[group_index]
+            states = {MASTER: flat.data, **self._element_states(flat)}
+            yield HeldSlice(
+                name=self._names[id(parameter)],
+                shape=tuple(parameter.ds_shape),
+                offset=offset,
+                states={key: view.narrow(0, start, numel) for key, view in states.items()},
+                owned=(offset, offset + numel),
+            )
+
+    @torch.no_grad()
+    def finish_load(self, num_updates: int) -> None:
+        """See ``Backend.finish_load``."""
+        if self._spec.counts_updates:
+            for state in self._torch_optimizer.state.values():
+                state["step"].fill_(num_updates)
+        if self._stage in (1, 2):
+            self._optimizer.update_lp_params()
+            for index in range(len(self._optimizer.bit16_groups)):
+                self._optimizer._update_model_bit16_weights(index)
+        elif self._stage == 3:
+            optimizer = self._optimizer
+            for index in range(len(optimizer.fp16_groups)):
+                optimizer._reassign_or_swap_out_partitioned_parameters(index)
+            optimizer._partition_all_parameters()
+            if optimizer.persistent_parameters:  # small parameters stay whole on every rank: gather them again
+                optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)

@@ -1,0 +1,181 @@
+"""The training loop, and what it is made of. It knows no backend, no model and no data set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pretrain.distributed.collectives import is_distributed
+from pretrain.distributed.rank import Rank
+from pretrain.engine.backend import Backend, Update
+from pretrain.engine.checkpoint import Checkpointer
+from pretrain.engine.run_folder import COMPLETE, FATAL, REQUEUE, Verdict
+from pretrain.engine.state import TrainState
+from pretrain.engine.stop import StopRequest
+from pretrain.telemetry.telemetry import Telemetry
+
+
+class MicroBatch(Protocol):
+    """What the loop sees of a micro-batch: model inputs, and two numbers for the record."""
+
+    @property
+    def inputs(self) -> Any: ...
+
+    @property
+    def digest(self) -> int: ...
+
+    @property
+    def num_bad(self) -> int: ...
+
+
+@dataclass
+class Boundary:
+    """What all ranks agree on at the end of a step, after one collective and one read by the host."""
+
+    loss: float
+    batch_digest: int
+    bad_samples: int
+    stop: bool
+    waited_s: list[float]
+
+
+@dataclass
+class Trainer:
+    """Everything that a run consists of, built and connected.
+
+    Attributes:
+        objective: (forward, inputs) → mean loss of a micro-batch.
+        batches: position → the micro-batches of this rank from there on, without end.
+        schedule: step → learning rate.
+        evaluate: → metrics of all evaluation sets. Collective.
+        seed_step: (step, micro_step) → reseeds element dropout.
+        evaluate_every, save_every: steps between two, or None.
+    """
+
+    rank: Rank
+    backend: Backend
+    objective: Callable[[Callable[..., Tensor], Any], Tensor]
+    batches: Callable[[TrainState], Iterator[MicroBatch]]
+    schedule: Callable[[int], float]
+    evaluate: Callable[[], dict[str, float]]
+    seed_step: Callable[[int, int], None]
+    checkpointer: Checkpointer
+    telemetry: Telemetry
+    stop_request: StopRequest
+    device: torch.device
+    num_steps: int
+    global_batch_size: int
+    accumulation_steps: int
+    evaluate_every: int | None
+    save_every: int | None
+    max_consecutive_skips: int
+
+    def fit(self, state: TrainState) -> Verdict:
+        """Trains from ``state`` to the end, or until a stop; every rank returns the same verdict. Collective: yes."""
+        batches = self.batches(state)
+        self.backend.train(True)
+        bad_samples = 0
+        while state.step < self.num_steps:
+            lr = self.schedule(state.step)
+            loss, record = self.accumulate(state, batches)
+            update = self.backend.step(lr)
+            state = state.advance(batch_size=self.global_batch_size, applied=update.applied)
+            boundary = self.meet(loss, record)
+            bad_samples += boundary.bad_samples
+            self.report(state, lr, update, boundary, bad_samples)
+            if state.skipped_in_a_row >= self.max_consecutive_skips:
+                return self._give_up(state)
+            if self.evaluate_every and state.step % self.evaluate_every == 0 and state.step < self.num_steps:
+                self.run_evaluation(state)
+            if boundary.stop or (self.save_every and state.step % self.save_every == 0) or state.step == self.num_steps:
+                self.save(state)
+            if boundary.stop and state.step < self.num_steps:
+                return Verdict(REQUEUE, f"stopped on request ({self.stop_request.reason or 'by a peer'})", state.step)
+        self.run_evaluation(state)
+        return Verdict(COMPLETE, "all steps done", state.step)
+
+    def accumulate(self, state: TrainState, batches: Iterator[MicroBatch]) -> tuple[Tensor, list[float]]:
+        """Forward and backward over the micro-batches of one step.
+
+        Returns:
+            the mean loss on the device, and [batch digest, bad samples, seconds waited] of this rank.
+        """
+        waited, digest, num_bad = 0.0, 0, 0
+        total = torch.zeros((), device=self.device)
+        for micro_step in range(self.accumulation_steps):
+            asked = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - asked
+            digest, num_bad = digest + batch.digest, num_bad + batch.num_bad
+            self.seed_step(state.step, micro_step)
+            with self.backend.micro_step(boundary=micro_step == self.accumulation_steps - 1):
+                loss = self.objective(self.backend.forward, batch.inputs)
+                self.backend.backward(loss)
+            total += loss.detach()
+        return total / self.accumulation_steps, [digest, num_bad, waited]
+
+    def meet(self, loss: Tensor, record: list[float]) -> Boundary:
+        """The one collective and the one host read at the end of a step. Collective: yes."""
+        own = torch.tensor([*record, float(self.stop_request.check() is not None)], dtype=torch.float64)
+        own = torch.cat([loss.double().view(1), own.to(self.device)])
+        rows = [own]
+        if is_distributed():
+            rows = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+            dist.all_gather(rows, own)
+        losses, digests, bad, waited, stop = torch.stack(rows).T.tolist()
+        return Boundary(
+            loss=sum(losses) / len(losses),
+            batch_digest=int(sum(digests)),
+            bad_samples=int(sum(bad)),
+            stop=any(stop),
+            waited_s=waited,
+        )
+
+    def report(self, state: TrainState, lr: float, update: Update, boundary: Boundary, bad_samples: int) -> None:
+        """One step's line; a skipped update is always said."""
+        values = {
+            "loss": boundary.loss,
+            "lr": lr,
+            "grad_norm": update.grad_norm,
+            "skipped_updates": state.step - state.num_updates,
+            "bad_samples": bad_samples,
+            "batch_digest": boundary.batch_digest,
+        }
+        self.telemetry.step(state.step, state.position, values, waited_s=boundary.waited_s)
+        if not update.applied:
+            self.telemetry.reporter.say(
+                f"step {state.step}: loss {boundary.loss} with gradient norm {update.grad_norm}: update skipped on all "
+                f"ranks ({state.skipped_in_a_row} in a row)"
+            )
+
+    def run_evaluation(self, state: TrainState) -> None:
+        """Measures accuracy with dropout off. Collective: yes."""
+        started = time.monotonic()
+        self.backend.train(False)
+        values = self.evaluate()
+        self.backend.train(True)
+        if values:
+            self.telemetry.event("eval", state.step, {**values, "seconds": time.monotonic() - started})
+            text = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if not name.endswith("num_samples"))
+            self.telemetry.reporter.say(f"step {state.step}: {text}")
+
+    def save(self, state: TrainState) -> None:
+        """Writes a checkpoint. Collective: yes."""
+        started = time.monotonic()
+        path = self.checkpointer.save(state)
+        self.backend.train(True)
+        self.telemetry.event("save", state.step, {"seconds": time.monotonic() - started})
+        self.telemetry.reporter.say(f"step {state.step}: saved {path}")
+
+    def _give_up(self, state: TrainState) -> Verdict:
+        reason = (
+            f"{state.skipped_in_a_row} updates in a row had a loss or gradient that was not finite; the last good "
+            "state is in the newest checkpoint: lower optim.lr, set optim.clip_grad, or look at the data"
+        )
+        return Verdict(FATAL, reason, state.step)

@@ -1,0 +1,137 @@
+"""One form of checkpoint for every world size, ZeRO stage and backend: slices of named tensors.
+
+Each rank writes the slices that it owns into one safetensors file. A tensor's key is ``state:parameter`` and the
+header says where in the flattened parameter it starts and what shape the parameter has. A reader asks for any range of
+any tensor and gets it from whichever files hold it, so no conversion is ever needed, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pretrain.engine.backend import MASTER, HeldSlice
+from pretrain.errors import CheckpointError
+
+
+def rank_file(rank: int) -> str:
+    """Name of the file with one rank's slices, inside the checkpoint folder."""
+    return f"slices/rank-{rank:05d}.safetensors"
+
+
+def snapshot(held: Iterable[HeldSlice]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Copies this rank's owned slices to host memory.
+
+    Returns:
+        (key → 1-D fp32 tensor, header) as ``write_slices`` takes them.
+    """
+    tensors: dict[str, Tensor] = {}
+    places: dict[str, dict] = {}
+    for piece in held:
+        if piece.owned[1] <= piece.owned[0]:
+            continue
+        for state, view in piece.owned_states().items():
+            key = f"{state}:{piece.name}"
+            tensors[key] = view.detach().to("cpu", torch.float32, copy=True)
+            places[key] = {"offset": piece.owned[0], "shape": piece.shape}
+    return tensors, {"slices": json.dumps(places)}
+
+
+def write_slices(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Writes one rank's file (made durable by the caller)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(dict(tensors), path, metadata=dict(header))
+
+
+def load_into(held: Iterable[HeldSlice], reader: SliceReader) -> None:
+    """Fills every held state from a checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint lacks a tensor or a part of it, or a shape differs.
+    """
+    for piece in held:
+        for state, view in piece.states.items():
+            with torch.no_grad():
+                view.copy_(reader.read(state, piece.name, piece.offset, view.numel(), piece.shape))
+
+
+@dataclass(frozen=True)
+class _Part:
+    file: Path
+    offset: int
+    numel: int
+
+
+class SliceReader:
+    """Random access to the tensors of a checkpoint folder, written by any number of ranks."""
+
+    def __init__(self, folder: Path, num_ranks: int) -> None:
+        self.folder = folder
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._parts: dict[str, list[_Part]] = {}
+        self._open_files: dict[Path, safe_open] = {}
+        for rank in range(num_ranks):
+            self._index(folder / rank_file(rank))
+        for parts in self._parts.values():
+            parts.sort(key=lambda part: part.offset)
+
+    def _index(self, path: Path) -> None:
+        try:
+            file = self._open_files[path] = safe_open(path, framework="pt")
+            places = json.loads(file.metadata()["slices"])
+            for key, place in places.items():
+                numel = file.get_slice(key).get_shape()[0]
+                self.shapes[key] = tuple(place["shape"])
+                self._parts.setdefault(key, []).append(_Part(path, place["offset"], numel))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}): remove its checkpoint and resume again") from None
+
+    def parameter_names(self) -> list[str]:
+        """Names of all parameters, in the order in which they were written."""
+        return [key.split(":", 1)[1] for key in self._parts if key.startswith(f"{MASTER}:")]
+
+    def states(self) -> set[str]:
+        """Names of the states, such as ``master`` and ``exp_avg``."""
+        return {key.split(":", 1)[0] for key in self._parts}
+
+    def read(self, state: str, name: str, offset: int, numel: int, shape: tuple[int, ...]) -> Tensor:
+        """Elements [offset, offset + numel) of the flattened tensor, as 1-D fp32.
+
+        Raises:
+            CheckpointError: no such tensor, another shape, or a range that no file holds.
+        """
+        key = f"{state}:{name}"
+        if key not in self._parts:
+            raise CheckpointError(
+                f"{self.folder} has no {state} of {name} (it has {', '.join(sorted(self.states()))} of "
+                f"{len(self.parameter_names())} parameters): was it written with another model or optimiser?"
+            )
+        if self.shapes[key] != tuple(shape):
+            raise CheckpointError(
+                f"{self.folder}: {name} has shape {self.shapes[key]}, the model has {tuple(shape)}: "
+                "resume needs the same architecture (to start from these weights use init.from)"
+            )
+        out = torch.empty(numel, dtype=torch.float32)
+        filled = 0
+        for part in self._parts[key]:
+            start, stop = max(offset, part.offset), min(offset + numel, part.offset + part.numel)
+            if start < stop:
+                values = self._open_files[part.file].get_slice(key)[start - part.offset : stop - part.offset]
+                out[start - offset : stop - offset] = values
+                filled += stop - start
+        if filled != numel:
+            raise CheckpointError(f"{self.folder}: {filled} of {numel} elements of {key} from {offset} on are there")
+        return out
+
+    def full(self, state: str, name: str) -> Tensor:
+        """One whole tensor in its shape."""
+        shape = self.shapes[f"{state}:{name}"]
+        return self.read(state, name, 0, math.prod(shape), shape).view(shape)

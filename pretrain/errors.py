@@ -1,0 +1,29 @@
+"""Errors that a user can cause. Each says what is wrong, where, what is allowed and what to do.
+
+``assert`` is for our own bugs; these are for everything that an input can cause. The entry points print the message of
+a ``UserError`` on stderr in a few lines, without a stack trace, and leave with its ``exit_code``.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Base of every error whose cause lies in an input: a config, a data set, a checkpoint, the environment."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A setting is unknown, of a wrong type, impossible with another one, or would be ignored."""
+
+
+class DataError(UserError):
+    """A shard, an index, a record or an image is missing, damaged or does not fit the config."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, incomplete, damaged, or does not fit the run that reads it."""
+
+
+class SetupError(UserError):
+    """The machine lacks something that the run needs: space, a shared folder, a package, a free run folder."""

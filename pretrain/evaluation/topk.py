@@ -1,0 +1,65 @@
+"""Accuracy: the share of images one of whose labels is among the k highest logits.
+
+Legend: B images · K classes · M most labels of an image.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pretrain.distributed.collectives import all_reduce_sum
+
+
+class TopK:
+    """Counts hits on the device, without waiting for it, and adds up over the ranks once at the end.
+
+    One rule covers both kinds of set: with one label it is top-k accuracy, with several precision@1 (k = 1). An image
+    without any label counts as a miss; leave it out by ``valid`` where that is not wanted.
+
+    Args:
+        device: where the counters live.
+        ks: numbers of highest logits to look at.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", ks: tuple[int, ...] = (1, 5)) -> None:
+        self.ks = ks
+        self._hits = torch.zeros(len(ks), dtype=torch.int64, device=device)
+        self._samples = torch.zeros((), dtype=torch.int64, device=device)
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._has_loss = False
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, labels: Tensor, valid: Tensor, losses: Tensor | None = None) -> None:
+        """Counts one micro-batch.
+
+        Args:
+            logits: (B, K).
+            labels: int64 (B, M), padded with −1.
+            valid: bool (B,), True = a real image that counts, False = padding.
+            losses: (B,) loss of each image, or None; all updates the same way.
+        """
+        assert labels.ndim == 2 and valid.shape == labels.shape[:1] == logits.shape[:1]
+        best = logits.topk(min(max(self.ks), logits.shape[1]), dim=1).indices
+        found = (best[:, :, None] == labels[:, None, :]).any(2)  # (B, k); −1 equals no class
+        for row, k in enumerate(self.ks):
+            self._hits[row] += (found[:, :k].any(1) & valid).sum()
+        self._samples += valid.sum()
+        if losses is not None:
+            self._has_loss = True
+            self._loss += torch.where(valid, losses, 0.0).sum(dtype=torch.float64)  # padding may be NaN
+
+    def result(self) -> dict[str, float]:
+        """``top1``, ``top5`` (one for each k) in [0, 1], ``num_samples`` and, where losses were given, ``loss``.
+
+        Collective: every rank calls it, also one that saw no image.
+        """
+        counts = all_reduce_sum(torch.cat([self._hits, self._samples[None]])).tolist()
+        loss = all_reduce_sum(self._loss[None]).tolist()[0]
+        num_samples = counts[-1]
+        share = 1.0 / max(num_samples, 1)
+        result: dict[str, float] = {f"top{k}": hits * share for k, hits in zip(self.ks, counts, strict=False)}
+        result["num_samples"] = num_samples
+        if self._has_loss:
+            result["loss"] = loss * share
+        return result

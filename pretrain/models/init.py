@@ -1,0 +1,133 @@
+"""Initial weights, each tensor by its name from a generator of its own.
+
+The order in which tensors are made, their device, type and sharding do not matter: a rank that holds one tensor makes
+the same values as a process that makes all. A tensor that no rule explains is an error, never left at random.
+
+Source: google-research/vision_transformer, models/vit.py: xavier_uniform in attention and MLP, MLP bias normal(1e-6),
+other biases 0, patch convolution and tanh layer lecun_normal (flax's default), position embedding normal(0.02), class
+token 0, head 0. The normal(0.01) head is the other kind that ``model.head_init`` offers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pretrain import seeds
+from pretrain.config.schema import ModelConfig
+from pretrain.models.variants import parameter_shapes
+
+Shape = tuple[int, ...]
+Rule = Callable[[Shape, torch.Generator, ModelConfig], Tensor]
+
+# A standard normal cut at ±2 has this standard deviation. Source: jax.nn.initializers.variance_scaling.
+_TRUNCATED_STD = 0.87962566103423978
+
+
+def _constant(value: float) -> Rule:
+    return lambda shape, generator, model: torch.full(shape, value)
+
+
+def _normal(std: float) -> Rule:
+    return lambda shape, generator, model: torch.empty(shape).normal_(0.0, std, generator=generator)
+
+
+def _xavier_uniform(shape: Shape, generator: torch.Generator, model: ModelConfig) -> Tensor:
+    return nn.init.xavier_uniform_(torch.empty(shape), generator=generator)
+
+
+def _qkv_xavier_uniform(shape: Shape, generator: torch.Generator, model: ModelConfig) -> Tensor:
+    """q, k and v each as a (D, D) matrix of its own: on the fused (3D, D) the bound would be √2 too small."""
+    third = (shape[0] // 3, shape[1])
+    return torch.cat([_xavier_uniform(third, generator, model) for _ in "qkv"])
+
+
+def _lecun_normal(shape: Shape, generator: torch.Generator, model: ModelConfig) -> Tensor:
+    """A normal of variance 1 / fan_in after being cut at two standard deviations."""
+    std = 1.0 / math.sqrt(math.prod(shape[1:])) / _TRUNCATED_STD
+    return nn.init.trunc_normal_(torch.empty(shape), 0.0, std, -2 * std, 2 * std, generator=generator)
+
+
+def _head_weight(shape: Shape, generator: torch.Generator, model: ModelConfig) -> Tensor:
+    return (_constant(0.0) if model.head_init == "zero" else _normal(0.01))(shape, generator, model)
+
+
+def _head_bias(shape: Shape, generator: torch.Generator, model: ModelConfig) -> Tensor:
+    return torch.full(shape, model.head_bias)
+
+
+RULES: dict[str, Rule] = {
+    # full match of the tensor's name: how it is made
+    r"cls_token":                                  _constant(0.0),
+    r"pos_embed":                                  _normal(0.02),
+    r"patch_embed\.proj\.weight":                  _lecun_normal,
+    r"patch_embed\.proj\.bias":                    _constant(0.0),
+    r"(blocks\.\d+\.norm[12]|norm|fc_norm)\.weight": _constant(1.0),
+    r"(blocks\.\d+\.norm[12]|norm|fc_norm)\.bias": _constant(0.0),
+    r"blocks\.\d+\.attn\.qkv\.weight":             _qkv_xavier_uniform,
+    r"blocks\.\d+\.attn\.proj\.weight":            _xavier_uniform,
+    r"blocks\.\d+\.attn\.(qkv|proj)\.bias":        _constant(0.0),
+    r"blocks\.\d+\.mlp\.fc[12]\.weight":           _xavier_uniform,
+    r"blocks\.\d+\.mlp\.fc[12]\.bias":             _normal(1e-6),
+    r"pre_logits\.fc\.weight":                     _lecun_normal,
+    r"pre_logits\.fc\.bias":                       _constant(0.0),
+    r"head\.weight":                               _head_weight,
+    r"head\.bias":                                 _head_bias,
+}  # fmt: skip
+
+
+def initial_value(name: str, shape: Shape, model: ModelConfig, seed: int) -> Tensor:
+    """The initial value of one tensor, fp32 on the CPU: a function of (seed, name, shape, config).
+
+    Raises:
+        LookupError: no rule, or more than one, explains the name (a bug of whoever added the tensor).
+    """
+    rules = [rule for pattern, rule in RULES.items() if re.fullmatch(pattern, name)]
+    if len(rules) != 1:
+        raise LookupError(f"{len(rules)} rules of pretrain/models/init.py explain the tensor {name!r}; add exactly one")
+    generator = torch.Generator().manual_seed(seeds.integer_seed(seed, "init", name))
+    with torch.device("cpu"):
+        return rules[0](tuple(shape), generator, model)
+
+
+def initial_state(model: ModelConfig, num_classes: int, seed: int) -> dict[str, Tensor]:
+    """Every initial tensor by name, fp32 on the CPU, without building the model."""
+    return {
+        name: initial_value(name, shape, model, seed) for name, shape in parameter_shapes(model, num_classes).items()
+    }
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module, seed: int) -> None:
+    """Sets every parameter and buffer of a whole (unsharded) model to its initial value, in its type and device.
+
+    Args:
+        model: has ``config``, the ModelConfig that it was built from.
+        seed: the experiment's.
+
+    Raises:
+        LookupError: the model has a tensor that no rule explains.
+    """
+    config = model.config
+    assert isinstance(config, ModelConfig)
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(initial_value(name, tuple(tensor.shape), config, seed))
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """A short hash of a tensor's type, shape and bytes."""
+    data = tensor.detach().cpu().contiguous()
+    content = hashlib.blake2b(f"{data.dtype}{tuple(data.shape)}".encode(), digest_size=8)
+    content.update(data.flatten().view(torch.uint8).numpy().data)
+    return content.hexdigest()
+
+
+def digest(tensors: nn.Module | Mapping[str, Tensor]) -> dict[str, str]:
+    """Name → short hash of every tensor of a model or of a state dict."""
+    state = tensors.state_dict() if isinstance(tensors, nn.Module) else tensors
+    return {name: tensor_digest(tensor) for name, tensor in state.items()}

@@ -1,0 +1,50 @@
+"""Stochastic depth with masks that come from outside, as functions of what an image is and not of a generator's state.
+
+A mask that is an argument is the same in the recomputation of a checkpointed block, under compilation, after a resume
+and on another number of devices.
+
+Legend: B images · S the two branches of a block (attention, MLP).
+Source: Huang et al., "Deep Networks with Stochastic Depth" (1603.09382), section 3: rates linear in the depth.
+Differs: survivors are divided by their probability in training, as in timm, instead of multiplied at test time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pretrain import seeds
+
+NUM_BRANCHES = 2
+
+
+def drop_path_rates(last_rate: float, depth: int) -> NDArray[np.float64]:
+    """Rate of each block, linear from 0 in the first to ``last_rate`` in the last: (depth,)."""
+    return np.linspace(0.0, last_rate, depth)
+
+
+def drop_path_scales(slots: NDArray[np.int64], last_rate: float, depth: int, *, seed: int) -> Tensor | None:
+    """What multiplies each branch of each image: 0 where it is dropped, 1 / (1 − rate) where it is kept.
+
+    Args:
+        slots: (B,) numbers of the draws in the global stream; each has its own masks.
+        last_rate: rate of the last block, in [0, 1); 0 gives None, for nothing is dropped.
+        depth: number of blocks.
+        seed: the experiment's.
+
+    Returns:
+        fp32 (B, depth, 2) on the CPU, or None.
+    """
+    if not last_rate:
+        return None
+    rates = drop_path_rates(last_rate, depth)[None, :, None]
+    branch = np.arange(depth * NUM_BRANCHES).reshape(1, depth, NUM_BRANCHES)
+    uniform = seeds.uniform(seed, "drop_path", np.asarray(slots)[:, None, None], branch)
+    return torch.from_numpy(np.where(uniform >= rates, 1.0 / (1.0 - rates), 0.0).astype(np.float32))
+
+
+def scale_branch(branch: Tensor, scales: Tensor | None) -> Tensor:
+    """Multiplies each image of ``branch`` (B, T, D) by its scale (B,), in the branch's type; None leaves it."""
+    return branch if scales is None else branch * scales.to(branch.dtype)[:, None, None]

@@ -1,0 +1,210 @@
+"""Fits saved weights to another resolution, pooling or head, and says of every tensor what became of it.
+
+Legend: D width · N patch tokens of a grid (h, w) · F prefix tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.errors import CheckpointError
+from pretrain.models.init import initial_value
+from pretrain.models.interop import WeightsMetadata
+from pretrain.models.variants import is_head_tensor, parameter_shapes
+from pretrain.models.vit import VisionTransformer
+
+Grid = tuple[int, int]
+Filter = Literal["bilinear_corners", "bicubic", "bicubic_aa"]
+_NORMS = ("norm", "fc_norm")
+
+
+@dataclass
+class SurgeryReport:
+    """What became of the tensors. Names are the file's in ``dropped``, the model's elsewhere."""
+
+    loaded: list[str] = field(default_factory=list)
+    resized: dict[str, tuple[Grid, Grid]] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
+    new: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """One line for each tensor that was not simply copied, and one that counts those that were."""
+        return [
+            f"{len(self.loaded)} tensors loaded as they are",
+            *(f"resized: {name} from grid {old} to {new}" for name, (old, new) in self.resized.items()),
+            *(f"renamed: {old} is now {new}" for new, old in self.renamed.items()),
+            *(f"new: {name} starts at its initial value" for name in self.new),
+            *(f"dropped: {name} of the file is not used" for name in self.dropped),
+        ]
+
+
+def resize_pos_embed(
+    pos_embed: Tensor, old_grid: Grid, new_grid: Grid, num_prefix_tokens: int, filter: Filter
+) -> Tensor:
+    """Interpolates a position embedding from one grid to another; prefix tokens are copied.
+
+    Args:
+        pos_embed: (1, F + h·w, D), any floating type; the work is done on the CPU, in fp32 at least.
+        old_grid: (h, w) that it was made for.
+        new_grid: (h, w) wanted; the same grid gives the same values back.
+        num_prefix_tokens: F.
+        filter: ``bilinear_corners`` maps the corners onto each other (Source: both Google repositories, through
+            ``scipy.ndimage.zoom(order=1)``), ``bicubic`` is DeiT's, ``bicubic_aa`` is timm's antialiased one.
+
+    Returns:
+        (1, F + h'·w', D) in the type of ``pos_embed``, on the CPU.
+
+    Raises:
+        CheckpointError: the tensor has not F + h·w tokens.
+    """
+    num_tokens = num_prefix_tokens + old_grid[0] * old_grid[1]
+    if pos_embed.shape[1] != num_tokens:
+        raise CheckpointError(
+            f"pos_embed has {pos_embed.shape[1]} tokens, but {num_prefix_tokens} prefix tokens and a grid of "
+            f"{old_grid[0]}×{old_grid[1]} make {num_tokens}; give the grid and prefix tokens that it was trained with"
+        )
+    source = pos_embed.detach().cpu()
+    if tuple(old_grid) == tuple(new_grid):
+        return source.clone()
+    prefix, patches = source[:, :num_prefix_tokens], source[:, num_prefix_tokens:]
+    planes = patches.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
+    resized = _interpolate(planes, new_grid, filter).permute(0, 2, 3, 1).flatten(1, 2)
+    return torch.cat([prefix, resized.to(source.dtype)], dim=1)
+
+
+def _interpolate(planes: Tensor, grid: Grid, filter: Filter) -> Tensor:
+    if filter == "bilinear_corners":  # in double precision, as scipy
+        return F.interpolate(planes.double(), size=grid, mode="bilinear", align_corners=True)
+    return F.interpolate(
+        planes.float(), size=grid, mode="bicubic", align_corners=False, antialias=filter == "bicubic_aa"
+    )
+
+
+def adapt_state_dict(
+    state: Mapping[str, Tensor],
+    source: WeightsMetadata,
+    model: VisionTransformer,
+    *,
+    head: Literal["keep", "replace"],
+    filter: Filter,
+    seed: int,
+) -> tuple[dict[str, Tensor], SurgeryReport]:
+    """Saved tensors as ``model`` needs them: position embedding resized, pooling switched, head kept or replaced.
+
+    Args:
+        state: whole tensors of the file, on the CPU.
+        source: what the file says about itself; its grid and prefix tokens are used, none is guessed.
+        model: what they are for; only its ``config`` and ``num_classes`` are read, so it may be sharded or on meta.
+        head: ``replace`` drops the file's head, tanh layer included, and gives the initial value of a new one.
+        filter: how the position embedding is resized (see ``resize_pos_embed``).
+        seed: of the experiment, for new tensors (see ``init.initial_value``).
+
+    Returns:
+        Every tensor of the model by name, on the CPU, in the file's type (new ones fp32), and the report.
+
+    Raises:
+        CheckpointError: another architecture, a head that does not fit, or a tensor that nothing explains.
+    """
+    _check_architecture(source, model)
+    expected = parameter_shapes(model.config, model.num_classes)
+    report, adapted, left = SurgeryReport(), {}, dict(state)
+    _switch_norm(left, expected, report)
+    if head == "replace":
+        report.dropped += [name for name in left if is_head_tensor(name)]
+    if source.model.class_token and not model.config.class_token:
+        report.dropped += [name for name in left if name == "cls_token"]
+    for name in report.dropped:
+        del left[name]
+    for name, shape in expected.items():
+        if head == "replace" and is_head_tensor(name):
+            adapted[name] = initial_value(name, shape, model.config, seed)
+            report.new.append(name)
+        else:
+            adapted[name] = _take(name, left, source, model, filter, report)
+            _check_shape(name, adapted[name], shape)
+    if left:
+        name = next(iter(left))
+        raise CheckpointError(f"tensor {name} of the weights has no place in the model; {_remedy(name)}")
+    return adapted, report
+
+
+def _switch_norm(left: dict[str, Tensor], expected: Mapping[str, object], report: SurgeryReport) -> None:
+    """Gives the final norm the name that it has before or after the pooling; its weights are the same."""
+    for old, new in (_NORMS, _NORMS[::-1]):
+        for leaf in ("weight", "bias"):
+            name, wanted = f"{old}.{leaf}", f"{new}.{leaf}"
+            if name in left and name not in expected and wanted in expected and wanted not in left:
+                left[wanted] = left.pop(name)
+                report.renamed[wanted] = name
+
+
+def _take(
+    name: str,
+    left: dict[str, Tensor],
+    source: WeightsMetadata,
+    model: VisionTransformer,
+    filter: Filter,
+    report: SurgeryReport,
+) -> Tensor:
+    if name not in left:
+        raise CheckpointError(f"tensor {name} of the model is not in the weights; {_remedy(name)}")
+    tensor = left.pop(name)
+    if name != "pos_embed":
+        if name not in report.renamed:
+            report.loaded.append(name)
+        return tensor
+    wanted_prefix = model.shape.num_prefix_tokens
+    resized = resize_pos_embed(tensor, source.grid, model.shape.grid, source.num_prefix_tokens, filter)
+    if wanted_prefix < source.num_prefix_tokens:
+        report.dropped.append("pos_embed (its rows for the class token)")
+        resized = resized[:, source.num_prefix_tokens - wanted_prefix :]
+    if source.grid != model.shape.grid:
+        report.resized[name] = (source.grid, model.shape.grid)
+    else:
+        report.loaded.append(name)
+    return resized
+
+
+def _check_architecture(source: WeightsMetadata, model: VisionTransformer) -> None:
+    """Refuses what the shapes of the tensors would not show, or would show less clearly."""
+    theirs, ours = source.shape, model.shape
+    if ours.num_prefix_tokens > theirs.num_prefix_tokens:
+        raise CheckpointError(
+            "tensor cls_token of the model is not in the weights, which were trained without a class token; "
+            "set model.class_token: false and model.pool: norm_avg or avg_norm"
+        )
+    pairs = {name: (getattr(theirs, name), getattr(ours, name)) for name in ("patch", "depth", "embed_dim", "mlp_dim")}
+    pairs["num_heads"] = (theirs.num_heads, ours.num_heads)
+    pairs |= {name: (getattr(source.model, name), getattr(model.config, name)) for name in ("gelu", "layer_norm_eps")}
+    tensors = {"patch": "patch_embed.proj.weight", "depth": f"blocks.{min(theirs.depth, ours.depth)}.norm1.weight"}
+    tensors |= {"embed_dim": "pos_embed", "mlp_dim": "blocks.0.mlp.fc1.weight", "num_heads": "blocks.0.attn.qkv.weight"}
+    for name, (found, wanted) in pairs.items():
+        if found != wanted:
+            where = f", which shows in tensor {tensors[name]}" if name in tensors else ""
+            remedy = f"model.variant: {source.model.variant}" + (
+                "" if name == "patch" else f" and model.{name}: {found}"
+            )
+            raise CheckpointError(
+                f"the weights are a {source.model.variant} with {name} {found}, the model {model.config.variant} has "
+                f"{wanted}{where}; set {remedy}, or name other weights"
+            )
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise CheckpointError(
+            f"tensor {name} is {tuple(tensor.shape)} in the weights, {shape} in the model; {_remedy(name)}"
+        )
+
+
+def _remedy(name: str) -> str:
+    if is_head_tensor(name):
+        return "set init.head: replace for a new head, or num_classes and model.representation_size as in the weights"
+    return "the weights are of another architecture: set model.variant as in their file, or name other weights"

@@ -1,0 +1,46 @@
+"""What a training objective is: a function of the model and a micro-batch that gives one scalar.
+
+An objective calls the model itself, because some need more than its logits. It never waits for the device: no value is
+read on the host, so the loss reaches the host only with the step's other numbers.
+
+Legend: B images · C H W · M most labels of an image · K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+Model = Callable[..., Tensor]
+
+
+class Inputs(Protocol):
+    """One micro-batch on the device.
+
+    Attributes:
+        images: normalised floats (B, C, H, W).
+        labels: int64 (B, M), padded with −1.
+        drop_path: None, or (B, depth, 2) of 0 or 1 / keep (see ``models.layers.drop_path``).
+    """
+
+    @property
+    def images(self) -> Tensor: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def drop_path(self) -> Tensor | None: ...
+
+
+class Objective(Protocol):
+    """A training objective."""
+
+    def __call__(self, model: Model, batch: Inputs) -> Tensor:
+        """The loss, an fp32 scalar: the mean over the images of the micro-batch.
+
+        Args:
+            model: ``model(images, drop_path)`` gives fp32 logits (B, K); may be wrapped by an engine.
+            batch: the micro-batch.
+        """
+        ...

@@ -1,0 +1,34 @@
+"""Binary cross-entropy with any number of labels per image.
+
+Legend: B images · K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.objectives.protocol import Inputs, Model
+from pretrain.objectives.targets import dense_targets
+
+
+@dataclass(frozen=True)
+class Sigmoid:
+    """Each class by itself against its 0 or 1, the mean over the images.
+
+    ``sum_classes`` sums over the classes (Source: google-research/big_vision, utils.sigmoid_xent), ``mean`` takes their
+    mean too, K times less (Source: DeiT III, 2204.07118, and torch's default).
+    """
+
+    reduction: Literal["sum_classes", "mean"] = "sum_classes"
+
+    def __call__(self, model: Model, batch: Inputs) -> Tensor:
+        """The loss, an fp32 scalar."""
+        logits = model(batch.images, batch.drop_path).float()
+        targets = dense_targets(batch.labels, logits.shape[1])
+        if self.reduction == "mean":
+            return F.binary_cross_entropy_with_logits(logits, targets)
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)

@@ -1,0 +1,35 @@
+"""Cross-entropy with one label per image.
+
+Legend: B images · K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.errors import DataError
+from pretrain.objectives.protocol import Inputs, Model
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Mean over the images of the cross-entropy, ``label_smoothing`` of the target spread over all classes."""
+
+    label_smoothing: float = 0.0
+
+    def __call__(self, model: Model, batch: Inputs) -> Tensor:
+        """The loss, an fp32 scalar.
+
+        Raises:
+            DataError: the set has images with more than one label.
+        """
+        if batch.labels.shape[1] != 1:
+            raise DataError(
+                f"objective.name: softmax takes one label per image, but images of this set have up to "
+                f"{batch.labels.shape[1]}; use objective.name: sigmoid, or pack the set with single labels"
+            )
+        logits = model(batch.images, batch.drop_path).float()
+        return F.cross_entropy(logits, batch.labels[:, 0], label_smoothing=self.label_smoothing)

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Pretrains ViT-H/14 on 8 nodes of 8 GPUs, and goes on after a time limit, a preemption or a node failure.
+# Usage: sbatch [sbatch options] slurm/pretrain_vit_h.sh [CONFIG.yaml] [key.sub=value …]
+#        The cluster file is CLUSTER, by default configs/cluster/64xa100_80.yaml.
+#SBATCH --job-name=vit_h14
+#SBATCH --nodes=8
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --mem=0
+#SBATCH --exclusive
+#SBATCH --time=24:00:00
+#SBATCH --signal=USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+set -uo pipefail
+# shellcheck source=slurm/lib/job.sh
+source "${SLURM_SUBMIT_DIR:-.}/slurm/lib/job.sh"
+enter_repository
+load_site
+set_rendezvous
+
+config=configs/pretrain/vit_h14_jft300m.yaml
+if [[ ${1:-} == *.yaml ]]; then
+    config=$1
+    shift
+fi
+arguments=(--config "$config" --cluster "${CLUSTER:-configs/cluster/64xa100_80.yaml}" "$@")
+
+"$RUN_PYTHON" pretrain/run.py "${arguments[@]}" --check --require-data "cluster.num_devices=$SLURM_NTASKS" || exit 2
+run_folder=$(config_value output_dir "${arguments[@]}")/$(config_value name "${arguments[@]}")
+
+export OMP_NUM_THREADS=1
+srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+    bash slurm/lib/rank.sh "$RUN_PYTHON" -u pretrain/run.py "${arguments[@]}"
+follow_verdict "$run_folder" $?

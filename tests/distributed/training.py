@@ -1,0 +1,171 @@
+"""A small real training, on real backends, for laws that compare one way of running it with another.
+
+Every function here runs inside a rank of a pool (or alone) and returns plain numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pretrain.config.schema import Experiment
+from pretrain.distributed.rank import detect
+from pretrain.engine.backend import Backend, Update
+from pretrain.engine.backends import build_backend
+from pretrain.engine.checkpoint import Checkpointer, newest_valid
+from pretrain.engine.state import TrainState
+from pretrain.models.init import init_weights
+from pretrain.models.layers.drop_path import drop_path_scales
+from pretrain.models.zoo import build_model
+from pretrain.objectives.registry import build_objective
+from pretrain.optim.schedules import build_schedule
+
+BATCH, CLASSES, SIZE = 8, 5, 8
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A micro-batch as an objective takes it."""
+
+    images: Tensor
+    labels: Tensor
+    drop_path: Tensor | None = None
+
+
+def experiment(**changes: object) -> Experiment:
+    """A ViT of two blocks on 8×8 images; ``changes`` are dotted keys."""
+    settings: dict = {
+        "name": "law",
+        "seed": 3,
+        "duration": "40 steps",
+        "global_batch_size": BATCH,
+        "precision": "fp32",
+        "model": {
+            "variant": "mu/2", "img_size": SIZE, "depth": 2, "head_init": "normal", "drop_path": 0.1,
+            "representation_size": "width",
+        },
+        "data": {"shards": "none", "num_samples": 1000, "num_classes": CLASSES},
+        "optim": {
+            "name": "adamw", "lr": 3e-3, "weight_decay": 0.1, "clip_grad": 1.0,
+            "schedule": {"name": "linear", "warmup": "4 steps"},
+        },
+        "cluster": {"zero_stage": 0, "micro_batch_size": 4},
+    }  # fmt: skip
+    for key, value in changes.items():
+        section, parts = settings, key.split("__")
+        for part in parts[:-1]:
+            section = section.setdefault(part, {})
+        section[parts[-1]] = value
+    return Experiment.model_validate(settings)
+
+
+def global_batch(step: int, config: Experiment) -> Inputs:
+    """The global batch of a step, the same whoever asks; few different ones, so that the loss falls."""
+    generator = torch.Generator().manual_seed(1000 + step % 4)
+    images = torch.randn(BATCH, 3, SIZE, SIZE, generator=generator)
+    labels = torch.randint(CLASSES, (BATCH, 1), generator=generator)
+    slots = torch.arange(step * BATCH, (step + 1) * BATCH)
+    depth = config.model.depth or 1
+    scales = drop_path_scales(slots.numpy(), config.model.drop_path, depth, seed=config.seed)
+    return Inputs(images, labels, scales)
+
+
+def make(config: Experiment, kind: str = "deepspeed") -> tuple[Backend, int]:
+    """The backend of this rank and its accumulation steps."""
+    rank = detect() if dist.is_initialized() else None
+    assert rank is not None, "runs inside a process group"
+    model = build_model(config.model, CLASSES)
+    init_weights(model, config.seed)
+    micro = config.cluster.micro_batch_size
+    assert isinstance(micro, int)
+    accumulation = BATCH // rank.world // micro
+    backend = build_backend(config, model, rank, torch.device("cpu"), kind, (micro, accumulation))
+    return backend, accumulation
+
+
+def one_step(
+    backend: Backend, config: Experiment, accumulation: int, step: int, poison: Tensor | None = None
+) -> tuple[float, Update]:
+    """One optimiser step on this rank's part of the global batch; returns the global mean loss and what was done."""
+    rank, world = detect().rank, detect().world
+    batch, objective, losses = global_batch(step, config), build_objective(config.objective, CLASSES), []
+    micro = BATCH // world // accumulation
+    for index in range(accumulation):
+        start = rank * BATCH // world + index * micro
+        part = slice(start, start + micro)
+        images = batch.images[part] if poison is None else batch.images[part] * poison
+        scales = None if batch.drop_path is None else batch.drop_path[part]
+        with backend.micro_step(boundary=index == accumulation - 1):
+            loss = objective(backend.forward, Inputs(images, batch.labels[part], scales))
+            backend.backward(loss)
+        losses.append(loss.detach())
+    mean = torch.stack(losses).mean()
+    update = backend.step(build_schedule(config)(step))
+    dist.all_reduce(mean)
+    return float(mean) / world, update
+
+
+def checkpointer(backend: Backend, config: Experiment, folder: Path) -> Checkpointer:
+    """A checkpointer whose probe is the loss of a fixed batch."""
+    objective = build_objective(config.objective, CLASSES)
+
+    @torch.no_grad()
+    def probe() -> float:
+        backend.train(False)
+        batch = global_batch(99, config)
+        loss = float(objective(backend.forward, Inputs(batch.images, batch.labels)))
+        backend.train(True)
+        return loss
+
+    def write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
+        torch.save({name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)
+
+    return Checkpointer(
+        folder=folder, rank=detect(), backend=backend, write_weights=write_weights, probe=probe, config_yaml="",
+        config_digest="", data_digest="", precision=config.precision, schedule=build_schedule(config), keep_last=2,
+        say=print,
+    )  # fmt: skip
+
+
+def train(
+    config: Experiment,
+    kind: str = "deepspeed",
+    *,
+    steps: int = 10,
+    save_at: int | None = None,
+    folder: str | None = None,
+    resume: bool = False,
+    poison_at: int | None = None,
+) -> dict:
+    """Trains up to ``steps`` and returns losses, norms and updates per step, and a digest of the weights."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    backend, accumulation = make(config, kind)
+    backend.train(True)
+    state = TrainState()
+    if resume:
+        assert folder is not None
+        found = newest_valid(Path(folder), print)
+        assert found is not None
+        state = checkpointer(backend, config, Path(folder)).load(*found)
+    losses, norms, applied = {}, {}, {}
+    for step in range(state.step, steps):
+        poison = torch.tensor(float("nan")) if step == poison_at and detect().rank == 0 else None
+        losses[step], update = one_step(backend, config, accumulation, step, poison)
+        norms[step], applied[step] = update.grad_norm, update.applied
+        state = state.advance(batch_size=BATCH, applied=update.applied)
+        if save_at == state.step:
+            assert folder is not None
+            checkpointer(backend, config, Path(folder)).save(state)
+            backend.train(True)
+    weights = {piece.name: piece.states["master"].double().sum().item() for piece in backend.slices()}
+    return {"losses": losses, "norms": norms, "applied": applied, "num_updates": state.num_updates, "weights": weights}
+
+
+def train_with(config: Experiment, kind: str, options: dict) -> dict:
+    """``train`` with its options as one argument, as pools send them."""
+    return train(config, kind, **options)

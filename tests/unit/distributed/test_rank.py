@@ -1,0 +1,37 @@
+"""Who am I, for each launcher's variables."""
+
+from __future__ import annotations
+
+import pytest
+
+from pretrain.distributed.rank import detect
+from pretrain.errors import SetupError
+
+TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
+SRUN = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_NNODES": "2"}
+
+
+@pytest.mark.parametrize(
+    ("env", "wanted"),
+    [
+        ({}, (0, 0, 1, 1, "alone")),
+        (TORCHRUN, (3, 1, 4, 2, "torchrun")),
+        ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, (1, 1, 2, 2, "deepspeed")),
+        (SRUN, (9, 1, 16, 8, "srun")),
+        (SRUN | {"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}, (9, 1, 16, 8, "srun")),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16"}, (0, 0, 1, 1, "alone")),  # in a job's shell, outside of srun
+    ],
+)
+def test_detect(env: dict[str, str], wanted: tuple) -> None:
+    rank = detect(env)
+    assert (rank.rank, rank.local_rank, rank.world, rank.local_world, rank.launcher) == wanted
+    assert rank.is_main == (wanted[0] == 0)
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [({"RANK": "1"}, "WORLD_SIZE is not set"), ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK='one' is not a whole number")],
+)
+def test_half_set_variables_are_refused(env: dict[str, str], message: str) -> None:
+    with pytest.raises(SetupError, match=message):
+        detect(env)

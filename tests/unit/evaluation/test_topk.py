@@ -1,0 +1,112 @@
+"""Accuracy, exact with padding, several labels and several ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import top_k_accuracy_score
+
+from pretrain.evaluation.topk import TopK
+from tests.pool import Pool
+
+LOGITS = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3], [3, 4, 5, 6, 7, 8, 9], [0, 1, 0, 2, 0, 3, 9]])
+
+
+def counted(logits: torch.Tensor, labels: list[list[int]], valid: list[bool]) -> dict[str, float]:
+    accumulator = TopK()
+    accumulator.update(logits, torch.tensor(labels), torch.tensor(valid))
+    return accumulator.result()
+
+
+@pytest.mark.parametrize(
+    ("labels", "valid", "expected"),
+    [
+        ([[0], [6], [6]], [True, True, True], (3, 3, 3)),
+        ([[1], [6], [0]], [True, True, True], (1, 2, 3)),
+        ([[0], [6], [6]], [True, True, False], (2, 2, 2)),
+        ([[6], [0], [6]], [False, False, True], (1, 1, 1)),
+        ([[4], [5], [5]], [True, True, True], (0, 3, 3)),
+        ([[5], [1], [6]], [True, True, True], (1, 1, 3)),
+        ([[3, 0], [-1, 6], [1, -1]], [True, True, True], (2, 3, 3)),
+        ([[-1, -1], [5, 6], [6, 6]], [True, True, True], (2, 2, 3)),
+        ([[5, 6], [0, 1], [-1, -1]], [True, True, True], (0, 0, 3)),
+    ],
+)
+def test_hits(labels: list[list[int]], valid: list[bool], expected: tuple[int, int, int]) -> None:
+    top1, top5, num_samples = expected
+    result = counted(LOGITS, labels, valid)
+    assert result == {"top1": top1 / num_samples, "top5": top5 / num_samples, "num_samples": num_samples}
+
+
+def test_equals_scikit_learn_over_many_batches() -> None:
+    rng = np.random.default_rng(0)
+    scores, labels = rng.normal(size=(1000, 20)), rng.integers(0, 20, 1000)
+    accumulator = TopK(ks=(1, 3, 5))
+    for start in range(0, 1000, 64):
+        rows = slice(start, start + 64)
+        size = len(labels[rows])
+        logits = torch.full((64, 20), float("nan"))  # padding holds anything
+        logits[:size] = torch.from_numpy(scores[rows])
+        padded = torch.full((64, 1), -1)
+        padded[:size, 0] = torch.from_numpy(labels[rows])
+        accumulator.update(logits, padded, torch.arange(64) < size)
+    result = accumulator.result()
+    assert result["num_samples"] == 1000
+    for k in (1, 3, 5):
+        expected = top_k_accuracy_score(labels, torch.from_numpy(scores).float(), k=k)
+        assert result[f"top{k}"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_fewer_classes_than_k() -> None:
+    assert counted(torch.tensor([[1.0, 0.0]]), [[1]], [True]) == {"top1": 0.0, "top5": 1.0, "num_samples": 1}
+
+
+def test_loss_is_the_mean_over_what_counts() -> None:
+    accumulator = TopK()
+    labels, losses = torch.zeros(3, 1, dtype=torch.int64), torch.tensor([1.0, 4.0, float("nan")])
+    accumulator.update(LOGITS, labels, torch.tensor([True, True, False]), losses)
+    accumulator.update(LOGITS, labels, torch.tensor([True, False, False]), losses)
+    assert accumulator.result()["loss"] == pytest.approx(2.0)
+
+
+def test_counts_past_what_fp32_can_hold_are_exact() -> None:
+    accumulator = TopK()
+    accumulator._samples += 2**24
+    accumulator._hits += 2**24
+    accumulator.update(LOGITS[:1], torch.tensor([[0]]), torch.tensor([True]))
+    result = accumulator.result()
+    assert (result["num_samples"], result["top1"]) == (2**24 + 1, 1.0)
+
+
+def test_nothing_counted_is_zero() -> None:
+    assert TopK().result() == {"top1": 0.0, "top5": 0.0, "num_samples": 0}
+
+
+def test_update_reads_nothing_on_the_host() -> None:
+    accumulator = TopK("meta")
+    with torch.device("meta"):
+        accumulator.update(
+            torch.empty(4, 7), torch.empty(4, 2, dtype=torch.int64), torch.empty(4, dtype=torch.bool), torch.empty(4)
+        )
+    assert accumulator._hits.is_meta and accumulator._loss.is_meta
+
+
+def count_every_other_image() -> dict[str, float]:
+    import torch.distributed as dist
+
+    labels = torch.tensor([[0], [6], [0]])
+    rank, world = dist.get_rank(), dist.get_world_size()
+    accumulator = TopK()
+    for index in range(rank, 4, world):  # 3 images for 2 ranks: one is padding
+        row = min(index, 2)
+        accumulator.update(
+            LOGITS[row : row + 1], labels[row : row + 1], torch.tensor([index < 3]), torch.tensor([float(index)])
+        )
+    return accumulator.result()
+
+
+def test_two_ranks_count_each_image_once(pool2: Pool) -> None:
+    expected = {"top1": 2 / 3, "top5": 2 / 3, "num_samples": 3, "loss": 1.0}
+    for result in pool2.run(count_every_other_image):
+        assert result == pytest.approx(expected)

@@ -1,0 +1,201 @@
+"""Parameters, multiply-adds and FLOPs of the papers, and bytes against what torch really keeps."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pretrain.config.schema import ModelConfig, ObjectiveConfig
+from pretrain.models.cost import (
+    activation_bytes,
+    forward_macs,
+    memory_bytes,
+    num_parameters,
+    training_flops,
+    working_bytes,
+)
+from pretrain.models.vit import build_vit
+from pretrain.objectives.registry import build_objective
+
+JFT_IMAGES = 303e6
+
+
+@pytest.mark.parametrize(
+    ("variant", "with_head", "without_head_millions"),
+    [("B/16", 86_567_656, 85.80), ("L/16", 304_326_632, 303.30), ("H/14", 632_045_800, 630.76)],
+)
+def test_published_parameter_counts(variant: str, with_head: int, without_head_millions: float) -> None:
+    config = ModelConfig(variant=variant)
+    assert num_parameters(config, 1000) == with_head
+    assert round(num_parameters(config, 1000, with_head=False) / 1e6, 2) == without_head_millions
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"variant": "B/16"},
+        {"variant": "H/14", "representation_size": "width"},
+        {"variant": "g/14", "class_token": False, "pool": "norm_avg"},
+        {"variant": "S/16", "img_size": (160, 320), "pool": "avg_norm", "representation_size": 99},
+        {"variant": "nano/8", "img_size": 32, "mlp_dim": 50},
+    ],
+)
+def test_count_and_names_equal_the_built_model(changes: dict[str, Any]) -> None:
+    config = ModelConfig(**changes)
+    with torch.device("meta"):
+        model = build_vit(config, 21_843)
+    from pretrain.models.variants import parameter_shapes
+
+    assert num_parameters(config, 21_843) == sum(p.numel() for p in model.parameters())
+    built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert list(built.items()) == list(parameter_shapes(config, 21_843).items())
+
+
+@pytest.mark.parametrize(("variant", "gmac"), [("B/16", 17.5), ("L/16", 61.6), ("H/14", 167.4)])
+def test_published_multiply_adds(variant: str, gmac: float) -> None:
+    """DeiT III's README, within its rounding and 0.5 %."""
+    assert forward_macs(ModelConfig(variant=variant), 1000) / 1e9 == pytest.approx(gmac, rel=5e-3)
+
+
+@pytest.mark.parametrize(("variant", "gflops"), [("B/16", 111.3), ("L/16", 382.8)])
+def test_published_flops_at_384(variant: str, gflops: float) -> None:
+    """Scaling ViT, Table 2."""
+    assert 2 * forward_macs(ModelConfig(variant=variant, img_size=384), 1000) / 1e9 == pytest.approx(gflops, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("variant", "epochs", "exaflops"), [("B/16", 7, 224), ("L/16", 7, 783), ("L/16", 14, 1567), ("H/14", 14, 4262)]
+)
+def test_published_training_cost(variant: str, epochs: int, exaflops: float) -> None:
+    """ViT, Table 6: pretraining on JFT-300M."""
+    flops = training_flops(ModelConfig(variant=variant), 18_291, JFT_IMAGES * epochs)
+    assert flops / 1e18 == pytest.approx(exaflops, rel=5e-3)
+
+
+class Kept:
+    """Adds up the distinct storages that autograd keeps, without weights (and, in another total, their casts)."""
+
+    def __init__(self, weights: list[Tensor]) -> None:
+        self.known = {weight.untyped_storage().data_ptr() for weight in weights}
+        self.held: dict[int, Tensor] = {}  # keeps the tensors alive, so that no address is used twice
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        pointer = tensor.untyped_storage().data_ptr()
+        if pointer not in self.known:
+            self.held[pointer] = tensor
+        return tensor
+
+    def total(self) -> int:
+        return sum(tensor.untyped_storage().nbytes() for tensor in self.held.values())
+
+
+def kept_bytes(config: ModelConfig, num_classes: int, precision: str, checkpointing: str, num_images: int) -> int:
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model = build_vit(config, num_classes).to(dtype)
+    model.set_grad_checkpointing(checkpointing == "full")
+    labels = torch.zeros(num_images, 1, dtype=torch.int64)
+    batch = SimpleNamespace(
+        images=torch.randn(num_images, 3, *model.shape.img_size), labels=labels, drop_path=None
+    )
+    kept = Kept([*model.parameters()])
+    objective = build_objective(ObjectiveConfig(), num_classes)
+    with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+            loss = objective(model, batch)
+    del loss
+    return kept.total()
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "autocast"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pool": "token"},
+        {"pool": "avg_norm", "representation_size": "width", "img_size": (96, 192)},
+        {"pool": "norm_avg", "class_token": False, "mlp_dim": 384},
+    ],
+)
+def test_activations_are_what_autograd_keeps(changes: dict[str, Any], precision: Any, checkpointing: Any) -> None:
+    """The difference of two batch sizes: what does not grow with the batch are copies of weights."""
+    config = ModelConfig(**{"variant": "Ti/16", "img_size": 128, "depth": 6, **changes})
+    totals = [kept_bytes(config, 1000, precision, checkpointing, num_images) for num_images in (2, 6)]
+    per_image = (totals[1] - totals[0]) / 4
+    expected = activation_bytes(config, 1000, precision=precision, checkpointing=checkpointing)
+    assert expected == pytest.approx(per_image, rel=0.05)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "autocast"])
+def test_copies_of_weights_are_what_autograd_keeps(precision: Any) -> None:
+    config, num_classes = ModelConfig(variant="Ti/16", img_size=64, depth=4), 1000
+    total = kept_bytes(config, num_classes, precision, "none", 1)
+    memory = memory_bytes(
+        config, num_classes, precision=precision, zero_stage=1, num_devices=1, micro_batch_size=1
+    )
+    expected = memory.activations - working_bytes(config, precision=precision)
+    assert expected == pytest.approx(total, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("precision", "zero_stage", "weights", "gradients", "optimizer"),
+    [
+        ("fp32", 0, 4, 4, 8),
+        ("autocast", 0, 4, 4, 8),
+        ("bf16", 1, 2, 2, 12 / 8),
+        ("bf16", 2, 2, 2 / 8, 12 / 8),
+        ("fp32", 2, 4, 4 / 8, 12 / 8),
+    ],
+)
+def test_state_bytes_per_parameter(
+    precision: Any, zero_stage: int, weights: float, gradients: float, optimizer: float
+) -> None:
+    config = ModelConfig(variant="H/14")
+    count = num_parameters(config, 1000)
+    memory = memory_bytes(
+        config, 1000, precision=precision, zero_stage=zero_stage, num_devices=8, micro_batch_size=1
+    )
+    got = (memory.weights / count, memory.gradients / count, memory.optimizer / count)
+    assert got == pytest.approx((weights, gradients, optimizer), rel=1e-6)
+
+
+def test_adam_in_mixed_precision_is_16_bytes_a_parameter() -> None:
+    """H/14 10.1 GB and L/16 4.9 GB before activations."""
+    for variant, gigabytes in (("H/14", 10.1), ("L/16", 4.9)):
+        memory = memory_bytes(
+            ModelConfig(variant=variant), 1000, precision="bf16", zero_stage=1, num_devices=1, micro_batch_size=1
+        )
+        assert (memory.weights + memory.gradients + memory.optimizer) / 1e9 == pytest.approx(gigabytes, abs=0.05)
+
+
+def test_stage_3_holds_a_share_and_two_blocks() -> None:
+    config = ModelConfig(variant="H/14")
+    whole = 2 * num_parameters(config, 1000)
+    with torch.device("meta"):
+        block = sum(p.numel() for p in build_vit(config, 1000).blocks[0].parameters())
+    memory = memory_bytes(config, 1000, precision="bf16", zero_stage=3, num_devices=16, micro_batch_size=1)
+    assert memory.weights == pytest.approx(whole / 16 + 2 * 2 * block, rel=1e-6)
+
+
+def test_peak_is_the_larger_of_backward_and_update() -> None:
+    config = ModelConfig(variant="B/16")
+    options: dict[str, Any] = {"precision": "bf16", "zero_stage": 1, "num_devices": 1}
+    small = memory_bytes(config, 10, micro_batch_size=1, **options)
+    large = memory_bytes(config, 10, micro_batch_size=256, **options)
+    state = small.weights + small.gradients + small.optimizer
+    assert small.activations < small.update and small.peak == state + small.update
+    assert large.activations > large.update and large.peak == state + large.activations
+
+
+def test_checkpointing_and_dropout_change_the_activations() -> None:
+    config = ModelConfig(variant="L/16")
+    none = activation_bytes(config, 1000, precision="bf16")
+    full = activation_bytes(config, 1000, precision="bf16", checkpointing="full")
+    assert full < none / 10
+    with_dropout = ModelConfig(variant="L/16", dropout=0.1)
+    masks = activation_bytes(with_dropout, 1000, precision="bf16") - none
+    tokens, width, mlp_dim, depth = 197, 1024, 4096, 24
+    assert masks == depth * tokens * (2 * width + mlp_dim) + tokens * width

@@ -1,0 +1,170 @@
+"""Initial weights: by name, with the paper's distributions, in any order."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from pretrain.config.schema import ModelConfig
+from pretrain.models import init
+from pretrain.models.init import digest, init_weights, initial_state, initial_value
+from pretrain.models.variants import parameter_shapes
+from pretrain.models.vit import build_vit
+
+CONFIG = ModelConfig(variant="nano/8", img_size=32, depth=2, representation_size=64)
+NUM_CLASSES = 10
+
+
+def test_the_order_and_the_way_of_making_do_not_matter() -> None:
+    shapes = list(parameter_shapes(CONFIG, NUM_CLASSES).items())
+    random.Random(0).shuffle(shapes)
+    shuffled = {name: initial_value(name, shape, CONFIG, 3) for name, shape in shapes}
+    model = build_vit(CONFIG, NUM_CLASSES)
+    torch.manual_seed(99)
+    init_weights(model, 3)
+    state = initial_state(CONFIG, NUM_CLASSES, 3)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, shuffled[name]) and torch.equal(tensor, state[name]), name
+
+
+def test_torchs_generator_is_neither_read_nor_moved() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    initial_state(CONFIG, NUM_CLASSES, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_from_meta_and_in_bfloat16_gets_the_same_values() -> None:
+    with torch.device("meta"):
+        model = build_vit(CONFIG, NUM_CLASSES).to(torch.bfloat16)
+    model.to_empty(device="cpu")
+    init_weights(model, 3)
+    for name, value in initial_state(CONFIG, NUM_CLASSES, 3).items():
+        assert torch.equal(model.state_dict()[name], value.bfloat16()), name
+
+
+def test_values_are_made_on_the_cpu_inside_a_device_context() -> None:
+    with torch.device("meta"):
+        value = initial_value("pos_embed", (1, 5, 4), CONFIG, 0)
+    assert value.device.type == "cpu"
+
+
+def test_seeds_and_names_give_other_values() -> None:
+    first = initial_value("blocks.0.mlp.fc1.weight", (384, 96), CONFIG, 0)
+    assert not torch.equal(first, initial_value("blocks.0.mlp.fc1.weight", (384, 96), CONFIG, 1))
+    assert not torch.equal(first, initial_value("blocks.1.mlp.fc1.weight", (384, 96), CONFIG, 0))
+
+
+def assert_uniform(tensor: torch.Tensor, bound: float) -> None:
+    assert tensor.abs().max().item() <= bound
+    assert tensor.abs().max().item() > 0.99 * bound
+    assert tensor.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03)
+
+
+def test_q_k_and_v_are_each_xavier_uniform() -> None:
+    qkv = initial_value("blocks.0.attn.qkv.weight", (3 * 96, 96), CONFIG, 0)
+    bound = math.sqrt(6 / (96 + 96))
+    thirds = qkv.chunk(3)
+    for third in thirds:
+        assert_uniform(third, bound)
+    assert not torch.equal(thirds[0], thirds[1]) and not torch.equal(thirds[1], thirds[2])
+    assert qkv.std().item() > 1.3 * math.sqrt(6 / (3 * 96 + 96)) / math.sqrt(3), "the fused bound is √2 smaller"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("blocks.0.attn.proj.weight", (96, 96)),
+        ("blocks.11.mlp.fc1.weight", (384, 96)),
+        ("blocks.1.mlp.fc2.weight", (96, 384)),
+    ],
+)
+def test_dense_layers_are_xavier_uniform(name: str, shape: tuple[int, int]) -> None:
+    assert_uniform(initial_value(name, shape, CONFIG, 0), math.sqrt(6 / sum(shape)))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "std"),
+    [
+        ("pos_embed", (1, 197, 96), 0.02),
+        ("blocks.0.mlp.fc1.bias", (20_000,), 1e-6),
+        ("blocks.0.mlp.fc2.bias", (20_000,), 1e-6),
+        ("patch_embed.proj.weight", (96, 3, 8, 8), 1 / math.sqrt(3 * 8 * 8)),
+        ("pre_logits.fc.weight", (96, 96), 1 / math.sqrt(96)),
+    ],
+)
+def test_normal_tensors(name: str, shape: tuple[int, ...], std: float) -> None:
+    value = initial_value(name, shape, CONFIG, 0)
+    assert value.std().item() == pytest.approx(std, rel=0.03)
+    assert value.mean().item() == pytest.approx(0.0, abs=0.03 * std)
+    cut = 2 * std / 0.87962566103423978
+    lecun = name in ("patch_embed.proj.weight", "pre_logits.fc.weight")
+    assert (value.abs().max().item() <= cut * (1 + 1e-6)) == lecun, "lecun_normal is cut at two deviations"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cls_token", 0.0),
+        ("patch_embed.proj.bias", 0.0),
+        ("blocks.0.norm1.weight", 1.0),
+        ("blocks.0.norm2.bias", 0.0),
+        ("norm.weight", 1.0),
+        ("fc_norm.bias", 0.0),
+        ("blocks.0.attn.qkv.bias", 0.0),
+        ("blocks.0.attn.proj.bias", 0.0),
+        ("pre_logits.fc.bias", 0.0),
+        ("head.weight", 0.0),
+        ("head.bias", 0.0),
+    ],
+)
+def test_constant_tensors(name: str, value: float) -> None:
+    assert initial_value(name, (1, 6), CONFIG, 0).unique().tolist() == [value]
+
+
+def test_the_heads_settings() -> None:
+    config = ModelConfig(variant="B/16", head_init="normal", head_bias=-10.0)
+    assert initial_value("head.bias", (8,), config, 0).unique().tolist() == [-10.0]
+    assert initial_value("head.weight", (1000, 768), config, 0).std().item() == pytest.approx(0.01, rel=0.02)
+
+
+def test_a_tensor_without_a_rule_is_an_error() -> None:
+    model = build_vit(CONFIG, NUM_CLASSES)
+    model.mystery = nn.Parameter(torch.zeros(3))
+    with pytest.raises(LookupError, match="0 rules .* explain the tensor 'mystery'"):
+        init_weights(model, 0)
+
+
+def test_two_rules_for_a_tensor_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(init.RULES, "cls_.*", init.RULES["cls_token"])
+    with pytest.raises(LookupError, match="2 rules .* 'cls_token'"):
+        initial_value("cls_token", (1, 1, 4), CONFIG, 0)
+
+
+def test_digests_tell_tensors_apart() -> None:
+    model = build_vit(CONFIG, NUM_CLASSES)
+    init_weights(model, 0)
+    before = digest(model)
+    assert list(before) == list(model.state_dict())
+    assert before == digest(model.state_dict()) == digest(initial_state(CONFIG, NUM_CLASSES, 0))
+    with torch.no_grad():
+        model.blocks[1].mlp.fc2.weight[3, 4] += 1e-3
+    changed = [name for name, value in digest(model).items() if value != before[name]]
+    assert changed == ["blocks.1.mlp.fc2.weight"]
+
+
+@pytest.mark.parametrize(
+    "other", [torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(3, 2), torch.zeros(6), torch.full((2, 3), -0.0)]
+)
+def test_digests_see_type_shape_and_sign(other: torch.Tensor) -> None:
+    assert digest({"x": torch.zeros(2, 3)}) != digest({"x": other})
+
+
+def test_digests_do_not_see_the_layout_in_memory() -> None:
+    tensor = torch.arange(6.0).reshape(2, 3)
+    assert digest({"x": tensor}) == digest({"x": tensor.T.contiguous().T})
+    assert len(digest({"x": torch.tensor(1.0)})["x"]) == 16

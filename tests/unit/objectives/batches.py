@@ -1,0 +1,35 @@
+"""Micro-batches and models for the objectives' tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Inputs:
+    images: Tensor
+    labels: Tensor
+    drop_path: Tensor | None = None
+
+
+def linear_model(num_classes: int, seed: int = 0) -> torch.nn.Module:
+    """The smallest model: flatten and one dense layer; takes drop-path scales as a second argument."""
+    torch.manual_seed(seed)
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(3 * 4 * 4, num_classes)
+
+        def forward(self, images: Tensor, drop_path: Tensor | None = None) -> Tensor:
+            logits = self.head(images.flatten(1))
+            return logits if drop_path is None else logits * drop_path.sum()
+
+    return Model()
+
+
+def images(num_images: int, seed: int = 1) -> Tensor:
+    return torch.randn(num_images, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
