@@ -18,6 +18,14 @@ def nursery() -> Iterator[Nursery]:
 
 
 @pytest.fixture(scope="session")
+def pool1(nursery: Nursery) -> Iterator[Pool]:
+    """One rank in a group of its own."""
+    pool = Pool(1, nursery)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
 def pool2(nursery: Nursery) -> Iterator[Pool]:
     """Two ranks in one gloo group, started once."""
     pool = Pool(2, nursery)

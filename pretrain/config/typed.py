@@ -180,21 +180,22 @@ def _unique(lines: list[str]) -> list[str]:
 
 
 def _explain(error: ValidationError, tree: Section, schema: type[BaseModel], file: str) -> Iterator[str]:
+    wrong: dict[str, tuple[int, str]] = {}  # by key: a union gives an error for each branch, the deepest says most
     for detail in error.errors(include_url=False):
-        key, where, node, info = _locate(detail["loc"], tree, schema, file)
-        if detail["type"] == "missing" and isinstance(detail["loc"][-1], str):
-            missing = f"{key} is missing"
-            yield f"{where}: {missing}: {info.description}" if info and info.description else f"{where}: {missing}"
-            continue
+        loc = detail["loc"]
+        key, where, node, info = _locate(loc, tree, schema, file)
         message = str(detail.get("ctx", {}).get("error", detail["msg"]))
-        if detail["type"] == "value_error" and isinstance(node, Section):
+        if detail["type"] == "missing" and isinstance(loc[-1], str):
+            yield f"{where}: {key} is missing" + (f": {info.description}" if info and info.description else "")
+        elif detail["type"] == "value_error" and isinstance(node, Section):
             mentioned = [word for word in re.findall(r"[a-z_]+", message) if word in node.children]
             place = node.children[mentioned[0]].where if mentioned else where
             yield f"{place}: {key}: {message}" if key else f"{place}: {message}"
         elif detail["type"] == "value_error" or info is None:
             yield f"{where}: {key}: {message}"
-        else:
-            yield f"{where}: {key}: {_wrong_value(node, info)}"
+        elif len(loc) > wrong.get(key, (0, ""))[0]:
+            wrong[key] = (len(loc), f"{where}: {key}: {_wrong_value(node, info)}")
+    yield from (message for _, message in wrong.values())
 
 
 def _locate(
@@ -218,7 +219,7 @@ def _locate(
         elif mapping is not None:
             info, kind = None, get_args(mapping)[1]
         else:
-            break
+            continue  # the name of a branch
         path.append(str(part))
         if isinstance(node, Section) and part in node.children:
             node = node.children[str(part)]

@@ -1,39 +1,20 @@
-"""Starts data processes so that they are quick to come, deaf to stop signals, and never left over.
-
-They are forked from a fork server, a small process that has imported PyTorch and nothing else: a fork of the rank
-itself would copy its CUDA context, its collectives' threads and whatever locks these hold at that moment.
-"""
+"""The loader: micro-batches in their order, from data processes that no signal and no crash leaves behind."""
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.forkserver
 import os
-import signal
 import sys
-import threading
 import types
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pretrain.data.worker import IGNORED_SIGNALS, end_with, ignore_signals
-
-PRELOADED = ["pretrain.data.dataset"]
-
-
-def fork_server() -> BaseContext:
-    """The start method of data processes; starts the server, which then imports PyTorch while the rank goes on."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with _signals_blocked():
-        multiprocessing.forkserver.ensure_running()
-    return context
+from pretrain.data.worker import end_with, fork_server, ignore_signals, signals_blocked
 
 
 def loader(dataset: Dataset[Any], places: Any, *, num_workers: int, prefetch_factor: int) -> Iterator[Any]:
@@ -46,15 +27,16 @@ def loader(dataset: Dataset[Any], places: Any, *, num_workers: int, prefetch_fac
     }
     if num_workers == 0:
         return iter(DataLoader(dataset, **common))
-    several = DataLoader(
-        dataset,
-        **common,
-        num_workers=num_workers,
-        prefetch_factor=prefetch_factor,
-        multiprocessing_context=fork_server(),
-        worker_init_fn=partial(_start, os.getpid()),
-    )
-    with _signals_blocked(), _light_main():
+    with warnings.catch_warnings(), signals_blocked(), _light_main():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # the user chose the number
+        several = DataLoader(
+            dataset,
+            **common,
+            num_workers=num_workers,
+            prefetch_factor=prefetch_factor,
+            multiprocessing_context=fork_server(),
+            worker_init_fn=partial(_start, os.getpid()),
+        )
         return iter(several)
 
 
@@ -66,19 +48,6 @@ def _start(rank_pid: int, worker: int) -> None:
     ignore_signals()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Processes that start in here are born with the stop signals blocked; the rank gets its own ones afterwards."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # the main thread takes the signals, and a mask of this thread would not hold them off
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

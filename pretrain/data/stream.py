@@ -17,7 +17,8 @@ from pretrain.data.faults import FaultLog
 from pretrain.data.index import REMEDY, TABLE_FILE, ShardTable
 from pretrain.data.lanes import check_world, resolve_lanes
 from pretrain.data.order import Order
-from pretrain.data.processes import fork_server, loader
+from pretrain.data.processes import loader
+from pretrain.data.worker import fork_server
 from pretrain.errors import ConfigError, DataError
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,7 +34,8 @@ from pretrain.optim.optimizers import OptimizerSpec, ensure_state
 
 def _import_deepspeed() -> Any:
     """Imports DeepSpeed quietly; on a CPU without its compiled shared-memory collective, which takes a minute."""
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # torch deprecates collectives that DeepSpeed calls in every step: nothing that a user could act upon.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
 
     if not torch.cuda.is_available():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from pretrain.config.schema import Experiment
@@ -84,6 +85,8 @@ def make(config: Experiment, kind: str = "deepspeed") -> tuple[Backend, int]:
     micro = config.cluster.micro_batch_size
     assert isinstance(micro, int)
     accumulation = BATCH // rank.world // micro
+    if kind == "accelerate":  # a process has one precision for good; a pool of ranks runs many cases
+        AcceleratorState._reset_state(reset_partial_state=True)
     backend = build_backend(config, model, rank, torch.device("cpu"), kind, (micro, accumulation))
     return backend, accumulation
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -31,7 +33,7 @@ def test_bilinear_corners_equals_scipy_zoom(old: Grid, new: Grid, num_prefix_tok
     source = embedding(old, num_prefix_tokens)
     patches = source[0, num_prefix_tokens:].reshape(*old, -1).double().numpy()
     zoom = (new[0] / old[0], new[1] / old[1], 1)
-    expected = scipy.ndimage.zoom(patches, zoom, order=1)
+    expected: Any = scipy.ndimage.zoom(patches, zoom, order=1)
     assert expected.shape[:2] == new
     ours = resize_pos_embed(source, old, new, num_prefix_tokens, "bilinear_corners")
     got = ours[0, num_prefix_tokens:].reshape(*new, -1).numpy()

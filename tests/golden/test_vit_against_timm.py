@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config.schema import ModelConfig
+from pretrain.models.init import initial_value
 from pretrain.models.vit import build_vit
 from tests.golden.twins import our_model, small_config, some_images, timm_twin
 
-EXACT = {"rtol": 1e-5, "atol": 1e-5}
+EXACT: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 
 KINDS: dict[str, dict[str, Any]] = {
     "token": {"pool": "token"},
@@ -28,7 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
+@pytest.fixture(params=list(KINDS.values()), ids=list(KINDS))
 def config(request: pytest.FixtureRequest) -> ModelConfig:
     return small_config(**request.param)
 
@@ -50,13 +51,11 @@ def test_logits_and_features_equal_timm(config: ModelConfig) -> None:
 def test_intermediates_equal_timm(config: ModelConfig) -> None:
     model = our_model(config).eval()
     twin, images = timm_twin(model), some_images(model)
-    options = {"output_fmt": "NLC", "return_prefix_tokens": True, "intermediates_only": True}
+    options: dict[str, Any] = {"output_fmt": "NLC", "return_prefix_tokens": True, "intermediates_only": True}
     with torch.no_grad():
         ours = model.forward_intermediates(images)
-        theirs = [
-            torch.cat(pair[::-1], dim=1) if isinstance(pair, tuple) else pair
-            for pair in twin.forward_intermediates(images, **options)
-        ]
+        pairs: list[Any] = list(twin.forward_intermediates(images, **options))
+        theirs = [torch.cat(pair[::-1], dim=1) if isinstance(pair, tuple) else pair for pair in pairs]
     assert len(ours) == len(theirs) == model.shape.depth
     for index, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
         torch.testing.assert_close(mine, other, **EXACT, msg=lambda text, i=index: f"block {i}: {text}")
@@ -140,9 +139,7 @@ def test_published_sizes_have_timms_tensors(variant: str, name: str) -> None:
 
 def test_patch_convolution_initialises_as_timms_jax_scheme() -> None:
     """lecun_normal of the patch convolution and zero biases: the parts that timm's `jax` scheme has right."""
-    config = small_config(variant="nano/8", embed_dim=512, num_heads=8)
-    from pretrain.models.init import initial_value
-
+    config = small_config(embed_dim=512, num_heads=8)
     ours = initial_value("patch_embed.proj.weight", (512, 3, 8, 8), config, 0)
     theirs = torch.empty(512, 3, 8, 8)
     timm.layers.lecun_normal_(theirs)

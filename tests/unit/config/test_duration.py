@@ -43,6 +43,8 @@ def test_steps_of_a_set_of_1000_at_batch_4(text: str, steps: int) -> None:
     assert Duration.parse(text).to_steps(num_samples=1000, global_batch_size=4) == steps
 
 
-@pytest.mark.parametrize("text", ["90 epochs", "0.5 epochs", "20_000 steps", "303e6 samples", "1e-7 epochs", "1e22 steps"])
+@pytest.mark.parametrize(
+    "text", ["90 epochs", "0.5 epochs", "20_000 steps", "303e6 samples", "1e-7 epochs", "1e22 steps"]
+)
 def test_text_reads_back(text: str) -> None:
     assert Duration.parse(str(Duration.parse(text))) == Duration.parse(text)

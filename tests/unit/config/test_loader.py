@@ -94,8 +94,8 @@ def test_a_scalar_is_read_by_the_type_of_its_key(write: Write, by: str, key: str
     else:
         head, _, leaf = key.rpartition(".")
         line = f"{head}: {{{leaf}: {text}}}" if head else f"{leaf}: {text}"
-        resolved = load_experiment(write(f"extends: base.yaml\n{line}\n"), overrides=[]) if write(MINIMAL, "base.yaml") else 0
-        assert isinstance(resolved, Resolved)
+        write(MINIMAL, "base.yaml")
+        resolved = load_experiment(write(f"extends: base.yaml\n{line}\n"))
     if key == "evaluation.sets":
         assert value_at(resolved, key)["val"].num_samples == 3
     elif key == "cluster.deepspeed":
@@ -188,11 +188,16 @@ def test_where_falls_back_to_the_section_and_the_file(write: Write) -> None:
         ("", ["evaluation.sets.a.shards=x"], ["evaluation.sets.a.num_samples is missing: Samples that"]),
         ("", ["version=2"], ["version: '2' is not 1"]),
         # missing
-        ("", ["model=null"], ["x.yaml: model is missing"]),
+        ("---\n", [], ["x.yaml:11: not valid YAML: but found another document"]),
+        ("", ["model=null"], ["command line: model is missing"]),
         ("extends: []\n", [], ["extends: expected a file or a list of files"]),
         # impossible combinations
         ("", ["model.class_token=false"], ["command line: model: pool: token needs class_token: true"]),
-        ("objective: {name: softmax, reduction: mean}\n", [], ["x.yaml:11: objective: reduction belongs to name: sigmoid"]),
+        (
+            "objective: {name: softmax, reduction: mean}\n",
+            [],
+            ["x.yaml:11: objective: reduction belongs to name: sigmoid"],
+        ),
         ("", ["optim.name=sgd", "optim.eps=1"], ["optim: eps would be ignored by name: sgd"]),
         ("", ["cluster.deepspeed.bf16.enabled=true"], ["cluster: deepspeed.bf16 is set by the engine (use precision)"]),
         # no override at all
@@ -273,12 +278,10 @@ def test_the_resolved_yaml_loads_back_to_an_equal_experiment(write: Write, overr
     assert second.experiment == first.experiment
     assert second.to_yaml() == first.to_yaml()
     assert second.digest == first.digest
-    assert "default" not in second.provenance.values() or not overrides or "ignored" not in first.to_yaml()
 
 
 def test_the_resolved_yaml_is_complete(write: Write) -> None:
-    resolved = load_experiment(load_back := write(MINIMAL))
-    assert load_back == resolved.path
+    resolved = load_experiment(write(MINIMAL))
     settings = resolved.to_dict()
     assert settings["optim"]["betas"] == [0.9, 0.999] and settings["guard"] == {"max_consecutive_skips": 20}
     assert "momentum" not in settings["optim"], "an AdamW run has no momentum to speak of"

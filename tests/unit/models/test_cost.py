@@ -18,6 +18,7 @@ from pretrain.models.cost import (
     training_flops,
     working_bytes,
 )
+from pretrain.models.variants import parameter_shapes
 from pretrain.models.vit import build_vit
 from pretrain.objectives.registry import build_objective
 
@@ -48,8 +49,6 @@ def test_count_and_names_equal_the_built_model(changes: dict[str, Any]) -> None:
     config = ModelConfig(**changes)
     with torch.device("meta"):
         model = build_vit(config, 21_843)
-    from pretrain.models.variants import parameter_shapes
-
     assert num_parameters(config, 21_843) == sum(p.numel() for p in model.parameters())
     built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     assert list(built.items()) == list(parameter_shapes(config, 21_843).items())
@@ -98,14 +97,14 @@ def kept_bytes(config: ModelConfig, num_classes: int, precision: str, checkpoint
     model = build_vit(config, num_classes).to(dtype)
     model.set_grad_checkpointing(checkpointing == "full")
     labels = torch.zeros(num_images, 1, dtype=torch.int64)
-    batch = SimpleNamespace(
+    batch: Any = SimpleNamespace(
         images=torch.randn(num_images, 3, *model.shape.img_size), labels=labels, drop_path=None
     )
     kept = Kept([*model.parameters()])
     objective = build_objective(ObjectiveConfig(), num_classes)
-    with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
-            loss = objective(model, batch)
+    hooks = torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        loss = objective(model, batch)
     del loss
     return kept.total()
 
@@ -133,9 +132,7 @@ def test_activations_are_what_autograd_keeps(changes: dict[str, Any], precision:
 def test_copies_of_weights_are_what_autograd_keeps(precision: Any) -> None:
     config, num_classes = ModelConfig(variant="Ti/16", img_size=64, depth=4), 1000
     total = kept_bytes(config, num_classes, precision, "none", 1)
-    memory = memory_bytes(
-        config, num_classes, precision=precision, zero_stage=1, num_devices=1, micro_batch_size=1
-    )
+    memory = memory_bytes(config, num_classes, precision=precision, zero_stage=1, num_devices=1, micro_batch_size=1)
     expected = memory.activations - working_bytes(config, precision=precision)
     assert expected == pytest.approx(total, rel=0.05)
 
@@ -155,9 +152,7 @@ def test_state_bytes_per_parameter(
 ) -> None:
     config = ModelConfig(variant="H/14")
     count = num_parameters(config, 1000)
-    memory = memory_bytes(
-        config, 1000, precision=precision, zero_stage=zero_stage, num_devices=8, micro_batch_size=1
-    )
+    memory = memory_bytes(config, 1000, precision=precision, zero_stage=zero_stage, num_devices=8, micro_batch_size=1)
     got = (memory.weights / count, memory.gradients / count, memory.optimizer / count)
     assert got == pytest.approx((weights, gradients, optimizer), rel=1e-6)
 

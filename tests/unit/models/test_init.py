@@ -135,13 +135,13 @@ def test_the_heads_settings() -> None:
 def test_a_tensor_without_a_rule_is_an_error() -> None:
     model = build_vit(CONFIG, NUM_CLASSES)
     model.mystery = nn.Parameter(torch.zeros(3))
-    with pytest.raises(LookupError, match="0 rules .* explain the tensor 'mystery'"):
+    with pytest.raises(LookupError, match=r"0 rules .* explain the tensor 'mystery'"):
         init_weights(model, 0)
 
 
 def test_two_rules_for_a_tensor_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(init.RULES, "cls_.*", init.RULES["cls_token"])
-    with pytest.raises(LookupError, match="2 rules .* 'cls_token'"):
+    with pytest.raises(LookupError, match=r"2 rules .* 'cls_token'"):
         initial_value("cls_token", (1, 1, 4), CONFIG, 0)
 
 
@@ -152,7 +152,7 @@ def test_digests_tell_tensors_apart() -> None:
     assert list(before) == list(model.state_dict())
     assert before == digest(model.state_dict()) == digest(initial_state(CONFIG, NUM_CLASSES, 0))
     with torch.no_grad():
-        model.blocks[1].mlp.fc2.weight[3, 4] += 1e-3
+        model.get_parameter("blocks.1.mlp.fc2.weight")[3, 4] += 1e-3
     changed = [name for name, value in digest(model).items() if value != before[name]]
     assert changed == ["blocks.1.mlp.fc2.weight"]
 

@@ -37,7 +37,7 @@ def header_of(path: Path) -> tuple[dict[str, object], bytes]:
     return json.loads(data[8 : 8 + size]), data[8 + size :]
 
 
-def rewrite(path: Path, change: Callable[[dict[str, object]], None]) -> None:
+def rewrite(path: Path, change: Callable[[dict[str, object]], object]) -> None:
     """Changes the metadata of a file and leaves its tensors."""
     header, body = header_of(path)
     texts = header["__metadata__"]
@@ -52,7 +52,12 @@ def rewrite(path: Path, change: Callable[[dict[str, object]], None]) -> None:
 def test_round_trip(path: Path) -> None:
     state, metadata = load_weights(path)
     assert metadata == METADATA
-    assert (metadata.img_size, metadata.grid, metadata.patch, metadata.num_prefix_tokens) == ((16, 24), (2, 3), (8, 8), 1)
+    assert (metadata.img_size, metadata.grid, metadata.patch, metadata.num_prefix_tokens) == (
+        (16, 24),
+        (2, 3),
+        (8, 8),
+        1,
+    )
     assert (metadata.pool, metadata.gelu, metadata.layer_norm_eps, metadata.mean) == ("norm_avg", "tanh", 1e-6, HALF)
     assert state.keys() == STATE.keys()
     assert all(torch.equal(state[name], STATE[name]) for name in STATE)
@@ -88,7 +93,7 @@ def test_a_failed_write_leaves_the_old_file(path: Path, monkeypatch: pytest.Monk
 
 
 def test_tensors_unlike_the_metadata_are_a_bug_of_ours(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="tensor norm.bias is missing"):
+    with pytest.raises(AssertionError, match=r"tensor norm\.bias is missing"):
         save_weights(tmp_path / "w", {n: t for n, t in STATE.items() if n != "norm.bias"}, METADATA)
     with pytest.raises(AssertionError, match="tensor extra is"):
         save_weights(tmp_path / "w", {**STATE, "extra": torch.zeros(1)}, METADATA)

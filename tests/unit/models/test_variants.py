@@ -68,9 +68,7 @@ def test_worked_shapes_of_the_tensors() -> None:
     assert (fifty["patch_embed.proj.weight"][0], math.prod(fifty["patch_embed.proj.weight"][1:])) == (128, 432)
 
 
-@pytest.mark.parametrize(
-    ("value", "width", "head"), [(None, None, (5, 96)), ("width", 96, (5, 96)), (40, 40, (5, 40))]
-)
+@pytest.mark.parametrize(("value", "width", "head"), [(None, None, (5, 96)), ("width", 96, (5, 96)), (40, 40, (5, 40))])
 def test_the_tanh_layer_belongs_to_the_head(value: Any, width: int | None, head: tuple[int, int]) -> None:
     config = ModelConfig(variant="nano/8", img_size=32, representation_size=value)
     shapes = parameter_shapes(config, 5)

@@ -58,7 +58,7 @@ def test_shapes_of_the_stages(changes: dict[str, Any]) -> None:
 def test_the_tanh_layer_is_a_dense_layer_and_tanh() -> None:
     model = our_model(small_config(representation_size=20))
     tokens = model.forward_features(some_images(model))
-    layer = model.pre_logits.fc
+    layer: Any = model.pre_logits.fc
     expected = torch.tanh(tokens[:, 0] @ layer.weight.T + layer.bias)
     torch.testing.assert_close(model.forward_head(tokens, pre_logits=True), expected, rtol=1e-5, atol=1e-6)
     logits = expected @ model.head.weight.T + model.head.bias
@@ -70,7 +70,9 @@ def test_images_of_another_size_are_a_bug_that_shows() -> None:
         our_model(small_config())(torch.zeros(1, 3, 32, 32))
 
 
-def gradients(model: VisionTransformer, images: Tensor, scales: Tensor | None, checkpointing: bool) -> dict[str, Tensor]:
+def gradients(
+    model: VisionTransformer, images: Tensor, scales: Tensor | None, checkpointing: bool
+) -> dict[str, Tensor]:
     model.zero_grad()
     model.set_grad_checkpointing(checkpointing)
     torch.manual_seed(7)
@@ -126,7 +128,7 @@ def test_a_dropped_branch_adds_nothing(zero_branch: int) -> None:
     scales = torch.ones(2, 1, 2)
     scales[0, 0, zero_branch] = 0.0
     got = model.forward_features(images, scales)
-    block = model.blocks[0]
+    block: Any = model.blocks[0]
     x = model._embed(images)[:1]
     expected = x + block.mlp(block.norm2(x)) if zero_branch == 0 else x + block.attn(block.norm1(x))
     torch.testing.assert_close(got[:1], model.norm(expected), rtol=1e-5, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ TARGETS = torch.tensor(
 
 
 @pytest.mark.parametrize(("reduction", "scale"), [("sum_classes", 7), ("mean", 1)])
-def test_loss_and_gradients_equal_torchs_times_the_scale(reduction: str, scale: int) -> None:
+def test_loss_and_gradients_equal_torchs_times_the_scale(reduction: Any, scale: int) -> None:
     """torch's default is the mean over images and classes; the sum over 7 classes is 7 times that."""
     model, x = linear_model(7), images(4)
     loss = Sigmoid(reduction)(model, Inputs(x, LABELS))
@@ -31,12 +32,15 @@ def test_loss_and_gradients_equal_torchs_times_the_scale(reduction: str, scale: 
     torch.testing.assert_close(grad, model.head.weight.grad)
 
 
-def test_loss_of_the_papers_start() -> None:
+def test_loss_of_the_papers_start_is_exact() -> None:
     """A head of zeros with bias −10 over 21,843 classes and one label: ln(1 + e¹⁰) + 21,842 · ln(1 + e⁻¹⁰) ≈ 10.99."""
     logits = torch.full((2, 21_843), -10.0)
     loss = Sigmoid()(lambda x, drop_path: logits, Inputs(images(2), torch.tensor([[5], [7]])))
     expected = math.log1p(math.exp(10)) + 21_842 * math.log1p(math.exp(-10))
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+    targets = torch.nn.functional.one_hot(torch.tensor([5, 7]), 21_843).float()
+    double = 21_843 * nn.BCEWithLogitsLoss()(logits.double(), targets.double())
+    assert loss.item() == pytest.approx(double.item(), rel=1e-5)
 
 
 def test_the_loss_is_fp32_whatever_the_logits_are() -> None:

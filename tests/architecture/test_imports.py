@@ -1,0 +1,133 @@
+"""The source tree keeps the rules of rules.py, and each rule finds a violation that is made up."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.architecture import rules
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        rules.forbidden_rooms,
+        rules.strangers,
+        rules.environment_reads,
+        rules.heavy_imports,
+        rules.vague_names,
+        rules.importing_inits,
+    ],
+)
+def test_the_source_keeps_the_rules(rule: Callable[[rules.Tree], Iterator[str]]) -> None:
+    assert list(rule(rules.read_tree(ROOT))) == []
+
+
+def test_every_source_file_is_under_a_rule() -> None:
+    modules = {path: rules.module_name(path) for path in rules.read_tree(ROOT)}
+    known = {path for path, module in modules.items() if any(rules.inside(module, name) for name in rules.MAY_IMPORT)}
+    assert set(modules) - known == {"pretrain/__init__.py"}
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "expected"),
+    [
+        # rooms
+        (
+            "pretrain/config/x.py",
+            "from pretrain.models import vit",
+            "pretrain.config must not import pretrain.models.vit",
+        ),
+        ("pretrain/models/x.py", "import pretrain.data.index", "pretrain.models must not import pretrain.data.index"),
+        ("pretrain/models/x.py", "def f():\n    from pretrain.optim import groups", "x.py:2: pretrain.models must not"),
+        (
+            "pretrain/models/layers/x.py",
+            "from ...engine import loop",
+            "pretrain.models must not import pretrain.engine",
+        ),
+        (
+            "pretrain/engine/x.py",
+            "from pretrain.models.vit import VisionTransformer",
+            "must not import pretrain.models",
+        ),
+        (
+            "pretrain/engine/x.py",
+            "from pretrain.objectives import softmax",
+            "must not import pretrain.objectives.softmax",
+        ),
+        (
+            "pretrain/data/x.py",
+            "try:\n    import pipelines.pack\nexcept ImportError:\n    pass",
+            "must not import pipelines",
+        ),
+        ("pretrain/run.py", "from pretrain.models.vit import build_vit", "pretrain.run must not import"),
+        ("pretrain/errors.py", "from pretrain.config import schema", "pretrain.errors must not import"),
+        # libraries
+        ("pretrain/engine/loop.py", "import deepspeed.comm", "deepspeed belongs to"),
+        ("pretrain/config/schema.py", "from yaml import safe_load", "yaml belongs to pretrain.config.loader"),
+        ("pretrain/data/x.py", "def f():\n    import subprocess", "x.py:2: subprocess belongs to pipelines"),
+        # the environment
+        ("pretrain/data/x.py", "import os\nos.environ['A']", "x.py:2: the environment"),
+        ("pretrain/data/x.py", "from os import environ", "x.py:1: the environment"),
+        ("pretrain/data/x.py", "import os\nos.getenv('A')", "x.py:2: the environment"),
+        # heavy
+        ("pretrain/config/x.py", "import torch", "pretrain.config.x → torch"),
+        ("pretrain/data/order.py", "import torch.utils.data", "pretrain.data.order → torch.utils.data"),
+        ("pretrain/models/cost.py", "from pretrain.models import heavy", "cost → pretrain.models.heavy → torch"),
+        ("pretrain/models/cost.py", "from pretrain.models.heavy import thing", "cost → pretrain.models.heavy → torch"),
+        ("pipelines/__main__.py", "class A:\n    import cv2", "pipelines.__main__ → cv2"),
+        # names
+        ("pretrain/data/utils.py", "", "utils says nothing"),
+        ("pretrain/helpers/x.py", "", "helpers says nothing"),
+        ("pretrain/data/image_utils.py", "", "image_utils says nothing"),
+        ("pretrain/data/__init__.py", "from pretrain.data import index", "a package file imports nothing"),
+    ],
+)
+def test_a_violation_is_found(path: str, text: str, expected: str) -> None:
+    tree = {"pretrain/models/heavy.py": "import torch", path: text}
+    found = rules.violations(tree)
+    assert any(expected in line for line in found), found
+    assert all(line.startswith(path) for line in found)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("pretrain/models/x.py", "from pretrain import seeds\nfrom pretrain.errors import ConfigError\nimport torch"),
+        ("pretrain/models/x.py", "from pretrain.models.layers import mlp\nfrom .layers import mlp"),
+        ("pretrain/engine/x.py", "from pretrain.objectives.protocol import Objective"),
+        ("pretrain/config/x.py", "def f():\n    import torch"),
+        (
+            "pretrain/config/x.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pretrain.models import vit",
+        ),
+        ("pretrain/distributed/x.py", "import os\nos.environ['A']"),
+        ("pretrain/build.py", "from pretrain.models import vit\nfrom pretrain.data import index"),
+        ("pipelines/x.py", "import subprocess\nfrom pretrain import run"),
+        ("pretrain/data/__init__.py", '"""What this room is for."""'),
+    ],
+)
+def test_what_is_allowed_is_left_alone(path: str, text: str) -> None:
+    assert rules.violations({path: text}) == []
+
+
+@pytest.mark.parametrize("module", rules.LIGHT)
+def test_light_modules_are_light_when_they_run(module: str) -> None:
+    code = f"import sys, {module}; heavy = {set(rules.HEAVY)} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_of_the_stages_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom pipelines.__main__ import main\n"
+        f"assert main(['--help']) == 0\nsys.exit(len({set(rules.HEAVY)!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

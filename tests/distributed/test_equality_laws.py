@@ -1,0 +1,84 @@
+"""Every way of running ten steps gives the same ten losses: stage, ranks, accumulation, checkpointing, backend."""
+
+from __future__ import annotations
+
+import pytest
+
+from pretrain.config.schema import Experiment
+from tests.distributed.training import experiment, train_with
+from tests.pool import Pool
+
+ALL_SHARDED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+
+
+def settings(stage: int, micro: int, **more: object) -> Experiment:
+    sharded = {"cluster__deepspeed": ALL_SHARDED} if stage == 3 else {}
+    return experiment(cluster__zero_stage=stage, cluster__micro_batch_size=micro, **sharded, **more)
+
+
+def losses(pool: Pool, config: Experiment, kind: str = "deepspeed") -> list[float]:
+    results = pool.run(train_with, config, kind, {"steps": 10})
+    assert all(result["losses"] == results[0]["losses"] for result in results)
+    return list(results[0]["losses"].values())
+
+
+@pytest.fixture(scope="module")
+def reference(pool2: Pool) -> list[float]:
+    """Ten fp32 losses of two ranks with DeepSpeed stage 0: no sharding, one pass per step."""
+    values = losses(pool2, settings(0, 4))
+    assert values[9] < values[1] - 0.01, "the loss must move, or equality says nothing"
+    return values
+
+
+CASES = {
+    "zero1": (1, 4, "deepspeed", {}),
+    "zero2": (2, 4, "deepspeed", {}),
+    "zero3": (3, 4, "deepspeed", {}),
+    "accumulation": (0, 2, "deepspeed", {}),
+    "accumulation zero2": (2, 1, "deepspeed", {}),
+    "accumulation zero3": (3, 2, "deepspeed", {}),
+    "accelerate": (0, 4, "accelerate", {}),
+    "accelerate accumulation": (0, 2, "accelerate", {}),
+    "activation checkpointing": (1, 4, "deepspeed", {"cluster__activation_checkpointing": "full"}),
+    "activation checkpointing zero3": (3, 4, "deepspeed", {"cluster__activation_checkpointing": "full"}),
+    "activation checkpointing accelerate": (0, 4, "accelerate", {"cluster__activation_checkpointing": "full"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks(pool2: Pool, reference: list[float], case: str) -> None:
+    stage, micro, kind, more = CASES[case]
+    assert losses(pool2, settings(stage, micro, **more), kind) == pytest.approx(reference, rel=1e-5)
+
+
+@pytest.mark.parametrize(("stage", "micro", "kind"), [(0, 2, "deepspeed"), (2, 1, "deepspeed"), (3, 2, "deepspeed"), (0, 2, "accelerate")])
+def test_four_ranks(pool4: Pool, reference: list[float], stage: int, micro: int, kind: str) -> None:
+    assert losses(pool4, settings(stage, micro), kind) == pytest.approx(reference, rel=1e-5)
+
+
+def test_one_rank_with_twice_the_passes(pool1: Pool, reference: list[float]) -> None:
+    assert losses(pool1, settings(0, 4)) == pytest.approx(reference, rel=1e-5)
+    assert losses(pool1, settings(1, 8)) == pytest.approx(reference, rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_same_command_twice_is_bit_identical(pool2: Pool, stage: int) -> None:
+    assert losses(pool2, settings(stage, 2)) == losses(pool2, settings(stage, 2))
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(1, "bf16"), (2, "bf16"), (3, "bf16"), (0, "autocast"), (2, "autocast")])
+def test_low_precision_stays_near(pool2: Pool, reference: list[float], stage: int, precision: str) -> None:
+    values = losses(pool2, settings(stage, 4, precision=precision))
+    assert values == pytest.approx(reference, rel=2e-2) and values != reference
+
+
+def test_bf16_stages_agree(pool2: Pool) -> None:
+    runs = [losses(pool2, settings(stage, 4, precision="bf16")) for stage in (1, 2, 3)]
+    assert runs[1] == pytest.approx(runs[0], rel=1e-3) and runs[2] == pytest.approx(runs[0], rel=1e-3)
+
+
+def test_clipping_acts_and_is_the_same_everywhere(pool2: Pool) -> None:
+    free = losses(pool2, settings(0, 4, optim__clip_grad=None))
+    clipped = [losses(pool2, settings(stage, 4, optim__clip_grad=0.1, optim__eps=1e-2)) for stage in (0, 1, 3)]
+    assert clipped[0] != pytest.approx(free, rel=1e-5)
+    assert clipped[1] == pytest.approx(clipped[0], rel=1e-5) and clipped[2] == pytest.approx(clipped[0], rel=1e-5)

@@ -1,0 +1,63 @@
+"""A wish to stop, on one rank only: every rank checkpoints at the same step and the verdict says requeue."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from pretrain.telemetry.sinks import read_metrics
+from tests.command import Commands
+from tests.integration.small_run import curve, pretrain, verdict
+
+
+def ranks_of(script: str, folder: Path) -> list[int]:
+    """Process ids of the Python processes that run the script into this folder, launchers left out."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if f"output_dir={folder}" in words and any(word.endswith(script) for word in words[1:3]):
+            found.append(int(entry.name))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("way", ["SIGTERM", "SIGUSR1", "STOP"])
+def test_stop_and_go_on(command: Commands, digits: None, tmp_path: Path, way: str) -> None:
+    run = tmp_path / "run"
+    words = pretrain("torchrun", tmp_path, "duration=2000 steps", "checkpoint.every=1000 steps")
+    process = command.start(*words)
+    deadline = time.monotonic() + 120
+    while max(read_metrics(run / "metrics.jsonl"), default=0) < 5:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    if way == "STOP":
+        (run / "STOP").touch()
+    else:
+        os.kill(ranks_of("pretrain/run.py", tmp_path)[-1], getattr(signal, way))  # one rank is told
+    output, errors = process.communicate(timeout=60)
+    end = verdict(run)
+    assert (end["outcome"], end["exit_code"]) == ("requeue", 75), output + errors
+    step = end["step"]
+    assert step == max(curve(run)) and (run / f"checkpoints/step-{step:08d}/COMPLETE.json").exists()
+    command.run(*pretrain("torchrun", tmp_path, f"duration={step + 3} steps", "resume.allow_changes=[duration]"), check=True)
+    assert sorted(curve(run)) == list(range(1, step + 4)), "no step is missing and none was done twice"
+    assert min(read_metrics(run / "metrics.jsonl", "resume")) == step
+
+
+def test_a_changed_setting_is_refused_by_name(command: Commands, digits: None, tmp_path: Path) -> None:
+    command.run(*pretrain("alone", tmp_path), check=True)
+    refused = command.run(*pretrain("alone", tmp_path, "optim.lr=5e-4"))
+    assert refused.returncode == 2
+    assert "optim.lr: 0.001 → 0.0005" in refused.stderr and "resume.allow_changes=[optim.lr]" in refused.stderr
+    assert verdict(tmp_path / "run")["outcome"] == "fatal"
+    changed = ["duration=14 steps", "optim.lr=5e-4", "resume.allow_changes=[optim.lr, duration]"]
+    allowed = command.run(*pretrain("alone", tmp_path, *changed), check=True)
+    assert "changed from step 12 on: optim.lr: 0.001 → 0.0005" in allowed.stdout
+    assert max(curve(tmp_path / "run")) == 14

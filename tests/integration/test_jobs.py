@@ -1,0 +1,107 @@
+"""The two entry files under every launcher, with the same result; and their answers to bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.command import Commands
+from tests.integration.small_run import FINETUNE, PRETRAIN, SMALL, curve, launcher, pretrain, verdict
+
+SMALL_FINETUNE = [*SMALL, "model.img_size=16"]
+FILES = {"config.resolved.yaml", "environment.json", "metrics.jsonl", "checkpoints", "exit.json", "log.txt"}
+
+
+def finetune(kind: str, folder: Path, *settings: str, ranks: int = 2) -> list[str]:
+    script = ["pipelines/finetune.py", "--config", FINETUNE, *SMALL_FINETUNE, f"output_dir={folder}", "name=run"]
+    return [*launcher(kind, ranks), *script, *settings]
+
+
+@pytest.fixture(scope="module")
+def pretrained(digits: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a small pretraining with plain python, one rank."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    commands = Commands()
+    commands.run(*pretrain("alone", folder), check=True)
+    commands.close()
+    return folder / "run"
+
+
+@pytest.mark.parametrize("kind", ["deepspeed", "torchrun", "accelerate"])
+def test_pretraining_under_each_launcher(command: Commands, pretrained: Path, tmp_path: Path, kind: str) -> None:
+    command.run(*pretrain(kind, tmp_path), check=True)
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} >= FILES
+    assert json.loads((run / "environment.json").read_text())["world_size"] == 2
+    assert verdict(run)["outcome"] == "complete"
+    ours, alone = curve(run), curve(pretrained)
+    assert sorted(ours) == sorted(alone) and [row[3] for row in ours.values()] == [row[3] for row in alone.values()]
+    for step in ours:
+        assert ours[step][0] == pytest.approx(alone[step][0], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["alone", "deepspeed", "torchrun", "accelerate"])
+def test_finetuning_under_each_launcher(command: Commands, pretrained: Path, tmp_path: Path, kind: str) -> None:
+    ranks = 1 if kind == "alone" else 2
+    done = command.run(*finetune(kind, tmp_path, "--from", str(pretrained), ranks=ranks), check=True)
+    assert "pos_embed" in done.stdout and "4×4" in done.stdout and "8×8" in done.stdout, done.stdout
+    assert "head.weight" in done.stdout
+    assert verdict(tmp_path / "run")["outcome"] == "complete"
+    losses = [row[0] for row in curve(tmp_path / "run").values()]
+    assert len(losses) == 12 and losses[0] == pytest.approx(1.609437, abs=1e-5), "a zero head starts at ln 5"
+
+
+def test_finetuning_with_zero3_and_another_pooling_equals_ddp(
+    command: Commands, pretrained: Path, tmp_path: Path
+) -> None:
+    weights = next(pretrained.glob("checkpoints/*12/weights.safetensors"))
+    sharded = ["cluster.zero_stage=3", "cluster.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}"]
+    common = ["--from", str(weights), "model.pool=norm_avg"]
+    command.run(*finetune("torchrun", tmp_path / "a", *common), check=True)
+    command.run(*finetune("torchrun", tmp_path / "b", *common, "cluster.backend=deepspeed", *sharded), check=True)
+    ddp, zero3 = curve(tmp_path / "a/run"), curve(tmp_path / "b/run")
+    assert [row[3] for row in ddp.values()] == [row[3] for row in zero3.values()]
+    for step in ddp:
+        assert zero3[step][0] == pytest.approx(ddp[step][0], rel=1e-5)
+
+
+def test_data_processes_change_nothing(command: Commands, pretrained: Path, tmp_path: Path) -> None:
+    command.run(*pretrain("alone", tmp_path, "cluster.num_workers=2"), check=True)
+    assert curve(tmp_path / "run") == curve(pretrained)
+
+
+BAD = {
+    "misspelt key": (["optim.lrr=1e-3"], "optim.lrr", "optim.lr"),
+    "ranks": (["cluster.num_devices=7"], "7", "ranks"),
+    "no data": (["data.shards=data/nowhere"], "data/nowhere", "pipelines pack"),
+    "classes": (["data.num_classes=7"], "num_classes", "5"),
+    "patch": (["model.img_size=9"], "img_size", "9"),
+    "bf16 at stage 0": (["precision=bf16", "cluster.zero_stage=0"], "cluster.zero_stage", "autocast"),
+    "weights": (["init.from=nowhere.safetensors"], "nowhere.safetensors", "does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_in_a_few_lines(command: Commands, digits: None, tmp_path: Path, case: str) -> None:
+    settings, *words = BAD[case]
+    refused = command.run("python", "pretrain/run.py", "--config", PRETRAIN, f"output_dir={tmp_path}", *settings)
+    assert refused.returncode == 2, refused.stdout
+    assert all(word in refused.stderr for word in words), refused.stderr
+    assert "Traceback" not in refused.stderr and len(refused.stderr.splitlines()) <= 8
+    assert not list(tmp_path.iterdir()), "nothing is half-written"
+
+
+def test_check_and_print_config(command: Commands, tmp_path: Path) -> None:
+    checked = command.run("python", "pretrain/run.py", "--config", PRETRAIN, "--check", "data.shards=nowhere", check=True)
+    assert "data not found, not checked" in checked.stdout
+    refused = command.run(
+        "python", "pretrain/run.py", "--config", PRETRAIN, "--check", "--require-data", "data.shards=nowhere"
+    )
+    assert refused.returncode == 2 and "nowhere" in refused.stderr
+    printed = command.run("python", "pretrain/run.py", "--config", PRETRAIN, "--print-config", "seed=5", check=True)
+    again = tmp_path / "again.yaml"
+    again.write_text(printed.stdout)
+    same = command.run("python", "pretrain/run.py", "--config", again, "--print-config", "--local_rank=0", check=True)
+    assert same.stdout == printed.stdout and "seed: 5" in printed.stdout

@@ -1,0 +1,128 @@
+"""Every config that is delivered: it loads, passes --check on the clusters it is for, and its head tells the truth."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pretrain.check import check
+from pretrain.config.loader import Resolved, load_experiment
+from pretrain.models.cost import training_flops
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIGS = ROOT / "configs"
+PRETRAIN = sorted(path.stem for path in (CONFIGS / "pretrain").glob("[!b]*.yaml"))
+FINETUNE = sorted(path.stem for path in (CONFIGS / "finetune").glob("[!b]*.yaml"))
+PAPER = [name for name in PRETRAIN if name.startswith("vit_")]
+PEAK_FLOPS = {"A100": 312e12, "H100": 989e12}  # dense bf16, as the vendor states them
+MFU = 0.4
+
+# Source: ViT (2010.11929), Table 3: data → model, epochs, learning rate, decay, dropout. Batch 4096, 224 px.
+# H/14 on ImageNet-21k has no row there; it takes that of L/16.
+TABLE_3 = {
+    "vit_b16_jft300m": ("B/16", 303_000_000, 18_291, 7, 8e-4, 0.1, 0.0),
+    "vit_l16_jft300m": ("L/16", 303_000_000, 18_291, 7, 4e-4, 0.1, 0.0),
+    "vit_l16_jft300m_14ep": ("L/16", 303_000_000, 18_291, 14, 4e-4, 0.1, 0.0),
+    "vit_h14_jft300m": ("H/14", 303_000_000, 18_291, 14, 3e-4, 0.1, 0.0),
+    "vit_b16_i21k_90ep": ("B/16", 14_197_122 - 51_200, 21_843, 90, 1e-3, 0.03, 0.1),
+    "vit_l16_i21k_30ep": ("L/16", 14_197_122 - 51_200, 21_843, 30, 1e-3, 0.03, 0.1),
+    "vit_l16_i21k_90ep": ("L/16", 14_197_122 - 51_200, 21_843, 90, 1e-3, 0.03, 0.1),
+    "vit_h14_i21k_90ep": ("H/14", 14_197_122 - 51_200, 21_843, 90, 1e-3, 0.03, 0.1),
+}
+
+
+def load(kind: str, name: str, *overrides: str, cluster: str | None = None) -> Resolved:
+    path = CONFIGS / "cluster" / f"{cluster}.yaml" if cluster else None
+    return load_experiment(CONFIGS / kind / f"{name}.yaml", cluster=path, overrides=overrides)
+
+
+def test_the_table_covers_every_config_of_the_paper() -> None:
+    assert sorted(TABLE_3) == PAPER
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_pretraining_follows_table_3(name: str) -> None:
+    experiment = load("pretrain", name).experiment
+    model, data, optim = experiment.model, experiment.data, experiment.optim
+    epochs = experiment.num_steps * experiment.global_batch_size / data.num_samples
+    row = (model.variant, data.num_samples, data.num_classes, optim.lr, optim.weight_decay, model.dropout)
+    variant, num_samples, num_classes, expected_epochs, *rest = TABLE_3[name]
+    assert row == (variant, num_samples, num_classes, *rest)
+    assert epochs == pytest.approx(expected_epochs, rel=1e-5)
+    assert (experiment.global_batch_size, model.img_size, model.pool) == (4096, 224, "token")
+    assert (optim.name, optim.betas, optim.clip_grad) == ("adamw", (0.9, 0.999), None)
+    assert (optim.schedule.name, optim.schedule.end_lr) == ("linear", 1e-5)
+    assert experiment.steps(optim.schedule.warmup) == 10_000
+    assert (experiment.objective.name, experiment.objective.reduction) == ("sigmoid", "sum_classes")
+    assert (model.head_bias, model.head_init, model.representation_size) == (-10.0, "zero", "width")
+    assert (data.mean, data.std, data.train_transform.crop) == ((0.5,) * 3, (0.5,) * 3, "inception")
+
+
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_the_name_is_the_files(name: str) -> None:
+    assert load("pretrain", name).experiment.name == name
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_head_of_the_file_states_the_cost(name: str) -> None:
+    experiment = load("pretrain", name).experiment
+    images = experiment.num_steps * experiment.global_batch_size
+    flops = training_flops(experiment.model, experiment.data.num_classes, images)
+    text = (CONFIGS / "pretrain" / f"{name}.yaml").read_text().replace(",", "")
+    exaflops, a100, h100 = map(float, re.findall(r"([0-9.]+) (?:exaFLOPs|A100-hours|H100-hours)", text))
+    assert exaflops == pytest.approx(flops / 1e18, rel=2e-3)
+    assert a100 == pytest.approx(flops / (MFU * PEAK_FLOPS["A100"]) / 3600, rel=5e-3)
+    assert h100 == pytest.approx(flops / (MFU * PEAK_FLOPS["H100"]) / 3600, rel=5e-3)
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_the_head_of_the_file_says_how_to_run_it_and_what_comes_out(kind: str) -> None:
+    for name in PRETRAIN if kind == "pretrain" else FINETUNE:
+        text = (CONFIGS / kind / f"{name}.yaml").read_text()
+        head = text[: text.index("\nname:")]
+        assert "# Run: " in head and "# Expect: " in head and f"--config configs/{kind}/{name}.yaml" in head, name
+
+
+@pytest.mark.parametrize("cluster", [None, "8xa100_80", "64xa100_80"])
+@pytest.mark.parametrize("name", PAPER)
+def test_pretraining_passes_the_check(
+    name: str, cluster: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where no data lies
+    report = check(load("pretrain", name, cluster=cluster))
+    assert any("data not found, not checked" in line for line in report)
+
+
+@pytest.mark.parametrize("cluster", [None, "8xa100_80"])
+@pytest.mark.parametrize("name", FINETUNE)
+def test_fine_tuning_passes_the_check(
+    name: str, cluster: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert check(load("finetune", name, cluster=cluster), backend="accelerate")
+
+
+# Source: ViT (2010.11929), Table 4: steps; the rate is one of its sweep.
+@pytest.mark.parametrize(
+    ("name", "steps", "rates"),
+    [
+        ("imagenet", 20_000, (0.003, 0.01, 0.03, 0.06)),
+        ("cifar10", 10_000, (0.001, 0.003, 0.01, 0.03)),
+        ("cifar100", 10_000, (0.001, 0.003, 0.01, 0.03)),
+        ("pets", 500, (0.001, 0.003, 0.01, 0.03)),
+        ("flowers", 500, (0.001, 0.003, 0.01, 0.03)),
+    ],
+)
+def test_fine_tuning_follows_table_4(name: str, steps: int, rates: tuple[float, ...]) -> None:
+    experiment = load("finetune", name).experiment
+    optim = experiment.optim
+    assert experiment.num_steps == steps and optim.lr in rates
+    assert (optim.name, optim.momentum, optim.weight_decay, optim.clip_grad) == ("sgd", 0.9, 0.0, 1.0)
+    assert (experiment.global_batch_size, experiment.model.img_size, optim.schedule.name) == (512, 384, "cosine")
+    assert experiment.evaluation.sets
+
+
+def test_the_demo_runs_on_two_cpu_ranks() -> None:
+    assert check(load("pretrain", "demo_digits", cluster="cpu"), world=2)

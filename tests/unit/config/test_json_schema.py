@@ -1,0 +1,80 @@
+"""The generated JSON schemas are current, and say the same of every config as the loader does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from pretrain.config import json_schema
+
+ROOT = Path(__file__).resolve().parents[3]
+SCHEMAS = ROOT / "configs" / "schema"
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
+
+
+def validator(name: str) -> jsonschema.Draft202012Validator:
+    import json
+
+    return jsonschema.Draft202012Validator(json.loads(json_schema.schema_text(name)))
+
+
+@pytest.mark.parametrize("name", json_schema.MODELS)
+def test_the_schema_file_is_current(name: str) -> None:
+    command = f"python -m pretrain.config.json_schema {name} > configs/schema/{name}.schema.json"
+    assert (SCHEMAS / f"{name}.schema.json").read_text() == json_schema.schema_text(name), f"run: {command}"
+
+
+@pytest.mark.parametrize("name", json_schema.MODELS)
+def test_the_schema_is_a_schema(name: str) -> None:
+    checker = validator(name)
+    checker.check_schema(checker.schema)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_config_names_its_schema_and_fits_it(file: str) -> None:
+    name = "cluster" if "/cluster/" in file else "experiment"
+    text = (ROOT / file).read_text()
+    assert text.splitlines()[0] == f"# yaml-language-server: $schema=../schema/{name}.schema.json"
+    validator(name).validate(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optm": {"lr": 1}},
+        {"optim": {"lr": "fast"}},
+        {"optim": {"lr": -1}},
+        {"model": {"pool": "max"}},
+        {"duration": 7},
+        {"data": {"lanes": "many"}},
+        {"extends": []},
+    ],
+)
+def test_the_schema_refuses_what_the_loader_refuses(settings: dict[str, Any]) -> None:
+    assert not validator("experiment").is_valid(settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optim": {"lr": "1e-4"}},
+        {"global_batch_size": "4_096"},
+        {"data": {"num_samples": 303e6, "lanes": "auto"}},
+        {"model": {"depth": None, "img_size": [8, 16]}},
+        {"evaluation": None},
+        {"extends": ["a.yaml", "b.yaml"]},
+    ],
+)
+def test_the_schema_accepts_what_the_loader_accepts(settings: dict[str, Any]) -> None:
+    validator("experiment").validate(settings)
+
+
+@pytest.mark.parametrize(("arguments", "code"), [([], 0), (["cluster"], 0), (["model"], 2), (["cluster", "x"], 2)])
+def test_the_command_line(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int) -> None:
+    assert json_schema.main(arguments) == code
+    printed = capsys.readouterr()
+    assert (printed.out == json_schema.schema_text(*arguments)) if code == 0 else printed.err.startswith("usage")

@@ -1,0 +1,106 @@
+"""Packed sets for tests, written by the packer itself; the colour of an image is its sample id."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipelines.packing.finish import finish_split
+from pipelines.packing.plan import PackOptions, Plan, Shard, Split
+from pipelines.packing.shard import write_shard
+from pipelines.sources.protocol import Item
+from pretrain.config.schema import Experiment
+
+NUM_CLASSES = 7
+SIZE = 8
+
+
+class CodedSource:
+    """Image i is one colour that says i; its labels are i mod 7 and, in a multi-label set, some more."""
+
+    name = "coded"
+    origin = "made in a test"
+    licence = "none"
+    homepage = ""
+
+    def __init__(self, *, multi_label: bool = False, image_format: str = "png", noise: bool = False) -> None:
+        self.multi_label, self.image_format, self.noise = multi_label, image_format, noise
+        self.classes = [(f"c{index}", f"class {index}") for index in range(NUM_CLASSES)]
+        self.notes: list[str] = []
+
+    def items(self, count: int = 0) -> list[Item]:
+        numbers = range(count)
+        return [Item(f"image-{number:06d}", labels_of(number, self.multi_label), SIZE * SIZE) for number in numbers]
+
+    def read(self, key: str) -> tuple[bytes, str]:
+        number = int(key.rpartition("-")[2])
+        pixels = np.broadcast_to(np.array(colour_of(number), dtype=np.uint8), (SIZE, SIZE, 3))
+        if self.noise:
+            pixels = np.random.default_rng(number).integers(0, 256, (3 * SIZE, 4 * SIZE, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format=self.image_format)
+        return buffer.getvalue(), self.image_format
+
+
+def colour_of(number: int) -> tuple[int, int, int]:
+    return number % 256, number // 256, 77
+
+
+def number_of(images: Any) -> list[int]:
+    """Sample ids as the colours of uint8 (b, 3, H, W) say them."""
+    return (images[:, 0, 0, 0].long() + 256 * images[:, 1, 0, 0].long()).tolist()
+
+
+def labels_of(number: int, multi_label: bool = False) -> tuple[int, ...]:
+    first = number % NUM_CLASSES
+    return tuple(sorted({first, number % 3, number % 5})) if multi_label else (first,)
+
+
+def write_set(folder: Path, sizes: Sequence[int], **source: Any) -> Path:
+    """Packs ``sum(sizes)`` coded images into shards of exactly these sizes; returns the split's folder."""
+    coded = CodedSource(**source)
+    items = coded.items(sum(sizes))
+    starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
+    shards = [
+        Shard(f"shard-{index:06d}.tar", first, tuple(items[first : first + size]))
+        for index, (first, size) in enumerate(zip(starts[:-1], sizes, strict=True))
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in shards:
+        write_shard(folder, shard, coded, lambda count: None)
+    split = Split("train", tuple(shards))
+    finish_split(folder, split, Plan(tuple(coded.classes), (split,), "", "", ""), coded, PackOptions("coded"))
+    return folder
+
+
+def experiment(shards: Path, num_samples: int, **changes: Any) -> Experiment:
+    """A small experiment on a coded set; ``a__b=value`` sets a nested key."""
+    tree: dict[str, Any] = {
+        "name": "test",
+        "seed": 3,
+        "duration": "1 epoch",
+        "global_batch_size": 16,
+        "model": {"variant": "mu/4", "img_size": SIZE},
+        "data": {
+            "shards": str(shards),
+            "num_samples": num_samples,
+            "num_classes": NUM_CLASSES,
+            "shuffle_window": 8,
+            "train_transform": {"crop": "resize", "hflip": 0.0},
+            "eval_transform": {"resize": "squash"},
+        },
+        "optim": {"lr": 1e-3},
+        "cluster": {"num_workers": 0},
+    }
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[last] = value
+    return Experiment.model_validate(tree)

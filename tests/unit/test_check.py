@@ -1,0 +1,269 @@
+"""--check: what is refused and why, what is reported, the micro-batch that is chosen, and that no torch is needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines import pack
+from pretrain.check import GIB, RESERVED_BYTES, check, resolve_micro_batch
+from pretrain.config.loader import Resolved, load_experiment
+from pretrain.errors import ConfigError, DataError
+from pretrain.models import cost
+
+SMALL = """\
+name: small
+duration: 100 steps
+global_batch_size: 64
+precision: fp32
+model: {variant: mu/2, img_size: 8}
+data: {shards: digits/train, num_samples: 714, num_classes: 5}
+optim: {lr: 1e-4}
+evaluation: {sets: {val: {shards: digits/val, num_samples: 187}}}
+"""
+
+Load = Callable[..., Resolved]
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Loads SMALL with overrides, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text(SMALL)
+    return lambda *overrides: load_experiment("x.yaml", overrides=overrides)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits 0-4, packed; the folder that holds digits/train and digits/val."""
+    folder = tmp_path_factory.mktemp("packed")
+    options = ["--classes", "0-4", "--holdout", "0.2", "--workers", "1", "--out", str(folder / "digits")]
+    assert pack.main(["digits", *options]) == 0
+    return folder
+
+
+def line(report: list[str], subject: str) -> str:
+    return next(line for line in report if line.startswith(subject))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world", "expected"),
+    [
+        (["model.img_size=9"], None, ["command line: model.img_size: the height 9", "use 8 or 10"]),
+        (["model.variant=XL/2"], None, ["command line: model.variant: unknown size 'XL'"]),
+        (["model.num_heads=5"], None, ["command line: model.num_heads: 5 heads do not divide"]),
+        (["data.lanes=5"], None, ["command line: data.lanes: 5 does not fit", "1, 2, 4, 8, 16, 32"]),
+        (["global_batch_size=63"], None, ["command line: global_batch_size: 63 is odd"]),
+        (["data.num_samples=3"], None, ["data.lanes: 8 lanes need at least as many samples"]),
+        ([], 3, ["x.yaml: 3 ranks cannot share 8 lanes", "1, 2, 4, 8, 16, 32"]),
+        (["cluster.num_devices=3"], None, ["3 ranks cannot share"]),
+        (["cluster.num_devices=4"], 2, ["command line: cluster.num_devices: 4 expected, but 2 ranks were started"]),
+        (["cluster.micro_batch_size=24"], 2, ["cluster.micro_batch_size: 24 does not divide the 32 images per rank"]),
+        (
+            ["cluster.micro_batch_size=64", "cluster.device_memory_gib=0.001"],
+            1,
+            ["needs about", "of 1.0 MiB per device"],
+        ),
+        (["cluster.device_memory_gib=0.01"], 1, ["cluster.micro_batch_size: even 2 images need"]),
+        (
+            ["precision=bf16", "cluster.zero_stage=0"],
+            1,
+            ["cluster.zero_stage: 0 with precision: bf16", "zero_stage: 1 or"],
+        ),
+        (
+            ["precision=bf16", "cluster.backend=accelerate"],
+            1,
+            ["precision: bf16 weights need", "use precision: autocast"],
+        ),
+        (
+            ["optim.schedule.warmup=100 steps"],
+            1,
+            ["optim.schedule.warmup: 100 steps are not shorter than the run of 100"],
+        ),
+        (["optim.schedule.warmup=90 epochs"], 1, ["optim.schedule.warmup: 1004 steps are not shorter"]),
+        (["duration=3 samples"], 1, ["duration: 3 samples is less than one step"]),
+        (["checkpoint.every=1 samples"], 1, ["checkpoint.every: 1 samples is less than one step"]),
+        (["evaluation.every=1 samples"], 1, ["evaluation.every: 1 samples is less than one step"]),
+        (["evaluation={sets: {val: null}, every: 1 epoch}"], 1, ["evaluation.every: would be ignored"]),
+        (["init.from=nowhere"], 1, ["command line: init.from: nowhere does not exist"]),
+        (["resume.from=nowhere"], 1, ["command line: resume.from: nowhere does not exist"]),
+        (["init.head=replace"], 1, ["command line: init.head: would be ignored without init.from"]),
+        (["resume.allow_changes=[optim.rl]"], 1, ["resume.allow_changes: optim.rl is no key; did you mean optim.lr?"]),
+    ],
+)
+def test_what_cannot_work_is_refused_with_place_and_remedy(
+    load: Load, overrides: list[str], world: int | None, expected: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(load(*overrides), world=world)
+    for part in expected:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_problems_are_told_at_once(load: Load) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(
+            load(
+                "model.img_size=9",
+                "data.lanes=5",
+                "init.from=nowhere",
+                "optim.schedule.warmup=1 epochs",
+                "duration=2 steps",
+            )
+        )
+    assert str(caught.value).startswith("4 problems:\n  command line: ")
+
+
+def test_the_report_without_data(load: Load) -> None:
+    report = check(load("cluster.micro_batch_size=8"), world=2)
+    assert line(report, "batch").endswith("64 = 2 ranks × micro-batch 8 × accumulation 4")
+    assert line(report, "steps").startswith("steps       100 (8.964 epochs), warmup 0")
+    assert [entry for entry in report if entry.startswith("data")] == [
+        "data        digits/train: data not found, not checked; 714 samples as configured",
+        "data        digits/val: data not found, not checked; 187 samples as configured",
+    ]
+
+
+def test_absent_data_is_an_error_where_it_is_required(load: Load) -> None:
+    with pytest.raises(DataError, match=r"data\.shards: no shards in digits/train; make them with python -m pipelines"):
+        check(load(), require_data=True)
+
+
+@pytest.fixture
+def beside(load: Load, packed: Path) -> Load:
+    """Like load, with a copy of the packed digits that a test may damage."""
+    import shutil
+
+    shutil.copytree(packed / "digits", "digits")
+    return load
+
+
+def test_data_that_is_there_is_checked(beside: Load) -> None:
+    report = check(beside(), require_data=True)
+    assert "digits/train: 714 samples in 1 shards, digest" in line(report, "data        digits/train")
+    assert "digits/val: 187 samples" in line(report, "data        digits/val")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.num_samples=715", ["digits/train/index.json", "has 714, data.num_samples says 715", "num_samples: 714"]),
+        ("data.num_classes=6", ["has 5, data.num_classes says 6"]),
+        ("evaluation.sets.val.num_samples=1", ["has 187, evaluation.sets.val.num_samples says 1"]),
+    ],
+)
+def test_another_set_than_configured_is_refused(beside: Load, override: str, expected: list[str]) -> None:
+    with pytest.raises(DataError) as caught:
+        check(beside(override))
+    for part in expected:
+        assert part in str(caught.value)
+
+
+def test_a_truncated_shard_is_refused(beside: Load) -> None:
+    shard = next(Path("digits/train").glob("*.tar"))
+    shard.write_bytes(shard.read_bytes()[:-512])
+    with pytest.raises(DataError, match=f"{shard.name} is truncated"):
+        check(beside())
+
+
+def test_shards_without_an_index_are_not_taken_for_absent(beside: Load) -> None:
+    Path("digits/train/index.json").unlink()
+    with pytest.raises(DataError, match="not \\(or not completely\\) packed"):
+        check(beside())
+
+
+def test_one_label_per_image_needs_a_set_of_that_kind(beside: Load) -> None:
+    table = json.loads(Path("digits/train/index.json").read_text())
+    from pretrain.data.index import ShardRow, ShardTable
+
+    rows = [ShardRow(*row) for row in table["shards"]]
+    ShardTable(Path("digits/train"), rows, num_classes=5, max_labels=3).save()
+    with pytest.raises(ConfigError, match=r"objective\.name: softmax takes one label per image.*up to 3; use sigmoid"):
+        check(beside())
+    assert check(beside("objective.name=sigmoid"))
+
+
+def test_the_start_weights_are_named(load: Load) -> None:
+    Path("weights.safetensors").write_bytes(b"")
+    assert line(check(load("init.from=weights.safetensors")), "init.from").endswith("weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("batch", "world", "wanted", "expected"),
+    [
+        (4096, 8, "auto", (64, 8)),
+        (4096, 64, "auto", (64, 1)),
+        (64, 1, "auto", (64, 1)),
+        (64, 4, "auto", (16, 1)),
+        (96, 1, "auto", (48, 2)),
+        (2 * 67, 1, "auto", (2, 67)),
+        (64, 2, "4", (4, 8)),
+        (64, 64, "1", (1, 1)),
+    ],
+)
+def test_the_micro_batch_where_the_memory_is_not_known(
+    load: Load, batch: int, world: int, wanted: str, expected: tuple[int, int]
+) -> None:
+    experiment = load(f"global_batch_size={batch}", f"cluster.micro_batch_size={wanted}").experiment
+    assert resolve_micro_batch(experiment, world) == expected
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("memory_gib", [24, 40, 80])
+@pytest.mark.parametrize("world", [8, 64])
+def test_auto_takes_the_largest_even_divisor_that_fits(load: Load, world: int, memory_gib: int, stage: int) -> None:
+    settings = ["model.variant=L/16", "model.img_size=224", "precision=bf16", f"cluster.zero_stage={stage}"]
+    experiment = load("global_batch_size=4096", *settings).experiment
+    micro, accumulation = resolve_micro_batch(experiment, world, memory_gib * GIB)
+    per_rank = 4096 // world
+    assert micro * accumulation == per_rank and micro % 2 == 0
+
+    def fits(size: int) -> bool:
+        options = {"precision": "bf16", "zero_stage": stage, "num_devices": world, "micro_batch_size": size}
+        return cost.memory_bytes(experiment.model, 5, **options).peak <= memory_gib * GIB - RESERVED_BYTES
+
+    larger = [size for size in range(micro + 2, per_rank + 1, 2) if per_rank % size == 0]
+    assert fits(micro) and not any(map(fits, larger))
+
+
+def test_the_configured_memory_goes_before_the_detected(load: Load) -> None:
+    settings = ["model.variant=L/16", "model.img_size=224", "global_batch_size=4096", "precision=bf16"]
+    small = resolve_micro_batch(load(*settings, "cluster.device_memory_gib=16").experiment, 8, 80 * GIB)
+    assert small == resolve_micro_batch(load(*settings).experiment, 8, 16 * GIB)
+    assert small[0] < resolve_micro_batch(load(*settings).experiment, 8, 80 * GIB)[0]
+
+
+def test_ddp_holds_the_whole_optimiser_on_every_device(load: Load) -> None:
+    settings = ["model.variant=H/14", "model.img_size=224", "global_batch_size=4096", "precision=autocast"]
+    experiment = load(*settings).experiment
+    sharded, _ = resolve_micro_batch(experiment, 64, 20 * GIB, backend="deepspeed")
+    whole, _ = resolve_micro_batch(experiment, 64, 20 * GIB, backend="accelerate")
+    assert whole < sharded
+
+
+def test_sgd_keeps_fewer_states(load: Load) -> None:
+    adamw, sgd, plain = (
+        line(check(load("model.variant=nano/2", *settings), world=1), "memory")
+        for settings in ([], ["optim.name=sgd"], ["optim.name=sgd", "optim.momentum=0"])
+    )
+    figures = [float(text.split("optimiser ")[1].split(" MiB")[0]) for text in (adamw, sgd, plain)]
+    assert np.allclose(np.diff(figures), np.diff(figures)[0], atol=0.11) and figures[0] > figures[1] > figures[2]
+
+
+def test_nothing_here_imports_torch(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(SMALL)
+    code = (
+        "import sys; from pretrain.check import check; from pretrain.config.loader import load_experiment\n"
+        f"assert check(load_experiment({str(tmp_path / 'x.yaml')!r}))\n"
+        "heavy = {'torch', 'torchvision', 'webdataset', 'cv2', 'deepspeed'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
