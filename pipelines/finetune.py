@@ -12,19 +12,19 @@ from pathlib import Path
 if __name__ == "__main__":  # a launcher puts this file's folder first on the path; the project's root belongs there
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pretrain.run import execute, parse_arguments
+from pretrain.run import Entry, execute, leave, parse_arguments
 
 EXAMPLE = "example: accelerate launch pipelines/finetune.py --config configs/finetune/demo_digits.yaml --from runs/demo_digits"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fine-tuning: ``--from`` is ``init.from``, and the default backend is Accelerate."""
+    """Fine-tuning: ``--from`` is ``init.from``; Accelerate, and a new head, unless the config says otherwise."""
     arguments = parse_arguments(argv, prog="pipelines/finetune.py", example=EXAMPLE, takes_weights=True)
     overrides = list(arguments.overrides)
     if arguments.source is not None:
         overrides.append(f"init.from={arguments.source}")
-    return execute(arguments, overrides, default_backend="accelerate")
+    return execute(arguments, overrides, Entry("accelerate", "replace"))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from pretrain.engine.backend import Backend
 from pretrain.engine.backends import build_backend
 from pretrain.engine.checkpoint import Checkpointer, weights_file
 from pretrain.engine.loop import Trainer
+from pretrain.engine.resume import Start
 from pretrain.engine.run_folder import RunFolder, write_durably
 from pretrain.engine.state import TrainState
 from pretrain.engine.stop import StopRequest
@@ -46,7 +47,9 @@ PROBE_SAMPLES = 8
 RECORDED_PACKAGES = ("torch", "deepspeed", "accelerate", "webdataset", "safetensors", "numpy", "timm")
 
 
-def build_initialised_model(experiment: Experiment, say: Callable[[str], None], *, with_init: bool) -> nn.Module:
+def build_initialised_model(
+    experiment: Experiment, say: Callable[[str], None], *, head: Literal["keep", "replace"], with_init: bool
+) -> nn.Module:
     """The whole model on the CPU, with weights from the seed or, ``with_init``, from ``init.from``.
 
     Raises:
@@ -63,7 +66,7 @@ def build_initialised_model(experiment: Experiment, say: Callable[[str], None], 
         tensors,
         about,
         model,
-        head=experiment.init.head,
+        head=head,
         filter=experiment.init.pos_embed_filter,
         seed=experiment.seed,
     )
@@ -129,15 +132,15 @@ def build_trainer(
     reporter: Reporter,
     stop_request: StopRequest,
     *,
-    kind: str,
-    with_init: bool,
-    purge_step: int,
+    kind: Literal["deepspeed", "accelerate"],
+    head: Literal["keep", "replace"],
+    start: Start | None,
 ) -> Trainer:
     """Everything that a run consists of. Collective: yes."""
     experiment = resolved.experiment
     memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    micro_batch = resolve_micro_batch(experiment, rank.world, memory)
-    model = build_initialised_model(experiment, reporter.say, with_init=with_init)
+    micro_batch = resolve_micro_batch(experiment, rank.world, memory, backend=kind)
+    model = build_initialised_model(experiment, reporter.say, head=head, with_init=start is None)
     objective = build_objective(experiment.objective, experiment.data.num_classes)
     stream = TrainStream(experiment, rank.rank, rank.world, micro_batch[0], quarantine=folder.path / "quarantine")
     feeder = Feeder(experiment, model, stream, device)
@@ -162,7 +165,7 @@ def build_trainer(
         say=reporter.say,
     )
     telemetry = Telemetry(
-        _sinks(experiment, folder, purge_step) if rank.is_main else (),
+        _sinks(experiment, folder, 0 if start is None else start.step) if rank.is_main else (),
         reporter,
         log_every=experiment.telemetry.log_every,
         batch_size=experiment.global_batch_size,

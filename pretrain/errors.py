@@ -27,3 +27,7 @@ class CheckpointError(UserError):
 
 class SetupError(UserError):
     """The machine lacks something that the run needs: space, a shared folder, a package, a free run folder."""
+
+
+class PeerError(UserError):
+    """Another rank failed; it says itself why."""

@@ -8,22 +8,25 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 if __name__ == "__main__":  # a launcher puts this file's folder first on the path; the project's root belongs there
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pretrain.engine.stop import StopRequest
-from pretrain.errors import ConfigError, UserError
+from pretrain.errors import PeerError, UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from pretrain.config.loader import Resolved
     from pretrain.distributed.rank import Rank
+    from pretrain.engine.run_folder import RunFolder, Verdict
 
-EXIT_BUG = 1
+INTERRUPTED = 130
 EXAMPLE = "example: deepspeed --num_gpus 2 pretrain/run.py --config configs/pretrain/demo_digits.yaml optim.lr=3e-4"
 
 
@@ -47,13 +50,26 @@ def parse_arguments(
     return arguments
 
 
+@dataclass(frozen=True)
+class Entry:
+    """What ``auto`` means in an entry file: the backend, and the head of a model that starts from given weights."""
+
+    backend: Literal["deepspeed", "accelerate"]
+    head: Literal["keep", "replace"]
+
+    def resolve(self, resolved: Resolved) -> Entry:
+        """The same with what the config chooses instead."""
+        backend, head = resolved.experiment.cluster.backend, resolved.experiment.init.head
+        return Entry(self.backend if backend == "auto" else backend, self.head if head == "auto" else head)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Pretraining: the default backend is DeepSpeed."""
+    """Pretraining: DeepSpeed, and given weights keep their head."""
     arguments = parse_arguments(argv, prog="pretrain/run.py", example=EXAMPLE)
-    return execute(arguments, arguments.overrides, default_backend="deepspeed")
+    return execute(arguments, arguments.overrides, Entry("deepspeed", "keep"))
 
 
-def execute(arguments: argparse.Namespace, overrides: Sequence[str], *, default_backend: str) -> int:
+def execute(arguments: argparse.Namespace, overrides: Sequence[str], entry: Entry) -> int:
     """Checks, prints or runs what the command line asks for; returns the exit code."""
     from pretrain.check import check
     from pretrain.config.loader import load_experiment
@@ -65,92 +81,81 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str], *, default_
     try:
         rank = detect()
         resolved = load_experiment(arguments.config, cluster=arguments.cluster, overrides=overrides)
-        kind = resolved.experiment.cluster.backend
-        kind = default_backend if kind == "auto" else kind
+        entry = entry.resolve(resolved)
         if arguments.print_config:
             print(resolved.to_yaml(), end="")
             return 0
         if arguments.check:
-            lines = check(resolved, world=None, require_data=arguments.require_data, backend=kind)
+            lines = check(resolved, world=None, require_data=arguments.require_data, backend=entry.backend)
             print("\n".join(lines))
             return 0
-        return run(resolved, rank, stop_request, kind)
+        return run(resolved, rank, stop_request, entry)
     except UserError as error:
         return fail(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def fail(error: UserError) -> int:
-    """Says what is wrong in a few lines; every rank may say it, since only one of them may know."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    """Says what is wrong in a few lines, from the rank that knows: its peers only know that it failed."""
+    if not isinstance(error, PeerError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
     return error.exit_code
 
 
-def run(resolved: Resolved, rank: Rank, stop_request: StopRequest, kind: str) -> int:
+def run(resolved: Resolved, rank: Rank, stop_request: StopRequest, entry: Entry) -> int:
     """One job from the checks to the verdict; returns the exit code. Collective: yes."""
     from pretrain.check import check
     from pretrain.distributed.rank import job
     from pretrain.engine.run_folder import FATAL, RunFolder, Verdict
 
     try:
-        check(resolved, world=rank.world, require_data=True, backend=kind)
+        check(resolved, world=rank.world, require_data=True, backend=entry.backend)
     except UserError as error:  # every rank finds the same; one says it
         return fail(error) if rank.is_main else error.exit_code
-    from pretrain import build  # torch from here on
-    from pretrain.distributed import startup
-    from pretrain.distributed.collectives import PeerError
-    from pretrain.engine.resume import choose_start, load_start
-    from pretrain.telemetry.console import Reporter
+    from pretrain.distributed import startup  # torch from here on
+    from pretrain.distributed.collectives import barrier
 
     experiment = resolved.experiment
     folder = RunFolder(Path(experiment.output_dir) / experiment.name)
     device = startup.start(rank, timeout_s=experiment.cluster.collective_timeout_s)
+    folder.open(rank, job())
     verdict: Verdict | None = None
-    step = 0
     try:
-        folder.open(rank, job())
-        reporter = Reporter(rank.is_main, folder.log)
-        stop_request.watch_file(folder.stop_file)
-        start = choose_start(resolved, folder, rank, reporter.say)
-        if rank.is_main:
-            build.record_run(resolved, folder, rank, device)
-        trainer = build.build_trainer(
-            resolved,
-            rank,
-            device,
-            folder,
-            reporter,
-            stop_request,
-            kind=kind,
-            with_init=start is None,
-            purge_step=0 if start is None else start.step,
-        )
-        state = load_start(trainer, start, reporter.say)
-        reporter.start(experiment.name, trainer.num_steps, state.step)
-        try:
-            verdict = trainer.fit(state)
-        finally:
-            trainer.telemetry.close()
-        reporter.say(f"{verdict.outcome}: {verdict.reason} (step {verdict.step}); run folder {folder.path}")
-        if rank.is_main:
-            folder.write_verdict(verdict, job())
-        barrier()  # nobody leaves before the verdict is written
-        return verdict.exit_code
-    except PeerError as error:
-        print(f"rank {rank.rank}: {error}", file=sys.stderr, flush=True)
-        verdict = Verdict(FATAL, str(error), step)
-        return verdict.exit_code
+        verdict = train(resolved, rank, device, folder, stop_request, entry)
     except UserError as error:
-        verdict = Verdict(FATAL, str(error), step)
+        verdict = Verdict(FATAL, str(error), 0)
         return fail(error)
-    except KeyboardInterrupt:
-        return 130
-    except Exception:
-        traceback.print_exc()
-        return EXIT_BUG
+    finally:  # without a verdict (a bug) the missing exit.json says that it was a crash
+        folder.close(verdict, job(), writes=rank.is_main or (verdict is not None and verdict.outcome == FATAL))
+    barrier()  # a launcher ends all ranks when one leaves with a code: nobody leaves before the verdict is written
+    return verdict.exit_code
+
+
+def train(
+    resolved: Resolved, rank: Rank, device: torch.device, folder: RunFolder, stop_request: StopRequest, entry: Entry
+) -> Verdict:
+    """Builds the trainer, puts it where the run stands, and trains. Collective: yes."""
+    from pretrain import build
+    from pretrain.engine.resume import choose_start, load_start
+    from pretrain.telemetry.console import Reporter
+
+    reporter = Reporter(rank.is_main, folder.log)
+    stop_request.watch_file(folder.stop_file)
+    start = choose_start(resolved, folder, rank, reporter.say)
+    if rank.is_main:
+        build.record_run(resolved, folder, rank, device)
+    trainer = build.build_trainer(
+        resolved, rank, device, folder, reporter, stop_request, kind=entry.backend, head=entry.head, start=start
+    )
+    try:
+        state = load_start(trainer, start, reporter.say)
+        reporter.start(resolved.experiment.name, trainer.num_steps, state.step)
+        verdict = trainer.fit(state)
     finally:
-        if rank.is_main:
-            folder.close(verdict, job())
-        startup.leave()
+        trainer.telemetry.close()
+    reporter.say(f"{verdict.outcome}: {verdict.reason} (step {verdict.step}); run folder {folder.path}")
+    return verdict
 
 
 def leave(exit_code: int) -> NoReturn:

@@ -71,8 +71,10 @@ def _run_in_pool(tasks: Sequence[Task], source: Source, num_workers: int, show: 
             "a packing process was killed, most likely for want of memory; run the same command with fewer --workers, "
             "it goes on from here"
         ) from error
-    finally:
+    finally:  # also when the caller has heard enough, or the user pressed Ctrl-C: what is half written is not needed
         executor.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.kill()
 
 
 _worker: dict[str, Any] = {}
@@ -80,7 +82,7 @@ _worker: dict[str, Any] = {}
 
 def _start_worker(parent: int, source: Source, counter: Synchronized[int]) -> None:
     end_with(parent)
-    ignore_signals()
+    ignore_signals(except_from=parent)
     _worker.update(source=source, counter=counter)
 
 

@@ -241,8 +241,9 @@ class InitConfig(Strict):
     """Initial weights from elsewhere (a new optimiser, step 0)."""
 
     from_: str | None = Field(default=None, alias="from", description="Run folder, checkpoint or safetensors file.")
-    head: Literal["keep", "replace"] = Field(
-        default="keep", description="replace: a new head, as model.head_init says."
+    head: Literal["auto", "keep", "replace"] = Field(
+        default="auto",
+        description="replace: a new head, as model.head_init says; auto: replace in pipelines/finetune.py, else keep.",
     )
     pos_embed_filter: Literal["bilinear_corners", "bicubic", "bicubic_aa"] = Field(
         default="bilinear_corners",

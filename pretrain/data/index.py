@@ -136,7 +136,8 @@ class ShardTable:
             raise DataError(f"{path}: not a complete index ({error!r}). {REMEDY}") from error
         if table.digest != content.get("digest"):
             raise DataError(
-                f"{path} was changed or damaged: its rows give the digest {table.digest}, it says {content.get('digest')}. {REMEDY}"
+                f"{path} was changed or damaged: its rows give the digest {table.digest}, it says "
+                f"{content.get('digest')}. {REMEDY}"
             )
         return table
 

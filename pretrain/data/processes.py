@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,9 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from pretrain.data.worker import end_with, fork_server, ignore_signals, signals_blocked
 
+_with_processes: weakref.WeakSet[Any] = weakref.WeakSet()
 
-def loader(dataset: Dataset[Any], places: Any, *, num_workers: int, prefetch_factor: int) -> Iterator[Any]:
-    """``dataset[place]`` for each place, in order, made by ``num_workers`` processes (0: by this one)."""
+
+def loader(dataset: Dataset[Any], places: Any, *, num_workers: int, prefetch_factor: int) -> Generator[Any, None, None]:
+    """``dataset[place]`` for each place, in order, made by ``num_workers`` processes (0: by this one).
+
+    Close it (``contextlib.closing``) to end the processes at once.
+    """
     common: dict[str, Any] = {
         "sampler": places,
         "batch_size": None,
@@ -26,7 +33,16 @@ def loader(dataset: Dataset[Any], places: Any, *, num_workers: int, prefetch_fac
         "generator": torch.Generator(),  # of its own: the global generator's state is not the loader's to advance
     }
     if num_workers == 0:
-        return iter(DataLoader(dataset, **common))
+        yield from DataLoader(dataset, **common)
+        return
+    made: Any = _start_processes(dataset, common, num_workers, prefetch_factor)
+    try:
+        yield from made
+    finally:
+        made._shutdown_workers()
+
+
+def _start_processes(dataset: Dataset[Any], common: dict[str, Any], num_workers: int, prefetch_factor: int) -> Any:
     with warnings.catch_warnings(), signals_blocked(), _light_main():
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # the user chose the number
         several = DataLoader(
@@ -37,7 +53,17 @@ def loader(dataset: Dataset[Any], places: Any, *, num_workers: int, prefetch_fac
             multiprocessing_context=fork_server(),
             worker_init_fn=partial(_start, os.getpid()),
         )
-        return iter(several)
+        made = iter(several)
+    _with_processes.add(made)
+    atexit.unregister(_close_all)
+    atexit.register(_close_all)  # after PyTorch's own, so before them: those wait 5 s for each process
+    return made
+
+
+def _close_all() -> None:
+    """Ends the processes of loaders that a dying rank has left open."""
+    for made in list(_with_processes):
+        made._shutdown_workers()
 
 
 def _start(rank_pid: int, worker: int) -> None:
@@ -45,7 +71,7 @@ def _start(rank_pid: int, worker: int) -> None:
     import cv2
 
     end_with(rank_pid)
-    ignore_signals()
+    ignore_signals(except_from=rank_pid)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 

@@ -1,6 +1,6 @@
 """Resizing of 8-bit RGB images, in the four ways that the recipes name.
 
-bilinear and area are OpenCV's; the antialiased ones are PyTorch's, which follow Pillow's filters to one or two grey levels.
+bilinear and area are OpenCV's; the antialiased ones are PyTorch's, which follow Pillow's filters to one or two levels.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ Legend: B images per global batch · R ranks · b images in a micro-batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 from pretrain.config.schema import DataConfig, Experiment
@@ -72,7 +73,7 @@ class TrainStream:
         """B / R."""
         return self._config.global_batch_size // self._world
 
-    def iterate(self, position: int, num_steps: int) -> Iterator[Batch]:
+    def iterate(self, position: int, num_steps: int) -> Generator[Batch, None, None]:
         """The micro-batches of ``num_steps`` steps, in order: B / (R b) of them for each step.
 
         Args:
@@ -103,7 +104,8 @@ class TrainStream:
         )
         num_workers = min(config.cluster.num_workers, len(steps))
         made = loader(dataset, steps, num_workers=num_workers, prefetch_factor=config.cluster.prefetch_factor)
-        yield from _accounted(made, self.faults)
+        with closing(made):
+            yield from _accounted(made, self.faults)
 
     def _check_micro_batch(self) -> None:
         if self.samples_per_rank % self._micro_batch_size:
@@ -160,7 +162,8 @@ class EvalStream:
         cluster = self._config.cluster
         num_workers = min(cluster.num_workers, len(self) - 1)  # for one batch, no process is worth its start
         made = loader(self._dataset, range(len(self)), num_workers=num_workers, prefetch_factor=cluster.prefetch_factor)
-        yield from _accounted(made, self.faults)
+        with closing(made):
+            yield from _accounted(made, self.faults)
 
 
 def open_set(shards: str, *, expected: DataConfig | None = None) -> tuple[ShardTable, Card]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import select
 import signal
@@ -30,6 +31,7 @@ def fork_server() -> BaseContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    multiprocessing.resource_tracker.ensure_running()  # its own start ends with the signals unblocked, so: beforehand
     with signals_blocked():
         multiprocessing.forkserver.ensure_running()
     return context
@@ -48,10 +50,29 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ignore_signals() -> None:
-    """Leaves the stop signals to the rank: it finishes its step with the batches that are under way."""
+def ignore_signals(*, except_from: int) -> None:
+    """Leaves the stop signals to the rank: it finishes its step with the batches that are under way.
+
+    Call it before the process has other threads.
+
+    Args:
+        except_from: SIGTERM from this process id still ends this one; an exit of Python terminates its helper
+            processes and then waits for them, without a limit.
+    """
     for number in IGNORED_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # no Linux
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_exit_on_term, args=(except_from,), name="exit-on-term", daemon=True).start()
+
+
+def _exit_on_term(sender: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != sender:
+        pass
+    os._exit(1)
 
 
 def end_with(pid: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from pretrain.errors import PeerError
 
 
 def is_distributed() -> bool:
@@ -54,19 +55,10 @@ def raise_together(error: BaseException | None, *, doing: str) -> None:
             raise PeerError(f"rank {rank} failed while {doing}: {failure}")
 
 
-class PeerError(RuntimeError):
-    """Another rank failed; its own message says why."""
-
-
 def barrier() -> None:
     """Waits until every rank is here. Collective: yes."""
     if is_distributed():
         dist.barrier()
-
-
-def first_error(errors: Sequence[BaseException | None]) -> BaseException | None:
-    """The first error of a sequence, or None."""
-    return next((error for error in errors if error is not None), None)
 
 
 def _object_device() -> torch.device:

@@ -94,9 +94,15 @@ class RunFolder:
             "output_dir must lie on a file system that all nodes share"
         )
 
-    def close(self, verdict: Verdict | None, job: tuple[str, int]) -> None:
-        """Writes the verdict durably and gives the lock back. Called by rank 0 only, before any rank leaves."""
-        if verdict is not None:
+    def close(self, verdict: Verdict | None, job: tuple[str, int], *, writes: bool) -> None:
+        """Writes the verdict durably and gives the lock back.
+
+        Args:
+            verdict: how the run ended; None leaves no verdict, which says that it crashed.
+            job: (job id, restart count).
+            writes: rank 0, and a rank that knows of a fatal error which rank 0 may not live to see.
+        """
+        if verdict is not None and writes:
             record = {**asdict(verdict), "exit_code": verdict.exit_code, "job_id": job[0], "restart_count": job[1]}
             write_durably(self.exit, json.dumps({**record, "time": time.time()}, indent=1))
         if self._lease is not None:
@@ -166,7 +172,7 @@ def _process_exists(pid: int) -> bool:
 
 def write_durably(path: Path, text: str) -> None:
     """Writes ``path`` whole or not at all, and onto the disk before it returns."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two ranks may write the same file
     with open(temporary, "w") as file:
         file.write(text)
         file.flush()

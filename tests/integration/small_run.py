@@ -40,8 +40,8 @@ def launcher(kind: str, ranks: int = 2) -> list[str]:
         "deepspeed": [str(BIN / "deepspeed"), "--num_gpus", str(ranks), "--master_port", port],
         "torchrun": [str(BIN / "torchrun"), "--nproc_per_node", str(ranks), "--master_port", port],
         "accelerate": [
-            str(BIN / "accelerate"), "launch", "--cpu", "--num_processes", str(ranks),
-            "--main_process_port", port,
+            # --cpu would start one rank, whatever the number
+            str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes", str(ranks), "--main_process_port", port
         ],
     }[kind]  # fmt: skip
 

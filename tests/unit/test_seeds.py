@@ -63,7 +63,8 @@ def test_the_order_of_the_keys_matters() -> None:
 @pytest.mark.parametrize("coordinate", ["seed", "epoch", "sample"])
 def test_uniform_numbers_are_uniform_along_every_coordinate(coordinate: str) -> None:
     count = 100_000
-    keys: dict[str, seeds.Key] = {"seed": 1, "epoch": 2, "sample": 3} | {coordinate: np.arange(count)}
+    keys: dict[str, seeds.Key] = {"seed": 1, "epoch": 2, "sample": 3}
+    keys[coordinate] = np.arange(count)
     numbers = seeds.uniform(*keys.values())
     assert numbers.min() >= 0 and numbers.max() < 1
     observed = np.histogram(numbers, bins=100, range=(0, 1))[0]

@@ -17,7 +17,9 @@ import torch
 from pretrain.data.processes import loader
 from pretrain.data.stream import TrainStream
 from pretrain.data.worker import IGNORED_SIGNALS, fork_server
+from pretrain.errors import DataError
 from tests.unit.data.sets import experiment, write_set
+from tests.unit.data.test_reader import damage
 
 SCRIPT = """
 import sys, time
@@ -50,7 +52,8 @@ def asked_of_workers(question: Any) -> set[Any]:
     [
         (torch.get_num_threads, 1),
         (cv2.getNumThreads, 1),
-        *[(functools.partial(signal.getsignal, number), signal.SIG_IGN) for number in IGNORED_SIGNALS],
+        (functools.partial(signal.getsignal, signal.SIGINT), signal.SIG_IGN),
+        (functools.partial(signal.getsignal, signal.SIGUSR1), signal.SIG_IGN),
     ],
 )
 def test_data_processes_have_one_thread_and_ignore_stop_signals(question, answer):
@@ -63,24 +66,23 @@ def test_data_processes_are_not_the_rank():
     assert os.getpid() not in pids
 
 
-def workers_of(pid: int) -> list[psutil.Process]:
-    """The processes that the fork server of ``pid`` has forked."""
-    children = psutil.Process(pid).children(recursive=True)
-    return [child for child in children if child.ppid() != pid]
+def data_processes() -> list[psutil.Process]:
+    """The processes that this one's fork server has forked."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if child.ppid() != os.getpid()]
 
 
-def test_stop_signals_to_every_process_of_the_step_leave_the_data_processes_alone(tmp_path):
+def test_stop_signals_to_every_process_of_the_step_leave_the_data_processes_alone(tmp_path, command):
     """As Slurm sends them: to the ranks, the fork server and the data processes alike."""
     folder = write_set(tmp_path / "set", [40])
     stream = TrainStream(experiment(folder, 40, cluster__num_workers=2), 0, 1, 4)
     batches = stream.iterate(0, 20)
     received = [next(batches)]
-    workers = workers_of(os.getpid())
-    assert len(workers) == 2
+    children = psutil.Process().children(recursive=True)
+    assert len(data_processes()) == 2
+    pids = [str(child.pid) for child in children if "resource_tracker" not in " ".join(child.cmdline())]
     for number in IGNORED_SIGNALS:
-        for process in psutil.Process().children(recursive=True):
-            if "resource_tracker" not in " ".join(process.cmdline()):
-                process.send_signal(number)
+        command.run("kill", f"-{int(number)}", *pids, check=True)
     time.sleep(0.2)
     received += batches
     assert len(received) == 20 * 4
@@ -129,8 +131,39 @@ def test_an_abandoned_stream_ends_its_processes(tmp_path):
     folder = write_set(tmp_path / "set", [40])
     batches = TrainStream(experiment(folder, 40, cluster__num_workers=2), 0, 1, 4).iterate(0, 1000)
     next(batches)
-    workers = workers_of(os.getpid())
-    assert workers
-    batches.close()  # pyright: ignore[reportAttributeAccessIssue]
-    del batches
-    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    workers = data_processes()
+    assert len(workers) == 2
+    batches.close()
+    assert psutil.wait_procs(workers, timeout=2)[1] == []
+
+
+def test_a_failed_stream_ends_its_processes_although_somebody_holds_the_error(tmp_path):
+    folder = write_set(tmp_path / "set", [4, 4])
+    damage(folder, *range(4))
+    config = experiment(folder, 8, global_batch_size=8, data__max_bad_sample_rate=1, cluster__num_workers=2)
+    with pytest.raises(DataError) as caught:
+        list(TrainStream(config, 0, 1, 2).iterate(0, 5))
+    assert caught.tb is not None
+    assert psutil.wait_procs(data_processes(), timeout=2)[1] == []
+
+
+LEFT_OPEN = """
+import sys
+from pathlib import Path
+from tests.unit.data.sets import experiment
+from pretrain.data.stream import TrainStream
+
+batches = TrainStream(experiment(Path(sys.argv[1]), 40, cluster__num_workers=2), 0, 1, 4).iterate(0, 10_000)
+next(batches)
+cycle = [batches]
+cycle.append(cycle)
+raise SystemExit(7)
+"""
+
+
+def test_a_rank_that_exits_with_its_stream_open_does_not_wait(tmp_path, command):
+    folder = write_set(tmp_path / "set", [40])
+    script = tmp_path / "rank.py"
+    script.write_text(LEFT_OPEN)
+    done = command.run("python", script, folder, env={"PYTHONPATH": os.getcwd()}, timeout_s=60)
+    assert (done.returncode, done.stderr) == (7, "")

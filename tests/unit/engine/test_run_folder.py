@@ -35,7 +35,7 @@ def test_verdict_and_release(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.open(ALONE, ("local", 0))
     assert (tmp_path / "run" / "lock.json").exists() and folder.checkpoints.is_dir()
-    folder.close(Verdict(COMPLETE, "done", 12), ("local", 0))
+    folder.close(Verdict(COMPLETE, "done", 12), ("local", 0), writes=True)
     record = json.loads(folder.exit.read_text())
     assert (record["outcome"], record["step"], record["exit_code"]) == ("complete", 12, 0)
     assert not (tmp_path / "run" / "lock.json").exists()
@@ -46,7 +46,7 @@ def test_a_new_start_removes_the_old_verdict(tmp_path: Path) -> None:
     folder.exit.write_text("{}")
     folder.open(ALONE, ("local", 0))
     assert not folder.exit.exists()
-    folder.close(None, ("local", 0))
+    folder.close(None, ("local", 0), writes=True)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_dead_owner_is_replaced(tmp_path: Path, owner: dict, job: tuple[str, i
     folder = RunFolder(tmp_path)
     folder.open(ALONE, job)
     assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
-    folder.close(None, job)
+    folder.close(None, job, writes=True)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
