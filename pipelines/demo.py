@@ -7,9 +7,11 @@ twice the resolution on digits 5-9, of which it has never seen one, beside the s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -26,7 +28,7 @@ from pretrain.config.loader import load_experiment
 from pretrain.errors import SetupError
 from pretrain.telemetry.sinks import read_metrics
 
-EXAMPLE = "example: python -m pipelines demo --out runs"
+EXAMPLE = "example: python -m pipelines demo --out runs/demo"
 ROOT = Path(__file__).resolve().parent.parent
 PRETRAIN, FINETUNE = "configs/pretrain/demo_digits.yaml", "configs/finetune/demo_digits.yaml"
 PACKS = (
@@ -44,7 +46,6 @@ class Job:
 
     command: list[str]
     run: Path
-    num_steps: int
 
     def __post_init__(self) -> None:
         self.run.mkdir(parents=True, exist_ok=True)
@@ -84,17 +85,17 @@ class Job:
 
     def kill(self) -> None:
         """kill -9 of the launcher and of all ranks."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The stage: prints a small table at the end."""
     parser = argparse.ArgumentParser(prog="python -m pipelines demo", description=EXAMPLE)
-    parser.add_argument("--out", default="runs", metavar="DIR", help="where the run folders go (default: runs)")
+    parser.add_argument(
+        "--out", default="runs/demo", metavar="DIR", help="where the run folders go (default: runs/demo)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="fine-tunings of each kind (default: 3)")
     arguments = parser.parse_args(argv)
     os.chdir(ROOT)
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for old in out.glob("demo_digits*"):
         shutil.rmtree(old)
     for folder, options in PACKS:
-        console.print(f"[bold]pack[/]      scikit-learn's digits → {folder}")
+        console.print(f"[bold]pack[/]      python -m pipelines pack digits --out {folder} {' '.join(options)}")
         _run([sys.executable, "-m", "pipelines", "pack", "digits", "--out", folder, *options])
     run = pretrain(console, out)
     scores = finetune(console, out, run, arguments.seeds)
@@ -118,36 +119,32 @@ def pretrain(console: Console, out: Path) -> Path:
     command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(_free_port())]
     console.print(f"[bold]pretrain[/]  deepspeed --num_gpus 2 {' '.join(script)}")
     with LazyBar("pretrain", num_steps, "steps") as bar:
-        if not Job([*command, *script], run, num_steps).wait(bar, stop_at=num_steps // 2 + num_steps // 20):
+        if not Job([*command, *script], run).wait(bar, stop_at=num_steps // 2 + num_steps // 20):
             console.print(
                 f"          killed (kill -9 of all ranks) after step {max(read_metrics(run / 'metrics.jsonl'))}"
             )
-        Job([*command, *script], run, num_steps).wait(bar)
+        Job([*command, *script], run).wait(bar)
     resumed = read_metrics(run / "metrics.jsonl", "resume")
-    console.print(f"          the same command went on from step {max(resumed, default=0)} to {num_steps}")
+    console.print(f"          resumed at step {max(resumed, default=0)} and went on to {num_steps}")
     return run
 
 
 def finetune(console: Console, out: Path, run: Path, num_seeds: int) -> dict[str, list[float]]:
     """Fine-tunes from the pretrained weights and from scratch; returns the accuracies of both."""
-    num_steps = load_experiment(FINETUNE, overrides=[f"init.from={run}"]).experiment.num_steps
-    starts = {"transfer": ["--from", str(run)], "scratch": ["init.head=keep"]}
-    console.print(
-        f"[bold]finetune[/]  python pipelines/finetune.py --config {FINETUNE} --from {run}   (and from scratch)"
-    )
+    num_steps = load_experiment(FINETUNE).experiment.num_steps
+    starts = {"transfer": ["--from", str(run)], "scratch": []}
+    console.print(f"[bold]finetune[/]  python pipelines/finetune.py --config {FINETUNE} --from {run}")
+    console.print("          and the same from scratch, each with several seeds")
     scores: dict[str, list[float]] = {kind: [] for kind in starts}
     with LazyBar("finetune", num_steps * num_seeds * len(starts), "steps") as bar:
         for seed in range(num_seeds):
             jobs = {}
             for kind, start in starts.items():
                 name = f"demo_digits_{kind}_{seed}"
+                script = ["pipelines/finetune.py", "--config", FINETUNE, *start]
                 settings = [f"output_dir={out}", f"name={name}", f"seed={seed}"]
-                options = start if start[0].startswith("--") else ["scratch"]
-                script = ["pipelines/finetune.py", "--config", FINETUNE, *settings, *options]
-                jobs[kind] = Job(
-                    [sys.executable, *[word for word in script if word != "scratch"]], out / name, num_steps
-                )
-            for index, (kind, job) in enumerate(jobs.items()):
+                jobs[kind] = Job([sys.executable, *script, *settings], out / name)
+            for index, (kind, job) in enumerate(jobs.items()):  # two at a time: one core each
                 job.wait(bar, num_steps * (len(starts) * seed + index))
                 scores[kind].append(_last(job.run, "val/top1"))
     return scores
@@ -172,8 +169,6 @@ def _table(console: Console, run: Path, scores: dict[str, list[float]], seconds:
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -14,7 +14,7 @@ if __name__ == "__main__":  # a launcher puts this file's folder first on the pa
 
 from pretrain.run import Entry, execute, leave, parse_arguments
 
-EXAMPLE = "example: accelerate launch pipelines/finetune.py --config configs/finetune/demo_digits.yaml --from runs/demo_digits"
+EXAMPLE = "example: accelerate launch pipelines/finetune.py --config configs/finetune/cifar10.yaml --from runs/my_run"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -89,6 +89,7 @@ def pack(
             return "unchanged", [_finished(out / split.name) for split in plan.splits], source.notes
         _write_shards(plan, source, out, num_workers, max_bad_rate)
         cards = [finish_split(out / split.name, split, plan, source, options) for split in plan.splits]
+        (out / QUARANTINE_FILE).unlink(missing_ok=True)  # of an earlier run that found too many
     return "packed", cards, source.notes
 
 
@@ -174,13 +175,22 @@ def _finished(folder: Path) -> Card:
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """Holds the folder's lock, which the kernel releases however this process ends."""
-    with open(out / LOCK_FILE, "w") as file:
+    path = out / LOCK_FILE
+    while True:
+        file = open(path, "w")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            file.close()
             raise SetupError(f"another process is packing into {out}; wait for it or choose another --out") from error
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()  # its last holder removed it between our two lines: that lock would exclude nobody
+    try:
         yield
-        (out / LOCK_FILE).unlink(missing_ok=True)
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
 
 
 def _parser() -> argparse.ArgumentParser:

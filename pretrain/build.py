@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain import seeds
 from pretrain.check import resolve_micro_batch
@@ -36,6 +36,7 @@ from pretrain.models.init import init_weights
 from pretrain.models.interop import WeightsMetadata, load_weights, save_weights
 from pretrain.models.layers.drop_path import drop_path_scales
 from pretrain.models.surgery import adapt_state_dict
+from pretrain.models.vit import VisionTransformer
 from pretrain.models.zoo import build_model
 from pretrain.objectives.registry import build_objective
 from pretrain.optim.schedules import build_schedule
@@ -49,7 +50,7 @@ RECORDED_PACKAGES = ("torch", "deepspeed", "accelerate", "webdataset", "safetens
 
 def build_initialised_model(
     experiment: Experiment, say: Callable[[str], None], *, head: Literal["keep", "replace"], with_init: bool
-) -> nn.Module:
+) -> VisionTransformer:
     """The whole model on the CPU, with weights from the seed or, ``with_init``, from ``init.from``.
 
     Raises:
@@ -98,7 +99,9 @@ class PreparedBatch:
 class Feeder:
     """Training batches as the model takes them: on the device, normalised, with their drop-path scales."""
 
-    def __init__(self, experiment: Experiment, model: nn.Module, stream: TrainStream, device: torch.device) -> None:
+    def __init__(
+        self, experiment: Experiment, model: VisionTransformer, stream: TrainStream, device: torch.device
+    ) -> None:
         self._experiment, self._stream, self._device = experiment, stream, device
         self._depth = model.shape.depth
         self.to_images = functools.partial(to_model_input, mean=experiment.data.mean, std=experiment.data.std)
@@ -112,9 +115,7 @@ class Feeder:
         """One micro-batch on the device."""
         slots = batch.slots.numpy()
         digest = int((seeds.hash64(batch.sample_ids.numpy(), slots) >> 32).sum())
-        scales = drop_path_scales(
-            slots, self._experiment.model.drop_path, self._depth, seed=self._experiment.seed
-        )
+        scales = drop_path_scales(slots, self._experiment.model.drop_path, self._depth, seed=self._experiment.seed)
         moved = batch.to(self._device)
         inputs = Inputs(
             images=self.to_images(moved.images),
@@ -148,7 +149,11 @@ def build_trainer(
     evaluate = Evaluator(experiment, rank, device, backend, feeder.to_images)
     schedule = build_schedule(experiment)
     about = WeightsMetadata.of(
-        experiment.model, experiment.data.num_classes, experiment.data.mean, experiment.data.std, stream.class_names
+        experiment.model,
+        experiment.data.num_classes,
+        experiment.data.mean,
+        experiment.data.std,
+        tuple(stream.class_names),
     )
     checkpointer = Checkpointer(
         folder=folder.checkpoints,

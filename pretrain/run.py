@@ -1,6 +1,6 @@
 """The job: arguments → config → build → fit. The launchers (deepspeed, torchrun, srun, python) all start this file.
 
-    deepspeed --num_gpus 2 pretrain/run.py --config configs/pretrain/demo_digits.yaml optim.lr=3e-4
+deepspeed --num_gpus 2 pretrain/run.py --config configs/pretrain/demo_digits.yaml optim.lr=3e-4
 """
 
 from __future__ import annotations
@@ -129,6 +129,7 @@ def run(resolved: Resolved, rank: Rank, stop_request: StopRequest, entry: Entry)
     finally:  # without a verdict (a bug) the missing exit.json says that it was a crash
         folder.close(verdict, job(), writes=rank.is_main or (verdict is not None and verdict.outcome == FATAL))
     barrier()  # a launcher ends all ranks when one leaves with a code: nobody leaves before the verdict is written
+    assert verdict is not None
     return verdict.exit_code
 
 

@@ -72,7 +72,7 @@ def _redirect_output(prefix: str) -> None:
     os.dup2(null, 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    stacks = open(f"{prefix}.stacks", "w")  # noqa: SIM115  # stays open for the handler
+    stacks = open(f"{prefix}.stacks", "w")  # stays open for the handler
     faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True)
 
 

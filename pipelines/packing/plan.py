@@ -160,7 +160,7 @@ def _key_hashes(items: Sequence[Item]) -> NDArray[np.uint64]:
 def _hold_out(items: Sequence[Item], hashes: dict[str, np.uint64], share: float) -> dict[str, list[Item]]:
     values = np.array([hashes[item.key] for item in items], dtype=np.uint64)
     held = seeds.uniform("holdout", values) < share
-    splits: dict[str, list[Item]] = {"train": []}
+    splits: dict[str, list[Item]] = {"train": [], "val": []}
     for item, is_held in zip(items, held, strict=True):
         split = "val" if is_held and item.split == "train" else item.split
         splits.setdefault(split, []).append(item._replace(split=split))
@@ -189,7 +189,7 @@ def _few(
 def _check_not_empty(splits: dict[str, list[Item]], options: PackOptions) -> None:
     if not splits["train"]:
         raise ConfigError("no training image is left; choose more classes or a smaller --holdout")
-    if options.holdout and not splits.get("val"):
+    if options.holdout and not splits["val"]:
         raise ConfigError(f"--holdout {options.holdout:g} holds out none of {len(splits['train'])} images; raise it")
 
 

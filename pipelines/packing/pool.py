@@ -14,7 +14,7 @@ from typing import Any
 from pipelines.packing.plan import Shard
 from pipelines.packing.shard import write_shard
 from pipelines.sources.protocol import Source
-from pretrain.data.worker import end_with, ignore_signals
+from pretrain.data.worker import become_helper
 from pretrain.errors import SetupError
 
 LOOK_EVERY_S = 0.25
@@ -81,8 +81,7 @@ _worker: dict[str, Any] = {}
 
 
 def _start_worker(parent: int, source: Source, counter: Synchronized[int]) -> None:
-    end_with(parent)
-    ignore_signals(except_from=parent)
+    become_helper(parent)
     _worker.update(source=source, counter=counter)
 
 

@@ -73,7 +73,7 @@ class _JpegImage:
             lowest = lowest[::-1]
         try:
             pixels = simplejpeg.decode_jpeg(
-                self._data, colorspace="RGB", min_height=lowest[0], min_width=lowest[1], min_factor=1
+                self._data, colorspace="RGB", min_height=lowest[0], min_width=lowest[1], min_factor=2
             )
         except ValueError:  # a damaged file, or one with an oddity that Pillow forgives
             return _PillowImage(self._data).decode()

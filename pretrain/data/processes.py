@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pretrain.data.worker import end_with, fork_server, ignore_signals, signals_blocked
+from pretrain.data.worker import become_helper, fork_server, signals_blocked
 
 _with_processes: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -68,10 +68,9 @@ def _close_all() -> None:
 
 def _start(rank_pid: int, worker: int) -> None:
     """The first thing that a data process does."""
+    become_helper(rank_pid)
     import cv2
 
-    end_with(rank_pid)
-    ignore_signals(except_from=rank_pid)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 

@@ -50,15 +50,22 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ignore_signals(*, except_from: int) -> None:
-    """Leaves the stop signals to the rank: it finishes its step with the batches that are under way.
+def become_helper(parent: int) -> None:
+    """Leaves the stop signals to the parent, and ends with it. The first thing that a helper process does.
 
-    Call it before the process has other threads.
+    A rank that was told to stop finishes its step with the batches that are under way, so nobody but the rank ends its
+    helpers.
 
     Args:
-        except_from: SIGTERM from this process id still ends this one; an exit of Python terminates its helper
-            processes and then waits for them, without a limit.
+        parent: process id of the rank, or of whoever needs this process. A fork server may stand between the two, so
+            the usual signal at a parent's death would come from the wrong one.
     """
+    _ignore_signals(except_from=parent)  # first: threads that exist already would go on taking them
+    _end_with(parent)
+
+
+def _ignore_signals(*, except_from: int) -> None:
+    """SIGTERM from the parent still ends the process: a Python that exits terminates its helpers and waits for them."""
     for number in IGNORED_SIGNALS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
@@ -75,12 +82,7 @@ def _exit_on_term(sender: int) -> None:
     os._exit(1)
 
 
-def end_with(pid: int) -> None:
-    """Ends this process as soon as process ``pid`` has ended, however that came about.
-
-    A fork server stands between a rank and its workers, so the usual signal at the parent's death comes from the wrong
-    parent; a descriptor of the rank itself does not.
-    """
+def _end_with(pid: int) -> None:
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -9,7 +9,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pretrain.engine.backend import BackendOptions, HeldSlice, Update, clip_reduced_gradients, guarded, replicated_slices
+from pretrain.engine.backend import (
+    BackendOptions,
+    HeldSlice,
+    Update,
+    clip_reduced_gradients,
+    guarded,
+    replicated_slices,
+)
 from pretrain.optim.optimizers import OptimizerSpec, ensure_state
 
 
@@ -60,9 +67,7 @@ class AccelerateBackend:
             state = ensure_state(self._torch_optimizer, self._spec, parameter)
             return {key: state[key] for key in self._spec.element_states}
 
-        return list(
-            replicated_slices(self.model.named_parameters(), state_of, self._options.rank, self._options.world)
-        )
+        return list(replicated_slices(self.model.named_parameters(), state_of, self._options.rank, self._options.world))
 
     def finish_load(self, num_updates: int) -> None:
         """See ``Backend.finish_load``; the views were the weights themselves, so only the counters are left."""

@@ -104,7 +104,7 @@ class DeepSpeedBackend:
             self._engine.step()
 
     def step(self, lr: float) -> Update:
-        """See ``Backend.step``; at stages 1-3 DeepSpeed decides on all ranks together whether the gradient is finite."""
+        """See ``Backend.step``; at stages 1-3 DeepSpeed decides, on all ranks together, what is finite."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         if self._stage == 0:

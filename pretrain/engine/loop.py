@@ -162,7 +162,9 @@ class Trainer:
         self.backend.train(True)
         if values:
             self.telemetry.event("eval", state.step, {**values, "seconds": time.monotonic() - started})
-            text = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if not name.endswith("num_samples"))
+            text = "  ".join(
+                f"{name} {value:.4f}" for name, value in values.items() if not name.endswith("num_samples")
+            )
             self.telemetry.reporter.say(f"step {state.step}: {text}")
 
     def save(self, state: TrainState) -> None:

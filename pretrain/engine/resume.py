@@ -62,7 +62,9 @@ def _find(resolved: Resolved, folder: RunFolder, say: Callable[[str], None]) -> 
         say(f"resuming {folder.path} from {start.path}, its newest complete checkpoint")
     elif source is not None:
         if not Path(source).exists() or (parent := newest_valid(Path(source), say)) is None:
-            raise CheckpointError(f"resume.from: {source} holds no complete checkpoint: give a run folder or one of its checkpoints")
+            raise CheckpointError(
+                f"resume.from: {source} holds no complete checkpoint: give a run folder or one of its checkpoints"
+            )
         start = Start(*parent, is_fork=True)
         say(f"forking from {start.path}: weights, optimiser and stream go on in {folder.path}")
     else:

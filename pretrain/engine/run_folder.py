@@ -14,6 +14,7 @@ import time
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pretrain.distributed.collectives import broadcast_object, raise_together
 from pretrain.distributed.rank import Rank
@@ -133,13 +134,13 @@ class _Lease:
         self._thread.join(timeout=HEARTBEAT_S)
         self.path.unlink(missing_ok=True)
 
-    def _holder(self) -> dict[str, float | str | int] | None:
+    def _holder(self) -> dict[str, Any] | None:
         try:
             return json.loads(self.path.read_text())
         except (OSError, ValueError):
             return None
 
-    def _is_alive(self, holder: dict) -> bool:
+    def _is_alive(self, holder: dict[str, Any]) -> bool:
         same_job = holder["job_id"] == self.owner["job_id"] != "local"
         if same_job and holder["restart_count"] < self.owner["restart_count"]:
             return False

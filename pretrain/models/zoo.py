@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
-
 from pretrain.config.schema import ModelConfig
 from pretrain.errors import ConfigError
-from pretrain.models.vit import build_vit
+from pretrain.models.vit import VisionTransformer, build_vit
 
-MODELS: dict[str, Callable[[ModelConfig, int], nn.Module]] = {
+MODELS: dict[str, Callable[[ModelConfig, int], VisionTransformer]] = {
     "vit": build_vit,
 }
 
 
-def build_model(model: ModelConfig, num_classes: int) -> nn.Module:
+def build_model(model: ModelConfig, num_classes: int) -> VisionTransformer:
     """Builds the architecture ``model.name`` with a head of ``num_classes``, on torch's default device.
 
     Raises:

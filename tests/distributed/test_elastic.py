@@ -49,7 +49,9 @@ def test_three_layouts_in_a_row(pools: dict[int, Pool], tmp_path: Path, chain: t
         assert loss == pytest.approx(straight["losses"][step], rel=1e-5), step
 
 
-@pytest.mark.parametrize("layout", [(0, 2, "deepspeed"), (1, 2, "deepspeed"), (2, 2, "deepspeed"), (3, 2, "deepspeed"), (0, 2, "accelerate")])
+@pytest.mark.parametrize(
+    "layout", [(0, 2, "deepspeed"), (1, 2, "deepspeed"), (2, 2, "deepspeed"), (3, 2, "deepspeed"), (0, 2, "accelerate")]
+)
 def test_the_same_layout_goes_on_bit_identically(pools: dict[int, Pool], tmp_path: Path, layout: Layout) -> None:
     straight = run(pools, layout, {"steps": 8, "save_at": SAVE_AT, "folder": str(tmp_path)})
     resumed = run(pools, layout, {"steps": 8, "folder": str(tmp_path), "resume": True})
@@ -73,7 +75,9 @@ def test_small_parameters_that_stay_whole_at_zero3(pools: dict[int, Pool], tmp_p
     straight = run(pools, (1, 2, "deepspeed"), {"steps": 6, "save_at": SAVE_AT, "folder": str(tmp_path)})
     whole = settings(3, 4).model_copy(update={"cluster": settings(1, 4).cluster.model_copy(update={"zero_stage": 3})})
     resumed = pools[2].run(train_with, whole, "deepspeed", {"steps": 6, "folder": str(tmp_path), "resume": True})[0]
-    assert list(resumed["losses"].values()) == pytest.approx([straight["losses"][s] for s in range(SAVE_AT, 6)], rel=1e-5)
+    assert list(resumed["losses"].values()) == pytest.approx(
+        [straight["losses"][s] for s in range(SAVE_AT, 6)], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,9 @@ def test_two_ranks(pool2: Pool, reference: list[float], case: str) -> None:
     assert losses(pool2, settings(stage, micro, **more), kind) == pytest.approx(reference, rel=1e-5)
 
 
-@pytest.mark.parametrize(("stage", "micro", "kind"), [(0, 2, "deepspeed"), (2, 1, "deepspeed"), (3, 2, "deepspeed"), (0, 2, "accelerate")])
+@pytest.mark.parametrize(
+    ("stage", "micro", "kind"), [(0, 2, "deepspeed"), (2, 1, "deepspeed"), (3, 2, "deepspeed"), (0, 2, "accelerate")]
+)
 def test_four_ranks(pool4: Pool, reference: list[float], stage: int, micro: int, kind: str) -> None:
     assert losses(pool4, settings(stage, micro), kind) == pytest.approx(reference, rel=1e-5)
 
@@ -66,7 +68,9 @@ def test_the_same_command_twice_is_bit_identical(pool2: Pool, stage: int) -> Non
     assert losses(pool2, settings(stage, 2)) == losses(pool2, settings(stage, 2))
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(1, "bf16"), (2, "bf16"), (3, "bf16"), (0, "autocast"), (2, "autocast")])
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(1, "bf16"), (2, "bf16"), (3, "bf16"), (0, "autocast"), (2, "autocast")]
+)
 def test_low_precision_stays_near(pool2: Pool, reference: list[float], stage: int, precision: str) -> None:
     values = losses(pool2, settings(stage, 4, precision=precision))
     assert values == pytest.approx(reference, rel=2e-2) and values != reference

@@ -1,4 +1,4 @@
-"""A gradient that is not finite on one rank: no rank updates, it is counted, and training goes on as if it had not been.
+"""A gradient that is not finite on one rank: no rank updates, it is counted, and training goes on.
 
 One row per stage, precision and backend, since DeepSpeed skips silently in some and writes the NaN in others.
 """

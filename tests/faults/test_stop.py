@@ -46,7 +46,9 @@ def test_stop_and_go_on(command: Commands, digits: None, tmp_path: Path, way: st
     assert (end["outcome"], end["exit_code"]) == ("requeue", 75), output + errors
     step = end["step"]
     assert step == max(curve(run)) and (run / f"checkpoints/step-{step:08d}/COMPLETE.json").exists()
-    command.run(*pretrain("torchrun", tmp_path, f"duration={step + 3} steps", "resume.allow_changes=[duration]"), check=True)
+    command.run(
+        *pretrain("torchrun", tmp_path, f"duration={step + 3} steps", "resume.allow_changes=[duration]"), check=True
+    )
     assert sorted(curve(run)) == list(range(1, step + 4)), "no step is missing and none was done twice"
     assert min(read_metrics(run / "metrics.jsonl", "resume")) == step
 

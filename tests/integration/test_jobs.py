@@ -94,7 +94,9 @@ def test_bad_input_is_refused_in_a_few_lines(command: Commands, digits: None, tm
 
 
 def test_check_and_print_config(command: Commands, tmp_path: Path) -> None:
-    checked = command.run("python", "pretrain/run.py", "--config", PRETRAIN, "--check", "data.shards=nowhere", check=True)
+    checked = command.run(
+        "python", "pretrain/run.py", "--config", PRETRAIN, "--check", "data.shards=nowhere", check=True
+    )
     assert "data not found, not checked" in checked.stdout
     refused = command.run(
         "python", "pretrain/run.py", "--config", PRETRAIN, "--check", "--require-data", "data.shards=nowhere"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ def gradient(height: int, width: int) -> np.ndarray:
 
 
 def transform(size=(32, 32), seed=0, **config) -> TrainTransform:
-    return TrainTransform(TrainTransformConfig.model_validate(config), *size, seed)
+    height, width = size
+    return TrainTransform(TrainTransformConfig.model_validate(config), height, width, seed)
 
 
 def boxes(height: int, width: int, count: int = 2000, **config) -> np.ndarray:
@@ -122,7 +124,7 @@ def test_evaluation_images_are_those_of_torchvision(size, target, resize):
     from torchvision.transforms import functional as tv
 
     data = encode(gradient(*size))
-    image = Image.fromarray(open_image(data).decode())
+    image: Any = Image.fromarray(open_image(data).decode())
     made = EvalTransform(EvalTransformConfig(resize=resize), *target)(data)
     assert made.shape == (*target, 3)
     if resize == "squash":

@@ -24,7 +24,7 @@ SIZES = [((300, 400), (224, 224)), ((60, 50), (224, 224)), ((500, 333), (32, 48)
 def test_antialiased_filters_are_pillows(source, target, filter, peer):
     pixels = smooth(*source)
     expected = np.asarray(Image.fromarray(pixels).resize(target[::-1], peer)).astype(int)
-    difference = np.abs(resize(pixels, *target, filter).astype(int) - expected)
+    difference = np.abs(resize(pixels, target[0], target[1], filter).astype(int) - expected)
     assert difference.max() <= 2
     assert difference.mean() < 0.1
 
@@ -50,7 +50,7 @@ def test_bilinear_interpolates_between_four_pixel_centres(source, target):
     upper = pixels[top][:, left] * (1 - across) + pixels[top][:, right] * across
     lower = pixels[bottom][:, left] * (1 - across) + pixels[bottom][:, right] * across
     expected = upper * (1 - down) + lower * down
-    assert np.abs(resize(pixels.astype(np.uint8), *target, "bilinear") - expected).max() <= 1
+    assert np.abs(resize(pixels.astype(np.uint8), target[0], target[1], "bilinear") - expected).max() <= 1
 
 
 @pytest.mark.parametrize("filter", FILTERS)

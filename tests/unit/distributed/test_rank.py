@@ -30,7 +30,10 @@ def test_detect(env: dict[str, str], wanted: tuple) -> None:
 
 @pytest.mark.parametrize(
     ("env", "message"),
-    [({"RANK": "1"}, "WORLD_SIZE is not set"), ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK='one' is not a whole number")],
+    [
+        ({"RANK": "1"}, "WORLD_SIZE is not set"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK='one' is not a whole number"),
+    ],
 )
 def test_half_set_variables_are_refused(env: dict[str, str], message: str) -> None:
     with pytest.raises(SetupError, match=message):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 from pathlib import Path
+
+import pytest
 
 from pretrain.telemetry.metrics import checked
 from pretrain.telemetry.sinks import JsonlSink, read_metrics
