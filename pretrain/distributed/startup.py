@@ -49,6 +49,8 @@ def start(rank: Rank, *, timeout_s: int) -> torch.device:
         os.environ.setdefault(key, str(value))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if dist.is_initialized():
         return device
     backend = "nccl" if device.type == "cuda" else "gloo"

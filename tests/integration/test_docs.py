@@ -1,0 +1,82 @@
+"""Every command that the docs show: the target exists, the stage runs, the config passes --check."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.command import ROOT, Commands
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Shown but not run here: what they do is named.
+KNOWN = {
+    "git clone": "the clone itself",
+    ".venv/bin/tensorboard": "serves until it is stopped",
+    "cd": "changes the folder",
+    "touch": "makes a file",
+    "sbatch": "needs a cluster; the script is checked by its own tests",
+    "export": "sets a variable",
+    "python benchmarks/": "benchmarks are run by make bench",
+}
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command) for every line of every ``sh`` block, with continued lines joined."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```(?:sh|bash)\n(.*?)```", page.read_text(), re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = line.split(" #")[0].strip()
+                if words:
+                    found.append((page.name, words))
+    return found
+
+
+@pytest.mark.parametrize(("page", "words"), commands(), ids=lambda value: value[:60])
+def test_command_of_the_docs(command: Commands, digits: None, tmp_path: Path, page: str, words: str) -> None:
+    if any(words.startswith(known) for known in KNOWN):
+        return
+    parts = shlex.split(words)
+    if parts[0] == "make":
+        command.run("make", "--dry-run", *parts[1:], check=True)
+    elif "run.py" in words or "finetune.py" in words:
+        script = next(index for index, part in enumerate(parts) if part.endswith(("run.py", "finetune.py")))
+        arguments = parts[script:]
+        if "--from" in arguments:  # the run may not be there; all else is checked
+            place = arguments.index("--from")
+            arguments[place + 1] = str(tmp_path)
+        extra = [] if "--print-config" in arguments or "--check" in arguments else ["--check"]
+        command.run("python", *arguments, *extra, check=True)
+    elif parts[1:3] == ["-m", "pipelines"]:
+        arguments = parts[3:]
+        if arguments[0] == "demo":
+            return  # make demo; tests/integration/test_demo.py runs it
+        if "--out" in arguments:
+            arguments[arguments.index("--out") + 1] = str(tmp_path / "out")
+        sources = [part for part in arguments if part.startswith("/path/to/")]
+        for source in sources:
+            folder = _pictures(tmp_path / "pictures")
+            arguments[arguments.index(source)] = str(folder)
+        command.run("python", "-m", "pipelines", *arguments, check=True)
+    else:
+        raise AssertionError(f"{page}: no test knows how to run {words!r}; add it here")
+
+
+def _pictures(folder: Path) -> Path:
+    from PIL import Image
+
+    for name, colour in (("cats", "red"), ("dogs", "blue")):
+        for number in range(4):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20 + number, 16), colour).save(folder / name / f"{number}.png")
+    return folder
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+            if not target.startswith(("http:", "https:")):
+                assert (page.parent / target).exists(), f"{page}: {target}"
