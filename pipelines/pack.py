@@ -29,9 +29,9 @@ from pipelines.sources.fashion_mnist import FashionMnistSource
 from pipelines.sources.folder import FolderSource
 from pipelines.sources.protocol import Source
 from pretrain.data.card import Card
-from pretrain.data.files import TEMPORARY_SUFFIX, write_atomic
 from pretrain.data.index import TABLE_FILE, ShardTable
 from pretrain.errors import ConfigError, DataError, SetupError
+from pretrain.files import TEMPORARY_SUFFIX, write_atomic
 
 STATE_FILE = "pack.json"
 LOCK_FILE = ".pack.lock"
@@ -143,7 +143,9 @@ def _claim(out: Path, options: PackOptions, plan: Plan) -> None:
     state = {"version": STATE_VERSION, "options": options.to_dict(), "listing": plan.listing}
     if not path.is_file():
         others = sorted(
-            entry.name for entry in out.iterdir() if entry.name not in (LOCK_FILE, STATE_FILE + TEMPORARY_SUFFIX)
+            entry.name
+            for entry in out.iterdir()
+            if entry.name != LOCK_FILE and not entry.name.startswith(f"{STATE_FILE}.")  # what a kill left
         )
         if others:
             raise ConfigError(f"--out {out} holds other files, such as {others[0]}; choose a new or empty folder")

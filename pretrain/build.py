@@ -28,10 +28,11 @@ from pretrain.engine.backends import build_backend
 from pretrain.engine.checkpoint import Checkpointer, weights_file
 from pretrain.engine.loop import Trainer
 from pretrain.engine.resume import Start
-from pretrain.engine.run_folder import RunFolder, write_durably
+from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.state import TrainState
 from pretrain.engine.stop import StopRequest
 from pretrain.evaluation.accuracy import accuracy
+from pretrain.files import write_atomic
 from pretrain.models.init import init_weights
 from pretrain.models.interop import WeightsMetadata, load_weights, save_weights
 from pretrain.models.layers.drop_path import drop_path_scales
@@ -260,7 +261,7 @@ def _sinks(experiment: Experiment, folder: RunFolder, purge_step: int) -> list[S
 
 def record_run(resolved: Resolved, folder: RunFolder, rank: Rank, device: torch.device) -> None:
     """Writes config.resolved.yaml, its provenance and environment.json into the run folder. Rank 0 only."""
-    write_durably(folder.config, resolved.to_yaml())
+    write_atomic(folder.config, resolved.to_yaml())
     packages = {}
     for package in RECORDED_PACKAGES:
         try:
@@ -278,4 +279,4 @@ def record_run(resolved: Resolved, folder: RunFolder, rank: Rank, device: torch.
         "variables": environment("SLURM_", "NCCL_", "CUDA_", "OMP_", "TORCH_", "DS_"),
         "provenance": resolved.provenance,
     }
-    write_durably(folder.environment, json.dumps(record, indent=1))
+    write_atomic(folder.environment, json.dumps(record, indent=1))

@@ -11,8 +11,8 @@ from typing import Any
 from pipelines.packing.plan import PackOptions, Plan, Shard, Split
 from pipelines.sources.protocol import Source
 from pretrain.data.card import CARD_FILE, CLASSES_FILE, READABLE_FILE, Card, encode_classes
-from pretrain.data.files import digest, write_atomic
 from pretrain.data.index import Records, ShardRow, ShardTable, records_name
+from pretrain.files import digest, write_atomic
 
 QUARANTINE_FILE = "quarantine.jsonl"
 

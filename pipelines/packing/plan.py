@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from pipelines.sources.protocol import Item
 from pretrain import seeds
-from pretrain.data.files import digest
 from pretrain.errors import ConfigError, DataError
+from pretrain.files import digest
 
 TAR_BLOCK = 512
 LABEL_MEMBER_BYTES = 2 * TAR_BLOCK

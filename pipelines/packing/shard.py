@@ -15,9 +15,9 @@ from pipelines.packing.plan import Shard
 from pipelines.sources.protocol import Item, Source
 from pretrain.data.decode import decode_strictly
 from pretrain.data.faults import BadSample
-from pretrain.data.files import TEMPORARY_SUFFIX, write_atomic
 from pretrain.data.index import Record, Records, encode_records, records_name
 from pretrain.errors import DataError
+from pretrain.files import TEMPORARY_SUFFIX, write_atomic
 
 KEY_DIGITS = 9
 

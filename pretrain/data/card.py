@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pretrain.config.schema import DataConfig
-from pretrain.data.files import digest
+from pretrain.files import digest
 from pretrain.errors import DataError
 
 CARD_VERSION = 1

@@ -20,7 +20,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import ArrayLike, NDArray
 
-from pretrain.data.files import digest, write_atomic
+from pretrain.files import digest, write_atomic
 from pretrain.errors import DataError
 
 FORMAT = "webdataset-index"

@@ -6,10 +6,8 @@ the suffix is complete by construction; its hashes are checked again before it i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,10 +24,10 @@ from pretrain.distributed.collectives import (
 )
 from pretrain.distributed.rank import Rank
 from pretrain.engine.backend import MASTER, Backend, HeldSlice
-from pretrain.engine.run_folder import fsync_folder, write_durably
 from pretrain.engine.slices import SliceReader, load_into, rank_file, snapshot, write_slices
 from pretrain.engine.state import TrainState
 from pretrain.errors import CheckpointError, SetupError
+from pretrain.files import file_digest, sync, write_atomic
 
 FORMAT_VERSION = 1
 MARKER = "COMPLETE.json"
@@ -93,7 +91,7 @@ class Checkpointer:
                     "lr": self.schedule(state.step),
                     "files": files,
                 }
-                write_durably(temporary / MARKER, json.dumps(marker, indent=1))
+                write_atomic(temporary / MARKER, json.dumps(marker, indent=1))
                 self._publish(temporary, final)
             except Exception as failure:  # whatever it is, the other ranks wait for the answer
                 error = CheckpointError(f"checkpoint {final} could not be completed: {failure}")
@@ -129,19 +127,19 @@ class Checkpointer:
 
     def _write_shared_files(self, temporary: Path, state: TrainState) -> dict[str, Any]:
         """Plain weights, position and config; the weights are put together from the slices, with no collective."""
-        write_durably(temporary / "state.json", json.dumps(state.to_dict(), indent=1))
-        write_durably(temporary / "config.resolved.yaml", self.config_yaml)
+        write_atomic(temporary / "state.json", json.dumps(state.to_dict(), indent=1))
+        write_atomic(temporary / "config.resolved.yaml", self.config_yaml)
         reader = SliceReader(temporary, self.rank.world)
         self.write_weights(temporary / WEIGHTS, {name: reader.full(MASTER, name) for name in reader.parameter_names()})
         return {name: seal(temporary / name) for name in ("state.json", "config.resolved.yaml", WEIGHTS)}
 
     def _publish(self, temporary: Path, final: Path) -> None:
-        fsync_folder(temporary / "slices")
-        fsync_folder(temporary)
+        sync(temporary / "slices")
+        sync(temporary)
         if final.exists():  # the same step again, after a resume that went over it: the new one replaces it
             _remove(final)
         temporary.rename(final)
-        fsync_folder(self.folder)
+        sync(self.folder)
         for old in complete_checkpoints(self.folder)[self.keep_last :]:
             _remove(old)
 
@@ -197,17 +195,8 @@ def state_norms(held: list[HeldSlice]) -> dict[str, float]:
 
 def seal(path: Path) -> dict[str, Any]:
     """Makes a file durable and returns its size and hash."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    return {"bytes": path.stat().st_size, "blake2b": _hash(path)}
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+    sync(path)
+    return {"bytes": path.stat().st_size, "blake2b": file_digest(path)}
 
 
 def _remove(path: Path) -> None:
@@ -265,7 +254,7 @@ def damage(path: Path, marker: dict[str, Any]) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != entry["bytes"]:
             return f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}"
-        if _hash(file) != entry["blake2b"]:
+        if file_digest(file) != entry["blake2b"]:
             return f"{name} does not have the hash that it was saved with"
     return None
 

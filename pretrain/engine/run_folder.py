@@ -19,6 +19,7 @@ from typing import Any
 from pretrain.distributed.collectives import broadcast_object, raise_together
 from pretrain.distributed.rank import Rank
 from pretrain.errors import SetupError, UserError
+from pretrain.files import write_atomic
 
 HEARTBEAT_S = 5.0
 LEASE_S = 60.0
@@ -105,7 +106,7 @@ class RunFolder:
         """
         if verdict is not None and writes:
             record = {**asdict(verdict), "exit_code": verdict.exit_code, "job_id": job[0], "restart_count": job[1]}
-            write_durably(self.exit, json.dumps({**record, "time": time.time()}, indent=1))
+            write_atomic(self.exit, json.dumps({**record, "time": time.time()}, indent=1))
         if self._lease is not None:
             self._lease.release()
 
@@ -169,23 +170,3 @@ def _process_exists(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return True
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Writes ``path`` whole or not at all, and onto the disk before it returns."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two ranks may write the same file
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    fsync_folder(path.parent)
-
-
-def fsync_folder(path: Path) -> None:
-    """Makes the entries of a folder (new files, renames) durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

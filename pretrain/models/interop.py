@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pretrain.config.schema import ModelConfig, PositiveFloat, PositiveInt, Strict
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.files import sync
 from pretrain.models.variants import ViTShape, parameter_shapes, resolve
 
 FORMAT_VERSION = 1
@@ -104,9 +105,9 @@ def save_weights(path: str | Path, state: Mapping[str, Tensor], metadata: Weight
     partial = path.with_name(path.name + ".partial")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, partial, metadata={"format": "pt", _HEADER_KEY: metadata.model_dump_json()})
-    _sync(partial)
+    sync(partial)
     os.replace(partial, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], WeightsMetadata]:
@@ -177,11 +178,3 @@ def _unlike_metadata(shapes: Mapping[str, tuple[int, ...]], metadata: WeightsMet
         if found != wanted:
             return f"tensor {name} is {found or 'missing'}, but its metadata's model has {wanted or 'no such tensor'}"
     return None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

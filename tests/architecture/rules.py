@@ -14,12 +14,13 @@ from typing import NamedTuple
 Tree = Mapping[str, str]
 
 # Leaf modules, that every room may import.
-LEAVES = frozenset({"pretrain.errors", "pretrain.seeds"})
+LEAVES = frozenset({"pretrain.errors", "pretrain.files", "pretrain.seeds"})
 EVERYTHING = "pretrain"
 
 # Module or room → the modules and rooms that it may import. The longest prefix that fits a module decides.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pretrain.errors": (),
+    "pretrain.files": (),
     "pretrain.seeds": (),
     "pretrain.config": (),
     "pretrain.distributed": (),
@@ -69,6 +70,7 @@ HEAVY = frozenset({"torch", "torchvision", "webdataset", "cv2", "deepspeed", "ac
 LIGHT = (
     "pretrain",
     "pretrain.errors",
+    "pretrain.files",
     "pretrain.seeds",
     "pretrain.check",
     "pretrain.config",

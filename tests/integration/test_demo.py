@@ -14,7 +14,9 @@ from tests.integration.small_run import verdict
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_demo(command: Commands, tmp_path: Path) -> None:
-    done = command.run("python", "-m", "pipelines", "demo", "--out", tmp_path, "--seeds", "1", timeout_s=550, check=True)
+    done = command.run(
+        "python", "-m", "pipelines", "demo", "--out", tmp_path, "--seeds", "1", timeout_s=550, check=True
+    )
     assert "killed with kill -9 after step" in done.stdout and "resumed at step" in done.stdout
     scores = {name: float(value) for name, value in re.findall(r"│ (\w+).*?│ ([0-9.]+)", done.stdout)}
     assert scores["upstream"] > 90 and scores["transfer"] > 50 and set(scores) == {"upstream", "transfer", "scratch"}

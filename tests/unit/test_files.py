@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pretrain.data.files import digest, write_atomic
+from pretrain.files import digest, write_atomic
 
 
 def test_a_file_is_replaced_whole_and_leaves_nothing_beside(tmp_path):
