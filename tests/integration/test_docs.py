@@ -69,7 +69,7 @@ def _pictures(folder: Path) -> Path:
     from PIL import Image
 
     for name, colour in (("cats", "red"), ("dogs", "blue")):
-        for number in range(4):
+        for number in range(40):
             (folder / name).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (20 + number, 16), colour).save(folder / name / f"{number}.png")
     return folder
