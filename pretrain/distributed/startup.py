@@ -44,6 +44,7 @@ def start(rank: Rank, *, timeout_s: int) -> torch.device:
     device = device_of(rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed and Accelerate take it for the device's number
     # DeepSpeed and Accelerate read these again, so they must be there however we were started.
     for key, value in (("RANK", rank.rank), ("LOCAL_RANK", rank.local_rank), ("WORLD_SIZE", rank.world)):
         os.environ.setdefault(key, str(value))

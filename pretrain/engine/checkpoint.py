@@ -86,6 +86,7 @@ class Checkpointer:
                     "world_size": self.rank.world,
                     "config_digest": self.config_digest,
                     "data_digest": self.data_digest,
+                    "precision": self.precision,
                     "norms": norms,
                     "probe_loss": probe_loss,
                     "lr": self.schedule(state.step),
@@ -174,7 +175,8 @@ class Checkpointer:
                 raise CheckpointError(
                     f"{path}: the norm of {key} is {norms[key]:.8g} after loading, {saved:.8g} were saved"
                 )
-        if not math.isclose(loss, marker["probe_loss"], rel_tol=PROBE_RTOL[self.precision], abs_tol=1e-5):
+        tolerance = max(PROBE_RTOL[self.precision], PROBE_RTOL[marker["precision"]])
+        if not math.isclose(loss, marker["probe_loss"], rel_tol=tolerance, abs_tol=1e-5):
             raise CheckpointError(
                 f"{path}: the probe batch has loss {loss:.6f} after loading, {marker['probe_loss']:.6f} when saved"
             )

@@ -20,7 +20,11 @@ from pretrain.engine.checkpoint import clean, newest_valid
 from pretrain.engine.loop import Trainer
 from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.state import TrainState
-from pretrain.errors import CheckpointError, UserError
+from pretrain.errors import CheckpointError, ConfigError, UserError
+
+
+# What decides which samples a position stands for.
+STREAM_KEYS = ("seed", "global_batch_size", "data.num_samples", "data.lanes", "data.shuffle_window")
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,13 @@ def _find(resolved: Resolved, folder: RunFolder, say: Callable[[str], None]) -> 
         return None
     saved = load_experiment(start.path / "config.resolved.yaml")
     allowed = resolved.experiment.resume.allow_changes
-    for change in refuse_changes(changes(saved.to_dict(), resolved.to_dict()), allowed):
+    found = refuse_changes(changes(saved.to_dict(), resolved.to_dict()), allowed)
+    if any(change.key in STREAM_KEYS for change in found):
+        raise ConfigError(
+            f"{', '.join(STREAM_KEYS)} cannot change in a resume or a fork: the order of the samples would be another "
+            "one from here on; start a new run from the weights with init.from"
+        )
+    for change in found:
         say(f"changed from step {start.step} on: {change}")
     return start
 

@@ -59,7 +59,25 @@ def test_a_changed_setting_is_refused_by_name(command: Commands, digits: None, t
     assert refused.returncode == 2
     assert "optim.lr: 0.001 → 0.0005" in refused.stderr and "resume.allow_changes=[optim.lr]" in refused.stderr
     assert verdict(tmp_path / "run")["outcome"] == "fatal"
+    stream = command.run(
+        *pretrain("alone", tmp_path, "global_batch_size=32", "resume.allow_changes=[global_batch_size]")
+    )
+    assert stream.returncode == 2 and "cannot change in a resume" in stream.stderr
     changed = ["duration=14 steps", "optim.lr=5e-4", "resume.allow_changes=[optim.lr, duration]"]
     allowed = command.run(*pretrain("alone", tmp_path, *changed), check=True)
     assert "changed from step 12 on: optim.lr: 0.001 → 0.0005" in allowed.stdout
     assert max(curve(tmp_path / "run")) == 14
+
+
+def test_a_fork_goes_on_in_a_folder_of_its_own(command: Commands, digits: None, tmp_path: Path) -> None:
+    """resume.from: weights, optimiser and stream of another run; the first steps after it are that run's own."""
+    command.run(*pretrain("alone", tmp_path), check=True)
+    parent = tmp_path / "run"
+    step8 = parent / "checkpoints/step-00000008"
+    fork = pretrain("alone", tmp_path, "name=fork", f"resume.from={step8}")
+    done = command.run(*fork, check=True)
+    assert f"forking from {step8}" in done.stdout
+    ours, theirs = curve(tmp_path / "fork"), curve(parent)
+    assert ours == {step: theirs[step] for step in range(9, 13)}
+    nowhere = command.run(*pretrain("alone", tmp_path, "name=lost", f"resume.from={tmp_path / 'nowhere'}"))
+    assert nowhere.returncode == 2 and "resume.from" in nowhere.stderr

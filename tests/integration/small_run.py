@@ -16,6 +16,7 @@ BIN = Path(sys.executable).parent
 SMALL = [
     "model.variant=mu/2",
     "duration=12 steps",
+    "optim.lr=1e-3",
     "optim.schedule.warmup=3 steps",
     "evaluation.every=null",
     "checkpoint.every=4 steps",
