@@ -22,7 +22,6 @@ from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.state import TrainState
 from pretrain.errors import CheckpointError, ConfigError, UserError
 
-
 # What decides which samples a position stands for.
 STREAM_KEYS = ("seed", "global_batch_size", "data.num_samples", "data.lanes", "data.shuffle_window")
 
