@@ -62,7 +62,7 @@ def build_initialised_model(
     if source is None or not with_init:
         init_weights(model, experiment.seed)
         return model
-    path = weights_file(Path(source), say)
+    path = weights_file(Path(source), experiment.init.weights, say)
     tensors, about = load_weights(path)
     adapted, report = adapt_state_dict(
         tensors,
@@ -220,11 +220,18 @@ class Evaluator:
         self._probe: Batch | None = None
 
     def __call__(self) -> dict[str, float]:
-        """``set/metric`` → value over all sets. Collective: yes."""
+        """``set/metric`` → value over all sets, and ``set_ema/metric`` of the Polyak average. Collective: yes."""
+        results = self._all_sets("")
+        if self._experiment.optim.ema_decay is not None:
+            with self._backend.averaged():
+                results |= self._all_sets("_ema")
+        return results
+
+    def _all_sets(self, suffix: str) -> dict[str, float]:
         results = {}
         for name, stream in self._streams.items():
             metrics = accuracy(self._backend.forward, stream, self._to_images, self._device)
-            results |= {f"{name}/{metric}": value for metric, value in metrics.items()}
+            results |= {f"{name}{suffix}/{metric}": value for metric, value in metrics.items()}
         return results
 
     @torch.no_grad()

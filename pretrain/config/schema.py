@@ -168,14 +168,26 @@ class DataConfig(Strict):
 class ScheduleConfig(Strict):
     """The learning rate as a function of the step."""
 
-    name: Literal["linear", "cosine", "constant"] = Field(default="cosine", description="Decay after the warmup.")
+    name: Literal["linear", "cosine", "polynomial", "rsqrt", "constant"] = Field(
+        default="cosine", description="Decay after the warmup."
+    )
     warmup: Duration = Field(default=Duration(0, "steps"), description="Linear from 0 to lr.")
-    end_lr: NonNegativeFloat = Field(default=0.0, description="Learning rate at the last step (linear and cosine).")
+    cooldown: Duration = Field(default=Duration(0, "steps"), description="Linear to 0 at the end, over any decay.")
+    end_lr: NonNegativeFloat = Field(default=0.0, description="linear, cosine, polynomial: rate at the last step.")
+    power: PositiveFloat = Field(default=2.0, description="polynomial: exponent of what is left of the run.")
+    timescale: Duration = Field(
+        default=Duration(10_000, "steps"),
+        description="rsqrt: lr / sqrt(1 + (steps since the warmup + shift) / timescale).",
+    )
+    shift: Duration = Field(default=Duration(0, "steps"), description="rsqrt: see timescale.")
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> ScheduleConfig:
-        if self.name == "constant" and "end_lr" in self.model_fields_set:
-            raise ValueError("end_lr belongs to linear and cosine; with constant it would be ignored")
+        uses = {"linear": {"end_lr"}, "cosine": {"end_lr"}, "polynomial": {"end_lr", "power"}}
+        uses |= {"rsqrt": {"timescale", "shift"}, "constant": set()}
+        ignored = sorted({"end_lr", "power", "timescale", "shift"} & self.model_fields_set - uses[self.name])
+        if ignored:
+            raise ValueError(f"{', '.join(ignored)} would be ignored by name: {self.name}; remove it")
         return self
 
 
@@ -192,6 +204,9 @@ class OptimConfig(Strict):
         default=None, description="Largest global norm of the gradient; null: no clipping."
     )
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="Polyak averaging: what an update keeps of the average (0.9999); null: no average."
+    )
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> OptimConfig:
@@ -244,6 +259,9 @@ class InitConfig(Strict):
     head: Literal["auto", "keep", "replace"] = Field(
         default="auto",
         description="replace: a new head, as model.head_init says; auto: replace in pipelines/finetune.py, else keep.",
+    )
+    weights: Literal["raw", "ema"] = Field(
+        default="raw", description="Which weights of a run or checkpoint: the trained ones, or their Polyak average."
     )
     pos_embed_filter: Literal["bilinear_corners", "bicubic", "bicubic_aa"] = Field(
         default="bilinear_corners",

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from pretrain.engine.backend import (
     BackendOptions,
+    FlatStates,
     HeldSlice,
     Update,
     clip_reduced_gradients,
     guarded,
     replicated_slices,
 )
-from pretrain.optim.optimizers import OptimizerSpec, ensure_state
+from pretrain.optim.optimizers import OptimizerSpec
 
 
 class AccelerateBackend:
@@ -28,7 +29,7 @@ class AccelerateBackend:
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, spec: OptimizerSpec, options: BackendOptions
     ) -> None:
-        self._options, self._spec = options, spec
+        self._options = options
         self._accelerator = Accelerator(
             cpu=options.device.type == "cpu",
             mixed_precision="bf16" if options.precision == "autocast" else "no",
@@ -37,6 +38,8 @@ class AccelerateBackend:
         prepared: Any = self._accelerator.prepare(model, optimizer)
         self.forward, self._optimizer = prepared
         self._torch_optimizer = optimizer
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._states = FlatStates(trained, optimizer, spec, options.ema_decay)
 
     def micro_step(self, *, boundary: bool) -> AbstractContextManager[None]:
         """See ``Backend.micro_step``."""
@@ -54,23 +57,21 @@ class AccelerateBackend:
         if update.applied:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return update
+        return self._states.after(update)
 
     def train(self, mode: bool) -> None:
         """See ``Backend.train``."""
         self.forward.train(mode)
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """See ``Backend.averaged``; the storages are the weights themselves."""
+        return self._states.averaged(refresh=lambda: None)
+
     def slices(self) -> list[HeldSlice]:
         """See ``Backend.slices``; every rank holds all and owns an equal share."""
-
-        def state_of(parameter: nn.Parameter) -> dict[str, Tensor]:
-            state = ensure_state(self._torch_optimizer, self._spec, parameter)
-            return {key: state[key] for key in self._spec.element_states}
-
-        return list(replicated_slices(self.model.named_parameters(), state_of, self._options.rank, self._options.world))
+        parameters = self.model.named_parameters()
+        return list(replicated_slices(parameters, self._states, self._options.rank, self._options.world))
 
     def finish_load(self, num_updates: int) -> None:
         """See ``Backend.finish_load``; the views were the weights themselves, so only the counters are left."""
-        if self._spec.counts_updates:
-            for state in self._torch_optimizer.state.values():
-                state["step"].fill_(num_updates)
+        self._states.set_num_updates(num_updates)

@@ -6,6 +6,7 @@ schedule, the guard or the checkpoint: those are the same code for every backend
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -15,7 +16,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pretrain.optim.ema import ShardedEMA
+from pretrain.optim.optimizers import OptimizerSpec, ensure_state
+
 MASTER = "master"
+EMA = "ema"
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class HeldSlice:
         name: the parameter's name in the model.
         shape: the whole parameter's shape.
         offset: index of the first held element in the flattened parameter.
-        states: state name (``master`` is the fp32 weight) → 1-D fp32 view; all of one length.
+        states: state name (``master`` is the fp32 weight, ``ema`` its average) → 1-D fp32 view; all of one length.
         owned: (start, stop) in the flattened parameter: the part that this rank writes into a checkpoint. Over all
             ranks the owned parts of a parameter cover it exactly once.
     """
@@ -81,6 +86,10 @@ class Backend(Protocol):
         """Switches dropout and the like on or off."""
         ...
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside it the model has its Polyak average in the place of its weights. Collective: both ends."""
+        ...
+
     def slices(self) -> list[HeldSlice]:
         """Everything that this rank holds of weights and optimiser state."""
         ...
@@ -121,11 +130,59 @@ def clip_reduced_gradients(parameters: Iterable[nn.Parameter], max_norm: float |
     return Update(applied=True, grad_norm=norm)
 
 
+class FlatStates:
+    """The fp32 storages whose weights this rank updates, each with its optimiser state and, if wanted, its average.
+
+    Args:
+        storages: whole parameters, or the flat partitions of ZeRO.
+        optimizer: the torch optimiser that has them as its parameters.
+        spec: which state it keeps.
+        ema_decay: of the Polyak average; None: no average.
+    """
+
+    def __init__(
+        self,
+        storages: Iterable[Tensor],
+        optimizer: torch.optim.Optimizer,
+        spec: OptimizerSpec,
+        ema_decay: float | None,
+    ) -> None:
+        self._optimizer, self._spec = optimizer, spec
+        self._ema = None if ema_decay is None else ShardedEMA(list(storages), ema_decay)
+
+    def views(self, storage: Tensor) -> dict[str, Tensor]:
+        """State name → live 1-D view, the weight itself first; optimiser state is made where there is none yet."""
+        state = ensure_state(self._optimizer, self._spec, storage)
+        views = {MASTER: storage.data.view(-1)} | {key: state[key].view(-1) for key in self._spec.element_states}
+        return views if self._ema is None else views | {EMA: self._ema.of(storage).view(-1)}
+
+    def after(self, update: Update) -> Update:
+        """Takes an applied update into the average; returns it."""
+        if self._ema is not None and update.applied:
+            self._ema.update()
+        return update
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """Sets the optimiser's own counters, after a load."""
+        if self._spec.counts_updates:
+            for state in self._optimizer.state.values():
+                state["step"].fill_(num_updates)
+
+    @contextlib.contextmanager
+    def averaged(self, refresh: Callable[[], None]) -> Iterator[None]:
+        """Puts the average in the place of the weights; ``refresh`` renews every copy of them."""
+        assert self._ema is not None, "no average is kept: set optim.ema_decay"
+        self._ema.swap()
+        refresh()
+        try:
+            yield
+        finally:
+            self._ema.swap()
+            refresh()
+
+
 def replicated_slices(
-    named_parameters: Iterable[tuple[str, nn.Parameter]],
-    state_of: Callable[[nn.Parameter], dict[str, Tensor]],
-    rank: int,
-    world: int,
+    named_parameters: Iterable[tuple[str, nn.Parameter]], flat_states: FlatStates, rank: int, world: int
 ) -> Iterator[HeldSlice]:
     """Slices where every rank holds everything: each rank owns an equal run of the concatenated parameters."""
     parameters = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
@@ -135,9 +192,7 @@ def replicated_slices(
     for name, parameter in parameters:
         numel = parameter.numel()
         start, stop = (min(max(edge - begin, 0), numel) for edge in (first, last))
-        states = {MASTER: parameter.data.view(-1)}
-        states |= {key: value.view(-1) for key, value in state_of(parameter).items()}
-        yield HeldSlice(name, tuple(parameter.shape), 0, states, (start, stop))
+        yield HeldSlice(name, tuple(parameter.shape), 0, flat_states.views(parameter), (start, stop))
         begin += numel
 
 
@@ -152,5 +207,6 @@ class BackendOptions:
     micro_batch_size: int
     accumulation_steps: int
     clip_grad: float | None
+    ema_decay: float | None = None
     zero_stage: int = 0
     extra: dict[str, Any] = field(default_factory=dict)

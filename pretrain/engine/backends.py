@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain.config.schema import Experiment
 from pretrain.distributed.rank import Rank
-from pretrain.engine.backend import Backend, BackendOptions
+from pretrain.engine.backend import EMA, MASTER, Backend, BackendOptions
 from pretrain.optim.optimizers import OPTIMIZERS, OptimizerSpec, build_optimizer
 
 Maker = Callable[[nn.Module, torch.optim.Optimizer, OptimizerSpec, BackendOptions], Backend]
@@ -53,8 +53,27 @@ def build_backend(
         micro_batch_size=micro_batch[0],
         accumulation_steps=micro_batch[1],
         clip_grad=experiment.optim.clip_grad,
+        ema_decay=experiment.optim.ema_decay,
         zero_stage=cluster.zero_stage,
         extra=cluster.deepspeed,
     )
+    exact = _exact_weights(model) if experiment.precision == "bf16" else {}
     optimizer = build_optimizer(model.to(device), experiment.optim)
-    return BACKENDS[kind](model, optimizer, OPTIMIZERS[experiment.optim.name], options)
+    backend = BACKENDS[kind](model, optimizer, OPTIMIZERS[experiment.optim.name], options)
+    if exact:
+        _restore_master(backend, exact)
+    return backend
+
+
+def _exact_weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().float().clone() for name, parameter in model.named_parameters()}
+
+
+@torch.no_grad()
+def _restore_master(backend: Backend, exact: dict[str, Tensor]) -> None:
+    """DeepSpeed makes its fp32 master weights from those that it has rounded to bf16; these are the exact ones."""
+    for piece in backend.slices():
+        for state in {MASTER, EMA} & piece.states.keys():
+            view = piece.states[state]
+            view.copy_(exact[piece.name].view(-1)[piece.offset : piece.offset + view.numel()])
+    backend.finish_load(num_updates=0)

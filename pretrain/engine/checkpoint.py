@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from pretrain.distributed.collectives import (
     raise_together,
 )
 from pretrain.distributed.rank import Rank
-from pretrain.engine.backend import MASTER, Backend, HeldSlice
+from pretrain.engine.backend import EMA, MASTER, Backend, HeldSlice
 from pretrain.engine.slices import SliceReader, load_into, rank_file, snapshot, write_slices
 from pretrain.engine.state import TrainState
 from pretrain.errors import CheckpointError, SetupError
@@ -31,7 +31,7 @@ from pretrain.files import file_digest, sync, write_atomic
 
 FORMAT_VERSION = 1
 MARKER = "COMPLETE.json"
-WEIGHTS = "weights.safetensors"
+WEIGHTS = {"weights.safetensors": MASTER, "weights_ema.safetensors": EMA}  # plain weights file → state
 PROBE_RTOL = {"fp32": 1e-4, "autocast": 2e-2, "bf16": 2e-2}
 
 
@@ -131,8 +131,13 @@ class Checkpointer:
         write_atomic(temporary / "state.json", json.dumps(state.to_dict(), indent=1))
         write_atomic(temporary / "config.resolved.yaml", self.config_yaml)
         reader = SliceReader(temporary, self.rank.world)
-        self.write_weights(temporary / WEIGHTS, {name: reader.full(MASTER, name) for name in reader.parameter_names()})
-        return {name: seal(temporary / name) for name in ("state.json", "config.resolved.yaml", WEIGHTS)}
+        written = ["state.json", "config.resolved.yaml"]
+        for file, state_name in WEIGHTS.items():
+            if state_name in reader.states():
+                names = reader.parameter_names()
+                self.write_weights(temporary / file, {name: reader.full(state_name, name) for name in names})
+                written.append(file)
+        return {name: seal(temporary / name) for name in written}
 
     def _publish(self, temporary: Path, final: Path) -> None:
         sync(temporary / "slices")
@@ -261,8 +266,13 @@ def damage(path: Path, marker: dict[str, Any]) -> str | None:
     return None
 
 
-def weights_file(source: Path, say: Callable[[str], None] = print) -> Path:
-    """The plain weights that ``init.from`` or ``--from`` names: a safetensors file, a checkpoint or a run folder.
+def weights_file(source: Path, kind: Literal["raw", "ema"], say: Callable[[str], None] = print) -> Path:
+    """The plain weights that ``init.from`` or ``--from`` names.
+
+    Args:
+        source: a safetensors file, a checkpoint or a run folder.
+        kind: of a checkpoint or run, the trained weights or their Polyak average.
+        say: where a line for the user goes.
 
     Raises:
         CheckpointError: nothing of that kind is there.
@@ -274,4 +284,10 @@ def weights_file(source: Path, say: Callable[[str], None] = print) -> Path:
     choice = newest_valid(source, say)
     if choice is None:
         raise CheckpointError(f"{source} holds no complete checkpoint: give a run folder, a checkpoint or a file")
-    return choice[0] / WEIGHTS
+    wanted = {"raw": MASTER, "ema": EMA}[kind]
+    path = choice[0] / next(file for file, state in WEIGHTS.items() if state == wanted)
+    if not path.exists():
+        raise CheckpointError(
+            f"{choice[0]} has no Polyak average (its run had no optim.ema_decay): set init.weights: raw"
+        )
+    return path

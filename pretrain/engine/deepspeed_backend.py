@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.engine.backend import (
-    MASTER,
     BackendOptions,
+    FlatStates,
     HeldSlice,
     Update,
     clip_reduced_gradients,
@@ -29,7 +29,7 @@ from pretrain.engine.backend import (
     replicated_slices,
 )
 from pretrain.errors import ConfigError
-from pretrain.optim.optimizers import OptimizerSpec, ensure_state
+from pretrain.optim.optimizers import OptimizerSpec
 
 
 def _import_deepspeed() -> Any:
@@ -86,10 +86,12 @@ class DeepSpeedBackend:
         deepspeed = _import_deepspeed()
         deepspeed.init_distributed(dist_backend="nccl" if options.device.type == "cuda" else "gloo", verbose=False)
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self._options, self._spec, self._stage = options, spec, options.zero_stage
+        self._options, self._stage = options, options.zero_stage
         self._engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(options))
         self.model, self.forward = self._engine.module, self._engine
         self._optimizer = self._engine.optimizer  # ZeRO's wrapper at stages 1-3, ours at stage 0
+        inner = self._optimizer if self._stage == 0 else self._optimizer.optimizer
+        self._states = FlatStates(self._storages(), inner, spec, options.ema_decay)
 
     def micro_step(self, *, boundary: bool) -> contextlib.AbstractContextManager[None]:
         """See ``Backend.micro_step``; DeepSpeed counts micro-steps itself."""
@@ -110,9 +112,10 @@ class DeepSpeedBackend:
         if self._stage == 0:
             update = clip_reduced_gradients(self.model.parameters(), self._options.clip_grad)
             self._engine.step()  # a gradient that was thrown away is None, and its parameter stays as it is
-            return update
+            return self._states.after(update)
         self._engine.step()
-        return Update(applied=not self._optimizer.overflow, grad_norm=float(self._engine.get_global_grad_norm()))
+        norm = float(self._engine.get_global_grad_norm())
+        return self._states.after(Update(applied=not self._optimizer.overflow, grad_norm=norm))
 
     def train(self, mode: bool) -> None:
         """See ``Backend.train``."""
@@ -123,18 +126,21 @@ class DeepSpeedBackend:
         walk = {0: self._slices_stage0, 1: self._slices_stage12, 2: self._slices_stage12, 3: self._slices_stage3}
         return list(walk[self._stage]())
 
-    def _element_states(self, flat: Tensor) -> dict[str, Tensor]:
-        state = ensure_state(self._torch_optimizer, self._spec, flat)
-        return {key: state[key].view(-1) for key in self._spec.element_states}
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """See ``Backend.averaged``."""
+        return self._states.averaged(self._refresh)
 
-    @property
-    def _torch_optimizer(self) -> torch.optim.Optimizer:
-        return self._optimizer if self._stage == 0 else self._optimizer.optimizer
+    def _storages(self) -> list[Tensor]:
+        """The fp32 tensors that the optimiser updates on this rank."""
+        if self._stage == 0:
+            return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if self._stage == 3:
+            return list(self._optimizer.fp32_partitioned_groups_flat)
+        return list(self._optimizer.single_partition_of_fp32_groups)
 
     def _slices_stage0(self) -> Iterator[HeldSlice]:
-        return replicated_slices(
-            self.model.named_parameters(), self._element_states, self._options.rank, self._options.world
-        )
+        parameters = self.model.named_parameters()
+        return replicated_slices(parameters, self._states, self._options.rank, self._options.world)
 
     def _slices_stage12(self) -> Iterator[HeldSlice]:
         for parameter in (parameter for group in self._optimizer.bit16_groups for parameter in group):
@@ -143,12 +149,12 @@ class DeepSpeedBackend:
                 continue
             inside, address = mapping.lp_fragment_address, mapping.hp_fragment_address
             flat = self._optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
-            states = {MASTER: flat.data, **self._element_states(flat)}
+            views = self._states.views(flat)
             yield HeldSlice(
                 name=self._names[id(parameter)],
                 shape=tuple(parameter.shape),
                 offset=inside.start,
-                states={key: view.narrow(0, address.start, address.numel) for key, view in states.items()},
+                states={key: view.narrow(0, address.start, address.numel) for key, view in views.items()},
                 owned=(inside.start, inside.start + inside.numel),
             )
 
@@ -163,21 +169,23 @@ class DeepSpeedBackend:
             if numel == 0:
                 continue
             flat = optimizer.fp32_partitioned_groups_flat[group_index]
-            states = {MASTER: flat.data, **self._element_states(flat)}
+            views = self._states.views(flat)
             yield HeldSlice(
                 name=self._names[id(parameter)],
                 shape=tuple(parameter.ds_shape),
                 offset=offset,
-                states={key: view.narrow(0, start, numel) for key, view in states.items()},
+                states={key: view.narrow(0, start, numel) for key, view in views.items()},
                 owned=(offset, offset + numel),
             )
 
-    @torch.no_grad()
     def finish_load(self, num_updates: int) -> None:
         """See ``Backend.finish_load``."""
-        if self._spec.counts_updates:
-            for state in self._torch_optimizer.state.values():
-                state["step"].fill_(num_updates)
+        self._states.set_num_updates(num_updates)
+        self._refresh()
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        """Renews every copy of the weights from the fp32 storages. Collective: at stages 1-3."""
         if self._stage in (1, 2):
             self._optimizer.update_lp_params()
             for index in range(len(self._optimizer.bit16_groups)):

@@ -107,3 +107,16 @@ def test_check_and_print_config(command: Commands, tmp_path: Path) -> None:
     again.write_text(printed.stdout)
     same = command.run("python", "pretrain/run.py", "--config", again, "--print-config", "--local_rank=0", check=True)
     assert same.stdout == printed.stdout and "seed: 5" in printed.stdout
+
+
+def test_the_polyak_average_is_evaluated_saved_and_fine_tuned_from(
+    command: Commands, pretrained: Path, tmp_path: Path
+) -> None:
+    done = command.run(*pretrain("alone", tmp_path / "a", "optim.ema_decay=0.9"), check=True)
+    assert "val/top1" in done.stdout and "val_ema/top1" in done.stdout
+    assert list((tmp_path / "a/run").glob("checkpoints/step-00000012/weights_ema.safetensors"))
+    source = ["--from", str(tmp_path / "a/run"), "init.weights=ema"]
+    tuned = command.run(*finetune("alone", tmp_path / "b", *source), check=True)
+    assert "step-00000012/weights_ema.safetensors" in tuned.stdout
+    refused = command.run(*finetune("alone", tmp_path / "c", "--from", str(pretrained), "init.weights=ema"))
+    assert refused.returncode == 2 and "has no Polyak average" in refused.stderr

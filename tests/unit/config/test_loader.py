@@ -174,7 +174,7 @@ def test_where_falls_back_to_the_section_and_the_file(write: Write) -> None:
         ("", ["name=a/b"], ["name: 'a/b' is not text that matches"]),
         ("", ["name=null"], ["name: 'null' is not text"]),
         ("", ["duration=7"], ["duration: '7' is not a duration: write a number and its unit"]),
-        ("", ["optim.schedule.name=step"], ["'step' is not linear, cosine or constant"]),
+        ("", ["optim.schedule.name=step"], ["'step' is not linear, cosine, polynomial, rsqrt or constant"]),
         ("", ["cluster.zero_stage=4"], ["cluster.zero_stage: '4' is not 0, 1, 2 or 3"]),
         ("", ["data.lanes=many"], ["data.lanes: 'many' is not a whole number > 0 or auto"]),
         ("", ["model.img_size=[1, x]"], ["model.img_size: 'x' is not a whole number > 0 or a list of 2"]),

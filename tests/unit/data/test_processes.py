@@ -7,6 +7,7 @@ import functools
 import os
 import signal
 import time
+from multiprocessing import forkserver
 from typing import Any
 
 import cv2
@@ -67,9 +68,14 @@ def test_data_processes_are_not_the_rank():
 
 
 def data_processes() -> list[psutil.Process]:
-    """The processes that this one's fork server has forked."""
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if child.ppid() != os.getpid()]
+    """The processes that this one's fork server has forked; other children (pools of ranks) are not meant."""
+    return psutil.Process(server_pid()).children(recursive=True)
+
+
+def server_pid() -> int:
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # no public name says it
+    assert pid is not None
+    return pid
 
 
 def test_stop_signals_to_every_process_of_the_step_leave_the_data_processes_alone(tmp_path, command):
@@ -78,9 +84,8 @@ def test_stop_signals_to_every_process_of_the_step_leave_the_data_processes_alon
     stream = TrainStream(experiment(folder, 40, cluster__num_workers=2), 0, 1, 4)
     batches = stream.iterate(0, 20)
     received = [next(batches)]
-    children = psutil.Process().children(recursive=True)
     assert len(data_processes()) == 2
-    pids = [str(child.pid) for child in children if "resource_tracker" not in " ".join(child.cmdline())]
+    pids = [str(pid) for pid in (server_pid(), *(child.pid for child in data_processes()))]
     for number in IGNORED_SIGNALS:
         command.run("kill", f"-{int(number)}", *pids, check=True)
     time.sleep(0.2)

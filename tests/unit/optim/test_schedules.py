@@ -35,3 +35,38 @@ def test_equals_the_published_formula(name: str, warmup: int) -> None:
 def test_ends_and_peak() -> None:
     lr = build_schedule(experiment(optim__schedule={"name": "linear", "warmup": "10 steps", "end_lr": 1e-5}))
     assert lr(0) == 0.0 and lr(10) == pytest.approx(3e-3) and lr(40) == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize("warmup", [0, 5])
+@pytest.mark.parametrize("cooldown", [0, 8])
+def test_rsqrt_equals_the_published_formula(warmup: int, cooldown: int) -> None:
+    """Scaling ViT: base / sqrt(1 + (t + shift − warmup) / timescale), ramped up and cooled down."""
+    schedule = {"name": "rsqrt", "warmup": f"{warmup} steps", "cooldown": f"{cooldown} steps"}
+    schedule |= {"timescale": "10 steps", "shift": "3 steps"}
+    lr = build_schedule(experiment(optim__schedule=schedule))
+    for step in range(41):
+        wanted = 3e-3 / math.sqrt(1 + max(0, step + 3 - warmup) / 10)
+        wanted *= min(1, step / warmup) if warmup else 1
+        wanted *= min(1, (40 - step) / cooldown) if cooldown else 1
+        assert lr(step) == pytest.approx(wanted, rel=1e-12, abs=1e-18), step
+
+
+def test_polynomial_and_a_constant_with_cooldown() -> None:
+    lr = build_schedule(experiment(optim__schedule={"name": "polynomial", "power": "3", "end_lr": 1e-4}))
+    assert lr(20) == pytest.approx(1e-4 + (3e-3 - 1e-4) / 8) and lr(40) == pytest.approx(1e-4)
+    lr = build_schedule(experiment(optim__schedule={"name": "constant", "cooldown": "10 steps"}))
+    assert [lr(30), lr(35), lr(40)] == pytest.approx([3e-3, 1.5e-3, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "ignored"),
+    [
+        ({"name": "constant", "end_lr": 0.1}, "end_lr"),
+        ({"name": "cosine", "power": 2}, "power"),
+        ({"name": "rsqrt", "end_lr": 0.1}, "end_lr"),
+        ({"name": "linear", "timescale": "5 steps"}, "timescale"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_refused(schedule: dict, ignored: str) -> None:
+    with pytest.raises(ValueError, match=f"{ignored} would be ignored by name: {schedule['name']}"):
+        experiment(optim__schedule=schedule)
