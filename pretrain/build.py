@@ -23,6 +23,7 @@ from pretrain.data.batch import Batch
 from pretrain.data.device import to_model_input
 from pretrain.data.stream import EvalStream, TrainStream
 from pretrain.distributed.rank import Rank, environment
+from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine.backend import Backend
 from pretrain.engine.backends import build_backend
 from pretrain.engine.checkpoint import Checkpointer, weights_file
@@ -133,6 +134,7 @@ def build_trainer(
     folder: RunFolder,
     reporter: Reporter,
     stop_request: StopRequest,
+    watchdog: Watchdog,
     *,
     kind: Literal["deepspeed", "accelerate"],
     head: Literal["keep", "replace"],
@@ -189,6 +191,7 @@ def build_trainer(
         checkpointer=checkpointer,
         telemetry=telemetry,
         stop_request=stop_request,
+        watchdog=watchdog,
         device=device,
         num_steps=experiment.num_steps,
         global_batch_size=experiment.global_batch_size,

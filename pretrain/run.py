@@ -138,6 +138,7 @@ def train(
 ) -> Verdict:
     """Builds the trainer, puts it where the run stands, and trains. Collective: yes."""
     from pretrain import build
+    from pretrain.distributed.watchdog import Watchdog
     from pretrain.engine.resume import choose_start, load_start
     from pretrain.telemetry.console import Reporter
 
@@ -146,14 +147,26 @@ def train(
     start = choose_start(resolved, folder, rank, reporter.say)
     if rank.is_main:
         build.record_run(resolved, folder, rank, device)
+    limits = resolved.experiment.cluster.phase_limits_s.model_dump()
+    watchdog = Watchdog(folder.heartbeats, rank.rank, rank.host, limits).start()
     trainer = build.build_trainer(
-        resolved, rank, device, folder, reporter, stop_request, kind=entry.backend, head=entry.head, start=start
+        resolved,
+        rank,
+        device,
+        folder,
+        reporter,
+        stop_request,
+        watchdog,
+        kind=entry.backend,
+        head=entry.head,
+        start=start,
     )
     try:
         state = load_start(trainer, start, reporter.say)
         reporter.start(resolved.experiment.name, trainer.num_steps, state.step)
         verdict = trainer.fit(state)
     finally:
+        watchdog.stop()
         trainer.telemetry.close()
     reporter.say(f"{verdict.outcome}: {verdict.reason} (step {verdict.step}); run folder {folder.path}")
     return verdict

@@ -282,6 +282,17 @@ class TelemetryConfig(Strict):
     tensorboard: bool = Field(default=True, description="Also write TensorBoard event files.")
 
 
+class PhaseLimitsConfig(Strict):
+    """Seconds that a rank may stay in one phase before the job is ended and the rank that hangs is named."""
+
+    start: PositiveFloat = Field(default=1800, description="Building model, stream and engine.")
+    load: PositiveFloat = Field(default=1800, description="Reading and verifying a checkpoint.")
+    data: PositiveFloat = Field(default=900, description="Waiting for a micro-batch, the first one included.")
+    step: PositiveFloat = Field(default=900, description="Forward, backward and update of one micro-batch.")
+    save: PositiveFloat = Field(default=1800, description="Writing a checkpoint.")
+    evaluate: PositiveFloat = Field(default=7200, description="All evaluation sets.")
+
+
 class ClusterConfig(Strict):
     """What does not decide the result: devices, how the batch is cut, how the state is sharded, how data is read."""
 
@@ -308,7 +319,10 @@ class ClusterConfig(Strict):
         default=4, description="Data processes per rank; 0: in the rank itself."
     )
     prefetch_factor: PositiveInt = Field(default=2, description="Micro-batches that each data process prepares ahead.")
-    collective_timeout_s: PositiveInt = Field(default=1800, description="After this a collective fails, in seconds.")
+    collective_timeout_s: PositiveInt = Field(default=10_800, description="After this a collective fails, in seconds.")
+    phase_limits_s: PhaseLimitsConfig = Field(
+        default_factory=PhaseLimitsConfig, description="When a rank counts as hung, in seconds."
+    )
     deepspeed: dict[str, Any] = Field(
         default_factory=dict, description="Passed to DeepSpeed as it is; keys that the engine owns are refused."
     )
@@ -325,6 +339,12 @@ class ClusterConfig(Strict):
         if owned:
             raise ValueError(
                 f"deepspeed.{owned[0]} is set by the engine ({ENGINE_OWNED_DEEPSPEED_REMEDY[owned[0]]}); remove it here"
+            )
+        longest = max(self.phase_limits_s.model_dump().values())
+        if longest >= self.collective_timeout_s:
+            raise ValueError(
+                f"phase_limits_s: its longest limit, {longest:.0f}, must lie below collective_timeout_s "
+                f"({self.collective_timeout_s}), or a collective fails before the rank that hangs is named"
             )
         return self
 

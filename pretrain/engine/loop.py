@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pretrain.distributed.collectives import is_distributed
 from pretrain.distributed.rank import Rank
+from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine.backend import Backend, Update
 from pretrain.engine.checkpoint import Checkpointer
 from pretrain.engine.run_folder import COMPLETE, FATAL, REQUEUE, Verdict
@@ -69,6 +70,7 @@ class Trainer:
     telemetry: Telemetry
     stop_request: StopRequest
     device: torch.device
+    watchdog: Watchdog
     num_steps: int
     global_batch_size: int
     accumulation_steps: int
@@ -109,9 +111,11 @@ class Trainer:
         waited, digest, num_bad = 0.0, 0, 0
         total = torch.zeros((), device=self.device)
         for micro_step in range(self.accumulation_steps):
+            self.watchdog.at("data", state.step)
             asked = time.monotonic()
             batch = next(batches)
             waited += time.monotonic() - asked
+            self.watchdog.at("step", state.step)
             digest, num_bad = digest + batch.digest, num_bad + batch.num_bad
             self.seed_step(state.step, micro_step)
             with self.backend.micro_step(boundary=micro_step == self.accumulation_steps - 1):
@@ -157,6 +161,7 @@ class Trainer:
     def run_evaluation(self, state: TrainState) -> None:
         """Measures accuracy with dropout off. Collective: yes."""
         started = time.monotonic()
+        self.watchdog.at("evaluate", state.step)
         self.backend.train(False)
         values = self.evaluate()
         self.backend.train(True)
@@ -170,6 +175,7 @@ class Trainer:
     def save(self, state: TrainState) -> None:
         """Writes a checkpoint. Collective: yes."""
         started = time.monotonic()
+        self.watchdog.at("save", state.step)
         path = self.checkpointer.save(state)
         self.backend.train(True)
         self.telemetry.event("save", state.step, {"seconds": time.monotonic() - started})

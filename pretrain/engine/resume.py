@@ -91,6 +91,7 @@ def load_start(trainer: Trainer, start: Start | None, say: Callable[[str], None]
     """Loads the chosen checkpoint into the trainer and proves that it worked. Collective: yes."""
     if start is None:
         return TrainState()
+    trainer.watchdog.at("load", start.step)
     loaded = trainer.checkpointer.load(start.path, start.marker)
     lr, saved = trainer.schedule(loaded.step), float(start.marker["lr"])
     if not math.isclose(lr, saved, rel_tol=1e-9, abs_tol=1e-15):

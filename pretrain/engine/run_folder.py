@@ -54,6 +54,7 @@ class RunFolder:
         self.environment = path / "environment.json"
         self.exit = path / "exit.json"
         self.stop_file = path / "STOP"
+        self.heartbeats = path / "heartbeats"
         self._lease: _Lease | None = None
 
     def open(self, rank: Rank, job: tuple[str, int]) -> None:
