@@ -26,12 +26,27 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
 
 
+# Which placements each kind of position embedding has; the first is the default. A fixed embedding is the same in every
+# layer, so that it has no tables of its own there.
+POS_EMBED_PLACEMENTS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "learned_1d": ("stem", "every_layer", "every_layer_shared"),
+    "learned_2d": ("stem", "every_layer", "every_layer_shared"),
+    "sincos2d_big_vision": ("stem", "every_layer_shared"),
+    "sincos2d_timm": ("stem", "every_layer_shared"),
+    "relative_1d": ("every_layer", "every_layer_shared"),
+    "relative_bias": ("every_layer", "every_layer_shared"),
+    "rope_2d": (),
+}
+
+
 class ModelConfig(Strict):
     """The architecture. A Vision Transformer is named by its variant, as in the paper: ``H/14`` is Huge, patch 14."""
 
     name: Literal["vit"] = Field(default="vit", description="Family of the architecture.")
     variant: str = Field(
-        description="Size and patch, such as B/16, L/16 or H/14; sizes are the keys of pretrain/models/variants.py."
+        description="Size and patch, such as B/16, L/16 or H/14; sizes are the keys of pretrain/models/variants.py. "
+        "R50+B/16 is the hybrid: a ResNet-50 of total stride 16 (or 32) makes the feature map that is cut into patches."
     )
     img_size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         default=224,
@@ -42,12 +57,60 @@ class ModelConfig(Strict):
     num_heads: PositiveInt | None = Field(default=None, description="Attention heads; overrides the variant's.")
     mlp_dim: PositiveInt | None = Field(default=None, description="Hidden width of the MLP; overrides the variant's.")
     class_token: bool = Field(default=True, description="Prepend a learned class token. Needed by pool: token.")
-    pool: Literal["token", "norm_avg", "avg_norm"] = Field(
+    distilled: bool = Field(
+        default=False,
+        description="DeiT's distillation token and its own head; the prediction is the mean of both heads' logits.",
+    )
+    mask_token: bool = Field(
+        default=False, description="A learned [mask] embedding, for objective.name: masked_patches."
+    )
+    num_registers: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Learned register tokens after the class token; no pooling sees them."
+    )
+    layer_scale: PositiveFloat | None = Field(
+        default=None, description="Initial value of the factor per channel on each branch (LayerScale); null: none."
+    )
+    qk_norm: bool = Field(default=False, description="LayerNorm of each head's queries and keys before the product.")
+    pool: Literal["token", "norm_avg", "avg_norm", "map"] = Field(
         default="token",
         description="What the head sees: the class token after the final norm; or the mean of the patch tokens, "
-        "norm then mean (norm_avg, as big_vision), or mean then norm (avg_norm, as timm's default for avg).",
+        "norm then mean (norm_avg, as big_vision), or mean then norm (avg_norm, as timm's default for avg); or what a "
+        "learned query attends to in the patch tokens after the norm, and an MLP (map, as Scaling ViT).",
     )
-    pos_embed: Literal["learned_1d"] = Field(default="learned_1d", description="Kind of position embedding.")
+    pos_embed: Literal[
+        "none",
+        "learned_1d",
+        "learned_2d",
+        "sincos2d_big_vision",
+        "sincos2d_timm",
+        "relative_1d",
+        "relative_bias",
+        "rope_2d",
+    ] = Field(
+        default="learned_1d",
+        description="Kind of position embedding. Added to tokens: learned_1d (a row per token), learned_2d (half the "
+        "channels by row, half by column), sincos2d_big_vision and sincos2d_timm (fixed; their frequencies differ). "
+        "In attention: relative_1d (the paper's relative keys), relative_bias (a bias per head and 2-D offset, "
+        "timm's), rope_2d (rotary by row and column, timm's).",
+    )
+    pos_embed_placement: Literal["stem", "every_layer", "every_layer_shared"] | None = Field(
+        default=None,
+        description="Added kinds: at the stem (the default), before every block by tables of their own, or before "
+        "every block by one table (ViT, D.4). Relative kinds: every_layer (the default) or every_layer_shared.",
+    )
+    pos_embed_prefix: bool = Field(
+        default=True,
+        description="learned_1d only: class and register tokens have rows too (the paper); false: patches only "
+        "(big_vision, DeiT III; timm's no_embed_class).",
+    )
+    rope_temperature: PositiveFloat = Field(
+        default=10_000.0, description="rope_2d only: the longest wavelength is 2π times nearly this many patches."
+    )
+    rope_grid: tuple[PositiveInt, PositiveInt] | None = Field(
+        default=None,
+        description="rope_2d only: positions are scaled as if the grid (h, w) were this one, such as that of the "
+        "pretraining when fine-tuning at another resolution; null: positions are patch indices.",
+    )
     representation_size: PositiveInt | Literal["width"] | None = Field(
         default=None,
         description="Width of the tanh layer before the head (the paper's pretraining head); null: linear head.",
@@ -68,6 +131,21 @@ class ModelConfig(Strict):
     def _pool_fits_tokens(self) -> ModelConfig:
         if self.pool == "token" and not self.class_token:
             raise ValueError("pool: token needs class_token: true (or choose pool: norm_avg or avg_norm)")
+        if self.distilled and (self.pool != "token" or self.representation_size is not None or self.mask_token):
+            raise ValueError("distilled: true needs pool: token, a linear head and no mask_token")
+        return self
+
+    @model_validator(mode="after")
+    def _position_settings_fit(self) -> ModelConfig:
+        kind, placement = self.pos_embed, self.pos_embed_placement
+        for names, owner in ((("pos_embed_prefix",), "learned_1d"), (("rope_temperature", "rope_grid"), "rope_2d")):
+            unused = [name for name in names if name in self.model_fields_set and kind != owner]
+            if unused and getattr(self, unused[0]) != type(self).model_fields[unused[0]].default:
+                raise ValueError(f"{unused[0]} belongs to pos_embed: {owner}; with {kind} it would be ignored")
+        allowed = POS_EMBED_PLACEMENTS[kind]
+        if placement is not None and placement not in allowed:
+            choices = f"choose {' or '.join(allowed)}" if allowed else "remove it"
+            raise ValueError(f"pos_embed_placement: {placement} has no meaning with pos_embed: {kind}; {choices}")
         return self
 
 

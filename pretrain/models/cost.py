@@ -45,7 +45,7 @@ def forward_macs(model: ModelConfig, num_classes: int) -> int:
     dense = tokens * (4 * width * width + 2 * width * shape.mlp_dim)
     attention = 2 * tokens * tokens * width
     head = width * hidden + hidden * num_classes if hidden else width * num_classes
-    return embed + shape.depth * (dense + attention) + head
+    return embed + shape.depth * (dense + attention) + head * (2 if model.distilled else 1)
 
 
 def training_flops(model: ModelConfig, num_classes: int, num_images: float) -> float:

@@ -64,6 +64,7 @@ def _head_bias(shape: Shape, generator: torch.Generator, model: ModelConfig) -> 
 RULES: dict[str, Rule] = {
     # full match of the tensor's name: how it is made
     r"cls_token":                                  _constant(0.0),
+    r"dist_token|mask_token":                      _normal(0.02),
     r"pos_embed":                                  _normal(0.02),
     r"patch_embed\.proj\.weight":                  _lecun_normal,
     r"patch_embed\.proj\.bias":                    _constant(0.0),
@@ -76,8 +77,8 @@ RULES: dict[str, Rule] = {
     r"blocks\.\d+\.mlp\.fc[12]\.bias":             _normal(1e-6),
     r"pre_logits\.fc\.weight":                     _lecun_normal,
     r"pre_logits\.fc\.bias":                       _constant(0.0),
-    r"head\.weight":                               _head_weight,
-    r"head\.bias":                                 _head_bias,
+    r"head(_dist)?\.weight":                       _head_weight,
+    r"head(_dist)?\.bias":                         _head_bias,
 }  # fmt: skip
 
 

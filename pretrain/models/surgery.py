@@ -120,6 +120,8 @@ def adapt_state_dict(
         report.dropped += [name for name in left if is_head_tensor(name)]
     if source.model.class_token and not model.config.class_token:
         report.dropped += [name for name in left if name == "cls_token"]
+    if source.model.mask_token and not model.config.mask_token:
+        report.dropped.append("mask_token")
     for name in report.dropped:
         del left[name]
     for name, shape in expected.items():
@@ -175,6 +177,11 @@ def _take(
 def _check_architecture(source: WeightsMetadata, model: VisionTransformer) -> None:
     """Refuses what the shapes of the tensors would not show, or would show less clearly."""
     theirs, ours = source.shape, model.shape
+    if source.model.distilled != model.config.distilled:
+        raise CheckpointError(
+            f"the weights are of a model with{'' if source.model.distilled else 'out'} a distillation token; set "
+            f"model.distilled: {str(source.model.distilled).lower()}, or name other weights"
+        )
     if ours.num_prefix_tokens > theirs.num_prefix_tokens:
         raise CheckpointError(
             "tensor cls_token of the model is not in the weights, which were trained without a class token; "

@@ -71,7 +71,7 @@ def resolve(model: ModelConfig) -> ViTShape:
         depth=model.depth or depth,
         mlp_dim=model.mlp_dim or mlp_dim,
         num_heads=model.num_heads or num_heads,
-        num_prefix_tokens=int(model.class_token),
+        num_prefix_tokens=int(model.class_token) + int(model.distilled),
         img_size=img_size,
     )
     _check(shape, model.variant)
@@ -123,6 +123,10 @@ def parameter_shapes(model: ModelConfig, num_classes: int) -> dict[str, tuple[in
     tensors: dict[str, tuple[int, ...]] = {}
     if model.class_token:
         tensors["cls_token"] = (1, 1, width)
+    if model.distilled:
+        tensors["dist_token"] = (1, 1, width)
+    if model.mask_token:
+        tensors["mask_token"] = (1, 1, width)
     tensors["pos_embed"] = (1, shape.num_tokens, width)
     tensors["patch_embed.proj.weight"] = (width, NUM_CHANNELS, *shape.patch)
     tensors["patch_embed.proj.bias"] = (width,)
@@ -134,7 +138,10 @@ def parameter_shapes(model: ModelConfig, num_classes: int) -> dict[str, tuple[in
     hidden = representation_size(model)
     if hidden is not None:
         tensors |= {"pre_logits.fc.weight": (hidden, width), "pre_logits.fc.bias": (hidden,)}
-    return tensors | {"head.weight": (num_classes, hidden or width), "head.bias": (num_classes,)}
+    heads = ("head", "head_dist") if model.distilled else ("head",)
+    for head in heads:
+        tensors |= {f"{head}.weight": (num_classes, hidden or width), f"{head}.bias": (num_classes,)}
+    return tensors
 
 
 def _block_shapes(width: int, mlp_dim: int) -> dict[str, tuple[int, ...]]:
@@ -156,4 +163,4 @@ def _block_shapes(width: int, mlp_dim: int) -> dict[str, tuple[int, ...]]:
 
 def is_head_tensor(name: str) -> bool:
     """Whether a tensor belongs to the classification head, which a new task replaces (tanh layer included)."""
-    return name.startswith(("head.", "pre_logits."))
+    return name.startswith(("head.", "head_dist.", "pre_logits."))

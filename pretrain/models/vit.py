@@ -74,7 +74,10 @@ class VisionTransformer(nn.Module):
 
     def forward_features(self, images: Tensor, drop_path: Tensor | None = None) -> Tensor:
         """Tokens after the last block and, unless ``pool: avg_norm`` norms after pooling, the norm: (B, T, D)."""
-        x = self._embed(images)
+        return self.forward_tokens(self._embed(images), drop_path)
+
+    def forward_tokens(self, x: Tensor, drop_path: Tensor | None = None) -> Tensor:
+        """All blocks and the final norm on embedded tokens (B, T, D)."""
         for index in range(self.shape.depth):
             x = self._run_block(index, x, drop_path)
         return self.norm(x)
@@ -97,12 +100,22 @@ class VisionTransformer(nn.Module):
             features = self.pre_logits(self.fc_norm(pooled))
             return features if pre_logits else self.head(features)
 
-    def _embed(self, images: Tensor) -> Tensor:
+    def prefix_tokens(self) -> list[Tensor]:
+        """The learned tokens (1, 1, D) that stand before the patches, in the order of the position embedding."""
+        return [] if self.cls_token is None else [self.cls_token]
+
+    def embed_patches(self, images: Tensor) -> Tensor:
+        """Patch embeddings without positions: (B, N, D)."""
         assert images.shape[2:] == self.shape.img_size, f"images of {self.shape.img_size} expected, not {images.shape}"
-        x = self.patch_embed(images.to(self.patch_embed.proj.weight.dtype))
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        return self.pos_drop(x + self.pos_embed)
+        return self.patch_embed(images.to(self.patch_embed.proj.weight.dtype))
+
+    def add_prefix_and_positions(self, patches: Tensor) -> Tensor:
+        """What the first block sees, from patch embeddings (B, N, D): (B, T, D)."""
+        prefix = [token.expand(patches.shape[0], -1, -1) for token in self.prefix_tokens()]
+        return self.pos_drop(torch.cat([*prefix, patches], dim=1) + self.pos_embed)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        return self.add_prefix_and_positions(self.embed_patches(images))
 
     def _run_block(self, index: int, x: Tensor, drop_path: Tensor | None) -> Tensor:
         block = self.blocks[index]

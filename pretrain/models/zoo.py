@@ -8,10 +8,20 @@ from torch import nn
 
 from pretrain.config.schema import ModelConfig
 from pretrain.errors import ConfigError
+from pretrain.models.deit import DistilledVisionTransformer
+from pretrain.models.masked import MaskedPatchTransformer
 from pretrain.models.vit import build_vit
 
+
+
+def _vit(model: ModelConfig, num_classes: int) -> nn.Module:
+    if model.distilled:
+        return DistilledVisionTransformer(model, num_classes)
+    return MaskedPatchTransformer(model, num_classes) if model.mask_token else build_vit(model, num_classes)
+
+
 MODELS: dict[str, Callable[[ModelConfig, int], nn.Module]] = {
-    "vit": build_vit,
+    "vit": _vit,
 }
 
 
