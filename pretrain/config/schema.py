@@ -34,18 +34,41 @@ POS_EMBED_PLACEMENTS: dict[str, tuple[str, ...]] = {
     "learned_2d": ("stem", "every_layer", "every_layer_shared"),
     "sincos2d_big_vision": ("stem", "every_layer_shared"),
     "sincos2d_timm": ("stem", "every_layer_shared"),
-    "relative_1d": ("every_layer", "every_layer_shared"),
+    "relative_1d": ("every_layer",),
     "relative_bias": ("every_layer", "every_layer_shared"),
     "rope_2d": (),
 }
 
 
+TIMM_MODEL_KEYS = frozenset({"name", "kwargs", "img_size", "head_bias", "head_init", "dropout", "drop_path"})
+ENGINE_OWNED_TIMM_REMEDY = {
+    "img_size": "use model.img_size",
+    "num_classes": "use data.num_classes",
+    "drop_rate": "use model.dropout",
+    "drop_path_rate": "use model.drop_path",
+    "in_chans": "images have three channels",
+    "pretrained": "use init.from",
+    "pretrained_cfg": "use init.from",
+    "checkpoint_path": "use init.from",
+    "features_only": "a classifier is trained",
+    "scriptable": "it has no use here",
+    "exportable": "it has no use here",
+}
+ENGINE_OWNED_TIMM_KEYS = frozenset(ENGINE_OWNED_TIMM_REMEDY)
+
+
 class ModelConfig(Strict):
     """The architecture. A Vision Transformer is named by its variant, as in the paper: ``H/14`` is Huge, patch 14."""
 
-    name: Literal["vit"] = Field(default="vit", description="Family of the architecture.")
+    name: str = Field(
+        default="vit", description="vit (ours, by variant), or timm/NAME for any classifier of timm, such as timm/pvt_v2_b2."
+    )
+    kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="timm/… only: passed to timm.create_model as it is, such as window_size."
+    )
     variant: str = Field(
-        description="Size and patch, such as B/16, L/16 or H/14; sizes are the keys of pretrain/models/variants.py. "
+        default="",
+        description="vit only: size and patch, such as B/16, L/16 or H/14; sizes are the keys of pretrain/models/variants.py. "
         "R50+B/16 is the hybrid: a ResNet-50 of total stride 16 (or 32) makes the feature map that is cut into patches."
     )
     img_size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
@@ -96,7 +119,7 @@ class ModelConfig(Strict):
     pos_embed_placement: Literal["stem", "every_layer", "every_layer_shared"] | None = Field(
         default=None,
         description="Added kinds: at the stem (the default), before every block by tables of their own, or before "
-        "every block by one table (ViT, D.4). Relative kinds: every_layer (the default) or every_layer_shared.",
+        "every block by one table (ViT, D.4). Relative kinds: every_layer (the default); relative_bias may be shared.",
     )
     pos_embed_prefix: bool = Field(
         default=True,
@@ -104,7 +127,7 @@ class ModelConfig(Strict):
         "(big_vision, DeiT III; timm's no_embed_class).",
     )
     rope_temperature: PositiveFloat = Field(
-        default=10_000.0, description="rope_2d only: the longest wavelength is 2π times nearly this many patches."
+        default=10_000.0, description="rope_2d only: base b of the n frequencies b^(-k/n), k = 0 … n - 1."
     )
     rope_grid: tuple[PositiveInt, PositiveInt] | None = Field(
         default=None,
@@ -127,21 +150,47 @@ class ModelConfig(Strict):
     gelu: Literal["erf", "tanh"] = Field(default="erf", description="Form of GELU: timm's erf, or flax's tanh.")
     layer_norm_eps: PositiveFloat = Field(default=1e-6, description="Epsilon of every LayerNorm.")
 
+    @property
+    def is_timm(self) -> bool:
+        """Whether the model is one of timm's."""
+        return self.name.startswith("timm/")
+
+    @model_validator(mode="after")
+    def _settings_belong_to_the_name(self) -> ModelConfig:
+        if self.name != "vit" and (not self.is_timm or self.name == "timm/"):
+            raise ValueError(f"name: unknown architecture {self.name!r}; known are vit and timm/NAME (timm's models)")
+        if not self.is_timm:
+            if not self.variant:
+                raise ValueError("variant: is missing; name a size and a patch, such as B/16 or H/14")
+            if self.kwargs:
+                raise ValueError("kwargs belong to name: timm/…; with vit they would be ignored")
+            return self
+        for name, field in type(self).model_fields.items():
+            if name not in TIMM_MODEL_KEYS and getattr(self, name) != field.default:
+                raise ValueError(f"{name} belongs to name: vit; with {self.name} it would be ignored: see model.kwargs")
+        owned = sorted(ENGINE_OWNED_TIMM_KEYS & set(self.kwargs))
+        if owned:
+            remedy = ENGINE_OWNED_TIMM_REMEDY[owned[0]]
+            raise ValueError(f"kwargs.{owned[0]} is set by the engine ({remedy}); remove it here")
+        return self
+
     @model_validator(mode="after")
     def _pool_fits_tokens(self) -> ModelConfig:
         if self.pool == "token" and not self.class_token:
             raise ValueError("pool: token needs class_token: true (or choose pool: norm_avg or avg_norm)")
         if self.distilled and (self.pool != "token" or self.representation_size is not None or self.mask_token):
             raise ValueError("distilled: true needs pool: token, a linear head and no mask_token")
+        if self.distilled and self.num_registers:
+            raise ValueError("distilled: true has no num_registers; remove one of the two")
         return self
 
     @model_validator(mode="after")
     def _position_settings_fit(self) -> ModelConfig:
         kind, placement = self.pos_embed, self.pos_embed_placement
         for names, owner in ((("pos_embed_prefix",), "learned_1d"), (("rope_temperature", "rope_grid"), "rope_2d")):
-            unused = [name for name in names if name in self.model_fields_set and kind != owner]
-            if unused and getattr(self, unused[0]) != type(self).model_fields[unused[0]].default:
-                raise ValueError(f"{unused[0]} belongs to pos_embed: {owner}; with {kind} it would be ignored")
+            changed = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+            if changed and kind != owner:
+                raise ValueError(f"{changed[0]} belongs to pos_embed: {owner}; with {kind} it would be ignored")
         allowed = POS_EMBED_PLACEMENTS[kind]
         if placement is not None and placement not in allowed:
             choices = f"choose {' or '.join(allowed)}" if allowed else "remove it"

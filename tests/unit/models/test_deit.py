@@ -64,7 +64,7 @@ def test_distilled_weights_are_not_taken_for_plain_ones() -> None:
     config = small_config(distilled=True)
     model = randomised(build_model(config, CLASSES))
     about = WeightsMetadata.of(config, CLASSES, (0.5,) * 3, (0.5,) * 3)
-    with pytest.raises(CheckpointError, match="with a distillation token; set model.distilled: true"):
+    with pytest.raises(CheckpointError, match=r"with a distillation token; set model\.distilled: true"):
         adapt_state_dict(
             model.state_dict(), about, build_model(small_config(), CLASSES), head="keep", filter="bicubic", seed=0
         )
