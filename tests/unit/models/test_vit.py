@@ -17,7 +17,9 @@ POOLS: list[dict[str, Any]] = [
     {"pool": "norm_avg"},
     {"pool": "avg_norm", "class_token": False},
     {"pool": "token", "representation_size": 20},
+    {"pool": "map", "num_registers": 2, "layer_scale": 0.1, "qk_norm": True},
 ]
+FP32_POOLS = POOLS[:-1]  # attention pooling computes in the blocks' type, only what follows it is fp32
 
 
 def test_worked_shapes() -> None:
@@ -143,7 +145,7 @@ def test_scales_of_one_change_nothing_and_wrong_shapes_show() -> None:
         model(images, torch.ones(3, 2, 2))
 
 
-@pytest.mark.parametrize("changes", POOLS)
+@pytest.mark.parametrize("changes", FP32_POOLS)
 def test_with_bfloat16_weights_the_head_is_fp32(changes: dict[str, Any]) -> None:
     """From the pooling on: exactly the fp32 computation with the rounded weights, nothing rounded in between."""
     model = our_model(small_config(**changes)).to(torch.bfloat16).eval()
@@ -159,7 +161,7 @@ def test_with_bfloat16_weights_the_head_is_fp32(changes: dict[str, Any]) -> None
     torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("changes", POOLS)
+@pytest.mark.parametrize("changes", FP32_POOLS)
 def test_under_autocast_the_head_is_fp32(changes: dict[str, Any]) -> None:
     model = our_model(small_config(**changes)).eval()
     images = some_images(model)
@@ -189,13 +191,25 @@ def test_bfloat16_weights_stay_close_to_fp32(changes: dict[str, Any]) -> None:
 
 def test_forward_and_backward_never_read_the_device() -> None:
     """On the meta device tensors have no values: any read on the host, any branch on a value, would raise."""
-    for checkpointing in (False, True):
-        with torch.device("meta"):
-            model = build_vit(small_config(), 11)
-            images, scales = torch.empty(2, 3, 32, 48), torch.empty(2, 3, 2)
-        model.set_grad_checkpointing(checkpointing)
-        model(images, scales).sum().backward()
-        assert model.pos_embed.grad is not None and model.pos_embed.grad.is_meta
+    for changes in ({}, {"pos_embed": "rope_2d", "pool": "map"}, {"pos_embed": "relative_bias", "layer_scale": 0.1},
+                    {"pos_embed": "sincos2d_timm", "variant": "R50+nano/16", "img_size": (32, 48)}):  # fmt: skip
+        for policy in ("none", "full", "selective"):
+            with torch.device("meta"):
+                model = build_vit(small_config(**changes), 11)
+                images, scales = torch.empty(2, 3, 32, 48), torch.empty(2, 3, 2)
+            model.set_grad_checkpointing(policy)
+            model(images, scales).sum().backward()
+            weight = model.patch_embed.proj.weight
+            assert weight.grad is not None and weight.grad.is_meta
+
+
+def test_the_patch_map_has_every_patch_in_its_place() -> None:
+    model = our_model(small_config(num_registers=2)).eval()
+    images = some_images(model)
+    tokens = model.forward_features(images)
+    dense = model.patch_map(tokens)
+    assert dense.shape == (3, 48, 4, 6)
+    assert torch.equal(dense[:, :, 1, 3], tokens[:, 3 + 1 * 6 + 3])
 
 
 def test_evaluation_needs_no_generator() -> None:
