@@ -9,8 +9,9 @@ import pytest
 import scipy.ndimage
 import torch
 from timm.layers import resample_abs_pos_embed
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
 
-from pretrain.models.surgery import resize_pos_embed
+from pretrain.models.surgery import resize_pos_embed, resize_relative_bias
 
 Grid = tuple[int, int]
 GRIDS: list[tuple[Grid, Grid]] = [
@@ -74,3 +75,13 @@ def test_the_three_filters_differ() -> None:
     for index, left in enumerate(results):
         for right in results[index + 1 :]:
             assert (left - right).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("num_prefix_rows", [0, 3])
+@pytest.mark.parametrize(("old", "new"), [(7, 12), (12, 7)])
+def test_relative_bias_equals_timms_simple_resize(old: int, new: int, num_prefix_rows: int) -> None:
+    table = torch.randn((2 * old - 1) ** 2 + num_prefix_rows, 6)
+    shape = ((2 * new - 1) ** 2 + num_prefix_rows, 6)
+    expected = resize_rel_pos_bias_table_simple(table, (new, new), shape)
+    ours = resize_relative_bias(table, (old, old), (new, new), "bicubic")
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
