@@ -83,7 +83,9 @@ def resize_pos_embed(
 
 
 def _interpolate(planes: Tensor, grid: Grid, filter: Filter) -> Tensor:
-    planes = planes.contiguous()  # torch's antialiased kernel misreads permuted strides where a side is 1
+    if planes.shape[3] == 1:  # torch's antialiased kernel is wrong on planes of width 1: give it two equal columns
+        doubled = planes.expand(*planes.shape[:3], 2).contiguous()
+        return _interpolate(doubled, (grid[0], max(grid[1], 2)), filter)[..., : grid[1]]
     if filter == "bilinear_corners":  # in double precision, as scipy
         return F.interpolate(planes.double(), size=grid, mode="bilinear", align_corners=True)
     return F.interpolate(
@@ -246,8 +248,8 @@ def _note_positions(source: WeightsMetadata, model: VisionTransformer, report: S
     if kind == "relative_1d" and (old != new or source.shape.num_tokens != model.shape.num_tokens):
         raise CheckpointError(
             f"tensor blocks.0.attn.rel_pos.relative_keys numbers offsets in a sequence of {source.shape.num_tokens} "
-            f"tokens on a grid of {old[0]}×{old[1]}: on {new[0]}×{new[1]} with {model.shape.num_tokens} tokens a number "
-            "is another direction, and nothing can be interpolated; set model.img_size and model.class_token as in the "
+            f"tokens on a grid of {old[0]}×{old[1]}; on {new[0]}×{new[1]} with {model.shape.num_tokens} tokens a "
+            "number is another direction, and nothing can be interpolated; set model.img_size and model.class_token as in the "
             "weights, or name weights with pos_embed: relative_bias, rope_2d or a learned kind"
         )
     if old != new and kind.startswith("sincos2d"):
