@@ -61,15 +61,16 @@ class ModelConfig(Strict):
     """The architecture. A Vision Transformer is named by its variant, as in the paper: ``H/14`` is Huge, patch 14."""
 
     name: str = Field(
-        default="vit", description="vit (ours, by variant), or timm/NAME for any classifier of timm, such as timm/pvt_v2_b2."
+        default="vit", description="vit (ours, by variant), or timm/NAME for a classifier of timm, as timm/pvt_v2_b2."
     )
     kwargs: dict[str, Any] = Field(
         default_factory=dict, description="timm/… only: passed to timm.create_model as it is, such as window_size."
     )
     variant: str = Field(
         default="",
-        description="vit only: size and patch, such as B/16, L/16 or H/14; sizes are the keys of pretrain/models/variants.py. "
-        "R50+B/16 is the hybrid: a ResNet-50 of total stride 16 (or 32) makes the feature map that is cut into patches."
+        description="vit only: size and patch, such as B/16, L/16 or H/14; sizes are the keys of "
+        "pretrain/models/variants.py. R50+B/16 is the hybrid: a ResNet-50 of total stride 16 (or 32) makes the feature "
+        "map that is cut into patches."
     )
     img_size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         default=224,
@@ -198,26 +199,67 @@ class ModelConfig(Strict):
         return self
 
 
+# (names of objectives, settings that only they have)
+OBJECTIVE_SETTINGS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("softmax", "distillation"), ("label_smoothing",)),
+    (("sigmoid",), ("reduction", "binarise")),
+    (("distillation",), ("teacher", "distillation", "alpha", "tau", "kl_reduction")),
+    (("masked_patches",), ("corrupted",)),
+)
+NUM_COLOURS = 512  # classes of masked_patches: 3 bits for each of red, green and blue
+
+
 class ObjectiveConfig(Strict):
     """What is minimised."""
 
-    name: Literal["softmax", "sigmoid"] = Field(
-        default="softmax", description="softmax: one label per image. sigmoid: any number of labels per image."
+    name: Literal["softmax", "sigmoid", "distillation", "masked_patches"] = Field(
+        default="softmax",
+        description="softmax: one label per image. sigmoid: any number of labels per image. distillation: DeiT's, with "
+        "a teacher. masked_patches: the mean colours of corrupted patches, without labels (ViT, B.1.2).",
     )
     label_smoothing: Probability = Field(
-        default=0.0, description="Share of the target spread over all classes (softmax only)."
+        default=0.0, description="Share of the target spread over all classes (softmax and distillation)."
     )
     reduction: Literal["sum_classes", "mean"] = Field(
         default="sum_classes",
         description="sigmoid only: sum over the classes and mean over the batch (Google), or over both (DeiT III).",
     )
+    binarise: bool = Field(
+        default=False,
+        description="sigmoid only: after mixing, each class with any share of the target counts as 1 (DeiT III).",
+    )
+    teacher: str | None = Field(
+        default=None, description="distillation only: weights of the teacher, as init.from: a run folder or a file."
+    )
+    distillation: Literal["hard", "soft"] = Field(
+        default="hard", description="distillation only: the teacher's best class is a label, or its distribution is."
+    )
+    alpha: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5, description="distillation only: weight of the teacher's term; the labels' term has the rest."
+    )
+    tau: PositiveFloat = Field(default=1.0, description="soft distillation only: temperature of both distributions.")
+    kl_reduction: Literal["mean", "sum_classes"] = Field(
+        default="mean",
+        description="soft distillation only: the divergence's mean over batch and classes (DeiT's code), or its sum "
+        "over the classes and mean over the batch (DeiT's paper): as many times more as there are classes.",
+    )
+    corrupted: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="masked_patches only: share of the patches that are corrupted and predicted."
+    )
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> ObjectiveConfig:
-        if self.name == "sigmoid" and self.label_smoothing:
-            raise ValueError("label_smoothing belongs to name: softmax; with sigmoid it would be ignored")
-        if self.name == "softmax" and "reduction" in self.model_fields_set:
-            raise ValueError("reduction belongs to name: sigmoid; with softmax it would be ignored")
+        for owners, names in OBJECTIVE_SETTINGS:
+            ignored = [name for name in names if name in self.model_fields_set and self.name not in owners]
+            ignored = [name for name in ignored if name != "label_smoothing" or self.label_smoothing]
+            if ignored:
+                owner = " or ".join(owners)
+                raise ValueError(f"{ignored[0]} belongs to name: {owner}; with {self.name} it would be ignored")
+        for name in ("tau", "kl_reduction"):
+            if name in self.model_fields_set and self.distillation == "hard":
+                raise ValueError(f"{name} belongs to distillation: soft; with hard it would be ignored")
+        if self.name == "distillation" and self.teacher is None:
+            raise ValueError("teacher: is missing; name the teacher's run folder, checkpoint or weights file")
         return self
 
 
@@ -367,7 +409,7 @@ class ResumeConfig(Strict):
 class InitConfig(Strict):
     """Initial weights from elsewhere (a new optimiser, step 0)."""
 
-    from_: str | None = Field(default=None, alias="from", description="Run folder, checkpoint or safetensors file.")
+    from_: str | None = Field(default=None, alias="from", description="Run folder, checkpoint, or weights: ours, timm's or Hugging Face's folder, Google's .npz, torchvision's.")
     head: Literal["auto", "keep", "replace"] = Field(
         default="auto",
         description="replace: a new head, as model.head_init says; auto: replace in pipelines/finetune.py, else keep.",
@@ -484,6 +526,26 @@ class Experiment(Strict):
     guard: GuardConfig = Field(default_factory=GuardConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+
+    @model_validator(mode="after")
+    def _objective_fits_model(self) -> Experiment:
+        masked = self.objective.name == "masked_patches"
+        if masked and self.model.is_timm:
+            raise ValueError("objective.name: masked_patches needs model.name: vit")
+        if masked != self.model.mask_token:
+            raise ValueError(
+                "objective.name: masked_patches needs model.mask_token: true"
+                if masked
+                else "model.mask_token belongs to objective.name: masked_patches; otherwise it would be ignored"
+            )
+        if masked and self.evaluation.sets:
+            raise ValueError("evaluation.sets: a model that predicts colours has no accuracy; remove them")
+        return self
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the head: the classes of the set, or the colours that masked_patches predicts."""
+        return NUM_COLOURS if self.objective.name == "masked_patches" else self.data.num_classes
 
     @property
     def num_steps(self) -> int:

@@ -9,16 +9,17 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_serializer, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pretrain.config.schema import EvalTransformConfig, ModelConfig, PositiveFloat, PositiveInt, Strict
 from pretrain.errors import CheckpointError, ConfigError
-from pretrain.models.variants import ViTShape, parameter_shapes, resolve
+from pretrain.models.variants import ViTShape, resolve
+from pretrain.models.zoo import tensor_shapes
 
 FORMAT_VERSION = 1
 _HEADER_KEY = "pretrain.weights"
@@ -28,6 +29,7 @@ _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x
 class WeightsMetadata(Strict):
     """What a weights file says about itself. Pairs are (height, width).
 
+    What only a Vision Transformer has is None for timm's backbones, which their name and kwargs describe.
     ``num_classes: 0`` says that there is no head; ``eval_transform: None`` that it is not known how images are resized.
     """
 
@@ -35,12 +37,12 @@ class WeightsMetadata(Strict):
     model: ModelConfig
     num_classes: Annotated[int, Field(ge=0)]
     img_size: tuple[PositiveInt, PositiveInt]
-    patch: tuple[PositiveInt, PositiveInt]
-    grid: tuple[PositiveInt, PositiveInt]
-    num_prefix_tokens: int
-    pool: str
-    gelu: str
-    layer_norm_eps: PositiveFloat
+    patch: tuple[PositiveInt, PositiveInt] | None
+    grid: tuple[PositiveInt, PositiveInt] | None
+    num_prefix_tokens: int | None
+    pool: str | None
+    gelu: str | None
+    layer_norm_eps: PositiveFloat | None
     mean: tuple[float, float, float]
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     class_names: tuple[str, ...] | None = None
@@ -60,17 +62,10 @@ class WeightsMetadata(Strict):
         eval_transform: EvalTransformConfig | None = None,
     ) -> WeightsMetadata:
         """The metadata of weights of ``model``, trained on pixels in [0, 1] normalised by ``mean`` and ``std``."""
-        shape = resolve(model)
         return cls(
             model=model,
             num_classes=num_classes,
-            img_size=shape.img_size,
-            patch=shape.patch,
-            grid=shape.grid,
-            num_prefix_tokens=shape.num_prefix_tokens,
-            pool=model.pool,
-            gelu=model.gelu,
-            layer_norm_eps=model.layer_norm_eps,
+            **_geometry(model),
             mean=mean,
             std=std,
             class_names=class_names,
@@ -78,27 +73,47 @@ class WeightsMetadata(Strict):
             eval_transform=eval_transform,
         )
 
+    @field_serializer("eval_transform")
+    def _without_ignored_keys(self, transform: EvalTransformConfig | None) -> dict[str, Any] | None:
+        """Written out with its defaults, so that the file says all, but not with keys that its kind refuses."""
+        if transform is None:
+            return None
+        ignored = {"crop_fraction"} if transform.resize == "squash" else set()
+        return transform.model_dump(exclude=ignored)
+
     @property
     def shape(self) -> ViTShape:
-        """The geometry of the weights."""
+        """The geometry of a Vision Transformer's weights."""
         return resolve(self.model)
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> WeightsMetadata:
         try:
-            shape = self.shape
+            geometry = _geometry(self.model)
         except ConfigError as error:
             raise ValueError(str(error)) from error
-        for name in ("img_size", "patch", "grid", "num_prefix_tokens"):
-            if getattr(self, name) != getattr(shape, name):
-                raise ValueError(f"{name} {getattr(self, name)} is not the model's {getattr(shape, name)}")
-        for name in ("pool", "gelu", "layer_norm_eps"):
-            if getattr(self, name) != getattr(self.model, name):
-                raise ValueError(f"{name} {getattr(self, name)} is not the model's {getattr(self.model, name)}")
+        for name in _GEOMETRY:
+            if getattr(self, name) != geometry.get(name):
+                raise ValueError(f"{name} {getattr(self, name)} is not the model's {geometry.get(name)}")
+        if self.model.is_timm and not self.num_classes:
+            raise ValueError(f"{self.model.name} without a head is not kept: give it num_classes")
         for what, given in (("names", self.class_names), ("ids", self.class_ids)):
             if given is not None and len(given) != self.num_classes:
                 raise ValueError(f"{len(given)} class {what} for {self.num_classes} classes")
         return self
+
+
+_GEOMETRY = ("img_size", "patch", "grid", "num_prefix_tokens", "pool", "gelu", "layer_norm_eps")
+
+
+def _geometry(model: ModelConfig) -> dict[str, Any]:
+    """What the metadata repeats of the model, so that a file can be read without this program."""
+    if model.is_timm:
+        pair = (model.img_size, model.img_size) if isinstance(model.img_size, int) else model.img_size
+        return dict.fromkeys(_GEOMETRY) | {"img_size": pair}
+    shape = resolve(model)
+    found = {name: getattr(shape, name) for name in ("img_size", "patch", "grid", "num_prefix_tokens")}
+    return found | {name: getattr(model, name) for name in ("pool", "gelu", "layer_norm_eps")}
 
 
 def save_weights(path: str | Path, state: Mapping[str, Tensor], metadata: WeightsMetadata) -> None:
@@ -205,10 +220,10 @@ def _parse(path: Path, header: Mapping[str, str]) -> WeightsMetadata:
 
 def expected_shapes(metadata: WeightsMetadata) -> dict[str, tuple[int, ...]]:
     """Name → shape of every tensor that a file with this metadata holds; without classes there is no head."""
-    shapes = parameter_shapes(metadata.model, max(1, metadata.num_classes))
+    shapes = tensor_shapes(metadata.model, max(1, metadata.num_classes))
     if metadata.num_classes:
         return shapes
-    return {name: shape for name, shape in shapes.items() if not name.startswith("head.")}
+    return {name: shape for name, shape in shapes.items() if not name.startswith(("head.", "head_dist."))}
 
 
 def _unlike_metadata(shapes: Mapping[str, tuple[int, ...]], metadata: WeightsMetadata) -> str | None:

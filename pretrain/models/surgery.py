@@ -249,8 +249,8 @@ def _note_positions(source: WeightsMetadata, model: VisionTransformer, report: S
         raise CheckpointError(
             f"tensor blocks.0.attn.rel_pos.relative_keys numbers offsets in a sequence of {source.shape.num_tokens} "
             f"tokens on a grid of {old[0]}×{old[1]}; on {new[0]}×{new[1]} with {model.shape.num_tokens} tokens a "
-            "number is another direction, and nothing can be interpolated; set model.img_size and model.class_token as in the "
-            "weights, or name weights with pos_embed: relative_bias, rope_2d or a learned kind"
+            "number is another direction, and nothing can be interpolated; set model.img_size and model.class_token as "
+            "in the weights, or name weights with pos_embed: relative_bias, rope_2d or a learned kind"
         )
     if old != new and kind.startswith("sincos2d"):
         report.notes.append(f"{kind} is computed for the grid {new}; the weights have seen {old}")

@@ -72,12 +72,17 @@ class TimmBackbone(nn.Module):
         logits = torch.stack([self.head(tokens[:, 0]), self.head_dist(tokens[:, 1])], dim=1)  # type: ignore[operator]
         return logits if separate_heads else logits.mean(1)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Turns timm's own activation checkpointing on or off.
+    def set_grad_checkpointing(self, policy: bool | str = True) -> None:
+        """Turns timm's own activation checkpointing on (True or ``full``) or off.
 
         Raises:
-            ConfigError: this backbone has none.
+            ConfigError: this backbone has none, or not of that policy.
         """
+        if isinstance(policy, str) and policy not in ("none", "full"):
+            raise ConfigError(
+                f"cluster.activation_checkpointing: {policy} is for model.name: vit; timm's models have none and full"
+            )
+        enable = policy is True or policy == "full"
         parent = getattr(super(), "set_grad_checkpointing", None)
         try:
             if parent is not None:

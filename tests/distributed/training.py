@@ -36,6 +36,8 @@ class Inputs:
     images: Tensor
     labels: Tensor
     drop_path: Tensor | None = None
+    targets: Tensor | None = None
+    slots: Tensor | None = None
 
 
 def experiment(**changes: object) -> Experiment:
