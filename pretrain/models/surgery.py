@@ -151,6 +151,10 @@ def adapt_state_dict(
     Raises:
         CheckpointError: another architecture, a head that does not fit, or a tensor that nothing explains.
     """
+    if source.model.is_timm or model.config.is_timm:
+        from pretrain.models.timm_surgery import adapt_timm_state
+
+        return adapt_timm_state(state, source, model, head=head, filter=filter, seed=seed)
     _check_architecture(source, model)
     expected = parameter_shapes(model.config, model.num_classes)
     report, adapted, left = SurgeryReport(), {}, dict(state)

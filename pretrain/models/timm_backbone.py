@@ -140,6 +140,12 @@ def frozen_shapes(model: ModelConfig, num_classes: int) -> dict[str, tuple[int, 
         return {name: tuple(tensor.shape) for name, tensor in _create(model, num_classes, 0).state_dict().items()}
 
 
+def has_img_size(model: ModelConfig) -> bool:
+    """Whether the architecture is built for one resolution."""
+    with torch.device("meta"):
+        return "img_size" in _call_timm(model, 2)[1]
+
+
 def classifiers(net: nn.Module) -> list[nn.Module]:
     """The last layers of a backbone: one, or two of a distilled model."""
     found = net.get_classifier()  # type: ignore[operator]
@@ -160,22 +166,26 @@ def _create(model: ModelConfig, num_classes: int, seed: int) -> nn.Module:
     _refuse_unknown(model.name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        net = _call_timm(model, num_classes)
+        net, _ = _call_timm(model, num_classes)
         for layer in classifiers(net):
             _start_head(layer, model)
     return _adopt(net, model, num_classes)
 
 
-def _call_timm(model: ModelConfig, num_classes: int) -> nn.Module:
+def _call_timm(model: ModelConfig, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
     """timm's constructor, without those of our settings that the architecture has no argument for.
 
     A resolution is no argument of a network that takes any (it is tried in ``_checked_shapes``).
+
+    Returns:
+        The model, and our settings that it took.
     """
     ours: dict[str, Any] = {"img_size": model.img_size, "drop_rate": model.dropout, "drop_path_rate": model.drop_path}
     given = {key: _as_tuples(value) for key, value in model.kwargs.items()}
     while True:
         try:
-            return timm.create_model(_timm_name(model.name), pretrained=False, num_classes=num_classes, **ours, **given)
+            name, settings = _timm_name(model.name), {"num_classes": num_classes, **ours, **given}
+            return timm.create_model(name, pretrained=False, **settings), ours
         except TypeError as error:
             said = str(error).partition("unexpected keyword argument")[2]
             unknown = re.findall(r"'(\w+)'", said)

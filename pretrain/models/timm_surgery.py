@@ -6,6 +6,7 @@ its windows; a position embedding is interpolated from the grid of the weights' 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -39,7 +40,11 @@ def adapt_timm_state(
         CheckpointError: another architecture, a resolution that it cannot change to, a head that does not fit, or a
             tensor that nothing explains.
     """
-    assert isinstance(model, TimmBackbone)
+    if not (source.model.is_timm and isinstance(model, TimmBackbone)):
+        raise CheckpointError(
+            f"the weights are of model.name: {source.model.name}, the model is {model.config.name}; set "
+            "model.name as in the weights, or name other weights"
+        )
     with torch.device("meta"):
         old = build_frozen(source.model, source.num_classes)
     _check_architecture(source, old, model)
@@ -80,7 +85,9 @@ def _fit(
         before, after = (_window(net.get_submodule(owner)) for net in (old, new))
         if before != after:
             report.resized[name] = (before, after)
-            return resize_rel_pos_bias_table(tensor.float(), after, wanted, before).to(tensor.dtype)
+            with warnings.catch_warnings():  # timm hands torch a strided view, which costs nothing here
+                warnings.filterwarnings("ignore", message="torch.searchsorted", category=UserWarning)
+                return resize_rel_pos_bias_table(tensor.float(), after, wanted, before).to(tensor.dtype)
     elif name == "pos_embed":
         before, after = _grid(old), _grid(new)
         if before is not None and after is not None and before != after:

@@ -92,3 +92,12 @@ def uses_generator(model: nn.Module) -> bool:
     """Whether a training forward pass draws from torch's generator, which the engine then reseeds."""
     own = getattr(model, "uses_generator", None)
     return bool(own) if own is not None else model.config.dropout > 0  # type: ignore[union-attr]
+
+
+def takes_any_size(model: ModelConfig) -> bool:
+    """Whether weights of ``model`` serve images of any size as they are (convolutions; no window or position grid)."""
+    if not model.is_timm:
+        return False
+    from pretrain.models.timm_backbone import has_img_size
+
+    return not has_img_size(model)
