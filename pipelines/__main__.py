@@ -10,6 +10,7 @@ from pretrain.errors import UserError
 
 STAGES = {
     "pack": ("pipelines.pack", "images → WebDataset shards with an index and a data set card"),
+    "export": ("pipelines.export", "trained weights → timm, Hugging Face, Google's .npz or ONNX, checked"),
 }
 INTERRUPTED = 130
 
