@@ -1,22 +1,20 @@
 """Fits saved weights of a timm backbone to another resolution or head, and says of every tensor what became of it.
 
 What the architecture allows: convolutions and PVT v2 take any size; Swin's tables of relative position biases follow
-its windows; a position embedding is interpolated from the grid of the weights' own model, never from a guess.
+its windows (its own code's way is the filter ``bicubic``); a position embedding is interpolated from the grid of the weights' own model, never from a guess.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from timm.layers import resize_rel_pos_bias_table
 from torch import Tensor, nn
 
 from pretrain.errors import CheckpointError
 from pretrain.models.interop import WeightsMetadata
-from pretrain.models.surgery import Filter, SurgeryReport, resize_pos_embed
+from pretrain.models.surgery import Filter, SurgeryReport, resize_pos_embed, resize_relative_bias
 from pretrain.models.timm_backbone import TimmBackbone, head_tensors, initial_state
 from pretrain.models.zoo import build_frozen
 
@@ -85,9 +83,7 @@ def _fit(
         before, after = (_window(net.get_submodule(owner)) for net in (old, new))
         if before != after:
             report.resized[name] = (before, after)
-            with warnings.catch_warnings():  # timm hands torch a strided view, which costs nothing here
-                warnings.filterwarnings("ignore", message="torch.searchsorted", category=UserWarning)
-                return resize_rel_pos_bias_table(tensor.float(), after, wanted, before).to(tensor.dtype)
+            return resize_relative_bias(tensor, before, after, filter)
     elif name == "pos_embed":
         before, after = _grid(old), _grid(new)
         if before is not None and after is not None and before != after:
