@@ -63,19 +63,19 @@ def _refuse(metadata: WeightsMetadata) -> None:
 
 
 def _config(metadata: WeightsMetadata) -> dict[str, Any]:
-    names, ids = metadata.class_names, metadata.class_ids
+    names, ids, arguments = metadata.class_names, metadata.class_ids, _arguments(metadata)
     labels: dict[str, Any] = {} if names is None else {"label_names": list(ids or names)}
     if names is not None and ids is not None and len(set(ids)) == len(ids):
         labels["label_descriptions"] = dict(zip(ids, names, strict=True))
     return {
         "architecture": _architecture(metadata),
         "num_classes": metadata.num_classes,
-        "model_args": _arguments(metadata),
+        "model_args": arguments,
         "pretrained_cfg": {
             "tag": "",
             "custom_load": False,
             "input_size": [3, *metadata.img_size],
-            "fixed_input_size": True,
+            "fixed_input_size": "img_size" in arguments,
             **timm_settings(metadata),
             "mean": list(metadata.mean),
             "std": list(metadata.std),
@@ -315,7 +315,8 @@ def _gelu_form(activation: nn.Module, where: Path) -> str:
 
 
 def _epsilon(twin: nn.Module, where: Path) -> float:
-    norms = [module for name, module in twin.named_modules() if name.split(".")[-1].startswith(("norm", "fc_norm"))]
+    named = [(name, module) for name, module in twin.named_modules() if ".backbone." not in name]
+    norms = [module for name, module in named if name.split(".")[-1].startswith(("norm", "fc_norm"))]
     found = {module.eps for module in norms if isinstance(module, nn.LayerNorm)}
     others = {type(m).__name__ for m in norms if not isinstance(m, (nn.LayerNorm, nn.Identity))}
     if len(found) != 1 or others:
