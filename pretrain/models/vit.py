@@ -8,7 +8,8 @@ Legend: B images · C H W · N patch tokens · T tokens with prefix · D width �
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -100,11 +101,12 @@ class VisionTransformer(nn.Module):
 
     def forward_tokens(self, x: Tensor, drop_path: Tensor | None = None) -> Tensor:
         """All blocks and the final norm on embedded tokens (B, T, D)."""
-        return self.norm(self._run_blocks(x, drop_path)[-1])
+        (last,) = deque(self._run_blocks(x, drop_path), maxlen=1)  # holds no other block's tokens
+        return self.norm(last)
 
     def forward_intermediates(self, images: Tensor) -> list[Tensor]:
         """Tokens after each block, prefix included, before any final norm: ``depth`` tensors (B, T, D)."""
-        return self._run_blocks(self._embed(images), None)
+        return list(self._run_blocks(self._embed(images), None))
 
     def patch_map(self, tokens: Tensor) -> Tensor:
         """Patch tokens of (B, T, D), in their places: (B, D, h, w), for dense heads."""
@@ -160,12 +162,12 @@ class VisionTransformer(nn.Module):
         prefix = shape.num_prefix_tokens
         return rotary_2d(shape.grid, prefix, head_dim, config.rope_temperature, config.rope_grid, x.device)
 
-    def _run_blocks(self, x: Tensor, drop_path: Tensor | None) -> list[Tensor]:
-        """Tokens after each block."""
+    def _run_blocks(self, x: Tensor, drop_path: Tensor | None) -> Iterator[Tensor]:
+        """Tokens after each block, one block at a time."""
         expected = (x.shape[0], self.shape.depth, NUM_BRANCHES)
         assert drop_path is None or drop_path.shape == expected, f"drop_path is {drop_path.shape}, not {expected}"
         bias = None if self.shared_rel_pos is None else self.shared_rel_pos(x)
-        rotary, added, outputs = self._rotary(x), None, []
+        rotary, added = self._rotary(x), None
         if self.pos_embed_placement == "every_layer_shared":
             added = self._added_positions(x)
         uses_rng = self.training and self.config.dropout > 0
@@ -173,8 +175,7 @@ class VisionTransformer(nn.Module):
             scales = None if drop_path is None else drop_path[:, index]
             policy = block_policy(self.checkpointing, index)
             x = run_block(policy, block, add_positions(x, added), scales, bias, rotary, uses_rng=uses_rng)
-            outputs.append(x)
-        return outputs
+            yield x
 
 
 def _learned_tokens(count: int, embed_dim: int) -> nn.Parameter | None:

@@ -56,8 +56,8 @@ class Attention(nn.Module):
         """
         images, tokens, width = x.shape
         qkv = self.qkv(x).reshape(images, tokens, 3, self.num_heads, width // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, A, T, E)
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = qkv.unbind(2)  # each (B, T, A, E), in whose order attention's output needs no copy
+        q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)  # (B, A, T, E)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         if self.rel_pos is not None:
