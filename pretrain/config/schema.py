@@ -70,7 +70,7 @@ class ModelConfig(Strict):
         default="",
         description="vit only: size and patch, such as B/16, L/16 or H/14; sizes are the keys of "
         "pretrain/models/variants.py. R50+B/16 is the hybrid: a ResNet-50 of total stride 16 (or 32) makes the feature "
-        "map that is cut into patches."
+        "map that is cut into patches.",
     )
     img_size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         default=224,
@@ -409,7 +409,12 @@ class ResumeConfig(Strict):
 class InitConfig(Strict):
     """Initial weights from elsewhere (a new optimiser, step 0)."""
 
-    from_: str | None = Field(default=None, alias="from", description="Run folder, checkpoint, or weights: ours, timm's or Hugging Face's folder, Google's .npz, torchvision's.")
+    from_: str | None = Field(
+        default=None,
+        alias="from",
+        description="Run folder, checkpoint or safetensors file; or weights of another program: a folder of timm's or "
+        "Hugging Face's, Google's .npz, torchvision's safetensors.",
+    )
     head: Literal["auto", "keep", "replace"] = Field(
         default="auto",
         description="replace: a new head, as model.head_init says; auto: replace in pipelines/finetune.py, else keep.",
@@ -451,9 +456,17 @@ class ClusterConfig(Strict):
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=1, description="ZeRO: 1 shards optimiser state, 2 gradients, 3 weights."
     )
-    activation_checkpointing: Literal["none", "full"] = Field(
-        default="none",
-        description="full: keep each block's input only and compute the rest again in the backward pass.",
+    activation_checkpointing: Annotated[str, Field(pattern=r"^(none|full|selective|every_([2-9]|[1-9][0-9]+))$")] = (
+        Field(
+            default="none",
+            description="What the backward pass computes again. full: all of a block but its input; every_2, every_3, "
+            "…: that for each second, third, … block; selective: a block's norms and activations, keeping what matrix "
+            "products and attention gave. The same losses to the bit, less memory, more time.",
+        )
+    )
+    compile: bool = Field(
+        default=False,
+        description="Compile the blocks one by one with static shapes (torch.compile). ZeRO stages 0 to 2.",
     )
     num_workers: Annotated[int, Field(ge=0)] = Field(
         default=4, description="Data processes per rank; 0: in the rank itself."
@@ -470,6 +483,16 @@ class ClusterConfig(Strict):
             raise ValueError("deepspeed: would be ignored by backend: accelerate; remove it or choose deepspeed")
         if self.backend == "accelerate" and "zero_stage" in self.model_fields_set and self.zero_stage:
             raise ValueError("zero_stage: needs backend: deepspeed; accelerate trains with DDP (stage 0)")
+        if self.compile and self.zero_stage == 3 and self.backend != "accelerate":
+            raise ValueError(
+                "compile: true does not go with zero_stage: 3, whose hooks gather each layer's weights in the middle "
+                "of a block; use zero_stage: 1 or 2, or compile: false"
+            )
+        if self.compile and self.activation_checkpointing == "selective":
+            raise ValueError(
+                "compile: true does not go with activation_checkpointing: selective, for a compiled block hides the "
+                "operations to keep; use none, full or every_2 (the compiler chooses by itself what a block keeps)"
+            )
         if self.num_workers == 0 and "prefetch_factor" in self.model_fields_set:
             raise ValueError("prefetch_factor would be ignored with num_workers: 0")
         owned = sorted(ENGINE_OWNED_DEEPSPEED_KEYS & set(self.deepspeed))
@@ -540,6 +563,11 @@ class Experiment(Strict):
             )
         if masked and self.evaluation.sets:
             raise ValueError("evaluation.sets: a model that predicts colours has no accuracy; remove them")
+        if self.model.is_timm and self.cluster.activation_checkpointing not in ("none", "full"):
+            policy = self.cluster.activation_checkpointing
+            raise ValueError(f"cluster.activation_checkpointing: {policy} needs model.name: vit; use none or full")
+        if self.model.is_timm and self.cluster.compile:
+            raise ValueError("cluster.compile: true needs model.name: vit, whose blocks are compiled one by one")
         return self
 
     @property

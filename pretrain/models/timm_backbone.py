@@ -97,6 +97,14 @@ class TimmBackbone(nn.Module):
                 "cluster.micro_batch_size"
             )
 
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Refused: which modules are alike is known of our own Vision Transformer only.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"cluster.compile: {self.config.name} has no blocks that are known; set it to false")
+
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
         """Sets every tensor to its initial value for this seed: those of a model built whole on the CPU."""

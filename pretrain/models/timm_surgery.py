@@ -1,7 +1,8 @@
 """Fits saved weights of a timm backbone to another resolution or head, and says of every tensor what became of it.
 
 What the architecture allows: convolutions and PVT v2 take any size; Swin's tables of relative position biases follow
-its windows (its own code's way is the filter ``bicubic``); a position embedding is interpolated from the grid of the weights' own model, never from a guess.
+its windows (its own code's way is the filter ``bicubic``); a position embedding is interpolated from the grid of the
+weights' own model, never from a guess.
 """
 
 from __future__ import annotations

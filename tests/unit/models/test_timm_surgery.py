@@ -86,7 +86,7 @@ def test_swin_goes_on_with_larger_windows_as_its_own_code_does_it() -> None:
     larger = config("swin", img_size=64, kwargs={**FAMILIES["swin"]["kwargs"], "window_size": 8})
     tuned, report = go_on(given, larger, filter="bicubic")
     tables = [f"layers.{i}.blocks.0.attn.relative_position_bias_table" for i in range(2)]
-    assert report.resized == {name: ((4, 4), (8, 8)) for name in tables}
+    assert report.resized == dict.fromkeys(tables, ((4, 4), (8, 8)))
     for name in tables:
         before, after = net.state_dict()[name], tuned.state_dict()[name]
         torch.testing.assert_close(after, resize_rel_pos_bias_table_simple(before, (8, 8), tuple(after.shape)))
