@@ -24,17 +24,17 @@ SHORT_SIDE = EvalTransformConfig(resize="short_side", crop_fraction=0.875, resiz
 LOGITS: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 
 
-def model_of(num_classes: int = NUM_CLASSES, **changes: Any) -> nn.Module:
+def model_of(num_classes: int = NUM_CLASSES, **changes: Any) -> Any:
     """A small model with random numbers in every tensor, in evaluation mode."""
     return filled(build_model(small_config(**changes), num_classes))
 
 
-def real_model(variant: str, num_classes: int = 1000, **changes: Any) -> nn.Module:
+def real_model(variant: str, num_classes: int = 1000, **changes: Any) -> Any:
     """A model of a published size, likewise."""
     return filled(build_model(ModelConfig(variant=variant, **changes), num_classes))
 
 
-def filled(model: nn.Module) -> nn.Module:
+def filled(model: nn.Module) -> Any:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -91,7 +91,8 @@ def test_prefixes_and_stacked_blocks_are_read_as_timm_reads_them(prefix: str, ki
         depth = model.shape.depth
         stacked[f"Transformer/encoderblock/{rest}"] = np.stack([arrays[f"{blocks}{i}/{rest}"] for i in range(depth)])
     path = tmp_path / "stacked.npz"
-    np.savez(path, **{f"{prefix}{name}": array for name, array in stacked.items()}, **{"opt/count": np.ones(())})
+    prefixed: dict[str, Any] = {f"{prefix}{name}": array for name, array in stacked.items()}
+    np.savez(path, **prefixed, **{"opt/count": prefixed[f"{prefix}embedding/bias"]})
     again, _ = read_npz(path)
     assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
     twin = timm_model(metadata_of(model))

@@ -1,4 +1,4 @@
-"""One door for every format: what is found out by itself, and what is refused, with the tensor or field and a remedy."""
+"""One door for every format: what is found out, and what is refused, with the tensor or field and a remedy."""
 
 from __future__ import annotations
 
@@ -47,7 +47,14 @@ def write_folder(writer: Callable[..., None]) -> Callable[[Path], Path]:
 def write_torchvision(path: Path) -> Path:
     from torchvision.models import VisionTransformer
 
-    small = {"image_size": 32, "patch_size": 8, "num_layers": 1, "num_heads": 4, "hidden_dim": 48, "mlp_dim": 80}
+    small: dict[str, Any] = {
+        "image_size": 32,
+        "patch_size": 8,
+        "num_layers": 1,
+        "num_heads": 4,
+        "hidden_dim": 48,
+        "mlp_dim": 80,
+    }
     save_file(VisionTransformer(**small).state_dict(), path / "w.safetensors", metadata={"num_heads": "4"})
     return path / "w.safetensors"
 
@@ -112,7 +119,8 @@ def changed_npz(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], 
 
 
 def resnet(path: Path) -> Path:
-    np.savez(path / "r.npz", **{"resnet/root_block/conv2d/kernel": np.zeros((7, 7, 3, 4), np.float32)})
+    arrays: dict[str, Any] = {"resnet/root_block/conv2d/kernel": np.zeros((7, 7, 3, 4), np.float32)}
+    np.savez(path / "r.npz", **arrays)
     return path / "r.npz"
 
 
