@@ -44,7 +44,7 @@ def build_backend(
         micro_batch: (images per pass, passes per step).
     """
     cluster = experiment.cluster
-    model.set_grad_checkpointing(cluster.activation_checkpointing == "full")
+    model.set_grad_checkpointing(cluster.activation_checkpointing)
     options = BackendOptions(
         rank=rank.rank,
         world=rank.world,

@@ -32,6 +32,10 @@ _KEPT_NAMES = (
 KEPT_OPERATIONS = frozenset(
     getattr(torch.ops.aten, name).default for name in _KEPT_NAMES if hasattr(torch.ops.aten, name)
 )
+# ZeRO-3 replaces dense layers (in the whole process, for good) by a product and `output += bias`. The addition changes
+# the kept product behind the cache's back, and done again it would add the bias twice: so its result is kept too, which
+# is the same storage.
+_KEPT_IN_PLACE = frozenset({torch.ops.aten.add_.Tensor})
 
 
 def block_policy(policy: str, index: int) -> str:
@@ -42,7 +46,8 @@ def block_policy(policy: str, index: int) -> str:
 
 
 def _keep(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in KEPT_OPERATIONS else CheckpointPolicy.PREFER_RECOMPUTE
+    kept = operation in KEPT_OPERATIONS or operation in _KEPT_IN_PLACE
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def run_block(policy: str, block: Callable[..., Tensor], *args: Any, uses_rng: bool) -> Tensor:
@@ -58,5 +63,7 @@ def run_block(policy: str, block: Callable[..., Tensor], *args: Any, uses_rng: b
         return block(*args)
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": uses_rng}
     if policy == "selective":
-        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _keep)
+        options["context_fn"] = functools.partial(
+            create_selective_checkpoint_contexts, _keep, allow_cache_entry_mutation=True
+        )
     return checkpoint(block, *args, **options)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from benchmarks.live_storages import LiveStorages
 from pretrain.config.schema import ModelConfig
 from pretrain.models.cost import (
     activation_bytes,
@@ -78,32 +74,6 @@ def test_published_training_cost(variant: str, epochs: int, exaflops: float) -> 
     """ViT, Table 6: pretraining on JFT-300M."""
     flops = training_flops(ModelConfig(variant=variant), 18_291, JFT_IMAGES * epochs)
     assert flops / 1e18 == pytest.approx(exaflops, rel=5e-3)
-
-
-class LiveStorages(TorchDispatchMode):
-    """Watches every tensor that is made under it, and adds up the distinct storages that are still alive.
-
-    Storages of the weights, which views share, do not count.
-
-    Unlike hooks on saved tensors it also sees what selective checkpointing keeps in its own cache.
-    """
-
-    def __init__(self, weights: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.known = {weight.untyped_storage().data_ptr() for weight in weights}
-        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in self.known:
-                storage = leaf.untyped_storage()
-                reference = StorageWeakRef(storage)
-                self.made[reference.cdata] = (reference, storage.nbytes())
-        return result
-
-    def total(self) -> int:
-        return sum(size for reference, size in self.made.values() if not reference.expired())
 
 
 def kept_bytes(config: ModelConfig, num_classes: int, precision: str, checkpointing: str, num_images: int) -> int:
