@@ -218,7 +218,7 @@ def build_trainer(
     backend = build_backend(experiment, model, rank, device, kind, micro_batch)
     evaluate = Evaluator(experiment, rank, device, backend, feeder.to_images)
     schedule = build_schedule(experiment)
-    of_labels = experiment.num_outputs == experiment.data.num_classes
+    of_labels = experiment.objective.name != "masked_patches"
     about = WeightsMetadata.of(
         experiment.model,
         experiment.num_outputs,
