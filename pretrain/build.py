@@ -20,6 +20,7 @@ from pretrain.check import resolve_micro_batch
 from pretrain.config.loader import Resolved
 from pretrain.config.schema import Experiment
 from pretrain.data.batch import Batch
+from pretrain.data.card import load_classes
 from pretrain.data.device import to_model_input
 from pretrain.data.stream import EvalStream, TrainStream
 from pretrain.distributed.rank import Rank, environment
@@ -32,15 +33,18 @@ from pretrain.engine.resume import Start
 from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.state import TrainState
 from pretrain.engine.stop import StopRequest
+from pretrain.errors import ConfigError
 from pretrain.evaluation.accuracy import accuracy
 from pretrain.files import write_atomic
-from pretrain.models.init import init_weights
-from pretrain.models.interop import WeightsMetadata, load_weights, save_weights
+from pretrain.models.exchange.formats import is_model_folder, load_any
+from pretrain.models.interop import WeightsMetadata, save_weights
 from pretrain.models.layers.drop_path import drop_path_scales
 from pretrain.models.surgery import adapt_state_dict
-from pretrain.models.vit import VisionTransformer
-from pretrain.models.zoo import build_model
-from pretrain.objectives.registry import build_objective
+from pretrain.models.variants import resolve
+from pretrain.models.zoo import build_frozen, build_model, init_weights, takes_any_size, uses_generator
+from pretrain.objectives.distillation import Teacher
+from pretrain.objectives.protocol import Objective
+from pretrain.objectives.registry import Context, build_objective
 from pretrain.optim.schedules import build_schedule
 from pretrain.telemetry.console import Reporter
 from pretrain.telemetry.sinks import JsonlSink, Sink, TensorBoardSink
@@ -58,13 +62,12 @@ def build_initialised_model(
     Raises:
         ConfigError: an impossible architecture. CheckpointError: weights that do not fit it.
     """
-    model = build_model(experiment.model, experiment.data.num_classes)
+    model = build_model(experiment.model, experiment.num_outputs)
     source = experiment.init.from_
     if source is None or not with_init:
         init_weights(model, experiment.seed)
         return model
-    path = weights_file(Path(source), experiment.init.weights, say)
-    tensors, about = load_weights(path)
+    path, (tensors, about) = read_weights(source, say, experiment.init.weights)
     adapted, report = adapt_state_dict(
         tensors,
         about,
@@ -75,9 +78,74 @@ def build_initialised_model(
     )
     model.load_state_dict(adapted)
     say(f"weights from {path}")
-    for line in report.lines():
+    for line in [*report.lines(), *_other_normalisation(about, experiment)]:
         say(f"  {line}")
     return model
+
+
+def read_weights(
+    source: str, say: Callable[[str], None], kind: Literal["raw", "ema"] = "raw"
+) -> tuple[Path, tuple[dict[str, Tensor], WeightsMetadata]]:
+    """The file that ``init.from`` or ``objective.teacher`` stands for, its tensors and what it says about itself.
+
+    Raises:
+        CheckpointError: nothing of that kind, or damaged.
+    """
+    path = Path(source) if is_model_folder(source) else weights_file(Path(source), kind, say)
+    return path, load_any(path)
+
+
+def build_teacher(experiment: Experiment, device: torch.device, say: Callable[[str], None]) -> Teacher:
+    """The teacher of a distillation, whole and frozen on the device.
+
+    Raises:
+        CheckpointError: no weights there. ConfigError: they are of other classes or of another resolution.
+    """
+    data, source = experiment.data, experiment.objective.teacher
+    assert source is not None
+    path, (tensors, about) = read_weights(source, say)
+    if about.num_classes != data.num_classes:
+        raise ConfigError(
+            f"objective.teacher: {path} knows {about.num_classes} classes, data.num_classes is {data.num_classes}; "
+            "name a teacher of the same classes"
+        )
+    img_size = experiment.model.img_size
+    wanted = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if about.img_size != wanted and not takes_any_size(about.model):
+        raise ConfigError(
+            f"objective.teacher: {path} takes images of {about.img_size} pixels only, model.img_size is {wanted}; "
+            "fine-tune the teacher at that resolution, or choose a convolutional one"
+        )
+    net = build_frozen(about.model, about.num_classes)
+    net.load_state_dict(tensors, strict=True)
+    say(f"teacher: {about.model.name} {about.model.variant} from {path}".replace("  ", " "))
+    student, own = (data.mean, data.std), (about.mean, about.std)
+    return Teacher(net.float().to(device), student, own, autocast=experiment.precision != "fp32")
+
+
+def objective_of(
+    experiment: Experiment, model: nn.Module, device: torch.device, say: Callable[[str], None]
+) -> Objective:
+    """The experiment's objective with all that it needs to know of model and data, its teacher included."""
+    shape = None if experiment.model.is_timm else resolve(experiment.model)
+    context = Context(
+        seed=experiment.seed,
+        mean=experiment.data.mean,
+        std=experiment.data.std,
+        patch=None if shape is None else shape.patch,
+        grid=None if shape is None else shape.grid,
+        teacher=build_teacher(experiment, device, say) if experiment.objective.name == "distillation" else None,
+        two_heads=bool(getattr(model, "has_two_heads", False)),
+    )
+    return build_objective(experiment.objective, experiment.num_outputs, context)
+
+
+def _other_normalisation(about: WeightsMetadata, experiment: Experiment) -> list[str]:
+    """A remark where the weights were trained on pixels normalised otherwise."""
+    ours, theirs = (experiment.data.mean, experiment.data.std), (about.mean, about.std)
+    if ours == theirs:
+        return []
+    return [f"note: they were trained with data.mean {theirs[0]} and data.std {theirs[1]}; this run has {ours}"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +155,8 @@ class Inputs:
     images: Tensor
     labels: Tensor
     drop_path: Tensor | None = None
+    targets: Tensor | None = None
+    slots: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +175,8 @@ class Feeder:
         self, experiment: Experiment, model: VisionTransformer, stream: TrainStream, device: torch.device
     ) -> None:
         self._experiment, self._stream, self._device = experiment, stream, device
-        self._depth = model.shape.depth
+        shape = getattr(model, "shape", None)  # timm's backbones draw their drop-path masks themselves
+        self._depth = 0 if shape is None else shape.depth
         self.to_images = functools.partial(to_model_input, mean=experiment.data.mean, std=experiment.data.std)
 
     def __call__(self, state: TrainState) -> Iterator[PreparedBatch]:
@@ -117,12 +188,14 @@ class Feeder:
         """One micro-batch on the device."""
         slots = batch.slots.numpy()
         digest = int((seeds.hash64(batch.sample_ids.numpy(), slots) >> 32).sum())
-        scales = drop_path_scales(slots, self._experiment.model.drop_path, self._depth, seed=self._experiment.seed)
+        rate = self._experiment.model.drop_path if self._depth else 0.0
+        scales = drop_path_scales(slots, rate, self._depth, seed=self._experiment.seed)
         moved = batch.to(self._device)
         inputs = Inputs(
             images=self.to_images(moved.images),
             labels=moved.labels,
             drop_path=None if scales is None else scales.to(self._device, non_blocking=True),
+            slots=batch.slots,
         )
         return PreparedBatch(inputs, digest, len(batch.faults))
 
@@ -145,18 +218,22 @@ def build_trainer(
     memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     micro_batch = resolve_micro_batch(experiment, rank.world, memory, backend=kind)
     model = build_initialised_model(experiment, reporter.say, head=head, with_init=start is None)
-    objective = build_objective(experiment.objective, experiment.data.num_classes)
+    objective = objective_of(experiment, model, device, reporter.say)
+    draws = uses_generator(model)
     stream = TrainStream(experiment, rank.rank, rank.world, micro_batch[0], quarantine=folder.path / "quarantine")
     feeder = Feeder(experiment, model, stream, device)
     backend = build_backend(experiment, model, rank, device, kind, micro_batch)
     evaluate = Evaluator(experiment, rank, device, backend, feeder.to_images)
     schedule = build_schedule(experiment)
+    of_labels = experiment.objective.name != "masked_patches"
     about = WeightsMetadata.of(
         experiment.model,
-        experiment.data.num_classes,
+        experiment.num_outputs,
         experiment.data.mean,
         experiment.data.std,
-        tuple(stream.class_names),
+        tuple(stream.class_names) if of_labels else None,
+        class_ids=tuple(identifier for identifier, _ in load_classes(experiment.data.shards)) if of_labels else None,
+        eval_transform=experiment.data.eval_transform,
     )
     checkpointer = Checkpointer(
         folder=folder.checkpoints,
@@ -187,7 +264,7 @@ def build_trainer(
         batches=feeder,
         schedule=schedule,
         evaluate=evaluate,
-        seed_step=functools.partial(_seed_dropout, experiment, rank.rank, device),
+        seed_step=functools.partial(_seed_dropout, experiment.seed if draws else None, rank.rank),
         checkpointer=checkpointer,
         telemetry=telemetry,
         stop_request=stop_request,
@@ -245,7 +322,8 @@ class Evaluator:
             self._probe = next(iter(EvalStream(self._experiment, shards, 0, 1, PROBE_SAMPLES, limit=PROBE_SAMPLES)))
         batch = self._probe.to(self._device)
         self._backend.train(False)
-        inputs = Inputs(images=self._to_images(batch.images), labels=batch.labels)
+        slots = torch.arange(len(batch.images))
+        inputs = Inputs(images=self._to_images(batch.images), labels=batch.labels, slots=slots)
         loss = float(objective(self._backend.forward, inputs))
         self._backend.train(True)
         return loss
@@ -255,11 +333,13 @@ def _write_weights(path: Path, tensors: dict[str, Tensor], *, about: WeightsMeta
     save_weights(path, tensors, about)
 
 
-def _seed_dropout(experiment: Experiment, rank: int, device: torch.device, step: int, micro_step: int) -> None:
-    """Element dropout is a function of (seed, step, micro-step, rank): a resume draws the same masks."""
-    if experiment.model.dropout:
-        seed = seeds.integer_seed(experiment.seed, "dropout", step, micro_step, rank)
-        torch.manual_seed(seed)
+def _seed_dropout(seed: int | None, rank: int, step: int, micro_step: int) -> None:
+    """What torch's generator draws is a function of (seed, step, micro-step, rank): a resume draws the same masks.
+
+    None: the model draws nothing.
+    """
+    if seed is not None:
+        torch.manual_seed(seeds.integer_seed(seed, "dropout", step, micro_step, rank))
 
 
 def _sinks(experiment: Experiment, folder: RunFolder, purge_step: int) -> list[Sink]:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pretrain.config.loader import Resolved
-from pretrain.config.schema import Experiment
+from pretrain.config.schema import Experiment, ModelConfig
 from pretrain.config.typed import known_keys, nearest_key
 from pretrain.data import lanes
 from pretrain.data.card import CARD_FILE, Card, check_card
 from pretrain.data.index import TABLE_FILE, ShardTable
 from pretrain.errors import ConfigError, DataError
-from pretrain.models import cost, variants
+from pretrain.models import budget, cost, variants
 
 Backend = Literal["deepspeed", "accelerate"]
 
@@ -93,7 +93,7 @@ def resolve_micro_batch(
     if total % world:
         raise ConfigError(f"global_batch_size: {total} cannot be cut into equal parts for {world} ranks")
     per_rank = total // world
-    memory = _known_memory(experiment, device_memory_bytes)
+    memory = _known_memory(experiment, device_memory_bytes) if budget.can_tell(experiment.model) else None
     if wanted == "auto":
         chosen = _largest_that_fits(experiment, world, memory, backend)
         return chosen, per_rank // chosen
@@ -103,8 +103,7 @@ def resolve_micro_batch(
             f"cluster.micro_batch_size: {wanted} does not divide the {per_rank} images per rank "
             f"({total} over {world} ranks); possible: {allowed}"
         )
-    needed = _peak_bytes(experiment, world, wanted, backend)
-    if memory is not None and needed > memory:
+    if memory is not None and (needed := _peak_bytes(experiment, world, wanted, backend)) > memory:
         raise ConfigError(
             f"cluster.micro_batch_size: {wanted} needs about {_gib(needed)} of {_gib(memory)} per device; "
             + _memory_remedy(experiment)
@@ -153,9 +152,9 @@ def _largest_that_fits(experiment: Experiment, world: int, memory: int | None, b
 
 def _memory(experiment: Experiment, world: int, micro_batch_size: int, backend: Backend) -> cost.MemoryBytes:
     optim, cluster = experiment.optim, experiment.cluster
-    return cost.memory_bytes(
+    return budget.memory_bytes(
         experiment.model,
-        experiment.data.num_classes,
+        experiment.num_outputs,
         precision=experiment.precision,
         zero_stage=cluster.zero_stage if backend == "deepspeed" else 0,
         num_devices=world,
@@ -180,16 +179,26 @@ def _memory_remedy(experiment: Experiment) -> str:
 
 
 def _report_model(experiment: Experiment) -> list[str]:
-    model, data = experiment.model, experiment.data
-    shape = variants.resolve(model)
-    body = cost.num_parameters(model, data.num_classes, with_head=False)
-    total = cost.num_parameters(model, data.num_classes)
-    flops = cost.training_flops(model, data.num_classes, experiment.num_steps * experiment.global_batch_size)
+    model, num_outputs = experiment.model, experiment.num_outputs
+    if not budget.can_tell(model):
+        return [f"model       {model.name}: its size and cost are not known here, for that needs torch and timm"]
+    body = budget.num_parameters(model, num_outputs, with_head=False)
+    total = budget.num_parameters(model, num_outputs)
+    flops = budget.training_flops(model, num_outputs, experiment.num_steps * experiment.global_batch_size)
+    outputs = "classes" if num_outputs == experiment.data.num_classes else "colours"
     return [
-        f"model       {model.variant} at {shape.img_size[0]}×{shape.img_size[1]}: {shape.num_tokens} tokens, "
-        f"{body / 1e6:,.2f} M parameters without head, {total / 1e6:,.2f} M with its {data.num_classes:,} classes",
+        f"model       {_shape(model)}, {body / 1e6:,.2f} M parameters without head, {total / 1e6:,.2f} M with its "
+        f"{num_outputs:,} {outputs}",
         f"compute     {flops / 1e18:,.4g} exaFLOPs (3 × forward, 2 per multiply-add)",
     ]
+
+
+def _shape(model: ModelConfig) -> str:
+    if model.is_timm:
+        pair = (model.img_size, model.img_size) if isinstance(model.img_size, int) else model.img_size
+        return f"{model.name} at {pair[0]}×{pair[1]}"
+    shape = variants.resolve(model)
+    return f"{model.variant} at {shape.img_size[0]}×{shape.img_size[1]}: {shape.num_tokens} tokens"
 
 
 def _report_steps(experiment: Experiment) -> list[str]:
@@ -219,11 +228,16 @@ def _report_batch(
     lanes.check_world(total, num_lanes, ranks)
     micro, accumulation = resolve_micro_batch(experiment, ranks, memory, backend=backend)
     worlds = lanes.allowed_worlds(total, num_lanes, total)
+    lines = [
+        f"batch       {total:,} = {ranks} ranks × micro-batch {micro} × accumulation {accumulation}",
+        f"lanes       {num_lanes}; numbers of ranks that draw the same batches: {', '.join(map(str, worlds))}",
+    ]
+    if not budget.can_tell(experiment.model):
+        return [*lines, "memory      not known here, for that needs torch and timm: not checked"]
     held = _memory(experiment, ranks, micro, backend)
     capacity = f"of {_gib(memory)}" if memory is not None else "(capacity not known, not checked)"
     return [
-        f"batch       {total:,} = {ranks} ranks × micro-batch {micro} × accumulation {accumulation}",
-        f"lanes       {num_lanes}; numbers of ranks that draw the same batches: {', '.join(map(str, worlds))}",
+        *lines,
         f"memory      {_gib(held.peak)} per device {capacity}: weights {_gib(held.weights)}, gradients "
         f"{_gib(held.gradients)}, optimiser {_gib(held.optimizer)}, activations {_gib(held.activations)}",
     ]
@@ -249,11 +263,16 @@ def _report_start(experiment: Experiment) -> list[str]:
         if name not in known:
             near = nearest_key(name, known)
             problems.append(f"resume.allow_changes: {name} is no key" + (f"; did you mean {near}?" if near else ""))
-    for key, source in (("resume.from", experiment.resume.from_), ("init.from", experiment.init.from_)):
+    sources = {
+        "resume.from": experiment.resume.from_,
+        "init.from": experiment.init.from_,
+        "objective.teacher": experiment.objective.teacher,
+    }
+    for key, source in sources.items():
         if source is not None and not Path(source).exists():
             problems.append(f"{key}: {source} does not exist; name a run folder, a checkpoint or a weights file")
         elif source is not None:
-            lines.append(f"{key:<11} {source}")
+            lines.append(f"{key.removeprefix('objective.'):<11} {source}")
     unused = sorted(experiment.init.model_fields_set - {"from_"})
     if experiment.init.from_ is None and unused:
         problems.append(f"init.{unused[0]}: would be ignored without init.from; set init.from or remove it")

@@ -26,12 +26,51 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
 
 
+# Which placements each kind of position embedding has; the first is the default. A fixed embedding is the same in every
+# layer, so that it has no tables of its own there.
+POS_EMBED_PLACEMENTS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "learned_1d": ("stem", "every_layer", "every_layer_shared"),
+    "learned_2d": ("stem", "every_layer", "every_layer_shared"),
+    "sincos2d_big_vision": ("stem", "every_layer_shared"),
+    "sincos2d_timm": ("stem", "every_layer_shared"),
+    "relative_1d": ("every_layer",),
+    "relative_bias": ("every_layer", "every_layer_shared"),
+    "rope_2d": (),
+}
+
+
+TIMM_MODEL_KEYS = frozenset({"name", "kwargs", "img_size", "head_bias", "head_init", "dropout", "drop_path"})
+ENGINE_OWNED_TIMM_REMEDY = {
+    "img_size": "use model.img_size",
+    "num_classes": "use data.num_classes",
+    "drop_rate": "use model.dropout",
+    "drop_path_rate": "use model.drop_path",
+    "in_chans": "images have three channels",
+    "pretrained": "use init.from",
+    "pretrained_cfg": "use init.from",
+    "checkpoint_path": "use init.from",
+    "features_only": "a classifier is trained",
+    "scriptable": "it has no use here",
+    "exportable": "it has no use here",
+}
+ENGINE_OWNED_TIMM_KEYS = frozenset(ENGINE_OWNED_TIMM_REMEDY)
+
+
 class ModelConfig(Strict):
     """The architecture. A Vision Transformer is named by its variant, as in the paper: ``H/14`` is Huge, patch 14."""
 
-    name: Literal["vit"] = Field(default="vit", description="Family of the architecture.")
+    name: str = Field(
+        default="vit", description="vit (ours, by variant), or timm/NAME for a classifier of timm, as timm/pvt_v2_b2."
+    )
+    kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="timm/… only: passed to timm.create_model as it is, such as window_size."
+    )
     variant: str = Field(
-        description="Size and patch, such as B/16, L/16 or H/14; sizes are the keys of pretrain/models/variants.py."
+        default="",
+        description="vit only: size and patch, such as B/16, L/16 or H/14; sizes are the keys of "
+        "pretrain/models/variants.py. R50+B/16 is the hybrid: a ResNet-50 of total stride 16 (or 32) makes the feature "
+        "map that is cut into patches.",
     )
     img_size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         default=224,
@@ -42,12 +81,60 @@ class ModelConfig(Strict):
     num_heads: PositiveInt | None = Field(default=None, description="Attention heads; overrides the variant's.")
     mlp_dim: PositiveInt | None = Field(default=None, description="Hidden width of the MLP; overrides the variant's.")
     class_token: bool = Field(default=True, description="Prepend a learned class token. Needed by pool: token.")
-    pool: Literal["token", "norm_avg", "avg_norm"] = Field(
+    distilled: bool = Field(
+        default=False,
+        description="DeiT's distillation token and its own head; the prediction is the mean of both heads' logits.",
+    )
+    mask_token: bool = Field(
+        default=False, description="A learned [mask] embedding, for objective.name: masked_patches."
+    )
+    num_registers: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Learned register tokens after the class token; no pooling sees them."
+    )
+    layer_scale: PositiveFloat | None = Field(
+        default=None, description="Initial value of the factor per channel on each branch (LayerScale); null: none."
+    )
+    qk_norm: bool = Field(default=False, description="LayerNorm of each head's queries and keys before the product.")
+    pool: Literal["token", "norm_avg", "avg_norm", "map"] = Field(
         default="token",
         description="What the head sees: the class token after the final norm; or the mean of the patch tokens, "
-        "norm then mean (norm_avg, as big_vision), or mean then norm (avg_norm, as timm's default for avg).",
+        "norm then mean (norm_avg, as big_vision), or mean then norm (avg_norm, as timm's default for avg); or what a "
+        "learned query attends to in the patch tokens after the norm, and an MLP (map, as Scaling ViT).",
     )
-    pos_embed: Literal["learned_1d"] = Field(default="learned_1d", description="Kind of position embedding.")
+    pos_embed: Literal[
+        "none",
+        "learned_1d",
+        "learned_2d",
+        "sincos2d_big_vision",
+        "sincos2d_timm",
+        "relative_1d",
+        "relative_bias",
+        "rope_2d",
+    ] = Field(
+        default="learned_1d",
+        description="Kind of position embedding. Added to tokens: learned_1d (a row per token), learned_2d (half the "
+        "channels by row, half by column), sincos2d_big_vision and sincos2d_timm (fixed; their frequencies differ). "
+        "In attention: relative_1d (the paper's relative keys), relative_bias (a bias per head and 2-D offset, "
+        "timm's), rope_2d (rotary by row and column, timm's).",
+    )
+    pos_embed_placement: Literal["stem", "every_layer", "every_layer_shared"] | None = Field(
+        default=None,
+        description="Added kinds: at the stem (the default), before every block by tables of their own, or before "
+        "every block by one table (ViT, D.4). Relative kinds: every_layer (the default); relative_bias may be shared.",
+    )
+    pos_embed_prefix: bool = Field(
+        default=True,
+        description="learned_1d only: class and register tokens have rows too (the paper); false: patches only "
+        "(big_vision, DeiT III; timm's no_embed_class).",
+    )
+    rope_temperature: PositiveFloat = Field(
+        default=10_000.0, description="rope_2d only: base b of the n frequencies b^(-k/n), k = 0 … n - 1."
+    )
+    rope_grid: tuple[PositiveInt, PositiveInt] | None = Field(
+        default=None,
+        description="rope_2d only: positions are scaled as if the grid (h, w) were this one, such as that of the "
+        "pretraining when fine-tuning at another resolution; null: positions are patch indices.",
+    )
     representation_size: PositiveInt | Literal["width"] | None = Field(
         default=None,
         description="Width of the tanh layer before the head (the paper's pretraining head); null: linear head.",
@@ -64,33 +151,115 @@ class ModelConfig(Strict):
     gelu: Literal["erf", "tanh"] = Field(default="erf", description="Form of GELU: timm's erf, or flax's tanh.")
     layer_norm_eps: PositiveFloat = Field(default=1e-6, description="Epsilon of every LayerNorm.")
 
+    @property
+    def is_timm(self) -> bool:
+        """Whether the model is one of timm's."""
+        return self.name.startswith("timm/")
+
+    @model_validator(mode="after")
+    def _settings_belong_to_the_name(self) -> ModelConfig:
+        if self.name != "vit" and (not self.is_timm or self.name == "timm/"):
+            raise ValueError(f"name: unknown architecture {self.name!r}; known are vit and timm/NAME (timm's models)")
+        if not self.is_timm:
+            if not self.variant:
+                raise ValueError("variant: is missing; name a size and a patch, such as B/16 or H/14")
+            if self.kwargs:
+                raise ValueError("kwargs belong to name: timm/…; with vit they would be ignored")
+            return self
+        for name, field in type(self).model_fields.items():
+            if name not in TIMM_MODEL_KEYS and getattr(self, name) != field.default:
+                raise ValueError(f"{name} belongs to name: vit; with {self.name} it would be ignored: see model.kwargs")
+        owned = sorted(ENGINE_OWNED_TIMM_KEYS & set(self.kwargs))
+        if owned:
+            remedy = ENGINE_OWNED_TIMM_REMEDY[owned[0]]
+            raise ValueError(f"kwargs.{owned[0]} is set by the engine ({remedy}); remove it here")
+        return self
+
     @model_validator(mode="after")
     def _pool_fits_tokens(self) -> ModelConfig:
         if self.pool == "token" and not self.class_token:
             raise ValueError("pool: token needs class_token: true (or choose pool: norm_avg or avg_norm)")
+        if self.distilled and (self.pool != "token" or self.representation_size is not None or self.mask_token):
+            raise ValueError("distilled: true needs pool: token, a linear head and no mask_token")
+        if self.distilled and self.num_registers:
+            raise ValueError("distilled: true has no num_registers; remove one of the two")
         return self
+
+    @model_validator(mode="after")
+    def _position_settings_fit(self) -> ModelConfig:
+        kind, placement = self.pos_embed, self.pos_embed_placement
+        for names, owner in ((("pos_embed_prefix",), "learned_1d"), (("rope_temperature", "rope_grid"), "rope_2d")):
+            changed = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+            if changed and kind != owner:
+                raise ValueError(f"{changed[0]} belongs to pos_embed: {owner}; with {kind} it would be ignored")
+        allowed = POS_EMBED_PLACEMENTS[kind]
+        if placement is not None and placement not in allowed:
+            choices = f"choose {' or '.join(allowed)}" if allowed else "remove it"
+            raise ValueError(f"pos_embed_placement: {placement} has no meaning with pos_embed: {kind}; {choices}")
+        return self
+
+
+# (names of objectives, settings that only they have)
+OBJECTIVE_SETTINGS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("softmax", "distillation"), ("label_smoothing",)),
+    (("sigmoid",), ("reduction", "binarise")),
+    (("distillation",), ("teacher", "distillation", "alpha", "tau", "kl_reduction")),
+    (("masked_patches",), ("corrupted",)),
+)
+NUM_COLOURS = 512  # classes of masked_patches: 3 bits for each of red, green and blue
 
 
 class ObjectiveConfig(Strict):
     """What is minimised."""
 
-    name: Literal["softmax", "sigmoid"] = Field(
-        default="softmax", description="softmax: one label per image. sigmoid: any number of labels per image."
+    name: Literal["softmax", "sigmoid", "distillation", "masked_patches"] = Field(
+        default="softmax",
+        description="softmax: one label per image. sigmoid: any number of labels per image. distillation: DeiT's, with "
+        "a teacher. masked_patches: the mean colours of corrupted patches, without labels (ViT, B.1.2).",
     )
     label_smoothing: Probability = Field(
-        default=0.0, description="Share of the target spread over all classes (softmax only)."
+        default=0.0, description="Share of the target spread over all classes (softmax and distillation)."
     )
     reduction: Literal["sum_classes", "mean"] = Field(
         default="sum_classes",
         description="sigmoid only: sum over the classes and mean over the batch (Google), or over both (DeiT III).",
     )
+    binarise: bool = Field(
+        default=False,
+        description="sigmoid only: after mixing, each class with any share of the target counts as 1 (DeiT III).",
+    )
+    teacher: str | None = Field(
+        default=None, description="distillation only: weights of the teacher, as init.from: a run folder or a file."
+    )
+    distillation: Literal["hard", "soft"] = Field(
+        default="hard", description="distillation only: the teacher's best class is a label, or its distribution is."
+    )
+    alpha: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5, description="distillation only: weight of the teacher's term; the labels' term has the rest."
+    )
+    tau: PositiveFloat = Field(default=1.0, description="soft distillation only: temperature of both distributions.")
+    kl_reduction: Literal["mean", "sum_classes"] = Field(
+        default="mean",
+        description="soft distillation only: the divergence's mean over batch and classes (DeiT's code), or its sum "
+        "over the classes and mean over the batch (DeiT's paper): as many times more as there are classes.",
+    )
+    corrupted: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="masked_patches only: share of the patches that are corrupted and predicted."
+    )
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> ObjectiveConfig:
-        if self.name == "sigmoid" and self.label_smoothing:
-            raise ValueError("label_smoothing belongs to name: softmax; with sigmoid it would be ignored")
-        if self.name == "softmax" and "reduction" in self.model_fields_set:
-            raise ValueError("reduction belongs to name: sigmoid; with softmax it would be ignored")
+        for owners, names in OBJECTIVE_SETTINGS:
+            ignored = [name for name in names if name in self.model_fields_set and self.name not in owners]
+            ignored = [name for name in ignored if name != "label_smoothing" or self.label_smoothing]
+            if ignored:
+                owner = " or ".join(owners)
+                raise ValueError(f"{ignored[0]} belongs to name: {owner}; with {self.name} it would be ignored")
+        for name in ("tau", "kl_reduction"):
+            if name in self.model_fields_set and self.distillation == "hard":
+                raise ValueError(f"{name} belongs to distillation: soft; with hard it would be ignored")
+        if self.name == "distillation" and self.teacher is None:
+            raise ValueError("teacher: is missing; name the teacher's run folder, checkpoint or weights file")
         return self
 
 
@@ -255,7 +424,12 @@ class ResumeConfig(Strict):
 class InitConfig(Strict):
     """Initial weights from elsewhere (a new optimiser, step 0)."""
 
-    from_: str | None = Field(default=None, alias="from", description="Run folder, checkpoint or safetensors file.")
+    from_: str | None = Field(
+        default=None,
+        alias="from",
+        description="Run folder, checkpoint or safetensors file; or weights of another program: a folder of timm's or "
+        "Hugging Face's, Google's .npz, torchvision's safetensors.",
+    )
     head: Literal["auto", "keep", "replace"] = Field(
         default="auto",
         description="replace: a new head, as model.head_init says; auto: replace in pipelines/finetune.py, else keep.",
@@ -311,9 +485,17 @@ class ClusterConfig(Strict):
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=1, description="ZeRO: 1 shards optimiser state, 2 gradients, 3 weights."
     )
-    activation_checkpointing: Literal["none", "full"] = Field(
-        default="none",
-        description="full: keep each block's input only and compute the rest again in the backward pass.",
+    activation_checkpointing: Annotated[str, Field(pattern=r"^(none|full|selective|every_([2-9]|[1-9][0-9]+))$")] = (
+        Field(
+            default="none",
+            description="What the backward pass computes again. full: all of a block but its input; every_2, every_3, "
+            "…: that for each second, third, … block; selective: a block's norms and activations, keeping what matrix "
+            "products and attention gave. The same losses to the bit, less memory, more time.",
+        )
+    )
+    compile: bool = Field(
+        default=False,
+        description="Compile the blocks one by one with static shapes (torch.compile). ZeRO stages 0 to 2.",
     )
     num_workers: Annotated[int, Field(ge=0)] = Field(
         default=4, description="Data processes per rank; 0: in the rank itself."
@@ -333,6 +515,16 @@ class ClusterConfig(Strict):
             raise ValueError("deepspeed: would be ignored by backend: accelerate; remove it or choose deepspeed")
         if self.backend == "accelerate" and "zero_stage" in self.model_fields_set and self.zero_stage:
             raise ValueError("zero_stage: needs backend: deepspeed; accelerate trains with DDP (stage 0)")
+        if self.compile and self.zero_stage == 3 and self.backend != "accelerate":
+            raise ValueError(
+                "compile: true does not go with zero_stage: 3, whose hooks gather each layer's weights in the middle "
+                "of a block; use zero_stage: 1 or 2, or compile: false"
+            )
+        if self.compile and self.activation_checkpointing == "selective":
+            raise ValueError(
+                "compile: true does not go with activation_checkpointing: selective, for a compiled block hides the "
+                "operations to keep; use none, full or every_2 (the compiler chooses by itself what a block keeps)"
+            )
         if self.num_workers == 0 and "prefetch_factor" in self.model_fields_set:
             raise ValueError("prefetch_factor would be ignored with num_workers: 0")
         owned = sorted(ENGINE_OWNED_DEEPSPEED_KEYS & set(self.deepspeed))
@@ -395,6 +587,31 @@ class Experiment(Strict):
     guard: GuardConfig = Field(default_factory=GuardConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+
+    @model_validator(mode="after")
+    def _objective_fits_model(self) -> Experiment:
+        masked = self.objective.name == "masked_patches"
+        if masked and self.model.is_timm:
+            raise ValueError("objective.name: masked_patches needs model.name: vit")
+        if masked != self.model.mask_token:
+            raise ValueError(
+                "objective.name: masked_patches needs model.mask_token: true"
+                if masked
+                else "model.mask_token belongs to objective.name: masked_patches; otherwise it would be ignored"
+            )
+        if masked and self.evaluation.sets:
+            raise ValueError("evaluation.sets: a model that predicts colours has no accuracy; remove them")
+        if self.model.is_timm and self.cluster.activation_checkpointing not in ("none", "full"):
+            policy = self.cluster.activation_checkpointing
+            raise ValueError(f"cluster.activation_checkpointing: {policy} needs model.name: vit; use none or full")
+        if self.model.is_timm and self.cluster.compile:
+            raise ValueError("cluster.compile: true needs model.name: vit, whose blocks are compiled one by one")
+        return self
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the head: the classes of the set, or the colours that masked_patches predicts."""
+        return NUM_COLOURS if self.objective.name == "masked_patches" else self.data.num_classes
 
     @property
     def num_steps(self) -> int:

@@ -44,7 +44,7 @@ def build_backend(
         micro_batch: (images per pass, passes per step).
     """
     cluster = experiment.cluster
-    model.set_grad_checkpointing(cluster.activation_checkpointing == "full")  # type: ignore[operator]
+    model.set_grad_checkpointing(cluster.activation_checkpointing)  # type: ignore[operator]
     options = BackendOptions(
         rank=rank.rank,
         world=rank.world,
@@ -62,6 +62,8 @@ def build_backend(
     backend = BACKENDS[kind](model, optimizer, OPTIMIZERS[experiment.optim.name], options)
     if exact:
         _restore_master(backend, exact)
+    if cluster.compile:  # in place, after the engine has hung its hooks around the blocks
+        backend.model.compile_blocks()  # type: ignore[operator]
     return backend
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 from pretrain.config.schema import ModelConfig
 from pretrain.models.variants import (
     NUM_CHANNELS,
+    STEM_WIDTH,
     ViTShape,
     is_head_tensor,
     parameter_shapes,
@@ -21,7 +22,7 @@ from pretrain.models.variants import (
 )
 
 Precision = Literal["fp32", "bf16", "autocast"]
-Checkpointing = Literal["none", "full"]
+Checkpointing = str  # a policy of cluster.activation_checkpointing: none, full, selective, every_2, every_3, …
 
 _FP32 = 4
 _COMPUTE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "autocast": 2}  # of what matmuls read
@@ -41,11 +42,17 @@ def forward_macs(model: ModelConfig, num_classes: int) -> int:
     """
     shape, hidden = resolve(model), representation_size(model)
     tokens, width = shape.num_tokens, shape.embed_dim
-    embed = shape.num_patches * NUM_CHANNELS * math.prod(shape.patch) * width
+    embed = _embed_macs(shape)
     dense = tokens * (4 * width * width + 2 * width * shape.mlp_dim)
     attention = 2 * tokens * tokens * width
+    if model.pos_embed == "relative_1d":
+        attention += tokens * (2 * tokens - 1) * width
+    pool = 0
+    if model.pool == "map":
+        keys = shape.num_patches * 2 * width * (width + 1)  # k and v of each patch, logits and weighted sum
+        pool = keys + 2 * width * width + 2 * width * shape.mlp_dim
     head = width * hidden + hidden * num_classes if hidden else width * num_classes
-    return embed + shape.depth * (dense + attention) + head
+    return embed + shape.depth * (dense + attention) + pool + head * (2 if model.distilled else 1)
 
 
 def training_flops(model: ModelConfig, num_classes: int, num_images: float) -> float:
@@ -62,12 +69,18 @@ def activation_bytes(
     """Bytes per image that the forward pass keeps for the backward pass (eager mode, fused attention).
 
     Counted once: q, k and v share a tensor, as do the attention's output and its projection's input. Drop-path scales
-    and biases are negligible; dropout masks are one byte an element, as CUDA keeps them.
+    and biases are negligible; dropout masks are one byte an element, as CUDA keeps them. Relative terms need a gradient
+    themselves, so that attention is taken as the unfused kernel, with its (A, T, T) products.
     """
     shape = resolve(model)
-    blocks = shape.depth * _residual_bytes(shape, precision)
-    if checkpointing == "none":
-        blocks = shape.depth * _block_bytes(shape, model, precision)
+    per_block = {
+        "none": _block_bytes(shape, model, precision),
+        "full": _residual_bytes(shape, precision),
+        "selective": _selective_bytes(shape, model, precision),
+    }
+    recomputed = num_recomputed(shape.depth, checkpointing)
+    policy = "full" if checkpointing.startswith("every_") else checkpointing
+    blocks = recomputed * per_block[policy] + (shape.depth - recomputed) * per_block["none"]
     return blocks + _ends_bytes(shape, model, num_classes, precision)
 
 
@@ -79,8 +92,77 @@ def working_bytes(model: ModelConfig, *, precision: Precision, checkpointing: Ch
     """
     shape = resolve(model)
     hidden = 2 * shape.num_tokens * shape.mlp_dim * _COMPUTE_BYTES[precision]
-    recomputed = _block_bytes(shape, model, precision) if checkpointing == "full" else 0
+    recomputed = 0
+    if checkpointing != "none":
+        recomputed = _block_bytes(shape, model, precision)
+    if checkpointing == "selective":
+        recomputed -= _selective_bytes(shape, model, precision)
     return hidden + 2 * _residual_bytes(shape, precision) + recomputed
+
+
+def num_recomputed(depth: int, checkpointing: Checkpointing) -> int:
+    """Blocks that are, in part at least, computed again: all, none or each k-th."""
+    if checkpointing.startswith("every_"):
+        return depth // int(checkpointing.removeprefix("every_"))
+    return 0 if checkpointing == "none" else depth
+
+
+def recomputed_macs(model: ModelConfig, checkpointing: Checkpointing) -> int:
+    """Multiply-adds of one image that the backward pass does again; no useful work, so ``training_flops`` has none."""
+    shape = resolve(model)
+    if checkpointing == "selective":
+        return 0
+    tokens, width = shape.num_tokens, shape.embed_dim
+    block = tokens * (4 * width * width + width * shape.mlp_dim) + 2 * tokens * tokens * width  # fc2 is not done again
+    return num_recomputed(shape.depth, checkpointing) * block
+
+
+def _embed_macs(shape: ViTShape) -> int:
+    """The patch convolution, or a hybrid's ResNet and its 1 × 1 convolution."""
+    if not shape.stem_blocks:
+        return shape.num_patches * NUM_CHANNELS * math.prod(shape.patch) * shape.embed_dim
+    layers = stem_convolutions(shape)
+    return sum(layer.macs for layer in layers) + shape.num_patches * layers[-1].out * shape.embed_dim
+
+
+@dataclass(frozen=True)
+class StemConvolution:
+    """One convolution of a hybrid's ResNet; ``size`` is (height, width) of what comes out."""
+
+    into: int
+    out: int
+    kernel: int
+    stride: int
+    size: tuple[int, int]
+    has_relu: bool = True
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds for one image."""
+        return self.into * self.out * self.kernel**2 * math.prod(self.size)
+
+
+def stem_convolutions(shape: ViTShape) -> list[StemConvolution]:
+    """The convolutions of a hybrid's ResNet, in the order of the tensors."""
+    size = _halved(shape.img_size)
+    layers, size = [StemConvolution(NUM_CHANNELS, STEM_WIDTH, 7, 2, size)], _halved(size)  # the maximum halves again
+    into = STEM_WIDTH
+    for stage, num_blocks in enumerate(shape.stem_blocks):
+        middle = STEM_WIDTH * 2**stage
+        for index in range(num_blocks):
+            stride = 2 if stage and not index else 1
+            before, size = size, _halved(size) if stride == 2 else size
+            if not index:
+                layers.append(StemConvolution(into, 4 * middle, 1, stride, size, has_relu=False))
+            layers.append(StemConvolution(into, middle, 1, 1, before))
+            layers.append(StemConvolution(middle, middle, 3, stride, size))
+            layers.append(StemConvolution(middle, 4 * middle, 1, 1, size))
+            into = 4 * middle
+    return layers
+
+
+def _halved(size: tuple[int, int]) -> tuple[int, int]:
+    return -(-size[0] // 2), -(-size[1] // 2)
 
 
 def _residual_bytes(shape: ViTShape, precision: Precision) -> int:
@@ -93,9 +175,48 @@ def _block_bytes(shape: ViTShape, model: ModelConfig, precision: Precision) -> i
     # and the hidden layer before and after GELU.
     residual = 2 * _residual_bytes(shape, precision)
     compute = tokens * (6 * width + 2 * shape.mlp_dim) * _COMPUTE_BYTES[precision]
-    statistics = _FP32 * (2 * 2 * tokens + shape.num_heads * tokens)  # mean and 1/std of two norms; logsumexp
+    statistics = _FP32 * 2 * 2 * tokens  # mean and 1/std of two norms
     masks = tokens * (2 * width + shape.mlp_dim) if model.dropout else 0
-    return residual + compute + statistics + masks
+    if model.layer_scale is not None:  # the branches before they are scaled
+        compute += 2 * tokens * width * _COMPUTE_BYTES[precision]
+    return residual + compute + statistics + masks + _attention_extra_bytes(shape, model, precision)
+
+
+def _attention_extra_bytes(shape: ViTShape, model: ModelConfig, precision: Precision) -> int:
+    """Inside attention, beside q k v and the output: logsumexp or products, and queries and keys that were changed."""
+    tokens, width, heads = shape.num_tokens, shape.embed_dim, shape.num_heads
+    compute = _COMPUTE_BYTES[precision]
+    extra = _FP32 * heads * tokens
+    if model.qk_norm or model.pos_embed == "rope_2d":  # what attention reads is no longer a part of q k v
+        extra += 2 * tokens * width * compute
+    if model.qk_norm:
+        extra += _FP32 * 2 * 2 * tokens * heads
+        extra += 2 * tokens * width * _FP32 if precision == "autocast" else 0  # upcast for fp32 weights
+    if model.pos_embed.startswith("relative"):
+        extra += _relative_bytes(shape, model, precision)
+    return extra
+
+
+def _relative_bytes(shape: ViTShape, model: ModelConfig, precision: Precision) -> int:
+    """Attention unfused, in fp32: copies of q, k and v, and the probabilities; for relative keys q and its products."""
+    tokens, width, heads, compute = shape.num_tokens, shape.embed_dim, shape.num_heads, _COMPUTE_BYTES[precision]
+    extra = 3 * tokens * width * (_FP32 - compute) + _FP32 * heads * tokens * (tokens - 1)
+    if model.pos_embed == "relative_1d":
+        extra += compute * tokens * (width + heads * (2 * tokens - 1))
+    return extra
+
+
+def _selective_bytes(shape: ViTShape, model: ModelConfig, precision: Precision) -> int:
+    """A block's input, and the outputs of qkv, attention (and logsumexp), proj, fc1 and fc2."""
+    tokens, width = shape.num_tokens, shape.embed_dim
+    compute = tokens * (6 * width + shape.mlp_dim) * _COMPUTE_BYTES[precision]
+    attention = _FP32 * shape.num_heads * tokens
+    if model.pos_embed.startswith("relative"):  # unfused, in fp32: logits and weighted sum
+        attention *= tokens
+        attention += tokens * width * (_FP32 - _COMPUTE_BYTES[precision])
+    if model.pos_embed == "relative_1d":
+        attention += _COMPUTE_BYTES[precision] * shape.num_heads * tokens * (2 * tokens - 1)
+    return _residual_bytes(shape, precision) + compute + attention
 
 
 def _ends_bytes(shape: ViTShape, model: ModelConfig, num_classes: int, precision: Precision) -> int:
@@ -110,7 +231,25 @@ def _ends_bytes(shape: ViTShape, model: ModelConfig, num_classes: int, precision
     hidden = representation_size(model) or 0
     head = _FP32 * (shape.embed_dim + 2 * hidden)
     masks = shape.num_tokens * shape.embed_dim if model.dropout else 0
-    return image + norm + head + masks + 2 * _FP32 * num_classes
+    pool = 0
+    if model.pool == "map":  # the patches, their keys and values, and the MLP of one token
+        pool = 3 * shape.num_patches * shape.embed_dim + 6 * shape.embed_dim + 2 * shape.mlp_dim
+    stem = _stem_bytes(shape, precision) if shape.stem_blocks else 0
+    return image + stem + norm + head + masks + pool * _COMPUTE_BYTES[precision] + 2 * _FP32 * num_classes
+
+
+def _stem_bytes(shape: ViTShape, precision: Precision) -> int:
+    """A hybrid's feature maps: what goes into each norm, what comes out of each ReLU, and padded copies."""
+    elements = 0
+    layers = stem_convolutions(shape)
+    for layer in layers:
+        elements += (1 + layer.has_relu) * layer.out * math.prod(layer.size)
+        if layer.kernel > 1:
+            elements += layer.into * math.prod((side - 1) * layer.stride + layer.kernel for side in layer.size)
+    pooled = _halved(layers[0].size)
+    padded = math.prod(2 * side + 1 for side in pooled)  # of the maximum, whose indices are int64
+    elements += STEM_WIDTH * (math.prod(pooled) + padded)
+    return elements * _COMPUTE_BYTES[precision] + 8 * STEM_WIDTH * math.prod(pooled)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ the same values as a process that makes all. A tensor that no rule explains is a
 
 Source: google-research/vision_transformer, models/vit.py: xavier_uniform in attention and MLP, MLP bias normal(1e-6),
 other biases 0, patch convolution and tanh layer lecun_normal (flax's default), position embedding normal(0.02), class
-token 0, head 0. The normal(0.01) head is the other kind that ``model.head_init`` offers.
+token 0, head 0. The normal(0.01) head is the other kind that ``model.head_init`` offers. Hybrid (models_resnet.py):
+convolutions lecun_normal, the last norm of each bottleneck 0. Attention pooling (big_vision, models/vit.py): query
+token xavier_uniform over (1, D), its dense layers as a block's. Registers, relative tables: normal(0.02), as timm.
 """
 
 from __future__ import annotations
@@ -47,6 +49,21 @@ def _qkv_xavier_uniform(shape: Shape, generator: torch.Generator, model: ModelCo
     return torch.cat([_xavier_uniform(third, generator, model) for _ in "qkv"])
 
 
+def _kv_xavier_uniform(shape: Shape, generator: torch.Generator, model: ModelConfig) -> Tensor:
+    half = (shape[0] // 2, shape[1])
+    return torch.cat([_xavier_uniform(half, generator, model) for _ in "kv"])
+
+
+def _probe_xavier_uniform(shape: Shape, generator: torch.Generator, model: ModelConfig) -> Tensor:
+    """The query token (1, 1, D) as flax sees it, a matrix from 1 to D channels: uniform within √(6 / (1 + D))."""
+    return _xavier_uniform(shape[1:], generator, model).reshape(shape)
+
+
+def _layer_scale(shape: Shape, generator: torch.Generator, model: ModelConfig) -> Tensor:
+    assert model.layer_scale is not None
+    return torch.full(shape, model.layer_scale)
+
+
 def _lecun_normal(shape: Shape, generator: torch.Generator, model: ModelConfig) -> Tensor:
     """A normal of variance 1 / fan_in after being cut at two standard deviations."""
     std = 1.0 / math.sqrt(math.prod(shape[1:])) / _TRUNCATED_STD
@@ -64,20 +81,35 @@ def _head_bias(shape: Shape, generator: torch.Generator, model: ModelConfig) -> 
 RULES: dict[str, Rule] = {
     # full match of the tensor's name: how it is made
     r"cls_token":                                  _constant(0.0),
-    r"pos_embed":                                  _normal(0.02),
+    r"dist_token|mask_token|reg_token":            _normal(0.02),
+    r"(blocks\.\d+\.)?pos_embed(\.row|\.column)?": _normal(0.02),
+    r"(blocks\.\d+\.attn\.rel_pos|shared_rel_pos)\.(relative_position_bias_table|relative_keys)": _normal(0.02),
+    r"patch_embed\.backbone\..*conv\d?\.weight":   _lecun_normal,
+    r"patch_embed\.backbone\..*norm[12]?\.weight": _constant(1.0),
+    r"patch_embed\.backbone\..*norm3\.weight":     _constant(0.0),
+    r"patch_embed\.backbone\..*norm\d?\.bias":     _constant(0.0),
     r"patch_embed\.proj\.weight":                  _lecun_normal,
     r"patch_embed\.proj\.bias":                    _constant(0.0),
     r"(blocks\.\d+\.norm[12]|norm|fc_norm)\.weight": _constant(1.0),
     r"(blocks\.\d+\.norm[12]|norm|fc_norm)\.bias": _constant(0.0),
     r"blocks\.\d+\.attn\.qkv\.weight":             _qkv_xavier_uniform,
+    r"blocks\.\d+\.attn\.[qk]_norm\.weight":       _constant(1.0),
+    r"blocks\.\d+\.attn\.[qk]_norm\.bias":         _constant(0.0),
+    r"blocks\.\d+\.ls[12]\.gamma":                 _layer_scale,
     r"blocks\.\d+\.attn\.proj\.weight":            _xavier_uniform,
     r"blocks\.\d+\.attn\.(qkv|proj)\.bias":        _constant(0.0),
     r"blocks\.\d+\.mlp\.fc[12]\.weight":           _xavier_uniform,
     r"blocks\.\d+\.mlp\.fc[12]\.bias":             _normal(1e-6),
+    r"attn_pool\.latent":                          _probe_xavier_uniform,
+    r"attn_pool\.kv\.weight":                      _kv_xavier_uniform,
+    r"attn_pool\.(q|proj|mlp\.fc[12])\.weight":    _xavier_uniform,
+    r"attn_pool\.(q|kv|proj|norm)\.bias":          _constant(0.0),
+    r"attn_pool\.norm\.weight":                    _constant(1.0),
+    r"attn_pool\.mlp\.fc[12]\.bias":               _normal(1e-6),
     r"pre_logits\.fc\.weight":                     _lecun_normal,
     r"pre_logits\.fc\.bias":                       _constant(0.0),
-    r"head\.weight":                               _head_weight,
-    r"head\.bias":                                 _head_bias,
+    r"head(_dist)?\.weight":                       _head_weight,
+    r"head(_dist)?\.bias":                         _head_bias,
 }  # fmt: skip
 
 

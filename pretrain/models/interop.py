@@ -9,17 +9,18 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, field_serializer, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pretrain.config.schema import ModelConfig, PositiveFloat, PositiveInt, Strict
+from pretrain.config.schema import EvalTransformConfig, ModelConfig, PositiveFloat, PositiveInt, Strict
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.files import sync
-from pretrain.models.variants import ViTShape, parameter_shapes, resolve
+from pretrain.models.variants import ViTShape, resolve
+from pretrain.models.zoo import tensor_shapes
 
 FORMAT_VERSION = 1
 _HEADER_KEY = "pretrain.weights"
@@ -27,21 +28,27 @@ _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x
 
 
 class WeightsMetadata(Strict):
-    """What a weights file says about itself. Pairs are (height, width)."""
+    """What a weights file says about itself. Pairs are (height, width).
+
+    What only a Vision Transformer has is None for timm's backbones, which their name and kwargs describe.
+    ``num_classes: 0`` says that there is no head; ``eval_transform: None`` that it is not known how images are resized.
+    """
 
     version: Literal[1] = FORMAT_VERSION
     model: ModelConfig
-    num_classes: PositiveInt
+    num_classes: Annotated[int, Field(ge=0)]
     img_size: tuple[PositiveInt, PositiveInt]
-    patch: tuple[PositiveInt, PositiveInt]
-    grid: tuple[PositiveInt, PositiveInt]
-    num_prefix_tokens: int
-    pool: str
-    gelu: str
-    layer_norm_eps: PositiveFloat
+    patch: tuple[PositiveInt, PositiveInt] | None
+    grid: tuple[PositiveInt, PositiveInt] | None
+    num_prefix_tokens: int | None
+    pool: str | None
+    gelu: str | None
+    layer_norm_eps: PositiveFloat | None
     mean: tuple[float, float, float]
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     class_names: tuple[str, ...] | None = None
+    class_ids: tuple[str, ...] | None = None
+    eval_transform: EvalTransformConfig | None = None
 
     @classmethod
     def of(
@@ -51,44 +58,63 @@ class WeightsMetadata(Strict):
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         class_names: tuple[str, ...] | None = None,
+        *,
+        class_ids: tuple[str, ...] | None = None,
+        eval_transform: EvalTransformConfig | None = None,
     ) -> WeightsMetadata:
         """The metadata of weights of ``model``, trained on pixels in [0, 1] normalised by ``mean`` and ``std``."""
-        shape = resolve(model)
         return cls(
             model=model,
             num_classes=num_classes,
-            img_size=shape.img_size,
-            patch=shape.patch,
-            grid=shape.grid,
-            num_prefix_tokens=shape.num_prefix_tokens,
-            pool=model.pool,
-            gelu=model.gelu,
-            layer_norm_eps=model.layer_norm_eps,
+            **_geometry(model),
             mean=mean,
             std=std,
             class_names=class_names,
+            class_ids=class_ids,
+            eval_transform=eval_transform,
         )
+
+    @field_serializer("eval_transform")
+    def _without_ignored_keys(self, transform: EvalTransformConfig | None) -> dict[str, Any] | None:
+        """Written out with its defaults, so that the file says all, but not with keys that its kind refuses."""
+        if transform is None:
+            return None
+        ignored = {"crop_fraction"} if transform.resize == "squash" else set()
+        return transform.model_dump(exclude=ignored)
 
     @property
     def shape(self) -> ViTShape:
-        """The geometry of the weights."""
+        """The geometry of a Vision Transformer's weights."""
         return resolve(self.model)
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> WeightsMetadata:
         try:
-            shape = self.shape
+            geometry = _geometry(self.model)
         except ConfigError as error:
             raise ValueError(str(error)) from error
-        for name in ("img_size", "patch", "grid", "num_prefix_tokens"):
-            if getattr(self, name) != getattr(shape, name):
-                raise ValueError(f"{name} {getattr(self, name)} is not the model's {getattr(shape, name)}")
-        for name in ("pool", "gelu", "layer_norm_eps"):
-            if getattr(self, name) != getattr(self.model, name):
-                raise ValueError(f"{name} {getattr(self, name)} is not the model's {getattr(self.model, name)}")
-        if self.class_names is not None and len(self.class_names) != self.num_classes:
-            raise ValueError(f"{len(self.class_names)} class names for {self.num_classes} classes")
+        for name in _GEOMETRY:
+            if getattr(self, name) != geometry.get(name):
+                raise ValueError(f"{name} {getattr(self, name)} is not the model's {geometry.get(name)}")
+        if self.model.is_timm and not self.num_classes:
+            raise ValueError(f"{self.model.name} without a head is not kept: give it num_classes")
+        for what, given in (("names", self.class_names), ("ids", self.class_ids)):
+            if given is not None and len(given) != self.num_classes:
+                raise ValueError(f"{len(given)} class {what} for {self.num_classes} classes")
         return self
+
+
+_GEOMETRY = ("img_size", "patch", "grid", "num_prefix_tokens", "pool", "gelu", "layer_norm_eps")
+
+
+def _geometry(model: ModelConfig) -> dict[str, Any]:
+    """What the metadata repeats of the model, so that a file can be read without this program."""
+    if model.is_timm:
+        pair = (model.img_size, model.img_size) if isinstance(model.img_size, int) else model.img_size
+        return dict.fromkeys(_GEOMETRY) | {"img_size": pair}
+    shape = resolve(model)
+    found = {name: getattr(shape, name) for name in ("img_size", "patch", "grid", "num_prefix_tokens")}
+    return found | {name: getattr(model, name) for name in ("pool", "gelu", "layer_norm_eps")}
 
 
 def save_weights(path: str | Path, state: Mapping[str, Tensor], metadata: WeightsMetadata) -> None:
@@ -117,20 +143,43 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], WeightsMetadata]:
         CheckpointError: no such file, truncated, not safetensors, no metadata of ours or of another version, or
             tensors that are not what the metadata says.
     """
+    state, header = read_tensors(path)
+    metadata = _parse(Path(path), header)
+    check_tensors(state, metadata, path)
+    return state, metadata
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Any safetensors file: its tensors on the CPU, in the type they were saved in, and the texts of its header.
+
+    Raises:
+        CheckpointError: no such file, pickled, truncated or not safetensors.
+    """
     path = Path(path)
     _refuse_foreign(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = _parse(path, file.metadata() or {})
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            problem = _unlike_metadata(shapes, metadata)
-            if problem is not None:
-                raise CheckpointError(f"{path}: {problem}; the file is damaged or was edited: export it again")
-            return {name: file.get_tensor(name) for name in shapes}, metadata
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(
             f"{path}: not a whole safetensors file ({error}); it was truncated or damaged: copy or export it again"
         ) from error
+
+
+def is_weights_header(header: Mapping[str, str]) -> bool:
+    """Whether the texts of a safetensors header are those of a weights file of ours."""
+    return _HEADER_KEY in header
+
+
+def check_tensors(state: Mapping[str, Tensor], metadata: WeightsMetadata, path: str | Path) -> None:
+    """Checks names and shapes against the metadata.
+
+    Raises:
+        CheckpointError: names the first tensor that is not as the metadata's model has it.
+    """
+    problem = _unlike_metadata({name: tuple(tensor.shape) for name, tensor in state.items()}, metadata)
+    if problem is not None:
+        raise CheckpointError(f"{path}: {problem}; the file is damaged or was edited: export it again")
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -170,9 +219,17 @@ def _parse(path: Path, header: Mapping[str, str]) -> WeightsMetadata:
         raise CheckpointError(f"{path}: the metadata in its header is not JSON ({error}); export it again") from error
 
 
+def expected_shapes(metadata: WeightsMetadata) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every tensor that a file with this metadata holds; without classes there is no head."""
+    shapes = tensor_shapes(metadata.model, max(1, metadata.num_classes))
+    if metadata.num_classes:
+        return shapes
+    return {name: shape for name, shape in shapes.items() if not name.startswith(("head.", "head_dist."))}
+
+
 def _unlike_metadata(shapes: Mapping[str, tuple[int, ...]], metadata: WeightsMetadata) -> str | None:
     """The first tensor that is not as the metadata's model has it, in words; None if all are."""
-    expected = parameter_shapes(metadata.model, metadata.num_classes)
+    expected = expected_shapes(metadata)
     for name in [*expected, *(name for name in shapes if name not in expected)]:
         found, wanted = shapes.get(name), expected.get(name)
         if found != wanted:

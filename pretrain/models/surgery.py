@@ -5,6 +5,7 @@ Legend: D width · N patch tokens of a grid (h, w) · F prefix tokens.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,7 +17,7 @@ from torch import Tensor
 from pretrain.errors import CheckpointError
 from pretrain.models.init import initial_value
 from pretrain.models.interop import WeightsMetadata
-from pretrain.models.variants import is_head_tensor, parameter_shapes
+from pretrain.models.variants import is_head_tensor, num_relative_rows, parameter_shapes, placement
 from pretrain.models.vit import VisionTransformer
 
 Grid = tuple[int, int]
@@ -33,6 +34,7 @@ class SurgeryReport:
     renamed: dict[str, str] = field(default_factory=dict)
     new: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """One line for each tensor that was not simply copied, and one that counts those that were."""
@@ -42,6 +44,7 @@ class SurgeryReport:
             *(f"renamed: {old} is now {new}" for new, old in self.renamed.items()),
             *(f"new: {name} starts at its initial value" for name in self.new),
             *(f"dropped: {name} of the file is not used" for name in self.dropped),
+            *(f"note: {note}" for note in self.notes),
         ]
 
 
@@ -80,11 +83,44 @@ def resize_pos_embed(
 
 
 def _interpolate(planes: Tensor, grid: Grid, filter: Filter) -> Tensor:
+    if planes.shape[3] == 1:  # torch's antialiased kernel is wrong on planes of width 1: give it two equal columns
+        doubled = planes.expand(*planes.shape[:3], 2).contiguous()
+        return _interpolate(doubled, (grid[0], max(grid[1], 2)), filter)[..., : grid[1]]
     if filter == "bilinear_corners":  # in double precision, as scipy
         return F.interpolate(planes.double(), size=grid, mode="bilinear", align_corners=True)
     return F.interpolate(
         planes.float(), size=grid, mode="bicubic", align_corners=False, antialias=filter == "bicubic_aa"
     )
+
+
+def resize_axis(table: Tensor, new_length: int, filter: Filter) -> Tensor:
+    """Interpolates the rows (or columns) of a learned 2-D position embedding: (1, h, D/2) → (1, h', D/2).
+
+    Resizing the axes by themselves is resizing the joined table, for every filter works on one axis after the other.
+    """
+    if table.shape[1] == new_length:
+        return table.detach().cpu().clone()
+    planes = table.detach().cpu().transpose(1, 2)[..., None]
+    return _interpolate(planes, (new_length, 1), filter)[..., 0].transpose(1, 2).to(table.dtype)
+
+
+def resize_relative_bias(table: Tensor, old_grid: Grid, new_grid: Grid, filter: Filter) -> Tensor:
+    """Interpolates a bias per 2-D offset and head over the plane of offsets; rows of prefix tokens are copied.
+
+    Args:
+        table: ((2h − 1)(2w − 1) + 0 or 3, A).
+        old_grid: (h, w) that it was made for.
+        new_grid: (h, w) wanted; the same grid gives the same values back.
+        filter: as for ``resize_pos_embed``; ``bicubic`` is timm's resize_rel_pos_bias_table_simple.
+    """
+    source = table.detach().cpu()
+    old, new = ((2 * grid[0] - 1, 2 * grid[1] - 1) for grid in (old_grid, new_grid))
+    if old == new:
+        return source.clone()
+    offsets, prefix = source[: old[0] * old[1]], source[old[0] * old[1] :]
+    planes = offsets.T.reshape(1, -1, *old)
+    resized = _interpolate(planes, new, filter).flatten(2)[0].T
+    return torch.cat([resized.to(source.dtype), prefix])
 
 
 def adapt_state_dict(
@@ -96,7 +132,10 @@ def adapt_state_dict(
     filter: Filter,
     seed: int,
 ) -> tuple[dict[str, Tensor], SurgeryReport]:
-    """Saved tensors as ``model`` needs them: position embedding resized, pooling switched, head kept or replaced.
+    """Saved tensors as ``model`` needs them: position embeddings resized, pooling switched, head kept or replaced.
+
+    Learned tables and relative biases are interpolated; fixed and rotary positions are made for any grid. Relative
+    keys (``relative_1d``) have a meaning on one grid only and are refused on another.
 
     Args:
         state: whole tensors of the file, on the CPU.
@@ -112,6 +151,10 @@ def adapt_state_dict(
     Raises:
         CheckpointError: another architecture, a head that does not fit, or a tensor that nothing explains.
     """
+    if source.model.is_timm or model.config.is_timm:
+        from pretrain.models.timm_surgery import adapt_timm_state
+
+        return adapt_timm_state(state, source, model, head=head, filter=filter, seed=seed)
     _check_architecture(source, model)
     expected = parameter_shapes(model.config, model.num_classes)
     report, adapted, left = SurgeryReport(), {}, dict(state)
@@ -120,10 +163,16 @@ def adapt_state_dict(
         report.dropped += [name for name in left if is_head_tensor(name)]
     if source.model.class_token and not model.config.class_token:
         report.dropped += [name for name in left if name == "cls_token"]
+    if source.model.mask_token and not model.config.mask_token:
+        report.dropped.append("mask_token")
+    if source.model.pool == "map" and model.config.pool != "map":
+        report.dropped += [name for name in left if name.startswith("attn_pool.")]
+    new_pool = head == "replace" and model.config.pool == "map" and source.model.pool != "map"
+    _note_positions(source, model, report)
     for name in report.dropped:
         del left[name]
     for name, shape in expected.items():
-        if head == "replace" and is_head_tensor(name):
+        if (head == "replace" and is_head_tensor(name)) or (new_pool and name.startswith("attn_pool.")):
             adapted[name] = initial_value(name, shape, model.config, seed)
             report.new.append(name)
         else:
@@ -156,25 +205,90 @@ def _take(
     if name not in left:
         raise CheckpointError(f"tensor {name} of the model is not in the weights; {_remedy(name)}")
     tensor = left.pop(name)
-    if name != "pos_embed":
-        if name not in report.renamed:
-            report.loaded.append(name)
-        return tensor
-    wanted_prefix = model.shape.num_prefix_tokens
-    resized = resize_pos_embed(tensor, source.grid, model.shape.grid, source.num_prefix_tokens, filter)
-    if wanted_prefix < source.num_prefix_tokens:
-        report.dropped.append("pos_embed (its rows for the class token)")
-        resized = resized[:, source.num_prefix_tokens - wanted_prefix :]
-    if source.grid != model.shape.grid:
-        report.resized[name] = (source.grid, model.shape.grid)
-    else:
+    resized = _resize(name, tensor, source, model, filter, report)
+    if source.shape.grid != model.shape.grid and _is_position_table(name):
+        report.resized[name] = (source.shape.grid, model.shape.grid)
+    elif name not in report.renamed:
         report.loaded.append(name)
     return resized
+
+
+_POSITION_TABLE = re.compile(r"(^|\.)(pos_embed(\.row|\.column)?|relative_position_bias_table)$")
+
+
+def _is_position_table(name: str) -> bool:
+    return _POSITION_TABLE.search(name) is not None
+
+
+def _resize(
+    name: str,
+    tensor: Tensor,
+    source: WeightsMetadata,
+    model: VisionTransformer,
+    filter: Filter,
+    report: SurgeryReport,
+) -> Tensor:
+    """The tensor for the model's grid and prefix tokens; what is no position table comes back as it is."""
+    old, new, leaf = source.shape.grid, model.shape.grid, name.rpartition(".")[2]
+    if leaf in ("row", "column"):
+        return resize_axis(tensor, new[leaf == "column"], filter)
+    if leaf == "relative_position_bias_table":
+        resized = resize_relative_bias(tensor, old, new, filter)
+        return resized if model.shape.num_prefix_tokens else resized[: num_relative_rows(model.shape)]
+    if leaf != "pos_embed":
+        return tensor
+    has_prefix_rows = source.model.pos_embed_prefix
+    prefix_rows = source.shape.num_prefix_tokens if has_prefix_rows else 0
+    resized = resize_pos_embed(tensor, old, new, prefix_rows, filter)
+    surplus = source.shape.num_prefix_tokens - model.shape.num_prefix_tokens if has_prefix_rows else 0
+    if surplus:
+        report.dropped.append(f"{name} (its rows for the class token)")
+    return resized[:, surplus:]
+
+
+def _note_positions(source: WeightsMetadata, model: VisionTransformer, report: SurgeryReport) -> None:
+    """Refuses positions that cannot move to another grid, and says what becomes of those without tensors."""
+    old, new, kind = source.shape.grid, model.shape.grid, model.config.pos_embed
+    if kind == "relative_1d" and (old != new or source.shape.num_tokens != model.shape.num_tokens):
+        raise CheckpointError(
+            f"tensor blocks.0.attn.rel_pos.relative_keys numbers offsets in a sequence of {source.shape.num_tokens} "
+            f"tokens on a grid of {old[0]}×{old[1]}; on {new[0]}×{new[1]} with {model.shape.num_tokens} tokens a "
+            "number is another direction, and nothing can be interpolated; set model.img_size and model.class_token as "
+            "in the weights, or name weights with pos_embed: relative_bias, rope_2d or a learned kind"
+        )
+    if old != new and kind.startswith("sincos2d"):
+        report.notes.append(f"{kind} is computed for the grid {new}; the weights have seen {old}")
+    if kind == "rope_2d":
+        spans = (source.model.rope_grid or old, model.config.rope_grid or new)
+        if spans[0] != spans[1]:
+            report.notes.append(
+                f"rope_2d positions span {spans[1]}, the weights have seen {spans[0]}; "
+                f"model.rope_grid: {list(spans[0])} scales them back"
+            )
 
 
 def _check_architecture(source: WeightsMetadata, model: VisionTransformer) -> None:
     """Refuses what the shapes of the tensors would not show, or would show less clearly."""
     theirs, ours = source.shape, model.shape
+    if source.model.distilled != model.config.distilled:
+        raise CheckpointError(
+            f"the weights are of a model with{'' if source.model.distilled else 'out'} a distillation token; set "
+            f"model.distilled: {str(source.model.distilled).lower()}, or name other weights"
+        )
+    for name, found, wanted in (
+        ("num_registers", source.model.num_registers, model.config.num_registers),
+        ("qk_norm", source.model.qk_norm, model.config.qk_norm),
+        ("layer_scale", source.model.layer_scale is not None, model.config.layer_scale is not None),
+        ("pos_embed", source.model.pos_embed, model.config.pos_embed),
+        ("pos_embed_placement", placement(source.model), placement(model.config)),
+        ("pos_embed_prefix", source.model.pos_embed_prefix, model.config.pos_embed_prefix),
+        ("rope_temperature", source.model.rope_temperature, model.config.rope_temperature),
+    ):
+        if found != wanted:
+            raise CheckpointError(
+                f"the weights have model.{name}: {_shown(getattr(source.model, name))}, the model has "
+                f"{_shown(getattr(model.config, name))}; set it as in the weights, or name other weights"
+            )
     if ours.num_prefix_tokens > theirs.num_prefix_tokens:
         raise CheckpointError(
             "tensor cls_token of the model is not in the weights, which were trained without a class token; "
@@ -195,6 +309,11 @@ def _check_architecture(source: WeightsMetadata, model: VisionTransformer) -> No
                 f"the weights are a {source.model.variant} with {name} {found}, the model {model.config.variant} has "
                 f"{wanted}{where}; set {remedy}, or name other weights"
             )
+
+
+def _shown(value: object) -> str:
+    """A setting as YAML writes it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -23,6 +23,9 @@ class Inputs(Protocol):
         images: normalised floats (B, C, H, W).
         labels: int64 (B, M), padded with −1.
         drop_path: None, or (B, depth, 2) of 0 or 1 / keep (see ``models.layers.drop_path``).
+        targets: None, or what mixing made of the labels: fp32 (B, K), the share of each class. It goes before
+            ``labels``.
+        slots: int64 (B,) on the **host**: the number of each draw in the global stream, of which masks are a function.
     """
 
     @property
@@ -31,6 +34,10 @@ class Inputs(Protocol):
     def labels(self) -> Tensor: ...
     @property
     def drop_path(self) -> Tensor | None: ...
+    @property
+    def targets(self) -> Tensor | None: ...
+    @property
+    def slots(self) -> Tensor | None: ...
 
 
 class Objective(Protocol):

@@ -3,27 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
 
 from pretrain.config.schema import ObjectiveConfig
 from pretrain.errors import ConfigError
+from pretrain.objectives.distillation import Distillation
+from pretrain.objectives.masked_patches import MaskedPatches
 from pretrain.objectives.protocol import Objective
 from pretrain.objectives.sigmoid import Sigmoid
 from pretrain.objectives.softmax import Softmax
 
-OBJECTIVES: dict[str, Callable[[ObjectiveConfig], Objective]] = {
-    "softmax": lambda config: Softmax(config.label_smoothing),
-    "sigmoid": lambda config: Sigmoid(config.reduction),
+
+@dataclass(frozen=True)
+class Context:
+    """What an objective may have to know beside its settings; only some need any of it.
+
+    Attributes:
+        seed: the experiment's.
+        mean, std: that images are normalised with.
+        patch, grid: of the Vision Transformer.
+        teacher: normalised images → fp32 logits, without gradients.
+        two_heads: the model can give the logits of a class head and a distillation head.
+    """
+
+    seed: int = 0
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    patch: tuple[int, int] | None = None
+    grid: tuple[int, int] | None = None
+    teacher: Callable[[Tensor], Tensor] | None = None
+    two_heads: bool = False
+
+
+def _distillation(config: ObjectiveConfig, context: Context) -> Objective:
+    assert context.teacher is not None, "the caller brings the teacher"
+    return Distillation(
+        context.teacher,
+        kind=config.distillation,
+        alpha=config.alpha,
+        tau=config.tau,
+        kl_reduction=config.kl_reduction,
+        label_smoothing=config.label_smoothing,
+        two_heads=context.two_heads,
+    )
+
+
+def _masked_patches(config: ObjectiveConfig, context: Context) -> Objective:
+    if context.grid is None or context.patch is None:
+        raise ConfigError("objective.name: masked_patches needs model.name: vit, whose patches it masks")
+    return MaskedPatches(
+        context.grid, context.patch, context.mean, context.std, seed=context.seed, share=config.corrupted
+    )
+
+
+OBJECTIVES: dict[str, Callable[[ObjectiveConfig, Context], Objective]] = {
+    "softmax": lambda config, context: Softmax(config.label_smoothing),
+    "sigmoid": lambda config, context: Sigmoid(config.reduction, config.binarise),
+    "distillation": _distillation,
+    "masked_patches": _masked_patches,
 }
 
 
-def build_objective(config: ObjectiveConfig, num_classes: int) -> Objective:
+def build_objective(config: ObjectiveConfig, num_classes: int, context: Context | None = None) -> Objective:
     """The objective that ``config`` names, for a head of ``num_classes``.
 
     Raises:
-        ConfigError: no such objective, or one that has no meaning for so few classes.
+        ConfigError: no such objective, or one that has no meaning for so few classes or for this model.
     """
     if config.name not in OBJECTIVES:
         raise ConfigError(f"objective.name: unknown objective {config.name!r}; known are {', '.join(OBJECTIVES)}")
-    if config.name == "softmax" and num_classes < 2:
-        raise ConfigError(f"objective.name: softmax over {num_classes} class is always 0; use sigmoid or more classes")
-    return OBJECTIVES[config.name](config)
+    if config.name in ("softmax", "distillation") and num_classes < 2:
+        raise ConfigError(
+            f"objective.name: {config.name} over {num_classes} class is always 0; use sigmoid or more classes"
+        )
+    return OBJECTIVES[config.name](config, context or Context())

@@ -1,4 +1,4 @@
-"""Cross-entropy with one label per image.
+"""Cross-entropy with one label per image, or with the shares that mixing made of it.
 
 Legend: B images · K classes.
 """
@@ -16,7 +16,10 @@ from pretrain.objectives.protocol import Inputs, Model
 
 @dataclass(frozen=True)
 class Softmax:
-    """Mean over the images of the cross-entropy, ``label_smoothing`` of the target spread over all classes."""
+    """Mean over the images of the cross-entropy, ``label_smoothing`` of the target spread over all classes.
+
+    Smoothing the mixture is mixing smoothed labels, as timm does it: both are linear.
+    """
 
     label_smoothing: float = 0.0
 
@@ -26,10 +29,19 @@ class Softmax:
         Raises:
             DataError: the set has images with more than one label.
         """
+        return self.loss(model(batch.images, batch.drop_path).float(), batch)
+
+    def loss(self, logits: Tensor, batch: Inputs) -> Tensor:
+        """The loss of fp32 logits (B, K).
+
+        Raises:
+            DataError: the set has images with more than one label.
+        """
+        if batch.targets is not None:
+            return F.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
         if batch.labels.shape[1] != 1:
             raise DataError(
                 f"objective.name: softmax takes one label per image, but images of this set have up to "
                 f"{batch.labels.shape[1]}; use objective.name: sigmoid, or pack the set with single labels"
             )
-        logits = model(batch.images, batch.drop_path).float()
         return F.cross_entropy(logits, batch.labels[:, 0], label_smoothing=self.label_smoothing)

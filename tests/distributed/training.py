@@ -14,16 +14,18 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from pretrain import seeds
 from pretrain.config.schema import Experiment
 from pretrain.distributed.rank import detect
 from pretrain.engine.backend import Backend, Update
 from pretrain.engine.backends import build_backend
 from pretrain.engine.checkpoint import Checkpointer, newest_valid
 from pretrain.engine.state import TrainState
-from pretrain.models.init import init_weights
+from pretrain.models.interop import WeightsMetadata, load_weights, save_weights
 from pretrain.models.layers.drop_path import drop_path_scales
-from pretrain.models.zoo import build_model
-from pretrain.objectives.registry import build_objective
+from pretrain.models.surgery import adapt_state_dict
+from pretrain.models.zoo import build_model, init_weights, uses_generator
+from pretrain.objectives.protocol import Objective
 from pretrain.optim.schedules import build_schedule
 
 BATCH, CLASSES, SIZE = 8, 5, 8
@@ -36,6 +38,8 @@ class Inputs:
     images: Tensor
     labels: Tensor
     drop_path: Tensor | None = None
+    targets: Tensor | None = None
+    slots: Tensor | None = None
 
 
 def experiment(**changes: object) -> Experiment:
@@ -68,43 +72,68 @@ def experiment(**changes: object) -> Experiment:
 def global_batch(step: int, config: Experiment) -> Inputs:
     """The global batch of a step, the same whoever asks; few different ones, so that the loss falls."""
     generator = torch.Generator().manual_seed(1000 + step % 4)
-    images = torch.randn(BATCH, 3, SIZE, SIZE, generator=generator)
+    size = config.model.img_size
+    assert isinstance(size, int)
+    images = torch.randn(BATCH, 3, size, size, generator=generator)
     labels = torch.randint(CLASSES, (BATCH, 1), generator=generator)
     slots = torch.arange(step * BATCH, (step + 1) * BATCH)
-    depth = config.model.depth or 1
-    scales = drop_path_scales(slots.numpy(), config.model.drop_path, depth, seed=config.seed)
-    return Inputs(images, labels, scales)
+    depth, rate = config.model.depth or 1, 0.0 if config.model.is_timm else config.model.drop_path
+    scales = drop_path_scales(slots.numpy(), rate, depth, seed=config.seed)
+    return Inputs(images, labels, scales, slots=slots)
 
 
-def make(config: Experiment, kind: str = "deepspeed") -> tuple[Backend, int]:
-    """The backend of this rank and its accumulation steps."""
+def make(config: Experiment, kind: str = "deepspeed", weights: str | None = None) -> tuple[Backend, int]:
+    """The backend of this rank and its accumulation steps; ``weights`` is a file to start from, with a new head."""
     rank = detect() if dist.is_initialized() else None
     assert rank is not None, "runs inside a process group"
-    model = build_model(config.model, CLASSES)
+    model = build_model(config.model, config.num_outputs)
     init_weights(model, config.seed)
+    if weights is not None:
+        state, about = load_weights(weights)
+        adapted, _ = adapt_state_dict(state, about, model, head="replace", filter="bicubic", seed=config.seed)
+        model.load_state_dict(adapted)
     micro = config.cluster.micro_batch_size
     assert isinstance(micro, int)
     accumulation = BATCH // rank.world // micro
     if kind == "accelerate":  # a process has one precision for good; a pool of ranks runs many cases
         AcceleratorState._reset_state(reset_partial_state=True)
     backend = build_backend(config, model, rank, torch.device("cpu"), kind, (micro, accumulation))
+    if config.cluster.compile:  # pools switch Dynamo off; the eager backend keeps a C++ compiler out of the law
+        torch._dynamo.config.disable = False
+        backend.model.compile_blocks(backend="aot_eager")
     return backend, accumulation
 
 
+def objective_for(config: Experiment, backend: Backend) -> Objective:
+    """The objective with its teacher, as a run builds it."""
+    from pretrain.build import objective_of
+
+    return objective_of(config, backend.model, torch.device("cpu"), lambda line: None)
+
+
 def one_step(
-    backend: Backend, config: Experiment, accumulation: int, step: int, poison: Tensor | None = None
+    backend: Backend,
+    config: Experiment,
+    accumulation: int,
+    step: int,
+    poison: Tensor | None = None,
+    objective: Objective | None = None,
 ) -> tuple[float, Update]:
     """One optimiser step on this rank's part of the global batch; returns the global mean loss and what was done."""
     rank, world = detect().rank, detect().world
-    batch, objective, losses = global_batch(step, config), build_objective(config.objective, CLASSES), []
+    objective = objective or objective_for(config, backend)
+    batch, losses = global_batch(step, config), []
     micro = BATCH // world // accumulation
     for index in range(accumulation):
         start = rank * BATCH // world + index * micro
         part = slice(start, start + micro)
         images = batch.images[part] if poison is None else batch.images[part] * poison
         scales = None if batch.drop_path is None else batch.drop_path[part]
+        assert batch.slots is not None
+        if uses_generator(backend.model):
+            torch.manual_seed(seeds.integer_seed(config.seed, "dropout", step, index, rank))
         with backend.micro_step(boundary=index == accumulation - 1):
-            loss = objective(backend.forward, Inputs(images, batch.labels[part], scales))
+            loss = objective(backend.forward, Inputs(images, batch.labels[part], scales, slots=batch.slots[part]))
             backend.backward(loss)
         losses.append(loss.detach())
     mean = torch.stack(losses).mean()
@@ -113,20 +142,23 @@ def one_step(
     return float(mean) / world, update
 
 
-def checkpointer(backend: Backend, config: Experiment, folder: Path) -> Checkpointer:
+def checkpointer(
+    backend: Backend, config: Experiment, folder: Path, objective: Objective | None = None
+) -> Checkpointer:
     """A checkpointer whose probe is the loss of a fixed batch."""
-    objective = build_objective(config.objective, CLASSES)
+    objective = objective or objective_for(config, backend)
 
     @torch.no_grad()
     def probe() -> float:
         backend.train(False)
         batch = global_batch(99, config)
-        loss = float(objective(backend.forward, Inputs(batch.images, batch.labels)))
+        loss = float(objective(backend.forward, Inputs(batch.images, batch.labels, slots=batch.slots)))
         backend.train(True)
         return loss
 
     def write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
-        torch.save({name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)
+        half = (0.5, 0.5, 0.5)
+        save_weights(path, tensors, WeightsMetadata.of(config.model, config.num_outputs, half, half))
 
     return Checkpointer(
         folder=folder, rank=detect(), backend=backend, write_weights=write_weights, probe=probe, config_yaml="",
@@ -144,29 +176,31 @@ def train(
     folder: str | None = None,
     resume: bool = False,
     poison_at: int | None = None,
+    weights: str | None = None,
 ) -> dict:
     """Trains up to ``steps`` and returns losses, norms and updates per step, and a digest of the weights."""
     os.environ["DS_ACCELERATOR"] = "cpu"
-    backend, accumulation = make(config, kind)
+    backend, accumulation = make(config, kind, weights)
+    objective = objective_for(config, backend)
     backend.train(True)
     state = TrainState()
     if resume:
         assert folder is not None
         found = newest_valid(Path(folder), print)
         assert found is not None
-        state = checkpointer(backend, config, Path(folder)).load(*found)
+        state = checkpointer(backend, config, Path(folder), objective).load(*found)
     losses, norms, applied = {}, {}, {}
     for step in range(state.step, steps):
         poison = torch.tensor(float("nan")) if step == poison_at and detect().rank == 0 else None
-        losses[step], update = one_step(backend, config, accumulation, step, poison)
+        losses[step], update = one_step(backend, config, accumulation, step, poison, objective)
         norms[step], applied[step] = update.grad_norm, update.applied
         state = state.advance(batch_size=BATCH, applied=update.applied)
         if save_at == state.step:
             assert folder is not None
-            checkpointer(backend, config, Path(folder)).save(state)
+            checkpointer(backend, config, Path(folder), objective).save(state)
             backend.train(True)
-    weights = {piece.name: piece.states["master"].double().sum().item() for piece in backend.slices()}
-    return {"losses": losses, "norms": norms, "applied": applied, "num_updates": state.num_updates, "weights": weights}
+    sums = {piece.name: piece.states["master"].double().sum().item() for piece in backend.slices()}
+    return {"losses": losses, "norms": norms, "applied": applied, "num_updates": state.num_updates, "weights": sums}
 
 
 def train_with(config: Experiment, kind: str, options: dict) -> dict:

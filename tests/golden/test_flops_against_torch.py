@@ -20,6 +20,12 @@ from pretrain.models.vit import build_vit
         {"variant": "B/16", "img_size": (160, 224), "pool": "norm_avg", "class_token": False},
         {"variant": "S/32", "representation_size": "width"},
         {"variant": "nano/8", "img_size": 32, "representation_size": 17},
+        {"variant": "S/16", "pool": "map", "num_registers": 2, "qk_norm": True, "layer_scale": 0.1},
+        {"variant": "nano/8", "img_size": 32, "pos_embed": "relative_1d"},
+        {"variant": "nano/8", "img_size": 32, "pos_embed": "relative_bias"},
+        {"variant": "nano/8", "img_size": 32, "pos_embed": "rope_2d"},
+        {"variant": "R50+S/16"},
+        {"variant": "R50+S/32", "img_size": (224, 288)},
     ],
 )
 def test_macs_equal_torchs_count(changes: dict[str, Any]) -> None:

@@ -9,8 +9,9 @@ import pytest
 import scipy.ndimage
 import torch
 from timm.layers import resample_abs_pos_embed
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
 
-from pretrain.models.surgery import resize_pos_embed
+from pretrain.models.surgery import resize_pos_embed, resize_relative_bias
 
 Grid = tuple[int, int]
 GRIDS: list[tuple[Grid, Grid]] = [
@@ -68,9 +69,29 @@ def test_bicubic_equals_torch(old: Grid, new: Grid) -> None:
     assert torch.equal(ours[:, :1], source[:, :1])
 
 
+@pytest.mark.parametrize("filter", ["bilinear_corners", "bicubic", "bicubic_aa"])
+@pytest.mark.parametrize(("old", "new"), [((9, 1), (4, 1)), ((9, 1), (4, 3)), ((9, 5), (4, 1)), ((1, 1), (3, 2))])
+def test_grids_of_one_column_resize_as_those_of_one_row(old: Grid, new: Grid, filter: Any) -> None:
+    source = embedding(old, 1)
+    turned = torch.cat([source[:, :1], source[:, 1:].unflatten(1, old).transpose(1, 2).flatten(1, 2)], dim=1)
+    ours = resize_pos_embed(source, old, new, 1, filter)[:, 1:].unflatten(1, new)
+    other = resize_pos_embed(turned, old[::-1], new[::-1], 1, filter)[:, 1:].unflatten(1, new[::-1])
+    torch.testing.assert_close(ours, other.transpose(1, 2), rtol=0, atol=1e-5)
+
+
 def test_the_three_filters_differ() -> None:
     source = embedding((14, 14), 1)
     results = [resize_pos_embed(source, (14, 14), (7, 7), 1, f) for f in ("bilinear_corners", "bicubic", "bicubic_aa")]
     for index, left in enumerate(results):
         for right in results[index + 1 :]:
             assert (left - right).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("num_prefix_rows", [0, 3])
+@pytest.mark.parametrize(("old", "new"), [(7, 12), (12, 7)])
+def test_relative_bias_equals_timms_simple_resize(old: int, new: int, num_prefix_rows: int) -> None:
+    table = torch.randn((2 * old - 1) ** 2 + num_prefix_rows, 6)
+    shape = ((2 * new - 1) ** 2 + num_prefix_rows, 6)
+    expected = resize_rel_pos_bias_table_simple(table, (new, new), shape)
+    ours = resize_relative_bias(table, (old, old), (new, new), "bicubic")
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer_hybrid import _resnetv2
 from torch import Tensor, nn
 
 from pretrain.config.schema import ModelConfig
+from pretrain.models.cost import num_parameters
 from pretrain.models.init import initial_value
+from pretrain.models.variants import VARIANTS
 from pretrain.models.vit import build_vit
 from tests.golden.twins import our_model, small_config, some_images, timm_twin
 
-EXACT: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
+EXACT: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5, "check_dtype": False}
 
 KINDS: dict[str, dict[str, Any]] = {
     "token": {"pool": "token"},
@@ -26,6 +31,26 @@ KINDS: dict[str, dict[str, Any]] = {
     "tanh gelu": {"gelu": "tanh"},
     "another epsilon": {"layer_norm_eps": 1e-3},
     "another patch": {"variant": "nano/16", "img_size": (64, 48)},
+    "registers": {"num_registers": 3},
+    "registers, patches alone have positions": {"num_registers": 2, "pos_embed_prefix": False},
+    "registers without class token": {"num_registers": 2, "class_token": False, "pool": "avg_norm"},
+    "LayerScale": {"layer_scale": 0.1},
+    "normalised queries and keys": {"qk_norm": True},
+    "attention pooling": {"pool": "map"},
+    "attention pooling without class token": {"pool": "map", "class_token": False, "num_registers": 1},
+    "no positions": {"pos_embed": "none"},
+    "timm's sincos": {"pos_embed": "sincos2d_timm"},
+    "timm's sincos without class token": {"pos_embed": "sincos2d_timm", "class_token": False, "pool": "norm_avg"},
+    "relative bias": {"pos_embed": "relative_bias"},
+    "relative bias without class token": {"pos_embed": "relative_bias", "class_token": False, "pool": "avg_norm"},
+    "shared relative bias": {"pos_embed": "relative_bias", "pos_embed_placement": "every_layer_shared"},
+    "relative bias with LayerScale": {"pos_embed": "relative_bias", "layer_scale": 0.1, "qk_norm": True},
+    "rotary": {"pos_embed": "rope_2d"},
+    "rotary, registers, qk norm": {"pos_embed": "rope_2d", "num_registers": 2, "qk_norm": True, "pool": "avg_norm"},
+    "rotary with another temperature": {"pos_embed": "rope_2d", "rope_temperature": 100.0},
+    "rotary scaled to another grid": {"pos_embed": "rope_2d", "rope_grid": (3, 5)},
+    "hybrid of stride 16": {"variant": "R50+nano/16", "img_size": (32, 64)},
+    "hybrid of stride 32": {"variant": "R50+nano/32", "img_size": (32, 96), "pool": "avg_norm"},
 }
 
 
@@ -51,7 +76,8 @@ def test_logits_and_features_equal_timm(config: ModelConfig) -> None:
 def test_intermediates_equal_timm(config: ModelConfig) -> None:
     model = our_model(config).eval()
     twin, images = timm_twin(model), some_images(model)
-    options: dict[str, Any] = {"output_fmt": "NLC", "return_prefix_tokens": True, "intermediates_only": True}
+    options: dict[str, Any] = {"output_fmt": "NLC", "intermediates_only": True}
+    options["return_prefix_tokens"] = model.shape.num_prefix_tokens > 0
     with torch.no_grad():
         ours = model.forward_intermediates(images)
         pairs: list[Any] = list(twin.forward_intermediates(images, **options))
@@ -127,6 +153,7 @@ def test_drop_path_scales_are_what_timm_draws() -> None:
         ("L/16", "vit_large_patch16_224"),
         ("H/14", "vit_huge_patch14_224"),
         ("g/14", "vit_giant_patch14_224"),
+        ("G/14", "vit_gigantic_patch14_224"),
     ],
 )
 def test_published_sizes_have_timms_tensors(variant: str, name: str) -> None:
@@ -145,3 +172,51 @@ def test_patch_convolution_initialises_as_timms_jax_scheme() -> None:
     timm.layers.lecun_normal_(theirs)
     assert ours.std().item() == pytest.approx(theirs.std().item(), rel=0.02)
     assert ours.abs().max().item() == pytest.approx(theirs.abs().max().item(), rel=0.01)
+
+
+def _hybrid(size: str, stem_blocks: tuple[int, ...]) -> nn.Module:
+    """A hybrid that timm can make but does not name: its own parts, put together as its named ones are."""
+    embed_dim, depth, _, num_heads = VARIANTS[size]
+    embed = functools.partial(timm.layers.HybridEmbed, backbone=_resnetv2(stem_blocks))
+    return timm.models.VisionTransformer(
+        patch_size=1, embed_dim=embed_dim, depth=depth, num_heads=num_heads, embed_layer=embed
+    )
+
+
+@pytest.mark.parametrize(
+    ("variant", "twin"),
+    [
+        ("R50+B/16", lambda: timm.create_model("vit_base_r50_s16_224", num_classes=1000)),
+        ("R50+L/32", lambda: timm.create_model("vit_large_r50_s32_224", num_classes=1000)),
+        ("R50+B/32", lambda: _hybrid("B", (3, 4, 6, 3))),
+        ("R50+L/16", lambda: _hybrid("L", (3, 4, 9))),
+    ],
+)
+def test_hybrids_have_timms_tensors(variant: str, twin: Callable[[], nn.Module]) -> None:
+    with torch.device("meta"):
+        ours, theirs = build_vit(ModelConfig(variant=variant), 1000).state_dict(), twin().state_dict()
+    assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
+    assert list(ours) == list(theirs)
+    assert num_parameters(ModelConfig(variant=variant), 1000) == sum(t.numel() for t in theirs.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("vit_medium_patch16_reg4_gap_256", {"variant": "M/16", "img_size": 256, "class_token": False,
+            "num_registers": 4, "pos_embed_prefix": False, "pool": "avg_norm", "layer_scale": 1e-5}),
+        ("vit_base_patch16_siglip_gap_224", {"variant": "B/16", "class_token": False, "pool": "norm_avg"}),
+        ("vit_so150m_patch16_reg4_map_256", {"variant": "B/16", "embed_dim": 896, "depth": 18, "num_heads": 14,
+            "mlp_dim": 2304, "img_size": 256, "class_token": False, "num_registers": 4,
+            "pool": "map"}),
+        ("deit3_base_patch16_224", {"variant": "B/16", "layer_scale": 1e-6, "pos_embed_prefix": False}),
+        ("vit_base_patch16_224", {"variant": "B/16"}),
+    ],
+)  # fmt: skip
+def test_options_have_timms_tensors(name: str, changes: dict[str, Any]) -> None:
+    config = ModelConfig(**changes)
+    with torch.device("meta"):
+        ours = build_vit(config, 1000).state_dict()
+        theirs = timm.create_model(name, num_classes=1000).state_dict()
+    assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
+    assert num_parameters(config, 1000) == sum(t.numel() for t in theirs.values())

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import timm.models.vision_transformer as timm_vit
 import torch
+from timm.layers import HybridEmbed, build_sincos2d_pos_embed
+from timm.models.eva import Eva
+from timm.models.vision_transformer_hybrid import _resnetv2
+from timm.models.vision_transformer_relpos import RelPosBlock, VisionTransformerRelPos
 from torch import nn
 
 from pretrain.config.schema import ModelConfig
@@ -27,33 +32,91 @@ def our_model(config: ModelConfig, num_classes: int = 11, seed: int = 0) -> Visi
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.empty_like(parameter).normal_(0.0, 0.1, generator=generator))
-    return model
+    return model.double() if model.shape.stem_blocks else model  # 23 norms of tiny maps blow rounding up
 
 
-def timm_twin(model: VisionTransformer, drop_path_rate: float = 0.0) -> timm_vit.VisionTransformer:
+def timm_twin(model: VisionTransformer, drop_path_rate: float = 0.0) -> Any:
     """timm's model of the same architecture with the same weights."""
     config, shape = model.config, model.shape
-    twin = timm_vit.VisionTransformer(
-        img_size=shape.img_size,
-        patch_size=shape.patch,
-        num_classes=model.num_classes,
-        global_pool="token" if config.pool == "token" else "avg",
-        embed_dim=shape.embed_dim,
-        depth=shape.depth,
-        num_heads=shape.num_heads,
-        mlp_ratio=shape.mlp_dim / shape.embed_dim,
+    if config.pos_embed == "relative_bias":
+        twin: Any = _relative_twin(model)
+    elif config.pos_embed == "rope_2d":
+        twin = _rotary_twin(model)
+    else:
+        fixed = config.pos_embed == "sincos2d_timm"
+        twin = timm_vit.VisionTransformer(
+            **_common(model),
+            class_token=config.class_token,
+            reg_tokens=config.num_registers,
+            no_embed_class=fixed or not config.pos_embed_prefix,
+            pos_embed="none" if config.pos_embed == "none" else "learn",
+            global_pool={"token": "token", "map": "map"}.get(config.pool, "avg"),
+            fc_norm=False if config.pool == "norm_avg" else None,
+            pos_drop_rate=config.dropout,
+            drop_path_rate=drop_path_rate,
+            embed_layer=_hybrid(shape.stem_blocks) if shape.stem_blocks else timm_vit.PatchEmbed,
+            init_values=config.layer_scale,
+            act_layer="gelu" if config.gelu == "erf" else "gelu_tanh",
+        )
+    state = model.state_dict()
+    if config.pos_embed == "sincos2d_timm":
+        state["pos_embed"] = build_sincos2d_pos_embed(list(shape.grid), shape.embed_dim)[None]
+    twin.load_state_dict(state, strict=True)
+    return twin.to(model.patch_embed.proj.weight.dtype).train(model.training)
+
+
+def _common(model: VisionTransformer) -> dict[str, Any]:
+    config, shape = model.config, model.shape
+    return {
+        "img_size": shape.img_size,
+        "patch_size": 1 if shape.stem_blocks else shape.patch,
+        "num_classes": model.num_classes,
+        "embed_dim": shape.embed_dim,
+        "depth": shape.depth,
+        "num_heads": shape.num_heads,
+        "mlp_ratio": shape.mlp_dim / shape.embed_dim,
+        "qk_norm": config.qk_norm,
+        "proj_drop_rate": config.dropout,
+        "norm_layer": functools.partial(nn.LayerNorm, eps=config.layer_norm_eps),
+    }
+
+
+def _hybrid(stem_blocks: tuple[int, ...]) -> Any:
+    return functools.partial(HybridEmbed, backbone=_resnetv2(stem_blocks))
+
+
+def _relative_twin(model: VisionTransformer) -> VisionTransformerRelPos:
+    config = model.config
+    return VisionTransformerRelPos(
+        **_common(model),
         class_token=config.class_token,
-        fc_norm=False if config.pool == "norm_avg" else None,
-        pos_drop_rate=config.dropout,
-        proj_drop_rate=config.dropout,
-        drop_path_rate=drop_path_rate,
-        norm_layer=lambda dim, **options: nn.LayerNorm(dim, eps=config.layer_norm_eps, **options),
-        act_layer="gelu" if config.gelu == "erf" else "gelu_tanh",
+        global_pool="token" if config.pool == "token" else "avg",
+        fc_norm=config.pool == "avg_norm",
+        rel_pos_type="bias",
+        shared_rel_pos=config.pos_embed_placement == "every_layer_shared",
+        init_values=config.layer_scale,
+        block_fn=RelPosBlock,
     )
-    twin.load_state_dict(model.state_dict(), strict=True)
-    return twin.train(model.training)
+
+
+def _rotary_twin(model: VisionTransformer) -> Eva:
+    config = model.config
+    assert config.layer_scale is None, "Eva's has another name"
+    return Eva(
+        **_common(model),
+        class_token=config.class_token,
+        num_reg_tokens=config.num_registers,
+        global_pool={"token": "token", "map": "map"}.get(config.pool, "avg"),
+        use_fc_norm=config.pool == "avg_norm",
+        use_abs_pos_emb=False,
+        use_rot_pos_emb=True,
+        attn_type="rope",
+        rope_temperature=config.rope_temperature,
+        ref_feat_shape=config.rope_grid,
+    )
 
 
 def some_images(model: VisionTransformer, num_images: int = 3, seed: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(num_images, 3, *model.shape.img_size, generator=generator)
+    images = torch.randn(num_images, 3, *model.shape.img_size, generator=generator)
+    return images.to(model.patch_embed.proj.weight.dtype)

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from pretrain.config.schema import ModelConfig, ObjectiveConfig
+from benchmarks.live_storages import LiveStorages
+from pretrain.config.schema import ModelConfig
 from pretrain.models.cost import (
     activation_bytes,
     forward_macs,
     memory_bytes,
     num_parameters,
+    recomputed_macs,
     training_flops,
     working_bytes,
 )
 from pretrain.models.variants import parameter_shapes
 from pretrain.models.vit import build_vit
-from pretrain.objectives.registry import build_objective
 
 JFT_IMAGES = 303e6
 
@@ -43,6 +42,8 @@ def test_published_parameter_counts(variant: str, with_head: int, without_head_m
         {"variant": "g/14", "class_token": False, "pool": "norm_avg"},
         {"variant": "S/16", "img_size": (160, 320), "pool": "avg_norm", "representation_size": 99},
         {"variant": "nano/8", "img_size": 32, "mlp_dim": 50},
+        {"variant": "G/14", "pool": "map", "class_token": False, "qk_norm": True, "layer_scale": 1e-4},
+        {"variant": "R50+L/32", "num_registers": 4},
     ],
 )
 def test_count_and_names_equal_the_built_model(changes: dict[str, Any]) -> None:
@@ -75,41 +76,35 @@ def test_published_training_cost(variant: str, epochs: int, exaflops: float) -> 
     assert flops / 1e18 == pytest.approx(exaflops, rel=5e-3)
 
 
-class Kept:
-    """Adds up the distinct storages that autograd keeps, without weights (and, in another total, their casts)."""
-
-    def __init__(self, weights: list[Tensor]) -> None:
-        self.known = {weight.untyped_storage().data_ptr() for weight in weights}
-        self.held: dict[int, Tensor] = {}  # keeps the tensors alive, so that no address is used twice
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        pointer = tensor.untyped_storage().data_ptr()
-        if pointer not in self.known:
-            self.held[pointer] = tensor
-        return tensor
-
-    def total(self) -> int:
-        return sum(tensor.untyped_storage().nbytes() for tensor in self.held.values())
-
-
 def kept_bytes(config: ModelConfig, num_classes: int, precision: str, checkpointing: str, num_images: int) -> int:
+    """Bytes of what lives between the forward and the backward pass and was made after the weights."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = build_vit(config, num_classes).to(dtype)
-    model.set_grad_checkpointing(checkpointing == "full")
-    labels = torch.zeros(num_images, 1, dtype=torch.int64)
-    batch: Any = SimpleNamespace(
-        images=torch.randn(num_images, 3, *model.shape.img_size), labels=labels, drop_path=None
-    )
-    kept = Kept([*model.parameters()])
-    objective = build_objective(ObjectiveConfig(), num_classes)
-    hooks = torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor)
-    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
-        loss = objective(model, batch)
-    del loss
-    return kept.total()
+    model.set_grad_checkpointing(checkpointing)
+    labels = torch.zeros(num_images, dtype=torch.int64)
+    live = LiveStorages(model.parameters())
+    with live, torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        images = torch.randn(num_images, 3, *model.shape.img_size)
+        loss = torch.nn.functional.cross_entropy(model(images), labels)
+        del images
+    total = live.total()
+    loss.backward()
+    return total
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+POLICIES = ["none", "full", "selective", "every_2", "every_4"]
+
+
+def assert_activations(changes: dict[str, Any], precision: Any, checkpointing: str) -> None:
+    """The difference of two batch sizes: what does not grow with the batch are copies of weights."""
+    config = ModelConfig(**{"variant": "Ti/16", "img_size": 128, "depth": 6, **changes})
+    totals = [kept_bytes(config, 1000, precision, checkpointing, num_images) for num_images in (2, 4)]
+    per_image = (totals[1] - totals[0]) / 2
+    expected = activation_bytes(config, 1000, precision=precision, checkpointing=checkpointing)
+    assert expected == pytest.approx(per_image, rel=0.03)
+
+
+@pytest.mark.parametrize("checkpointing", POLICIES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "autocast"])
 @pytest.mark.parametrize(
     "changes",
@@ -117,15 +112,44 @@ def kept_bytes(config: ModelConfig, num_classes: int, precision: str, checkpoint
         {"pool": "token"},
         {"pool": "avg_norm", "representation_size": "width", "img_size": (96, 192)},
         {"pool": "norm_avg", "class_token": False, "mlp_dim": 384},
+        {"pool": "map", "num_registers": 3, "layer_scale": 0.1, "qk_norm": True, "pos_embed": "rope_2d"},
     ],
 )
-def test_activations_are_what_autograd_keeps(changes: dict[str, Any], precision: Any, checkpointing: Any) -> None:
-    """The difference of two batch sizes: what does not grow with the batch are copies of weights."""
-    config = ModelConfig(**{"variant": "Ti/16", "img_size": 128, "depth": 6, **changes})
-    totals = [kept_bytes(config, 1000, precision, checkpointing, num_images) for num_images in (2, 6)]
-    per_image = (totals[1] - totals[0]) / 4
-    expected = activation_bytes(config, 1000, precision=precision, checkpointing=checkpointing)
-    assert expected == pytest.approx(per_image, rel=0.05)
+def test_activations_are_what_stays_alive(changes: dict[str, Any], precision: Any, checkpointing: str) -> None:
+    assert_activations(changes, precision, checkpointing)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full", "selective"])
+@pytest.mark.parametrize(
+    ("changes", "precision"),
+    [
+        ({"qk_norm": True}, "autocast"),
+        ({"qk_norm": True}, "bf16"),
+        ({"pos_embed": "rope_2d"}, "fp32"),
+        ({"pos_embed": "relative_bias"}, "bf16"),
+        ({"pos_embed": "relative_bias", "pos_embed_placement": "every_layer_shared"}, "fp32"),
+        ({"pos_embed": "relative_1d"}, "bf16"),
+        ({"pos_embed": "relative_1d"}, "fp32"),
+        ({"pos_embed_placement": "every_layer"}, "autocast"),
+        ({"pos_embed": "sincos2d_timm", "pos_embed_placement": "every_layer_shared"}, "fp32"),
+        ({"variant": "R50+Ti/16", "depth": 2}, "fp32"),
+        ({"variant": "R50+Ti/32", "depth": 2}, "autocast"),
+    ],
+)
+def test_activations_of_every_option(changes: dict[str, Any], precision: Any, checkpointing: str) -> None:
+    assert_activations(changes, precision, checkpointing)
+
+
+def test_what_is_recomputed() -> None:
+    """A block again without its last matrix, of every k-th block; the selective policy repeats no matrix product."""
+    config = ModelConfig(variant="L/16")
+    whole = forward_macs(config, 1000)
+    full = recomputed_macs(config, "full")
+    assert 0.65 < full / whole < 0.7
+    assert recomputed_macs(config, "every_3") * 3 == full
+    assert recomputed_macs(config, "none") == recomputed_macs(config, "selective") == 0
+    kept = {policy: activation_bytes(config, 1000, precision="bf16", checkpointing=policy) for policy in POLICIES}
+    assert kept["full"] < kept["every_2"] < kept["every_4"] < kept["none"] and kept["selective"] < 0.75 * kept["none"]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "autocast"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -91,6 +92,18 @@ def test_dense_layers_are_xavier_uniform(name: str, shape: tuple[int, int]) -> N
     ("name", "shape", "std"),
     [
         ("pos_embed", (1, 197, 96), 0.02),
+        ("pos_embed.row", (1, 140, 48), 0.02),
+        ("pos_embed.column", (1, 140, 48), 0.02),
+        ("blocks.7.pos_embed", (1, 197, 96), 0.02),
+        ("blocks.7.pos_embed.row", (1, 140, 48), 0.02),
+        ("reg_token", (1, 64, 96), 0.02),
+        ("shared_rel_pos.relative_position_bias_table", (732, 12), 0.02),
+        ("blocks.3.attn.rel_pos.relative_position_bias_table", (732, 12), 0.02),
+        ("blocks.3.attn.rel_pos.relative_keys", (393, 32), 0.02),
+        ("attn_pool.mlp.fc2.bias", (20_000,), 1e-6),
+        ("patch_embed.backbone.stem.conv.weight", (64, 3, 7, 7), 1 / math.sqrt(3 * 7 * 7)),
+        ("patch_embed.backbone.stages.1.blocks.0.downsample.conv.weight", (512, 256, 1, 1), 1 / math.sqrt(256)),
+        ("patch_embed.backbone.stages.2.blocks.8.conv2.weight", (256, 256, 3, 3), 1 / math.sqrt(256 * 9)),
         ("blocks.0.mlp.fc1.bias", (20_000,), 1e-6),
         ("blocks.0.mlp.fc2.bias", (20_000,), 1e-6),
         ("patch_embed.proj.weight", (96, 3, 8, 8), 1 / math.sqrt(3 * 8 * 8)),
@@ -102,7 +115,7 @@ def test_normal_tensors(name: str, shape: tuple[int, ...], std: float) -> None:
     assert value.std().item() == pytest.approx(std, rel=0.03)
     assert value.mean().item() == pytest.approx(0.0, abs=0.03 * std)
     cut = 2 * std / 0.87962566103423978
-    lecun = name in ("patch_embed.proj.weight", "pre_logits.fc.weight")
+    lecun = name in ("patch_embed.proj.weight", "pre_logits.fc.weight") or "conv" in name
     assert (value.abs().max().item() <= cut * (1 + 1e-6)) == lecun, "lecun_normal is cut at two deviations"
 
 
@@ -118,6 +131,17 @@ def test_normal_tensors(name: str, shape: tuple[int, ...], std: float) -> None:
         ("blocks.0.attn.qkv.bias", 0.0),
         ("blocks.0.attn.proj.bias", 0.0),
         ("pre_logits.fc.bias", 0.0),
+        ("blocks.0.attn.q_norm.weight", 1.0),
+        ("blocks.0.attn.k_norm.bias", 0.0),
+        ("attn_pool.kv.bias", 0.0),
+        ("attn_pool.q.bias", 0.0),
+        ("attn_pool.norm.weight", 1.0),
+        ("attn_pool.norm.bias", 0.0),
+        ("patch_embed.backbone.stem.norm.weight", 1.0),
+        ("patch_embed.backbone.stages.0.blocks.0.downsample.norm.weight", 1.0),
+        ("patch_embed.backbone.stages.0.blocks.0.norm2.weight", 1.0),
+        ("patch_embed.backbone.stages.0.blocks.0.norm3.weight", 0.0),
+        ("patch_embed.backbone.stages.0.blocks.0.norm3.bias", 0.0),
         ("head.weight", 0.0),
         ("head.bias", 0.0),
     ],
@@ -130,6 +154,31 @@ def test_the_heads_settings() -> None:
     config = ModelConfig(variant="B/16", head_init="normal", head_bias=-10.0)
     assert initial_value("head.bias", (8,), config, 0).unique().tolist() == [-10.0]
     assert initial_value("head.weight", (1000, 768), config, 0).std().item() == pytest.approx(0.01, rel=0.02)
+
+
+def test_attention_pooling_is_as_big_visions() -> None:
+    bound = math.sqrt(6 / (96 + 96))
+    for half in initial_value("attn_pool.kv.weight", (2 * 96, 96), CONFIG, 0).chunk(2):
+        assert_uniform(half, bound)
+    assert_uniform(initial_value("attn_pool.q.weight", (96, 96), CONFIG, 0), bound)
+    probe = initial_value("attn_pool.latent", (1, 1, 20_000), CONFIG, 0)
+    assert probe.shape == (1, 1, 20_000)
+    assert_uniform(probe, math.sqrt(6 / (1 + 20_000)))
+
+
+def test_layer_scale_starts_at_its_setting() -> None:
+    config = ModelConfig(variant="B/16", layer_scale=1e-4)
+    for name in ("blocks.3.ls1.gamma", "blocks.0.ls2.gamma"):
+        assert torch.equal(initial_value(name, (9,), config, 0), torch.full((9,), 1e-4))
+
+
+def test_a_hybrid_starts_as_the_identity_of_each_bottleneck() -> None:
+    """The last norm of a bottleneck is 0, so that each starts as relu(shortcut)."""
+    model = build_vit(ModelConfig(variant="R50+nano/32", img_size=64, depth=1), 3)
+    init_weights(model, 0)
+    block: Any = model.patch_embed.backbone.stages[0].blocks[1]
+    x = torch.randn(1, 256, 4, 4)
+    assert torch.equal(block(x), x.relu())
 
 
 def test_a_tensor_without_a_rule_is_an_error() -> None:

@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema import EvalTransformConfig, ModelConfig
 from pretrain.errors import CheckpointError
 from pretrain.models.init import initial_state
 from pretrain.models.interop import WeightsMetadata, load_weights, save_weights
@@ -184,3 +184,25 @@ def test_metadata_that_is_not_json_is_refused(tmp_path: Path) -> None:
 def test_metadata_checks_itself_when_made() -> None:
     with pytest.raises(ValidationError, match="class names for 3 classes"):
         WeightsMetadata.of(CONFIG, 3, HALF, HALF, class_names=("cat",))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        EvalTransformConfig(),
+        EvalTransformConfig(resize="squash", resize_filter="bicubic_aa"),
+        EvalTransformConfig(crop_fraction=0.9, resize_filter="area"),
+    ],
+)
+def test_how_images_are_resized_survives(transform: EvalTransformConfig, tmp_path: Path) -> None:
+    metadata = METADATA.model_copy(update={"eval_transform": transform, "class_ids": ("a", "b", "c")})
+    save_weights(tmp_path / "w", STATE, metadata)
+    assert load_weights(tmp_path / "w")[1] == metadata
+
+
+def test_weights_without_a_head(tmp_path: Path) -> None:
+    metadata = WeightsMetadata.of(CONFIG, 0, HALF, HALF)
+    body = {name: tensor for name, tensor in STATE.items() if not name.startswith("head.")}
+    save_weights(tmp_path / "w", body, metadata)
+    state, described = load_weights(tmp_path / "w")
+    assert state.keys() == body.keys() and described.num_classes == 0

@@ -12,7 +12,13 @@ from pretrain.config.schema import ModelConfig
 from pretrain.errors import CheckpointError
 from pretrain.models.init import initial_state
 from pretrain.models.interop import WeightsMetadata
-from pretrain.models.surgery import SurgeryReport, adapt_state_dict, resize_pos_embed
+from pretrain.models.surgery import (
+    SurgeryReport,
+    adapt_state_dict,
+    resize_axis,
+    resize_pos_embed,
+    resize_relative_bias,
+)
 from pretrain.models.vit import build_vit
 from tests.golden.twins import our_model, small_config, some_images
 
@@ -178,3 +184,94 @@ def test_resizing_keeps_type_constants_and_orientation(filter: Any) -> None:
 def test_a_wrong_grid_is_refused() -> None:
     with pytest.raises(CheckpointError, match="has 17 tokens, but 1 prefix tokens and a grid of 3×5 make 16"):
         resize_pos_embed(torch.zeros(1, 17, 4), (3, 5), (6, 6), 1, "bicubic")
+
+
+@pytest.mark.parametrize(
+    ("changes", "resized"),
+    [
+        ({"pos_embed": "none"}, 0),
+        ({"pos_embed": "learned_2d"}, 2),
+        ({"pos_embed_placement": "every_layer"}, 3),
+        ({"pos_embed_placement": "every_layer_shared", "num_registers": 2, "pos_embed_prefix": False}, 1),
+        ({"pos_embed": "learned_2d", "pos_embed_placement": "every_layer"}, 6),
+        ({"pos_embed": "relative_bias"}, 3),
+        ({"pos_embed": "relative_bias", "pos_embed_placement": "every_layer_shared", "num_registers": 1}, 1),
+        ({"pos_embed": "sincos2d_big_vision", "pool": "map", "layer_scale": 0.1, "qk_norm": True}, 0),
+        ({"pos_embed": "rope_2d"}, 0),
+    ],
+)
+@pytest.mark.parametrize("drop_class_token", [False, True])
+def test_every_kind_moves_to_another_grid(changes: dict[str, Any], resized: int, drop_class_token: bool) -> None:
+    less: dict[str, Any] = {"class_token": False, "pool": changes.get("pool", "norm_avg")} if drop_class_token else {}
+    wanted = small_config(**{**changes, "img_size": (40, 64), **less})
+    state, report = adapt(small_config(**changes), wanted)
+    assert len(report.resized) == resized
+    assert set(report.resized.values()) <= {((4, 6), (5, 8))}
+    model = build_vit(wanted, 11)
+    model.load_state_dict(state, strict=True)
+    assert torch.isfinite(model(some_images(model))).all()
+    notes = "\n".join(report.lines())
+    assert ("note: sincos2d_big_vision" in notes) == ("sincos" in changes.get("pos_embed", ""))
+    assert ("model.rope_grid: [4, 6] scales them back" in notes) == (changes.get("pos_embed") == "rope_2d")
+
+
+def test_rotary_positions_scaled_back_need_no_note() -> None:
+    _, report = adapt(
+        small_config(pos_embed="rope_2d"), small_config(pos_embed="rope_2d", img_size=(64, 96), rope_grid=(4, 6))
+    )
+    assert report.notes == []
+
+
+@pytest.mark.parametrize("changes", [{"img_size": (64, 96)}, {"class_token": False, "pool": "norm_avg"}])
+def test_relative_keys_cannot_move(changes: dict[str, Any]) -> None:
+    same = small_config(pos_embed="relative_1d")
+    assert adapt(same, same)[1].loaded
+    with pytest.raises(CheckpointError, match=r"relative_keys .* 4×6.*relative_bias, rope_2d"):
+        adapt(same, small_config(pos_embed="relative_1d", **changes))
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted", "words"),
+    [
+        ({}, {"num_registers": 2}, ["model.num_registers: 0", "has 2"]),
+        ({"qk_norm": True}, {}, ["model.qk_norm: true", "has false"]),
+        ({}, {"layer_scale": 0.1}, ["model.layer_scale: null", "has 0.1"]),
+        ({}, {"pos_embed": "rope_2d"}, ["model.pos_embed: learned_1d", "has rope_2d"]),
+        ({}, {"pos_embed_placement": "every_layer"}, ["pos_embed_placement", "every_layer"]),
+        ({}, {"pos_embed_prefix": False}, ["pos_embed_prefix: true"]),
+        ({}, {"pool": "map"}, ["attn_pool.latent", "not in the weights"]),
+    ],
+)
+def test_another_architecture_is_refused_by_its_setting(
+    source: dict[str, Any], wanted: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(CheckpointError) as error:
+        adapt(small_config(**source), small_config(**wanted))
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_attention_pooling_may_come_and_go_with_a_new_head() -> None:
+    state, report = adapt(small_config(), small_config(pool="map"), head="replace")
+    assert len(report.new) == 2 + 13 and "attn_pool.latent" in report.new
+    build_vit(small_config(pool="map"), 11).load_state_dict(state, strict=True)
+    _, report = adapt(small_config(pool="map"), small_config())
+    assert len(report.dropped) == 13
+
+
+@pytest.mark.parametrize("filter", ["bilinear_corners", "bicubic", "bicubic_aa"])
+@pytest.mark.parametrize(("old", "new"), [((4, 6), (9, 7)), ((9, 7), (4, 6)), ((3, 3), (3, 5))])
+def test_resizing_the_axes_is_resizing_the_joined_table(old: Any, new: Any, filter: Any) -> None:
+    row, column = torch.randn(1, old[0], 4), torch.randn(1, old[1], 4)
+
+    def joined(row: Tensor, column: Tensor) -> Tensor:
+        grid = (1, row.shape[1], column.shape[1], 4)
+        return torch.cat([row[:, :, None].expand(grid), column[:, None].expand(grid)], dim=-1).flatten(1, 2)
+
+    axes = joined(resize_axis(row, new[0], filter), resize_axis(column, new[1], filter))
+    torch.testing.assert_close(axes, resize_pos_embed(joined(row, column), old, new, 0, filter), rtol=1e-5, atol=1e-5)
+
+
+def test_a_relative_bias_on_its_own_grid_is_unchanged() -> None:
+    table = torch.randn(7 * 11 + 3, 2)
+    assert torch.equal(resize_relative_bias(table, (4, 6), (4, 6), "bicubic_aa"), table)

@@ -14,6 +14,8 @@ class Inputs:
     images: Tensor
     labels: Tensor
     drop_path: Tensor | None = None
+    targets: Tensor | None = None
+    slots: Tensor | None = None
 
 
 def linear_model(num_classes: int, seed: int = 0) -> Any:

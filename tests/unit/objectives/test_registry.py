@@ -9,8 +9,10 @@ import torch
 
 from pretrain.config.schema import ObjectiveConfig
 from pretrain.errors import ConfigError
-from pretrain.models.vit import build_vit
-from pretrain.objectives.registry import OBJECTIVES, build_objective
+from pretrain.models.zoo import build_model
+from pretrain.objectives.distillation import Distillation
+from pretrain.objectives.masked_patches import MaskedPatches
+from pretrain.objectives.registry import OBJECTIVES, Context, build_objective
 from pretrain.objectives.sigmoid import Sigmoid
 from pretrain.objectives.softmax import Softmax
 from tests.golden.twins import small_config
@@ -20,23 +22,47 @@ CONFIGS: list[dict[str, Any]] = [
     {"name": "softmax"},
     {"name": "softmax", "label_smoothing": 0.1},
     {"name": "sigmoid"},
-    {"name": "sigmoid", "reduction": "mean"},
+    {"name": "sigmoid", "reduction": "mean", "binarise": True},
+    {"name": "distillation", "teacher": "t"},
+    {"name": "distillation", "teacher": "t", "distillation": "soft", "tau": 3.0},
+    {"name": "masked_patches"},
 ]
+OF_LABELS = [config for config in CONFIGS if config["name"] != "masked_patches"]
+TEACHER = linear_model(5, seed=4)
+
+
+def build(config: dict[str, Any], num_classes: int, **context: Any) -> Any:
+    half = (0.5, 0.5, 0.5)
+    given = Context(3, half, half, patch=(8, 8), grid=(4, 6), teacher=TEACHER, **context)
+    return build_objective(ObjectiveConfig(**config), num_classes, given)
 
 
 def test_settings_arrive() -> None:
-    built = [build_objective(ObjectiveConfig(**config), 10) for config in CONFIGS]
-    assert built == [Softmax(0.0), Softmax(0.1), Sigmoid("sum_classes"), Sigmoid("mean")]
+    half = (0.5, 0.5, 0.5)
+    assert [build(config, 10) for config in CONFIGS] == [
+        Softmax(0.0),
+        Softmax(0.1),
+        Sigmoid("sum_classes"),
+        Sigmoid("mean", binarise=True),
+        Distillation(TEACHER, two_heads=False),
+        Distillation(TEACHER, "soft", tau=3.0, two_heads=False),
+        MaskedPatches((4, 6), (8, 8), half, half, seed=3),
+    ]
     assert {config["name"] for config in CONFIGS} == set(OBJECTIVES), "each objective stands in the table above"
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_the_loss_is_the_mean_over_the_images(config: dict[str, Any]) -> None:
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("config", OF_LABELS)
+def test_the_loss_is_the_mean_over_the_images(config: dict[str, Any], mixed: bool) -> None:
     """Two micro-batches of 3 average to one of 6: accumulation changes nothing."""
-    objective, model = build_objective(ObjectiveConfig(**config), 5), linear_model(5)
+    objective, model = build(config, 5), linear_model(5)
     x, labels = images(6), torch.tensor([[0], [1], [2], [3], [4], [0]])
-    whole = objective(model, Inputs(x, labels))
-    halves = [objective(model, Inputs(x[part], labels[part])) for part in (slice(0, 3), slice(3, 6))]
+    targets = torch.rand(6, 5).softmax(1) if mixed else None
+
+    def loss(part: slice) -> torch.Tensor:
+        return objective(model, Inputs(x[part], labels[part], targets=None if targets is None else targets[part]))
+
+    whole, halves = loss(slice(0, 6)), [loss(slice(0, 3)), loss(slice(3, 6))]
     assert whole.shape == () and whole.dtype == torch.float32
     torch.testing.assert_close(whole, torch.stack(halves).mean())
 
@@ -44,20 +70,29 @@ def test_the_loss_is_the_mean_over_the_images(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_nothing_is_read_on_the_host(config: dict[str, Any]) -> None:
     """Meta tensors have no values: a loss that needed one would raise."""
+    masked, distilled = config["name"] == "masked_patches", config["name"] == "distillation"
+    num_classes = 512 if masked else 11
     with torch.device("meta"):
-        model = build_vit(small_config(), 11)
+        model = build_model(small_config(mask_token=masked, distilled=distilled), num_classes)
+        teacher = build_model(small_config(), num_classes).eval()
         batch = Inputs(torch.empty(2, 3, 32, 48), torch.empty(2, 1, dtype=torch.int64), torch.empty(2, 3, 2))
-    loss = build_objective(ObjectiveConfig(**config), 11)(model, batch)
-    loss.backward()
-    assert loss.is_meta and model.head.weight.grad is not None
+        mixed = Inputs(batch.images, batch.labels, batch.drop_path, targets=torch.empty(2, num_classes))
+    batch.slots = mixed.slots = torch.arange(2, device="cpu")
+    context = Context(3, patch=(8, 8), grid=(4, 6), teacher=torch.no_grad()(teacher), two_heads=distilled)
+    for inputs in (batch, mixed):
+        loss = build_objective(ObjectiveConfig(**config), num_classes, context)(model, inputs)
+        loss.backward()
+        assert loss.is_meta and model.head.weight.grad is not None
 
 
 def test_softmax_over_one_class_is_refused() -> None:
     with pytest.raises(ConfigError, match="softmax over 1 class is always 0; use sigmoid"):
         build_objective(ObjectiveConfig(), 1)
+    with pytest.raises(ConfigError, match="distillation over 1 class is always 0"):
+        build_objective(ObjectiveConfig(name="distillation", teacher="t"), 1)
 
 
 def test_a_name_without_a_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(OBJECTIVES, "sigmoid")
-    with pytest.raises(ConfigError, match="unknown objective 'sigmoid'; known are softmax"):
+    with pytest.raises(ConfigError, match="unknown objective 'sigmoid'; known are softmax, distillation"):
         build_objective(ObjectiveConfig(name="sigmoid"), 5)

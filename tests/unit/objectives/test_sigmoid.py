@@ -54,3 +54,17 @@ def test_drop_path_reaches_the_model() -> None:
     model, x = linear_model(7), images(4)
     scaled = Sigmoid("mean")(model, Inputs(x, LABELS, torch.full((4, 1, 1), 0.5)))
     torch.testing.assert_close(scaled, nn.BCEWithLogitsLoss()(2.0 * model(x), TARGETS))
+
+
+@pytest.mark.parametrize("binarise", [False, True])
+def test_mixed_targets_are_taken_as_they_are_or_made_binary(binarise: bool) -> None:
+    """As timm's loss with DeiT III's threshold of 0."""
+    from timm.loss import BinaryCrossEntropy
+
+    model, x = linear_model(7), images(4)
+    shares = 0.8 * TARGETS + 0.2 * TARGETS.flip(0)
+    loss = Sigmoid("mean", binarise)(model, Inputs(x, LABELS, targets=shares))
+    theirs = BinaryCrossEntropy(smoothing=0.0, target_threshold=0.0 if binarise else None)
+    torch.testing.assert_close(loss, theirs(model(x), shares))
+    if not binarise:
+        assert (shares == 0.2).any()

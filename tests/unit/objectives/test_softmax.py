@@ -47,3 +47,16 @@ def test_the_loss_is_fp32_whatever_the_logits_are() -> None:
 def test_several_labels_are_refused_with_the_remedy() -> None:
     with pytest.raises(DataError, match=r"up to 2; use objective\.name: sigmoid"):
         Softmax()(linear_model(5), Inputs(images(1), torch.tensor([[1, 2]])))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_mixed_targets_go_before_the_labels(smoothing: float) -> None:
+    """Of timm's mixup: λ of one smoothed label and 1 − λ of the other."""
+    from timm.data.mixup import mixup_target
+    from timm.loss import SoftTargetCrossEntropy
+
+    model, x, labels = linear_model(7), images(6), torch.arange(6)
+    shares = 0.7 * nn.functional.one_hot(labels, 7) + 0.3 * nn.functional.one_hot(labels.flip(0), 7)
+    loss = Softmax(smoothing)(model, Inputs(x, torch.zeros(6, 2, dtype=torch.int64), targets=shares))
+    expected = SoftTargetCrossEntropy()(model(x), mixup_target(labels, 7, lam=0.7, smoothing=smoothing))
+    torch.testing.assert_close(loss, expected)

@@ -1,0 +1,144 @@
+"""Opens an export again and proves that it is the model that was meant: tensors, metadata and a forward pass.
+
+Legend: B images · C H W · K classes · R width of the head's input.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.errors import CheckpointError
+from pretrain.models.exchange.formats import load_any
+from pretrain.models.exchange.onnx import INPUT, Features
+from pretrain.models.interop import WeightsMetadata, expected_shapes
+from pretrain.models.zoo import build_model
+
+NUM_IMAGES = 2
+TOLERANCE = 1e-4  # of the largest output; fp32 kernels of other programs sum in another order
+_COMPARED = ("num_classes", "img_size", "patch", "num_prefix_tokens", "pool", "gelu", "layer_norm_eps", "mean", "std")
+
+
+def built(state: Mapping[str, Tensor], metadata: WeightsMetadata) -> nn.Module:
+    """The model with these weights, in evaluation mode; without classes its head is one row of zeros, never used."""
+    model = build_model(metadata.model, max(1, metadata.num_classes))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    expected = expected_shapes(metadata)
+    assert not unexpected and not set(missing) & set(expected), (missing, unexpected)
+    return model.eval()
+
+
+def verify(
+    path: Path, format: str, state: Mapping[str, Tensor], metadata: WeightsMetadata, model: nn.Module
+) -> list[str]:
+    """Compares the export at ``path`` with what was exported; returns a line for each check.
+
+    Raises:
+        CheckpointError: it is not the same model; nothing is published.
+    """
+    images, expected = _sample(model, metadata)
+    done = []
+    if format != "onnx":
+        done.append(_reread(path, format, state, metadata, images, expected))
+    peer = {"timm": _by_timm, "hf": _by_transformers, "npz": _by_timms_npz_reader, "onnx": _by_onnxruntime}[format]
+    outcome = peer(path, metadata, images)
+    if isinstance(outcome, str):
+        return [*done, outcome]
+    who, found = outcome
+    return [*done, f"forward pass by {who}: {_agreement(path, who, found, expected)}"]
+
+
+@torch.no_grad()
+def _sample(model: nn.Module, metadata: WeightsMetadata) -> tuple[Tensor, Tensor]:
+    """Images (B, C, H, W), always the same, and what the model makes of them: (B, K), or (B, R) without a head."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(NUM_IMAGES, 3, *metadata.img_size, generator=generator)
+    return images, (model if metadata.num_classes else Features(model))(images)
+
+
+def _agreement(path: Path, who: str, found: Tensor, expected: Tensor) -> str:
+    if found.shape != expected.shape or not torch.isfinite(found).all():
+        raise CheckpointError(f"{path.name}: {who} gives {tuple(found.shape)}, or numbers that are not finite")
+    difference, scale = (found - expected).abs().max().item(), expected.abs().max().item()
+    if difference > TOLERANCE * max(scale, 1.0):
+        raise CheckpointError(
+            f"{path.name}: {who} computes something else: outputs differ by {difference:.3g} of {scale:.3g}; "
+            "nothing was published, please report it with the model's config"
+        )
+    return f"outputs differ by at most {difference:.2g} of {scale:.2g}"
+
+
+def _reread(
+    path: Path,
+    format: str,
+    state: Mapping[str, Tensor],
+    metadata: WeightsMetadata,
+    images: Tensor,
+    expected: Tensor,
+) -> str:
+    again, described = load_any(path, format)
+    different = [name for name in {*state, *again} if name not in again or not _same(state.get(name), again[name])]
+    if different:
+        raise CheckpointError(f"{path.name}: tensor {sorted(different)[0]} is not what was written; check the disk")
+    for name in _COMPARED:
+        found, wanted = getattr(described, name), getattr(metadata, name)
+        if found != wanted:
+            raise CheckpointError(f"{path.name}: {name} reads back as {found}, {wanted} was meant")
+    if metadata.class_names != described.class_names:
+        raise CheckpointError(f"{path.name}: the class names read back are not those of the weights")
+    _agreement(path, "the model read back", _sample(built(again, described), described)[1], expected)
+    number = sum(tensor.numel() for tensor in again.values())
+    return f"{len(again)} tensors with {number:,} parameters read back, the same bit for bit"
+
+
+def _same(written: Tensor | None, read: Tensor) -> bool:
+    return written is not None and torch.equal(written, read)
+
+
+@torch.no_grad()
+def _by_timm(path: Path, metadata: WeightsMetadata, images: Tensor) -> tuple[str, Tensor]:
+    import timm
+
+    return "timm", timm.create_model(f"local-dir:{path}", pretrained=True).eval()(images)
+
+
+@torch.no_grad()
+def _by_timms_npz_reader(path: Path, metadata: WeightsMetadata, images: Tensor) -> tuple[str, Tensor] | str:
+    if metadata.model.representation_size is not None:
+        return "timm has no tanh layer, so its reader of .npz was not asked"
+    import timm
+
+    from pretrain.models.exchange.timm import model_arguments
+
+    architecture, arguments = model_arguments(metadata)
+    twin: Any = timm.create_model(architecture, num_classes=metadata.num_classes, **arguments)
+    twin.load_pretrained(str(path))
+    return "timm's reader of .npz", twin.eval()(images)
+
+
+@torch.no_grad()
+def _by_transformers(path: Path, metadata: WeightsMetadata, images: Tensor) -> tuple[str, Tensor] | str:
+    if importlib.util.find_spec("transformers") is None:
+        return "transformers is not installed, so it was not asked; pip install transformers to have it checked"
+    import transformers
+
+    from pretrain.models.exchange.huggingface import class_for
+
+    transformers.utils.logging.disable_progress_bar()
+    twin: Any = getattr(transformers, class_for(metadata.model)).from_pretrained(path)
+    return "transformers", twin.eval()(images).logits
+
+
+def _by_onnxruntime(path: Path, metadata: WeightsMetadata, images: Tensor) -> tuple[str, Tensor]:
+    import onnx
+    import onnxruntime
+
+    onnx.checker.check_model(str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    parts = [session.run(None, {INPUT: part.numpy()})[0] for part in images.split(1)]  # another batch than when traced
+    return "onnxruntime", torch.cat([torch.from_numpy(part) for part in parts])

@@ -1,0 +1,135 @@
+"""Architectures in the words of our config: naming what another program's file holds, refusing what it cannot hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from pretrain.config.schema import ModelConfig
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.models.interop import WeightsMetadata
+from pretrain.models.variants import VARIANTS, resolve
+
+# What shapes training only; a file for inference need not say it.
+TRAINING_ONLY = frozenset({"dropout", "drop_path", "head_init", "head_bias", "mask_token"})
+GEOMETRY = frozenset({"name", "variant", "img_size", "embed_dim", "depth", "num_heads", "mlp_dim"})
+
+
+def named_config(
+    where: str | Path,
+    *,
+    embed_dim: int,
+    depth: int,
+    mlp_dim: int,
+    num_heads: int,
+    patch: int,
+    img_size: tuple[int, int],
+    stem: str = "",
+    **options: Any,
+) -> ModelConfig:
+    """The config of a Vision Transformer from its numbers: a named size where one fits, else B with overrides.
+
+    Args:
+        where: the file, for errors.
+        embed_dim: D.
+        depth: blocks.
+        mlp_dim: M.
+        num_heads: A.
+        patch: its side in pixels.
+        img_size: (height, width) in pixels.
+        stem: what stands before the size in the variant of a hybrid (``patch`` is then its total stride).
+        **options: other fields of ModelConfig.
+
+    Raises:
+        CheckpointError: no model of ours has these numbers.
+    """
+    numbers = {"embed_dim": embed_dim, "depth": depth, "mlp_dim": mlp_dim, "num_heads": num_heads}
+    sizes = [size for size, row in VARIANTS.items() if row == (embed_dim, depth, mlp_dim, num_heads)]
+    overrides = {} if sizes else numbers
+    side: Any = img_size[0] if img_size[0] == img_size[1] else img_size
+    try:
+        variant = f"{stem}{sizes[0] if sizes else 'B'}/{patch}"
+        config = ModelConfig(variant=variant, img_size=side, **overrides, **options)
+        resolve(config)
+    except (ValidationError, ConfigError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise CheckpointError(f"{where}: no architecture of this program: {reason}") from error
+    return config
+
+
+def square_grid(num_tokens: int, where: str | Path, tensor: str) -> tuple[int, int]:
+    """The grid of ``num_tokens`` patch tokens, where a format knows only square ones.
+
+    Raises:
+        CheckpointError: the number is no square.
+    """
+    side = math.isqrt(num_tokens)
+    if not num_tokens or side * side != num_tokens:
+        raise CheckpointError(
+            f"{where}: tensor {tensor} has rows for {num_tokens} patches, which is no square grid, and the format does "
+            "not say which grid it is; export it again with a program that does (timm or Hugging Face folder)"
+        )
+    return side, side
+
+
+def refuse_inexpressible(metadata: WeightsMetadata, program: str, expressed: Collection[str]) -> None:
+    """Refuses a model that has an option which ``program`` lacks, rather than writing another model.
+
+    Args:
+        metadata: of the weights.
+        program: whose format it is, for the error.
+        expressed: fields of ModelConfig that the format carries.
+
+    Raises:
+        CheckpointError: names the field and the remedy.
+    """
+    if metadata.model.is_timm:
+        raise refusal(program, "name", metadata.model.name, "choose --format timm or onnx")
+    known = GEOMETRY | TRAINING_ONLY | set(expressed)
+    for name, field in ModelConfig.model_fields.items():
+        value = getattr(metadata.model, name)
+        if name in known or value == field.get_default(call_default_factory=True):
+            continue
+        raise refusal(program, name, value)
+
+
+def refusal(program: str, name: str, value: object, remedy: str = "") -> CheckpointError:
+    """The error for an option that a format cannot express."""
+    if not remedy and name == "representation_size":
+        remedy = "give --drop-head to export without the head, or train with model.representation_size: null"
+    return CheckpointError(
+        f"model.{name}: {value} cannot be expressed for {program}; "
+        f"{remedy or 'choose another --format: onnx expresses every model'}"
+    )
+
+
+def require(state: Mapping[str, Tensor], name: str, where: str | Path, program: str) -> Tensor:
+    """The tensor ``name`` of another program's file.
+
+    Raises:
+        CheckpointError: it is not there.
+    """
+    if name not in state:
+        raise CheckpointError(
+            f"{where}: tensor {name} is missing, so these are not the weights of a Vision Transformer of {program}; "
+            "name other weights, or the format that they have"
+        )
+    return state[name]
+
+
+def refuse_leftovers(left: Collection[str], where: str | Path, program: str) -> None:
+    """Refuses tensors that no part of the model takes.
+
+    Raises:
+        CheckpointError: names the first of them.
+    """
+    if left:
+        raise CheckpointError(
+            f"{where}: tensor {sorted(left)[0]} has no place in a Vision Transformer of {program} that this program "
+            f"reads ({len(left)} such tensors): the weights are of another architecture"
+        )

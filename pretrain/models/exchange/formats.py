@@ -1,0 +1,85 @@
+"""One door for weights in any format that is read: ours, Google's, timm's, Hugging Face's and torchvision's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pretrain.errors import CheckpointError
+from pretrain.models.exchange.google import read_npz
+from pretrain.models.exchange.huggingface import CONFIG, read_huggingface, read_json
+from pretrain.models.exchange.timm import read_timm
+from pretrain.models.exchange.torchvision import MARK, read_torchvision
+from pretrain.models.interop import WeightsMetadata, is_weights_header, load_weights
+
+Weights = tuple[dict[str, Tensor], WeightsMetadata]
+
+READERS: dict[str, Callable[[str | Path], Weights]] = {
+    "weights": load_weights,
+    "npz": read_npz,
+    "timm": read_timm,
+    "hf": read_huggingface,
+    "torchvision": read_torchvision,
+}
+
+
+def is_model_folder(path: str | Path) -> bool:
+    """Whether ``path`` is a folder of timm's or Hugging Face's, and not a run or a checkpoint."""
+    return (Path(path) / CONFIG).is_file()
+
+
+def load_any(path: str | Path, format: str | None = None) -> Weights:
+    """Reads weights, whatever their format: tensors on the CPU under our names, and what they need to be used.
+
+    Args:
+        path: a .npz or .safetensors file, or a folder with config.json.
+        format: a key of READERS; by default the one that the file is of.
+
+    Raises:
+        CheckpointError: no format that is read, damaged, pickled, or of an architecture that is not ours.
+    """
+    path = Path(path)
+    found = detect_format(path)
+    if format is not None and format != found:
+        raise CheckpointError(f"{path}: of the format {found}, not {format}; say {found}, or name another file")
+    return READERS[found](path)
+
+
+def detect_format(path: Path) -> str:
+    """A key of READERS.
+
+    Raises:
+        CheckpointError: nothing there, or of no format that is read.
+    """
+    if path.is_dir():
+        return _folder_format(path)
+    if path.suffix == ".npz":
+        return "npz"
+    if path.suffix == ".onnx":
+        raise CheckpointError(f"{path}: an ONNX graph is written here but not read; name the weights it was made from")
+    return _file_format(path)
+
+
+def _folder_format(path: Path) -> str:
+    config = path / CONFIG
+    if not config.is_file():
+        raise CheckpointError(f"{path}: a folder without {CONFIG}, so neither timm's nor Hugging Face's; name the file")
+    content = read_json(config)
+    if "model_type" in content or "architectures" in content:
+        return "hf"
+    if "architecture" in content:
+        return "timm"
+    raise CheckpointError(f"{config}: has neither architecture (timm) nor model_type (Hugging Face); name others")
+
+
+def _file_format(path: Path) -> str:
+    """Ours unless the header and the names are torchvision's, so that whatever is wrong is said of ours."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            has_ours = is_weights_header(file.metadata() or {})
+            return "torchvision" if not has_ours and MARK in file.keys() else "weights"  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return "weights"

@@ -1,0 +1,95 @@
+"""ONNX graphs: normalised images in, logits out, and what the images need in the file's metadata. Written only.
+
+The graph computes whatever the model does, so nothing is refused; a batch may have any number of images. What a graph
+of more than 1.5 GiB weighs lies beside it, in a file of the same name with ``.data``.
+
+Legend: B images · C H W · K classes · R width of the head's input.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.errors import SetupError
+from pretrain.models.interop import WeightsMetadata
+
+METADATA_KEY = "pretrain.weights"
+OPSET = 20  # the first with GELU as one operator
+INPUT, LOGITS, FEATURES = "images", "logits", "features"
+_EXTERNAL_ABOVE_BYTES = int(1.5 * 2**30)  # protobuf ends at 2 GiB
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+class Features(nn.Module):
+    """A model without its head: normalised images (B, C, H, W) → what the head would see (B, R)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        model: Any = self.model
+        return model.forward_head(model.forward_features(images), pre_logits=True)
+
+
+def require_packages() -> None:
+    """Refuses early where the optional packages are missing.
+
+    Raises:
+        SetupError: names them and how to install them.
+    """
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SetupError(f"--format onnx needs {', '.join(missing)}: pip install 'vit-pretrain[onnx]'")
+
+
+def write_onnx(path: str | Path, model: nn.Module, metadata: WeightsMetadata) -> None:
+    """Writes the graph of ``model``, with ``metadata`` as JSON in its properties, and the main facts in plain words.
+
+    Args:
+        path: ends in .onnx.
+        model: fp32, on the CPU, with the weights.
+        metadata: theirs; without classes the output is what the head would see.
+
+    Raises:
+        SetupError: the optional packages are missing.
+    """
+    require_packages()
+    path = Path(path)
+    images = torch.zeros(2, 3, *metadata.img_size)
+    output = LOGITS if metadata.num_classes else FEATURES
+    graph = model if metadata.num_classes else Features(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter speaks of its own deprecations
+        program: Any = torch.onnx.export(
+            graph.eval(),
+            (images,),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[output],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+    program.model.metadata_props.update(_properties(metadata))
+    num_bytes = sum(parameter.numel() * 4 for parameter in model.parameters())
+    program.save(path, external_data=num_bytes > _EXTERNAL_ABOVE_BYTES)
+
+
+def _properties(metadata: WeightsMetadata) -> Mapping[str, str]:
+    transform = metadata.eval_transform
+    height, width = metadata.img_size
+    facts = {
+        "input": f"float32 RGB images (batch, 3, {height}, {width}): (x / 255 - mean) / std",
+        "mean": str(list(metadata.mean)),
+        "std": str(list(metadata.std)),
+        "eval_transform": "unknown" if transform is None else transform.model_dump_json(),
+    }
+    return facts | {METADATA_KEY: metadata.model_dump_json()}

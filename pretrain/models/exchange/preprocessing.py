@@ -1,0 +1,138 @@
+"""How an image becomes the model's input, in the words of timm and of Hugging Face.
+
+Both resize with Pillow's antialiased filters (or PyTorch's, which follow them to one or two of 256 levels), so of our
+filters bilinear_aa and bicubic_aa have a counterpart there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from pretrain.config.schema import EvalTransformConfig
+from pretrain.errors import CheckpointError
+from pretrain.models.interop import WeightsMetadata
+
+# Our filter → (timm's name, Pillow's number, which Hugging Face writes).
+FILTERS: dict[str, tuple[str, int]] = {"bilinear_aa": ("bilinear", 2), "bicubic_aa": ("bicubic", 3)}
+
+
+def known_transform(metadata: WeightsMetadata, program: str) -> EvalTransformConfig:
+    """How images are resized for these weights, if ``program`` can do that.
+
+    Raises:
+        CheckpointError: it is not known, or the filter has no counterpart.
+    """
+    transform = metadata.eval_transform
+    if transform is None:
+        raise CheckpointError(
+            "the weights do not say how images are resized for them (eval_transform); say it with --resize, "
+            "--crop-fraction and --resize-filter"
+        )
+    if transform.resize_filter not in FILTERS:
+        raise CheckpointError(
+            f"data.eval_transform.resize_filter: {transform.resize_filter} has no counterpart in {program}; give "
+            f"--resize-filter {' or '.join(FILTERS)} if the weights may be used with that instead"
+        )
+    return transform
+
+
+def timm_settings(metadata: WeightsMetadata) -> dict[str, Any]:
+    """``interpolation``, ``crop_mode`` and ``crop_pct`` of timm's ``pretrained_cfg``.
+
+    Raises:
+        CheckpointError: timm cannot express it, or nothing is known.
+    """
+    transform = known_transform(metadata, "timm")
+    settings: dict[str, Any] = {"interpolation": FILTERS[transform.resize_filter][0]}
+    if transform.resize == "squash":
+        return settings | {"crop_mode": "squash", "crop_pct": 1.0}
+    return settings | {"crop_mode": "center", "crop_pct": _crop_pct(metadata.img_size, transform.crop_fraction)}
+
+
+def _crop_pct(img_size: tuple[int, int], fraction: float) -> float:
+    """timm's share for our share: it floors size / share where we round, so the share may move a little."""
+    share = _share([round(side / fraction) for side in img_size], img_size, fraction, math.floor)
+    if share is None:
+        raise CheckpointError(
+            f"data.eval_transform.crop_fraction: {fraction} on {img_size} pixels has no crop_pct of timm that resizes "
+            "to the same size; give another --crop-fraction"
+        )
+    return share
+
+
+def _share(wanted: list[int], img_size: tuple[int, int], first: float, cut: Callable[[float], int]) -> float | None:
+    """The share, ``first`` if possible, with which ``cut`` (floor or round) of each side over it is as wanted."""
+    near = [side / (resized + 0.25) for side, resized in zip(img_size, wanted, strict=True)]
+    return next((share for share in (first, *near) if [cut(side / share) for side in img_size] == wanted), None)
+
+
+def from_timm(settings: Mapping[str, Any], img_size: tuple[int, int]) -> EvalTransformConfig | None:
+    """Our words for what timm's ``resolve_data_config`` says; None where we have none."""
+    names = {name: ours for ours, (name, _) in FILTERS.items()}
+    chosen, mode, share = names.get(settings["interpolation"]), settings["crop_mode"], settings["crop_pct"]
+    if chosen is None or mode not in ("squash", "center"):
+        return None
+    if mode == "squash":
+        return _transform(resize="squash", resize_filter=chosen) if share == 1.0 else None
+    share = _share([math.floor(side / share) for side in img_size], img_size, share, round)
+    return None if share is None else _transform(resize="short_side", crop_fraction=share, resize_filter=chosen)
+
+
+def _transform(**fields: Any) -> EvalTransformConfig | None:
+    try:
+        return EvalTransformConfig(**fields)
+    except ValidationError:
+        return None
+
+
+def huggingface_settings(metadata: WeightsMetadata) -> dict[str, Any]:
+    """``preprocessor_config.json`` of a ViTImageProcessor.
+
+    Raises:
+        CheckpointError: the processor cannot express it, or nothing is known.
+    """
+    transform, (height, width) = known_transform(metadata, "Hugging Face"), metadata.img_size
+    settings: dict[str, Any] = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "resample": FILTERS[transform.resize_filter][1],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(metadata.mean),
+        "image_std": list(metadata.std),
+    }
+    if transform.resize == "squash":
+        return settings | {"size": {"height": height, "width": width}, "do_center_crop": False}
+    if height != width:
+        raise CheckpointError(
+            f"data.eval_transform.resize: short_side of {height}×{width} pixels cannot be expressed for Hugging Face, "
+            "whose shortest_edge knows square crops only; give --resize squash, or another --format"
+        )
+    return settings | {
+        "size": {"shortest_edge": round(height / transform.crop_fraction)},
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+    }
+
+
+def from_huggingface(settings: Mapping[str, Any], img_size: tuple[int, int]) -> EvalTransformConfig | None:
+    """Our words for a ``preprocessor_config.json``; None where we have none."""
+    numbers = {number: ours for ours, (_, number) in FILTERS.items()}
+    chosen, size = numbers.get(settings.get("resample", 2)), settings.get("size", {"height": 224, "width": 224})
+    if chosen is None or not settings.get("do_resize", True):
+        return None
+    size = {"height": size, "width": size} if isinstance(size, int) else size
+    has_crop = settings.get("do_center_crop", False)
+    if set(size) == {"height", "width"}:
+        fits = (size["height"], size["width"]) == img_size
+        return _transform(resize="squash", resize_filter=chosen) if fits else None
+    if set(size) == {"shortest_edge"} and has_crop and img_size[0] == img_size[1] <= size["shortest_edge"]:
+        share = img_size[0] / size["shortest_edge"]
+        return _transform(resize="short_side", crop_fraction=share, resize_filter=chosen)
+    return None

@@ -1,0 +1,69 @@
+"""Activation checkpointing: what of a block is kept for the backward pass, and what is computed again.
+
+Policies (``cluster.activation_checkpointing``):
+  none       everything is kept.
+  full       each block keeps its input only.
+  every_k    (every_2, every_3, …) each k-th block keeps its input only, the others everything.
+  selective  each block keeps its input and the outputs of its matrix products and of attention; norms, GELU, dropout
+             and drop-path, which cost no matrix product, are computed again.
+
+Every policy gives the same loss and gradients to the bit: dropout replays the generator's state and drop-path scales
+are arguments. Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost" (1604.06174); Korthikanti et al.,
+"Reducing Activation Recomputation in Large Transformer Models" (2205.05198), section 5, for the selective kind.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+# By name, as not every build of torch has every kernel.
+_KEPT_NAMES = (
+    "mm", "addmm", "bmm", "baddbmm", "linear", "convolution",
+    "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_fused_attention_overrideable",
+)  # fmt: skip
+KEPT_OPERATIONS = frozenset(
+    getattr(torch.ops.aten, name).default for name in _KEPT_NAMES if hasattr(torch.ops.aten, name)
+)
+# ZeRO-3 replaces dense layers (in the whole process, for good) by a product and `output += bias`. The addition changes
+# the kept product behind the cache's back, and done again it would add the bias twice: so its result is kept too, which
+# is the same storage.
+_KEPT_IN_PLACE = frozenset({torch.ops.aten.add_.Tensor})
+
+
+def block_policy(policy: str, index: int) -> str:
+    """What a policy means for block ``index`` (from 0): none, full or selective."""
+    if not policy.startswith("every_"):
+        return policy
+    return "none" if (index + 1) % int(policy.removeprefix("every_")) else "full"
+
+
+def _keep(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    kept = operation in KEPT_OPERATIONS or operation in _KEPT_IN_PLACE
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def run_block(policy: str, block: Callable[..., Tensor], *args: Any, uses_rng: bool) -> Tensor:
+    """Calls ``block(*args)`` and keeps of it what the policy of this block says.
+
+    Args:
+        policy: none, full or selective (see ``block_policy``).
+        block: a pure function of its arguments and, with ``uses_rng``, of torch's generator.
+        *args: its arguments.
+        uses_rng: the block draws random numbers; saving the generator's state costs a copy per block.
+    """
+    if policy == "none" or not torch.is_grad_enabled():
+        return block(*args)
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": uses_rng}
+    if policy == "selective":
+        options["context_fn"] = functools.partial(
+            create_selective_checkpoint_contexts, _keep, allow_cache_entry_mutation=True
+        )
+    return checkpoint(block, *args, **options)

@@ -1,0 +1,311 @@
+"""Any classifier of timm as a backbone: Swin, PVT v2, ResNetV2 (BiT), DeiT and the rest of its zoo.
+
+The module is timm's own, of a subclass made on the spot, so that every tensor keeps timm's name. What this file adds is
+what the pipeline asks of every model: weights that are a function of the seed, an fp32 head that starts as
+``model.head_init`` and ``model.head_bias`` say, fp32 logits, and refusals in words.
+
+A backbone is built whole on the CPU under a generator of its own, so every rank and world size has the same weights.
+
+Legend: B images · C H W · K classes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from typing import Any
+
+import timm
+import torch
+from timm.layers import DropPath
+from timm.models.deit import VisionTransformerDistilled
+from torch import Tensor, nn
+
+from pretrain import seeds
+from pretrain.config.schema import ModelConfig
+from pretrain.errors import ConfigError
+from pretrain.models.layers.precision import Fp32Linear, without_autocast
+
+_NUM_CHANNELS = 3
+_WITHOUT_STATISTICS = "timm/resnetv2_50x1_bit (GroupNorm), timm/convnext_tiny or timm/swin_tiny_patch4_window7_224"
+
+
+class Fp32Conv2d(nn.Conv2d):
+    """A convolution in fp32 whatever the weights' type or an autocast around it: BiT's head is one of 1×1."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolves (B, C, H, W) of any floating type to fp32."""
+        with without_autocast(input.device):
+            bias = None if self.bias is None else self.bias.float()
+            return self._conv_forward(input.float(), self.weight.float(), bias)
+
+
+class TimmBackbone(nn.Module):
+    """What is laid over a timm class (see ``_adopt``): the interface of ``models.vit.VisionTransformer``.
+
+    Attributes:
+        config, num_classes: what was built.
+        has_two_heads: DeiT's distilled models: class head and distillation head.
+        uses_generator: dropout or stochastic depth draw from torch's generator, which the engine reseeds.
+    """
+
+    config: ModelConfig
+    num_classes: int
+    has_two_heads: bool
+    uses_generator: bool
+
+    def forward(self, images: Tensor, drop_path: Tensor | None = None, *, separate_heads: bool = False) -> Tensor:
+        """fp32 logits (B, K); with ``separate_heads`` those of each head, (B, 2, K).
+
+        Args:
+            images: normalised floats (B, C, H, W) of the config's size.
+            drop_path: None; timm's stochastic depth draws its own masks.
+            separate_heads: only where ``has_two_heads``.
+        """
+        assert drop_path is None, "timm draws its own drop-path masks"
+        images = images.to(next(self.parameters()).dtype)
+        if not self.has_two_heads:
+            assert not separate_heads, "this backbone has one head"
+            return super().forward(images).float()
+        tokens = self.forward_features(images)  # type: ignore[operator]
+        logits = torch.stack([self.head(tokens[:, 0]), self.head_dist(tokens[:, 1])], dim=1)  # type: ignore[operator]
+        return logits if separate_heads else logits.mean(1)
+
+    def set_grad_checkpointing(self, policy: bool | str = True) -> None:
+        """Turns timm's own activation checkpointing on (True or ``full``) or off.
+
+        Raises:
+            ConfigError: this backbone has none, or not of that policy.
+        """
+        if isinstance(policy, str) and policy not in ("none", "full"):
+            raise ConfigError(
+                f"cluster.activation_checkpointing: {policy} is for model.name: vit; timm's models have none and full"
+            )
+        enable = policy is True or policy == "full"
+        parent = getattr(super(), "set_grad_checkpointing", None)
+        try:
+            if parent is not None:
+                parent(enable)
+                return
+        except AssertionError:
+            if not enable:
+                return
+        if enable:
+            raise ConfigError(
+                f"cluster.activation_checkpointing: {self.config.name} has none in timm; set it to none and lower "
+                "cluster.micro_batch_size"
+            )
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Refused: which modules are alike is known of our own Vision Transformer only.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"cluster.compile: {self.config.name} has no blocks that are known; set it to false")
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Sets every tensor to its initial value for this seed: those of a model built whole on the CPU."""
+        self.load_state_dict(initial_state(self.config, self.num_classes, seed), strict=True)
+
+
+def build_timm(model: ModelConfig, num_classes: int) -> nn.Module:
+    """The backbone that ``model.name`` names, on torch's default device; its weights do not depend on the seed yet.
+
+    Raises:
+        ConfigError: no such model in timm, settings that it does not take, another resolution than it can have, or a
+            model with running statistics.
+    """
+    tensor_shapes(model, num_classes)  # tries it on the meta device, which is quick and says what is wrong
+    return _create(model, num_classes, seed=0)
+
+
+def build_frozen(model: ModelConfig, num_classes: int) -> nn.Module:
+    """The same for inference only: running statistics are allowed, since nothing updates them."""
+    return _create(model, num_classes, seed=0)
+
+
+def initial_state(model: ModelConfig, num_classes: int, seed: int) -> dict[str, Tensor]:
+    """Every initial tensor by name, fp32 on the CPU: a function of (seed, config)."""
+    with torch.device("cpu"):
+        return _create(model, num_classes, seeds.integer_seed(seed, "init", "timm")).state_dict()
+
+
+def tensor_shapes(model: ModelConfig, num_classes: int) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every tensor of a backbone that can be trained, without its memory.
+
+    Raises:
+        ConfigError: as ``build_timm``.
+    """
+    return dict(_checked_shapes(model.model_dump_json(), num_classes))
+
+
+def frozen_shapes(model: ModelConfig, num_classes: int) -> dict[str, tuple[int, ...]]:
+    """The same with running statistics, for weights that are only used."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in _create(model, num_classes, 0).state_dict().items()}
+
+
+def has_img_size(model: ModelConfig) -> bool:
+    """Whether the architecture is built for one resolution."""
+    with torch.device("meta"):
+        return "img_size" in _call_timm(model, 2)[1]
+
+
+def classifiers(net: nn.Module) -> list[nn.Module]:
+    """The last layers of a backbone: one, or two of a distilled model."""
+    found = net.get_classifier()  # type: ignore[operator]
+    layers = [layer for layer in (found if isinstance(found, tuple) else (found,)) if isinstance(layer, nn.Module)]
+    return [getattr(layer, "fc", layer) for layer in layers]  # some name the block around the dense layer
+
+
+def head_tensors(net: nn.Module) -> set[str]:
+    """Names of the tensors of the classifiers, which a new task replaces."""
+    own = {id(parameter) for layer in classifiers(net) for parameter in layer.parameters()}
+    return {name for name, parameter in net.named_parameters() if id(parameter) in own}
+
+
+# ── building ──
+
+
+def _create(model: ModelConfig, num_classes: int, seed: int) -> nn.Module:
+    _refuse_unknown(model.name)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        net, _ = _call_timm(model, num_classes)
+        for layer in classifiers(net):
+            _start_head(layer, model)
+    return _adopt(net, model, num_classes)
+
+
+def _call_timm(model: ModelConfig, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
+    """timm's constructor, without those of our settings that the architecture has no argument for.
+
+    A resolution is no argument of a network that takes any (it is tried in ``_checked_shapes``).
+
+    Returns:
+        The model, and our settings that it took.
+    """
+    ours: dict[str, Any] = {"img_size": model.img_size, "drop_rate": model.dropout, "drop_path_rate": model.drop_path}
+    given = {key: _as_tuples(value) for key, value in model.kwargs.items()}
+    while True:
+        try:
+            name, settings = _timm_name(model.name), {"num_classes": num_classes, **ours, **given}
+            return timm.create_model(name, pretrained=False, **settings), ours
+        except TypeError as error:
+            said = str(error).partition("unexpected keyword argument")[2]
+            unknown = re.findall(r"'(\w+)'", said)
+            foreign = [key for key in unknown if key not in ours]
+            if foreign or not unknown:
+                key = f"model.kwargs.{foreign[0]}" if foreign else "model.kwargs"
+                raise ConfigError(
+                    f"{key}: {model.name} refuses it in timm: {error}; see timm's documentation"
+                ) from error
+            for key, setting in (("drop_rate", "dropout"), ("drop_path_rate", "drop_path")):
+                if key in unknown and ours[key]:
+                    raise ConfigError(f"model.{setting}: {model.name} has none in timm; remove it") from error
+            ours = {key: value for key, value in ours.items() if key not in unknown}
+        except (AssertionError, ValueError, RuntimeError, KeyError, IndexError) as error:
+            what = str(error) or type(error).__name__
+            raise ConfigError(
+                f"model: timm cannot build {model.name} at {model.img_size} pixels with {model.kwargs or 'no kwargs'}: "
+                f"{what}; change model.img_size or model.kwargs"
+            ) from error
+
+
+def _refuse_unknown(name: str) -> None:
+    wanted = _timm_name(name)
+    if "." in wanted or ":" in wanted:
+        raise ConfigError(
+            f"model.name: {name} names pretrained weights, which would be ignored; write timm/"
+            f"{wanted.split(':')[-1].split('/')[-1].partition('.')[0]} and name weights in init.from"
+        )
+    if not timm.is_model(wanted):
+        near = difflib.get_close_matches(wanted, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"; did you mean timm/{' or timm/'.join(near)}?" if near else "; timm.list_models() prints all"
+        raise ConfigError(f"model.name: timm has no {wanted!r}{hint}")
+
+
+def _timm_name(name: str) -> str:
+    return name.removeprefix("timm/")
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _start_head(layer: nn.Module, model: ModelConfig) -> None:
+    weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
+        raise ConfigError(
+            f"model.name: the classifier of {model.name} is a {type(layer).__name__} without weight and bias, which "
+            "cannot be initialised; choose another backbone"
+        )
+    with torch.no_grad():
+        weight.zero_() if model.head_init == "zero" else weight.normal_(0.0, 0.01)
+        bias.fill_(model.head_bias)
+
+
+def _adopt(net: nn.Module, model: ModelConfig, num_classes: int) -> nn.Module:
+    """Gives a timm model our interface: its class becomes a subclass of ``TimmBackbone`` and of its own class.
+
+    A wrapper with the model inside would put a prefix before every tensor's name.
+    """
+    for layer in classifiers(net):
+        if type(layer) is nn.Linear:
+            layer.__class__ = Fp32Linear
+        elif type(layer) is nn.Conv2d:
+            layer.__class__ = Fp32Conv2d
+    net.__class__ = _subclass(type(net))
+    assert isinstance(net, TimmBackbone)
+    net.config, net.num_classes = model, num_classes
+    net.has_two_heads = isinstance(net, VisionTransformerDistilled)
+    net.uses_generator = any(_draws(module) for module in net.modules())
+    return net
+
+
+@functools.cache
+def _subclass(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Timm{kind.__name__}", (TimmBackbone, kind), {})
+
+
+def _draws(module: nn.Module) -> bool:
+    rate = module.drop_prob if isinstance(module, DropPath) else getattr(module, "p", 0.0)
+    is_dropout = isinstance(module, nn.modules.dropout._DropoutNd | DropPath)
+    return is_dropout and isinstance(rate, float | int) and rate > 0
+
+
+@functools.lru_cache(maxsize=64)
+def _checked_shapes(key: str, num_classes: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    model = ModelConfig.model_validate_json(key)
+    with torch.device("meta"):
+        net = _create(model, num_classes, seed=0)
+        _refuse_buffers(net, model)
+        _try_forward(net.eval(), model, num_classes)
+    return tuple((name, tuple(tensor.shape)) for name, tensor in net.state_dict().items())
+
+
+def _refuse_buffers(net: nn.Module, model: ModelConfig) -> None:
+    parameters = {name for name, _ in net.named_parameters()}
+    buffers = [name for name in net.state_dict() if name not in parameters]
+    if buffers:
+        raise ConfigError(
+            f"model.name: {model.name} keeps running statistics ({buffers[0]}), which differ from rank to rank and are "
+            f"no part of a checkpoint; choose a backbone without, such as {_WITHOUT_STATISTICS}"
+        )
+
+
+def _try_forward(net: nn.Module, model: ModelConfig, num_classes: int) -> None:
+    height, width = (model.img_size, model.img_size) if isinstance(model.img_size, int) else model.img_size
+    try:
+        shape = tuple(net(torch.empty(2, _NUM_CHANNELS, height, width, device="meta")).shape)
+    except (AssertionError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"model.img_size: {model.name} cannot take images of {height}×{width} pixels: {error}; choose another size"
+        ) from error
+    if shape != (2, num_classes):
+        raise ConfigError(
+            f"model.kwargs: with these settings {model.name} gives {shape[1:]} per image, not {num_classes} logits"
+        )

@@ -1,0 +1,65 @@
+"""What backbones of timm cost, against what their papers and model cards publish and against our closed forms."""
+
+from __future__ import annotations
+
+import pytest
+
+from pretrain.config.schema import ModelConfig
+from pretrain.models import budget, cost, timm_cost
+from pretrain.models.zoo import build_model
+from tests.unit.models.test_zoo_timm import config
+
+# parameters in millions and multiply-adds in thousand millions of one image at 224 pixels, 1,000 classes
+PUBLISHED = {
+    "swin_tiny_patch4_window7_224": (28.29, 4.5),  # Swin (2103.14030) Table 1: 29 M, 4.5 G
+    "pvt_v2_b0": (3.67, 0.57),  # PVT v2 (2106.13797) Table 1: 3.4 M and 0.6 G; its code prints 3.67 M
+    "resnetv2_50x1_bit": (25.55, 4.09),  # ResNet-50: 25.5 M, 4.1 G
+    "deit_tiny_patch16_224": (5.72, 1.26),  # DeiT (2012.12877) Table 1: 5 M; DeiT III's README: 1.3 G
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes(name: str) -> None:
+    model, (parameters, macs) = ModelConfig(name=f"timm/{name}"), PUBLISHED[name]
+    assert budget.num_parameters(model, 1000) / 1e6 == pytest.approx(parameters, abs=0.005)
+    assert budget.forward_macs(model, 1000) / 1e9 == pytest.approx(macs, rel=0.01)
+    assert budget.training_flops(model, 1000, 10) == 60 * budget.forward_macs(model, 1000)
+
+
+def test_the_same_architecture_costs_the_same_by_both_ways() -> None:
+    ours, theirs = ModelConfig(variant="Ti/16"), ModelConfig(name="timm/vit_tiny_patch16_224")
+    for with_head in (True, False):
+        counts = [budget.num_parameters(model, 10, with_head=with_head) for model in (ours, theirs)]
+        assert counts[0] == counts[1]
+    assert budget.forward_macs(theirs, 10) == pytest.approx(budget.forward_macs(ours, 10), rel=1e-6)
+
+
+def test_activations_of_the_same_architecture_are_near_the_closed_form() -> None:
+    """On the meta device the attention matrix is counted: more than fused attention keeps, and never less."""
+    ours = ModelConfig(variant="Ti/16", depth=2)
+    theirs = ModelConfig(name="timm/vit_tiny_patch16_224", kwargs={"depth": 2})
+    expected = cost.activation_bytes(ours, 10, precision="fp32") + cost.working_bytes(ours, precision="fp32")
+    found = timm_cost.activation_bytes(theirs, 10, precision="fp32")
+    matrices = 4 * 2 * 3 * 197**2 * 4  # logits, weights and their gradients of two blocks with three heads
+    assert expected * 0.9 < found < expected + matrices
+
+
+@pytest.mark.parametrize("family", ["swin", "pvt_v2", "bit", "deit"])
+def test_checkpointing_and_bf16_need_less(family: str) -> None:
+    model = config(family)
+    plain = timm_cost.activation_bytes(model, 5, precision="fp32")
+    assert timm_cost.activation_bytes(model, 5, precision="bf16") < plain
+    assert timm_cost.activation_bytes(model, 5, precision="fp32", checkpointing="full") < plain
+
+
+def test_memory_of_a_device() -> None:
+    model, total = config("pvt_v2"), sum(p.numel() for p in build_model(config("pvt_v2"), 5).parameters())
+
+    def held(stage: int, precision: str = "fp32", micro: int = 4) -> cost.MemoryBytes:
+        settings = {"zero_stage": stage, "num_devices": 2, "micro_batch_size": micro, "precision": precision}
+        return budget.memory_bytes(model, 5, **settings)
+
+    assert held(0).weights == held(0).gradients == 4 * total and held(0).optimizer == 8 * total
+    assert held(1).optimizer == 12 * -(-total // 2) and held(2).gradients == 4 * -(-total // 2)
+    assert held(3).weights < held(2).weights and held(1, "bf16").weights == 2 * total
+    assert held(1, micro=8).activations == 2 * held(1).activations

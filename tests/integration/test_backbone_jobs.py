@@ -1,0 +1,68 @@
+"""Real jobs of the other families: a backbone of timm, a student that it teaches, and colours without labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.command import Commands
+from tests.integration.small_run import FINETUNE, SMALL, curve, pretrain, verdict
+
+SHORT = ["duration=4 steps", "optim.schedule.warmup=1 steps"]
+PVT = [
+    "model.name=timm/pvt_v2_b0",
+    "model.variant=''",
+    "model.img_size=32",
+    "model.kwargs={depths: [1, 1, 1, 1], embed_dims: [8, 16, 16, 32], num_heads: [1, 1, 2, 4]}",
+]
+LN_5 = 1.609437
+
+
+@pytest.fixture(scope="module")
+def backbone(digits: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a small PVT v2."""
+    folder, commands = tmp_path_factory.mktemp("backbone"), Commands()
+    done = commands.run(*pretrain("alone", folder, *SHORT, *PVT), check=True)
+    commands.close()
+    assert verdict(folder / "run")["outcome"] == "complete", done.stdout
+    return folder / "run"
+
+
+def test_a_backbone_is_finetuned_at_another_size(command: Commands, backbone: Path, tmp_path: Path) -> None:
+    settings = [*SMALL, *SHORT, *PVT, "model.img_size=48", f"output_dir={tmp_path}", "name=run"]
+    script = ["pipelines/finetune.py", "--config", FINETUNE, "--from", str(backbone), *settings]
+    done = command.run("python", *script, check=True)
+    assert "dropped: head.weight of the file is not used" in done.stdout, done.stdout
+    assert curve(tmp_path / "run")[1][0] == pytest.approx(LN_5, abs=1e-5), "a zero head starts at ln 5"
+
+
+def test_a_backbone_teaches_a_distilled_student(command: Commands, backbone: Path, tmp_path: Path) -> None:
+    student = ["model.variant=mu/4", "model.img_size=32", "model.distilled=true", "evaluation.micro_batch_size=32"]
+    objective = [f"objective={{name: distillation, teacher: {backbone}, distillation: soft, tau: 3}}"]
+    done = command.run(*pretrain("alone", tmp_path, *SHORT, *student, *objective), check=True)
+    assert "teacher: timm/pvt_v2_b0 from" in done.stdout and "val/top1" in done.stdout, done.stdout
+    assert verdict(tmp_path / "run")["outcome"] == "complete"
+
+
+def test_colours_are_learned_without_labels_and_the_labels_after(
+    command: Commands, digits: None, tmp_path: Path
+) -> None:
+    settings = ["model.mask_token=true", "objective.name=masked_patches", "evaluation={sets: null, every: null}"]
+    model = ["model.variant=mu/2", "model.img_size=16"]
+    done = command.run(*pretrain("alone", tmp_path, *SHORT, *model, *settings), check=True)
+    run = tmp_path / "run"
+    assert verdict(run)["outcome"] == "complete", done.stdout
+    settings = [*SMALL, *SHORT, *model, f"output_dir={tmp_path}", "name=tuned"]
+    done = command.run(
+        "python", "pipelines/finetune.py", "--config", FINETUNE, "--from", str(run), *settings, check=True
+    )
+    assert "dropped: mask_token of the file is not used" in done.stdout
+    assert curve(tmp_path / "tuned")[1][0] == pytest.approx(LN_5, abs=1e-5)
+
+
+def test_check_knows_a_backbones_cost(command: Commands) -> None:
+    checked = pretrain("alone", Path("runs"), *SHORT, *PVT, "--check")
+    done = command.run(*checked, check=True)
+    assert "timm/pvt_v2_b0 at 32×32, 0.05 M parameters without head" in done.stdout, done.stdout
+    assert "memory" in done.stdout and "exaFLOPs" in done.stdout
