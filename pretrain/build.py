@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain import seeds
 from pretrain.check import resolve_micro_batch
@@ -56,7 +56,7 @@ RECORDED_PACKAGES = ("torch", "deepspeed", "accelerate", "webdataset", "safetens
 
 def build_initialised_model(
     experiment: Experiment, say: Callable[[str], None], *, head: Literal["keep", "replace"], with_init: bool
-) -> VisionTransformer:
+) -> nn.Module:
     """The whole model on the CPU, with weights from the seed or, ``with_init``, from ``init.from``.
 
     Raises:
@@ -171,9 +171,7 @@ class PreparedBatch:
 class Feeder:
     """Training batches as the model takes them: on the device, normalised, with their drop-path scales."""
 
-    def __init__(
-        self, experiment: Experiment, model: VisionTransformer, stream: TrainStream, device: torch.device
-    ) -> None:
+    def __init__(self, experiment: Experiment, model: nn.Module, stream: TrainStream, device: torch.device) -> None:
         self._experiment, self._stream, self._device = experiment, stream, device
         shape = getattr(model, "shape", None)  # timm's backbones draw their drop-path masks themselves
         self._depth = 0 if shape is None else shape.depth
