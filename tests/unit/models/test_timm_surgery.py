@@ -77,8 +77,9 @@ def test_convolutions_go_on_at_any_size(family: str) -> None:
 
 def test_swin_goes_on_at_another_size_with_the_same_windows() -> None:
     _, given = weights(config("swin"))
-    tuned, report = go_on(given, config("swin", img_size=64))
-    assert not report.resized and tuned(images(tuned.config)).shape == (2, CLASSES)
+    larger = config("swin", img_size=64)
+    tuned, report = go_on(given, larger)
+    assert not report.resized and tuned(images(larger)).shape == (2, CLASSES)
 
 
 def test_swin_goes_on_with_larger_windows_as_its_own_code_does_it() -> None:
