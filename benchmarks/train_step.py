@@ -75,7 +75,8 @@ def hugging_face_vit(config: ModelConfig, shape: ViTShape) -> nn.Module:
     settings = ViTConfig(
         hidden_size=shape.embed_dim, num_hidden_layers=shape.depth, num_attention_heads=shape.num_heads,
         intermediate_size=shape.mlp_dim, image_size=shape.img_size[0], patch_size=shape.patch[0],
-        id2label={index: str(index) for index in range(NUM_CLASSES)}, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        id2label={index: str(index) for index in range(NUM_CLASSES)},
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     settings._attn_implementation = "sdpa"
     return _Logits(ViTForImageClassification(settings))
