@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from benchmarks.live_storages import LiveStorages
 from pretrain.config.schema import ModelConfig
-from pretrain.models.cost import activation_bytes, recomputed_macs, training_flops
+from pretrain.models.cost import Precision, activation_bytes, recomputed_macs, training_flops
 from pretrain.models.vit import VisionTransformer, build_vit
 
 MIB = 2**20
@@ -52,7 +52,7 @@ def kept_bytes(model: VisionTransformer, device: torch.device, batch: int, preci
 
 
 def measure(
-    model: VisionTransformer, policies: list[str], device: torch.device, batch: int, precision: str, rounds: int
+    model: VisionTransformer, policies: list[str], device: torch.device, batch: int, precision: Precision, rounds: int
 ) -> dict[str, dict[str, Any]]:
     """Rows by policy; the policies take turns, so that a slow minute of the machine hits all."""
     images = torch.randn(batch, 3, *model.shape.img_size, device=device)

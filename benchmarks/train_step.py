@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from pretrain.config.schema import ModelConfig
 from pretrain.models.cost import training_flops
 from pretrain.models.variants import ViTShape, resolve
-from pretrain.models.vit import build_vit
+from pretrain.models.vit import VisionTransformer, build_vit
 
 NUM_CLASSES = 1000
 # Dense bf16 FLOP/s of devices, from their data sheets, for MFU; another device has no figure here.
@@ -64,7 +64,8 @@ class _Logits(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(pixel_values=images).logits
+        outputs: Any = self.model(pixel_values=images)
+        return outputs.logits
 
 
 def hugging_face_vit(config: ModelConfig, shape: ViTShape) -> nn.Module:
@@ -74,7 +75,8 @@ def hugging_face_vit(config: ModelConfig, shape: ViTShape) -> nn.Module:
     settings = ViTConfig(
         hidden_size=shape.embed_dim, num_hidden_layers=shape.depth, num_attention_heads=shape.num_heads,
         intermediate_size=shape.mlp_dim, image_size=shape.img_size[0], patch_size=shape.patch[0],
-        num_labels=NUM_CLASSES, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        id2label={index: str(index) for index in range(NUM_CLASSES)},
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     settings._attn_implementation = "sdpa"
     return _Logits(ViTForImageClassification(settings))
@@ -95,10 +97,10 @@ class Trained:
         self.model = model.train()
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         self.forward: Callable[[Tensor], Tensor] = model
-        if compiled and hasattr(model, "compile_blocks"):
+        if compiled and isinstance(model, VisionTransformer):
             model.compile_blocks()
         elif compiled:
-            self.forward = torch.compile(model)
+            model.compile()
 
     def loss(self, images: Tensor, labels: Tensor, low: bool) -> Tensor:
         """The loss, with matrix products in bfloat16 where ``low``."""
@@ -108,7 +110,8 @@ class Trained:
     def seconds(self, images: Tensor, labels: Tensor, low: bool) -> float:
         """Time of one whole step."""
         start = time.perf_counter()
-        self.loss(images, labels, low).backward()
+        loss = self.loss(images, labels, low)
+        loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if images.is_cuda:
@@ -139,7 +142,7 @@ def gemm_flops(shape: ViTShape, batch: int, device: torch.device, dtype: torch.d
     for _ in range(rounds + 1):
         start = time.perf_counter()
         for _ in range(repeats):
-            a @ b
+            torch.matmul(a, b)
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)

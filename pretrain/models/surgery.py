@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain.errors import CheckpointError
 from pretrain.models.init import initial_value
@@ -126,7 +126,7 @@ def resize_relative_bias(table: Tensor, old_grid: Grid, new_grid: Grid, filter: 
 def adapt_state_dict(
     state: Mapping[str, Tensor],
     source: WeightsMetadata,
-    model: VisionTransformer,
+    model: nn.Module,
     *,
     head: Literal["keep", "replace"],
     filter: Filter,
@@ -151,7 +151,7 @@ def adapt_state_dict(
     Raises:
         CheckpointError: another architecture, a head that does not fit, or a tensor that nothing explains.
     """
-    if source.model.is_timm or model.config.is_timm:
+    if source.model.is_timm or not isinstance(model, VisionTransformer):
         from pretrain.models.timm_surgery import adapt_timm_state
 
         return adapt_timm_state(state, source, model, head=head, filter=filter, seed=seed)

@@ -41,7 +41,8 @@ def adapt_timm_state(
     """
     if not (source.model.is_timm and isinstance(model, TimmBackbone)):
         raise CheckpointError(
-            f"the weights are of model.name: {source.model.name}, the model is {model.config.name}; set "
+            f"the weights are of model.name: {source.model.name}, the model is "
+            f"{getattr(model.config, 'name', '')}; set "
             "model.name as in the weights, or name other weights"
         )
     with torch.device("meta"):

@@ -151,7 +151,8 @@ class VisionTransformer(nn.Module):
         kind = self.config.pos_embed
         if kind not in ("sincos2d_big_vision", "sincos2d_timm"):
             return self.pos_embed
-        table = sincos_2d(kind.removeprefix("sincos2d_"), self.shape.grid, self.shape.embed_dim, x.device)
+        form = "timm" if kind == "sincos2d_timm" else "big_vision"
+        table = sincos_2d(form, self.shape.grid, self.shape.embed_dim, x.device)
         return table.to(x.dtype)
 
     def _rotary(self, x: Tensor) -> Tensor | None:

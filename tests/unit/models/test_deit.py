@@ -18,6 +18,7 @@ from pretrain.models.zoo import build_model
 from tests.golden.twins import small_config
 
 CLASSES = 7
+HALF = (0.5, 0.5, 0.5)
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -63,7 +64,7 @@ def test_the_named_shapes_are_the_models(change: dict) -> None:
 def test_distilled_weights_are_not_taken_for_plain_ones() -> None:
     config = small_config(distilled=True)
     model = randomised(build_model(config, CLASSES))
-    about = WeightsMetadata.of(config, CLASSES, (0.5,) * 3, (0.5,) * 3)
+    about = WeightsMetadata.of(config, CLASSES, HALF, HALF)
     with pytest.raises(CheckpointError, match=r"with a distillation token; set model\.distilled: true"):
         adapt_state_dict(
             model.state_dict(), about, build_model(small_config(), CLASSES), head="keep", filter="bicubic", seed=0
@@ -73,7 +74,7 @@ def test_distilled_weights_are_not_taken_for_plain_ones() -> None:
 def test_the_mask_token_is_dropped_when_a_plain_model_goes_on() -> None:
     config = small_config(mask_token=True)
     model = randomised(build_model(config, 512))
-    about = WeightsMetadata.of(config, 512, (0.5,) * 3, (0.5,) * 3)
+    about = WeightsMetadata.of(config, 512, HALF, HALF)
     plain = build_model(small_config(), CLASSES)
     state, report = adapt_state_dict(model.state_dict(), about, plain, head="replace", filter="bicubic", seed=0)
     plain.load_state_dict(state, strict=True)

@@ -77,8 +77,9 @@ def test_convolutions_go_on_at_any_size(family: str) -> None:
 
 def test_swin_goes_on_at_another_size_with_the_same_windows() -> None:
     _, given = weights(config("swin"))
-    tuned, report = go_on(given, config("swin", img_size=64))
-    assert not report.resized and tuned(images(tuned.config)).shape == (2, CLASSES)
+    larger = config("swin", img_size=64)
+    tuned, report = go_on(given, larger)
+    assert not report.resized and tuned(images(larger)).shape == (2, CLASSES)
 
 
 def test_swin_goes_on_with_larger_windows_as_its_own_code_does_it() -> None:
@@ -142,3 +143,13 @@ def test_a_head_of_other_classes_is_refused_with_the_remedy() -> None:
     _, given = weights(config("pvt_v2"))
     with pytest.raises(CheckpointError, match=r"tensor head\.weight is \(5, 32\) .* set init\.head: replace"):
         go_on(given, config("pvt_v2"), num_classes=3)
+
+
+def test_swin_v2_goes_on_with_larger_windows() -> None:
+    """Its position biases come from a small network of the offsets, so no tensor depends on the window."""
+    kwargs = {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4, "patch_size": 2}
+    small = ModelConfig(name="timm/swinv2_tiny_window8_256", img_size=32, kwargs=kwargs)
+    large = ModelConfig(name="timm/swinv2_tiny_window8_256", img_size=64, kwargs={**kwargs, "window_size": 8})
+    _, given = weights(small)
+    tuned, report = go_on(given, large)
+    assert not report.resized and tuned(images(large)).shape == (2, CLASSES)

@@ -47,9 +47,9 @@ def images(model: ModelConfig, num_images: int = 2) -> Tensor:
     return torch.randn(num_images, 3, model.img_size, model.img_size, generator=generator)
 
 
-def plain_timm(model: ModelConfig) -> nn.Module:
+def plain_timm(model: ModelConfig) -> Any:
     """The same model made by timm itself, without any of our code."""
-    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in model.kwargs.items()}
+    settings: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in model.kwargs.items()}
     if "swin" in model.name or "deit" in model.name:
         settings["img_size"] = model.img_size
     return timm.create_model(model.name.removeprefix("timm/"), num_classes=CLASSES, drop_path_rate=0.0, **settings)
@@ -58,7 +58,7 @@ def plain_timm(model: ModelConfig) -> nn.Module:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_backbone_computes_what_timm_computes(family: str) -> None:
     model = config(family, head_init="normal")
-    net = zoo.build_model(model, CLASSES)
+    net: Any = zoo.build_model(model, CLASSES)
     zoo.init_weights(net, 1)
     twin = plain_timm(model)
     twin.load_state_dict(net.state_dict(), strict=True)
@@ -84,7 +84,7 @@ def test_weights_are_a_function_of_the_seed(family: str) -> None:
 def test_the_head_starts_as_configured(family: str) -> None:
     from pretrain.models.timm_backbone import classifiers, head_tensors
 
-    net = zoo.build_model(config(family, head_bias=-10.0), CLASSES)
+    net: Any = zoo.build_model(config(family, head_bias=-10.0), CLASSES)
     zoo.init_weights(net, 0)
     assert (net(images(net.config)) == -10.0).all(), "zero weights and this bias"
     assert len(head_tensors(net)) == 2 * len(classifiers(net)) == (4 if family == "distilled" else 2)
@@ -93,7 +93,7 @@ def test_the_head_starts_as_configured(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_fp32_with_bf16_weights(family: str) -> None:
     model = config(family, head_init="normal")
-    net = zoo.build_model(model, CLASSES).eval()
+    net: Any = zoo.build_model(model, CLASSES).eval()
     zoo.init_weights(net, 1)
     exact = net(images(model))
     logits = net.bfloat16()(images(model))
@@ -104,7 +104,7 @@ def test_logits_are_fp32_with_bf16_weights(family: str) -> None:
 
 def test_both_heads_of_a_distilled_model() -> None:
     model = config("distilled", head_init="normal")
-    net = zoo.build_model(model, CLASSES)
+    net: Any = zoo.build_model(model, CLASSES)
     twin = plain_timm(model)
     twin.load_state_dict(net.state_dict())
     twin.set_distilled_training(True)
@@ -115,7 +115,7 @@ def test_both_heads_of_a_distilled_model() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_activation_checkpointing_changes_no_gradient(family: str) -> None:
-    net = zoo.build_model(config(family, head_init="normal"), CLASSES)
+    net: Any = zoo.build_model(config(family, head_init="normal"), CLASSES)
     gradients = []
     for enable in (False, True):
         net.set_grad_checkpointing(enable)
@@ -127,7 +127,7 @@ def test_activation_checkpointing_changes_no_gradient(family: str) -> None:
 
 def test_where_timm_has_no_checkpointing_it_is_refused() -> None:
     with torch.device("meta"):
-        net = zoo.build_model(ModelConfig(name="timm/pit_ti_224"), CLASSES)
+        net: Any = zoo.build_model(ModelConfig(name="timm/pit_ti_224"), CLASSES)
     net.set_grad_checkpointing(False)
     with pytest.raises(
         ConfigError, match=r"activation_checkpointing: timm/pit_ti_224 has none in timm; set it to none"
@@ -137,7 +137,7 @@ def test_where_timm_has_no_checkpointing_it_is_refused() -> None:
 
 def test_drop_path_and_dropout_draw_from_the_generator_that_the_engine_seeds() -> None:
     model = config("swin", drop_path=0.5, head_init="normal")
-    net = zoo.build_model(model, CLASSES)
+    net: Any = zoo.build_model(model, CLASSES)
     assert zoo.uses_generator(net) and not zoo.uses_generator(zoo.build_model(config("swin"), CLASSES))
     runs = []
     for seed in (1, 1, 2):
@@ -213,7 +213,7 @@ DECAYING = (
 def test_kernels_decay_and_nothing_else(name: str) -> None:
     """By name alone: the weights of dense and convolution layers, less what the authors exclude (positions)."""
     with torch.device("meta"):
-        net = timm.create_model(name, pretrained=False)
+        net: Any = timm.create_model(name, pretrained=False)
     excluded = net.no_weight_decay() if hasattr(net, "no_weight_decay") else set()
     expected = {f"{path}.weight" for path, module in net.named_modules() if isinstance(module, KERNELS)} - set(excluded)
     expected = {path for path in expected if ".rel_pos.mlp." not in path}

@@ -57,8 +57,8 @@ def published(
 def test_the_published_formula(kind: Any, alpha: float, tau: float, two_heads: bool) -> None:
     model, x = TwoHeads(), images(BATCH)
     objective = Distillation(teacher_logits, kind=kind, alpha=alpha, tau=tau, two_heads=two_heads)
-    pair = model(x, separate_heads=True).unbind(1) if two_heads else (model(x), model(x))
-    expected = published(*pair, teacher_logits(x), kind, alpha, tau)
+    class_logits, dist_logits = model(x, separate_heads=True).unbind(1) if two_heads else (model(x), model(x))
+    expected = published(class_logits, dist_logits, teacher_logits(x), kind, alpha, tau)
     torch.testing.assert_close(objective(model, Inputs(x, LABELS)).double(), expected, rtol=1e-5, atol=1e-6)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -67,13 +69,13 @@ def test_the_mean_colour_of_a_patch_counts() -> None:
                 assert found[image, row * 2 + column] == 64 * red + 8 * green + blue
 
 
-def masked_model() -> torch.nn.Module:
+def masked_model() -> Any:
     model = build_model(small_config(mask_token=True, head_init="normal"), 512)
     init_weights(model, 0)
     return model
 
 
-def objective(model: torch.nn.Module) -> MaskedPatches:
+def objective(model: Any) -> MaskedPatches:
     context = Context(seed=5, mean=HALF, std=HALF, patch=model.shape.patch, grid=model.shape.grid)
     built = build_objective(ObjectiveConfig(name="masked_patches"), 512, context)
     assert isinstance(built, MaskedPatches)

@@ -73,7 +73,7 @@ def test_nothing_is_read_on_the_host(config: dict[str, Any]) -> None:
     masked, distilled = config["name"] == "masked_patches", config["name"] == "distillation"
     num_classes = 512 if masked else 11
     with torch.device("meta"):
-        model = build_model(small_config(mask_token=masked, distilled=distilled), num_classes)
+        model: Any = build_model(small_config(mask_token=masked, distilled=distilled), num_classes)
         teacher = build_model(small_config(), num_classes).eval()
         batch = Inputs(torch.empty(2, 3, 32, 48), torch.empty(2, 1, dtype=torch.int64), torch.empty(2, 3, 2))
         mixed = Inputs(batch.images, batch.labels, batch.drop_path, targets=torch.empty(2, num_classes))
