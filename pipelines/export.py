@@ -182,20 +182,20 @@ def _write_and_check(
 
 def _publish(workshop: Path, out: Path) -> None:
     """Gives what lies in ``workshop`` its final names, the main one last, after everything is on the disk."""
-    from pretrain.data.files import sync_folder
+    from pretrain.files import sync
 
     for path in sorted(workshop.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         else:
-            sync_folder(path)
+            sync(path)
     if out.is_dir():
         out.rename(workshop / f"{out.name}.replaced")
     for path in sorted(workshop.iterdir(), key=lambda path: path.name == out.name):
         if not path.name.endswith(".replaced"):
             path.replace(out.with_name(path.name))
-    sync_folder(out.parent)
+    sync(out.parent)
 
 
 def _parser() -> argparse.ArgumentParser:
