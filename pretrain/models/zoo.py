@@ -43,7 +43,8 @@ def build_model(model: ModelConfig, num_classes: int) -> nn.Module:
     """
     family = model.name.partition("/")[0]
     if family not in MODELS:
-        raise ConfigError(f"model.name: unknown architecture {model.name!r}; known are vit and timm/NAME")
+        known = ", ".join("timm/NAME" if name == "timm" else name for name in MODELS)
+        raise ConfigError(f"model.name: unknown architecture {model.name!r}; known are {known}")
     return MODELS[family](model, num_classes)
 
 

@@ -100,7 +100,7 @@ def make(config: Experiment, kind: str = "deepspeed", weights: str | None = None
     backend = build_backend(config, model, rank, torch.device("cpu"), kind, (micro, accumulation))
     if config.cluster.compile:  # pools switch Dynamo off; the eager backend keeps a C++ compiler out of the law
         torch._dynamo.config.disable = False
-        backend.model.compile_blocks(backend="aot_eager")
+        backend.model.compile_blocks(backend="aot_eager")  # type: ignore[operator]
     return backend, accumulation
 
 

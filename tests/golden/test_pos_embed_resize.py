@@ -75,7 +75,7 @@ def test_grids_of_one_column_resize_as_those_of_one_row(old: Grid, new: Grid, fi
     source = embedding(old, 1)
     turned = torch.cat([source[:, :1], source[:, 1:].unflatten(1, old).transpose(1, 2).flatten(1, 2)], dim=1)
     ours = resize_pos_embed(source, old, new, 1, filter)[:, 1:].unflatten(1, new)
-    other = resize_pos_embed(turned, old[::-1], new[::-1], 1, filter)[:, 1:].unflatten(1, new[::-1])
+    other = resize_pos_embed(turned, (old[1], old[0]), (new[1], new[0]), 1, filter)[:, 1:].unflatten(1, new[::-1])
     torch.testing.assert_close(ours, other.transpose(1, 2), rtol=0, atol=1e-5)
 
 

@@ -50,7 +50,7 @@ def timm_twin(model: VisionTransformer, drop_path_rate: float = 0.0) -> Any:
             reg_tokens=config.num_registers,
             no_embed_class=fixed or not config.pos_embed_prefix,
             pos_embed="none" if config.pos_embed == "none" else "learn",
-            global_pool={"token": "token", "map": "map"}.get(config.pool, "avg"),
+            global_pool={"token": "token", "map": "map"}.get(config.pool, "avg"),  # type: ignore[arg-type]
             fc_norm=False if config.pool == "norm_avg" else None,
             pos_drop_rate=config.dropout,
             drop_path_rate=drop_path_rate,
@@ -106,7 +106,7 @@ def _rotary_twin(model: VisionTransformer) -> Eva:
         **_common(model),
         class_token=config.class_token,
         num_reg_tokens=config.num_registers,
-        global_pool={"token": "token", "map": "map"}.get(config.pool, "avg"),
+        global_pool={"token": "token", "map": "map"}.get(config.pool, "avg"),  # type: ignore[arg-type]
         use_fc_norm=config.pool == "avg_norm",
         use_abs_pos_emb=False,
         use_rot_pos_emb=True,

@@ -176,7 +176,7 @@ def test_a_hybrid_starts_as_the_identity_of_each_bottleneck() -> None:
     """The last norm of a bottleneck is 0, so that each starts as relu(shortcut)."""
     model = build_vit(ModelConfig(variant="R50+nano/32", img_size=64, depth=1), 3)
     init_weights(model, 0)
-    block: Any = model.patch_embed.backbone.stages[0].blocks[1]
+    block: Any = model.get_submodule("patch_embed.backbone.stages.0.blocks.1")
     x = torch.randn(1, 256, 4, 4)
     assert torch.equal(block(x), x.relu())
 

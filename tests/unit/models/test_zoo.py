@@ -19,5 +19,5 @@ def test_vit_is_built_with_its_head() -> None:
 def test_a_name_without_a_row_is_refused_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(MODELS, "vit")
     monkeypatch.setitem(MODELS, "another", build_model)
-    with pytest.raises(ConfigError, match="unknown architecture 'vit'; known are another"):
+    with pytest.raises(ConfigError, match="unknown architecture 'vit'; known are timm/NAME, another"):
         build_model(small_config(), 7)

@@ -24,7 +24,7 @@ def test_kernels_of_a_vit() -> None:
 
 def test_groups_cover_every_trainable_parameter_once() -> None:
     model = build_model(experiment().model, 5)
-    model.head.weight.requires_grad_(False)
+    model.get_parameter("head.weight").requires_grad_(False)
     groups = parameter_groups(model.named_parameters(), 0.3)
     together = [parameter for group in groups for parameter in group["params"]]
     assert len({id(parameter) for parameter in together}) == len(together)
