@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
+import math
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -33,15 +36,16 @@ from pretrain.engine.resume import Start
 from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.state import TrainState
 from pretrain.engine.stop import StopRequest
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, SetupError
 from pretrain.evaluation.accuracy import accuracy
 from pretrain.files import write_atomic
 from pretrain.models.exchange.formats import is_model_folder, load_any
+from pretrain.models.init import digest
 from pretrain.models.interop import WeightsMetadata, save_weights
 from pretrain.models.layers.drop_path import drop_path_scales
 from pretrain.models.surgery import adapt_state_dict
 from pretrain.models.variants import resolve
-from pretrain.models.zoo import build_frozen, build_model, init_weights, takes_any_size, uses_generator
+from pretrain.models.zoo import build_frozen, build_model, init_weights, takes_any_size, tensor_shapes, uses_generator
 from pretrain.objectives.distillation import Teacher
 from pretrain.objectives.protocol import Objective
 from pretrain.objectives.registry import Context, build_objective
@@ -51,17 +55,45 @@ from pretrain.telemetry.sinks import JsonlSink, Sink, TensorBoardSink
 from pretrain.telemetry.telemetry import Telemetry
 
 PROBE_SAMPLES = 8
+LARGEST_WHOLE_MODEL = 2_000_000_000  # parameters
 RECORDED_PACKAGES = ("torch", "deepspeed", "accelerate", "webdataset", "safetensors", "numpy", "timm")
 
 
+def check_host_memory(experiment: Experiment, local_world: int) -> None:
+    """Whether every rank of this node can build the whole model on the CPU before it is sharded.
+
+    Raises:
+        ConfigError: more parameters than that route is meant for. SetupError: too little memory is free.
+    """
+    shapes = tensor_shapes(experiment.model, experiment.num_outputs)
+    num_parameters = sum(math.prod(shape) for shape in shapes.values())
+    if num_parameters > LARGEST_WHOLE_MODEL:
+        raise ConfigError(
+            f"model: {num_parameters / 1e9:.2f} billion parameters; models are built whole on every rank's CPU, which "
+            f"goes up to {LARGEST_WHOLE_MODEL / 1e9:.0f} billion: choose a smaller one"
+        )
+    needed, free = num_parameters * 4 * local_world, psutil.virtual_memory().available
+    if needed > free:
+        raise SetupError(
+            f"building the model whole on {local_world} ranks needs {needed / 2**30:.1f} GiB of host memory on this "
+            f"node, {free / 2**30:.1f} GiB are free: start fewer ranks per node, or free some"
+        )
+
+
 def build_initialised_model(
-    experiment: Experiment, say: Callable[[str], None], *, head: Literal["keep", "replace"], with_init: bool
+    experiment: Experiment,
+    say: Callable[[str], None],
+    *,
+    local_world: int,
+    head: Literal["keep", "replace"],
+    with_init: bool,
 ) -> nn.Module:
     """The whole model on the CPU, with weights from the seed or, ``with_init``, from ``init.from``.
 
     Raises:
-        ConfigError: an impossible architecture. CheckpointError: weights that do not fit it.
+        ConfigError: an impossible architecture. CheckpointError: weights that do not fit it. SetupError: no memory.
     """
+    check_host_memory(experiment, local_world)
     model = build_model(experiment.model, experiment.num_outputs)
     source = experiment.init.from_
     if source is None or not with_init:
@@ -215,7 +247,11 @@ def build_trainer(
     experiment = resolved.experiment
     memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     micro_batch = resolve_micro_batch(experiment, rank.world, memory, backend=kind)
-    model = build_initialised_model(experiment, reporter.say, head=head, with_init=start is None)
+    model = build_initialised_model(
+        experiment, reporter.say, local_world=rank.local_world, head=head, with_init=start is None
+    )
+    if rank.is_main and start is None:
+        record_initial_weights(model, folder, reporter.say)
     objective = objective_of(experiment, model, device, reporter.say)
     draws = uses_generator(model)
     stream = TrainStream(experiment, rank.rank, rank.world, micro_batch[0], quarantine=folder.path / "quarantine")
@@ -345,6 +381,14 @@ def _sinks(experiment: Experiment, folder: RunFolder, purge_step: int) -> list[S
     if experiment.telemetry.tensorboard:
         sinks.append(TensorBoardSink(folder.tensorboard, purge_step))
     return sinks
+
+
+def record_initial_weights(model: nn.Module, folder: RunFolder, say: Callable[[str], None]) -> None:
+    """Writes a digest of every initial tensor, so that two runs can be compared before their first step."""
+    digests = digest(model)
+    write_atomic(folder.path / "initial_weights.json", json.dumps(digests, indent=1))
+    whole = hashlib.blake2b(json.dumps(digests, sort_keys=True).encode(), digest_size=8).hexdigest()
+    say(f"{len(digests)} initial tensors, digest {whole}; each in {folder.path / 'initial_weights.json'}")
 
 
 def record_run(resolved: Resolved, folder: RunFolder, rank: Rank, device: torch.device) -> None:
