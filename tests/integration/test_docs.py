@@ -56,6 +56,8 @@ def test_command_of_the_docs(command: Commands, digits: None, tmp_path: Path, pa
             return  # make demo; tests/integration/test_demo.py runs it
         if "--out" in arguments:
             arguments[arguments.index("--out") + 1] = str(tmp_path / "out")
+        if arguments[0] == "export":
+            arguments[1] = str(_weights(tmp_path / "weights.safetensors"))
         sources = [part for part in arguments if part.startswith("/path/to/")]
         for source in sources:
             folder = _pictures(tmp_path / "pictures")
@@ -63,6 +65,18 @@ def test_command_of_the_docs(command: Commands, digits: None, tmp_path: Path, pa
         command.run("python", "-m", "pipelines", *arguments, check=True)
     else:
         raise AssertionError(f"{page}: no test knows how to run {words!r}; add it here")
+
+
+def _weights(path: Path) -> Path:
+    """Weights of a small model, in the place of a trained run."""
+    from pretrain.config.schema import EvalTransformConfig, ModelConfig
+    from pretrain.models.init import initial_state
+    from pretrain.models.interop import WeightsMetadata, save_weights
+
+    model = ModelConfig(variant="mu/8", img_size=32)
+    about = WeightsMetadata.of(model, 3, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), eval_transform=EvalTransformConfig())
+    save_weights(path, initial_state(model, 3, seed=0), about)
+    return path
 
 
 def _pictures(folder: Path) -> Path:
