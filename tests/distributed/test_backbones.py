@@ -105,6 +105,7 @@ def test_a_life(pool1: Pool, pool2: Pool, tmp_path: Path, teacher: str, family: 
     assert fine[STEPS - 1] < fine[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_stage_gives_the_same_losses(pool2: Pool, teacher: str, family: str) -> None:
     plain = losses(pool2, settings(family, 0, 4, teacher))
@@ -115,7 +116,13 @@ def test_every_stage_gives_the_same_losses(pool2: Pool, teacher: str, family: st
 
 @pytest.mark.parametrize(
     ("family", "stage"),
-    [("swin", 1), ("swin", 3), ("pvt_v2", 3), ("bit", 1), ("distilled", 3), ("timm_deit", 1)],
+    [
+        ("swin", 3),
+        *(
+            pytest.param(family, stage, marks=pytest.mark.slow)
+            for family, stage in [("swin", 1), ("pvt_v2", 3), ("bit", 1), ("distilled", 3), ("timm_deit", 1)]
+        ),
+    ],
 )
 def test_activation_checkpointing_changes_nothing(pool2: Pool, teacher: str, family: str, stage: int) -> None:
     plain = losses(pool2, settings(family, stage, 4, teacher))
@@ -123,6 +130,7 @@ def test_activation_checkpointing_changes_nothing(pool2: Pool, teacher: str, fam
     assert list(kept.values()) == pytest.approx(list(plain.values()), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["swin", "distilled"])
 def test_low_precision_stays_near(pool2: Pool, teacher: str, family: str) -> None:
     exact = losses(pool2, settings(family, 1, 4, teacher))

@@ -25,7 +25,12 @@ def reference(pool2: Pool) -> list[float]:
     return values
 
 
-@pytest.mark.parametrize(("kind", "stage", "policy", "compiled"), SUPPORTED)
+FAST = [("deepspeed", stage, policy, False) for stage in (1, 3) for policy in POLICIES[1:]]
+FAST += [("accelerate", 0, "selective", False), ("deepspeed", 1, "full", True)]
+ROWS = [pytest.param(*row, marks=() if row in FAST else pytest.mark.slow) for row in SUPPORTED]
+
+
+@pytest.mark.parametrize(("kind", "stage", "policy", "compiled"), ROWS)
 def test_supported(pool2: Pool, reference: list[float], kind: str, stage: int, policy: str, compiled: bool) -> None:
     config = settings(stage, 4, cluster__activation_checkpointing=policy, cluster__compile=compiled)
     assert losses(pool2, config, kind) == pytest.approx(reference, rel=1e-5)
@@ -41,7 +46,9 @@ POSITIONS = [
 ]
 
 
-@pytest.mark.parametrize("policy", ["none", "full", "selective"])
+@pytest.mark.parametrize(
+    "policy", ["none", pytest.param("full", marks=pytest.mark.slow), pytest.param("selective", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("changes", POSITIONS, ids=[" ".join(map(str, case.values())) for case in POSITIONS])
 def test_every_new_tensor_may_be_sharded(pool2: Pool, changes: dict[str, object], policy: str) -> None:
     """ZeRO-3 gathers weights by module: a tensor that is used outside its own would be empty."""

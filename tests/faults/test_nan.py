@@ -24,7 +24,7 @@ BAD_STEP = 2
 
 
 @pytest.mark.parametrize(("stage", "precision", "kind"), ROWS)
-@pytest.mark.parametrize("micro", [4, 2])
+@pytest.mark.parametrize("micro", [4, pytest.param(2, marks=pytest.mark.slow)])
 def test_nan_on_one_rank(pool2: Pool, stage: int, precision: str, kind: str, micro: int) -> None:
     config = settings(stage, micro, precision=precision)
     results = pool2.run(train_with, config, kind, {"steps": 6, "poison_at": BAD_STEP})
