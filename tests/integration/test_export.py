@@ -11,7 +11,7 @@ from tests.integration.small_run import FINETUNE, SMALL, curve, pretrain
 
 OUT = {"timm": "folder", "hf": "folder", "npz": "w.npz"}
 # What every one of the formats can express.
-EXPRESSIBLE = ["model.gelu=tanh", "data.eval_transform.resize_filter=bilinear_aa"]
+EXPRESSIBLE = ["model.pool=token", "model.gelu=tanh", "data.eval_transform.resize_filter=bilinear_aa"]
 
 
 @pytest.fixture(scope="module")
