@@ -119,10 +119,9 @@ def pretrain(console: Console, out: Path) -> Path:
     command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(_free_port())]
     console.print(f"[bold]pretrain[/]  deepspeed --num_gpus 2 {' '.join(script)}")
     with LazyBar("pretrain", num_steps, "steps") as bar:
-        if not Job([*command, *script], run).wait(bar, stop_at=num_steps // 2 + num_steps // 20):
-            console.print(
-                f"          killed (kill -9 of all ranks) after step {max(read_metrics(run / 'metrics.jsonl'))}"
-            )
+        if not Job([*command, *script], run).wait(bar, stop_at=num_steps * 11 // 20):
+            killed_at = max(read_metrics(run / "metrics.jsonl"))
+            console.print(f"          killed with kill -9 after step {killed_at}; now the same command again")
         Job([*command, *script], run).wait(bar)
     resumed = read_metrics(run / "metrics.jsonl", "resume")
     console.print(f"          resumed at step {max(resumed, default=0)} and went on to {num_steps}")
