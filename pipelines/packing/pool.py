@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -59,7 +61,8 @@ def _run_in_pool(tasks: Sequence[Task], source: Source, num_workers: int, show: 
     try:
         while True:
             while len(waiting) < WAITING_PER_WORKER * num_workers and (task := next(remaining, None)):
-                waiting.add(executor.submit(_write_in_worker, *task))
+                with _interrupts_blocked():
+                    waiting.add(executor.submit(_write_in_worker, *task))
             if not waiting:
                 return
             finished, waiting = wait(waiting, timeout=LOOK_EVERY_S, return_when=FIRST_COMPLETED)
@@ -75,6 +78,16 @@ def _run_in_pool(tasks: Sequence[Task], source: Source, num_workers: int, show: 
         executor.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.kill()
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes that start inside inherit the mask: a Ctrl-C while they import is the parent's to answer, not theirs."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _worker: dict[str, Any] = {}

@@ -11,8 +11,8 @@ from tests.integration.small_run import FINETUNE, SMALL, curve, pretrain, verdic
 
 SHORT = ["duration=4 steps", "optim.schedule.warmup=1 steps"]
 PVT = [
+    "model=null",  # nothing of the demo's ViT stays
     "model.name=timm/pvt_v2_b0",
-    "model.variant=''",
     "model.img_size=32",
     "model.kwargs={depths: [1, 1, 1, 1], embed_dims: [8, 16, 16, 32], num_heads: [1, 1, 2, 4]}",
 ]
@@ -38,7 +38,13 @@ def test_a_backbone_is_finetuned_at_another_size(command: Commands, backbone: Pa
 
 
 def test_a_backbone_teaches_a_distilled_student(command: Commands, backbone: Path, tmp_path: Path) -> None:
-    student = ["model.variant=mu/4", "model.img_size=32", "model.distilled=true", "evaluation.micro_batch_size=32"]
+    student = [
+        "model.variant=mu/4",
+        "model.img_size=32",
+        "model.distilled=true",
+        "model.pool=token",
+        "evaluation.micro_batch_size=32",
+    ]
     objective = [f"objective={{name: distillation, teacher: {backbone}, distillation: soft, tau: 3}}"]
     done = command.run(*pretrain("alone", tmp_path, *SHORT, *student, *objective), check=True)
     assert "teacher: timm/pvt_v2_b0 from" in done.stdout and "val/top1" in done.stdout, done.stdout
