@@ -82,7 +82,7 @@ def _run_in_pool(tasks: Sequence[Task], source: Source, num_workers: int, show: 
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Processes that start inside inherit the mask: a Ctrl-C while they import is the parent's to answer, not theirs."""
+    """Processes that start inside inherit the mask: a Ctrl-C while they import is for the parent to answer."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
