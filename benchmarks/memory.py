@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.live_storages import LiveStorages
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.models.cost import Precision, activation_bytes, recomputed_macs, training_flops
 from pretrain.models.vit import VisionTransformer, build_vit
 

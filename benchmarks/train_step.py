@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.models.cost import training_flops
 from pretrain.models.variants import ViTShape, resolve
 from pretrain.models.vit import VisionTransformer, build_vit

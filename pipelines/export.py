@@ -124,7 +124,7 @@ def _with_eval_transform(metadata: WeightsMetadata, args: argparse.Namespace) ->
     """The metadata with what the command line says about resizing."""
     from pydantic import ValidationError
 
-    from pretrain.config.schema import EvalTransformConfig
+    from pretrain.config.schema.data import EvalTransformConfig
 
     given = {"resize": args.resize, "crop_fraction": args.crop_fraction, "resize_filter": args.resize_filter}
     given = {name: value for name, value in given.items() if value is not None}

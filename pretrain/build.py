@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pretrain import seeds
 from pretrain.check import resolve_micro_batch
 from pretrain.config.loader import Resolved
-from pretrain.config.schema import Experiment
+from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
 from pretrain.data.card import load_classes
 from pretrain.data.device import to_model_input

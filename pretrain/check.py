@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pretrain.config.loader import Resolved
-from pretrain.config.schema import Experiment, ModelConfig
+from pretrain.config.schema.experiment import Experiment
+from pretrain.config.schema.model import ModelConfig
 from pretrain.config.typed import known_keys, nearest_key
 from pretrain.data import lanes
 from pretrain.data.card import CARD_FILE, Card, check_card

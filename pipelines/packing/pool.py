@@ -75,9 +75,10 @@ def _run_in_pool(tasks: Sequence[Task], source: Source, num_workers: int, show: 
             "it goes on from here"
         ) from error
     finally:  # also when the caller has heard enough, or the user pressed Ctrl-C: what is half written is not needed
-        executor.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.kill()
+        # The executor's thread must be gone before the interpreter's exit, which writes into the pipe that it closes.
+        executor.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ import sys
 from typing import Any
 
 from pretrain.config.duration import Duration
-from pretrain.config.schema import ClusterConfig, Experiment
+from pretrain.config.schema.cluster import ClusterConfig
+from pretrain.config.schema.experiment import Experiment
 
 EXTENDS = {
     "description": "A file or a list of files that these settings are laid over, relative to this file.",

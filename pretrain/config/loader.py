@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pretrain.config import changes, tree, typed
-from pretrain.config.schema import Experiment
+from pretrain.config.schema.experiment import Experiment
 from pretrain.config.tree import COMMAND_LINE, Items, Leaf, Node, Section
 from pretrain.errors import ConfigError
 

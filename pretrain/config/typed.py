@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from pretrain.config.duration import Duration
-from pretrain.config.schema import Experiment
+from pretrain.config.schema.experiment import Experiment
 from pretrain.config.tree import Items, Leaf, Node, Section
 
 Model = TypeVar("Model", bound=BaseModel)

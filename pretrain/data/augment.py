@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain import seeds
-from pretrain.config.schema import EvalTransformConfig, TrainTransformConfig
+from pretrain.config.schema.data import EvalTransformConfig, TrainTransformConfig
 from pretrain.data.decode import EncodedImage, Pixels, open_image
 from pretrain.data.resize import ANTIALIASED, resize
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pretrain.config.schema import DataConfig
+from pretrain.config.schema.data import DataConfig
 from pretrain.files import digest
 from pretrain.errors import DataError
 

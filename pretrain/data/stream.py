@@ -9,7 +9,8 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from pretrain.config.schema import DataConfig, Experiment
+from pretrain.config.schema.data import DataConfig
+from pretrain.config.schema.experiment import Experiment
 from pretrain.data.augment import EvalTransform, TrainTransform
 from pretrain.data.batch import Batch
 from pretrain.data.card import Card, check_card, load_classes

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pretrain.config.schema import Experiment
+from pretrain.config.schema.experiment import Experiment
 from pretrain.distributed.rank import Rank
 from pretrain.engine.backend import EMA, MASTER, Backend, BackendOptions
 from pretrain.optim.optimizers import OPTIMIZERS, OptimizerSpec, build_optimizer

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.models.layers.precision import Fp32Linear, without_autocast
 from pretrain.models.vit import VisionTransformer
 

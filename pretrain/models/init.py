@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import seeds
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.models.variants import parameter_shapes
 
 Shape = tuple[int, ...]

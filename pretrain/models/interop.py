@@ -16,7 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pretrain.config.schema import EvalTransformConfig, ModelConfig, PositiveFloat, PositiveInt, Strict
+from pretrain.config.schema.base import PositiveFloat, PositiveInt, Strict
+from pretrain.config.schema.data import EvalTransformConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.files import sync
 from pretrain.models.variants import ViTShape, resolve

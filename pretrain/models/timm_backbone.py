@@ -23,7 +23,7 @@ from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from pretrain import seeds
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import ConfigError
 from pretrain.models.layers.precision import Fp32Linear, without_autocast
 

@@ -9,7 +9,7 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from pretrain.config.schema import POS_EMBED_PLACEMENTS, ModelConfig
+from pretrain.config.schema.model import POS_EMBED_PLACEMENTS, ModelConfig
 from pretrain.errors import ConfigError
 
 # Source: Ti, S: DeiT (2012.12877) Table 1. B, L, H: ViT (2010.11929) Table 1. M, g, G: Scaling ViT (2106.04560) Table 2

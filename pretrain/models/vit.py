@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.models.layers.attention_pool import AttentionPool
 from pretrain.models.layers.block import Block
 from pretrain.models.layers.checkpointing import block_policy, run_block

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import ConfigError
 from pretrain.models import init, variants
 from pretrain.models.deit import DistilledVisionTransformer

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pretrain.config.schema import ObjectiveConfig
+from pretrain.config.schema.objective import ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.objectives.distillation import Distillation
 from pretrain.objectives.masked_patches import MaskedPatches

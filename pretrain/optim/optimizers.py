@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.config.schema import OptimConfig
+from pretrain.config.schema.optim import OptimConfig
 from pretrain.optim.groups import parameter_groups
 
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pretrain.config.schema import Experiment
+from pretrain.config.schema.experiment import Experiment
 
 Schedule = Callable[[int], float]
 

@@ -70,7 +70,7 @@ def test_every_source_file_is_under_a_rule() -> None:
         ("pretrain/errors.py", "from pretrain.config import schema", "pretrain.errors must not import"),
         # libraries
         ("pretrain/engine/loop.py", "import deepspeed.comm", "deepspeed belongs to"),
-        ("pretrain/config/schema.py", "from yaml import safe_load", "yaml belongs to pretrain.config.loader"),
+        ("pretrain/config/schema/model.py", "from yaml import safe_load", "yaml belongs to pretrain.config.loader"),
         ("pretrain/data/x.py", "def f():\n    import subprocess", "x.py:2: subprocess belongs to pipelines"),
         # the environment
         ("pretrain/data/x.py", "import os\nos.environ['A']", "x.py:2: the environment"),

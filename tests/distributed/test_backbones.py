@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.config.schema import Experiment
+from pretrain.config.schema.experiment import Experiment
 from tests.distributed.training import CLASSES, experiment, train_with
 from tests.pool import ROOT, Pool, RankFailureError
 
@@ -63,7 +63,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def write_teacher(path: str) -> None:
     """A frozen teacher may have running statistics, as DeiT's RegNet has."""
-    from pretrain.config.schema import ModelConfig
+    from pretrain.config.schema.model import ModelConfig
     from pretrain.models.interop import WeightsMetadata, save_weights
     from pretrain.models.zoo import build_frozen
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config.schema import Experiment
+from pretrain.config.schema.experiment import Experiment
 from tests.distributed.test_equality_laws import settings
 from tests.distributed.training import BATCH, train_with
 from tests.pool import Pool, RankFailureError

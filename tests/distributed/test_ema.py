@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.config.schema import Experiment
+from pretrain.config.schema.experiment import Experiment
 from pretrain.engine.checkpoint import newest_valid
 from pretrain.engine.slices import SliceReader
 from pretrain.models.init import init_weights

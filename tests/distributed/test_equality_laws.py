@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pretrain.config.schema import Experiment
+from pretrain.config.schema.experiment import Experiment
 from tests.distributed.training import experiment, train_with
 from tests.pool import Pool
 

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from pretrain import seeds
-from pretrain.config.schema import Experiment
+from pretrain.config.schema.experiment import Experiment
 from pretrain.distributed.rank import detect
 from pretrain.engine.backend import Backend, Update
 from pretrain.engine.backends import build_backend

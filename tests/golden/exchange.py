@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pretrain.config.schema import EvalTransformConfig, ModelConfig
+from pretrain.config.schema.data import EvalTransformConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.models.interop import WeightsMetadata
 from pretrain.models.zoo import build_model
 from tests.golden.twins import small_config

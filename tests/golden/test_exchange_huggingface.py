@@ -20,7 +20,7 @@ from transformers import (
     ViTModel,
 )
 
-from pretrain.config.schema import EvalTransformConfig
+from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.errors import CheckpointError
 from pretrain.models.exchange.huggingface import CONFIG, PREPROCESSOR, WEIGHTS, read_huggingface, write_huggingface
 from pretrain.models.zoo import build_model

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
-from pretrain.config.schema import EvalTransformConfig
+from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.errors import CheckpointError
 from pretrain.models.exchange.timm import CONFIG, WEIGHTS, read_timm, write_timm
 from pretrain.models.interop import load_weights
@@ -118,7 +118,7 @@ def test_timms_own_folders_are_read(
 
 
 def test_a_backbone_of_timms_own_goes_there_and_back(tmp_path: Path) -> None:
-    from pretrain.config.schema import ModelConfig
+    from pretrain.config.schema.model import ModelConfig
     from pretrain.models.interop import WeightsMetadata
 
     config = ModelConfig(name="timm/pvt_v2_b0", img_size=64, kwargs={"depths": [1, 1, 1, 1]})

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.models.cost import forward_macs, training_flops
 from pretrain.models.vit import build_vit
 

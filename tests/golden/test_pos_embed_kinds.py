@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from pretrain.config.schema import POS_EMBED_PLACEMENTS, ModelConfig
+from pretrain.config.schema.model import POS_EMBED_PLACEMENTS, ModelConfig
 from pretrain.errors import ConfigError
 from pretrain.models.layers.pos_embed import Learned2d, rotary_2d, rotate, sincos_2d
 from pretrain.models.layers.relative import RelativeKeys, relative_index

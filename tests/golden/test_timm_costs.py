@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.models import budget, cost, timm_cost
 from pretrain.models.zoo import build_model
 from tests.unit.models.test_zoo_timm import config

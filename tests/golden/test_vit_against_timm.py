@@ -12,7 +12,7 @@ import torch
 from timm.models.vision_transformer_hybrid import _resnetv2
 from torch import Tensor, nn
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.models.cost import num_parameters
 from pretrain.models.init import initial_value
 from pretrain.models.variants import VARIANTS

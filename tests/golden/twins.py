@@ -13,7 +13,7 @@ from timm.models.vision_transformer_hybrid import _resnetv2
 from timm.models.vision_transformer_relpos import RelPosBlock, VisionTransformerRelPos
 from torch import nn
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.models.init import init_weights
 from pretrain.models.vit import VisionTransformer, build_vit
 

@@ -69,7 +69,8 @@ def test_command_of_the_docs(command: Commands, digits: None, tmp_path: Path, pa
 
 def _weights(path: Path) -> Path:
     """Weights of a small model, in the place of a trained run."""
-    from pretrain.config.schema import EvalTransformConfig, ModelConfig
+    from pretrain.config.schema.data import EvalTransformConfig
+    from pretrain.config.schema.model import ModelConfig
     from pretrain.models.init import initial_state
     from pretrain.models.interop import WeightsMetadata, save_weights
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.models.interop import WeightsMetadata
 from pretrain.models.variants import VARIANTS, resolve

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pretrain.config.schema import EvalTransformConfig
+from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.errors import CheckpointError
 from pretrain.models.interop import WeightsMetadata
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError
 from pretrain.models.exchange.architecture import named_config, refusal, refuse_inexpressible
 from pretrain.models.exchange.preprocessing import from_timm, timm_settings

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.models.layers.attention import Attention
 from pretrain.models.layers.drop_path import scale_branch
 from pretrain.models.layers.layer_scale import layer_scale

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.models.variants import ViTShape, num_relative_rows
 
 Grid = tuple[int, int]

@@ -14,7 +14,7 @@ from pipelines.packing.finish import finish_split
 from pipelines.packing.plan import PackOptions, Plan, Shard, Split
 from pipelines.packing.shard import write_shard
 from pipelines.sources.protocol import Item
-from pretrain.config.schema import Experiment
+from pretrain.config.schema.experiment import Experiment
 
 NUM_CLASSES = 7
 SIZE = 8

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pretrain.config.schema import EvalTransformConfig, TrainTransformConfig
+from pretrain.config.schema.data import EvalTransformConfig, TrainTransformConfig
 from pretrain.data.augment import EvalTransform, TrainTransform, inception_box
 from pretrain.data.decode import open_image
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.config.schema import Experiment
+from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
 from pretrain.data.lanes import allowed_worlds
 from pretrain.data.stream import EvalStream, TrainStream

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain.config.schema import ClusterConfig
+from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.models.layers.checkpointing import KEPT_OPERATIONS, block_policy
 from pretrain.models.vit import VisionTransformer
 from tests.golden.twins import our_model, small_config, some_images

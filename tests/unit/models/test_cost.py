@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.live_storages import LiveStorages
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.models.cost import (
     activation_bytes,
     forward_macs,

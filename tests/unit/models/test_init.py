@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.models import init
 from pretrain.models.init import digest, init_weights, initial_state, initial_value
 from pretrain.models.variants import parameter_shapes

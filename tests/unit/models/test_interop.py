@@ -13,7 +13,8 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from pretrain.config.schema import EvalTransformConfig, ModelConfig
+from pretrain.config.schema.data import EvalTransformConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError
 from pretrain.models.init import initial_state
 from pretrain.models.interop import WeightsMetadata, load_weights, save_weights

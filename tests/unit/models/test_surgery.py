@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError
 from pretrain.models.init import initial_state
 from pretrain.models.interop import WeightsMetadata

@@ -10,7 +10,7 @@ import torch
 from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
 from torch import nn
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError
 from pretrain.models import zoo
 from pretrain.models.interop import WeightsMetadata, load_weights, save_weights

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import ConfigError
 from pretrain.models.variants import VARIANTS, is_head_tensor, parameter_shapes, representation_size, resolve
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.models.vit import build_vit
 from tests.golden.twins import our_model, small_config, some_images
 

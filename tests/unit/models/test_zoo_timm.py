@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import ConfigError
 from pretrain.models import zoo
 from pretrain.models.init import digest

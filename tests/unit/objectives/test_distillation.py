@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.config.schema import ObjectiveConfig
+from pretrain.config.schema.objective import ObjectiveConfig
 from pretrain.objectives.distillation import Distillation, Teacher
 from pretrain.objectives.registry import Context, build_objective
 from tests.unit.objectives.batches import Inputs, images, linear_model

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.config.schema import ObjectiveConfig
+from pretrain.config.schema.objective import ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.models.init import init_weights
 from pretrain.models.masked import Corruption

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.config.schema import ObjectiveConfig
+from pretrain.config.schema.objective import ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.models.zoo import build_model
 from pretrain.objectives.distillation import Distillation

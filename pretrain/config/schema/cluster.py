@@ -1,0 +1,110 @@
+"""What does not decide the result."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pretrain.config.schema.base import PositiveFloat, PositiveInt, Strict
+
+ENGINE_OWNED_DEEPSPEED_REMEDY = {
+    "train_batch_size": "use global_batch_size",
+    "train_micro_batch_size_per_gpu": "use cluster.micro_batch_size",
+    "gradient_accumulation_steps": "it follows from global_batch_size and cluster.micro_batch_size",
+    "gradient_clipping": "use optim.clip_grad",
+    "optimizer": "use optim",
+    "scheduler": "use optim.schedule",
+    "checkpoint": "use checkpoint",
+    "fp16": "use precision",
+    "bf16": "use precision",
+    "torch_autocast": "use precision",
+    "amp": "use precision",
+    "activation_checkpointing": "use cluster.activation_checkpointing",
+}
+ENGINE_OWNED_DEEPSPEED_KEYS = frozenset(ENGINE_OWNED_DEEPSPEED_REMEDY)
+
+
+class PhaseLimitsConfig(Strict):
+    """Seconds that a rank may stay in one phase before the job is ended and the rank that hangs is named."""
+
+    start: PositiveFloat = Field(default=1800, description="Building model, stream and engine.")
+    load: PositiveFloat = Field(default=1800, description="Reading and verifying a checkpoint.")
+    data: PositiveFloat = Field(default=900, description="Waiting for a micro-batch, the first one included.")
+    step: PositiveFloat = Field(default=900, description="Forward, backward and update of one micro-batch.")
+    save: PositiveFloat = Field(default=1800, description="Writing a checkpoint.")
+    evaluate: PositiveFloat = Field(default=7200, description="All evaluation sets.")
+
+
+class ClusterConfig(Strict):
+    """What does not decide the result: devices, how the batch is cut, how the state is sharded, how data is read."""
+
+    backend: Literal["auto", "deepspeed", "accelerate"] = Field(
+        default="auto", description="auto: deepspeed in pretrain/run.py, accelerate (DDP) in pipelines/finetune.py."
+    )
+    num_devices: PositiveInt | Literal["auto"] = Field(
+        default="auto", description="Ranks that the run expects; auto: as many as the launcher starts (1 in --check)."
+    )
+    device_memory_gib: PositiveFloat | Literal["auto"] = Field(
+        default="auto", description="Memory of one device for --check and micro_batch_size: auto; auto: detected."
+    )
+    micro_batch_size: PositiveInt | Literal["auto"] = Field(
+        default="auto", description="Images per device in one forward and backward pass; accumulation follows from it."
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=1, description="ZeRO: 1 shards optimiser state, 2 gradients, 3 weights."
+    )
+    activation_checkpointing: Annotated[str, Field(pattern=r"^(none|full|selective|every_([2-9]|[1-9][0-9]+))$")] = (
+        Field(
+            default="none",
+            description="What the backward pass computes again. full: all of a block but its input; every_2, every_3, "
+            "…: that for each second, third, … block; selective: a block's norms and activations, keeping what matrix "
+            "products and attention gave. The same losses to the bit, less memory, more time.",
+        )
+    )
+    compile: bool = Field(
+        default=False,
+        description="Compile the blocks one by one with static shapes (torch.compile). ZeRO stages 0 to 2.",
+    )
+    num_workers: Annotated[int, Field(ge=0)] = Field(
+        default=4, description="Data processes per rank; 0: in the rank itself."
+    )
+    prefetch_factor: PositiveInt = Field(default=2, description="Micro-batches that each data process prepares ahead.")
+    collective_timeout_s: PositiveInt = Field(default=10_800, description="After this a collective fails, in seconds.")
+    phase_limits_s: PhaseLimitsConfig = Field(
+        default_factory=PhaseLimitsConfig, description="When a rank counts as hung, in seconds."
+    )
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict, description="Passed to DeepSpeed as it is; keys that the engine owns are refused."
+    )
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> ClusterConfig:
+        if self.backend == "accelerate" and self.deepspeed:
+            raise ValueError("deepspeed: would be ignored by backend: accelerate; remove it or choose deepspeed")
+        if self.backend == "accelerate" and "zero_stage" in self.model_fields_set and self.zero_stage:
+            raise ValueError("zero_stage: needs backend: deepspeed; accelerate trains with DDP (stage 0)")
+        if self.compile and self.zero_stage == 3 and self.backend != "accelerate":
+            raise ValueError(
+                "compile: true does not go with zero_stage: 3, whose hooks gather each layer's weights in the middle "
+                "of a block; use zero_stage: 1 or 2, or compile: false"
+            )
+        if self.compile and self.activation_checkpointing == "selective":
+            raise ValueError(
+                "compile: true does not go with activation_checkpointing: selective, for a compiled block hides the "
+                "operations to keep; use none, full or every_2 (the compiler chooses by itself what a block keeps)"
+            )
+        if self.num_workers == 0 and "prefetch_factor" in self.model_fields_set:
+            raise ValueError("prefetch_factor would be ignored with num_workers: 0")
+        owned = sorted(ENGINE_OWNED_DEEPSPEED_KEYS & set(self.deepspeed))
+        if owned:
+            raise ValueError(
+                f"deepspeed.{owned[0]} is set by the engine ({ENGINE_OWNED_DEEPSPEED_REMEDY[owned[0]]}); remove it here"
+            )
+        longest = max(self.phase_limits_s.model_dump().values())
+        if longest >= self.collective_timeout_s:
+            raise ValueError(
+                f"phase_limits_s: its longest limit, {longest:.0f}, must lie below collective_timeout_s "
+                f"({self.collective_timeout_s}), or a collective fails before the rank that hangs is named"
+            )
+        return self

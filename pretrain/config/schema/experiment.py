@@ -1,0 +1,85 @@
+"""The whole experiment."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pretrain.config.duration import Duration
+from pretrain.config.schema.base import PositiveInt, Strict
+from pretrain.config.schema.checkpoint import CheckpointConfig, InitConfig, ResumeConfig
+from pretrain.config.schema.cluster import ClusterConfig
+from pretrain.config.schema.data import DataConfig
+from pretrain.config.schema.evaluation import EvaluationConfig
+from pretrain.config.schema.model import ModelConfig
+from pretrain.config.schema.objective import NUM_COLOURS, ObjectiveConfig
+from pretrain.config.schema.optim import OptimConfig
+from pretrain.config.schema.telemetry import GuardConfig, TelemetryConfig
+
+FORMAT_VERSION = 1
+
+
+class Experiment(Strict):
+    """One run, pretraining or fine-tuning, from data to result."""
+
+    version: Literal[1] = Field(default=FORMAT_VERSION, description="Version of this format.")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="The run folder is output_dir/name."
+    )
+    output_dir: str = Field(default="runs", description="Where run folders lie; must be shared by all ranks.")
+    seed: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Decides initial weights, order, augmentation, dropout."
+    )
+    duration: Duration = Field(description="Length of the training, such as '90 epochs' or '20_000 steps'.")
+    global_batch_size: PositiveInt = Field(description="Images per optimiser step over all devices.")
+    precision: Literal["fp32", "bf16", "autocast"] = Field(
+        default="bf16",
+        description="bf16: weights in bfloat16 with fp32 master weights (ZeRO ≥ 1); autocast: fp32 weights, "
+        "matmuls in bfloat16; fp32. Loss, softmax, norms and head are fp32 in each.",
+    )
+    model: ModelConfig
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    data: DataConfig
+    optim: OptimConfig
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    resume: ResumeConfig = Field(default_factory=ResumeConfig)
+    init: InitConfig = Field(default_factory=InitConfig)
+    guard: GuardConfig = Field(default_factory=GuardConfig)
+    telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+
+    @model_validator(mode="after")
+    def _objective_fits_model(self) -> Experiment:
+        masked = self.objective.name == "masked_patches"
+        if masked and self.model.is_timm:
+            raise ValueError("objective.name: masked_patches needs model.name: vit")
+        if masked != self.model.mask_token:
+            raise ValueError(
+                "objective.name: masked_patches needs model.mask_token: true"
+                if masked
+                else "model.mask_token belongs to objective.name: masked_patches; otherwise it would be ignored"
+            )
+        if masked and self.evaluation.sets:
+            raise ValueError("evaluation.sets: a model that predicts colours has no accuracy; remove them")
+        if self.model.is_timm and self.cluster.activation_checkpointing not in ("none", "full"):
+            policy = self.cluster.activation_checkpointing
+            raise ValueError(f"cluster.activation_checkpointing: {policy} needs model.name: vit; use none or full")
+        if self.model.is_timm and self.cluster.compile:
+            raise ValueError("cluster.compile: true needs model.name: vit, whose blocks are compiled one by one")
+        return self
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the head: the classes of the set, or the colours that masked_patches predicts."""
+        return NUM_COLOURS if self.objective.name == "masked_patches" else self.data.num_classes
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of the whole run: round(epochs × N / B)."""
+        return self.steps(self.duration)
+
+    def steps(self, duration: Duration) -> int:
+        """``duration`` in optimiser steps of this experiment."""
+        return duration.to_steps(self.data.num_samples, self.global_batch_size)

@@ -1,0 +1,181 @@
+"""The architecture."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pretrain.config.schema.base import PositiveFloat, PositiveInt, Probability, Strict
+
+# Which placements each kind of position embedding has; the first is the default. A fixed embedding is the same in every
+# layer, so that it has no tables of its own there.
+POS_EMBED_PLACEMENTS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "learned_1d": ("stem", "every_layer", "every_layer_shared"),
+    "learned_2d": ("stem", "every_layer", "every_layer_shared"),
+    "sincos2d_big_vision": ("stem", "every_layer_shared"),
+    "sincos2d_timm": ("stem", "every_layer_shared"),
+    "relative_1d": ("every_layer",),
+    "relative_bias": ("every_layer", "every_layer_shared"),
+    "rope_2d": (),
+}
+
+
+TIMM_MODEL_KEYS = frozenset({"name", "kwargs", "img_size", "head_bias", "head_init", "dropout", "drop_path"})
+ENGINE_OWNED_TIMM_REMEDY = {
+    "img_size": "use model.img_size",
+    "num_classes": "use data.num_classes",
+    "drop_rate": "use model.dropout",
+    "drop_path_rate": "use model.drop_path",
+    "in_chans": "images have three channels",
+    "pretrained": "use init.from",
+    "pretrained_cfg": "use init.from",
+    "checkpoint_path": "use init.from",
+    "features_only": "a classifier is trained",
+    "scriptable": "it has no use here",
+    "exportable": "it has no use here",
+}
+ENGINE_OWNED_TIMM_KEYS = frozenset(ENGINE_OWNED_TIMM_REMEDY)
+
+
+class ModelConfig(Strict):
+    """The architecture. A Vision Transformer is named by its variant, as in the paper: ``H/14`` is Huge, patch 14."""
+
+    name: str = Field(
+        default="vit", description="vit (ours, by variant), or timm/NAME for a classifier of timm, as timm/pvt_v2_b2."
+    )
+    kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="timm/… only: passed to timm.create_model as it is, such as window_size."
+    )
+    variant: str = Field(
+        default="",
+        description="vit only: size and patch, such as B/16, L/16 or H/14; sizes are the keys of "
+        "pretrain/models/variants.py. R50+B/16 is the hybrid: a ResNet-50 of total stride 16 (or 32) makes the feature "
+        "map that is cut into patches.",
+    )
+    img_size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+        default=224,
+        description="Input resolution in pixels: one number, or [height, width]. The patch size must divide it.",
+    )
+    embed_dim: PositiveInt | None = Field(default=None, description="Width D; overrides the variant's.")
+    depth: PositiveInt | None = Field(default=None, description="Number of blocks; overrides the variant's.")
+    num_heads: PositiveInt | None = Field(default=None, description="Attention heads; overrides the variant's.")
+    mlp_dim: PositiveInt | None = Field(default=None, description="Hidden width of the MLP; overrides the variant's.")
+    class_token: bool = Field(default=True, description="Prepend a learned class token. Needed by pool: token.")
+    distilled: bool = Field(
+        default=False,
+        description="DeiT's distillation token and its own head; the prediction is the mean of both heads' logits.",
+    )
+    mask_token: bool = Field(
+        default=False, description="A learned [mask] embedding, for objective.name: masked_patches."
+    )
+    num_registers: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Learned register tokens after the class token; no pooling sees them."
+    )
+    layer_scale: PositiveFloat | None = Field(
+        default=None, description="Initial value of the factor per channel on each branch (LayerScale); null: none."
+    )
+    qk_norm: bool = Field(default=False, description="LayerNorm of each head's queries and keys before the product.")
+    pool: Literal["token", "norm_avg", "avg_norm", "map"] = Field(
+        default="token",
+        description="What the head sees: the class token after the final norm; or the mean of the patch tokens, "
+        "norm then mean (norm_avg, as big_vision), or mean then norm (avg_norm, as timm's default for avg); or what a "
+        "learned query attends to in the patch tokens after the norm, and an MLP (map, as Scaling ViT).",
+    )
+    pos_embed: Literal[
+        "none",
+        "learned_1d",
+        "learned_2d",
+        "sincos2d_big_vision",
+        "sincos2d_timm",
+        "relative_1d",
+        "relative_bias",
+        "rope_2d",
+    ] = Field(
+        default="learned_1d",
+        description="Kind of position embedding. Added to tokens: learned_1d (a row per token), learned_2d (half the "
+        "channels by row, half by column), sincos2d_big_vision and sincos2d_timm (fixed; their frequencies differ). "
+        "In attention: relative_1d (the paper's relative keys), relative_bias (a bias per head and 2-D offset, "
+        "timm's), rope_2d (rotary by row and column, timm's).",
+    )
+    pos_embed_placement: Literal["stem", "every_layer", "every_layer_shared"] | None = Field(
+        default=None,
+        description="Added kinds: at the stem (the default), before every block by tables of their own, or before "
+        "every block by one table (ViT, D.4). Relative kinds: every_layer (the default); relative_bias may be shared.",
+    )
+    pos_embed_prefix: bool = Field(
+        default=True,
+        description="learned_1d only: class and register tokens have rows too (the paper); false: patches only "
+        "(big_vision, DeiT III; timm's no_embed_class).",
+    )
+    rope_temperature: PositiveFloat = Field(
+        default=10_000.0, description="rope_2d only: base b of the n frequencies b^(-k/n), k = 0 … n - 1."
+    )
+    rope_grid: tuple[PositiveInt, PositiveInt] | None = Field(
+        default=None,
+        description="rope_2d only: positions are scaled as if the grid (h, w) were this one, such as that of the "
+        "pretraining when fine-tuning at another resolution; null: positions are patch indices.",
+    )
+    representation_size: PositiveInt | Literal["width"] | None = Field(
+        default=None,
+        description="Width of the tanh layer before the head (the paper's pretraining head); null: linear head.",
+    )
+    head_bias: float = Field(default=0.0, description="Initial bias of the head; -10 for a sigmoid over many classes.")
+    head_init: Literal["zero", "normal"] = Field(
+        default="zero", description="Initial weights of the head: zero (the paper's code) or normal with std 0.01."
+    )
+    dropout: Probability = Field(
+        default=0.0,
+        description="Dropout after every dense layer except qkv and after the position embedding (the paper's).",
+    )
+    drop_path: Probability = Field(default=0.0, description="Stochastic depth: rate of the last block, linear from 0.")
+    gelu: Literal["erf", "tanh"] = Field(default="erf", description="Form of GELU: timm's erf, or flax's tanh.")
+    layer_norm_eps: PositiveFloat = Field(default=1e-6, description="Epsilon of every LayerNorm.")
+
+    @property
+    def is_timm(self) -> bool:
+        """Whether the model is one of timm's."""
+        return self.name.startswith("timm/")
+
+    @model_validator(mode="after")
+    def _settings_belong_to_the_name(self) -> ModelConfig:
+        if self.name != "vit" and (not self.is_timm or self.name == "timm/"):
+            raise ValueError(f"name: unknown architecture {self.name!r}; known are vit and timm/NAME (timm's models)")
+        if not self.is_timm:
+            if not self.variant:
+                raise ValueError("variant: is missing; name a size and a patch, such as B/16 or H/14")
+            if self.kwargs:
+                raise ValueError("kwargs belong to name: timm/…; with vit they would be ignored")
+            return self
+        for name, field in type(self).model_fields.items():
+            if name not in TIMM_MODEL_KEYS and getattr(self, name) != field.default:
+                raise ValueError(f"{name} belongs to name: vit; with {self.name} it would be ignored: see model.kwargs")
+        owned = sorted(ENGINE_OWNED_TIMM_KEYS & set(self.kwargs))
+        if owned:
+            remedy = ENGINE_OWNED_TIMM_REMEDY[owned[0]]
+            raise ValueError(f"kwargs.{owned[0]} is set by the engine ({remedy}); remove it here")
+        return self
+
+    @model_validator(mode="after")
+    def _pool_fits_tokens(self) -> ModelConfig:
+        if self.pool == "token" and not self.class_token:
+            raise ValueError("pool: token needs class_token: true (or choose pool: norm_avg or avg_norm)")
+        if self.distilled and (self.pool != "token" or self.representation_size is not None or self.mask_token):
+            raise ValueError("distilled: true needs pool: token, a linear head and no mask_token")
+        if self.distilled and self.num_registers:
+            raise ValueError("distilled: true has no num_registers; remove one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _position_settings_fit(self) -> ModelConfig:
+        kind, placement = self.pos_embed, self.pos_embed_placement
+        for names, owner in ((("pos_embed_prefix",), "learned_1d"), (("rope_temperature", "rope_grid"), "rope_2d")):
+            changed = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+            if changed and kind != owner:
+                raise ValueError(f"{changed[0]} belongs to pos_embed: {owner}; with {kind} it would be ignored")
+        allowed = POS_EMBED_PLACEMENTS[kind]
+        if placement is not None and placement not in allowed:
+            choices = f"choose {' or '.join(allowed)}" if allowed else "remove it"
+            raise ValueError(f"pos_embed_placement: {placement} has no meaning with pos_embed: {kind}; {choices}")
+        return self
