@@ -107,7 +107,7 @@ def load_source(
 ) -> tuple[dict[str, Tensor], WeightsMetadata]:
     """The weights of a run, a checkpoint, or a file or folder of any format that is read."""
     from pretrain.config.loader import load_experiment
-    from pretrain.engine.checkpoint import weights_file
+    from pretrain.engine.checkpoint_folder import weights_file
     from pretrain.models.exchange.formats import is_model_folder, load_any
 
     path = source if is_model_folder(source) else weights_file(source, weights, say)

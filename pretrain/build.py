@@ -8,7 +8,8 @@ import json
 import math
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,19 +26,23 @@ from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
 from pretrain.data.card import load_classes
 from pretrain.data.device import to_model_input
+from pretrain.data.lanes import resolve_lanes
 from pretrain.data.stream import EvalStream, TrainStream
 from pretrain.distributed.rank import Rank, environment
 from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine.backend import Backend
 from pretrain.engine.backends import build_backend
-from pretrain.engine.checkpoint import Checkpointer, weights_file
+from pretrain.engine.checkpoint import Checkpointer
+from pretrain.engine.checkpoint_folder import weights_file
 from pretrain.engine.loop import Trainer
 from pretrain.engine.resume import Start
+from pretrain.engine.retention import Retention
 from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.state import TrainState
 from pretrain.engine.stop import StopRequest
 from pretrain.errors import ConfigError, SetupError
 from pretrain.evaluation.accuracy import accuracy
+from pretrain.evaluation.interrupt import Interrupted, interruptible
 from pretrain.files import write_atomic
 from pretrain.models.exchange.formats import is_model_folder, load_any
 from pretrain.models.init import digest
@@ -209,10 +214,12 @@ class Feeder:
         self._depth = 0 if shape is None else shape.depth
         self.to_images = functools.partial(to_model_input, mean=experiment.data.mean, std=experiment.data.std)
 
-    def __call__(self, state: TrainState) -> Iterator[PreparedBatch]:
+    def __call__(self, state: TrainState) -> Generator[PreparedBatch, None, None]:
         """This rank's micro-batches from ``state`` to the end of the run."""
-        for batch in self._stream.iterate(state.position, self._experiment.num_steps - state.step):
-            yield self.prepare(batch)
+        steps_left = self._experiment.num_steps - state.progress(self._experiment.global_batch_size)
+        with closing(self._stream.iterate(state.position, steps_left)) as batches:
+            for batch in batches:
+                yield self.prepare(batch)
 
     def prepare(self, batch: Batch) -> PreparedBatch:
         """One micro-batch on the device."""
@@ -257,8 +264,8 @@ def build_trainer(
     stream = TrainStream(experiment, rank.rank, rank.world, micro_batch[0], quarantine=folder.path / "quarantine")
     feeder = Feeder(experiment, model, stream, device)
     backend = build_backend(experiment, model, rank, device, kind, micro_batch)
-    evaluate = Evaluator(experiment, rank, device, backend, feeder.to_images)
-    schedule = build_schedule(experiment)
+    evaluate = Evaluator(experiment, rank, device, backend, feeder.to_images, stop_request)
+    schedule = schedule_of(experiment)
     of_labels = experiment.objective.name != "masked_patches"
     about = WeightsMetadata.of(
         experiment.model,
@@ -280,7 +287,9 @@ def build_trainer(
         data_digest=stream.digest,
         precision=experiment.precision,
         schedule=schedule,
-        keep_last=experiment.checkpoint.keep_last,
+        retention=retention_of(experiment),
+        asynchronous=experiment.checkpoint.asynchronous,
+        stop_on_error=experiment.checkpoint.on_error == "stop",
         say=reporter.say,
     )
     telemetry = Telemetry(
@@ -294,6 +303,7 @@ def build_trainer(
     return Trainer(
         rank=rank,
         backend=backend,
+        folder=folder,
         objective=objective,
         batches=feeder,
         schedule=schedule,
@@ -310,7 +320,26 @@ def build_trainer(
         evaluate_every=None if every is None else max(1, experiment.steps(every)),
         save_every=max(1, experiment.steps(experiment.checkpoint.every)),
         max_consecutive_skips=experiment.guard.max_consecutive_skips,
+        max_rollbacks=experiment.guard.max_rollbacks,
     )
+
+
+def lanes_of(experiment: Experiment) -> int:
+    """The lanes that ``data.lanes`` means."""
+    return resolve_lanes(experiment.global_batch_size, experiment.data.lanes, experiment.data.num_samples)
+
+
+def schedule_of(experiment: Experiment) -> Callable[[TrainState], float]:
+    """State → the learning rate of its next update."""
+    at = build_schedule(experiment)
+    return lambda state: at(state.progress(experiment.global_batch_size))
+
+
+def retention_of(experiment: Experiment) -> Retention:
+    """Which checkpoints stay."""
+    config = experiment.checkpoint
+    every = None if config.keep_every is None else experiment.steps(config.keep_every)
+    return Retention(config.keep_last, every, config.keep_best)
 
 
 class Evaluator:
@@ -323,9 +352,10 @@ class Evaluator:
         device: torch.device,
         backend: Backend,
         to_images: Callable[[Tensor], Tensor],
+        stop_request: StopRequest,
     ) -> None:
         self._experiment, self._rank, self._device = experiment, rank, device
-        self._backend, self._to_images = backend, to_images
+        self._backend, self._to_images, self._stop_request = backend, to_images, stop_request
         micro = experiment.evaluation.micro_batch_size
         self._streams = {
             name: EvalStream(experiment, chosen.shards, rank.rank, rank.world, micro)
@@ -333,18 +363,25 @@ class Evaluator:
         }
         self._probe: Batch | None = None
 
-    def __call__(self) -> dict[str, float]:
-        """``set/metric`` → value over all sets, and ``set_ema/metric`` of the Polyak average. Collective: yes."""
-        results = self._all_sets("")
-        if self._experiment.optim.ema_decay is not None:
-            with self._backend.averaged():
-                results |= self._all_sets("_ema")
+    def __call__(self) -> dict[str, float] | None:
+        """``set/metric`` → value over all sets, and ``set_ema/metric`` of the Polyak average. Collective: yes.
+
+        None where a rank was asked to stop in between; all ranks leave at the same batch.
+        """
+        try:
+            results = self._all_sets("")
+            if self._experiment.optim.ema_decay is not None:
+                with self._backend.averaged():
+                    results |= self._all_sets("_ema")
+        except Interrupted:
+            return None
         return results
 
     def _all_sets(self, suffix: str) -> dict[str, float]:
         results = {}
         for name, stream in self._streams.items():
-            metrics = accuracy(self._backend.forward, stream, self._to_images, self._device)
+            batches = interruptible(stream, lambda: self._stop_request.check() is not None, self._device)
+            metrics = accuracy(self._backend.forward, batches, self._to_images, self._device)
             results |= {f"{name}{suffix}/{metric}": value for metric, value in metrics.items()}
         return results
 

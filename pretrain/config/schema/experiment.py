@@ -70,6 +70,18 @@ class Experiment(Strict):
             raise ValueError("cluster.compile: true needs model.name: vit, whose blocks are compiled one by one")
         return self
 
+    @model_validator(mode="after")
+    def _checkpoints_are_kept(self) -> Experiment:
+        config = self.checkpoint
+        if config.keep_every is not None and self.steps(config.keep_every) % max(1, self.steps(config.every)):
+            raise ValueError(
+                f"checkpoint.keep_every: {config.keep_every} are {self.steps(config.keep_every)} steps, no multiple of "
+                f"checkpoint.every, {self.steps(config.every)} steps: there would be no checkpoint to keep"
+            )
+        if config.keep_best is not None and (self.evaluation.every is None or not self.evaluation.sets):
+            raise ValueError("checkpoint.keep_best needs evaluation.every and evaluation.sets: nothing is measured")
+        return self
+
     @property
     def num_outputs(self) -> int:
         """Width of the head: the classes of the set, or the colours that masked_patches predicts."""
