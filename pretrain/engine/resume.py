@@ -114,20 +114,23 @@ def _accept_changes(resolved: Resolved, start: Start, lanes_of: Lanes, say: Call
         allowed = (*allowed, *COOLDOWN_KEYS) if start.is_fork else allowed
     resolved = _cooling_down(resolved, start.num_steps)
     before, after = (_with_lanes(each, lanes_of) for each in (saved, resolved))
-    found = refuse_changes(changes(before, after), allowed)
-    if stream := [change for change in found if change.key in STREAM_KEYS]:
-        remedy = "start a new run from the weights with init.from"
-        if {change.key for change in found} >= {"data.lanes", "global_batch_size"}:
-            remedy = (
-                f"a changed batch keeps its place with the lanes of before: data.lanes={stream[-1].old}; or {remedy}"
-            )
-        raise ConfigError(
-            f"{', '.join(map(str, stream))}: {', '.join(STREAM_KEYS)} cannot change in a resume or a fork, since the "
-            f"order of the samples would be another one from here on; {remedy}"
-        )
-    for change in found:
+    found = changes(before, after)
+    _refuse_another_order([change for change in found if change.key in STREAM_KEYS], found)
+    for change in refuse_changes(found, allowed):
         say(f"changed from step {start.step} on: {change}")
     return replace(start, changed=tuple(found))
+
+
+def _refuse_another_order(stream: list[Change], found: list[Change]) -> None:
+    if not stream:
+        return
+    remedy = "go back to the saved settings, or start a new run from the weights with init.from"
+    if any(change.key == "global_batch_size" for change in found) and stream[-1].key == "data.lanes":
+        remedy = f"a changed batch keeps its place with the lanes of before: data.lanes={stream[-1].old}"
+    raise ConfigError(
+        f"{', '.join(map(str, stream))}: {', '.join(STREAM_KEYS)} cannot change in a resume or a fork, since the "
+        f"order of the samples would be another one from here on; {remedy}"
+    )
 
 
 def _with_lanes(resolved: Resolved, lanes_of: Lanes) -> dict[str, Any]:

@@ -38,6 +38,9 @@ class Faults:
     slow_weights_s: float = 0.0
 
 
+NONE = Faults()
+
+
 @dataclass
 class Seen:
     """What the test wants to know beside the run folder: what was said, and how far saves were at each boundary."""
@@ -46,7 +49,7 @@ class Seen:
     saving: list[list[float]] = field(default_factory=list)
 
 
-def job(folder: str, settings: list[str], faults: Faults = Faults()) -> dict[str, Any]:
+def job(folder: str, settings: list[str], faults: Faults = NONE) -> dict[str, Any]:
     """Runs ``folder/run`` to its verdict; a user's error is returned as one. Collective: yes."""
     from pretrain import build, run
     from pretrain.config.loader import load_experiment
@@ -103,10 +106,11 @@ def _hang_faults(trainer: Any, faults: Faults, seen: Seen) -> None:
         report(state, *args, **kwargs)
         if faults.stop_at == (state.step + 1, len(state.skipped_windows)):
             trainer.stop_request.reason = "the test"
-        if faults.file_limit is not None and faults.file_limit[:2] == (rank, state.step):
-            resource.setrlimit(
-                resource.RLIMIT_FSIZE, (faults.file_limit[2], resource.getrlimit(resource.RLIMIT_FSIZE)[1])
-            )
+        if faults.file_limit is not None and faults.file_limit[1] == state.step:
+            trainer.checkpointer.wait()
+            if faults.file_limit[0] == rank:
+                hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+                resource.setrlimit(resource.RLIMIT_FSIZE, (faults.file_limit[2], hard))
 
     def met(*args: Any, **kwargs: Any) -> Any:
         boundary = meet(*args, **kwargs)

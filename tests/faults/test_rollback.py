@@ -10,7 +10,7 @@ import pytest
 
 from pretrain.engine.history import read
 from pretrain.telemetry.sinks import read_metrics
-from tests.faults.job import Faults, checkpoint_steps, job
+from tests.faults.job import NONE, Faults, checkpoint_steps, job
 from tests.integration.small_run import curve
 from tests.pool import Pool
 
@@ -20,7 +20,7 @@ GUARD = ["guard.max_consecutive_skips=3", "data.lanes=8", f"global_batch_size={B
 WINDOW = (6 * BATCH, 9 * BATCH)
 
 
-def run(pool: Pool, folder: Path, *settings: str, faults: Faults = Faults()) -> dict:
+def run(pool: Pool, folder: Path, *settings: str, faults: Faults = NONE) -> dict:
     return pool.run(job, str(folder), [*GUARD, *settings], faults)[0]
 
 
