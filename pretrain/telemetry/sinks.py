@@ -69,6 +69,7 @@ class WandbSink:
     def __init__(self, folder: Path, config: WandbConfig, *, name: str, settings: dict[str, Any], run_id: str) -> None:
         try:
             import wandb
+            from wandb.errors import Error as WandbError
         except ImportError as error:
             raise SetupError(
                 "telemetry.wandb: the package wandb is not installed; pip install 'vit-pretrain[wandb]', or remove the "
@@ -87,7 +88,7 @@ class WandbSink:
                 config=settings,
                 settings=wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True),
             )
-        except (wandb.errors.Error, OSError) as error:
+        except (WandbError, OSError) as error:
             raise SetupError(
                 f"telemetry.wandb: {error}; log in with `wandb login`, or use telemetry.wandb.mode: offline"
             ) from error

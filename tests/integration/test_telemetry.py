@@ -7,6 +7,7 @@ import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
@@ -38,10 +39,11 @@ def wandb_history(folder: Path) -> dict[int, dict[str, float]]:
     """Step → what the offline file holds of it."""
     from wandb.proto import wandb_internal_pb2
 
+    messages: Any = wandb_internal_pb2
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     rows: dict[int, dict[str, float]] = {}
     for data in wandb_records(path):
-        record = wandb_internal_pb2.Record()
+        record = messages.Record()
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == "history":
             row = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
