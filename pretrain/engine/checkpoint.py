@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from pretrain.distributed.collectives import all_reduce_sum, broadcast_object, gather_objects, raise_together
@@ -29,6 +30,7 @@ from pretrain.engine.backend import EMA, MASTER, Backend, HeldSlice
 from pretrain.engine.checkpoint_folder import (
     FORMAT_VERSION,
     MARKER,
+    PLAIN_WEIGHTS,
     STATE,
     WEIGHTS,
     final_path,
@@ -42,6 +44,7 @@ from pretrain.engine.retention import Retention, measured, prune
 from pretrain.engine.saving import Save
 from pretrain.engine.slices import HostCopy, SliceReader, load_into, rank_file, write_slices
 from pretrain.engine.state import TrainState
+from pretrain.engine.statistics import RunningStatistics
 from pretrain.errors import CheckpointError, ConfigError, UserError
 from pretrain.files import write_atomic
 
@@ -98,6 +101,7 @@ class Checkpointer:
         began = time.monotonic()
         if metrics is None:
             metrics = self._metrics[1] if self._metrics[0] == state.step else {}
+        self.backend.statistics.unify()
         probe_loss = self.probe()
         tensors, header = self._copy.take(self.backend.slices())
         step = state.step
@@ -113,7 +117,8 @@ class Checkpointer:
             "metrics": dict(metrics),
         }
         paths = temporary_path(self.folder, step), final_path(self.folder, step)
-        save = self._save = Save(step, *paths, state.to_dict(), marker, began)
+        statistics = {name: tensor.cpu() for name, tensor in self.backend.statistics.read().items()}
+        save = self._save = Save(step, *paths, state.to_dict(), marker, statistics, began)
         if not self._prepared(save.temporary, tensors):
             return
         save.start(partial(self._write_slices, save.temporary, tensors, header), saving.WRITING)
@@ -203,7 +208,7 @@ class Checkpointer:
         """Rank 0's part, in the thread: plain weights, position, config, marker, name; then what need not stay goes."""
         try:
             files = {name: entry for record in records for name, entry in record["files"].items()}
-            files |= self._write_shared_files(save.temporary, save.state)
+            files |= self._write_shared_files(save)
             states = sorted({state for record in records for state in record["squares"]})
             norms = {state: math.sqrt(sum(r["squares"].get(state, 0.0) for r in records)) for state in states}
             write_atomic(save.temporary / MARKER, json.dumps({**save.marker, "norms": norms, "files": files}, indent=1))
@@ -212,18 +217,20 @@ class Checkpointer:
             raise CheckpointError(f"checkpoint {save.final} could not be completed: {failure}") from failure
         prune(self.folder, self.retention)
 
-    def _write_shared_files(self, temporary: Path, state: dict[str, Any]) -> dict[str, Any]:
+    def _write_shared_files(self, save: Save) -> dict[str, Any]:
         """Plain weights, position and config; the weights are put together from the slices, with no collective."""
-        write_atomic(temporary / STATE, json.dumps(state, indent=1))
-        write_atomic(temporary / "config.resolved.yaml", self.config_yaml)
-        reader = SliceReader(temporary, self.rank.world)
+        folder = save.temporary
+        write_atomic(folder / STATE, json.dumps(save.state, indent=1))
+        write_atomic(folder / "config.resolved.yaml", self.config_yaml)
+        reader = SliceReader(folder, self.rank.world)
         written = [STATE, "config.resolved.yaml"]
         for file, state_name in WEIGHTS.items():
             if state_name in reader.states():
                 names = reader.parameter_names()
-                self.write_weights(temporary / file, {name: reader.full(state_name, name) for name in names})
+                tensors = {name: reader.full(state_name, name) for name in names}
+                self.write_weights(folder / file, tensors | save.statistics)
                 written.append(file)
-        return {name: seal(temporary / name) for name in written}
+        return {name: seal(folder / name) for name in written}
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Notes what was measured at a step, for ``keep_best``. Collective: yes, where that is set.
@@ -265,6 +272,7 @@ class Checkpointer:
         try:
             state = TrainState.of(read_state(path))
             load_into(held, SliceReader(path, marker["world_size"]))
+            load_statistics(self.backend.statistics, path / PLAIN_WEIGHTS)
         except (CheckpointError, OSError, TypeError, ValueError) as failure:
             error = failure if isinstance(failure, CheckpointError) else CheckpointError(f"{path}: {failure}")
         raise_together(error, doing=f"loading {path}")
@@ -308,6 +316,17 @@ def squares_by_state(tensors: Mapping[str, Tensor]) -> dict[str, float]:
         state = key.split(":", 1)[0]
         sums[state] = sums.get(state, 0.0) + float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
     return sums
+
+
+def load_statistics(statistics: RunningStatistics, weights: Path) -> None:
+    """Reads a model's running statistics, which only the plain weights hold.
+
+    Raises:
+        CheckpointError: one is missing.
+    """
+    if statistics.names:
+        with safe_open(weights, framework="pt", device="cpu") as file:
+            statistics.write({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
 
 def state_norms(held: list[HeldSlice]) -> dict[str, float]:

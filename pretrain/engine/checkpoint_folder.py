@@ -18,7 +18,8 @@ from pretrain.files import file_digest, sync
 FORMAT_VERSION = 1
 MARKER = "COMPLETE.json"
 STATE = "state.json"
-WEIGHTS = {"weights.safetensors": MASTER, "weights_ema.safetensors": EMA}  # plain weights file → state
+PLAIN_WEIGHTS = "weights.safetensors"
+WEIGHTS = {PLAIN_WEIGHTS: MASTER, "weights_ema.safetensors": EMA}  # plain weights file → state
 _TEMPORARY, _REMOVING = ".tmp", ".removing"
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 # What a rank says at a boundary.
 FAILED, IDLE, WRITING, WRITTEN, COMPLETING, COMPLETE = -1, 0, 1, 2, 3, 4
 _BUSY = (WRITING, COMPLETING)
@@ -28,6 +30,7 @@ class Save:
         temporary, final: where it is written, and its name once it is complete.
         state: what the checkpoint says about where the run stands.
         marker: what COMPLETE.json says beside files and norms.
+        statistics: running statistics of the model, copied to host memory.
         began: when (``time.monotonic``).
     """
 
@@ -36,6 +39,7 @@ class Save:
     final: Path
     state: dict[str, Any]
     marker: dict[str, Any]
+    statistics: dict[str, Tensor]
     began: float
     _busy: int = IDLE
     _future: Future[Any] | None = field(default=None, repr=False)
