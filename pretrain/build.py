@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import seeds
-from pretrain.check import resolve_micro_batch
+from pretrain.check import check_statistics, resolve_micro_batch
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
@@ -35,6 +35,7 @@ from pretrain.engine.loop import Trainer
 from pretrain.engine.resume import Start
 from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.state import TrainState
+from pretrain.engine.statistics import statistics_names
 from pretrain.engine.stop import StopRequest
 from pretrain.errors import ConfigError, SetupError
 from pretrain.evaluation.accuracy import accuracy
@@ -95,6 +96,7 @@ def build_initialised_model(
     """
     check_host_memory(experiment, local_world)
     model = build_model(experiment.model, experiment.num_outputs)
+    check_statistics(experiment, statistics_names(model))
     source = experiment.init.from_
     if source is None or not with_init:
         init_weights(model, experiment.seed)
@@ -334,7 +336,11 @@ class Evaluator:
         self._probe: Batch | None = None
 
     def __call__(self) -> dict[str, float]:
-        """``set/metric`` → value over all sets, and ``set_ema/metric`` of the Polyak average. Collective: yes."""
+        """``set/metric`` → value over all sets, and ``set_ema/metric`` of the Polyak average. Collective: yes.
+
+        The average of the weights uses the running statistics of the weights themselves, as torch's AveragedModel.
+        """
+        self._backend.statistics.unify()
         results = self._all_sets("")
         if self._experiment.optim.ema_decay is not None:
             with self._backend.averaged():

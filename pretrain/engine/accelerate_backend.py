@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from pretrain.engine.backend import (
@@ -19,6 +19,7 @@ from pretrain.engine.backend import (
     guarded,
     replicated_slices,
 )
+from pretrain.engine.statistics import RunningStatistics
 from pretrain.optim.groups import set_lr
 
 
@@ -32,6 +33,8 @@ class AccelerateBackend:
         self._accelerator = Accelerator(
             cpu=options.device.type == "cpu",
             mixed_precision="bf16" if options.precision == "autocast" else "no",
+            # every rank keeps the statistics that it gathers, as with DeepSpeed, until they are averaged
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self.model = model
         prepared: Any = self._accelerator.prepare(model, optimizer)
@@ -39,6 +42,7 @@ class AccelerateBackend:
         self._torch_optimizer = optimizer
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._states = FlatStates(trained, optimizer, options.ema_decay)
+        self.statistics = RunningStatistics(model, options.world)
 
     def micro_step(self, *, boundary: bool) -> AbstractContextManager[None]:
         """See ``Backend.micro_step``."""
@@ -55,6 +59,7 @@ class AccelerateBackend:
         if update.applied:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        self.statistics.after(update.applied)
         return self._states.after(update)
 
     def train(self, mode: bool) -> None:

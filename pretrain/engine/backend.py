@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pretrain.engine.statistics import RunningStatistics
 from pretrain.optim.ema import ShardedEMA
 from pretrain.optim.optimizers import STEP, ensure_state
 
@@ -70,6 +71,8 @@ class Backend(Protocol):
     forward: Callable[..., Tensor]
     """Calls the model through the backend, in the backend's precision."""
     name: str
+    statistics: RunningStatistics
+    """What the model gathers beside its weights; nothing for a Vision Transformer."""
 
     def micro_step(self, *, boundary: bool) -> AbstractContextManager[None]:
         """Surrounds one micro-batch's forward and backward; gradients are reduced at the ``boundary`` of a step."""

@@ -282,8 +282,8 @@ def test_an_optimiser_that_needs_whole_tensors_names_the_stages_and_their_memory
     # 631 M parameters of fp32: weights, gradients and the state (2 × 4 bytes, or a momentum of 4)
     memory = {"lamb": "9.4 GiB", "adafactor": "7.0 GiB"}[name]
     for part in (
-        f"{name} needs whole tensors, which ZeRO-1 cuts into pieces; use cluster.zero_stage: 0 with precision: autocast",
-        f", or cluster.backend: accelerate: each device then holds {memory} beside activations",
+        f"{name} needs whole tensors, which ZeRO-1 cuts into pieces; use cluster.zero_stage: 0 with precision: ",
+        f"autocast, or cluster.backend: accelerate: each device then holds {memory} beside activations",
     ):
         assert part in str(caught.value)
     assert check(load(*settings, "precision=autocast", "cluster.zero_stage=0"), world=8)
@@ -307,3 +307,18 @@ def test_nothing_here_imports_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["precision=bf16"], r"precision: bf16 rounds the running statistics of timm/resnet18 \(such as bn1"),
+        (["cluster.activation_checkpointing=full"], "a second forward pass would gather twice"),
+    ],
+)
+def test_running_statistics_are_neither_rounded_nor_gathered_twice(
+    load: Load, overrides: list[str], message: str
+) -> None:
+    resnet = ["model.name=timm/resnet18", "model.variant=''", "model.img_size=32"]
+    with pytest.raises(ConfigError, match=message):
+        check(load(*resnet, *overrides), world=2)
