@@ -163,7 +163,7 @@ class Checkpointer:
 
     def _prepared(self, temporary: Path, tensors: Mapping[str, Tensor]) -> bool:
         """Makes the folder and looks whether there is space; False: the save was given up."""
-        needed = sum(gather_objects(sum(tensor.numel() * 4 * _copies(key) for key, tensor in tensors.items())))
+        needed = sum(gather_objects(sum(tensor.nbytes * _copies(key) for key, tensor in tensors.items())))
         error: CheckpointError | None = None
         if self.rank.is_main:
             try:

@@ -28,7 +28,7 @@ def rank_file(rank: int) -> str:
 
 
 class HostCopy:
-    """Host memory for what one rank writes, 4 bytes per owned number; made at the first save and used again.
+    """Host memory for what one rank writes; made at the first save and used again.
 
     It is pinned where it takes from a GPU, so that the copies run at the bus's speed and wait for each other once.
     """
@@ -40,7 +40,7 @@ class HostCopy:
         """Copies this rank's owned slices. What an earlier call returned is overwritten.
 
         Returns:
-            (key → 1-D fp32 tensor, header) as ``write_slices`` takes them.
+            (key → 1-D tensor of the state's own type, header) as ``write_slices`` takes them.
         """
         tensors: dict[str, Tensor] = {}
         places: dict[str, dict] = {}
@@ -59,8 +59,8 @@ class HostCopy:
 
     def _buffer(self, key: str, view: Tensor) -> Tensor:
         buffer = self._buffers.get(key)
-        if buffer is None or buffer.numel() != view.numel():
-            buffer = torch.empty(view.numel(), dtype=torch.float32, pin_memory=view.is_cuda)
+        if buffer is None or (buffer.shape, buffer.dtype) != (view.shape, view.dtype):
+            buffer = torch.empty(view.shape, dtype=view.dtype, pin_memory=view.is_cuda)
             self._buffers[key] = buffer
         return buffer
 
