@@ -1,0 +1,147 @@
+"""Which part of a training image is taken, and how it comes to the model's size.
+
+Legend: H, W pixels of the model · box = (top, left, height, width) in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pretrain.config.schema.data import TrainTransformConfig
+from pretrain.data.decode import EncodedImage, Pixels
+from pretrain.data.resize import ANTIALIASED, resize
+
+ATTEMPTS = 10
+NUMBERS_PER_CROP = 4 * ATTEMPTS
+REFLECTED = 4  # pixels at each edge, of the simple random crop
+
+Box = tuple[int, int, int, int]
+Numbers = NDArray[np.float64]
+
+
+def inception_crop(
+    image: EncodedImage, config: TrainTransformConfig, height: int, width: int, numbers: Numbers
+) -> Pixels:
+    """A random area and ratio, resized; see ``inception_box``."""
+    box = inception_box(image.height, image.width, config, numbers)
+    return cut(image, box, height, width, config.resize_filter)
+
+
+def squash(image: EncodedImage, config: TrainTransformConfig, height: int, width: int, numbers: Numbers) -> Pixels:
+    """The whole image."""
+    return cut(image, (0, 0, image.height, image.width), height, width, config.resize_filter)
+
+
+def simple_crop(image: EncodedImage, config: TrainTransformConfig, height: int, width: int, numbers: Numbers) -> Pixels:
+    """The short side resized to the model's, 4 pixels reflected at each edge, then a random place of the model's size.
+
+    Source: DeiT III (2204.07118), section 3.2, "simple random crop"; as in its code the long side is rounded down.
+    """
+    scale = max(height / image.height, width / image.width)
+    resized_height = max(height, int(image.height * scale + 1e-9))
+    resized_width = max(width, int(image.width * scale + 1e-9))
+    resized = cut(image, (0, 0, image.height, image.width), resized_height, resized_width, config.resize_filter)
+    padded = cv2.copyMakeBorder(resized, REFLECTED, REFLECTED, REFLECTED, REFLECTED, cv2.BORDER_REFLECT_101)
+    return _random_place(np.asarray(padded), height, width, numbers)
+
+
+def resmall_crop(
+    image: EncodedImage, config: TrainTransformConfig, height: int, width: int, numbers: Numbers
+) -> Pixels:
+    """The short side resized to ``config.short_side``, the aspect kept, then a random place of the model's size.
+
+    Source: google-research/big_vision, ``resmall_crop`` (``resize_small`` and ``random_crop``).
+    """
+    assert config.short_side is not None
+    factor = config.short_side / min(image.height, image.width)
+    resized_height, resized_width = (max(1, round(side * factor)) for side in (image.height, image.width))
+    resized = cut(image, (0, 0, image.height, image.width), resized_height, resized_width, config.resize_filter)
+    return _random_place(resized, height, width, numbers)
+
+
+CROPS: dict[
+    str, Callable[[EncodedImage, TrainTransformConfig, int, int, Numbers], Pixels]
+] = {
+    "inception": inception_crop,
+    "simple": simple_crop,
+    "resmall": resmall_crop,
+    "resize": squash,
+}
+
+
+def inception_box(height: int, width: int, config: TrainTransformConfig, numbers: Numbers) -> Box:
+    """A random box whose share of the area is uniform and whose ratio is log-uniform; the first of 10 that fits.
+
+    Args:
+        height: of the image.
+        width: of the image.
+        config: ``min_area`` and ``ratio`` (width over height).
+        numbers: uniform, (40,).
+
+    Source: Szegedy et al. 2015, "Going deeper with convolutions", section 6; attempts and fallback as in torchvision's
+    RandomResizedCrop.
+    """
+    share, ratio, top, left = numbers.reshape(4, ATTEMPTS)
+    area = height * width * (config.min_area + (1 - config.min_area) * share)
+    low, high = (math.log(value) for value in config.ratio)
+    ratios = np.exp(low + (high - low) * ratio)
+    widths = np.rint(np.sqrt(area * ratios)).astype(int)
+    heights = np.rint(np.sqrt(area / ratios)).astype(int)
+    fitting = np.flatnonzero((widths > 0) & (widths <= width) & (heights > 0) & (heights <= height))
+    if not fitting.size:
+        return _central_box(height, width, config.ratio)
+    first = fitting[0]
+    box_height, box_width = int(heights[first]), int(widths[first])
+    box_top = int(top[first] * (height - box_height + 1))
+    box_left = int(left[first] * (width - box_width + 1))
+    return box_top, box_left, box_height, box_width
+
+
+def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
+    """The largest central box whose ratio is allowed."""
+    box_height, box_width = height, width
+    if width / height < ratio[0]:
+        box_height = max(1, round(width / ratio[0]))
+    elif width / height > ratio[1]:
+        box_width = max(1, round(height * ratio[1]))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def cut(image: EncodedImage, box: Box, height: int, width: int, filter: str) -> Pixels:
+    """Decodes, as small as the filter allows, and resizes ``box`` to ``height`` × ``width``."""
+    if filter not in ANTIALIASED:  # a smaller decode would be an antialias of its own
+        return resize(inside(image.decode(), box), height, width, filter)
+    _, _, box_height, box_width = box
+    pixels = image.decode(
+        min_height=min(image.height, math.ceil(image.height * height / box_height)),
+        min_width=min(image.width, math.ceil(image.width * width / box_width)),
+    )
+    scaled = _scaled(box, pixels.shape[0] / image.height, pixels.shape[1] / image.width, pixels)
+    return resize(inside(pixels, scaled), height, width, filter)
+
+
+def _random_place(pixels: Pixels, height: int, width: int, numbers: Numbers) -> Pixels:
+    top = int(numbers[0] * (pixels.shape[0] - height + 1))
+    left = int(numbers[1] * (pixels.shape[1] - width + 1))
+    return inside(pixels, (top, left, height, width))
+
+
+def _scaled(box: Box, by_height: float, by_width: float, pixels: Pixels) -> Box:
+    """The box in a smaller copy of the image, rounded to its pixels and never empty."""
+    top, left, height, width = box
+    first_row = min(round(top * by_height), pixels.shape[0] - 1)
+    first_column = min(round(left * by_width), pixels.shape[1] - 1)
+    end_row = max(first_row + 1, round((top + height) * by_height))
+    end_column = max(first_column + 1, round((left + width) * by_width))
+    return first_row, first_column, end_row - first_row, end_column - first_column
+
+
+def inside(pixels: Pixels, box: Box) -> Pixels:
+    """The part of an image (h, w, 3), a view."""
+    top, left, height, width = box
+    return pixels[top : top + height, left : left + width]
