@@ -11,13 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from pretrain import seeds
 from pretrain.config.schema.data import EvalTransformConfig, TrainTransformConfig
-from pretrain.data.crops import CROPS, NUMBERS_PER_CROP, Numbers, inside
-from pretrain.data.decode import Pixels, open_image
+from pretrain.data.crops import CROPS, NUMBERS_PER_CROP, Numbers
+from pretrain.data.decode import Pixels, inside, open_image
 from pretrain.data.policies.protocol import Policy
 from pretrain.data.policies.registry import build_policies
 from pretrain.data.resize import resize
@@ -76,7 +77,7 @@ class TrainTransform:
         crop = CROPS[self.config.crop]
         pixels = crop(image, self.config, self.height, self.width, numbers[:NUMBERS_PER_CROP])
         if numbers[NUMBERS_PER_CROP] < self.config.hflip:
-            pixels = pixels[:, ::-1]
+            pixels = np.asarray(cv2.flip(pixels, 1))
         first = NUMBERS_PER_CROP + 1
         for policy in self.policies.values():
             pixels = policy(np.ascontiguousarray(pixels), numbers[first : first + policy.num_numbers])

@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.config.schema.data import TrainTransformConfig
-from pretrain.data.decode import EncodedImage, Pixels
+from pretrain.data.decode import Box, EncodedImage, Pixels, inside
 from pretrain.data.resize import ANTIALIASED, resize
 
 ATTEMPTS = 10
 NUMBERS_PER_CROP = 4 * ATTEMPTS
+OVERSAMPLING = 2  # of a smaller decode: what an antialiased filter needs to see, so that it stays in charge
 REFLECTED = 4  # pixels at each edge, of the simple random crop
 
-Box = tuple[int, int, int, int]
 Numbers = NDArray[np.float64]
 
 
@@ -86,20 +86,15 @@ def inception_box(height: int, width: int, config: TrainTransformConfig, numbers
     Source: Szegedy et al. 2015, "Going deeper with convolutions", section 6; attempts and fallback as in torchvision's
     RandomResizedCrop.
     """
-    share, ratio, top, left = numbers.reshape(4, ATTEMPTS)
-    area = height * width * (config.min_area + (1 - config.min_area) * share)
     low, high = (math.log(value) for value in config.ratio)
-    ratios = np.exp(low + (high - low) * ratio)
-    widths = np.rint(np.sqrt(area * ratios)).astype(int)
-    heights = np.rint(np.sqrt(area / ratios)).astype(int)
-    fitting = np.flatnonzero((widths > 0) & (widths <= width) & (heights > 0) & (heights <= height))
-    if not fitting.size:
-        return _central_box(height, width, config.ratio)
-    first = fitting[0]
-    box_height, box_width = int(heights[first]), int(widths[first])
-    box_top = int(top[first] * (height - box_height + 1))
-    box_left = int(left[first] * (width - box_width + 1))
-    return box_top, box_left, box_height, box_width
+    shares, ratios, tops, lefts = numbers.reshape(4, ATTEMPTS).tolist()
+    for share, ratio, top, left in zip(shares, ratios, tops, lefts, strict=True):  # the first one mostly fits
+        area = height * width * (config.min_area + (1 - config.min_area) * share)
+        aspect = math.exp(low + (high - low) * ratio)
+        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            return int(top * (height - box_height + 1)), int(left * (width - box_width + 1)), box_height, box_width
+    return _central_box(height, width, config.ratio)
 
 
 def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
@@ -113,35 +108,21 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
 
 
 def cut(image: EncodedImage, box: Box, height: int, width: int, filter: str) -> Pixels:
-    """Decodes, as small as the filter allows, and resizes ``box`` to ``height`` × ``width``."""
+    """Decodes ``box``, as small as the filter allows, and resizes it to ``height`` × ``width``.
+
+    An antialiased filter sees at least twice as many pixels a side as it gives, or the full size. The pixels are those
+    of a full decode and the same filter to a mean of 3 levels (below 1 as a rule), and the box has whole pixels of the
+    smaller decode as its edges.
+    """
     if filter not in ANTIALIASED:  # a smaller decode would be an antialias of its own
-        return resize(inside(image.decode(), box), height, width, filter)
+        return resize(image.decode_box(box), height, width, filter)
     _, _, box_height, box_width = box
-    pixels = image.decode(
-        min_height=min(image.height, math.ceil(image.height * height / box_height)),
-        min_width=min(image.width, math.ceil(image.width * width / box_width)),
-    )
-    scaled = _scaled(box, pixels.shape[0] / image.height, pixels.shape[1] / image.width, pixels)
-    return resize(inside(pixels, scaled), height, width, filter)
+    min_height = min(image.height, math.ceil(OVERSAMPLING * image.height * height / box_height))
+    min_width = min(image.width, math.ceil(OVERSAMPLING * image.width * width / box_width))
+    return resize(image.decode_box(box, min_height, min_width), height, width, filter)
 
 
 def _random_place(pixels: Pixels, height: int, width: int, numbers: Numbers) -> Pixels:
     top = int(numbers[0] * (pixels.shape[0] - height + 1))
     left = int(numbers[1] * (pixels.shape[1] - width + 1))
     return inside(pixels, (top, left, height, width))
-
-
-def _scaled(box: Box, by_height: float, by_width: float, pixels: Pixels) -> Box:
-    """The box in a smaller copy of the image, rounded to its pixels and never empty."""
-    top, left, height, width = box
-    first_row = min(round(top * by_height), pixels.shape[0] - 1)
-    first_column = min(round(left * by_width), pixels.shape[1] - 1)
-    end_row = max(first_row + 1, round((top + height) * by_height))
-    end_column = max(first_column + 1, round((left + width) * by_width))
-    return first_row, first_column, end_row - first_row, end_column - first_column
-
-
-def inside(pixels: Pixels, box: Box) -> Pixels:
-    """The part of an image (h, w, 3), a view."""
-    top, left, height, width = box
-    return pixels[top : top + height, left : left + width]
