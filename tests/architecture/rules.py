@@ -83,6 +83,7 @@ LIGHT = (
     "pretrain.run",
     "pipelines",
     "pipelines.__main__",
+    "pipelines.chain",
     "pipelines.run_record",
     "pipelines.status",
     "pipelines.probes.judgement",

@@ -107,16 +107,17 @@ class Cluster:
         self.nodes = [f"node{number}" for number in range(1, NODES + 1)]
         self.site = folder / "site.sh"
         self._write_files()
-        environment = {**os.environ, "FOLDER": str(folder), "SLURM_CONF": str(self.configuration)}
-        self._process = subprocess.Popen(
-            # setpriv: a test session that is killed takes the namespaces with it
-            ["setpriv", "--pdeathsig", "KILL", "unshare", *NAMESPACES, "--kill-child=KILL", "sh", "-c", BOOT],
-            env={**environment, "NODES": " ".join(self.nodes)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=open(folder / "boot.log", "wb"),
-            start_new_session=True,
-        )
+        variables = {"FOLDER": str(folder), "SLURM_CONF": str(self.configuration), "NODES": " ".join(self.nodes)}
+        with open(folder / "boot.log", "wb") as boot_log:
+            self._process = subprocess.Popen(
+                # setpriv: a test session that is killed takes the namespaces with it
+                ["setpriv", "--pdeathsig", "KILL", "unshare", *NAMESPACES, "--kill-child=KILL", "sh", "-c", BOOT],
+                env={**os.environ, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=boot_log,
+                start_new_session=True,
+            )
         try:
             self._wait_until_ready()
         except BaseException:
