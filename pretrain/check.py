@@ -6,7 +6,7 @@ Legend: B images per global batch · R ranks.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -179,6 +179,25 @@ def _memory_remedy(experiment: Experiment) -> str:
     return f"try {', '.join([*ways, 'more devices'])}"
 
 
+def check_statistics(experiment: Experiment, names: Sequence[str]) -> None:
+    """Whether a model that keeps running statistics of these names can be trained as the experiment says.
+
+    Raises:
+        ConfigError: they would be rounded, or gathered twice.
+    """
+    model = experiment.model.name
+    if names and experiment.precision == "bf16":
+        raise ConfigError(
+            f"precision: bf16 rounds the running statistics of {model} (such as {names[0]}) so that they stand still: "
+            "use precision: autocast or fp32"
+        )
+    if names and experiment.cluster.activation_checkpointing != "none":
+        raise ConfigError(
+            f"cluster.activation_checkpointing: {model} keeps running statistics (such as {names[0]}), which a second "
+            "forward pass would gather twice: set it to none and lower cluster.micro_batch_size"
+        )
+
+
 def _report_model(experiment: Experiment) -> list[str]:
     model, num_outputs = experiment.model, experiment.num_outputs
     if not budget.can_tell(model):
@@ -235,6 +254,11 @@ def _report_batch(
     ]
     if not budget.can_tell(experiment.model):
         return [*lines, "memory      not known here, for that needs torch and timm: not checked"]
+    if experiment.model.is_timm:
+        from pretrain.engine.statistics import statistics_names
+        from pretrain.models.timm_cost import meta_model
+
+        check_statistics(experiment, statistics_names(meta_model(experiment.model, experiment.num_outputs)))
     held = _memory(experiment, ranks, micro, backend)
     capacity = f"of {_gib(memory)}" if memory is not None else "(capacity not known, not checked)"
     return [

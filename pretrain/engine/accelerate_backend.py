@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from pretrain.engine.backend import (
@@ -18,6 +18,7 @@ from pretrain.engine.backend import (
     guarded,
     replicated_slices,
 )
+from pretrain.engine.statistics import RunningStatistics
 from pretrain.optim.optimizers import OptimizerSpec
 
 
@@ -33,6 +34,8 @@ class AccelerateBackend:
         self._accelerator = Accelerator(
             cpu=options.device.type == "cpu",
             mixed_precision="bf16" if options.precision == "autocast" else "no",
+            # every rank keeps the statistics that it gathers, as with DeepSpeed, until they are averaged
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self.model = model
         prepared: Any = self._accelerator.prepare(model, optimizer)
@@ -40,6 +43,7 @@ class AccelerateBackend:
         self._torch_optimizer = optimizer
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._states = FlatStates(trained, optimizer, spec, options.ema_decay)
+        self.statistics = RunningStatistics(model, options.world)
 
     def micro_step(self, *, boundary: bool) -> AbstractContextManager[None]:
         """See ``Backend.micro_step``."""
@@ -57,6 +61,7 @@ class AccelerateBackend:
         if update.applied:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        self.statistics.after(update.applied)
         return self._states.after(update)
 
     def train(self, mode: bool) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pretrain.engine.statistics import RunningStatistics
 from pretrain.optim.ema import ShardedEMA
 from pretrain.optim.optimizers import OptimizerSpec, ensure_state
 
@@ -48,6 +49,14 @@ class HeldSlice:
         return {key: view[start:stop] for key, view in self.states.items()}
 
 
+@torch.no_grad()
+def square_sum(slices: Iterable[HeldSlice]) -> Tensor:
+    """Sum of the squares of the weights that this rank owns, float64 (); over all ranks that of the whole model."""
+    owned = [piece.owned_states()[MASTER] for piece in slices]
+    norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in owned if part.numel()]
+    return torch.stack(norms).square().sum() if norms else torch.zeros((), dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class Update:
     """What an optimiser step did.
@@ -69,6 +78,8 @@ class Backend(Protocol):
     forward: Callable[..., Tensor]
     """Calls the model through the backend, in the backend's precision."""
     name: str
+    statistics: RunningStatistics
+    """What the model gathers beside its weights; nothing for a Vision Transformer."""
 
     def micro_step(self, *, boundary: bool) -> AbstractContextManager[None]:
         """Surrounds one micro-batch's forward and backward; gradients are reduced at the ``boundary`` of a step."""

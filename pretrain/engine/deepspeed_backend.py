@@ -28,6 +28,7 @@ from pretrain.engine.backend import (
     guarded,
     replicated_slices,
 )
+from pretrain.engine.statistics import RunningStatistics
 from pretrain.errors import ConfigError
 from pretrain.optim.optimizers import OptimizerSpec
 
@@ -92,6 +93,7 @@ class DeepSpeedBackend:
         self._optimizer = self._engine.optimizer  # ZeRO's wrapper at stages 1-3, ours at stage 0
         inner = self._optimizer if self._stage == 0 else self._optimizer.optimizer
         self._states = FlatStates(self._storages(), inner, spec, options.ema_decay)
+        self.statistics = RunningStatistics(self.model, options.world)
 
     def micro_step(self, *, boundary: bool) -> contextlib.AbstractContextManager[None]:
         """See ``Backend.micro_step``; DeepSpeed counts micro-steps itself."""
@@ -112,10 +114,12 @@ class DeepSpeedBackend:
         if self._stage == 0:
             update = clip_reduced_gradients(self.model.parameters(), self._options.clip_grad)
             self._engine.step()  # a gradient that was thrown away is None, and its parameter stays as it is
-            return self._states.after(update)
-        self._engine.step()
-        norm = float(self._engine.get_global_grad_norm())
-        return self._states.after(Update(applied=not self._optimizer.overflow, grad_norm=norm))
+        else:
+            self._engine.step()
+            norm = float(self._engine.get_global_grad_norm())
+            update = Update(applied=not self._optimizer.overflow, grad_norm=norm)
+        self.statistics.after(update.applied)
+        return self._states.after(update)
 
     def train(self, mode: bool) -> None:
         """See ``Backend.train``."""

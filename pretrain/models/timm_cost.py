@@ -41,7 +41,7 @@ class Sizes(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def _sizes(key: str, num_classes: int) -> Sizes:
-    net = _meta_model(ModelConfig.model_validate_json(key), num_classes)
+    net = meta_model(ModelConfig.model_validate_json(key), num_classes)
     counts = {name: parameter.numel() for name, parameter in net.named_parameters()}
     largest = max(sum(parameter.numel() for parameter in layer.parameters(recurse=False)) for layer in net.modules())
     return Sizes(sum(counts.values()), sum(counts[name] for name in head_tensors(net)), largest)
@@ -50,7 +50,7 @@ def _sizes(key: str, num_classes: int) -> Sizes:
 @functools.lru_cache(maxsize=64)
 def _forward_flops(key: str, num_classes: int) -> int:
     model = ModelConfig.model_validate_json(key)
-    net = _meta_model(model, num_classes).eval()
+    net = meta_model(model, num_classes).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(_images(model, 1))
     return counter.get_total_flops()
@@ -75,7 +75,7 @@ def activation_bytes(model: ModelConfig, num_classes: int, *, precision: Precisi
 @functools.lru_cache(maxsize=64)
 def _bytes_per_image(key: str, num_classes: int, dtype: torch.dtype, checkpointing: str) -> int:
     model = ModelConfig.model_validate_json(key)
-    net = _meta_model(model, num_classes).to(dtype).train()
+    net = meta_model(model, num_classes).to(dtype).train()
     net.set_grad_checkpointing(checkpointing)  # type: ignore[operator]
     first = next(net.parameters())
 
@@ -148,7 +148,8 @@ def memory_bytes(
     )
 
 
-def _meta_model(model: ModelConfig, num_classes: int) -> nn.Module:
+def meta_model(model: ModelConfig, num_classes: int) -> nn.Module:
+    """The backbone on the meta device: names and shapes without memory."""
     with torch.device("meta"):
         return build_timm(model, num_classes)
 

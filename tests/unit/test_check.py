@@ -267,3 +267,18 @@ def test_nothing_here_imports_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["precision=bf16"], r"precision: bf16 rounds the running statistics of timm/resnet18 \(such as bn1"),
+        (["cluster.activation_checkpointing=full"], "a second forward pass would gather twice"),
+    ],
+)
+def test_running_statistics_are_neither_rounded_nor_gathered_twice(
+    load: Load, overrides: list[str], message: str
+) -> None:
+    resnet = ["model.name=timm/resnet18", "model.variant=''", "model.img_size=32"]
+    with pytest.raises(ConfigError, match=message):
+        check(load(*resnet, *overrides), world=2)
