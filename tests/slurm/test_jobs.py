@@ -56,6 +56,7 @@ def test_time_limit(cluster: Cluster, straight: Path, tmp_path: Path) -> None:
         cluster.until(lambda: not any(map(is_stopped, pids)), "the signal", job, timeout_s=90)
     cluster.until(lambda: cluster.show(job)["JobState"] == "PENDING", "the requeue", job)
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    assert "queued" in cluster.run("python", "-m", "pipelines", "status", tmp_path / "run").stdout
     assert ended(cluster, job) == ("COMPLETED", "0:0", "1"), cluster.log(job)
     assert re.search(r"==== requeue at step \d+: stopped on request \(signal SIGUSR1\)\nrequeued\n", cluster.log(job))
     assert min(read_metrics(tmp_path / "run/metrics.jsonl", "resume")) >= 5

@@ -14,7 +14,12 @@ import pytest
 from tests.command import Commands
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = [*sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "slurm").rglob("*.sh")), "setup.sh", ".ci/run"]
+SCRIPTS = [
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "slurm").rglob("*.sh")),
+    "setup.sh",
+    ".ci/run",
+    "tests/slurm/with_slurm.sh",
+]
 SOURCED = ("slurm/lib/job.sh", "slurm/lib/training.sh", "slurm/site.example.sh", "slurm/site.sh")
 SHELLCHECK = Path(sys.executable).parent / "shellcheck"
 
@@ -56,6 +61,53 @@ def test_a_rank_gets_the_variables_of_torchrun(command: Commands) -> None:
 def test_a_rank_needs_srun(command: Commands) -> None:
     done = command.run("bash", "slurm/lib/rank.sh", "true")
     assert done.returncode != 0 and "started by srun only" in done.stderr
+
+
+def test_the_site_file_is_asked_for_and_can_be_read(command: Commands, tmp_path: Path) -> None:
+    script = 'source slurm/lib/job.sh; load_site; echo "$RUN_PYTHON ${#RUN_PREFIX[@]}"'
+    refused = command.run("bash", "-c", script, env={"SITE_FILE": str(tmp_path / "none.sh")})
+    assert refused.returncode == 2 and "cp slurm/site.example.sh slurm/site.sh" in refused.stderr
+    env = {"SITE_FILE": "slurm/site.example.sh", "RUN_PYTHON": sys.executable}
+    assert command.run("bash", "-c", script, env=env, check=True).stdout.split() == [sys.executable, "0"]
+    (tmp_path / "site.sh").write_text("RUN_PYTHON=/no/python")
+    refused = command.run("bash", "-c", script, env={"SITE_FILE": str(tmp_path / "site.sh")})
+    assert refused.returncode == 2 and "no Python at /no/python" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("task", "config", "lr"), [(0, "cifar10", "0.001"), (3, "cifar10", "0.03"), (4, "cifar100", "0.001")]
+)
+def test_a_task_of_the_sweep_takes_its_config_and_rate(
+    command: Commands, tmp_path: Path, task: int, config: str, lr: str
+) -> None:
+    said = sweep(command, tmp_path, task, 15, "runs/big/", "seed=7")
+    assert f"--config configs/finetune/{config}.yaml --from runs/big/ optim.lr={lr}" in said
+    assert f"output_dir=runs/big_transfer name={config}_lr{lr} seed=7" in said
+
+
+def test_a_sweep_with_tasks_for_nothing_is_refused(command: Commands, tmp_path: Path) -> None:
+    said = sweep(command, tmp_path, 0, 15, "runs/big", "configs/finetune/pets.yaml", "lrs=0.1,0.2")
+    assert "1 configs × 2 rates need --array=0-1, not up to 15" in said
+
+
+def sweep(command: Commands, folder: Path, task: int, last: int, *words: str) -> str:
+    """What slurm/finetune.sh asks begin for: in the place of Python stands a program that prints its arguments."""
+    python = folder / "python"
+    python.write_text('#!/bin/sh\necho "$@" >&2\nexit 2\n')
+    python.chmod(0o755)
+    (folder / "site.sh").write_text(f"RUN_PYTHON={python}")
+    array = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_MAX": str(last), "SLURM_SUBMIT_DIR": str(ROOT)}
+    done = command.run("bash", "slurm/finetune.sh", *words, env={**array, "SITE_FILE": str(folder / "site.sh")})
+    assert done.returncode == 2
+    return done.stderr
+
+
+def test_where_slurm_may_not_be_installed_it_is_said(command: Commands, tmp_path: Path) -> None:
+    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
+    (tmp_path / "id").chmod(0o755)
+    path = f"{tmp_path}:/usr/bin:/bin"  # the daemons lie in sbin
+    done = command.run("env", f"PATH={path}", "tests/slurm/with_slurm.sh", "echo", "the tests", check=True)
+    assert "are skipped: installing it needs root" in done.stderr and done.stdout == "the tests\n"
 
 
 def test_no_script_knows_this_machine() -> None:
