@@ -18,7 +18,7 @@ from typing import Any
 from pipelines.slurm import starts
 from pretrain.config.loader import Resolved, load_experiment
 from pretrain.distributed.watchdog import Beat, read_beats
-from pretrain.engine.run_folder import LEASE_S, RunFolder
+from pretrain.engine.run_folder import FATAL, LEASE_S, RunFolder
 from pretrain.errors import ConfigError, UserError
 
 TRAIN, EVAL = "train", "eval"
@@ -122,12 +122,14 @@ class RunRecord:
         """``complete``, ``fatal``, ``stopped`` (goes on when started again), ``running``, ``starting``, ``crashed`` or
         ``waiting`` (a job asked to be requeued, or has never begun to train).
         """
+        last = self.history[-1] if self.history else None
+        if isinstance(last, starts.End) and last.outcome == FATAL:
+            return FATAL
         if self.verdict is not None and not self.is_held:
             outcome = str(self.verdict.get("outcome"))
             return "stopped" if outcome == "requeue" else outcome
         if self.is_held:
             return "running" if any(beat.phase != "start" for beat in self.beats) else "starting"
-        last = self.history[-1] if self.history else None
         if isinstance(last, starts.End):
             return "waiting" if last.decision == "requeue" else "crashed"
         if isinstance(last, starts.Start) and self.read_at - last.time < LEASE_S:
@@ -160,7 +162,10 @@ class RunRecord:
     @property
     def last_error(self) -> str | None:
         """Why the run ended when it should not have: the fatal verdict, else the last error in its job's log."""
-        if self.verdict is not None and self.verdict.get("outcome") == "fatal":
+        last = self.history[-1] if self.history else None
+        if isinstance(last, starts.End) and last.outcome == FATAL:
+            return last.reason
+        if self.verdict is not None and self.verdict.get("outcome") == FATAL:
             return str(self.verdict.get("reason"))
         if self.state == "complete":
             return None

@@ -43,12 +43,12 @@ def _probe(arguments: argparse.Namespace) -> int:
 
 
 def _judge(arguments: argparse.Namespace) -> int:
+    from pipelines.slurm.end import refuse
     from pipelines.slurm.preflight import judge_answers
 
     judgement = judge_answers(arguments.run)
     if judgement.common:
-        print(f"fatal: {judgement.common[0]}", file=sys.stderr, flush=True)
-        return 2
+        return refuse(arguments.run, f"on every node: {judgement.common[0]}")
     print(" ".join(judgement.bad_nodes))
     return 0
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.slurm import scheduler, starts
 from pipelines.slurm.verdict import CRASH, EXIT_FATAL, Outcome, decide, exit_code, read_outcome
+from pretrain.engine.run_folder import FATAL
 from pretrain.errors import SetupError
 
 
@@ -43,6 +45,15 @@ def end(run: Path, code: int, limit: int, *, bad_nodes: Sequence[str] = (), reas
     if decision == "give_up":
         print(f"gave up: {idle} restarts in a row without a newer checkpoint than step {step}", flush=True)
     return exit_code(outcome, decision)
+
+
+def refuse(run: Path, reason: str) -> int:
+    """Ends a start that no other node would help; returns the job's exit code. The reason is the log's last line."""
+    job, step = scheduler.current_job(), starts.checkpoint_step(run)
+    entry = starts.End(job.job_id, job.restart_count, step, 0, FATAL, "leave", reason, starts.now())
+    starts.append(run, entry)
+    print(f"==== fatal at step {step}: {reason}", file=sys.stderr, flush=True)
+    return EXIT_FATAL
 
 
 def _requeue(job_id: str, bad_nodes: Sequence[str]) -> int:

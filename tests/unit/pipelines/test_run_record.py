@@ -50,8 +50,8 @@ def verdict(run: Path, outcome: str, reason: str = "") -> None:
     (run / "exit.json").write_text(json.dumps({"outcome": outcome, "reason": reason, "step": 3}))
 
 
-def end(decision: str, reason: str = "the step left with 143 and no verdict") -> starts.End:
-    return starts.End("7", 0, 2, 143, "crash", decision, reason, 1500.0)
+def end(decision: str, reason: str = "the step left with 143 and no verdict", outcome: str = "crash") -> starts.End:
+    return starts.End("7", 0, 2, 143, outcome, decision, reason, 1500.0)
 
 
 def begun(step: int = 0, log: str = "", at: float = 1400.0) -> starts.Start:
@@ -72,6 +72,7 @@ def begun(step: int = 0, log: str = "", at: float = 1400.0) -> starts.Start:
         (lambda run: starts.append(run, begun(at=time.time())), "starting"),
         (lambda run: (starts.append(run, begun()), starts.append(run, end("requeue"))), "waiting"),
         (lambda run: (starts.append(run, begun()), starts.append(run, end("give_up"))), "crashed"),
+        (lambda run: (verdict(run, "requeue"), starts.append(run, end("leave", outcome="fatal"))), "fatal"),
     ],
 )
 def test_state(tmp_path: Path, make: object, expected: str) -> None:
