@@ -9,6 +9,9 @@ export SBATCH_PARTITION=gpu
 # module load cuda/12.8
 # RUN_PREFIX=(apptainer exec --nv "$HOME/vit.sif")
 # SRUN_OPTIONS=(--container-image="$HOME/vit.sqsh")
+# In the batch shell Python asks scontrol. Where the container has no Slurm in it, a Python outside of it with numpy,
+# pydantic, PyYAML and psutil will do:
+# export HOST_PYTHON=$HOME/light/bin/python
 
 # Python with the project installed; by default the repository's .venv.
 # export RUN_PYTHON=$HOME/vit/.venv/bin/python

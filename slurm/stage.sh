@@ -16,7 +16,7 @@ set -uo pipefail
 source "${SLURM_SUBMIT_DIR:-.}/slurm/lib/job.sh"
 enter_repository
 load_site
-python_here -m pipelines "$@" || exit $?
+"${RUN_PREFIX[@]}" "$RUN_PYTHON" -u -m pipelines "$@" || exit $?
 if [ -n "${STAGE_DONE:-}" ]; then
     mkdir -p "$(dirname "$STAGE_DONE")" && : >"$STAGE_DONE"
 fi

@@ -29,9 +29,13 @@ load_site() {
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 }
 
-# Python in the batch shell: in the site's container where there is one.
+# Python in the batch shell, where it asks scontrol: HOST_PYTHON where the site's container has no Slurm in it.
 python_here() {
-    "${RUN_PREFIX[@]}" "$RUN_PYTHON" -u "$@"
+    if [ -n "${HOST_PYTHON:-}" ]; then
+        "$HOST_PYTHON" -u "$@"
+    else
+        "${RUN_PREFIX[@]}" "$RUN_PYTHON" -u "$@"
+    fi
 }
 
 # One step. Waits through signals, so that the batch shell outlives what it started. Sets STEP_CODE.
@@ -57,5 +61,5 @@ run_step() {
 
 # A signal to the batch shell alone (sbatch --signal=B:…, scancel --batch) goes on to the ranks: srun hands it over.
 # SIGTERM means that Slurm ends the job: it tells the ranks itself, and this shell must live to see their verdict.
-trap 'kill -USR1 "${STEP_PID:-$$}" 2>/dev/null' USR1
+trap '[ -z "${STEP_PID:-}" ] || kill -USR1 "$STEP_PID" 2>/dev/null' USR1
 trap ':' TERM

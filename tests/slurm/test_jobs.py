@@ -157,3 +157,12 @@ def test_a_bad_node_is_named_and_left_out(cluster: Cluster, tmp_path: Path) -> N
     assert "preflight: error: node1: gpus: 1 GPUs needed, the driver shows none" in log, log
     assert "requeued without node1" in log and "(node2, node3)" in log
     assert "node1" in cluster.show(job)["ExcNodeList"]
+
+
+def test_what_is_wrong_everywhere_is_fatal(cluster: Cluster, tmp_path: Path) -> None:
+    """No node has a driver: other nodes would not help, and no torch is started to find it out."""
+    job = pretrain(cluster, tmp_path, env={"RUN_DEVICE": "gpu"})
+    assert ended(cluster, job) == ("FAILED", "2:0", "0"), cluster.log(job)
+    last = cluster.log(job).rstrip().splitlines()[-1]
+    assert last.startswith("==== fatal at step 0: on every node: node1: gpus: 1 GPUs needed, but there is no"), last
+    assert "fatal" in cluster.run("python", "-m", "pipelines", "status", tmp_path / "run").stdout
