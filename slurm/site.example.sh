@@ -10,7 +10,7 @@ export SBATCH_PARTITION=gpu
 # RUN_PREFIX=(apptainer exec --nv "$HOME/vit.sif")
 # SRUN_OPTIONS=(--container-image="$HOME/vit.sqsh")
 # In the batch shell Python asks scontrol. Where the container has no Slurm in it, a Python outside of it with numpy,
-# pydantic, PyYAML and psutil will do:
+# pydantic, PyYAML and safetensors will do:
 # export HOST_PYTHON=$HOME/light/bin/python
 
 # Python with the project installed; by default the repository's .venv.

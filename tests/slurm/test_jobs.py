@@ -145,12 +145,17 @@ def test_what_is_cancelled_stays_away(cluster: Cluster, tmp_path: Path) -> None:
     assert cluster.show(job)["JobState"] == "CANCELLED" and len(starts.starts(tmp_path / "run")) == 1
 
 
+def driver(cluster: Cluster, script: str) -> dict[str, str]:
+    """The environment of nodes whose nvidia-smi is this shell script."""
+    path = cluster.folder / "bin" / "nvidia-smi"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return {"RUN_DEVICE": "gpu", "PATH": f"{path.parent}:{os.environ['PATH']}"}
+
+
 def test_a_bad_node_is_named_and_left_out(cluster: Cluster, tmp_path: Path) -> None:
     """The driver of node1 shows no GPU: it is named before anything trains, and the job returns without it."""
-    driver = cluster.folder / "bin" / "nvidia-smi"
-    driver.write_text('#!/bin/sh\n[ "$(hostname)" = node1 ] || echo "NVIDIA A100-SXM4-80GB, 81920, 3"\n')
-    driver.chmod(0o755)
-    env = {"RUN_DEVICE": "gpu", "PATH": f"{driver.parent}:{os.environ['PATH']}"}
+    env = driver(cluster, '[ "$(hostname)" = node1 ] || echo "NVIDIA A100-SXM4-80GB, 81920, 3"')
     job = pretrain(cluster, tmp_path, "duration=2 steps", "optim.schedule.warmup=1 steps", env=env)
     assert ended(cluster, job) == ("COMPLETED", "0:0", "1"), cluster.log(job)
     log = cluster.log(job)
@@ -160,9 +165,9 @@ def test_a_bad_node_is_named_and_left_out(cluster: Cluster, tmp_path: Path) -> N
 
 
 def test_what_is_wrong_everywhere_is_fatal(cluster: Cluster, tmp_path: Path) -> None:
-    """No node has a driver: other nodes would not help, and no torch is started to find it out."""
-    job = pretrain(cluster, tmp_path, env={"RUN_DEVICE": "gpu"})
+    """No node has a GPU: other nodes would not help, and no torch is started to find it out."""
+    job = pretrain(cluster, tmp_path, env=driver(cluster, "exit 0"))
     assert ended(cluster, job) == ("FAILED", "2:0", "0"), cluster.log(job)
     last = cluster.log(job).rstrip().splitlines()[-1]
-    assert last.startswith("==== fatal at step 0: on every node: node1: gpus: 1 GPUs needed, but there is no"), last
+    assert last.startswith("==== fatal at step 0: on every node: node1: gpus: 1 GPUs needed, the driver shows"), last
     assert "fatal" in cluster.run("python", "-m", "pipelines", "status", tmp_path / "run").stdout
