@@ -86,7 +86,7 @@ def test_a_node_fails_and_the_job_returns_with_fewer(cluster: Cluster, straight:
         cluster.until(lambda: cluster.show(job)["JobState"] != "RUNNING", "the end of the start", job)
         cluster.until(lambda: not rank_pids(tmp_path), "the end of the ranks", job)
     cluster.until(lambda: cluster.show(job)["JobState"] == "PENDING", "the requeue", job)
-    cluster.run("scontrol", "update", f"JobId={job}", "NumNodes=3-4")
+    cluster.run("scontrol", "update", f"JobId={job}", "NumNodes=3-4", "NumTasks=3")
     cluster.until(lambda: len(starts.starts(tmp_path / "run")) == 2, "the return", job)
     cluster.run("scontrol", "update", "NodeName=node4", "State=RESUME")
     assert ended(cluster, job) == ("COMPLETED", "0:0", "1"), cluster.log(job)
