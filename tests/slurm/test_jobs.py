@@ -75,25 +75,20 @@ def test_preemption(cluster: Cluster, straight: Path, tmp_path: Path) -> None:
 
 
 def test_a_node_fails_and_the_job_returns_with_fewer(cluster: Cluster, straight: Path, tmp_path: Path) -> None:
-    """4 nodes → 3, whose 3 GPUs do not fit the batch: the largest number that does, the rest idle, and said.
-
-    (With one task per node Slurm gives --nodes=3-4 no more than 3 at the first start: the range comes afterwards.)
-    """
-    job = pretrain(cluster, tmp_path, nodes="4")
-    with frozen(cluster, job, tmp_path, 4, at_step=9):
+    """4 nodes → 3, whose 6 GPUs do not fit the batch: the largest number that does, the rest idle, and said."""
+    job = pretrain(cluster, tmp_path, nodes="3-4", options=("--ntasks-per-node=2", "--gpus-per-node=2"))
+    with frozen(cluster, job, tmp_path, 8, at_step=9):
         cluster.run("scontrol", "update", "NodeName=node4", "State=DOWN", "Reason=test")
         cluster.run("scontrol", "update", "NodeName=node4", "State=DRAIN", "Reason=test")  # its daemon lives: stay away
         cluster.until(lambda: cluster.show(job)["JobState"] != "RUNNING", "the end of the start", job)
         cluster.until(lambda: not rank_pids(tmp_path), "the end of the ranks", job)
-    cluster.until(lambda: cluster.show(job)["JobState"] == "PENDING", "the requeue", job)
-    cluster.run("scontrol", "update", f"JobId={job}", "NumNodes=3-4", "NumTasks=3")
     cluster.until(lambda: len(starts.starts(tmp_path / "run")) == 2, "the return", job)
     cluster.run("scontrol", "update", "NodeName=node4", "State=RESUME")
     assert ended(cluster, job) == ("COMPLETED", "0:0", "1"), cluster.log(job)
     log = cluster.log(job)
-    assert re.search(r"start 2: 2 ranks on 2 of 3 nodes \(node1, node2, node3\), from step \d", log), log
-    assert "3 GPUs do not fit the batch: 2 are used, 1 stay idle" in log
-    assert "2 ranks instead of 4: a step takes about 2 × as long" in log
+    assert re.search(r"start 2: 4 ranks on 2 of 3 nodes \(node1, node2, node3\), from step \d", log), log
+    assert "6 GPUs do not fit the batch: 4 are used, 2 stay idle" in log
+    assert "4 ranks instead of 8: a step takes about 2 × as long" in log
     ours, theirs = curve(tmp_path / "run"), curve(straight)
     assert sorted(ours) == sorted(theirs)
     for step, (loss, _, lr, digest) in ours.items():
