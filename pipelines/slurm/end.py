@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.slurm import scheduler, starts
+from pipelines.slurm.scheduler import Job
 from pipelines.slurm.verdict import CRASH, EXIT_FATAL, Outcome, decide, exit_code, read_outcome
 from pretrain.engine.run_folder import FATAL
 from pretrain.errors import SetupError
@@ -39,9 +40,10 @@ def end(run: Path, code: int, limit: int, *, bad_nodes: Sequence[str] = (), reas
     print(f"==== {outcome.kind} at step {step}: {outcome.reason}", flush=True)
     if ended_elsewhere:
         print("not requeued by this job: somebody cancelled it, or Slurm ends or requeues it itself", flush=True)
+        scheduler.change_waiting(job.job_id, scheduler.returning_with(job))  # a node failed: others may do
         return exit_code(outcome, "leave")
     if decision == "requeue":
-        return _requeue(job.job_id, bad_nodes)
+        return _requeue(job, bad_nodes)
     if decision == "give_up":
         print(f"gave up: {idle} restarts in a row without a newer checkpoint than step {step}", flush=True)
     return exit_code(outcome, decision)
@@ -56,11 +58,11 @@ def refuse(run: Path, reason: str) -> int:
     return EXIT_FATAL
 
 
-def _requeue(job_id: str, bad_nodes: Sequence[str]) -> int:
+def _requeue(job: Job, bad_nodes: Sequence[str]) -> int:
     without = f" without {', '.join(bad_nodes)}" if bad_nodes else ""
     print(f"requeued{without}", flush=True)
     try:
-        scheduler.requeue(job_id, bad_nodes)
+        scheduler.requeue(job, bad_nodes)
     except SetupError as error:
         print(f"error: not requeued: {error}", flush=True)
         return EXIT_FATAL

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pretrain.errors import SetupError
 
 COMMAND_TIMEOUT_S = 60.0
+UPDATE_TRIES, UPDATE_EVERY_S = 12, 0.25  # together less than the time that Slurm leaves an ended batch shell
 
 
 @dataclass(frozen=True)
@@ -62,25 +63,39 @@ def may_requeue(job_id: str) -> bool:
     return known.get("JobState") == "RUNNING" or known.get("Reason") == "TimeLimit"
 
 
-def requeue(job_id: str, without: Sequence[str] = ()) -> None:
+def requeue(job: Job, without: Sequence[str] = ()) -> None:
     """Puts the job back into the queue. From here on Slurm ends the batch shell: ignore SIGTERM before.
 
     Args:
-        job_id: a running batch job.
+        job: this running batch job.
         without: nodes that it shall not get again.
 
     Raises:
         SetupError: Slurm refused.
     """
-    excluded = [*_excluded(job_id), *without]
-    run(["scontrol", "requeue", job_id])
-    if without:  # only a job that waits can be changed, so this comes after
-        for _ in range(20):
-            done = _command(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(excluded)}"])
-            if done.returncode == 0:
-                return
-            time.sleep(0.5)
-        raise SetupError(f"job {job_id} is requeued, but {', '.join(without)} could not be excluded")
+    excluded = [*_excluded(job.job_id), *without]
+    run(["scontrol", "requeue", job.job_id])
+    changes = [*returning_with(job), *([f"ExcNodeList={','.join(excluded)}"] if without else [])]
+    if not change_waiting(job.job_id, changes):
+        raise SetupError(f"job {job.job_id} is requeued, but Slurm refused {' '.join(changes)}")
+
+
+def returning_with(job: Job) -> list[str]:
+    """The change by which a requeued job may return with fewer nodes, where it was submitted with a range of them.
+
+    (Slurm raises the number of tasks to that of the nodes that it gave, and so asks for as many the next time. Below
+    the range, and where the number of nodes is fixed, it does not go.)
+    """
+    return [f"NumTasks={job.gpus_per_node}"]
+
+
+def change_waiting(job_id: str, changes: Sequence[str]) -> bool:
+    """Changes a job that waits, or will in a moment; False where it does not (it was cancelled, or runs)."""
+    for _ in range(UPDATE_TRIES):
+        if _command(["scontrol", "update", f"JobId={job_id}", *changes]).returncode == 0:
+            return True
+        time.sleep(UPDATE_EVERY_S)
+    return False
 
 
 def run(command: Sequence[str]) -> str:
