@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,8 @@ from pretrain.engine.state import TrainState
 from pretrain.engine.statistics import statistics_names
 from pretrain.engine.stop import StopRequest
 from pretrain.errors import ConfigError, SetupError
-from pretrain.evaluation.accuracy import accuracy
+from pretrain.evaluation.context import Context as EvaluationContext
+from pretrain.evaluation.registry import build_evaluators
 from pretrain.files import write_atomic
 from pretrain.models import budget
 from pretrain.models.exchange.formats import is_model_folder, load_any
@@ -261,7 +263,7 @@ def build_trainer(
     stream = TrainStream(experiment, rank.rank, rank.world, micro_batch[0], quarantine=folder.path / "quarantine")
     feeder = Feeder(experiment, model, stream, device)
     backend = build_backend(experiment, model, rank, device, kind, micro_batch)
-    evaluate = Evaluator(experiment, rank, device, backend, feeder.to_images)
+    evaluate = Evaluator(experiment, rank, device, backend, feeder.to_images, reporter.say)
     schedule = build_schedule(experiment)
     of_labels = experiment.objective.name != "masked_patches"
     about = WeightsMetadata.of(
@@ -326,14 +328,14 @@ class Evaluator:
         device: torch.device,
         backend: Backend,
         to_images: Callable[[Tensor], Tensor],
+        say: Callable[[str], None],
     ) -> None:
-        self._experiment, self._rank, self._device = experiment, rank, device
+        self._experiment, self._device = experiment, device
         self._backend, self._to_images = backend, to_images
-        micro = experiment.evaluation.micro_batch_size
-        self._streams = {
-            name: EvalStream(experiment, chosen.shards, rank.rank, rank.world, micro)
-            for name, chosen in experiment.evaluation.sets.items()
-        }
+        context = EvaluationContext(
+            experiment, rank.rank, rank.world, device, backend.model, backend.forward, to_images, say
+        )
+        self._evaluators = build_evaluators(context)
         self._probe: Batch | None = None
 
     def __call__(self) -> dict[str, float]:
@@ -350,9 +352,8 @@ class Evaluator:
 
     def _all_sets(self, suffix: str) -> dict[str, float]:
         results = {}
-        for name, stream in self._streams.items():
-            metrics = accuracy(self._backend.forward, stream, self._to_images, self._device)
-            results |= {f"{name}{suffix}/{metric}": value for metric, value in metrics.items()}
+        for name, evaluator in self._evaluators.items():
+            results |= {f"{name}{suffix}/{metric}": value for metric, value in evaluator().items()}
         return results
 
     @torch.no_grad()
@@ -360,7 +361,8 @@ class Evaluator:
         """Loss of the training set's first samples, the same on every rank, with dropout off. Collective: yes."""
         if self._probe is None:
             shards = self._experiment.data.shards
-            self._probe = next(iter(EvalStream(self._experiment, shards, 0, 1, PROBE_SAMPLES, limit=PROBE_SAMPLES)))
+            first = np.arange(min(PROBE_SAMPLES, self._experiment.data.num_samples))
+            self._probe = next(iter(EvalStream(self._experiment, shards, 0, 1, PROBE_SAMPLES, sample_ids=first)))
         batch = self._probe.to(self._device)
         self._backend.train(False)
         slots = torch.arange(len(batch.images))
