@@ -28,16 +28,16 @@ MICRO = 4  # 71 and 33 images: the last batches have padding
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sets")
-    write_set(folder / "train", TRAIN)
-    write_set(folder / "test", TEST)
-    write_set(folder / "multi", TEST, multi_label=True)
+    write_set(folder / "train", TRAIN, noise=True)
+    write_set(folder / "test", TEST, noise=True)
+    write_set(folder / "multi", TEST, multi_label=True, noise=True)
     real = [[index % 7, (index + 1) % 7] if index % 5 else [] for index in range(sum(TEST))]
     (folder / "real.json").write_text(json.dumps(real))
     return folder
 
 
 def settings(folder: Path, **changes: Any) -> Experiment:
-    """One set of each kind, on images of one colour each."""
+    """One set of each kind; the images are noise, and those of the test set are in the train set too."""
     test = {"shards": str(folder / "test"), "num_samples": sum(TEST)}
     learned = {**test, "train_shards": str(folder / "train"), "num_train_samples": sum(TRAIN)}
     sets = {
@@ -80,7 +80,7 @@ def test_ranks_agree_and_their_number_has_no_effect(folder: Path, pool1: Pool, p
     assert alone["real"]["num_samples"] == 33 - 7, "images without targets do not count"
     assert alone["map"] == alone["accuracy"], "equal ids: each output stands for its own class"
     assert set(alone["few"]) == {"1_shot", "1_shot_std", "3_shot", "3_shot_std", "num_samples"}
-    assert all(0 < alone[name][metric] < 1 for name, metric in (("multi", "mAP"), ("knn", "knn_top1")))
+    assert 0 < alone["multi"]["mAP"] < 1 and alone["knn"]["knn_top1"] > 0.5, alone
     for pool in (pool2, pool4):
         first, *others = pool.run(measured, config, None)
         assert all(other == first for other in others), "to the bit"
