@@ -38,14 +38,18 @@ class Features:
 
     def gathered(self) -> Features:
         """Those of all ranks behind each other. Collective: equal shapes on all ranks."""
-        valid = all_gather_rows(self.valid.to(torch.uint8)).bool()
-        parts = (self.values, self.labels, self.sample_ids)
-        return Features(*(all_gather_rows(part) for part in parts), valid)
+        return Features(
+            all_gather_rows(self.values),
+            all_gather_rows(self.labels),
+            all_gather_rows(self.sample_ids),
+            all_gather_rows(self.valid.to(torch.uint8)).bool(),
+        )
 
     def to(self, device: torch.device | str) -> Features:
         """The same on ``device``."""
-        parts = (self.values, self.labels, self.sample_ids, self.valid)
-        return Features(*(part.to(device) for part in parts))
+        return Features(
+            self.values.to(device), self.labels.to(device), self.sample_ids.to(device), self.valid.to(device)
+        )
 
 
 class HeadInput(AbstractContextManager["HeadInput"]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,8 @@ TEST = RNG.normal(size=(40, 12))
 
 @pytest.mark.parametrize(("k", "chunk"), [(1, 200), (20, 200), (20, 7), (20, 64), (200, 30)])
 def test_votes_equal_scikit_learn(k: int, chunk: int) -> None:
-    peer = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+    weights: Any = lambda distance: np.exp((1 - distance) / 0.07)  # noqa: E731
+    peer = KNeighborsClassifier(k, metric="cosine", weights=weights)
     shares = peer.fit(TRAIN, LABELS).predict_proba(TEST)
     train, labels = torch.from_numpy(TRAIN), torch.from_numpy(LABELS)
     chunks = [(train[start : start + chunk], labels[start : start + chunk]) for start in range(0, 200, chunk)]
