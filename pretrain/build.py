@@ -47,8 +47,9 @@ from pretrain.engine.state import TrainState
 from pretrain.engine.statistics import statistics_names
 from pretrain.engine.stop import StopRequest
 from pretrain.errors import ConfigError, SetupError
-from pretrain.evaluation.accuracy import accuracy
-from pretrain.evaluation.interrupt import Interrupted, interruptible
+from pretrain.evaluation.context import Context as EvaluationContext
+from pretrain.evaluation.interrupt import Interrupted
+from pretrain.evaluation.registry import build_evaluators
 from pretrain.files import write_atomic
 from pretrain.models import budget
 from pretrain.models.exchange.formats import is_model_folder, load_any
@@ -293,7 +294,7 @@ def build_trainer(
     stream = TrainStream(experiment, rank.rank, rank.world, micro_batch[0], quarantine=folder.path / "quarantine")
     feeder = Feeder(experiment, model, stream, device)
     backend = build_backend(experiment, model, rank, device, kind, micro_batch)
-    evaluate = Evaluator(experiment, rank, device, backend, feeder.to_images, stop_request)
+    evaluate = Evaluator(experiment, rank, device, backend, feeder.to_images, stop_request, reporter.say)
     schedule = schedule_of(experiment)
     of_labels = experiment.objective.name != "masked_patches"
     about = WeightsMetadata.of(
@@ -381,14 +382,22 @@ class Evaluator:
         backend: Backend,
         to_images: Callable[[Tensor], Tensor],
         stop_request: StopRequest,
+        say: Callable[[str], None],
     ) -> None:
-        self._experiment, self._rank, self._device = experiment, rank, device
-        self._backend, self._to_images, self._stop_request = backend, to_images, stop_request
-        micro = experiment.evaluation.micro_batch_size
-        self._streams = {
-            name: EvalStream(experiment, chosen.shards, rank.rank, rank.world, micro)
-            for name, chosen in experiment.evaluation.sets.items()
-        }
+        self._experiment, self._device = experiment, device
+        self._backend, self._to_images = backend, to_images
+        context = EvaluationContext(
+            experiment,
+            rank.rank,
+            rank.world,
+            device,
+            backend.model,
+            backend.forward,
+            to_images,
+            say,
+            wants_stop=lambda: stop_request.check() is not None,
+        )
+        self._evaluators = build_evaluators(context)
         self._probe: Batch | None = None
 
     def __call__(self) -> dict[str, float] | None:
@@ -409,10 +418,8 @@ class Evaluator:
 
     def _all_sets(self, suffix: str) -> dict[str, float]:
         results = {}
-        for name, stream in self._streams.items():
-            batches = interruptible(stream, lambda: self._stop_request.check() is not None, self._device)
-            metrics = accuracy(self._backend.forward, batches, self._to_images, self._device)
-            results |= {f"{name}{suffix}/{metric}": value for metric, value in metrics.items()}
+        for name, evaluator in self._evaluators.items():
+            results |= {f"{name}{suffix}/{metric}": value for metric, value in evaluator().items()}
         return results
 
     @torch.no_grad()
@@ -420,7 +427,8 @@ class Evaluator:
         """Loss of the training set's first samples, the same on every rank, with dropout off. Collective: yes."""
         if self._probe is None:
             shards = self._experiment.data.shards
-            self._probe = next(iter(EvalStream(self._experiment, shards, 0, 1, PROBE_SAMPLES, limit=PROBE_SAMPLES)))
+            first = np.arange(min(PROBE_SAMPLES, self._experiment.data.num_samples))
+            self._probe = next(iter(EvalStream(self._experiment, shards, 0, 1, PROBE_SAMPLES, sample_ids=first)))
         batch = self._probe.to(self._device)
         self._backend.train(False)
         slots = torch.arange(len(batch.images))

@@ -343,17 +343,27 @@ def _report_evaluation(experiment: Experiment) -> list[str]:
     evaluation = experiment.evaluation
     if evaluation.every is not None and not evaluation.sets:
         raise ConfigError("evaluation.every: would be ignored without evaluation.sets; add a set or remove it")
+    for name, chosen in evaluation.sets.items():
+        for key, path in (("targets", chosen.targets), ("class_map", chosen.class_map)):
+            if path is not None and not Path(path).is_file():
+                raise ConfigError(f"evaluation.sets.{name}.{key}: {path} does not exist; correct the path")
     every = f"every {evaluation.every} and at the end" if evaluation.every is not None else "at the end"
-    return [f"evaluation  {', '.join(evaluation.sets)}, {every}"] if evaluation.sets else []
+    sets = [
+        name if chosen.kind == "accuracy" else f"{name} ({chosen.kind})" for name, chosen in evaluation.sets.items()
+    ]
+    return [f"evaluation  {', '.join(sets)}, {every}"] if sets else []
 
 
 def _report_data(experiment: Experiment, require_data: bool) -> list[str]:
     data = experiment.data
-    expected = {"data.shards": (data.shards, data.num_samples)}
+    expected = {"data.shards": (data.shards, data.num_samples, True)}
     for name, split in experiment.evaluation.sets.items():
-        expected[f"evaluation.sets.{name}.shards"] = (split.shards, split.num_samples)
+        own = not split.has_own_classes
+        expected[f"evaluation.sets.{name}.shards"] = (split.shards, split.num_samples, own)
+        if split.train_shards is not None and split.num_train_samples is not None:
+            expected[f"evaluation.sets.{name}.train_shards"] = (split.train_shards, split.num_train_samples, own)
     lines = []
-    for key, (folder, num_samples) in expected.items():
+    for key, (folder, num_samples, same_classes) in expected.items():
         if not _has_shards(Path(folder)):
             if require_data:
                 raise DataError(
@@ -361,17 +371,18 @@ def _report_data(experiment: Experiment, require_data: bool) -> list[str]:
                 )
             lines.append(f"data        {folder}: data not found, not checked; {num_samples:,} samples as configured")
             continue
-        lines.append(_check_split(experiment, key, Path(folder), num_samples))
-    return lines
+        lines.append(_check_split(experiment, key, Path(folder), num_samples, same_classes))
+    return list(dict.fromkeys(lines))
 
 
 def _has_shards(folder: Path) -> bool:
     return (folder / TABLE_FILE).exists() or any(folder.glob("*.tar"))
 
 
-def _check_split(experiment: Experiment, key: str, folder: Path, num_samples: int) -> str:
-    table, num_classes = ShardTable.load(folder), experiment.data.num_classes
-    count_key = key.replace(".shards", ".num_samples")
+def _check_split(experiment: Experiment, key: str, folder: Path, num_samples: int, same_classes: bool) -> str:
+    table = ShardTable.load(folder)
+    num_classes = experiment.data.num_classes if same_classes else table.num_classes
+    count_key = key.replace(".train_shards", ".num_train_samples").replace(".shards", ".num_samples")
     for name, found, expected in (
         (count_key, table.num_samples, num_samples),
         ("data.num_classes", table.num_classes, num_classes),
@@ -381,7 +392,7 @@ def _check_split(experiment: Experiment, key: str, folder: Path, num_samples: in
                 f"{folder / TABLE_FILE}: the set has {found:,}, {name} says {expected:,}; set {name}: {found}, or "
                 f"{key} to the set that was meant"
             )
-    expected_card = experiment.data.model_copy(update={"num_samples": num_samples})
+    expected_card = experiment.data.model_copy(update={"num_samples": num_samples, "num_classes": num_classes})
     check_card(Card.load(folder), expected=expected_card, where=folder / CARD_FILE)
     table.check_files()
     if key == "data.shards" and table.max_labels > 1 and experiment.objective.name == "softmax":

@@ -25,6 +25,8 @@ from pretrain.engine.stop import StopRequest
 from pretrain.telemetry.memory import memory_bytes
 from pretrain.telemetry.telemetry import OwnTimes, Telemetry
 
+UNSAID = ("num_samples", "num_classes", "_std")  # figures of an evaluation that are written but not printed
+
 
 class MicroBatch(Protocol):
     """What the loop sees of a micro-batch: model inputs, and two numbers for the record."""
@@ -210,9 +212,7 @@ class Trainer:
             return True, False
         if values:
             self.telemetry.event("eval", state.step, {**values, "seconds": time.monotonic() - started})
-            text = "  ".join(
-                f"{name} {value:.4f}" for name, value in values.items() if not name.endswith("num_samples")
-            )
+            text = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if not name.endswith(UNSAID))
             self.telemetry.reporter.say(f"step {state.step}: {text}")
         return False, self.checkpointer.evaluated(state.step, values)
 

@@ -60,7 +60,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "subprocess": ("pipelines",),
     "rich": ("pretrain.telemetry", "pipelines"),
     "wandb": ("pretrain.telemetry",),
-    "sklearn": ("pipelines.sources",),
+    "sklearn": ("pipelines.sources", "pretrain.evaluation.logistic"),
     "cv2": ("pretrain.data", "pipelines.sources", "pipelines.packing"),
     "PIL": ("pretrain.data", "pipelines.sources", "pipelines.packing"),
     "safetensors": ("pretrain.models", "pretrain.engine", "pretrain.data"),

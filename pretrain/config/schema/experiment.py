@@ -65,8 +65,11 @@ class Experiment(Strict):
                 if masked
                 else "model.mask_token belongs to objective.name: masked_patches; otherwise it would be ignored"
             )
-        if masked and self.evaluation.sets:
-            raise ValueError("evaluation.sets: a model that predicts colours has no accuracy; remove them")
+        if masked and not all(chosen.uses_features for chosen in self.evaluation.sets.values()):
+            raise ValueError(
+                "evaluation.sets: a model that predicts colours has no accuracy; remove them, or use the kinds "
+                "few_shot, knn and logistic, which look at features"
+            )
         if self.model.is_timm and self.cluster.activation_checkpointing not in ("none", "full"):
             policy = self.cluster.activation_checkpointing
             raise ValueError(f"cluster.activation_checkpointing: {policy} needs model.name: vit; use none or full")
