@@ -5,10 +5,9 @@ Everything is the code of a real run (``pretrain.run.train``); a fault is hung a
 
 from __future__ import annotations
 
-import contextlib
-import os
 import resource
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,8 +117,6 @@ def _hang_faults(trainer: Any, faults: Faults, seen: Seen) -> None:
         return boundary
 
     def slow(*args: Any) -> None:
-        import time
-
         time.sleep(faults.slow_weights_s)
         write_weights(*args)
 
@@ -130,34 +127,18 @@ def _hang_faults(trainer: Any, faults: Faults, seen: Seen) -> None:
 
 
 def _stop_in_evaluation(trainer: Any, batch: int) -> None:
-    forward, calls = trainer.evaluate._backend.forward, []
+    check, calls = trainer.stop_request.check, []
 
-    class Counted:
-        """The backend with its passes in evaluation mode counted."""
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(trainer.backend, name)
-
-        def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+    def counted() -> str | None:
+        if not trainer.backend.model.training:
             calls.append(1)
             if len(calls) == batch:
                 trainer.stop_request.reason = "the test, during an evaluation"
-            return forward(*args, **kwargs)
+        return check()
 
-    trainer.evaluate._backend = Counted()
+    trainer.stop_request.check = counted
 
 
 def checkpoint_steps(run: Path) -> list[int]:
     """The steps whose complete checkpoint is there."""
     return sorted(int(path.parent.name.removeprefix("step-")) for path in run.glob("checkpoints/step-*/COMPLETE.json"))
-
-
-@contextlib.contextmanager
-def other_folder(path: Path) -> Iterator[None]:
-    """Inside it the working folder is another one."""
-    before = os.getcwd()
-    os.chdir(path)
-    try:
-        yield
-    finally:
-        os.chdir(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from safetensors.torch import load_file
 from pretrain.engine.checkpoint import no_space
 from pretrain.engine.saving import COMPLETING, WRITING
 from pretrain.engine.slices import rank_file
+from tests.command import Commands
 from tests.faults.job import NONE, Faults, checkpoint_steps, job
-from tests.integration.small_run import curve
+from tests.integration.small_run import curve, pretrain
 from tests.pool import Pool
 
 
@@ -97,3 +99,16 @@ def read_eval(folder: Path) -> dict:
     from pretrain.telemetry.sinks import read_metrics
 
     return read_metrics(folder / "metrics.jsonl", "eval")
+
+
+@pytest.mark.slow
+def test_a_full_disk(command: Commands, digits: None, tmp_path: Path) -> None:
+    """A file system of 1 MiB, mounted for one job only: a third checkpoint does not fit beside the two that stay."""
+    if command.run("unshare", "-rm", "true").returncode:
+        pytest.skip("this kernel lets no user mount")
+    folder = tmp_path / "small"
+    words = pretrain("alone", folder, "checkpoint.on_error=continue", "duration=16 steps", "evaluation.sets={}")
+    mount = f"mkdir {folder} && mount -t tmpfs -o size=1m tmpfs {folder}"
+    job = command.run("unshare", "-rm", "sh", "-c", f"{mount} && {shlex.join(words)}; ls {folder}/run/checkpoints")
+    assert "no space for a checkpoint" in job.stdout and "the training goes on" in job.stdout, job.stdout + job.stderr
+    assert job.stdout.splitlines()[-2:] == ["step-00000004", "step-00000008"]
