@@ -23,7 +23,6 @@ from pretrain.check import resolve_micro_batch
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
-from pretrain.data.card import load_classes
 from pretrain.data.device import to_model_input
 from pretrain.data.stream import EvalStream, TrainStream
 from pretrain.distributed.rank import Rank, environment
@@ -254,7 +253,14 @@ def build_trainer(
         record_initial_weights(model, folder, reporter.say)
     objective = objective_of(experiment, model, device, reporter.say)
     draws = uses_generator(model)
-    stream = TrainStream(experiment, rank.rank, rank.world, micro_batch[0], quarantine=folder.path / "quarantine")
+    stream = TrainStream(
+        experiment,
+        rank.rank,
+        rank.world,
+        micro_batch[0],
+        local_world=rank.local_world,
+        quarantine=folder.path / "quarantine",
+    )
     feeder = Feeder(experiment, model, stream, device)
     backend = build_backend(experiment, model, rank, device, kind, micro_batch)
     evaluate = Evaluator(experiment, rank, device, backend, feeder.to_images)
@@ -266,7 +272,7 @@ def build_trainer(
         experiment.data.mean,
         experiment.data.std,
         tuple(stream.class_names) if of_labels else None,
-        class_ids=tuple(identifier for identifier, _ in load_classes(experiment.data.shards)) if of_labels else None,
+        class_ids=tuple(identifier for identifier, _ in stream.classes) if of_labels else None,
         eval_transform=experiment.data.eval_transform,
     )
     checkpointer = Checkpointer(
@@ -288,7 +294,7 @@ def build_trainer(
         reporter,
         log_every=experiment.telemetry.log_every,
         batch_size=experiment.global_batch_size,
-        num_samples=experiment.data.num_samples,
+        num_samples=experiment.data.drawn_samples,
     )
     every = experiment.evaluation.every
     return Trainer(
@@ -352,7 +358,7 @@ class Evaluator:
     def probe(self, objective: Callable[..., Tensor]) -> float:
         """Loss of the training set's first samples, the same on every rank, with dropout off. Collective: yes."""
         if self._probe is None:
-            shards = self._experiment.data.shards
+            shards = self._experiment.data.sources[0].shards
             self._probe = next(iter(EvalStream(self._experiment, shards, 0, 1, PROBE_SAMPLES, limit=PROBE_SAMPLES)))
         batch = self._probe.to(self._device)
         self._backend.train(False)

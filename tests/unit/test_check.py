@@ -184,7 +184,10 @@ def test_one_label_per_image_needs_a_set_of_that_kind(beside: Load) -> None:
     from pretrain.data.index import ShardRow, ShardTable
 
     rows = [ShardRow(*row) for row in table["shards"]]
-    ShardTable(Path("digits/train"), rows, num_classes=5, max_labels=3).save()
+    forged = ShardTable(Path("digits/train"), rows, num_classes=5, max_labels=3)
+    forged.save()
+    card = json.loads(Path("digits/train/card.json").read_text())
+    Path("digits/train/card.json").write_text(json.dumps(card | {"index_digest": forged.digest}))
     with pytest.raises(ConfigError, match=r"objective\.name: softmax takes one label per image.*up to 3; use sigmoid"):
         check(beside())
     assert check(beside("objective.name=sigmoid"))
