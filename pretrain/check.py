@@ -6,7 +6,7 @@ Legend: B images per global batch · R ranks.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from pretrain.config.typed import known_keys, nearest_key
 from pretrain.data import lanes
 from pretrain.data.index import TABLE_FILE
 from pretrain.data.location import Location
-from pretrain.data.sources import check_cache, open_packed, open_sources
+from pretrain.data.sources import Source, needed_bytes, open_packed, open_sources
 from pretrain.data.transport import TransportError, open_transport
 from pretrain.errors import ConfigError, DataError
 from pretrain.models import budget, cost, variants
@@ -26,6 +26,7 @@ Backend = Literal["deepspeed", "accelerate"]
 
 GIB = 2**30
 RESERVED_BYTES = 2 * GIB  # CUDA context, communication buckets, fragmentation: what the cost model leaves out
+RANKS_PER_NODE = 8  # where --check must guess how many share a cache
 LARGEST_BLIND_MICRO_BATCH = 64  # where the device's memory is not known
 
 
@@ -293,7 +294,7 @@ def _report_evaluation(experiment: Experiment) -> list[str]:
 
 
 def _report_data(experiment: Experiment, require_data: bool) -> list[str]:
-    data, cluster = experiment.data, experiment.cluster
+    data = experiment.data
     keys = [f"data.mixture.{place}.shards" for place in range(len(data.mixture))] or ["data.shards"]
     places = {key: (source.shards, source.num_samples) for key, source in zip(keys, data.sources, strict=True)}
     for name, split in experiment.evaluation.sets.items():
@@ -320,10 +321,20 @@ def _report_data(experiment: Experiment, require_data: bool) -> list[str]:
         if len(opened) > 1 or not opened[0].selection.is_all:
             drawn = [f"{int(source.selection.sizes.sum()):,} of {source.packed.location}" for source in opened]
             lines.append(f"data        an epoch draws {data.drawn_samples:,} samples: {', '.join(drawn)}")
-        world = cluster.num_devices if cluster.num_devices != "auto" else 1
-        num_lanes = lanes.resolve_lanes(experiment.global_batch_size, data.lanes)
-        check_cache(opened, experiment, num_lanes, world=world, local_world=min(world, 8))
+        lines += _report_cache(opened, experiment)
     return lines
+
+
+def _report_cache(sources: Sequence[Source], experiment: Experiment) -> list[str]:
+    """How much of the cache a full node uses; the stream itself refuses a cap that is too small."""
+    cluster = experiment.cluster
+    if not any(source.packed.location.is_remote for source in sources):
+        return []
+    world = cluster.num_devices if cluster.num_devices != "auto" else 1
+    per_node = min(world, RANKS_PER_NODE)
+    num_lanes = lanes.resolve_lanes(experiment.global_batch_size, experiment.data.lanes)
+    needed = needed_bytes(sources, experiment, num_lanes, world, per_node, experiment.data.shuffle_window)
+    return [f"cache       {_gib(needed)} of {_gib(cluster.cache.max_bytes)} in use on a node of {per_node} ranks"]
 
 
 def _answers(location: Location, experiment: Experiment) -> bool:

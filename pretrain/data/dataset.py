@@ -71,8 +71,8 @@ class TrainDataset(Dataset[Any]):
 
     def _batch(self, position: int, first: int) -> Batch:
         stop = first + self.micro_batch_size
-        self._fetch_ahead(position)
         draws = self.order.batch(position, self.rank, self.world, start=first, stop=stop)
+        self._fetch_ahead(position, draws.sample_ids)
         numbers = self.transform.numbers(draws.epochs, draws.sample_ids)
         batch = _empty_batch(len(draws.sample_ids), self.transform.height, self.transform.width, self.reader.max_labels)
         batch.slots.copy_(torch.from_numpy(draws.slots))
@@ -92,7 +92,7 @@ class TrainDataset(Dataset[Any]):
             self._ahead.close()
             self._ahead = None
 
-    def _fetch_ahead(self, position: int) -> None:
+    def _fetch_ahead(self, position: int, sample_ids: NDArray[np.int64]) -> None:
         readers = self.reader.readers
         if self._ahead is None and any(reader.store.keeps_up for reader in readers):
             worker = get_worker_info()
@@ -105,7 +105,7 @@ class TrainDataset(Dataset[Any]):
                 num_threads=self.fetch_threads,
             )
         if self._ahead is not None:
-            self._ahead.at(position)
+            self._ahead.at(position, sample_ids)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_ahead": None}

@@ -81,6 +81,10 @@ class RemoteStore:
         self.cache.get(key, lambda: self._whole(name, row.records), size=0)
         return self.cache.path(key)
 
+    def has(self, shard: str, chunk: int) -> bool:
+        """Whether the node has a chunk."""
+        return self._key(shard, chunk) in self.cache
+
     def fetch_ahead(self, shard: str, chunk: int) -> None:
         """Fetches a chunk that will be read, unless it is there or on its way.
 
@@ -89,7 +93,7 @@ class RemoteStore:
         """
         if self.transport.ranged:
             self.cache.fill(self._key(shard, chunk), lambda: self._fetch(shard, chunk))
-        elif self._key(shard, chunk) not in self.cache:
+        elif not self.has(shard, chunk):
             self._stream(shard, wait=False)
 
     def _part(self, shard: str, chunk: int, start: int, size: int) -> bytes:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field, model_validator
 
 from pretrain.config.schema.base import PositiveFloat, PositiveInt, Strict
@@ -104,7 +102,7 @@ class TrainSetConfig(Strict):
         return self
 
 
-def check_subset(subset: Subset | None, num_samples: int) -> Any:
+def check_subset(subset: Subset | None, num_samples: int) -> None:
     """Refuses a part that is nothing or more than there is."""
     if subset is not None and not 1 <= subset.count(num_samples) <= num_samples:
-        raise ValueError(f"subset: {subset} of {num_samples} samples are {subset.count(num_samples)}")
+        raise ValueError(f"subset: {subset} is not between one sample and all {num_samples} of the set")

@@ -362,6 +362,9 @@ def test_sets_of_other_classes_do_not_mix(tmp_path, folder):
         TrainStream(mixed([folder, other], [NUM, 20]), 0, 1, 16)
 
 
+MANY = {"shards": "a", "num_samples": 10, "weight": 1, "subset": "11 samples"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -369,6 +372,7 @@ def test_sets_of_other_classes_do_not_mix(tmp_path, folder):
         ({"data__shards": "x"}, "give either shards"),
         ({"data__subset": "10 %"}, "subset belongs to each set of the mixture"),
         ({"data__drop_list": "x"}, "drop_list belongs to each set of the mixture"),
+        ({"data__mixture": [MANY]}, "subset: 11 samples is not between one sample and all 10 of the set"),
         ({"data__num_samples": 9}, "num_samples: 9 is not the sum of the mixture's sets, 20"),
     ],
 )
