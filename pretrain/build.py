@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import seeds
-from pretrain.check import resolve_micro_batch
+from pretrain.check import check_statistics, resolve_micro_batch
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
 from pretrain.data.device import to_model_input
 from pretrain.data.stream import EvalStream, TrainStream
+from pretrain.devices import find_device, peak_flops
 from pretrain.distributed.rank import Rank, environment
 from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine.backend import Backend
@@ -34,10 +35,12 @@ from pretrain.engine.loop import Trainer
 from pretrain.engine.resume import Start
 from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.state import TrainState
+from pretrain.engine.statistics import statistics_names
 from pretrain.engine.stop import StopRequest
 from pretrain.errors import ConfigError, SetupError
 from pretrain.evaluation.accuracy import accuracy
 from pretrain.files import write_atomic
+from pretrain.models import budget
 from pretrain.models.exchange.formats import is_model_folder, load_any
 from pretrain.models.init import digest
 from pretrain.models.interop import WeightsMetadata, save_weights
@@ -50,8 +53,8 @@ from pretrain.objectives.protocol import Objective
 from pretrain.objectives.registry import Context, build_objective
 from pretrain.optim.schedules import build_schedule
 from pretrain.telemetry.console import Reporter
-from pretrain.telemetry.sinks import JsonlSink, Sink, TensorBoardSink
-from pretrain.telemetry.telemetry import Telemetry
+from pretrain.telemetry.sinks import JsonlSink, Sink, TensorBoardSink, WandbSink
+from pretrain.telemetry.telemetry import Telemetry, Work
 
 PROBE_SAMPLES = 8
 LARGEST_WHOLE_MODEL = 2_000_000_000  # parameters
@@ -94,6 +97,7 @@ def build_initialised_model(
     """
     check_host_memory(experiment, local_world)
     model = build_model(experiment.model, experiment.num_outputs)
+    check_statistics(experiment, statistics_names(model))
     source = experiment.init.from_
     if source is None or not with_init:
         init_weights(model, experiment.seed)
@@ -290,11 +294,10 @@ def build_trainer(
         say=reporter.say,
     )
     telemetry = Telemetry(
-        _sinks(experiment, folder, 0 if start is None else start.step) if rank.is_main else (),
+        _sinks(resolved, folder, 0 if start is None else start.step) if rank.is_main else (),
         reporter,
         log_every=experiment.telemetry.log_every,
-        batch_size=experiment.global_batch_size,
-        num_samples=experiment.data.drawn_samples,
+        work=work_of_step(experiment, rank.world, device, reporter.say),
     )
     every = experiment.evaluation.every
     return Trainer(
@@ -340,7 +343,11 @@ class Evaluator:
         self._probe: Batch | None = None
 
     def __call__(self) -> dict[str, float]:
-        """``set/metric`` → value over all sets, and ``set_ema/metric`` of the Polyak average. Collective: yes."""
+        """``set/metric`` → value over all sets, and ``set_ema/metric`` of the Polyak average. Collective: yes.
+
+        The average of the weights uses the running statistics of the weights themselves, as torch's AveragedModel.
+        """
+        self._backend.statistics.unify()
         results = self._all_sets("")
         if self._experiment.optim.ema_decay is not None:
             with self._backend.averaged():
@@ -382,10 +389,33 @@ def _seed_dropout(seed: int | None, rank: int, step: int, micro_step: int) -> No
         torch.manual_seed(seeds.integer_seed(seed, "dropout", step, micro_step, rank))
 
 
-def _sinks(experiment: Experiment, folder: RunFolder, purge_step: int) -> list[Sink]:
+def work_of_step(experiment: Experiment, world: int, device: torch.device, say: Callable[[str], None]) -> Work:
+    """What rates and MFU are computed from; says where there can be no MFU."""
+    precision, stated = experiment.precision, experiment.telemetry.peak_tflops
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    known = find_device(name)
+    peak = None if stated is None else stated * 1e12
+    if peak is None and known is not None:
+        peak = peak_flops(known, precision, tf32=torch.get_float32_matmul_precision() != "highest")
+    flops = None
+    if peak is None:
+        say(f"MFU is not reported: the peak of {name!r} is not known; telemetry.peak_tflops can state it")
+    elif budget.can_tell(experiment.model):
+        flops = budget.training_flops(experiment.model, experiment.num_outputs, 1)
+    return Work(experiment.global_batch_size, world, experiment.data.drawn_samples, flops, peak)
+
+
+def _sinks(resolved: Resolved, folder: RunFolder, purge_step: int) -> list[Sink]:
+    """Raises SetupError where Weights & Biases is wanted and cannot start."""
+    experiment = resolved.experiment
     sinks: list[Sink] = [JsonlSink(folder.metrics)]
     if experiment.telemetry.tensorboard:
         sinks.append(TensorBoardSink(folder.tensorboard, purge_step))
+    if experiment.telemetry.wandb is not None:
+        run_id = hashlib.blake2b(str(folder.path.resolve()).encode(), digest_size=8).hexdigest()
+        settings = resolved.to_dict()
+        name = experiment.name
+        sinks.append(WandbSink(folder.path, experiment.telemetry.wandb, name=name, settings=settings, run_id=run_id))
     return sinks
 
 

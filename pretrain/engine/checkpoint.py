@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from pretrain.distributed.collectives import (
@@ -26,12 +27,14 @@ from pretrain.distributed.rank import Rank
 from pretrain.engine.backend import EMA, MASTER, Backend, HeldSlice
 from pretrain.engine.slices import SliceReader, load_into, rank_file, snapshot, write_slices
 from pretrain.engine.state import TrainState
+from pretrain.engine.statistics import RunningStatistics
 from pretrain.errors import CheckpointError, SetupError
 from pretrain.files import file_digest, sync, write_atomic
 
 FORMAT_VERSION = 1
 MARKER = "COMPLETE.json"
-WEIGHTS = {"weights.safetensors": MASTER, "weights_ema.safetensors": EMA}  # plain weights file → state
+PLAIN_WEIGHTS = "weights.safetensors"
+WEIGHTS = {PLAIN_WEIGHTS: MASTER, "weights_ema.safetensors": EMA}  # plain weights file → state
 PROBE_RTOL = {"fp32": 1e-4, "autocast": 2e-2, "bf16": 2e-2}
 
 
@@ -69,11 +72,12 @@ class Checkpointer:
         """
         final = self.folder / f"step-{state.step:08d}"
         temporary = final.with_name(final.name + ".tmp")
+        self.backend.statistics.unify()
         probe_loss = self.probe()
         held = self.backend.slices()
         norms = state_norms(held)
         tensors, header = snapshot(held)
-        own_bytes = sum(tensor.numel() * 4 for tensor in tensors.values())
+        own_bytes = sum(tensor.nbytes for tensor in tensors.values())
         self._prepare(temporary, sum(gather_objects(own_bytes)))
         files = self._write_rank_file(temporary, tensors, header)
         error: CheckpointError | None = None
@@ -135,7 +139,8 @@ class Checkpointer:
         for file, state_name in WEIGHTS.items():
             if state_name in reader.states():
                 names = reader.parameter_names()
-                self.write_weights(temporary / file, {name: reader.full(state_name, name) for name in names})
+                tensors = {name: reader.full(state_name, name) for name in names}
+                self.write_weights(temporary / file, tensors | self.backend.statistics.read())
                 written.append(file)
         return {name: seal(temporary / name) for name in written}
 
@@ -166,6 +171,7 @@ class Checkpointer:
         try:
             state = TrainState(**json.loads((path / "state.json").read_text()))
             load_into(held, SliceReader(path, marker["world_size"]))
+            load_statistics(self.backend.statistics, path / PLAIN_WEIGHTS)
         except (CheckpointError, OSError, TypeError, ValueError) as failure:
             error = failure if isinstance(failure, CheckpointError) else CheckpointError(f"{path}: {failure}")
         raise_together(error, doing=f"loading {path}")
@@ -185,6 +191,17 @@ class Checkpointer:
             raise CheckpointError(
                 f"{path}: the probe batch has loss {loss:.6f} after loading, {marker['probe_loss']:.6f} when saved"
             )
+
+
+def load_statistics(statistics: RunningStatistics, weights: Path) -> None:
+    """Reads a model's running statistics, which only the plain weights hold.
+
+    Raises:
+        CheckpointError: one is missing.
+    """
+    if statistics.names:
+        with safe_open(weights, framework="pt", device="cpu") as file:
+            statistics.write({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
 
 def state_norms(held: list[HeldSlice]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import DropPath
+from timm.models import group_parameters
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
@@ -28,7 +29,6 @@ from pretrain.errors import ConfigError
 from pretrain.models.layers.precision import Fp32Linear, without_autocast
 
 _NUM_CHANNELS = 3
-_WITHOUT_STATISTICS = "timm/resnetv2_50x1_bit (GroupNorm), timm/convnext_tiny or timm/swin_tiny_patch4_window7_224"
 
 
 class Fp32Conv2d(nn.Conv2d):
@@ -97,6 +97,11 @@ class TimmBackbone(nn.Module):
                 "cluster.micro_batch_size"
             )
 
+    def layer_ids(self) -> dict[str, int]:
+        """Parameter name → layer, 0 for the stem and the largest for the head: timm's own grouping."""
+        matcher = self.group_matcher(coarse=False)  # type: ignore[operator]
+        return group_parameters(self, matcher, reverse=True)  # type: ignore[return-value]
+
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Refused: which modules are alike is known of our own Vision Transformer only.
 
@@ -115,15 +120,14 @@ def build_timm(model: ModelConfig, num_classes: int) -> nn.Module:
     """The backbone that ``model.name`` names, on torch's default device; its weights do not depend on the seed yet.
 
     Raises:
-        ConfigError: no such model in timm, settings that it does not take, another resolution than it can have, or a
-            model with running statistics.
+        ConfigError: no such model in timm, settings that it does not take, or another resolution than it can have.
     """
     tensor_shapes(model, num_classes)  # tries it on the meta device, which is quick and says what is wrong
     return _create(model, num_classes, seed=0)
 
 
 def build_frozen(model: ModelConfig, num_classes: int) -> nn.Module:
-    """The same for inference only: running statistics are allowed, since nothing updates them."""
+    """The same for inference only, without trying it first."""
     return _create(model, num_classes, seed=0)
 
 
@@ -134,7 +138,7 @@ def initial_state(model: ModelConfig, num_classes: int, seed: int) -> dict[str, 
 
 
 def tensor_shapes(model: ModelConfig, num_classes: int) -> dict[str, tuple[int, ...]]:
-    """Name → shape of every tensor of a backbone that can be trained, without its memory.
+    """Name → shape of every tensor of a backbone, running statistics included, without its memory.
 
     Raises:
         ConfigError: as ``build_timm``.
@@ -143,7 +147,7 @@ def tensor_shapes(model: ModelConfig, num_classes: int) -> dict[str, tuple[int, 
 
 
 def frozen_shapes(model: ModelConfig, num_classes: int) -> dict[str, tuple[int, ...]]:
-    """The same with running statistics, for weights that are only used."""
+    """The same without trying it, for weights that are only used."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in _create(model, num_classes, 0).state_dict().items()}
 
@@ -282,19 +286,8 @@ def _checked_shapes(key: str, num_classes: int) -> tuple[tuple[str, tuple[int, .
     model = ModelConfig.model_validate_json(key)
     with torch.device("meta"):
         net = _create(model, num_classes, seed=0)
-        _refuse_buffers(net, model)
         _try_forward(net.eval(), model, num_classes)
     return tuple((name, tuple(tensor.shape)) for name, tensor in net.state_dict().items())
-
-
-def _refuse_buffers(net: nn.Module, model: ModelConfig) -> None:
-    parameters = {name for name, _ in net.named_parameters()}
-    buffers = [name for name in net.state_dict() if name not in parameters]
-    if buffers:
-        raise ConfigError(
-            f"model.name: {model.name} keeps running statistics ({buffers[0]}), which differ from rank to rank and are "
-            f"no part of a checkpoint; choose a backbone without, such as {_WITHOUT_STATISTICS}"
-        )
 
 
 def _try_forward(net: nn.Module, model: ModelConfig, num_classes: int) -> None:

@@ -41,7 +41,7 @@ class Sizes(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def _sizes(key: str, num_classes: int) -> Sizes:
-    net = _meta_model(ModelConfig.model_validate_json(key), num_classes)
+    net = meta_model(ModelConfig.model_validate_json(key), num_classes)
     counts = {name: parameter.numel() for name, parameter in net.named_parameters()}
     largest = max(sum(parameter.numel() for parameter in layer.parameters(recurse=False)) for layer in net.modules())
     return Sizes(sum(counts.values()), sum(counts[name] for name in head_tensors(net)), largest)
@@ -50,7 +50,7 @@ def _sizes(key: str, num_classes: int) -> Sizes:
 @functools.lru_cache(maxsize=64)
 def _forward_flops(key: str, num_classes: int) -> int:
     model = ModelConfig.model_validate_json(key)
-    net = _meta_model(model, num_classes).eval()
+    net = meta_model(model, num_classes).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(_images(model, 1))
     return counter.get_total_flops()
@@ -75,7 +75,7 @@ def activation_bytes(model: ModelConfig, num_classes: int, *, precision: Precisi
 @functools.lru_cache(maxsize=64)
 def _bytes_per_image(key: str, num_classes: int, dtype: torch.dtype, checkpointing: str) -> int:
     model = ModelConfig.model_validate_json(key)
-    net = _meta_model(model, num_classes).to(dtype).train()
+    net = meta_model(model, num_classes).to(dtype).train()
     net.set_grad_checkpointing(checkpointing)  # type: ignore[operator]
     first = next(net.parameters())
 
@@ -128,7 +128,7 @@ def memory_bytes(
     num_devices: int,
     micro_batch_size: int,
     checkpointing: str = "none",
-    num_optimizer_states: int = 2,
+    num_optimizer_states: float = 2,
 ) -> MemoryBytes:
     """Bytes on one device while training: arguments and assumptions as ``cost.memory_bytes``.
 
@@ -142,13 +142,14 @@ def memory_bytes(
     return MemoryBytes(
         weights=weight_bytes * min(parameters, share[3] + gathered),
         gradients=weight_bytes * share[2],
-        optimizer=_FP32 * share[1] * (num_optimizer_states + sharded),
+        optimizer=int(_FP32 * share[1] * (num_optimizer_states + sharded)),
         activations=micro_batch_size * kept + (2 * parameters if precision == "autocast" else 0),
         update=_FP32 * share[1] * (1 + sharded),
     )
 
 
-def _meta_model(model: ModelConfig, num_classes: int) -> nn.Module:
+def meta_model(model: ModelConfig, num_classes: int) -> nn.Module:
+    """The backbone on the meta device: names and shapes without memory."""
     with torch.device("meta"):
         return build_timm(model, num_classes)
 

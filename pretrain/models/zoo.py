@@ -49,7 +49,7 @@ def build_model(model: ModelConfig, num_classes: int) -> nn.Module:
 
 
 def build_frozen(model: ModelConfig, num_classes: int) -> nn.Module:
-    """The same for inference only, in evaluation mode and without gradients: running statistics are allowed.
+    """The same for inference only, in evaluation mode and without gradients.
 
     Raises:
         ConfigError: no such architecture, or an impossible one.
@@ -77,7 +77,7 @@ def init_weights(model: nn.Module, seed: int) -> None:
 
 
 def tensor_shapes(model: ModelConfig, num_classes: int) -> dict[str, tuple[int, ...]]:
-    """Name → shape of every tensor in the weights of ``model``, running statistics of a frozen one included.
+    """Name → shape of every tensor in the weights of ``model``, running statistics included.
 
     Raises:
         ConfigError: an impossible architecture.

@@ -62,7 +62,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def write_teacher(path: str) -> None:
-    """A frozen teacher may have running statistics, as DeiT's RegNet has."""
+    """A frozen teacher with running statistics, as DeiT's RegNet."""
     from pretrain.config.schema.model import ModelConfig
     from pretrain.models.interop import WeightsMetadata, save_weights
     from pretrain.models.zoo import build_frozen

@@ -1,0 +1,75 @@
+"""Running statistics: tensors of a model that training changes without a gradient (BatchNorm's mean and variance).
+
+Each rank normalises with the statistics of its own micro-batch, as everywhere, and so gathers running ones of its own.
+Where they are used (evaluation, checkpoint, weights) they are the mean over the ranks (timm's ``dist-bn reduce``).
+A step whose update is skipped leaves none of its numbers behind. A model without such tensors costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.distributed.collectives import all_reduce_sum
+from pretrain.errors import CheckpointError
+
+
+class RunningStatistics:
+    """The tensors of ``model`` that belong to its weights and are no parameters.
+
+    Args:
+        model: the bare module, on its device. Tensors are looked up at every use, since an engine may replace them.
+        world: ranks that train it.
+    """
+
+    def __init__(self, model: nn.Module, world: int) -> None:
+        self._model, self._world = model, world
+        self.names = statistics_names(model)
+        self._before = self.read()
+
+    def live(self) -> dict[str, Tensor]:
+        """Name → this rank's tensor."""
+        return {name: self._model.get_buffer(name) for name in self.names}
+
+    def read(self) -> dict[str, Tensor]:
+        """Name → a copy on the device."""
+        return {name: tensor.detach().clone() for name, tensor in self.live().items()}
+
+    @torch.no_grad()
+    def after(self, applied: bool) -> None:
+        """At the end of a step: keeps what it gathered or, where its update was skipped, goes back before it."""
+        if applied:
+            self._before = self.read()
+        else:
+            self.write(self._before)
+
+    @torch.no_grad()
+    def unify(self) -> None:
+        """Gives every rank the mean over the ranks. Collective: yes, where there are any."""
+        if self._world == 1:
+            return
+        for tensor in self.live().values():
+            if tensor.is_floating_point():  # counters are the same on every rank
+                tensor.copy_(all_reduce_sum(tensor) / self._world)
+        self._before = self.read()
+
+    @torch.no_grad()
+    def write(self, tensors: Mapping[str, Tensor]) -> None:
+        """Sets them from a checkpoint.
+
+        Raises:
+            CheckpointError: one is missing.
+        """
+        for name, tensor in self.live().items():
+            if name not in tensors:
+                raise CheckpointError(f"the running statistic {name} of the model is not in the checkpoint")
+            tensor.copy_(tensors[name])
+        self._before = self.read()
+
+
+def statistics_names(model: nn.Module) -> tuple[str, ...]:
+    """Names of the tensors of the state dict that are no parameters."""
+    parameters = {name for name, _ in model.named_parameters()}
+    return tuple(name for name in model.state_dict(keep_vars=True) if name not in parameters)
