@@ -105,7 +105,7 @@ def test_a_web_server_gives_what_a_folder_gives(folder, tmp_path, local):
         assert server.requests == requests + 3 * 4
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_s3_store_gives_what_a_folder_gives(bucket, credentials, tmp_path, local, num_workers):
     assert drawn(s3_settings(bucket, tmp_path / "cache", cluster__num_workers=num_workers)) == local
 
@@ -132,16 +132,21 @@ def test_a_command_gives_what_a_folder_gives(folder, tmp_path, local, ranged):
     assert drawn(config) == local
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("store", ["http", "s3"])
+@pytest.mark.parametrize(
+    ("store", "kind"),
+    [("http", kind) for kind in KINDS]
+    + [("s3", "error"), ("s3", "truncate")]
+    + [pytest.param("s3", kind, marks=pytest.mark.slow) for kind in ("stall", "reset", "wrong_bytes")],
+)
 def test_what_the_network_does_changes_nothing(folder, bucket, credentials, tmp_path, local, store, kind):
-    """The first two answers of every fourth shard request are spoiled."""
+    """The first two answers of every fourth request for a part of a shard are spoiled (stalled ones: fewer)."""
+    every = 16 if kind == "stall" else 4
     upstream = folder_server(folder.parent) if store == "http" else proxy_server(bucket)
     with running(upstream) as server:
         spoiled = set()
 
         def fault(path: str, number: int) -> str | None:
-            if not path.endswith(".tar") or number > 1 or (number == 0 and server.requests % 4):
+            if not path.endswith(".tar") or number > 1 or (number == 0 and server.requests % every):
                 return None
             spoiled.add(path)
             return kind
@@ -224,7 +229,7 @@ def _spoil(name: str):
     return lambda folder: (folder / name).write_text("{")
 
 
-@pytest.mark.parametrize("store", ["http", "s3"])
+@pytest.mark.parametrize("store", ["http", pytest.param("s3", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -301,7 +306,7 @@ def test_a_cache_that_cannot_hold_the_windows_is_refused(folder, tmp_path):
             TrainStream(config, 0, 1, 4)
 
 
-@pytest.mark.parametrize(("num_nodes", "ranks_per_node"), [(1, 1), (2, 2), (4, 1), (4, 2)])
+@pytest.mark.parametrize(("num_nodes", "ranks_per_node"), [pytest.param(1, 1, marks=pytest.mark.slow), (4, 2)])
 def test_an_epoch_is_read_once(tmp_path, num_nodes, ranks_per_node):
     """Counted at the server, with 4 lanes and a cache for each node: at most 1.15 × the tars' bytes."""
     sizes = [61, 87, 40, 53, 98, 37]
