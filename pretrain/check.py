@@ -251,8 +251,7 @@ def _report_batch(
     expected, total = experiment.cluster.num_devices, experiment.global_batch_size
     if world is not None and expected not in ("auto", world):
         raise ConfigError(f"cluster.num_devices: {expected} expected, but {world} ranks were started; set it to auto")
-    smallest = min(source.drawn_samples for source in experiment.data.sources)
-    num_lanes = lanes.resolve_lanes(total, experiment.data.lanes, smallest)
+    num_lanes = lanes.resolve_lanes(total, experiment.data.lanes, experiment.data.smallest_source)
     lanes.check_world(total, num_lanes, ranks)
     micro, accumulation = resolve_micro_batch(experiment, ranks, memory, backend=backend)
     worlds = lanes.allowed_worlds(total, num_lanes, total)

@@ -60,7 +60,7 @@ class TrainStream:
     ) -> None:
         data = config.data
         self._config, self._rank, self._world, self._micro_batch_size = config, rank, world, micro_batch_size
-        lanes = resolve_lanes(config.global_batch_size, data.lanes, min(source.drawn_samples for source in data.sources))
+        lanes = resolve_lanes(config.global_batch_size, data.lanes, data.smallest_source)
         check_world(config.global_batch_size, lanes, world)
         self._check_micro_batch()
         self.sources = open_sources(config)

@@ -84,6 +84,11 @@ class TrainSetConfig(Strict):
         )
 
     @property
+    def smallest_source(self) -> int:
+        """Samples in an epoch of the smallest set: each lane needs one of every set."""
+        return min(source.drawn_samples for source in self.sources)
+
+    @property
     def drawn_samples(self) -> int:
         """Samples that an epoch consists of; of a mixture: those of all sets together."""
         return sum(source.drawn_samples for source in self.sources)
