@@ -26,7 +26,8 @@ from pretrain.engine.state import TrainState
 from pretrain.errors import CheckpointError, ConfigError, UserError
 
 # What decides which samples a position stands for.
-STREAM_KEYS = ("seed", "data.num_samples", "data.lanes", "data.shuffle_window")
+STREAM_KEYS = ("seed", "data.num_samples", "data.lanes", "data.shuffle_window", "data.subset", "data.mixture")
+_STREAM_PREFIXES = tuple(f"{key}." for key in STREAM_KEYS)
 COOLDOWN_KEYS = ("duration", "optim.schedule.cooldown")
 SCHEDULES_TO_COOL = ("constant", "rsqrt")  # those whose curve does not depend on the length of the run
 Lanes = Callable[[Experiment], int]
@@ -115,7 +116,7 @@ def _accept_changes(resolved: Resolved, start: Start, lanes_of: Lanes, say: Call
     resolved = _cooling_down(resolved, start.num_steps)
     before, after = (_with_lanes(each, lanes_of) for each in (saved, resolved))
     found = changes(before, after)
-    _refuse_another_order([change for change in found if change.key in STREAM_KEYS], found)
+    _refuse_another_order([change for change in found if f"{change.key}.".startswith(_STREAM_PREFIXES)], found)
     for change in refuse_changes(found, allowed):
         say(f"changed from step {start.step} on: {change}")
     return replace(start, changed=tuple(found))

@@ -110,8 +110,8 @@ class Telemetry:
         is_slow = own > SLOW_RATIO * typical and own - typical > SLOW_SHARE * step_s
         if is_slow and rank != self._named:
             self.reporter.say(
-                f"step {step}: rank {rank} is slow: {own:.3f} s of its own in a step (data and forward pass), the median "
-                f"rank {typical:.3f} s; heartbeats/rank-{rank:05d}.json names its host"
+                f"step {step}: rank {rank} is slow: {own:.3f} s of its own in a step (data and forward pass), the "
+                f"median rank {typical:.3f} s; heartbeats/rank-{rank:05d}.json names its host"
             )
         self._named = rank if is_slow else None
 
