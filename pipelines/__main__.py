@@ -11,6 +11,7 @@ from pretrain.errors import UserError
 STAGES = {
     "pack": ("pipelines.pack", "images → WebDataset shards with an index and a data set card"),
     "demo": ("pipelines.demo", "the whole job on embedded real data, in minutes on a CPU"),
+    "evaluate": ("pipelines.evaluate", "trained weights → accuracy, class by class, and against another model"),
     "predict": ("pipelines.predict", "images → the most probable classes, with their names"),
     "export": ("pipelines.export", "trained weights → timm, Hugging Face, Google's .npz or ONNX, checked"),
 }

@@ -80,8 +80,11 @@ class Classifier:
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Probabilities (B, K) on the CPU, of pixels uint8 (B, 3, H, W)."""
-        logits = self.logits(images)
-        return (logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()).cpu()
+        return self.activated(self.logits(images)).cpu()
+
+    def activated(self, logits: Tensor) -> Tensor:
+        """Logits → probabilities, of the same shape."""
+        return logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
 
     def best(self, probabilities: Tensor, top: int) -> list[list[Prediction]]:
         """The ``top`` largest of each row of (B, K) with their names."""
