@@ -11,8 +11,10 @@ from pretrain.errors import UserError
 STAGES = {
     "pack": ("pipelines.pack", "images → WebDataset shards with an index and a data set card"),
     "demo": ("pipelines.demo", "the whole job on embedded real data, in minutes on a CPU"),
+    "sweep": ("pipelines.sweep", "a fine-tuning grid: best on the dev split, mean and spread on the test set"),
     "evaluate": ("pipelines.evaluate", "trained weights → accuracy, class by class, and against another model"),
     "predict": ("pipelines.predict", "images → the most probable classes, with their names"),
+    "average": ("pipelines.average", "several trained weights → their mean, as one file"),
     "export": ("pipelines.export", "trained weights → timm, Hugging Face, Google's .npz or ONNX, checked"),
 }
 INTERRUPTED = 130

@@ -25,6 +25,7 @@ UNDECISIVE_KEYS = (
     "guard",
     "telemetry",
     "cluster",
+    "sweep",
 )
 NOT_SET = "(not set)"
 
