@@ -14,6 +14,7 @@ STAGES = {
     "sweep": ("pipelines.sweep", "a fine-tuning grid: best on the dev split, mean and spread on the test set"),
     "evaluate": ("pipelines.evaluate", "trained weights → accuracy, class by class, and against another model"),
     "predict": ("pipelines.predict", "images → the most probable classes, with their names"),
+    "collect": ("pipelines.collect", "finished sweeps → one table beside the published results"),
     "average": ("pipelines.average", "several trained weights → their mean, as one file"),
     "export": ("pipelines.export", "trained weights → timm, Hugging Face, Google's .npz or ONNX, checked"),
 }
