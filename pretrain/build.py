@@ -361,7 +361,7 @@ def build_trainer(
 
 def lanes_of(experiment: Experiment) -> int:
     """The lanes that ``data.lanes`` means."""
-    return resolve_lanes(experiment.global_batch_size, experiment.data.lanes, experiment.data.num_samples)
+    return resolve_lanes(experiment.global_batch_size, experiment.data.lanes, experiment.data.smallest_source)
 
 
 def schedule_of(experiment: Experiment) -> Callable[[TrainState], float]:
