@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -20,6 +20,8 @@ from pretrain.config import changes, tree, typed
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.tree import COMMAND_LINE, Items, Leaf, Node, Section
 from pretrain.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 DEFAULT = "default"
 _CORE_TAG_NAMES = ("str", "int", "float", "bool", "null", "timestamp", "map", "seq", "value")
@@ -89,6 +91,21 @@ def load_experiment(path: str | Path, *, cluster: str | Path | None = None, over
     if problems or experiment is None:
         raise ConfigError(_join(problems))
     return Resolved(experiment, _provenance(settings, experiment), str(path))
+
+
+def load_section(path: str | Path, schema: type[Model]) -> Model:
+    """Reads a YAML file that is not an experiment (a table of devices, a chain) as ``schema``; it may use ``extends``.
+
+    Raises:
+        ConfigError: the file cannot be read, or settings are wrong: all problems, with file, line, key and remedy.
+    """
+    reader = _Reader()
+    settings = reader.read(str(path))
+    section, problems = typed.validate(settings, schema, str(path))
+    problems = reader.problems + problems
+    if problems or section is None:
+        raise ConfigError(_join(problems))
+    return section
 
 
 def _join(problems: list[str]) -> str:
