@@ -20,10 +20,10 @@ demo: $(INSTALLED) ## pack, pretrain, kill, resume and fine-tune on embedded rea
 	$(PYTHON) -m pipelines demo
 
 test: $(INSTALLED) ## the suite without what is slow
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTHON) -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
-test-all: $(INSTALLED) ## the whole suite
-	$(PYTHON) -m pytest
+test-all: test ## the whole suite: what is slow runs alone, for it measures, or starts a cluster
+	$(PYTHON) -m pytest -m slow
 
 lint: $(INSTALLED) ## format and rules, without changing anything
 	$(PYTHON) -m ruff format --check .
