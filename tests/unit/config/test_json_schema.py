@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,10 @@ def test_the_schema_is_a_schema(name: str) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_config_names_its_schema_and_fits_it(file: str) -> None:
-    name = "cluster" if "/cluster/" in file else "experiment"
+    name = "devices" if file.endswith("devices.yaml") else "cluster" if "/cluster/" in file else "experiment"
     text = (ROOT / file).read_text()
-    assert text.splitlines()[0] == f"# yaml-language-server: $schema=../schema/{name}.schema.json"
+    folder = os.path.relpath("configs/schema", os.path.dirname(file))
+    assert text.splitlines()[0] == f"# yaml-language-server: $schema={folder}/{name}.schema.json"
     validator(name).validate(yaml.safe_load(text))
 
 
