@@ -79,9 +79,12 @@ LIGHT = (
     "pretrain.data.order",
     "pretrain.models.cost",
     "pretrain.models.variants",
+    "pretrain.models.zero_memory",
     "pretrain.run",
     "pipelines",
     "pipelines.__main__",
+    "pipelines.plan",
+    "pipelines.planning",
 )
 LIGHT_ROOMS = ("pretrain.config",)
 
