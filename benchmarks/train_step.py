@@ -24,13 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config.schema.model import ModelConfig
+from pretrain.devices import find_device
 from pretrain.models.cost import training_flops
 from pretrain.models.variants import ViTShape, resolve
 from pretrain.models.vit import VisionTransformer, build_vit
 
 NUM_CLASSES = 1000
-# Dense bf16 FLOP/s of devices, from their data sheets, for MFU; another device has no figure here.
-PEAK_BF16_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "V100": 125e12, "L40S": 362e12, "RTX 3090": 71e12}
 
 
 def ours(config: ModelConfig, shape: ViTShape) -> nn.Module:
@@ -183,9 +182,8 @@ def run(options: argparse.Namespace, device: torch.device, low: bool) -> dict[st
 
 
 def _mfu(flops: float, device: torch.device) -> float | None:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    peaks = [peak for part, peak in PEAK_BF16_FLOPS.items() if part in name]
-    return flops / peaks[0] if peaks else None
+    known = find_device(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return flops / known.bf16_flops if known else None
 
 
 def main() -> None:

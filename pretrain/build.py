@@ -26,6 +26,7 @@ from pretrain.data.batch import Batch
 from pretrain.data.card import load_classes
 from pretrain.data.device import to_model_input
 from pretrain.data.stream import EvalStream, TrainStream
+from pretrain.devices import find_device, peak_flops
 from pretrain.distributed.rank import Rank, environment
 from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine.backend import Backend
@@ -40,6 +41,7 @@ from pretrain.engine.stop import StopRequest
 from pretrain.errors import ConfigError, SetupError
 from pretrain.evaluation.accuracy import accuracy
 from pretrain.files import write_atomic
+from pretrain.models import budget
 from pretrain.models.exchange.formats import is_model_folder, load_any
 from pretrain.models.init import digest
 from pretrain.models.interop import WeightsMetadata, save_weights
@@ -52,8 +54,8 @@ from pretrain.objectives.protocol import Objective
 from pretrain.objectives.registry import Context, build_objective
 from pretrain.optim.schedules import build_schedule
 from pretrain.telemetry.console import Reporter
-from pretrain.telemetry.sinks import JsonlSink, Sink, TensorBoardSink
-from pretrain.telemetry.telemetry import Telemetry
+from pretrain.telemetry.sinks import JsonlSink, Sink, TensorBoardSink, WandbSink
+from pretrain.telemetry.telemetry import Telemetry, Work
 
 PROBE_SAMPLES = 8
 LARGEST_WHOLE_MODEL = 2_000_000_000  # parameters
@@ -286,11 +288,10 @@ def build_trainer(
         say=reporter.say,
     )
     telemetry = Telemetry(
-        _sinks(experiment, folder, 0 if start is None else start.step) if rank.is_main else (),
+        _sinks(resolved, folder, 0 if start is None else start.step) if rank.is_main else (),
         reporter,
         log_every=experiment.telemetry.log_every,
-        batch_size=experiment.global_batch_size,
-        num_samples=experiment.data.num_samples,
+        work=work_of_step(experiment, rank.world, device, reporter.say),
     )
     every = experiment.evaluation.every
     return Trainer(
@@ -382,10 +383,33 @@ def _seed_dropout(seed: int | None, rank: int, step: int, micro_step: int) -> No
         torch.manual_seed(seeds.integer_seed(seed, "dropout", step, micro_step, rank))
 
 
-def _sinks(experiment: Experiment, folder: RunFolder, purge_step: int) -> list[Sink]:
+def work_of_step(experiment: Experiment, world: int, device: torch.device, say: Callable[[str], None]) -> Work:
+    """What rates and MFU are computed from; says where there can be no MFU."""
+    precision, stated = experiment.precision, experiment.telemetry.peak_tflops
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    known = find_device(name)
+    peak = None if stated is None else stated * 1e12
+    if peak is None and known is not None:
+        peak = peak_flops(known, precision, tf32=torch.get_float32_matmul_precision() != "highest")
+    flops = None
+    if peak is None:
+        say(f"MFU is not reported: the peak of {name!r} is not known; telemetry.peak_tflops can state it")
+    elif budget.can_tell(experiment.model):
+        flops = budget.training_flops(experiment.model, experiment.num_outputs, 1)
+    return Work(experiment.global_batch_size, world, experiment.data.num_samples, flops, peak)
+
+
+def _sinks(resolved: Resolved, folder: RunFolder, purge_step: int) -> list[Sink]:
+    """Raises SetupError where Weights & Biases is wanted and cannot start."""
+    experiment = resolved.experiment
     sinks: list[Sink] = [JsonlSink(folder.metrics)]
     if experiment.telemetry.tensorboard:
         sinks.append(TensorBoardSink(folder.tensorboard, purge_step))
+    if experiment.telemetry.wandb is not None:
+        run_id = hashlib.blake2b(str(folder.path.resolve()).encode(), digest_size=8).hexdigest()
+        settings = resolved.to_dict()
+        name = experiment.name
+        sinks.append(WandbSink(folder.path, experiment.telemetry.wandb, name=name, settings=settings, run_id=run_id))
     return sinks
 
 

@@ -169,6 +169,7 @@ def train(
         watchdog.stop()
         trainer.telemetry.close()
     reporter.say(f"{verdict.outcome}: {verdict.reason} (step {verdict.step}); run folder {folder.path}")
+    reporter.close()
     return verdict
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -14,12 +15,14 @@ from torch import Tensor
 from pretrain.distributed.collectives import is_distributed
 from pretrain.distributed.rank import Rank
 from pretrain.distributed.watchdog import Watchdog
-from pretrain.engine.backend import Backend, Update
+from pretrain.engine.backend import Backend, Update, square_sum
 from pretrain.engine.checkpoint import Checkpointer
+from pretrain.engine.clock import StepClock
 from pretrain.engine.run_folder import COMPLETE, FATAL, REQUEUE, Verdict
 from pretrain.engine.state import TrainState
 from pretrain.engine.stop import StopRequest
-from pretrain.telemetry.telemetry import Telemetry
+from pretrain.telemetry.memory import memory_bytes
+from pretrain.telemetry.telemetry import OwnTimes, Telemetry
 
 
 class MicroBatch(Protocol):
@@ -37,13 +40,18 @@ class MicroBatch(Protocol):
 
 @dataclass
 class Boundary:
-    """What all ranks agree on at the end of a step, after one collective and one read by the host."""
+    """What all ranks agree on at the end of a step, after one collective and one read by the host.
+
+    ``times`` has one entry per rank; memory (bytes) and weight norm are measured where a line is due, else None.
+    """
 
     loss: float
     batch_digest: int
     bad_samples: int
     stop: bool
-    waited_s: list[float]
+    times: OwnTimes
+    memory_bytes: float | None
+    weight_norm: float | None
 
 
 @dataclass
@@ -77,18 +85,20 @@ class Trainer:
     evaluate_every: int | None
     save_every: int | None
     max_consecutive_skips: int
+    clock: StepClock = field(init=False)
 
     def fit(self, state: TrainState) -> Verdict:
         """Trains from ``state`` to the end, or until a stop; every rank returns the same verdict. Collective: yes."""
         batches = self.batches(state)
         self.backend.train(True)
+        self.clock = StepClock(self.device)
         bad_samples = 0
         while state.step < self.num_steps:
             lr = self.schedule(state.step)
             loss, record = self.accumulate(state, batches)
             update = self.backend.step(lr)
             state = state.advance(batch_size=self.global_batch_size, applied=update.applied)
-            boundary = self.meet(loss, record)
+            boundary = self.meet(loss, record, measure=self.telemetry.is_due(state.step))
             bad_samples += boundary.bad_samples
             self.report(state, lr, update, boundary, bad_samples)
             if state.skipped_in_a_row >= self.max_consecutive_skips:
@@ -106,39 +116,44 @@ class Trainer:
         """Forward and backward over the micro-batches of one step.
 
         Returns:
-            the mean loss on the device, and [batch digest, bad samples, seconds waited] of this rank.
+            the mean loss on the device, and [batch digest, bad samples] of this rank.
         """
-        waited, digest, num_bad = 0.0, 0, 0
+        digest, num_bad = 0, 0
         total = torch.zeros((), device=self.device)
         for micro_step in range(self.accumulation_steps):
             self.watchdog.at("data", state.step)
-            asked = time.monotonic()
-            batch = next(batches)
-            waited += time.monotonic() - asked
+            with self.clock.waiting():
+                batch = next(batches)
             self.watchdog.at("step", state.step)
             digest, num_bad = digest + batch.digest, num_bad + batch.num_bad
             self.seed_step(state.step, micro_step)
             with self.backend.micro_step(boundary=micro_step == self.accumulation_steps - 1):
-                loss = self.objective(self.backend.forward, batch.inputs)
+                with self.clock.forward():
+                    loss = self.objective(self.backend.forward, batch.inputs)
                 self.backend.backward(loss)
             total += loss.detach()
-        return total / self.accumulation_steps, [digest, num_bad, waited]
+        return total / self.accumulation_steps, [digest, num_bad]
 
-    def meet(self, loss: Tensor, record: list[float]) -> Boundary:
-        """The one collective and the one host read at the end of a step. Collective: yes."""
-        own = torch.tensor([*record, float(self.stop_request.check() is not None)], dtype=torch.float64)
-        own = torch.cat([loss.double().view(1), own.to(self.device)])
+    def meet(self, loss: Tensor, record: list[float], *, measure: bool) -> Boundary:
+        """The one collective and the one host read at the end of a step; ``measure`` adds what costs. Collective."""
+        memory = memory_bytes(self.device) if measure else 0
+        wishes = [float(self.stop_request.check() is not None), *self.clock.take(), float(memory)]
+        weights = square_sum(self.backend.slices()) if measure else torch.zeros((), dtype=torch.float64)
+        own = torch.tensor([*record, *wishes], dtype=torch.float64).to(self.device)
+        own = torch.cat([loss.double().view(1), own, weights.to(self.device).view(1)])
         rows = [own]
         if is_distributed():
             rows = [torch.empty_like(own) for _ in range(dist.get_world_size())]
             dist.all_gather(rows, own)
-        losses, digests, bad, waited, stop = torch.stack(rows).T.tolist()
+        losses, digests, bad, stop, waited, forward, memories, squares = torch.stack(rows).T.tolist()
         return Boundary(
             loss=sum(losses) / len(losses),
             batch_digest=int(sum(digests)),
             bad_samples=int(sum(bad)),
             stop=any(stop),
-            waited_s=waited,
+            times=OwnTimes(waited, forward),
+            memory_bytes=max(memories) if measure else None,
+            weight_norm=math.sqrt(sum(squares)) if measure else None,
         )
 
     def report(self, state: TrainState, lr: float, update: Update, boundary: Boundary, bad_samples: int) -> None:
@@ -151,7 +166,9 @@ class Trainer:
             "bad_samples": bad_samples,
             "batch_digest": boundary.batch_digest,
         }
-        self.telemetry.step(state.step, state.position, values, waited_s=boundary.waited_s)
+        if boundary.weight_norm is not None and boundary.memory_bytes is not None:
+            values |= {"weight_norm": boundary.weight_norm, "memory_gib": boundary.memory_bytes / 2**30}
+        self.telemetry.step(state.step, state.position, values, boundary.times)
         if not update.applied:
             self.telemetry.reporter.say(
                 f"step {state.step}: loss {boundary.loss} with gradient norm {update.grad_norm}: update skipped on all "

@@ -57,9 +57,9 @@ class TopK:
         counts = all_reduce_sum(torch.cat([self._hits, self._samples[None]])).tolist()
         loss = all_reduce_sum(self._loss[None]).tolist()[0]
         num_samples = counts[-1]
-        share = 1.0 / max(num_samples, 1)
-        result: dict[str, float] = {f"top{k}": hits * share for k, hits in zip(self.ks, counts, strict=False)}
+        counted = max(num_samples, 1)
+        result: dict[str, float] = {f"top{k}": hits / counted for k, hits in zip(self.ks, counts, strict=False)}
         result["num_samples"] = num_samples
         if self._has_loss:
-            result["loss"] = loss * share
+            result["loss"] = loss / counted
         return result

@@ -1,29 +1,95 @@
-"""The names under which a run reports, each with its unit and meaning. A name that is not here is a bug."""
+"""The names under which a run reports, each with its unit, how it is reduced, and its meaning.
+
+A name that is not here is a bug. docs/telemetry.md shows the same table.
+"""
 
 from __future__ import annotations
 
-METRICS: dict[str, str] = {
-    "loss": "mean training loss of the step over all ranks",
-    "lr": "learning rate of the step",
-    "grad_norm": "global norm of the gradient before clipping",
-    "images_per_s": "images per second over all devices, since the last line",
-    "data_wait": "share of the time since the last line that the slowest rank waited for data, 0-1",
-    "step_s": "seconds per step since the last line, mean",
-    "skipped_updates": "updates skipped so far because the loss or the gradient was not finite",
-    "bad_samples": "samples replaced so far because they could not be read or decoded",
-    "batch_digest": "order-free checksum of the global batch's (sample, slot) pairs: equal for equal batches",
-    "epoch": "passes over the training set",
-    "samples": "samples drawn so far",
-    "memory_gib": "largest memory in use on rank 0: of the GPU, or of the process on a CPU",
-    "top1": "share of the images whose highest logit is one of their labels",
-    "top5": "share of the images with a label among their five highest logits",
-    "num_samples": "images evaluated",
-    "seconds": "duration of the event",
+import re
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """One name.
+
+    Attributes:
+        unit: of the value; 1 for a share or a plain number.
+        reduction: over what, and how, the ranks' and steps' values become one.
+        meaning: in words.
+    """
+
+    unit: str
+    reduction: str
+    meaning: str
+
+
+_WINDOW = "steps since the last line"
+
+TRAIN: dict[str, Metric] = {
+    "loss": Metric("1", "mean over ranks and micro-batches", "training loss of the step"),
+    "lr": Metric("1", "same on all ranks", "learning rate of the step, before the factors of groups"),
+    "grad_norm": Metric("1", "norm over all parameters", "global norm of the gradient before clipping"),
+    "weight_norm": Metric("1", "norm over all trained parameters", "global norm of the fp32 weights after the step"),
+    "images_per_s": Metric("images/s", f"sum over ranks, {_WINDOW}", "throughput of the job"),
+    "images_per_s_per_device": Metric("images/s", f"mean over ranks, {_WINDOW}", "throughput of one device"),
+    "mfu": Metric(
+        "share, 0-1",
+        f"mean over ranks, {_WINDOW}",
+        "FLOP/s of the model (3 × forward, nothing for what is computed again) over the device's peak in this "
+        "precision; absent where the peak is not known",
+    ),
+    "step_s": Metric("s", f"mean over {_WINDOW}", "time of a step"),
+    "data_wait": Metric(
+        "share, 0-1", f"largest of the ranks in each step, {_WINDOW}", "share of the time spent waiting for data"
+    ),
+    "slowest_rank": Metric(
+        "rank", f"largest of the ranks, {_WINDOW}", "rank with the most time of its own: data wait and forward passes"
+    ),
+    "slowest_rank_ratio": Metric(
+        "1", f"largest over median of the ranks, {_WINDOW}", "its own time over the median rank's; 1 on one rank"
+    ),
+    "memory_gib": Metric(
+        "GiB", "largest of the ranks, since the start", "memory: peak of the device's allocator, or on a CPU resident"
+    ),
+    "skipped_updates": Metric("steps", "since step 0", "updates skipped because loss or gradient was not finite"),
+    "bad_samples": Metric(
+        "samples", "sum over ranks, since the start", "samples replaced because they could not be read or decoded"
+    ),
+    "batch_digest": Metric(
+        "1", "sum over ranks", "order-free checksum of the global batch's (sample, slot) pairs: equal for equal batches"
+    ),
+    "epoch": Metric("epochs", "same on all ranks", "passes over the training set"),
+    "samples": Metric("samples", "sum over ranks, since step 0", "samples drawn"),
 }
+
+# Of an evaluation set the names are SET/METRIC, and SET_ema/METRIC for the Polyak average.
+EVENTS: dict[str, Metric] = {
+    "top1": Metric("share, 0-1", "mean over images", "images whose highest logit is one of their labels"),
+    "top5": Metric("share, 0-1", "mean over images", "images with a label among their five highest logits"),
+    "num_samples": Metric("images", "sum over ranks", "images evaluated"),
+    "seconds": Metric("s", "rank 0", "duration of the event"),
+}
+
+METRICS: dict[str, Metric] = {**TRAIN, **EVENTS}
+
+
+def find_metric(name: str) -> Metric | None:
+    """The metric of a reported name: ``set/top1`` is ``top1`` of a set, ``set/5_shot`` is ``N_shot``."""
+    return METRICS.get(re.sub(r"^\d+_", "N_", name.rsplit("/", 1)[-1]))
 
 
 def checked(values: dict[str, float]) -> dict[str, float]:
-    """The values themselves, once every name is known; ``set/top1`` is the metric ``top1`` of a named set."""
-    unknown = [name for name in values if name.rsplit("/", 1)[-1] not in METRICS]
+    """The values themselves, once every name is known."""
+    unknown = [name for name in values if find_metric(name) is None]
     assert not unknown, f"register {unknown} in pretrain/telemetry/metrics.py"
     return values
+
+
+def markdown(metrics: dict[str, Metric]) -> str:
+    """The table of docs/telemetry.md."""
+    rows = [f"| `{name}` | {metric.unit} | {metric.reduction} | {metric.meaning} |" for name, metric in metrics.items()]
+    return "\n".join(["| name | unit | reduced | what it is |", "|---|---|---|---|", *rows, ""])
+
+
+if __name__ == "__main__":
+    print(markdown(TRAIN), markdown(EVENTS), sep="\n", end="")

@@ -1,4 +1,4 @@
-"""Where measurements go: a JSON line each in metrics.jsonl, and TensorBoard. Only rank 0 has sinks."""
+"""Where measurements go: a JSON line each in metrics.jsonl, TensorBoard, Weights & Biases. Only rank 0 has sinks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import json
 import time
 from pathlib import Path
 from typing import Any, Protocol
+
+from pretrain.config.schema.telemetry import WandbConfig
+from pretrain.errors import SetupError
 
 
 class Sink(Protocol):
@@ -45,6 +48,57 @@ class TensorBoardSink:
 
     def close(self) -> None:
         self._writer.close()
+
+
+class WandbSink:
+    """A run of Weights & Biases, online or in files that ``wandb sync`` sends later.
+
+    A run that is resumed goes on under the same id; of the steps that it repeats the service keeps the first lines.
+
+    Args:
+        folder: where wandb keeps its files (in a folder ``wandb`` below).
+        config: project, entity, mode, tags.
+        name: of the run.
+        settings: the resolved experiment, shown beside the curves.
+        run_id: equal for every start of one run.
+
+    Raises:
+        SetupError: the package is not installed, or refuses to start.
+    """
+
+    def __init__(self, folder: Path, config: WandbConfig, *, name: str, settings: dict[str, Any], run_id: str) -> None:
+        try:
+            import wandb
+            from wandb.errors import Error as WandbError
+        except ImportError as error:
+            raise SetupError(
+                "telemetry.wandb: the package wandb is not installed; pip install 'vit-pretrain[wandb]', or remove the "
+                "setting"
+            ) from error
+        try:
+            self._run = wandb.init(
+                project=config.project,
+                entity=config.entity,
+                mode=config.mode,
+                tags=list(config.tags),
+                name=name,
+                id=run_id,
+                resume="allow" if config.mode == "online" else None,
+                dir=str(folder),
+                config=settings,
+                settings=wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True),
+            )
+        except (WandbError, OSError) as error:
+            raise SetupError(
+                f"telemetry.wandb: {error}; log in with `wandb login`, or use telemetry.wandb.mode: offline"
+            ) from error
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
+        self._run.log(numbers, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 def read_metrics(path: Path, kind: str = "train") -> dict[int, dict[str, Any]]:

@@ -2,83 +2,135 @@
 
 from __future__ import annotations
 
-import resource
+import statistics
 import time
-from collections.abc import Sequence
-from typing import Any
-
-import torch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from pretrain.telemetry.console import Reporter
 from pretrain.telemetry.metrics import checked
 from pretrain.telemetry.sinks import Sink
 
 
+class OwnTimes(NamedTuple):
+    """Seconds that each rank spent by itself in a step: one entry per rank."""
+
+    waited_s: list[float]
+    forward_s: list[float]
+
+    def by_rank(self) -> list[float]:
+        """Both together."""
+        return [sum(pair) for pair in zip(*self, strict=True)]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step consists of, to tell rates from times.
+
+    Attributes:
+        batch_size: images per step, over all ranks.
+        world: ranks.
+        num_samples: images of an epoch.
+        flops_per_image: of training, without what is computed again; None: not known.
+        peak_flops: FLOP/s of one device at best; None: not known, and no MFU.
+    """
+
+    batch_size: int
+    world: int
+    num_samples: int
+    flops_per_image: float | None = None
+    peak_flops: float | None = None
+
+    def mfu(self, images_per_s: float) -> float | None:
+        """Model FLOPs utilisation at this rate of the whole job.
+
+        Source: Chowdhery et al., "PaLM" (2204.02311), appendix B.
+        """
+        if self.flops_per_image is None or self.peak_flops is None:
+            return None
+        return images_per_s * self.flops_per_image / (self.peak_flops * self.world)
+
+
 class Telemetry:
     """Averages over the steps since the last line; active sinks exist on rank 0 only.
 
     Args:
-        sinks: where lines go.
+        sinks: where lines go; one that fails is left out from then on, which is said.
         reporter: the terminal.
         log_every: steps between two lines.
-        batch_size: samples per step, over all ranks.
-        num_samples: samples of one epoch.
+        work: what a step consists of.
     """
 
-    def __init__(
-        self, sinks: Sequence[Sink], reporter: Reporter, *, log_every: int, batch_size: int, num_samples: int
-    ) -> None:
+    def __init__(self, sinks: Sequence[Sink], reporter: Reporter, *, log_every: int, work: Work) -> None:
         self.reporter = reporter
-        self._sinks, self._log_every = sinks, log_every
-        self._batch_size, self._num_samples = batch_size, num_samples
+        self._sinks, self._log_every, self._work = list(sinks), log_every, work
         self._mark()
 
     def _mark(self) -> None:
         self._since, self._steps, self._waited = time.monotonic(), 0, 0.0
+        self._own = [0.0] * self._work.world
+
+    def is_due(self, step: int) -> bool:
+        """Whether a line is written at this step."""
+        return step % self._log_every == 0
 
     def event(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Writes one line at once (evaluation, save, resume); its time does not count as training."""
-        for sink in self._sinks:
-            sink.write(kind, step, checked(values))
+        self._write(kind, step, values)
         self._mark()
 
-    def step(self, step: int, position: int, values: dict[str, Any], *, waited_s: list[float]) -> None:
+    def step(self, step: int, position: int, values: dict[str, Any], times: OwnTimes) -> None:
         """Takes one training step.
 
         Args:
             step: the step just finished, counted from 1.
             position: samples drawn so far.
             values: the step's own numbers.
-            waited_s: seconds that each rank waited for data.
+            times: of all ranks.
         """
         self._steps += 1
-        self._waited += max(waited_s)
+        self._waited += max(times.waited_s)
+        self._own = [total + own for total, own in zip(self._own, times.by_rank(), strict=True)]
+        speed = self._speed()
+        self.reporter.advance(step, {**values, **speed})
+        if self.is_due(step):
+            progress = {"epoch": position / self._work.num_samples, "samples": position}
+            self._write("train", step, {**values, **speed, **progress})
+            self._mark()
+
+    def _speed(self) -> dict[str, float]:
         elapsed = time.monotonic() - self._since
-        rate = self._steps * self._batch_size / elapsed if elapsed else 0.0
-        self.reporter.advance(step, {"loss": f"{values['loss']:.4f}", "images/s": f"{rate:.0f}"})
-        if step % self._log_every:
-            return
-        line = {
-            **values,
+        rate = self._steps * self._work.batch_size / elapsed if elapsed else 0.0
+        slowest = max(range(len(self._own)), key=self._own.__getitem__)
+        typical = statistics.median(self._own)
+        mfu = self._work.mfu(rate)
+        return {
             "images_per_s": rate,
+            "images_per_s_per_device": rate / self._work.world,
+            **({} if mfu is None else {"mfu": mfu}),
             "step_s": elapsed / self._steps,
             "data_wait": min(1.0, self._waited / elapsed) if elapsed else 0.0,
-            "epoch": position / self._num_samples,
-            "samples": position,
-            "memory_gib": _memory_gib(),
+            "slowest_rank": slowest,
+            "slowest_rank_ratio": self._own[slowest] / typical if typical else 1.0,
         }
-        for sink in self._sinks:
-            sink.write("train", step, checked(line))
-        self._mark()
+
+    def _write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        line = checked(dict(values))
+        for sink in list(self._sinks):
+            self._attempt(sink, lambda sink=sink: sink.write(kind, step, line))
+
+    def _attempt(self, sink: Sink, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # of somebody else's library, or a full disk: no reason to end a run
+            self._sinks.remove(sink)
+            self.reporter.say(
+                f"warning: {type(sink).__name__} failed and gets no more lines: {type(error).__name__}: {error}"
+            )
 
     def close(self) -> None:
-        """Ends the bar and closes the sinks."""
+        """Ends the live view and closes the sinks."""
         self.reporter.stop()
-        for sink in self._sinks:
-            sink.close()
-
-
-def _memory_gib() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        for sink in list(self._sinks):
+            self._attempt(sink, sink.close)

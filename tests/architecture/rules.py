@@ -14,11 +14,12 @@ from typing import NamedTuple
 Tree = Mapping[str, str]
 
 # Leaf modules, that every room may import.
-LEAVES = frozenset({"pretrain.errors", "pretrain.files", "pretrain.seeds"})
+LEAVES = frozenset({"pretrain.devices", "pretrain.errors", "pretrain.files", "pretrain.seeds"})
 EVERYTHING = "pretrain"
 
 # Module or room → the modules and rooms that it may import. The longest prefix that fits a module decides.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "pretrain.devices": (),
     "pretrain.errors": (),
     "pretrain.files": (),
     "pretrain.seeds": (),
@@ -58,6 +59,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "yaml": ("pretrain.config.loader",),
     "subprocess": ("pipelines",),
     "rich": ("pretrain.telemetry", "pipelines"),
+    "wandb": ("pretrain.telemetry",),
     "sklearn": ("pipelines.sources",),
     "cv2": ("pretrain.data", "pipelines.sources", "pipelines.packing"),
     "PIL": ("pretrain.data", "pipelines.sources", "pipelines.packing"),
@@ -66,9 +68,12 @@ HOMES: dict[str, tuple[str, ...]] = {
 ENVIRONMENT_HOMES = ("pretrain.distributed", "pipelines")
 
 # Importing these must import none of the heavy libraries, also not through others.
-HEAVY = frozenset({"torch", "torchvision", "webdataset", "cv2", "deepspeed", "accelerate", "timm", "tensorboard"})
+HEAVY = frozenset(
+    {"torch", "torchvision", "webdataset", "cv2", "deepspeed", "accelerate", "timm", "tensorboard", "wandb"}
+)
 LIGHT = (
     "pretrain",
+    "pretrain.devices",
     "pretrain.errors",
     "pretrain.files",
     "pretrain.seeds",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
-from pretrain.config.schema.base import PositiveInt, Strict
+from pretrain.config.schema.base import PositiveFloat, PositiveInt, Strict
 
 
 class GuardConfig(Strict):
@@ -13,8 +15,25 @@ class GuardConfig(Strict):
     max_consecutive_skips: PositiveInt = Field(default=20, description="So many skipped updates in a row end the run.")
 
 
+class WandbConfig(Strict):
+    """Weights & Biases; needs the package ``wandb`` (``pip install 'vit-pretrain[wandb]'``)."""
+
+    project: str = Field(description="Project that the run appears in.")
+    entity: str | None = Field(default=None, description="User or team; null: the default of the account.")
+    mode: Literal["online", "offline"] = Field(
+        default="online", description="offline: files in the run folder, without network; `wandb sync` sends them."
+    )
+    tags: tuple[str, ...] = Field(default=(), description="Tags of the run.")
+
+
 class TelemetryConfig(Strict):
     """What is written about the run while it goes."""
 
     log_every: PositiveInt = Field(default=10, description="Steps between two lines of metrics.jsonl.")
     tensorboard: bool = Field(default=True, description="Also write TensorBoard event files.")
+    wandb: WandbConfig | None = Field(default=None, description="Also report to Weights & Biases; null: do not.")
+    peak_tflops: PositiveFloat | None = Field(
+        default=None,
+        description="TFLOP/s of one device at best in this precision, for MFU; null: by the device's name, where known "
+        "(pretrain/devices.py).",
+    )
