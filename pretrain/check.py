@@ -159,6 +159,11 @@ def num_optimizer_states(optim: OptimConfig) -> int:
     return states + (optim.ema_decay is not None)
 
 
+def num_optimizer_temporaries(optim: OptimConfig) -> int:
+    """fp32 tensors per parameter that the optimiser makes while it updates, on a GPU."""
+    return 1 if optim.name == "adamw" else int(optim.weight_decay > 0)
+
+
 def _memory(experiment: Experiment, world: int, micro_batch_size: int, backend: Backend) -> MemoryBytes:
     cluster = experiment.cluster
     return budget.memory_bytes(
@@ -170,6 +175,7 @@ def _memory(experiment: Experiment, world: int, micro_batch_size: int, backend: 
         micro_batch_size=micro_batch_size,
         checkpointing=cluster.activation_checkpointing,
         num_optimizer_states=num_optimizer_states(experiment.optim),
+        num_temporaries=num_optimizer_temporaries(experiment.optim),
         accumulates=experiment.global_batch_size // world > micro_batch_size,
         buckets=Buckets.of(cluster.deepspeed),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pretrain.check import num_optimizer_states
+from pretrain.check import num_optimizer_states, num_optimizer_temporaries
 from pretrain.config.devices import Device
 from pretrain.config.schema.experiment import Experiment
 from pretrain.models import budget, zero_memory
@@ -115,6 +115,7 @@ def _by_micro_batch(experiment: Experiment, machine: Machine, stage: int, policy
             num_devices=machine.num_devices,
             micro_batch_size=micro,
             num_optimizer_states=num_optimizer_states(experiment.optim),
+            num_temporaries=num_optimizer_temporaries(experiment.optim),
             accumulates=accumulation > 1,
             buckets=buckets,
         )

@@ -117,7 +117,7 @@ def memory_bytes(
     micro_batch_size: int,
     num_optimizer_states: int = 2,
     accumulates: bool = True,
-    foreach: bool = True,
+    num_temporaries: int = 1,
     buckets: Buckets | None = None,
 ) -> MemoryBytes:
     """Bytes on one device while training with DeepSpeed.
@@ -132,8 +132,8 @@ def memory_bytes(
         micro_batch_size: images per device in one forward and backward pass.
         num_optimizer_states: n, fp32 tensors per parameter: AdamW 2, SGD with momentum 1, a Polyak average one more.
         accumulates: a step has more than one micro-step, so that gradients live beside activations.
-        foreach: the optimiser works on all tensors at once, as torch's do on a GPU, with one temporary of a tensor's
-            size; one by one, as on a CPU, there are two.
+        num_temporaries: fp32 tensors of a parameter's size that the optimiser makes while it updates. AdamW makes one
+            on a GPU, where it works on all tensors at once, and two on a CPU.
         buckets: DeepSpeed's settings; None: its defaults.
     """
     sizes = _Sizes(model.parameters, num_devices, WEIGHT_BYTES[precision], buckets or Buckets())
@@ -150,7 +150,7 @@ def memory_bytes(
             model.largest_unit,
             num_optimizer_states,
             accumulates,
-            foreach,
+            num_temporaries,
             precision == "autocast",
         )
     )
@@ -202,12 +202,12 @@ class _Case:
     largest_unit: int
     num_states: int
     accumulates: bool
-    foreach: bool
+    num_temporaries: int
     autocast: bool
 
     @property
     def temporaries(self) -> int:
-        return FP32 * self.sizes.share * (1 if self.foreach else 2)
+        return FP32 * self.sizes.share * self.num_temporaries
 
     @property
     def state(self) -> int:
@@ -227,7 +227,7 @@ def _stage_0(case: _Case) -> MemoryBytes:
         activations=case.activations,
         working=case.working,
         reduction=sizes.whole_bytes + reduced,
-        update=sizes.whole_bytes + (FP32 * sizes.parameters if case.foreach else 0),
+        update=sizes.whole_bytes + FP32 * sizes.parameters * case.num_temporaries,
     )
 
 

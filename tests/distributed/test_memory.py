@@ -39,9 +39,14 @@ def planned(experiment: Experiment, ranks: int) -> MemoryBytes:
         micro_batch_size=micro,
         num_optimizer_states=num_optimizer_states(experiment.optim),
         accumulates=training.BATCH // ranks > micro,
-        foreach=False,
+        num_temporaries=_temporaries_on_a_cpu(experiment),
         buckets=Buckets.of(experiment.cluster.deepspeed),
     )
+
+
+def _temporaries_on_a_cpu(experiment: Experiment) -> int:
+    """AdamW makes two of one tensor's size; at stage 0 a tensor is one small parameter."""
+    return 2 if experiment.optim.name == "adamw" and experiment.cluster.zero_stage else 0
 
 
 def assert_memory(pool: Pool, ranks: int, experiment: Experiment) -> None:
