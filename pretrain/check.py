@@ -13,17 +13,19 @@ from typing import Any, Literal
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.model import ModelConfig
+from pretrain.config.schema.optim import OptimConfig
 from pretrain.config.typed import known_keys, nearest_key
 from pretrain.data import lanes
 from pretrain.data.card import CARD_FILE, Card, check_card
 from pretrain.data.index import TABLE_FILE, ShardTable
 from pretrain.errors import ConfigError, DataError
-from pretrain.models import budget, cost, variants
+from pretrain.models import budget, variants
+from pretrain.models.zero_memory import Buckets, MemoryBytes
 
 Backend = Literal["deepspeed", "accelerate"]
 
 GIB = 2**30
-RESERVED_BYTES = 2 * GIB  # CUDA context, communication buckets, fragmentation: what the cost model leaves out
+RESERVED_BYTES = 2 * GIB  # CUDA context, communication library, fragmentation: what the memory model leaves out
 LARGEST_BLIND_MICRO_BATCH = 64  # where the device's memory is not known
 
 
@@ -151,8 +153,19 @@ def _largest_that_fits(experiment: Experiment, world: int, memory: int | None, b
     return fitting[-1]
 
 
-def _memory(experiment: Experiment, world: int, micro_batch_size: int, backend: Backend) -> cost.MemoryBytes:
-    optim, cluster = experiment.optim, experiment.cluster
+def num_optimizer_states(optim: OptimConfig) -> int:
+    """fp32 tensors per parameter that the optimiser keeps, the Polyak average among them."""
+    states = 2 if optim.name == "adamw" else int(optim.momentum > 0)
+    return states + (optim.ema_decay is not None)
+
+
+def num_optimizer_temporaries(optim: OptimConfig) -> int:
+    """fp32 tensors per parameter that the optimiser makes while it updates, on a GPU."""
+    return 1 if optim.name == "adamw" else int(optim.weight_decay > 0)
+
+
+def _memory(experiment: Experiment, world: int, micro_batch_size: int, backend: Backend) -> MemoryBytes:
+    cluster = experiment.cluster
     return budget.memory_bytes(
         experiment.model,
         experiment.num_outputs,
@@ -161,7 +174,10 @@ def _memory(experiment: Experiment, world: int, micro_batch_size: int, backend: 
         num_devices=world,
         micro_batch_size=micro_batch_size,
         checkpointing=cluster.activation_checkpointing,
-        num_optimizer_states=2 if optim.name == "adamw" else int(optim.momentum > 0),
+        num_optimizer_states=num_optimizer_states(experiment.optim),
+        num_temporaries=num_optimizer_temporaries(experiment.optim),
+        accumulates=experiment.global_batch_size // world > micro_batch_size,
+        buckets=Buckets.of(cluster.deepspeed),
     )
 
 
@@ -264,7 +280,8 @@ def _report_batch(
     return [
         *lines,
         f"memory      {_gib(held.peak)} per device {capacity}: weights {_gib(held.weights)}, gradients "
-        f"{_gib(held.gradients)}, optimiser {_gib(held.optimizer)}, activations {_gib(held.activations)}",
+        f"{_gib(held.gradients)}, optimiser {_gib(held.optimizer)}, buckets {_gib(held.buffers)}, "
+        f"activations {_gib(held.activations + held.working)}",
     ]
 
 

@@ -5,6 +5,7 @@ The rates are the vendors' dense figures; none of them was measured by this proj
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +25,9 @@ class Device(Strict):
     """One kind of accelerator."""
 
     title: str = Field(description="Full name, for people.")
-    match: tuple[str, ...] = Field(default=(), description="Parts of the name that the driver reports.")
+    names: tuple[str, ...] = Field(
+        default=(), description="Each: words that must all stand in the name that the driver reports."
+    )
     memory_gib: PositiveFloat = Field(description="What a process can use, in GiB, as the driver shows it.")
     bf16_tflops: PositiveFloat = Field(description="Dense bfloat16 matrix products, in TFLOP/s.")
     tf32_tflops: PositiveFloat | None = Field(default=None, description="Dense TF32 products; null: it has none.")
@@ -80,9 +83,14 @@ def find_device(name: str, table: dict[str, Device], where: str | Path = DEVICES
 
 
 def device_reported_as(reported: str, table: dict[str, Device]) -> Device | None:
-    """The device whose driver reports this name (``NVIDIA A100-SXM4-80GB``); None where the table has none.
+    """The device that a driver calls ``reported`` (``torch.cuda.get_device_name``); None where the table has none.
 
-    The longest part that fits decides, so that ``A100-SXM4-40GB`` goes before ``A100``.
+    The name with the most words decides. A part of a device (MIG) is no device of the table: its peak is a part too.
     """
-    fitting = [(len(part), name) for name, device in table.items() for part in device.match if part in reported]
+    words = set(re.findall(r"[A-Za-z0-9]+", reported))
+    if "MIG" in words:
+        return None
+    fitting = [
+        (len(name.split()), key) for key, device in table.items() for name in device.names if words >= set(name.split())
+    ]
     return table[max(fitting)[1]] if fitting else None

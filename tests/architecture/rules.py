@@ -14,12 +14,11 @@ from typing import NamedTuple
 Tree = Mapping[str, str]
 
 # Leaf modules, that every room may import.
-LEAVES = frozenset({"pretrain.devices", "pretrain.errors", "pretrain.files", "pretrain.seeds"})
+LEAVES = frozenset({"pretrain.errors", "pretrain.files", "pretrain.seeds"})
 EVERYTHING = "pretrain"
 
 # Module or room → the modules and rooms that it may import. The longest prefix that fits a module decides.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "pretrain.devices": (),
     "pretrain.errors": (),
     "pretrain.files": (),
     "pretrain.seeds": (),
@@ -73,7 +72,6 @@ HEAVY = frozenset(
 )
 LIGHT = (
     "pretrain",
-    "pretrain.devices",
     "pretrain.errors",
     "pretrain.files",
     "pretrain.seeds",
@@ -84,9 +82,12 @@ LIGHT = (
     "pretrain.data.order",
     "pretrain.models.cost",
     "pretrain.models.variants",
+    "pretrain.models.zero_memory",
     "pretrain.run",
     "pipelines",
     "pipelines.__main__",
+    "pipelines.plan",
+    "pipelines.planning",
 )
 LIGHT_ROOMS = ("pretrain.config",)
 

@@ -18,7 +18,7 @@ from pretrain.errors import ConfigError
         ("h100", 989, 80),
         ("h200", 989, 141),
         ("b200", 2250, 180),
-        ("mi300x", 1307, 192),
+        ("mi300x", 1307.4, 192),
         ("tpu_v3_core", 61.5, 16),
     ],
 )
@@ -36,7 +36,14 @@ def test_the_delivered_devices(name: str, bf16_tflops: float, memory_gb: float) 
         ("NVIDIA H100 80GB HBM3", "NVIDIA H100 SXM 80 GB"),
         ("NVIDIA H200", "NVIDIA H200 SXM 141 GB"),
         ("AMD Instinct MI300X", "AMD Instinct MI300X 192 GB"),
-        ("Tesla V100", None),
+        ("NVIDIA A100 80GB PCIe", "NVIDIA A100 SXM 80 GB"),
+        ("NVIDIA H100 PCIe", "NVIDIA H100 PCIe 80 GB"),
+        ("NVIDIA H100 NVL", "NVIDIA H100 NVL 94 GB"),
+        ("NVIDIA B200", "NVIDIA B200 SXM 180 GB"),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA GB200", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("cpu", None),
     ],
 )
 def test_names_of_drivers(reported: str, title: str | None) -> None:
@@ -50,6 +57,9 @@ def test_peak_by_precision() -> None:
     assert a100.peak_flops("fp32") == 19.5e12 and a100.peak_flops("fp32", tf32=True) == 156e12
     with pytest.raises(ConfigError, match="no fp32_tflops"):
         tpu.peak_flops("fp32")
+    for device in load_devices().values():
+        if device.tf32_tflops and device.fp32_tflops:
+            assert device.bf16_tflops > device.tf32_tflops > device.fp32_tflops
 
 
 def test_an_unknown_device_names_the_known() -> None:
