@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipelines.planning import layouts
 from pipelines.planning.layouts import Layout, Machine
-from pretrain.check import GIB, RESERVED_BYTES, num_optimizer_states
+from pretrain.check import GIB, RESERVED_BYTES
 from pretrain.config.devices import Device
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data import lanes
@@ -201,7 +201,7 @@ def _disk_needs(experiment: Experiment) -> DiskNeeds:
     """Slices hold fp32 weights and every state; beside them lie plain weights, and the averaged ones if there are."""
     parameters = budget.num_parameters(experiment.model, experiment.num_outputs)
     averaged = experiment.optim.ema_decay is not None
-    slices = 4 * parameters * (1 + num_optimizer_states(experiment.optim))
+    slices = 4 * parameters * (1 + math.ceil(experiment.optim.num_states))
     size = slices + 4 * parameters * (2 if averaged else 1)
     every = max(1, experiment.steps(experiment.checkpoint.every))
     saves = math.ceil(experiment.num_steps / every)

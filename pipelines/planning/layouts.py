@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pretrain.check import num_optimizer_states, num_optimizer_temporaries
+from pretrain.check import num_optimizer_temporaries
 from pretrain.config.devices import Device
 from pretrain.config.schema.experiment import Experiment
+from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS
 from pretrain.models import budget, zero_memory
 from pretrain.models.zero_memory import Buckets, MemoryBytes
 
@@ -60,6 +61,8 @@ def possible_stages(experiment: Experiment) -> list[int]:
     """ZeRO stages that go with the backend, the precision and compilation."""
     cluster = experiment.cluster
     if cluster.backend == "accelerate":
+        return [0]
+    if experiment.optim.name in WHOLE_TENSOR_OPTIMIZERS:
         return [0]
     stages = [1, 2, 3] if experiment.precision == "bf16" else [0, 1, 2, 3]
     return [stage for stage in stages if not (stage == 3 and cluster.compile)]
@@ -114,7 +117,7 @@ def _by_micro_batch(experiment: Experiment, machine: Machine, stage: int, policy
             zero_stage=stage,
             num_devices=machine.num_devices,
             micro_batch_size=micro,
-            num_optimizer_states=num_optimizer_states(experiment.optim),
+            num_optimizer_states=experiment.optim.num_states,
             num_temporaries=num_optimizer_temporaries(experiment.optim),
             accumulates=accumulation > 1,
             buckets=buckets,

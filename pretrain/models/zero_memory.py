@@ -115,7 +115,7 @@ def memory_bytes(
     zero_stage: int,
     num_devices: int,
     micro_batch_size: int,
-    num_optimizer_states: int = 2,
+    num_optimizer_states: float = 2,
     accumulates: bool = True,
     num_temporaries: int = 1,
     buckets: Buckets | None = None,
@@ -130,7 +130,8 @@ def memory_bytes(
         zero_stage: 0 to 3; 0 also stands for DDP.
         num_devices: R, over which ZeRO shards.
         micro_batch_size: images per device in one forward and backward pass.
-        num_optimizer_states: n, fp32 tensors per parameter: AdamW 2, SGD with momentum 1, a Polyak average one more.
+        num_optimizer_states: n, fp32 numbers per parameter (a bf16 one is half): AdamW 2, SGD with momentum 1, a
+            Polyak average one more.
         accumulates: a step has more than one micro-step, so that gradients live beside activations.
         num_temporaries: fp32 tensors of a parameter's size that the optimiser makes while it updates. AdamW makes one
             on a GPU, where it works on all tensors at once, and two on a CPU.
@@ -200,7 +201,7 @@ class _Case:
     activations: int
     working: int
     largest_unit: int
-    num_states: int
+    num_states: float
     accumulates: bool
     num_temporaries: int
     autocast: bool
@@ -211,7 +212,7 @@ class _Case:
 
     @property
     def state(self) -> int:
-        return FP32 * self.sizes.share * (self.num_states + 1)
+        return int(FP32 * self.sizes.share * (self.num_states + 1))
 
 
 def _stage_0(case: _Case) -> MemoryBytes:
@@ -219,7 +220,7 @@ def _stage_0(case: _Case) -> MemoryBytes:
     reduced = sizes.bytes * min(sizes.parameters, STAGE_0_BUCKET) if sizes.num_devices > 1 else 0
     return MemoryBytes(
         weights=sizes.whole_bytes,
-        optimizer=FP32 * case.num_states * sizes.parameters,
+        optimizer=int(FP32 * case.num_states * sizes.parameters),
         gradients=sizes.whole_bytes if case.accumulates else 0,
         gathered=0,
         buffers=0,

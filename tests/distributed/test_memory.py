@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from pretrain.check import num_optimizer_states
 from pretrain.config.schema.experiment import Experiment
 from pretrain.models import budget
 from pretrain.models.zero_memory import Buckets, MemoryBytes
@@ -37,7 +36,7 @@ def planned(experiment: Experiment, ranks: int) -> MemoryBytes:
         zero_stage=experiment.cluster.zero_stage,
         num_devices=ranks,
         micro_batch_size=micro,
-        num_optimizer_states=num_optimizer_states(experiment.optim),
+        num_optimizer_states=experiment.optim.num_states,
         accumulates=training.BATCH // ranks > micro,
         num_temporaries=_temporaries_on_a_cpu(experiment),
         buckets=Buckets.of(experiment.cluster.deepspeed),
