@@ -11,6 +11,7 @@ from pretrain.errors import UserError
 STAGES = {
     "pack": ("pipelines.pack", "images → WebDataset shards with an index and a data set card"),
     "plan": ("pipelines.plan", "a config → parameters, FLOPs, hours, memory, communication, disk and cost"),
+    "figures": ("pipelines.figures", "weights → pictures: filters, positions, attention distance and maps"),
     "demo": ("pipelines.demo", "the whole job on embedded real data, in minutes on a CPU"),
     "export": ("pipelines.export", "trained weights → timm, Hugging Face, Google's .npz or ONNX, checked"),
 }

@@ -59,6 +59,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "subprocess": ("pipelines",),
     "rich": ("pretrain.telemetry", "pipelines"),
     "wandb": ("pretrain.telemetry",),
+    "matplotlib": ("pipelines.drawing", "pipelines.figures"),
     "sklearn": ("pipelines.sources",),
     "cv2": ("pretrain.data", "pipelines.sources", "pipelines.packing"),
     "PIL": ("pretrain.data", "pipelines.sources", "pipelines.packing"),
