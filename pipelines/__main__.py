@@ -12,6 +12,7 @@ STAGES = {
     "pack": ("pipelines.pack", "images → WebDataset shards with an index and a data set card"),
     "plan": ("pipelines.plan", "a config → parameters, FLOPs, hours, memory, communication, disk and cost"),
     "figures": ("pipelines.figures", "weights → pictures: filters, positions, attention distance and maps"),
+    "report": ("pipelines.report", "runs → one HTML file: curves, settings, incidents, data, cost, commands"),
     "demo": ("pipelines.demo", "the whole job on embedded real data, in minutes on a CPU"),
     "export": ("pipelines.export", "trained weights → timm, Hugging Face, Google's .npz or ONNX, checked"),
 }

@@ -208,7 +208,7 @@ def test_resized_positions_of_any_shape(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_without_attention(tmp_path: Path) -> None:
-    config = ModelConfig(name="timm/resnetv2_50x1_bit", img_size=32, kwargs={"channels": [16, 32, 48, 64]})
+    config = ModelConfig(name="timm/resnetv2_50x1_bit", img_size=32)
     model = build_model(config, 3)
     init_weights(model, 0)
     save_weights(tmp_path / "bit.safetensors", model.state_dict(), WeightsMetadata.of(config, 3, HALF, HALF))
