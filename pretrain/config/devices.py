@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pretrain.config.loader import load_section
+from pretrain.config.loader import load_file
 from pretrain.config.schema.base import PositiveFloat, PositiveInt, Strict
 from pretrain.config.typed import nearest_key
 from pretrain.errors import ConfigError
@@ -66,7 +66,7 @@ def load_devices(path: str | Path = DEVICES_FILE) -> dict[str, Device]:
     Raises:
         ConfigError: the file cannot be read, or an entry is wrong: with file, line, key and remedy.
     """
-    return load_section(path, DeviceTable).devices
+    return load_file(path, DeviceTable).devices
 
 
 def find_device(name: str, table: dict[str, Device], where: str | Path = DEVICES_FILE) -> Device:

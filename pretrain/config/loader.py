@@ -93,19 +93,22 @@ def load_experiment(path: str | Path, *, cluster: str | Path | None = None, over
     return Resolved(experiment, _provenance(settings, experiment), str(path))
 
 
-def load_section(path: str | Path, schema: type[Model]) -> Model:
-    """Reads a YAML file that is not an experiment (a table of devices, a chain) as ``schema``; it may use ``extends``.
+def load_file(path: str | Path, schema: type[Model]) -> Model:
+    """Reads a YAML file that is no experiment, as strictly as one.
+
+    Args:
+        path: the file; ``extends`` works as in an experiment.
+        schema: model of its top level.
 
     Raises:
         ConfigError: the file cannot be read, or settings are wrong: all problems, with file, line, key and remedy.
     """
     reader = _Reader()
     settings = reader.read(str(path))
-    section, problems = typed.validate(settings, schema, str(path))
-    problems = reader.problems + problems
-    if problems or section is None:
-        raise ConfigError(_join(problems))
-    return section
+    loaded, problems = typed.validate(settings, schema, str(path))
+    if reader.problems or problems or loaded is None:
+        raise ConfigError(_join(reader.problems + problems))
+    return loaded
 
 
 def _join(problems: list[str]) -> str:

@@ -37,7 +37,8 @@ def test_the_schema_is_a_schema(name: str) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_config_names_its_schema_and_fits_it(file: str) -> None:
-    name = "devices" if file.endswith("devices.yaml") else "cluster" if "/cluster/" in file else "experiment"
+    kinds = {"configs/cluster": "cluster", "configs/chains": "chain", "configs": "devices"}
+    name = kinds.get(file.rpartition("/")[0], "experiment")
     text = (ROOT / file).read_text()
     folder = os.path.relpath("configs/schema", os.path.dirname(file))
     assert text.splitlines()[0] == f"# yaml-language-server: $schema={folder}/{name}.schema.json"
