@@ -43,8 +43,8 @@ def chart(title: str, curves: Mapping[str, Curve], incidents: Sequence[Incident]
             for name, c in drawn.items()
         ],
     }
-    scale = ", logarithmic" if logarithmic else ""
-    caption = html.escape(title) + (f" <small>{html.escape(unit + scale)}</small>" if unit or scale else "")
+    notes = ", ".join(filter(None, (unit, "logarithmic" if logarithmic else "")))
+    caption = html.escape(title) + (f" <small>{html.escape(notes)}</small>" if notes else "")
     content = html.escape(json.dumps(data), quote=True)
     label = html.escape(f"{title} over the steps", quote=True)
     return (

@@ -85,6 +85,9 @@ def _facts(view: RunView, price: float | None) -> Iterator[tuple[str, str]]:
     if record.last_error:
         yield "last error", _text(record.last_error)
     experiment = record.resolved.experiment if record.resolved else None
+    if experiment is None:
+        there = (record.path / "config.resolved.yaml").exists()
+        yield "config", "not readable by this version" if there else "not written"
     if experiment is not None:
         yield "model", _text(experiment.model.name if experiment.model.is_timm else experiment.model.variant)
         if budget.can_tell(experiment.model) and not experiment.model.is_timm:

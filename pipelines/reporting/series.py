@@ -83,7 +83,7 @@ def view(record: RunRecord, name: str, environment: Mapping[str, Any]) -> RunVie
     return RunView(
         name=name,
         record=record,
-        curves={key: curve for key in CURVES if (curve := _curve(train, key)).steps},
+        curves={key: curve for key in CURVES if (curve := _curve(train, key)).steps and not _is_quiet(key, curve)},
         evaluations={key: _curve(evaluations, key) for key in _evaluated(evaluations)},
         incidents=incidents(record),
         settings=settings,
@@ -92,6 +92,11 @@ def view(record: RunRecord, name: str, environment: Mapping[str, Any]) -> RunVie
         hours=training_hours(train),
         devices=environment.get("world_size"),
     )
+
+
+def _is_quiet(key: str, curve: Curve) -> bool:
+    """Counts of what should not happen, and did not."""
+    return key in ("skipped_updates", "bad_samples") and not any(curve.values)
 
 
 def incidents(record: RunRecord) -> list[Incident]:
