@@ -61,7 +61,7 @@ def draw_filters(filters: Mapping[str, Array]) -> Figure:
 def draw_similarity(similarities: Mapping[str, Array]) -> Figure:
     """A map for each patch, in its place: the similarity of its position embedding with every other's."""
     figure, axes = _columns(list(similarities))
-    image = None
+    image: Any = None
     for axis, maps in zip(axes, similarities.values(), strict=True):
         rows, columns = maps.shape[:2]
         sheet = mosaic(maps.reshape(rows * columns, *maps.shape[2:]), columns, background=np.nan)

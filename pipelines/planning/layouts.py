@@ -71,7 +71,7 @@ def possible_stages(experiment: Experiment) -> list[int]:
 def possible_policies(experiment: Experiment) -> list[str]:
     """Checkpointing policies that go with the model and compilation, the configured one among them."""
     cluster = experiment.cluster
-    policies = list(TIMM_POLICIES if experiment.model.is_timm else POLICIES)
+    policies: list[str] = list(TIMM_POLICIES if experiment.model.is_timm else POLICIES)
     if cluster.compile and "selective" in policies:
         policies.remove("selective")
     if cluster.activation_checkpointing not in policies:

@@ -6,7 +6,7 @@ import json
 import math
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -58,7 +58,8 @@ def weights_by_hand(module: Attention, x: Tensor) -> Tensor:
 def layers_by_hand(model: VisionTransformer, images: Tensor) -> list[Tensor]:
     """Attention weights of every block, from the tokens that the model itself gives out before it."""
     before = [model._embed(images), *model.forward_intermediates(images)[:-1]]
-    return [weights_by_hand(block.attn, block.norm1(x)) for block, x in zip(model.blocks, before, strict=True)]
+    blocks: list[Any] = list(model.blocks)
+    return [weights_by_hand(block.attn, block.norm1(x)) for block, x in zip(blocks, before, strict=True)]
 
 
 def test_attention_weights_are_those_of_the_forward_pass() -> None:
@@ -80,12 +81,13 @@ def test_weights_explain_what_attention_gives(changes: dict[str, Any]) -> None:
     def look(module: Attention, args: Any, kwargs: Any, output: Tensor) -> None:
         seen.append((module.weights(*args, **kwargs), module.qkv(args[0]).chunk(3, dim=-1)[2], output))
 
-    hook = model.blocks[1].attn.register_forward_hook(look, with_kwargs=True)
+    attention: Any = cast(Any, model.blocks[1]).attn
+    hook = attention.register_forward_hook(look, with_kwargs=True)
     model(images)
     hook.remove()
     weights, values, output = seen[0]
     mixed = weights @ values.unflatten(-1, (2, -1)).transpose(1, 2)
-    expected = model.blocks[1].attn.proj(mixed.transpose(1, 2).flatten(2))
+    expected = attention.proj(mixed.transpose(1, 2).flatten(2))
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -155,7 +157,7 @@ def test_filters_are_principal_components() -> None:
 
     model = vit(embed_dim=64)
     weight = model.patch_embed.proj.weight.detach().flatten(1).numpy()
-    expected = PCA(n_components=28).fit(weight).components_.reshape(28, 3, 8, 8).transpose(0, 2, 3, 1)
+    expected = np.asarray(PCA(n_components=28).fit(weight).components_).reshape(28, 3, 8, 8).transpose(0, 2, 3, 1)
     found = measures.patch_filters(model)
     assert found is not None and found.shape == (28, 8, 8, 3)
     for mine, theirs in zip(found.numpy(), expected, strict=True):
