@@ -62,12 +62,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "botocore": ("pretrain.data.s3_transport",),
     "rich": ("pretrain.telemetry", "pipelines"),
     "wandb": ("pretrain.telemetry",),
-<<<<<<< HEAD
-    "sklearn": ("pipelines.sources", "pretrain.evaluation.logistic"),
-=======
     "matplotlib": ("pipelines.drawing", "pipelines.figures"),
-    "sklearn": ("pipelines.sources",),
->>>>>>> main
+    "sklearn": ("pipelines.sources", "pretrain.evaluation.logistic"),
     "cv2": ("pretrain.data", "pipelines.sources", "pipelines.packing"),
     "PIL": ("pretrain.data", "pipelines.sources", "pipelines.packing"),
     "safetensors": ("pretrain.models", "pretrain.engine", "pretrain.data"),
