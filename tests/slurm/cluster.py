@@ -174,7 +174,7 @@ class Cluster:
             lambda: record if (record := self.show(job))["JobState"] in FINISHED else None,
             f"job {job} to end",
             job,
-            timeout_s,
+            timeout_s=timeout_s,
         )
 
     def until(
