@@ -31,6 +31,7 @@ UNDECISIVE_KEYS = (
     "guard",
     "telemetry",
     "cluster",
+    "sweep",
 )
 NOT_SET = "(not set)"
 
