@@ -162,9 +162,10 @@ def matching_outputs(classifier: Classifier, shards: Path, match: str | None) ->
 
 def _warn_of_overlap(source: Path, args: argparse.Namespace, table: ShardTable, say: Callable[[str], None]) -> None:
     """Says how many images of the set the weights were trained on, where that can be known."""
+    from pretrain.data.overlap import num_in_common
+
     from pipelines.weights import experiment_of, weights_path
     from pretrain.data.index import ShardTable
-    from pretrain.data.overlap import num_in_common
 
     experiment = experiment_of(weights_path(source, args.weights, lambda line: None))
     if experiment is None:
