@@ -97,9 +97,12 @@ def _look(
     from pipelines.classifier import load_classifier
     from pipelines.evaluating.outcomes import outcomes_of
     from pipelines.progress import LazyBar
-    from pretrain.data.stream import open_set
+    from pretrain.config.schema.cluster import ClusterConfig
+    from pretrain.data.sources import open_packed
 
-    table, card = open_set(str(args.shards))
+    packed = open_packed(str(args.shards), ClusterConfig())
+    packed.check_files()
+    table, card = packed.table, packed.card
     classifier = load_classifier(
         source,
         weights=args.weights,
