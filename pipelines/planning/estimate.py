@@ -109,7 +109,9 @@ def make_plan(
         ConfigError: the devices cannot share the batch; names the numbers that can.
     """
     _check_model(experiment)
-    num_lanes = lanes.resolve_lanes(experiment.global_batch_size, experiment.data.lanes, experiment.data.num_samples)
+    num_lanes = lanes.resolve_lanes(
+        experiment.global_batch_size, experiment.data.lanes, experiment.data.smallest_source
+    )
     lanes.check_world(experiment.global_batch_size, num_lanes, num_devices)
     machine = _machine(experiment, device, num_devices, assumptions, limit_gib or device.memory_gib)
     model, num_outputs = experiment.model, experiment.num_outputs
@@ -176,10 +178,10 @@ def _machine(
 
 def _data_needs(experiment: Experiment, machine: Machine, rate: float, assumptions: Assumptions) -> DataNeeds:
     data, nodes = experiment.data, num_nodes(machine)
-    folder = Path(data.shards)
-    if known := (folder / TABLE_FILE).exists():
-        table = ShardTable.load(folder)
-        num_shards, num_bytes = len(table.rows), sum(row.num_bytes for row in table.rows)
+    folders = [Path(source.shards) for source in data.sources]
+    if known := all((folder / TABLE_FILE).exists() for folder in folders):
+        rows = [row for folder in folders for row in ShardTable.load(folder).rows]
+        num_shards, num_bytes = len(rows), sum(row.num_bytes for row in rows)
     else:
         num_bytes = data.num_samples * ASSUMED_IMAGE_BYTES
         num_shards = math.ceil(num_bytes / ASSUMED_SHARD_BYTES)

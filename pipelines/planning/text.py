@@ -198,7 +198,10 @@ def assumptions(plan: Plan, given: set[str]) -> list[str]:
         "pixels and 107 KB, random crop to 224, one core of a server)"
     )
     if not plan.data.is_measured:
-        lines.append(f"110 KB an image and shards of 256 MB: {plan.experiment.data.shards} is not here")
+        where = " and ".join(source.shards for source in plan.experiment.data.sources) + (
+            " is" if len(plan.experiment.data.sources) == 1 else " are"
+        )
+        lines.append(f"110 KB an image and shards of 256 MB: {where} not here")
     lines.append(
         "memory is computed; it agrees with the tensors that live in real steps on CPU ranks, and was never measured "
         "on a GPU"
