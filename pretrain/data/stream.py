@@ -20,6 +20,7 @@ from pretrain.data.index import REMEDY, TABLE_FILE, ShardTable
 from pretrain.data.lanes import check_world, resolve_lanes
 from pretrain.data.order import Order
 from pretrain.data.processes import loader
+from pretrain.data.reader import ShardReader
 from pretrain.data.worker import fork_server
 from pretrain.errors import ConfigError, DataError
 
@@ -107,6 +108,10 @@ class TrainStream:
         made = loader(dataset, steps, num_workers=num_workers, prefetch_factor=config.cluster.prefetch_factor)
         with closing(made):
             yield from _accounted(made, self.faults)
+
+    def reader(self) -> ShardReader:
+        """A reader of what the order draws."""
+        return ShardReader(self.table)
 
     def _check_micro_batch(self) -> None:
         if self.samples_per_rank % self._micro_batch_size:
