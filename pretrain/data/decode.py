@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -121,7 +122,7 @@ class _PillowImage:
     """Anything that Pillow reads, decoded at once."""
 
     def __init__(self, data: bytes) -> None:
-        self._pixels = _decode_with_pillow(data)
+        self._pixels = _decode_with_pillow(data).pixels
         self.height, self.width = self._pixels.shape[:2]
 
     def decode(self, min_height: int | None = None, min_width: int | None = None) -> Pixels:
@@ -167,24 +168,58 @@ def inside(pixels: Pixels, box: Box) -> Pixels:
     return pixels[top : top + height, left : left + width]
 
 
-def decode_strictly(data: bytes) -> tuple[int, int]:
-    """Decodes every pixel with Pillow, which reports truncation, and returns (height, width): the packer's check.
+@dataclass(frozen=True)
+class Decoded:
+    """An image that was decoded to the last pixel, and what its file was like.
+
+    Attributes:
+        pixels: upright RGB, uint8 (h, w, 3).
+        format: Pillow's name, such as JPEG.
+        mode: Pillow's name of the stored channels, such as RGB, L or CMYK.
+        oddity: what a reader must mind, in one word: an orientation, a mode that is not RGB, several frames; or "".
+        quantization: a JPEG's tables.
+    """
+
+    pixels: Pixels
+    format: str
+    mode: str
+    oddity: str
+    quantization: dict[int, list[int]]
+
+    @property
+    def is_plain(self) -> bool:
+        """The file holds one upright 8-bit RGB picture, as every reader sees it."""
+        return not self.oddity
+
+
+def decode_strictly(data: bytes, max_pixels: int | None = None) -> Decoded:
+    """Decodes every pixel with Pillow, which reports truncation: the packer's check.
 
     Raises:
         BadSample: says why.
     """
-    height, width = _decode_with_pillow(data).shape[:2]
-    return height, width
+    return _decode_with_pillow(data, max_pixels)
 
 
-def _decode_with_pillow(data: bytes) -> Pixels:
+def _oddity(image: Image.Image, orientation: int) -> str:
+    if orientation != 1:
+        return "rotated"
+    if image.mode != "RGB" or "transparency" in image.info:
+        return f"mode {image.mode}"
+    return "animated" if getattr(image, "n_frames", 1) > 1 and image.format != "MPO" else ""
+
+
+def _decode_with_pillow(data: bytes, max_pixels: int | None = None) -> Decoded:
     with warnings.catch_warnings():  # remarks about metadata, and about sizes that are checked here
         warnings.simplefilter("ignore")
         try:
             with Image.open(io.BytesIO(data)) as image:
-                _check_pixels(image.height, image.width)
+                _check_pixels(image.height, image.width, max_pixels)
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+                orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+                oddity = _oddity(image, orientation if orientation in range(1, 9) else 1)
+                pixels = _to_rgb(ImageOps.exif_transpose(image))
+                return Decoded(pixels, image.format or "", image.mode, oddity, getattr(image, "quantization", {}))
         except Image.DecompressionBombError as error:
             raise BadSample("too_large", str(error)) from error
         except BadSample:
@@ -198,9 +233,10 @@ def _without_addresses(text: str) -> str:
     return text if " object at 0x" not in text else "cannot identify image file"
 
 
-def _check_pixels(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise BadSample("too_large", f"{width}×{height} pixels; the limit is {MAX_PIXELS:,}")
+def _check_pixels(height: int, width: int, max_pixels: int | None = None) -> None:
+    limit = max_pixels or MAX_PIXELS
+    if height * width > limit:
+        raise BadSample("too_large", f"{width}×{height} pixels; the limit is {limit:,}")
 
 
 def _to_rgb(image: Image.Image) -> Pixels:
