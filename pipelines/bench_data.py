@@ -31,7 +31,7 @@ class Answer:
     """What was measured, and what follows.
 
     Attributes:
-        microseconds: stage → mean time of an image in one process.
+        microseconds: stage → median time of an image in one process.
         images_per_second_per_worker: of all stages together.
         limit: the stage that takes longest.
         images_per_second: wanted by one GPU; None: not known.
@@ -66,8 +66,8 @@ class Answer:
         needed = self.num_workers * self.num_gpus
         if needed > self.cores:
             found.append(
-                f"{self.num_gpus} of them need {needed} processes, this machine has {self.cores} cores: pack the "
-                "photos with a cap on their size, choose cheaper augmentation, or a node with more cores"
+                f"a node with {self.num_gpus} such GPUs needs {needed} processes, this machine has {self.cores} cores: "
+                "pack the photos with a cap on their size, choose cheaper augmentation, or a node with more cores"
             )
         return found
 
@@ -81,7 +81,7 @@ def answer(microseconds: dict[str, float], images_per_second: float | None, *, c
 
 
 def measure(experiment: Experiment, num_images: int) -> dict[str, float]:
-    """Mean microseconds of an image in each stage, in this process.
+    """Median microseconds of an image in each stage, in this process: others on the machine hit few images.
 
     Raises:
         ConfigError: the set does not fit the config. DataError: it is missing or damaged.
@@ -106,10 +106,8 @@ def measure(experiment: Experiment, num_images: int) -> dict[str, float]:
     numbers = transform.numbers(epochs, ids)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = torch.zeros(1, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-    seconds = dict.fromkeys(STAGES, 0.0)
+    seconds = []
     for index, row in enumerate(numbers[: num_images + WARMUP_IMAGES]):
-        if index == WARMUP_IMAGES:
-            seconds = dict.fromkeys(STAGES, 0.0)
         started = time.perf_counter()
         _, encoded, _ = reader.read_or_neighbour(int(ids[index]), bytes)
         read = time.perf_counter()
@@ -120,11 +118,9 @@ def measure(experiment: Experiment, num_images: int) -> dict[str, float]:
         batch.numpy()[0] = pixels.transpose(2, 0, 1)
         to_model_input(batch.to(device), data.mean, data.std)
         copied = time.perf_counter()
-        parts = (read - started, opened - read + image.seconds, made - opened - image.seconds, copied - made)
-        for stage, spent in zip(STAGES, parts, strict=True):
-            seconds[stage] += spent
-    count = min(num_images, len(numbers) - WARMUP_IMAGES)
-    return {stage: spent / count * 1e6 for stage, spent in seconds.items()}
+        seconds.append((read - started, opened - read + image.seconds, made - opened - image.seconds, copied - made))
+    medians = np.median(seconds[WARMUP_IMAGES:], axis=0) * 1e6
+    return dict(zip(STAGES, medians.tolist(), strict=True))
 
 
 class TimedImage:

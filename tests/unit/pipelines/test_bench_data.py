@@ -26,7 +26,7 @@ def test_a_gpu_needs_its_rate_and_some_more() -> None:
     assert (found.images_per_second_per_worker, found.limit) == (pytest.approx(1000), "decode")
     assert found.num_workers == 3  # 2 processes, and a fifth more
     assert "cluster.num_workers: 3" in found.lines()[-2]
-    assert "4 of them need 12 processes, this machine has 8 cores" in found.lines()[-1]
+    assert "a node with 4 such GPUs needs 12 processes, this machine has 8 cores" in found.lines()[-1]
 
 
 def test_enough_cores_need_no_remark_and_no_gpu_says_so() -> None:
