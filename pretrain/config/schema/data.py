@@ -15,6 +15,7 @@ from pretrain.config.schema.augmentation import (
     TimmPolicyText,
 )
 from pretrain.config.schema.base import NonNegativeFloat, PositiveFloat, PositiveInt, Strict, UnitInterval
+from pretrain.config.schema.source import TrainSetConfig
 
 ResizeFilter = Literal["bilinear", "bilinear_aa", "bicubic_aa", "area"]
 
@@ -96,12 +97,9 @@ class EvalTransformConfig(Strict):
         return self
 
 
-class DataConfig(Strict):
+class DataConfig(TrainSetConfig):
     """The training set and how it is streamed."""
 
-    shards: str = Field(description="Folder with one split's WebDataset tars and their index (made by pipelines pack).")
-    num_samples: PositiveInt = Field(description="Samples that the set is expected to have; checked against the index.")
-    num_classes: PositiveInt = Field(description="Classes that the set is expected to have: the width of the head.")
     lanes: PositiveInt | Literal["auto"] = Field(
         default="auto",
         description="Equal parts L into which an epoch is cut; part of the experiment, since it decides the order. "
@@ -130,12 +128,6 @@ class DataConfig(Strict):
     max_bad_sample_rate: Annotated[float, Field(ge=0, le=1)] = Field(
         default=1e-4, description="The run stops when more than this share of the samples could not be read or decoded."
     )
-
-    @model_validator(mode="after")
-    def _nothing_repeated_yet(self) -> DataConfig:
-        if self.repeated_augmentation > 1:
-            raise ValueError("repeated_augmentation: more than one copy of an image in a batch cannot be drawn yet")
-        return self
 
     @model_validator(mode="after")
     def _preset_alone(self) -> DataConfig:
