@@ -74,7 +74,7 @@ class TrainDataset(Dataset[Any]):
         stop = first + self.micro_batch_size
         draws = self.order.batch(position, self.rank, self.world, start=first, stop=stop)
         self._fetch_ahead(position, draws.sample_ids)
-        numbers = self.transform.numbers(draws.epochs, draws.sample_ids, draws.copies)
+        numbers = self.transform.numbers(draws.epochs, draws.sample_ids, self.order.copy_numbers(draws.slots))
         batch = _empty_batch(len(draws.sample_ids), self.transform.height, self.transform.width, self.reader.max_labels)
         batch.slots.copy_(torch.from_numpy(draws.slots))
         for row, sample_id in enumerate(draws.sample_ids):

@@ -80,7 +80,7 @@ class Mixture:
     def batch(self, position: int, rank: int = 0, world: int = 1, *, start: int = 0, stop: int | None = None) -> Draws:
         """As ``Order.batch``; sample ids count on from set to set, epochs are those of the set."""
         place = lane_draws(position, rank, world, self.global_batch_size, self.lanes, start=start, stop=stop)
-        lane, draw, copy = self._inner(position, *place)
+        lane, draw, _ = self._inner(position, *place)
         before, after = self.counts(lane, draw), self.counts(lane, draw + 1)
         chosen = np.argmax(after - before, axis=0)
         sample_ids, epochs = np.empty_like(lane), np.empty_like(lane)
@@ -89,8 +89,16 @@ class Mixture:
             if mine.any():
                 choices, epochs[mine] = part.order.at(lane[mine], before[index][mine])
                 sample_ids[mine] = part.first_sample_id + part.selection.sample_ids(choices)
-        slots = place[1] * self.lanes + place[0]
-        return Draws(sample_ids, slots, epochs, copy if self.copies > 1 else None)
+        return Draws(sample_ids, place[1] * self.lanes + place[0], epochs)
+
+    def copy_numbers(self, slots: IntArray) -> IntArray | None:
+        """Which copy of its image stands in each of these slots of one batch; None: nothing is repeated."""
+        if self.copies == 1:
+            return None
+        draws, lanes = np.divmod(slots, self.lanes)
+        return copies_of(
+            lanes, draws, copies=self.copies, global_batch_size=self.global_batch_size, num_lanes=self.lanes
+        ).copies
 
     def _inner(self, position: int, lane: IntArray, draw: IntArray) -> Copies:
         """The draws that are repeated at these places; without repetition the places themselves."""

@@ -35,7 +35,6 @@ class Draws(NamedTuple):
     sample_ids: IntArray
     slots: IntArray
     epochs: IntArray
-    copies: IntArray | None = None  # of repeated augmentation: which one of an image's in the batch
 
 
 @dataclass(frozen=True)
