@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pretrain import seeds
 from pretrain.check import check_statistics, resolve_micro_batch
+from pretrain.config.devices import device_reported_as, load_devices
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
@@ -29,7 +30,6 @@ from pretrain.data.device import to_model_input
 from pretrain.data.erasing import RandomErasing
 from pretrain.data.mixing import Mixing
 from pretrain.data.stream import EvalStream, TrainStream
-from pretrain.devices import find_device, peak_flops
 from pretrain.distributed.rank import Rank, environment
 from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine.backend import Backend
@@ -418,10 +418,10 @@ def work_of_step(experiment: Experiment, world: int, device: torch.device, say: 
     """What rates and MFU are computed from; says where there can be no MFU."""
     precision, stated = experiment.precision, experiment.telemetry.peak_tflops
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    known = find_device(name)
+    known = device_reported_as(name, load_devices())
     peak = None if stated is None else stated * 1e12
     if peak is None and known is not None:
-        peak = peak_flops(known, precision, tf32=torch.get_float32_matmul_precision() != "highest")
+        peak = known.peak_flops(precision, tf32=torch.get_float32_matmul_precision() != "highest")
     flops = None
     if peak is None:
         say(f"MFU is not reported: the peak of {name!r} is not known; telemetry.peak_tflops can state it")

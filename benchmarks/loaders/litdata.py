@@ -17,7 +17,7 @@ def item(path: str) -> dict[str, Any]:
     return {"image": Path(path).read_bytes(), "label": 0}
 
 
-class Photos(StreamingDataset):
+class Photos(StreamingDataset):  # pyright: ignore[reportGeneralTypeIssues]
     """Decodes what the chunks hold."""
 
     def __getitem__(self, index: Any) -> Any:
@@ -31,10 +31,10 @@ def make(folder: str, workers: int) -> Iterable[Any]:
     chunks = Path(folder) / "litdata"
     if not chunks.exists():
         photos = sorted(str(path) for path in (Path(folder) / "photos").rglob("*.jpg"))
-        optimize(item, photos, str(chunks), chunk_bytes="64MB", num_workers=1)
+        optimize(item, photos, str(chunks), chunk_bytes="64MB", num_workers=1)  # pyright: ignore[reportCallIssue]
     options = {"prefetch_factor": PREFETCH, "persistent_workers": True} if workers else {}
     photos = Photos(str(chunks), shuffle=True, drop_last=True)
-    return StreamingDataLoader(photos, batch_size=BATCH, num_workers=workers, **options)
+    return StreamingDataLoader(photos, batch_size=BATCH, num_workers=workers, **options)  # pyright: ignore[reportCallIssue]
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from benchmarks.loaders.pillow_transform import loader, size
 def make(folder: str, workers: int) -> Iterable[Any]:
     """Batches of one epoch."""
     root = str(Path(folder) / "photos")
-    dataset = create_dataset("", root, is_training=True)
+    dataset: Any = create_dataset("", root, is_training=True)
     dataset.transform = create_transform(
-        SIZE, is_training=True, use_prefetcher=True, scale=(MIN_AREA, 1.0), interpolation="bilinear", color_jitter=None
+        SIZE, is_training=True, use_prefetcher=True, scale=(MIN_AREA, 1.0), interpolation="bilinear", color_jitter=0.0
     )
     return loader(dataset, workers, shuffle=True, drop_last=True, collate_fn=fast_collate)
 

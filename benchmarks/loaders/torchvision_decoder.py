@@ -33,7 +33,8 @@ def decoded(data: bytes) -> torch.Tensor:
 def make(folder: str, workers: int) -> Iterable[Any]:
     """Batches without end."""
     tars = sorted(str(path) for path in (Path(folder) / "packed" / "train").glob("*.tar"))
-    dataset = wds.WebDataset(tars, resampled=True, shardshuffle=False).shuffle(100).to_tuple("jpg", "cls")
+    pipeline: Any = wds
+    dataset = pipeline.WebDataset(tars, resampled=True, shardshuffle=False).shuffle(100).to_tuple("jpg", "cls")
     return loader(dataset.map_tuple(decoded, int), workers, drop_last=True)
 
 

@@ -185,7 +185,7 @@ def _no_images(size: int, height: int, width: int) -> torch.Tensor:
     if get_worker_info() is None:
         return torch.zeros(shape, dtype=torch.uint8)
     storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")  # which the system has zeroed
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # pyright: ignore[reportCallIssue]
 
 
 def _fill(batch: Batch, row: int, sample: Sample, pixels: Pixels) -> None:
