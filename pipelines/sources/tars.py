@@ -103,8 +103,17 @@ class RangeReader:
             raise OSError(f"{path} ends {size - len(data)} bytes too early")
         return data
 
+    def close(self) -> None:
+        """Closes every file."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
     def __getstate__(self) -> dict[str, Any]:
         return {"_open": OrderedDict()}
+
+    def __del__(self) -> None:
+        if os is not None:  # the interpreter may be on its way out
+            self.close()
 
 
 def file_fingerprint(paths: list[Path]) -> str:

@@ -43,7 +43,7 @@ class WebDatasetSource(Source):
         self.multi_label = True  # known when all labels are read; see items
         self.classes: list[tuple[str, str]] = []
         self.notes: list[str] = []
-        self._given = _read_names(class_names) if class_names else []
+        self._given = read_class_names(class_names) if class_names else []
         self._folder: Path | None = None
         self._reader = RangeReader()
         self._prefix = _prefixes(self.urls)
@@ -164,7 +164,12 @@ def _local_name(url: str) -> str:
     return hashlib.blake2b(url.encode(), digest_size=12).hexdigest() + ".tar"
 
 
-def _read_names(path: Path) -> list[tuple[str, str]]:
+def read_class_names(path: Path) -> list[tuple[str, str]]:
+    """(id, name) of a class per line.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError as error:
