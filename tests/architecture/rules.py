@@ -55,14 +55,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 HOMES: dict[str, tuple[str, ...]] = {
     "deepspeed": ("pretrain.engine.deepspeed_backend", "pretrain.engine.backends"),
     "accelerate": ("pretrain.engine.accelerate_backend", "pretrain.engine.backends"),
-    "webdataset": ("pretrain.data", "pipelines.pack", "pipelines.packing"),
+    "webdataset": ("pretrain.data", "pipelines.packing", "pipelines.verification"),
     "yaml": ("pretrain.config.loader",),
     "subprocess": ("pipelines",),
     "rich": ("pretrain.telemetry", "pipelines"),
     "wandb": ("pretrain.telemetry",),
     "sklearn": ("pipelines.sources",),
-    "cv2": ("pretrain.data", "pipelines.sources", "pipelines.packing"),
-    "PIL": ("pretrain.data", "pipelines.sources", "pipelines.packing"),
+    "cv2": ("pretrain.data", "pipelines.sources", "pipelines.packing", "pipelines.deduplication"),
+    "PIL": ("pretrain.data", "pipelines.sources", "pipelines.packing", "pipelines.deduplication"),
+    "pyarrow": ("pipelines.sources.parquet",),
     "safetensors": ("pretrain.models", "pretrain.engine", "pretrain.data"),
 }
 ENVIRONMENT_HOMES = ("pretrain.distributed", "pipelines")
