@@ -3,8 +3,8 @@ from __future__ import annotations
 import functools
 import json
 import threading
-from pathlib import Path
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
