@@ -163,5 +163,5 @@ def _files(data: Any) -> list[Path]:
 
 def _pixel_bytes(data: Any) -> int:
     """A bound of the size of one image's PNG, where all are kept in one array."""
-    values = getattr(data, "data", None)
-    return math.prod(values.shape[1:]) if hasattr(values, "shape") else UNKNOWN_NUM_BYTES
+    shape = getattr(getattr(data, "data", None), "shape", None)
+    return math.prod(shape[1:]) if shape is not None else UNKNOWN_NUM_BYTES

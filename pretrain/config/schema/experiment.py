@@ -38,6 +38,10 @@ class Experiment(Strict):
         description="bf16: weights in bfloat16 with fp32 master weights (ZeRO ≥ 1); autocast: fp32 weights, "
         "matmuls in bfloat16; fp32. Loss, softmax, norms and head are fp32 in each.",
     )
+    tf32: bool = Field(
+        default=False,
+        description="fp32 matrix products and convolutions in TensorFloat-32, on GPUs that have it (A100 and later).",
+    )
     model: ModelConfig
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     data: DataConfig
@@ -68,6 +72,14 @@ class Experiment(Strict):
             raise ValueError(f"cluster.activation_checkpointing: {policy} needs model.name: vit; use none or full")
         if self.model.is_timm and self.cluster.compile:
             raise ValueError("cluster.compile: true needs model.name: vit, whose blocks are compiled one by one")
+        return self
+
+    @model_validator(mode="after")
+    def _optimiser_has_what_the_cluster_asks(self) -> Experiment:
+        if self.cluster.fused_optimizer is True and not self.optim.has_fused:
+            raise ValueError(
+                "cluster.fused_optimizer: true needs optim.name: adamw or sgd with momentum_dtype: fp32; use auto"
+            )
         return self
 
     @property

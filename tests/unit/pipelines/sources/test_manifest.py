@@ -4,6 +4,7 @@ import functools
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -19,7 +20,7 @@ def photos(tmp_path):
     return write_photos(tmp_path / "photos", {"x": 3})
 
 
-def lines(path, *rows) -> object:
+def lines(path: Path, *rows) -> Path:
     path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
     return path
 
