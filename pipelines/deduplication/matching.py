@@ -14,7 +14,7 @@ from pipelines.deduplication.prints import Prints
 from pipelines.deduplication.search import near_pairs
 from pipelines.packing.pool import Progress
 
-RADIUS = 8
+RADIUS = 10
 VIEWS_TRIED = 2  # of a candidate, the nearest ones
 
 

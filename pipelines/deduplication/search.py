@@ -1,8 +1,8 @@
 """All pairs of hashes that differ in few bits, in constant memory and without looking at every pair.
 
 Each of many tables sorts one side by some of its bits, chosen at random, and looks the other side up: two hashes that
-differ in d of 63 bits meet in one table with probability C(63 − d, b) / C(63, b), here 0.05 at d = 8, so in one of 64
-tables with 0.96; a copy has several views that are near, which makes it certain.
+differ in d of 63 bits meet in one table with probability C(63 − d, b) / C(63, b), here 0.05 at d = 8, so in one of 96
+tables with 0.995, and with 0.91 at d = 10; a copy has several views that are near, each with a chance of its own.
 
 Source: Indyk and Motwani, "Approximate Nearest Neighbors", 1998, section 4.2 (bit sampling).
 """
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from pipelines.deduplication.hashes import NUM_BITS, distances
 
-NUM_TABLES = 64
-BITS_PER_TABLE = 20
+NUM_TABLES = 96
+BITS_PER_TABLE = 18
 MOST_AT_ONCE = 4_000_000  # candidate pairs in memory
 CROWD = 4096  # a bucket with more says nothing: so many pictures agree by being empty
 
