@@ -67,8 +67,9 @@ def likeness(part: Picture, whole: Picture, view: View, *, mirrored: bool) -> Li
         dtype=np.float32,
     )
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, ROUNDS, PRECISION)
+    everywhere = np.full((SIDE, SIDE), 255, dtype=np.uint8)
     try:
-        _, fit = cv2.findTransformECC(template, source, guess.copy(), cv2.MOTION_AFFINE, stop, None, 3)
+        _, fit = cv2.findTransformECC(template, source, guess.copy(), cv2.MOTION_AFFINE, stop, everywhere, 3)
     except cv2.error:  # it did not converge: the guess stands
         fit = guess
     return max(_measured(template, source, np.asarray(one)) for one in (fit, guess))
@@ -76,13 +77,15 @@ def likeness(part: Picture, whole: Picture, view: View, *, mirrored: bool) -> Li
 
 def _measured(template: NDArray[np.float32], source: NDArray[np.float32], fit: NDArray[np.float32]) -> Likeness:
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    moved = cv2.warpAffine(source, fit, (SIDE, SIDE), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    moved = np.asarray(
+        cv2.warpAffine(source, fit, (SIDE, SIDE), flags=flags, borderMode=cv2.BORDER_REPLICATE), dtype=np.float32
+    )
     ones = np.ones((SIDE, SIDE), dtype=np.float32)
     seen = cv2.warpAffine(ones, fit, (SIDE, SIDE), flags=flags, borderValue=(0.0,)) > 0.5
     if seen.mean() < LEAST_OVERLAP:
         return NONE
     grey = _correlation(template[seen], moved[seen])
-    fine = [image - cv2.GaussianBlur(image, (0, 0), BLUR) for image in (template, np.asarray(moved))]
+    fine = [image - np.asarray(cv2.GaussianBlur(image, (0, 0), BLUR), dtype=np.float32) for image in (template, moved)]
     deviations = [float(image[seen].std()) for image in fine]
     if max(deviations) < LEAST_STRUCTURE:
         return Likeness(grey, grey)

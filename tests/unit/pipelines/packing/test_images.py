@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_every_mode_becomes_rgb_and_looks_as_it_did(mode, image_format, extensio
 def test_metadata_goes_and_pixels_stay(image_format):
     exif = Image.Exif()
     exif[0x010E] = "a secret place"
-    options = {"exif": exif.tobytes(), "icc_profile": b"profile" * 30}
+    options: dict[str, Any] = {"exif": exif.tobytes(), "icc_profile": b"profile" * 30}
     if image_format == "PNG":
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_text("Comment", "a secret place")
