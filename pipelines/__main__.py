@@ -11,6 +11,7 @@ from pretrain.errors import UserError
 STAGES = {
     "pack": ("pipelines.pack", "images → WebDataset shards with an index and a data set card"),
     "verify": ("pipelines.verify", "reads shards to their end; makes the index of those that have none"),
+    "dedup": ("pipelines.dedup", "finds near-duplicates of test sets in a training set: a report and a drop list"),
     "chain": ("pipelines.chain", "on Slurm: the jobs from images to a report, each after the one before it"),
     "status": ("pipelines.status", "where a run stands: state, step, time left, restarts, last error"),
     "demo": ("pipelines.demo", "the whole job on embedded real data, in minutes on a CPU"),
