@@ -14,12 +14,11 @@ from typing import NamedTuple
 Tree = Mapping[str, str]
 
 # Leaf modules, that every room may import.
-LEAVES = frozenset({"pretrain.devices", "pretrain.errors", "pretrain.files", "pretrain.seeds"})
+LEAVES = frozenset({"pretrain.errors", "pretrain.files", "pretrain.seeds"})
 EVERYTHING = "pretrain"
 
 # Module or room → the modules and rooms that it may import. The longest prefix that fits a module decides.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "pretrain.devices": (),
     "pretrain.errors": (),
     "pretrain.files": (),
     "pretrain.seeds": (),
@@ -57,9 +56,13 @@ HOMES: dict[str, tuple[str, ...]] = {
     "accelerate": ("pretrain.engine.accelerate_backend", "pretrain.engine.backends"),
     "webdataset": ("pretrain.data", "pipelines.packing", "pipelines.verification"),
     "yaml": ("pretrain.config.loader",),
-    "subprocess": ("pipelines",),
+    "subprocess": ("pipelines", "pretrain.data.pipe_transport"),
+    "urllib3": ("pretrain.data.http_transport", "pretrain.data.s3_transport"),
+    "boto3": ("pretrain.data.s3_transport",),
+    "botocore": ("pretrain.data.s3_transport",),
     "rich": ("pretrain.telemetry", "pipelines"),
     "wandb": ("pretrain.telemetry",),
+    "matplotlib": ("pipelines.drawing", "pipelines.figures"),
     "sklearn": ("pipelines.sources",),
     "cv2": ("pretrain.data", "pipelines.sources", "pipelines.packing", "pipelines.deduplication"),
     "PIL": ("pretrain.data", "pipelines.sources", "pipelines.packing", "pipelines.deduplication"),
@@ -74,7 +77,6 @@ HEAVY = frozenset(
 )
 LIGHT = (
     "pretrain",
-    "pretrain.devices",
     "pretrain.errors",
     "pretrain.files",
     "pretrain.seeds",
@@ -83,12 +85,16 @@ LIGHT = (
     "pretrain.data.index",
     "pretrain.data.lanes",
     "pretrain.data.order",
+    "pretrain.data.sources",
     "pretrain.engine.run_folder",
     "pretrain.models.cost",
     "pretrain.models.variants",
+    "pretrain.models.zero_memory",
     "pretrain.run",
     "pipelines",
     "pipelines.__main__",
+    "pipelines.plan",
+    "pipelines.planning",
     "pipelines.chain",
     "pipelines.run_record",
     "pipelines.status",

@@ -35,5 +35,5 @@ class TelemetryConfig(Strict):
     peak_tflops: PositiveFloat | None = Field(
         default=None,
         description="TFLOP/s of one device at best in this precision, for MFU; null: by the device's name, where known "
-        "(pretrain/devices.py).",
+        "(configs/devices.yaml).",
     )
