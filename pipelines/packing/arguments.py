@@ -27,6 +27,7 @@ from pipelines.sources.parquet import ParquetSource
 from pipelines.sources.protocol import Source
 from pipelines.sources.torchvision_sets import TorchvisionSource
 from pipelines.sources.webdataset_shards import WebDatasetSource
+from pretrain.data.decode import MAX_PIXELS
 from pretrain.errors import ConfigError
 from pretrain.files import file_digest, write_atomic
 
@@ -265,7 +266,7 @@ def _check_ranges(args: argparse.Namespace) -> None:
         "quality": args.quality is None or 1 <= args.quality <= 100,
         "short-side": args.short_side >= 0,
         "min-side": args.min_side >= 0,
-        "max-pixels": args.max_pixels >= 0,
+        "max-pixels": 0 <= args.max_pixels <= MAX_PIXELS,
     }
     for name, is_allowed in limits.items():
         if not is_allowed:
