@@ -356,23 +356,33 @@ def _report_evaluation(experiment: Experiment) -> list[str]:
     evaluation = experiment.evaluation
     if evaluation.every is not None and not evaluation.sets:
         raise ConfigError("evaluation.every: would be ignored without evaluation.sets; add a set or remove it")
+    for name, chosen in evaluation.sets.items():
+        for key, path in (("targets", chosen.targets), ("class_map", chosen.class_map)):
+            if path is not None and not Path(path).is_file():
+                raise ConfigError(f"evaluation.sets.{name}.{key}: {path} does not exist; correct the path")
     every = f"every {evaluation.every} and at the end" if evaluation.every is not None else "at the end"
-    return [f"evaluation  {', '.join(evaluation.sets)}, {every}"] if evaluation.sets else []
+    sets = [
+        name if chosen.kind == "accuracy" else f"{name} ({chosen.kind})" for name, chosen in evaluation.sets.items()
+    ]
+    return [f"evaluation  {', '.join(sets)}, {every}"] if sets else []
 
 
 def _report_data(experiment: Experiment, require_data: bool) -> list[str]:
     data = experiment.data
     keys = [f"data.mixture.{place}.shards" for place in range(len(data.mixture))] or ["data.shards"]
-    places = {key: (source.shards, source.num_samples) for key, source in zip(keys, data.sources, strict=True)}
+    places = {key: (source.shards, source.num_samples, True) for key, source in zip(keys, data.sources, strict=True)}
     for name, split in experiment.evaluation.sets.items():
-        places[f"evaluation.sets.{name}.shards"] = (split.shards, split.num_samples)
+        own = not split.has_own_classes
+        places[f"evaluation.sets.{name}.shards"] = (split.shards, split.num_samples, own)
+        if split.train_shards is not None and split.num_train_samples is not None:
+            places[f"evaluation.sets.{name}.train_shards"] = (split.train_shards, split.num_train_samples, own)
     lines: list[str] = []
     absent: set[str] = set()
-    for key, (shards, num_samples) in places.items():
+    for key, (shards, num_samples, same_classes) in places.items():
         location = Location.parse(shards)
         if location.is_remote or _has_shards(Path(location.base)):
             try:
-                lines.append(_check_split(experiment, key, shards, num_samples))
+                lines.append(_check_split(experiment, key, shards, num_samples, same_classes))
                 continue
             except DataError:
                 if require_data or not location.is_remote or _answers(location, experiment):
@@ -389,7 +399,7 @@ def _report_data(experiment: Experiment, require_data: bool) -> list[str]:
             drawn = [f"{int(source.selection.sizes.sum()):,} of {source.packed.location}" for source in opened]
             lines.append(f"data        an epoch draws {data.drawn_samples:,} samples: {', '.join(drawn)}")
         lines += _report_cache(opened, experiment)
-    return lines
+    return list(dict.fromkeys(lines))
 
 
 def _report_cache(sources: Sequence[Source], experiment: Experiment) -> list[str]:
@@ -418,10 +428,11 @@ def _has_shards(folder: Path) -> bool:
     return (folder / TABLE_FILE).exists() or any(folder.glob("*.tar"))
 
 
-def _check_split(experiment: Experiment, key: str, shards: str, num_samples: int) -> str:
+def _check_split(experiment: Experiment, key: str, shards: str, num_samples: int, same_classes: bool) -> str:
     packed = open_packed(shards, experiment.cluster, allow_pipe=experiment.data.allow_pipe)
-    table, num_classes = packed.table, experiment.data.num_classes
-    count_key = key.replace(".shards", ".num_samples")
+    table = packed.table
+    num_classes = experiment.data.num_classes if same_classes else table.num_classes
+    count_key = key.replace(".train_shards", ".num_train_samples").replace(".shards", ".num_samples")
     training = not key.startswith("evaluation")
     counts = [("data.num_classes", table.num_classes, num_classes)]
     if not training or experiment.data.sources[_place_in_mixture(key)].drop_list is None:

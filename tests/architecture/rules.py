@@ -63,7 +63,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "rich": ("pretrain.telemetry", "pipelines"),
     "wandb": ("pretrain.telemetry",),
     "matplotlib": ("pipelines.drawing", "pipelines.figures"),
-    "sklearn": ("pipelines.sources",),
+    "sklearn": ("pipelines.sources", "pretrain.evaluation.logistic"),
     "cv2": ("pretrain.data", "pipelines.sources", "pipelines.packing", "pipelines.deduplication"),
     "PIL": ("pretrain.data", "pipelines.sources", "pipelines.packing", "pipelines.deduplication"),
     "pyarrow": ("pipelines.sources.parquet",),
