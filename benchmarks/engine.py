@@ -136,6 +136,7 @@ def build_ours(
 
     about = WeightsMetadata.of(experiment.model, CLASSES, HALF, HALF)
     reporter = Reporter(False)
+    reporter.start("engine", marks.steps, 0)
     checkpointer = Checkpointer(
         folder=folder.checkpoints, rank=rank, backend=backend,
         write_weights=lambda path, tensors: save_weights(path, tensors, about),

@@ -16,6 +16,8 @@ STAGES = {
     "plan": ("pipelines.plan", "a config → parameters, FLOPs, hours, memory, communication, disk and cost"),
     "chain": ("pipelines.chain", "on Slurm: the jobs from images to a report, each after the one before it"),
     "status": ("pipelines.status", "where a run stands: state, step, time left, restarts, last error"),
+    "watch": ("pipelines.watch", "the live state of runs in the terminal"),
+    "doctor": ("pipelines.doctor", "is this machine right? software, GPUs, disk, memory, clock, speed"),
     "figures": ("pipelines.figures", "weights → pictures: filters, positions, attention distance and maps"),
     "report": ("pipelines.report", "runs → one HTML file: curves, settings, incidents, data, cost, commands"),
     "demo": ("pipelines.demo", "the whole job on embedded real data, in minutes on a CPU"),
