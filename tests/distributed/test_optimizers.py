@@ -173,6 +173,18 @@ def test_what_needs_whole_tensors_is_refused_where_they_are_cut(pool2: Pool, kin
         pool2.run(train_with, config(kind, 2), "deepspeed", {"steps": 1})
 
 
+def test_an_fp32_moment_is_not_rounded_by_a_resume(pool2: Pool, tmp_path: Path) -> None:
+    """The other way round loses nothing: a bf16 moment goes on in fp32."""
+    folder = {"folder": str(tmp_path)}
+    plain = settings(1, 4, optim__eps=1e-4)
+    pool2.run(train_with, plain, "deepspeed", {"steps": 2, "save_at": 2} | folder)
+    rounded = settings(1, 4, optim__eps=1e-4, optim__momentum_dtype="bf16")
+    with pytest.raises(RankFailureError, match="exp_avg in fp32, this run keeps it in bf16"):
+        pool2.run(train_with, rounded, "deepspeed", {"steps": 3, "resume": True} | folder)
+    pool2.run(train_with, rounded, "deepspeed", {"steps": 4, "save_at": 4} | folder)
+    pool2.run(train_with, plain, "deepspeed", {"steps": 5, "resume": True} | folder)
+
+
 OFFLOAD = {"device": "cpu"}
 
 
