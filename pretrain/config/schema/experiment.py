@@ -75,14 +75,6 @@ class Experiment(Strict):
         return self
 
     @model_validator(mode="after")
-    def _optimiser_has_what_the_cluster_asks(self) -> Experiment:
-        if self.cluster.fused_optimizer is True and not self.optim.has_fused:
-            raise ValueError(
-                "cluster.fused_optimizer: true needs optim.name: adamw or sgd with momentum_dtype: fp32; use auto"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _augmentation_fits(self) -> Experiment:
         mixes = self.data.effective_mixing.active
         if self.objective.binarise and not mixes:
@@ -102,6 +94,14 @@ class Experiment(Strict):
             raise ValueError(
                 f"data.train_transform.short_side: {short_side} is smaller than the model's {largest} pixels; "
                 "the crop would not fit"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _optimiser_has_what_the_cluster_asks(self) -> Experiment:
+        if self.cluster.fused_optimizer is True and not self.optim.has_fused:
+            raise ValueError(
+                "cluster.fused_optimizer: true needs optim.name: adamw or sgd with momentum_dtype: fp32; use auto"
             )
         return self
 
