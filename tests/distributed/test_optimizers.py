@@ -10,6 +10,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pretrain.config.schema.experiment import Experiment
+from pretrain.distributed.collectives import all_reduce_sum
+from pretrain.engine.backend import square_sum
 from pretrain.models.init import init_weights
 from pretrain.models.zoo import build_model
 from pretrain.objectives.registry import build_objective
@@ -18,7 +20,7 @@ from pretrain.optim.optimizers import build_optimizer
 from pretrain.optim.schedules import build_schedule
 from tests.distributed.test_ema import read
 from tests.distributed.test_equality_laws import settings
-from tests.distributed.training import CLASSES, global_batch, train_with
+from tests.distributed.training import CLASSES, global_batch, make, train_with
 from tests.pool import Pool, RankFailureError
 
 STEPS, HALF = 8, 4
@@ -171,6 +173,18 @@ def stored_dtypes(folder: Path) -> set[str]:
 def test_what_needs_whole_tensors_is_refused_where_they_are_cut(pool2: Pool, kind: str) -> None:
     with pytest.raises(RankFailureError, match="needs whole tensors, which ZeRO-2 cuts into pieces"):
         pool2.run(train_with, config(kind, 2), "deepspeed", {"steps": 1})
+
+
+def weight_norm(config: Experiment, kind: str) -> float:
+    return float(all_reduce_sum(square_sum(make(config, kind)[0].slices()))) ** 0.5
+
+
+@pytest.mark.parametrize(("kind", "stage"), [("adafactor", 0), ("layers", 3)])
+def test_the_norm_of_the_weights_counts_frozen_ones_once_and_no_moments(pool2: Pool, kind: str, stage: int) -> None:
+    model = build_model(config(kind).model, CLASSES)
+    init_weights(model, config(kind).seed)
+    wanted = torch.cat([parameter.detach().view(-1) for parameter in model.parameters()]).norm().item()
+    assert pool2.run(weight_norm, config(kind, stage), "deepspeed") == pytest.approx([wanted] * 2, rel=1e-6)
 
 
 def test_an_fp32_moment_is_not_rounded_by_a_resume(pool2: Pool, tmp_path: Path) -> None:
