@@ -213,3 +213,34 @@ def test_offload_to_the_cpu_equals_no_offload(pool2: Pool, stage: int) -> None:
     moved = plain.model_copy(update={"cluster": cluster})
     runs = [pool2.run(train_with, each, "deepspeed", {"steps": 6})[0]["losses"] for each in (plain, moved)]
     assert list(runs[1].values()) == pytest.approx(list(runs[0].values()), rel=1e-6)
+
+
+@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_fused_kernels_change_nothing_at_a_stage(pool2: Pool, tmp_path: Path, stage: int) -> None:
+    """torch has them on the CPU too; their counter lives on the device, and goes on in a resume."""
+    plain, fused = (settings(stage, 4, optim__eps=1e-4, cluster__fused_optimizer=value) for value in (False, True))
+    straight = pool2.run(train_with, plain, "deepspeed", {"steps": 6})[0]["losses"]
+    folder = {"folder": str(tmp_path)}
+    pool2.run(train_with, fused, "deepspeed", {"steps": 3, "save_at": 3} | folder)
+    rest = pool2.run(train_with, fused, "deepspeed", {"steps": 6, "resume": True} | folder)[0]["losses"]
+    assert list(rest.values()) == pytest.approx([straight[step] for step in (3, 4, 5)], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "precision"),
+    [
+        pytest.param("lamb", 0, "autocast", marks=pytest.mark.slow),
+        ("adafactor bf16", 0, "autocast"),
+        pytest.param("layers", 1, "bf16", marks=pytest.mark.slow),
+        ("layers", 3, "bf16"),
+    ],
+)
+def test_low_precision_trains_and_goes_on(pool2: Pool, tmp_path: Path, kind: str, stage: int, precision: str) -> None:
+    """What the recipes use: the same losses after a resume, near those of fp32."""
+    low = config(kind, stage).model_copy(update={"precision": precision})
+    folder = {"folder": str(tmp_path)}
+    straight = pool2.run(train_with, low, "deepspeed", {"steps": 6, "save_at": 3} | folder)[0]["losses"]
+    rest = pool2.run(train_with, low, "deepspeed", {"steps": 6, "resume": True} | folder)[0]["losses"]
+    assert rest == {step: straight[step] for step in (3, 4, 5)}
+    exact = pool2.run(train_with, config(kind, stage), "deepspeed", {"steps": 6})[0]["losses"]
+    assert list(straight.values()) == pytest.approx(list(exact.values()), rel=5e-2)
