@@ -6,12 +6,13 @@ from pydantic import Field
 
 from pretrain.config.duration import Duration
 from pretrain.config.schema.base import PositiveInt, Strict
+from pretrain.config.schema.source import PLACES
 
 
 class EvaluationSetConfig(Strict):
     """A labelled set on which accuracy is measured; every image counts once."""
 
-    shards: str = Field(description="Folder with one split's tars and their index.")
+    shards: str = Field(description=f"Where one split's tars and their index lie: {PLACES}.")
     num_samples: PositiveInt = Field(description="Samples that the set is expected to have.")
 
 

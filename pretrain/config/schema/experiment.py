@@ -15,6 +15,7 @@ from pretrain.config.schema.evaluation import EvaluationConfig
 from pretrain.config.schema.model import ModelConfig
 from pretrain.config.schema.objective import NUM_COLOURS, ObjectiveConfig
 from pretrain.config.schema.optim import OptimConfig
+from pretrain.config.schema.sweep import SweepConfig
 from pretrain.config.schema.telemetry import GuardConfig, TelemetryConfig
 
 FORMAT_VERSION = 1
@@ -53,6 +54,9 @@ class Experiment(Strict):
     guard: GuardConfig = Field(default_factory=GuardConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    sweep: SweepConfig | None = Field(
+        default=None, description="Read by pipelines sweep; a single run trains with the settings beside it."
+    )
 
     @model_validator(mode="after")
     def _objective_fits_model(self) -> Experiment:
@@ -117,4 +121,4 @@ class Experiment(Strict):
 
     def steps(self, duration: Duration) -> int:
         """``duration`` in optimiser steps of this experiment."""
-        return duration.to_steps(self.data.num_samples, self.global_batch_size)
+        return duration.to_steps(self.data.drawn_samples, self.global_batch_size)
