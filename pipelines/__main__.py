@@ -11,8 +11,13 @@ from pretrain.errors import UserError
 
 STAGES = {
     "pack": ("pipelines.pack", "images → WebDataset shards with an index and a data set card"),
+    "plan": ("pipelines.plan", "a config → parameters, FLOPs, hours, memory, communication, disk and cost"),
     "chain": ("pipelines.chain", "on Slurm: the jobs from images to a report, each after the one before it"),
     "status": ("pipelines.status", "where a run stands: state, step, time left, restarts, last error"),
+    "watch": ("pipelines.watch", "the live state of runs in the terminal"),
+    "doctor": ("pipelines.doctor", "is this machine right? software, GPUs, disk, memory, clock, speed"),
+    "figures": ("pipelines.figures", "weights → pictures: filters, positions, attention distance and maps"),
+    "report": ("pipelines.report", "runs → one HTML file: curves, settings, incidents, data, cost, commands"),
     "demo": ("pipelines.demo", "the whole job on embedded real data, in minutes on a CPU"),
     "sweep": ("pipelines.sweep", "a fine-tuning grid: best on the dev split, mean and spread on the test set"),
     "evaluate": ("pipelines.evaluate", "trained weights → accuracy, class by class, and against another model"),

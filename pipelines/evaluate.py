@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.predict import add_weights_arguments
-from pretrain.errors import ConfigError, DataError
+from pretrain.errors import ConfigError, DataError, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,9 +97,12 @@ def _look(
     from pipelines.classifier import load_classifier
     from pipelines.evaluating.outcomes import outcomes_of
     from pipelines.progress import LazyBar
-    from pretrain.data.stream import open_set
+    from pretrain.config.schema.cluster import ClusterConfig
+    from pretrain.data.sources import open_packed
 
-    table, card = open_set(str(args.shards))
+    packed = open_packed(str(args.shards), ClusterConfig())
+    packed.check_files()
+    table, card = packed.table, packed.card
     classifier = load_classifier(
         source,
         weights=args.weights,
@@ -163,21 +166,23 @@ def matching_outputs(classifier: Classifier, shards: Path, match: str | None) ->
 def _warn_of_overlap(source: Path, args: argparse.Namespace, table: ShardTable, say: Callable[[str], None]) -> None:
     """Says how many images of the set the weights were trained on, where that can be known."""
     from pipelines.weights import experiment_of, weights_path
-    from pretrain.data.index import ShardTable
     from pretrain.data.overlap import num_in_common
+    from pretrain.data.sources import open_packed
 
     experiment = experiment_of(weights_path(source, args.weights, lambda line: None))
     if experiment is None:
         return
-    try:
-        common = num_in_common(ShardTable.load(experiment.data.shards), table)
-    except DataError:  # the training set is not here
-        return
-    if common:
-        say(
-            f"warning: {common:,} of the {table.num_samples:,} images of {args.shards} are also in "
-            f"{experiment.data.shards}, on which {source} was trained: the figures say little about new images"
-        )
+    for trained_on in experiment.data.sources:
+        try:
+            packed = open_packed(trained_on.shards, experiment.cluster, allow_pipe=False)
+            common = num_in_common(packed.table, table)
+        except UserError:  # the training set cannot be had from here
+            continue
+        if common:
+            say(
+                f"warning: {common:,} of the {table.num_samples:,} images of {args.shards} are also in "
+                f"{packed.location}, on which {source} was trained: the figures say little about new images"
+            )
 
 
 def _compared(args: argparse.Namespace, outcomes: Outcomes, other: Outcomes) -> dict[str, Any]:

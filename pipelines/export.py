@@ -188,7 +188,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", choices=("raw", "ema"), default="raw", help="of a run: trained, or their average")
     parser.add_argument("--drop-head", action="store_true", help="without the classifier, and the tanh layer before it")
     parser.add_argument("--force", action="store_true", help="replace what stands at --out")
-    parser.add_argument("--resize", choices=("short_side", "squash"), help="how images are resized; known for own runs")
+    parser.add_argument(
+        "--resize", choices=("short_side", "squash", "squash_crop"), help="how images are resized; known for own runs"
+    )
     parser.add_argument("--crop-fraction", type=float, help="short_side: model size over the resized short side")
     parser.add_argument("--resize-filter", choices=("bilinear", "bilinear_aa", "bicubic_aa", "area"), help="likewise")
     parser.add_argument("--accept-erf-gelu", action="store_true", help="npz: for readers that compute erf GELU (timm)")

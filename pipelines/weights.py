@@ -40,7 +40,7 @@ def load_source(
 
 def weights_path(source: Path, weights: Literal["raw", "ema"], say: Callable[[str], None]) -> Path:
     """The file or model folder that ``source`` stands for; errors as ``load_source``."""
-    from pretrain.engine.checkpoint import weights_file
+    from pretrain.engine.checkpoint_folder import weights_file
     from pretrain.models.exchange.formats import is_model_folder
 
     return source if is_model_folder(source) else weights_file(source, weights, say)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.model import ModelConfig
-from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS
+from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS, OptimConfig
 from pretrain.config.typed import known_keys, nearest_key
 from pretrain.data import lanes
 from pretrain.data.index import TABLE_FILE
@@ -22,13 +22,14 @@ from pretrain.data.location import Location
 from pretrain.data.sources import Source, needed_bytes, open_packed, open_sources
 from pretrain.data.transport import TransportError, open_transport
 from pretrain.errors import ConfigError, DataError
-from pretrain.models import budget, cost, variants
+from pretrain.models import budget, variants
+from pretrain.models.zero_memory import Buckets, MemoryBytes
 from pretrain.optim import groups
 
 Backend = Literal["deepspeed", "accelerate"]
 
 GIB = 2**30
-RESERVED_BYTES = 2 * GIB  # CUDA context, communication buckets, fragmentation: what the cost model leaves out
+RESERVED_BYTES = 2 * GIB  # CUDA context, communication library, fragmentation: what the memory model leaves out
 RANKS_PER_NODE = 8  # where --check must guess how many share a cache
 LARGEST_BLIND_MICRO_BATCH = 64  # where the device's memory is not known
 
@@ -158,8 +159,13 @@ def _largest_that_fits(experiment: Experiment, world: int, memory: int | None, b
     return fitting[-1]
 
 
-def _memory(experiment: Experiment, world: int, micro_batch_size: int, backend: Backend) -> cost.MemoryBytes:
-    optim, cluster = experiment.optim, experiment.cluster
+def num_optimizer_temporaries(optim: OptimConfig) -> int:
+    """fp32 tensors per parameter that the optimiser makes while it updates, on a GPU."""
+    return {"adamw": 1, "sgd": int(optim.weight_decay > 0)}.get(optim.name, 2)
+
+
+def _memory(experiment: Experiment, world: int, micro_batch_size: int, backend: Backend) -> MemoryBytes:
+    cluster = experiment.cluster
     return budget.memory_bytes(
         experiment.model,
         experiment.num_outputs,
@@ -168,7 +174,10 @@ def _memory(experiment: Experiment, world: int, micro_batch_size: int, backend: 
         num_devices=world,
         micro_batch_size=micro_batch_size,
         checkpointing=cluster.activation_checkpointing,
-        num_optimizer_states=optim.num_states,
+        num_optimizer_states=experiment.optim.num_states,
+        num_temporaries=num_optimizer_temporaries(experiment.optim),
+        accumulates=experiment.global_batch_size // world > micro_batch_size,
+        buckets=Buckets.of(cluster.deepspeed),
     )
 
 
@@ -271,7 +280,8 @@ def _report_batch(
     return [
         *lines,
         f"memory      {_gib(held.peak)} per device {capacity}: weights {_gib(held.weights)}, gradients "
-        f"{_gib(held.gradients)}, optimiser {_gib(held.optimizer)}, activations {_gib(held.activations)}",
+        f"{_gib(held.gradients)}, optimiser {_gib(held.optimizer)}, buckets {_gib(held.buffers)}, "
+        f"activations {_gib(held.activations + held.working)}",
     ]
 
 
@@ -346,23 +356,33 @@ def _report_evaluation(experiment: Experiment) -> list[str]:
     evaluation = experiment.evaluation
     if evaluation.every is not None and not evaluation.sets:
         raise ConfigError("evaluation.every: would be ignored without evaluation.sets; add a set or remove it")
+    for name, chosen in evaluation.sets.items():
+        for key, path in (("targets", chosen.targets), ("class_map", chosen.class_map)):
+            if path is not None and not Path(path).is_file():
+                raise ConfigError(f"evaluation.sets.{name}.{key}: {path} does not exist; correct the path")
     every = f"every {evaluation.every} and at the end" if evaluation.every is not None else "at the end"
-    return [f"evaluation  {', '.join(evaluation.sets)}, {every}"] if evaluation.sets else []
+    sets = [
+        name if chosen.kind == "accuracy" else f"{name} ({chosen.kind})" for name, chosen in evaluation.sets.items()
+    ]
+    return [f"evaluation  {', '.join(sets)}, {every}"] if sets else []
 
 
 def _report_data(experiment: Experiment, require_data: bool) -> list[str]:
     data = experiment.data
     keys = [f"data.mixture.{place}.shards" for place in range(len(data.mixture))] or ["data.shards"]
-    places = {key: (source.shards, source.num_samples) for key, source in zip(keys, data.sources, strict=True)}
+    places = {key: (source.shards, source.num_samples, True) for key, source in zip(keys, data.sources, strict=True)}
     for name, split in experiment.evaluation.sets.items():
-        places[f"evaluation.sets.{name}.shards"] = (split.shards, split.num_samples)
+        own = not split.has_own_classes
+        places[f"evaluation.sets.{name}.shards"] = (split.shards, split.num_samples, own)
+        if split.train_shards is not None and split.num_train_samples is not None:
+            places[f"evaluation.sets.{name}.train_shards"] = (split.train_shards, split.num_train_samples, own)
     lines: list[str] = []
     absent: set[str] = set()
-    for key, (shards, num_samples) in places.items():
+    for key, (shards, num_samples, same_classes) in places.items():
         location = Location.parse(shards)
         if location.is_remote or _has_shards(Path(location.base)):
             try:
-                lines.append(_check_split(experiment, key, shards, num_samples))
+                lines.append(_check_split(experiment, key, shards, num_samples, same_classes))
                 continue
             except DataError:
                 if require_data or not location.is_remote or _answers(location, experiment):
@@ -379,7 +399,7 @@ def _report_data(experiment: Experiment, require_data: bool) -> list[str]:
             drawn = [f"{int(source.selection.sizes.sum()):,} of {source.packed.location}" for source in opened]
             lines.append(f"data        an epoch draws {data.drawn_samples:,} samples: {', '.join(drawn)}")
         lines += _report_cache(opened, experiment)
-    return lines
+    return list(dict.fromkeys(lines))
 
 
 def _report_cache(sources: Sequence[Source], experiment: Experiment) -> list[str]:
@@ -408,10 +428,11 @@ def _has_shards(folder: Path) -> bool:
     return (folder / TABLE_FILE).exists() or any(folder.glob("*.tar"))
 
 
-def _check_split(experiment: Experiment, key: str, shards: str, num_samples: int) -> str:
+def _check_split(experiment: Experiment, key: str, shards: str, num_samples: int, same_classes: bool) -> str:
     packed = open_packed(shards, experiment.cluster, allow_pipe=experiment.data.allow_pipe)
-    table, num_classes = packed.table, experiment.data.num_classes
-    count_key = key.replace(".shards", ".num_samples")
+    table = packed.table
+    num_classes = experiment.data.num_classes if same_classes else table.num_classes
+    count_key = key.replace(".train_shards", ".num_train_samples").replace(".shards", ".num_samples")
     training = not key.startswith("evaluation")
     counts = [("data.num_classes", table.num_classes, num_classes)]
     if not training or experiment.data.sources[_place_in_mixture(key)].drop_list is None:

@@ -21,12 +21,11 @@ from pretrain.config.schema.experiment import Experiment
 from pretrain.config.tree import COMMAND_LINE, Items, Leaf, Node, Section
 from pretrain.errors import ConfigError
 
+Model = TypeVar("Model", bound=BaseModel)
+
 DEFAULT = "default"
 _CORE_TAG_NAMES = ("str", "int", "float", "bool", "null", "timestamp", "map", "seq", "value")
 _CORE_TAGS = {f"tag:yaml.org,2002:{name}" for name in _CORE_TAG_NAMES}
-
-
-Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -225,14 +224,22 @@ def _complete_settings(section: BaseModel) -> dict[str, Any]:
     values = section.model_dump(by_alias=True, mode="json")
     names = {info.alias or name: name for name, info in type(section).model_fields.items()}
     for key, name in names.items():
-        value = getattr(section, name)
-        written[key] = _complete_settings(value) if isinstance(value, BaseModel) else values[key]
+        written[key] = _complete_value(getattr(section, name), values[key])
     defaults = [key for key, name in names.items() if name not in section.model_fields_set]
     for key in defaults if _refuses(section, written) else ():
         kept = {k: v for k, v in written.items() if k == key or k not in defaults}
         if _refuses(section, kept):
             del written[key]
     return written
+
+
+def _complete_value(value: Any, dumped: Any) -> Any:
+    """A section, or sections by name, as ``_complete_settings`` gives them; anything else as it was dumped."""
+    if isinstance(value, BaseModel):
+        return _complete_settings(value)
+    if isinstance(value, dict):
+        return {key: _complete_value(part, dumped[key]) for key, part in value.items()}
+    return dumped
 
 
 def _refuses(section: BaseModel, settings: dict[str, Any]) -> bool:

@@ -109,9 +109,11 @@ class EvalTransform:
         if self.config.resize == "squash":
             return resize(pixels, self.height, self.width, self.config.resize_filter)
         wanted = (round(self.height / self.config.crop_fraction), round(self.width / self.config.crop_fraction))
-        scale = max(wanted[0] / pixels.shape[0], wanted[1] / pixels.shape[1])
-        height = max(wanted[0], round(pixels.shape[0] * scale))
-        width = max(wanted[1], round(pixels.shape[1] * scale))
+        height, width = wanted
+        if self.config.resize == "short_side":
+            scale = max(wanted[0] / pixels.shape[0], wanted[1] / pixels.shape[1])
+            height = max(wanted[0], round(pixels.shape[0] * scale))
+            width = max(wanted[1], round(pixels.shape[1] * scale))
         resized = resize(pixels, height, width, self.config.resize_filter)
         top, left = round((height - self.height) / 2), round((width - self.width) / 2)
         return inside(resized, (top, left, self.height, self.width))

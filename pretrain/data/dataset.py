@@ -112,7 +112,7 @@ class TrainDataset(Dataset[Any]):
 
 
 class EvalDataset(Dataset[Any]):
-    """Number of a batch → the samples rank, rank + world, … of the set; the last ones are padding.
+    """Number of a batch → the samples at rank, rank + world, … of those evaluated; the last ones are padding.
 
     Args:
         table: the set.
@@ -120,7 +120,7 @@ class EvalDataset(Dataset[Any]):
         rank: this rank.
         world: of so many.
         micro_batch_size: b.
-        num_samples: how many of the set's samples are evaluated, from the first one on.
+        sample_ids: the samples that are evaluated; None: all.
         store: where the bytes come from; None: the table's own folder.
     """
 
@@ -132,12 +132,13 @@ class EvalDataset(Dataset[Any]):
         rank: int,
         world: int,
         micro_batch_size: int,
-        num_samples: int,
+        sample_ids: NDArray[np.int64] | None = None,
         store: Store | None = None,
     ) -> None:
         self.table, self.transform = table, transform
         self.rank, self.world, self.micro_batch_size = rank, world, micro_batch_size
-        self.num_samples = num_samples
+        self.sample_ids = sample_ids
+        self.num_samples = table.num_samples if sample_ids is None else len(sample_ids)
         self.reader = ShardReader(table, store)
 
     def __len__(self) -> int:
@@ -154,9 +155,10 @@ class EvalDataset(Dataset[Any]):
     def _batch(self, index: int) -> Batch:
         numbers = index * self.micro_batch_size + np.arange(self.micro_batch_size)
         batch = _empty_batch(len(numbers), self.transform.height, self.transform.width, self.table.max_labels)
-        for row, sample_id in enumerate((numbers * self.world + self.rank).tolist()):
-            if sample_id >= self.num_samples:
+        for row, place in enumerate((numbers * self.world + self.rank).tolist()):
+            if place >= self.num_samples:
                 break
+            sample_id = place if self.sample_ids is None else int(self.sample_ids[place])
             try:
                 _fill(batch, row, *self.reader.read_decoded(sample_id, self.transform))
             except BadSample as bad:  # another image in its place would count twice

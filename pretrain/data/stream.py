@@ -9,6 +9,10 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.augment import EvalTransform, TrainTransform
 from pretrain.data.batch import Batch
@@ -150,40 +154,50 @@ class EvalStream:
     Args:
         config: the experiment; its model's size and its evaluation transform.
         shards: where the set lies.
-        rank: this rank, which takes the samples i ≡ rank (mod world).
+        rank: this rank, which takes the samples i ≡ rank (mod world) of those evaluated.
         world: R.
         micro_batch_size: b.
-        limit: only the first so many samples; None: all.
+        sample_ids: only these samples; None: all.
+        transform: in the place of the experiment's evaluation transform.
+        any_classes: the set may be labelled otherwise than the training set.
 
     Raises:
         DataError: the shards are missing or truncated, or have other classes than the training set.
     """
 
     def __init__(
-        self, config: Experiment, shards: str, rank: int, world: int, micro_batch_size: int, *, limit: int | None = None
+        self,
+        config: Experiment,
+        shards: str,
+        rank: int,
+        world: int,
+        micro_batch_size: int,
+        *,
+        sample_ids: NDArray[np.int64] | None = None,
+        transform: EvalTransformConfig | None = None,
+        any_classes: bool = False,
     ) -> None:
         self._config = config
         packed = open_packed(shards, config.cluster, allow_pipe=config.data.allow_pipe)
         if rank == 0 or not packed.location.is_remote:
             packed.check_files()
         self.table, self.card = packed.table, packed.card
-        if self.table.num_classes != config.data.num_classes:
+        if not any_classes and self.table.num_classes != config.data.num_classes:
             raise DataError(
                 f"{shards}: {self.table.num_classes} classes, but data.num_classes is {config.data.num_classes}; "
                 "evaluate on a set that is labelled like the training set"
             )
         height, width = model_size(config)
-        num_samples = self.table.num_samples if limit is None else min(limit, self.table.num_samples)
         self._dataset = EvalDataset(
             self.table,
-            EvalTransform(config.data.eval_transform, height, width),
+            EvalTransform(transform or config.data.eval_transform, height, width),
             rank=rank,
             world=world,
             micro_batch_size=micro_batch_size,
-            num_samples=num_samples,
+            sample_ids=sample_ids,
             store=packed.store(config.cluster, 1),
         )
-        self.faults = FaultLog(num_samples, config.data.max_bad_sample_rate)
+        self.faults = FaultLog(self._dataset.num_samples, config.data.max_bad_sample_rate)
 
     def __len__(self) -> int:
         """Batches, the same number on every rank."""

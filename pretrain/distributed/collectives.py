@@ -28,6 +28,23 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return total.to(tensor.device)
 
 
+def all_gather_rows(tensor: Tensor) -> Tensor:
+    """Every rank's ``tensor`` (b, …) behind each other, in rank order: (R b, …). Collective: equal shapes."""
+    if not is_distributed():
+        return tensor
+    tensor = tensor.contiguous()
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor)
+    return torch.cat(parts)
+
+
+def broadcast_tensor(tensor: Tensor) -> Tensor:
+    """Rank 0's ``tensor`` in the place of each rank's own, of equal shape. Collective: yes."""
+    if is_distributed():
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
 def broadcast_object(value: Any) -> Any:
     """Rank 0's ``value`` on every rank. Collective: yes; ``value`` must be picklable and small."""
     if not is_distributed():

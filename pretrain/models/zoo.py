@@ -102,3 +102,12 @@ def takes_any_size(model: ModelConfig) -> bool:
     from pretrain.models.timm_backbone import has_img_size
 
     return not has_img_size(model)
+
+
+def classifier_layers(model: nn.Module) -> list[nn.Module]:
+    """The last layers, whose input are a model's features: one, or two of a distilled model."""
+    if hasattr(model, "get_classifier"):  # one of timm's
+        from pretrain.models.timm_backbone import classifiers
+
+        return classifiers(model)
+    return [layer for name in ("head", "head_dist") if (layer := getattr(model, name, None)) is not None]

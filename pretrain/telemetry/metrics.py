@@ -66,6 +66,17 @@ TRAIN: dict[str, Metric] = {
 EVENTS: dict[str, Metric] = {
     "top1": Metric("share, 0-1", "mean over images", "images whose highest logit is one of their labels"),
     "top5": Metric("share, 0-1", "mean over images", "images with a label among their five highest logits"),
+    "precision_at_1": Metric("share, 0-1", "mean over images", "images whose highest logit is one of their labels"),
+    "mAP": Metric("share, 0-1", "mean over classes with an image", "average precision of a class, no interpolation"),
+    "num_classes": Metric("classes", "all ranks", "classes with an image, over which mAP is the mean"),
+    "N_shot": Metric(
+        "share, 0-1", "mean over images and draws", "accuracy of the regression on N images per class: `5_shot`"
+    ),
+    "N_shot_std": Metric("share, 0-1", "over draws", "its sample standard deviation"),
+    "knn_top1": Metric("share, 0-1", "mean over images", "top-1 of the vote of the nearest neighbours"),
+    "knn_top5": Metric("share, 0-1", "mean over images", "top-5 of that vote"),
+    "logistic_top1": Metric("share, 0-1", "mean over images", "top-1 of the logistic regression on features"),
+    "logistic_top5": Metric("share, 0-1", "mean over images", "top-5 of that regression"),
     "num_samples": Metric("images", "sum over ranks", "images evaluated"),
     "seconds": Metric("s", "rank 0", "duration of the event"),
 }

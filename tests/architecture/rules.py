@@ -14,12 +14,11 @@ from typing import NamedTuple
 Tree = Mapping[str, str]
 
 # Leaf modules, that every room may import.
-LEAVES = frozenset({"pretrain.devices", "pretrain.errors", "pretrain.files", "pretrain.seeds"})
+LEAVES = frozenset({"pretrain.errors", "pretrain.files", "pretrain.seeds"})
 EVERYTHING = "pretrain"
 
 # Module or room → the modules and rooms that it may import. The longest prefix that fits a module decides.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "pretrain.devices": (),
     "pretrain.errors": (),
     "pretrain.files": (),
     "pretrain.seeds": (),
@@ -63,7 +62,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "botocore": ("pretrain.data.s3_transport",),
     "rich": ("pretrain.telemetry", "pipelines"),
     "wandb": ("pretrain.telemetry",),
-    "sklearn": ("pipelines.sources",),
+    "matplotlib": ("pipelines.drawing", "pipelines.figures"),
+    "sklearn": ("pipelines.sources", "pretrain.evaluation.logistic"),
     "cv2": ("pretrain.data", "pipelines.sources", "pipelines.packing"),
     "PIL": ("pretrain.data", "pipelines.sources", "pipelines.packing"),
     "safetensors": ("pretrain.models", "pretrain.engine", "pretrain.data"),
@@ -76,7 +76,6 @@ HEAVY = frozenset(
 )
 LIGHT = (
     "pretrain",
-    "pretrain.devices",
     "pretrain.errors",
     "pretrain.files",
     "pretrain.seeds",
@@ -89,9 +88,12 @@ LIGHT = (
     "pretrain.engine.run_folder",
     "pretrain.models.cost",
     "pretrain.models.variants",
+    "pretrain.models.zero_memory",
     "pretrain.run",
     "pipelines",
     "pipelines.__main__",
+    "pipelines.plan",
+    "pipelines.planning",
     "pipelines.chain",
     "pipelines.run_record",
     "pipelines.status",

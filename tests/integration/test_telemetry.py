@@ -18,6 +18,17 @@ from tests.command import Commands
 from tests.integration.small_run import pretrain
 
 BLOCK, FULL, LAST = 32_768, 1, 4
+VAL = "shards: data/demo/upstream/val, num_samples: 187"
+NEW = (
+    "shards: data/demo/downstream/val, num_samples: 466, "
+    "train_shards: data/demo/downstream/train, num_train_samples: 50, transform: {resize: squash}"
+)
+EVALUATED = [
+    f"evaluation.sets={{val: {{{VAL}}}, multi: {{kind: multilabel, {VAL}}}, "
+    f"few: {{kind: few_shot, shots: [1, 10], {NEW}}}, knn: {{kind: knn, {NEW}}}}}",
+    "evaluation.every=6 steps",
+    "optim.ema_decay=0.9",
+]
 
 
 def wandb_records(path: Path) -> Iterator[bytes]:
@@ -52,7 +63,7 @@ def wandb_history(folder: Path) -> dict[int, dict[str, float]]:
 
 
 def test_metrics_of_a_run(command: Commands, digits: None, tmp_path: Path) -> None:
-    settings = ["telemetry.wandb={project: vit, mode: offline, tags: [test]}", "telemetry.peak_tflops=0.1"]
+    settings = ["telemetry.wandb={project: vit, mode: offline, tags: [test]}", "telemetry.peak_tflops=0.1", *EVALUATED]
     done = command.run(*pretrain("torchrun", tmp_path, *settings), check=True)
     run = tmp_path / "run"
     lines = read_metrics(run / "metrics.jsonl")
@@ -69,6 +80,13 @@ def test_metrics_of_a_run(command: Commands, digits: None, tmp_path: Path) -> No
     for step, line in lines.items():
         assert written[step]["train/loss"] == line["loss"] and written[step]["train/mfu"] == line["mfu"]
     assert written[12]["eval/val/top1"] == read_metrics(run / "metrics.jsonl", "eval")[12]["val/top1"]
+    measured = read_metrics(run / "metrics.jsonl", "eval")
+    assert sorted(measured) == [6, 12], "on schedule, and at the end"
+    names = {name for name in measured[12] if "/" in name and not name.endswith(("num_samples", "_std"))}
+    own = {"val/top1", "val/top5", "multi/precision_at_1", "multi/mAP", "multi/num_classes"}
+    own |= {"few/1_shot", "few/10_shot", "knn/knn_top1", "knn/knn_top5"}
+    assert names == own | {name.replace("/", "_ema/") for name in own}, "of the Polyak average too"
+    assert measured[12]["multi/precision_at_1"] == measured[12]["val/top1"]
     assert "12/12  loss" in done.stdout and " left" in done.stdout
 
 

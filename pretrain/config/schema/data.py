@@ -81,19 +81,23 @@ class TrainTransformConfig(Strict):
 class EvalTransformConfig(Strict):
     """How an evaluation image is made from its bytes."""
 
-    resize: Literal["short_side", "squash"] = Field(
+    resize: Literal["short_side", "squash", "squash_crop"] = Field(
         default="short_side",
-        description="short_side: keep the aspect, then crop the centre; squash: to the size itself.",
+        description="short_side: keep the aspect, then crop the centre; squash: to the size itself; squash_crop: to a "
+        "larger size, then crop the centre.",
     )
     crop_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.875, description="short_side only: model size over the resized short side (0.875 is 256 → 224)."
+        default=0.875,
+        description="short_side, squash_crop: model size over the resized short side, or sides (0.875 is 256 → 224).",
     )
     resize_filter: ResizeFilter = Field(default="bilinear_aa", description="Interpolation of the resize.")
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> EvalTransformConfig:
         if self.resize == "squash" and "crop_fraction" in self.model_fields_set:
-            raise ValueError("crop_fraction belongs to resize: short_side; with squash it would be ignored")
+            raise ValueError(
+                "crop_fraction belongs to resize: short_side or squash_crop; with squash it would be ignored"
+            )
         return self
 
 

@@ -1,23 +1,109 @@
-"""When and on what accuracy is measured."""
+"""When and on what a model is evaluated."""
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
 
 from pretrain.config.duration import Duration
-from pretrain.config.schema.base import PositiveInt, Strict
+from pretrain.config.schema.base import PositiveFloat, PositiveInt, Strict
+from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.source import PLACES
+
+Kind = Literal["accuracy", "multilabel", "label_map", "few_shot", "knn", "logistic"]
+FEATURE_KINDS = ("few_shot", "knn", "logistic")  # look at what the head sees, not at its logits
+# (settings, kinds that have them)
+SETTINGS_OF_KINDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("targets",), ("accuracy", "label_map")),
+    (("class_map",), ("label_map",)),
+    (("train_shards", "num_train_samples"), FEATURE_KINDS),
+    (("shots", "num_seeds"), ("few_shot",)),
+    (("l2",), ("few_shot", "logistic")),
+    (("k", "temperature"), ("knn",)),
+    (("max_iterations",), ("logistic",)),
+)
+FEW_SHOT_L2 = 2.0**10
+LOGISTIC_L2 = 1.0
 
 
 class EvaluationSetConfig(Strict):
-    """A labelled set on which accuracy is measured; every image counts once."""
+    """A labelled set and what is measured on it; every image counts once, on any number of ranks."""
 
-    shards: str = Field(description=f"Where one split's tars and their index lie: {PLACES}.")
+    kind: Kind = Field(
+        default="accuracy",
+        description="accuracy: top-1 and top-5. multilabel: precision@1 and mean average precision. label_map: "
+        "accuracy where the set has other classes than the head (ImageNet-1k with a head of ImageNet-21k). On frozen "
+        "features, with a labelled train set beside it: few_shot (regularised least squares), knn, logistic "
+        "(regression).",
+    )
+    shards: str = Field(description=f"Where the tars and the index of the images that are classified lie: {PLACES}.")
     num_samples: PositiveInt = Field(description="Samples that the set is expected to have.")
+    transform: EvalTransformConfig | None = Field(
+        default=None,
+        description="How its images are made; null: data.eval_transform, and for few_shot squashing to size / 0.875 "
+        "without antialias, then the central crop (256 to 224).",
+    )
+    targets: str | None = Field(
+        default=None,
+        description="accuracy, label_map: JSON of labels in the place of the set's own, as ReaL's: a list of lists in "
+        "the order of the file names, or file name to list. An image with none does not count.",
+    )
+    class_map: str | None = Field(
+        default=None,
+        description="label_map only: CSV with the columns class (of this set) and output (of the head), each an id or "
+        "a number; null: classes and outputs of equal id belong together.",
+    )
+    train_shards: str | None = Field(
+        default=None, description="few_shot, knn, logistic: folder of the labelled images."
+    )
+    num_train_samples: PositiveInt | None = Field(
+        default=None, description="few_shot, knn, logistic: samples that train_shards is expected to have."
+    )
+    shots: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
+        default=(1, 5, 10, 25), description="few_shot only: images per class, one result for each."
+    )
+    num_seeds: PositiveInt = Field(default=3, description="few_shot only: draws of the images; the mean is reported.")
+    l2: PositiveFloat | None = Field(
+        default=None,
+        description="few_shot: added to the eigenvalues of the Gram matrix, null: 2^10. logistic: half of it times the "
+        "squared norm of the weights is added to the sum of the losses, null: 1.",
+    )
+    k: PositiveInt = Field(default=20, description="knn only: neighbours that vote.")
+    temperature: PositiveFloat = Field(default=0.07, description="knn only: a vote weighs exp(cosine / temperature).")
+    max_iterations: PositiveInt = Field(default=1000, description="logistic only: most iterations of the solver.")
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> EvaluationSetConfig:
+        for names, owners in SETTINGS_OF_KINDS:
+            ignored = [name for name in names if name in self.model_fields_set and self.kind not in owners]
+            if ignored:
+                raise ValueError(
+                    f"{ignored[0]} belongs to kind: {' or '.join(owners)}; with {self.kind} it would be ignored"
+                )
+        if self.kind in FEATURE_KINDS:
+            for name in ("train_shards", "num_train_samples"):
+                if getattr(self, name) is None:
+                    raise ValueError(f"{name}: is missing; kind: {self.kind} learns from labelled images")
+        if self.kind == "knn" and self.num_train_samples is not None and self.k > self.num_train_samples:
+            raise ValueError(f"k: {self.k} neighbours, but num_train_samples is {self.num_train_samples}")
+        if len(set(self.shots)) != len(self.shots):
+            raise ValueError("shots: one of them stands there twice; remove it")
+        return self
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether it looks at features and has classes of its own."""
+        return self.kind in FEATURE_KINDS
+
+    @property
+    def has_own_classes(self) -> bool:
+        """Whether the set may be labelled otherwise than the training set."""
+        return self.uses_features or self.kind == "label_map"
 
 
 class EvaluationConfig(Strict):
-    """When and on what accuracy is measured. The end of the run always evaluates."""
+    """When and on what a model is evaluated. The end of the run always evaluates."""
 
     every: Duration | None = Field(default=None, description="How often during training; null: at the end only.")
     sets: dict[str, EvaluationSetConfig] = Field(default_factory=dict, description="Name → set.")

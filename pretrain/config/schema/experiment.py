@@ -69,13 +69,28 @@ class Experiment(Strict):
                 if masked
                 else "model.mask_token belongs to objective.name: masked_patches; otherwise it would be ignored"
             )
-        if masked and self.evaluation.sets:
-            raise ValueError("evaluation.sets: a model that predicts colours has no accuracy; remove them")
+        if masked and not all(chosen.uses_features for chosen in self.evaluation.sets.values()):
+            raise ValueError(
+                "evaluation.sets: a model that predicts colours has no accuracy; remove them, or use the kinds "
+                "few_shot, knn and logistic, which look at features"
+            )
         if self.model.is_timm and self.cluster.activation_checkpointing not in ("none", "full"):
             policy = self.cluster.activation_checkpointing
             raise ValueError(f"cluster.activation_checkpointing: {policy} needs model.name: vit; use none or full")
         if self.model.is_timm and self.cluster.compile:
             raise ValueError("cluster.compile: true needs model.name: vit, whose blocks are compiled one by one")
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoints_are_kept(self) -> Experiment:
+        config = self.checkpoint
+        if config.keep_every is not None and self.steps(config.keep_every) % max(1, self.steps(config.every)):
+            raise ValueError(
+                f"checkpoint.keep_every: {config.keep_every} are {self.steps(config.keep_every)} steps, no multiple of "
+                f"checkpoint.every, {self.steps(config.every)} steps: there would be no checkpoint to keep"
+            )
+        if config.keep_best is not None and (self.evaluation.every is None or not self.evaluation.sets):
+            raise ValueError("checkpoint.keep_best needs evaluation.every and evaluation.sets: nothing is measured")
         return self
 
     @model_validator(mode="after")

@@ -50,7 +50,8 @@ def timm_settings(metadata: WeightsMetadata) -> dict[str, Any]:
     settings: dict[str, Any] = {"interpolation": FILTERS[transform.resize_filter][0]}
     if transform.resize == "squash":
         return settings | {"crop_mode": "squash", "crop_pct": 1.0}
-    return settings | {"crop_mode": "center", "crop_pct": _crop_pct(metadata.img_size, transform.crop_fraction)}
+    mode = "squash" if transform.resize == "squash_crop" else "center"
+    return settings | {"crop_mode": mode, "crop_pct": _crop_pct(metadata.img_size, transform.crop_fraction)}
 
 
 def _crop_pct(img_size: tuple[int, int], fraction: float) -> float:
@@ -76,10 +77,11 @@ def from_timm(settings: Mapping[str, Any], img_size: tuple[int, int]) -> EvalTra
     chosen, mode, share = names.get(settings["interpolation"]), settings["crop_mode"], settings["crop_pct"]
     if chosen is None or mode not in ("squash", "center"):
         return None
-    if mode == "squash":
-        return _transform(resize="squash", resize_filter=chosen) if share == 1.0 else None
+    if mode == "squash" and share == 1.0:
+        return _transform(resize="squash", resize_filter=chosen)
+    resize = "squash_crop" if mode == "squash" else "short_side"
     share = _share([math.floor(side / share) for side in img_size], img_size, share, round)
-    return None if share is None else _transform(resize="short_side", crop_fraction=share, resize_filter=chosen)
+    return None if share is None else _transform(resize=resize, crop_fraction=share, resize_filter=chosen)
 
 
 def _transform(**fields: Any) -> EvalTransformConfig | None:
@@ -109,6 +111,9 @@ def huggingface_settings(metadata: WeightsMetadata) -> dict[str, Any]:
     }
     if transform.resize == "squash":
         return settings | {"size": {"height": height, "width": width}, "do_center_crop": False}
+    if transform.resize == "squash_crop":
+        larger = {"height": round(height / transform.crop_fraction), "width": round(width / transform.crop_fraction)}
+        return settings | {"size": larger, "do_center_crop": True, "crop_size": {"height": height, "width": width}}
     if height != width:
         raise CheckpointError(
             f"data.eval_transform.resize: short_side of {height}×{width} pixels cannot be expressed for Hugging Face, "
@@ -130,8 +135,11 @@ def from_huggingface(settings: Mapping[str, Any], img_size: tuple[int, int]) -> 
     size = {"height": size, "width": size} if isinstance(size, int) else size
     has_crop = settings.get("do_center_crop", False)
     if set(size) == {"height", "width"}:
-        fits = (size["height"], size["width"]) == img_size
-        return _transform(resize="squash", resize_filter=chosen) if fits else None
+        sides = [size["height"], size["width"]]
+        if tuple(sides) == img_size:
+            return _transform(resize="squash", resize_filter=chosen)
+        share = _share(sides, img_size, img_size[0] / sides[0], round) if has_crop else None
+        return None if share is None else _transform(resize="squash_crop", crop_fraction=share, resize_filter=chosen)
     if set(size) == {"shortest_edge"} and has_crop and img_size[0] == img_size[1] <= size["shortest_edge"]:
         share = img_size[0] / size["shortest_edge"]
         return _transform(resize="short_side", crop_fraction=share, resize_filter=chosen)

@@ -184,7 +184,11 @@ def test_where_falls_back_to_the_section_and_the_file(write: Write) -> None:
         ("", ["optim.betas=0.9"], ["optim.betas: '0.9' is not a list of 2"]),
         ("", ["cluster=3"], ["command line: cluster: expected a section with the keys backend"]),
         ("", ["evaluation.sets=3"], ["evaluation.sets: '3' is not a section"]),
-        ("", ["evaluation.sets.a=3"], ["evaluation.sets.a: expected a section with the keys shards, num_samples"]),
+        (
+            "",
+            ["evaluation.sets.a=3"],
+            ["evaluation.sets.a: expected a section with the keys kind, shards, num_samples"],
+        ),
         ("", ["evaluation.sets.a.shards=x"], ["evaluation.sets.a.num_samples is missing: Samples that"]),
         ("", ["version=2"], ["version: '2' is not 1"]),
         # missing
@@ -296,7 +300,10 @@ def test_the_resolved_yaml_loads_back_to_an_equal_experiment(write: Write, overr
 def test_the_resolved_yaml_is_complete(write: Write) -> None:
     resolved = load_experiment(write(MINIMAL))
     settings = resolved.to_dict()
-    assert settings["optim"]["betas"] == [0.9, 0.999] and settings["guard"] == {"max_consecutive_skips": 20}
+    assert settings["optim"]["betas"] == [0.9, 0.999] and settings["guard"] == {
+        "max_consecutive_skips": 20,
+        "max_rollbacks": 2,
+    }
     assert "momentum" not in settings["optim"], "an AdamW run has no momentum to speak of"
     assert set(resolved.provenance) >= {"optim.betas", "guard.max_consecutive_skips", "cluster.zero_stage"}
 

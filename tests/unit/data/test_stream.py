@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -167,7 +168,7 @@ def test_evaluation_counts_each_image_once(folder, world, num_workers, micro):
 
 
 def test_evaluation_can_be_limited_and_repeated(folder):
-    stream = EvalStream(experiment(folder, NUM), str(folder), 0, 1, 8, limit=12)
+    stream = EvalStream(experiment(folder, NUM), str(folder), 0, 1, 8, sample_ids=np.arange(12))
     for _ in range(2):
         batches = list(stream)
         assert torch.cat([batch.sample_ids[batch.valid] for batch in batches]).tolist() == list(range(12))

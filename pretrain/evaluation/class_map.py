@@ -1,0 +1,117 @@
+"""Scores a head on a set of other classes: which outputs of the head stand for each class of the set.
+
+An ImageNet-21k head is so scored on ImageNet-1k without training: of its outputs only those that mean one of the 1,000
+classes compete.
+
+Legend: B images · K outputs of the head · C classes of the set · M most outputs of a class.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pretrain.errors import DataError
+
+Classes = Sequence[tuple[str, str]]  # (id, name) in the order of the numbers
+HEADER = ["class", "output"]
+
+
+class ClassMap:
+    """Logits of the head → scores of the set's classes: the highest of the outputs that stand for a class.
+
+    A class that no output stands for is never predicted; its images count as wrong.
+
+    Args:
+        outputs: for each class of the set the outputs that stand for it.
+        class_ids: ids of the set's classes, to name them.
+    """
+
+    def __init__(self, outputs: Sequence[Sequence[int]], class_ids: Sequence[str]) -> None:
+        self._without = [class_ids[index] for index, own in enumerate(outputs) if not own]
+        self._num_classes = len(outputs)
+        most = max(len(own) for own in outputs)
+        rows = [[*own, *[own[0]] * (most - len(own))] if own else [0] * most for own in outputs]
+        self._index = torch.tensor(rows)
+        self._has_none = torch.tensor([not own for own in outputs])
+
+    @classmethod
+    def load(cls, path: str | None, classes: Classes, outputs: Classes) -> ClassMap:
+        """Reads a CSV with the columns ``class`` and ``output``, each an id or a number.
+
+        Args:
+            path: the file; None: classes and outputs of equal id belong together.
+            classes: of the set.
+            outputs: of the head: the classes of the training set.
+
+        Raises:
+            DataError: not such a file, a class or output that there is none of, an output of two classes, or no pair.
+        """
+        where = path or "classes.csv of both sets"
+        pairs = _pairs_by_id(classes, outputs) if path is None else _read_pairs(Path(path), classes, outputs)
+        found: list[list[int]] = [[] for _ in classes]
+        owner: dict[int, int] = {}
+        for number, output in pairs:
+            if owner.setdefault(output, number) != number:
+                both = f"{classes[owner[output]][0]} and {classes[number][0]}"
+                raise DataError(f"{where}: output {outputs[output][0]} stands for two classes, {both}; remove one row")
+            if output not in found[number]:
+                found[number].append(output)
+        if not owner:
+            raise DataError(
+                f"{where}: no class of the set has an output of the head; ids such as {classes[0][0]!r} and "
+                f"{outputs[0][0]!r} do not meet: name the pairs in a file, class_map: FILE"
+            )
+        return cls(found, [identifier for identifier, _ in classes])
+
+    def to(self, device: torch.device) -> ClassMap:
+        """The same with its tables on ``device``."""
+        self._index, self._has_none = self._index.to(device), self._has_none.to(device)
+        return self
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Scores (B, C) from logits (B, K)."""
+        scores = logits[:, self._index].amax(2)
+        return scores.masked_fill(self._has_none, float("-inf"))
+
+    def summary(self) -> str:
+        """How many classes the head can name, and which it cannot."""
+        text = f"{self._num_classes - len(self._without):,} of {self._num_classes:,} classes have an output of the head"
+        if not self._without:
+            return text
+        shown = ", ".join(self._without[:5]) + (", …" if len(self._without) > 5 else "")
+        return f"{text}; images of the others count as wrong: {shown}"
+
+
+def _pairs_by_id(classes: Classes, outputs: Classes) -> list[tuple[int, int]]:
+    numbers = {identifier: number for number, (identifier, _) in enumerate(outputs)}
+    return [(number, numbers[key]) for number, (key, _) in enumerate(classes) if key in numbers]
+
+
+def _read_pairs(path: Path, classes: Classes, outputs: Classes) -> list[tuple[int, int]]:
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: the class map cannot be read ({error})") from error
+    if not rows or rows[0] != HEADER:
+        raise DataError(f"{path}:1: a class map begins with the line {','.join(HEADER)}")
+    pairs = []
+    for line, row in enumerate(rows[1:], start=2):
+        if len(row) != 2:
+            raise DataError(f"{path}:{line}: {len(row)} values in the place of a class and an output")
+        pairs.append((_number(row[0], classes, path, line, "class"), _number(row[1], outputs, path, line, "output")))
+    return pairs
+
+
+def _number(text: str, names: Classes, path: Path, line: int, what: str) -> int:
+    ids = [identifier for identifier, _ in names]
+    if text in ids:
+        return ids.index(text)
+    if text.isdigit() and int(text) < len(ids):
+        return int(text)
+    raise DataError(f"{path}:{line}: {what} {text!r} is no id and no number below {len(ids)}")

@@ -1,0 +1,41 @@
+"""Evaluators by ``kind``: a new one is one class and one row here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from pretrain.config.schema.evaluation import EvaluationSetConfig
+from pretrain.evaluation.classification import Accuracy, MultiLabel
+from pretrain.evaluation.context import Context
+from pretrain.evaluation.few_shot import FewShot
+from pretrain.evaluation.knn import NearestNeighbours
+from pretrain.evaluation.logistic import LogisticProbe
+
+
+class Evaluator(Protocol):
+    """Something that is measured of a model on one set."""
+
+    def __call__(self) -> dict[str, float]:
+        """Registered metric → value, the same on every rank. Collective: yes."""
+        ...
+
+
+EVALUATORS: dict[str, Callable[[EvaluationSetConfig, Context], Evaluator]] = {
+    "accuracy": Accuracy,
+    "label_map": Accuracy,
+    "multilabel": MultiLabel,
+    "few_shot": FewShot,
+    "knn": NearestNeighbours,
+    "logistic": LogisticProbe,
+}
+
+
+def build_evaluators(context: Context) -> dict[str, Evaluator]:
+    """Name of the set → what measures it, for all sets of the experiment.
+
+    Raises:
+        DataError: a set is missing, damaged, or not what its kind needs.
+    """
+    sets = context.experiment.evaluation.sets
+    return {name: EVALUATORS[config.kind](config, context) for name, config in sets.items()}

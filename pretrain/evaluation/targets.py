@@ -1,0 +1,77 @@
+"""Labels from a file in the place of a set's own, such as the reassessed labels of ImageNet (ReaL).
+
+Source: Beyer et al., "Are we done with ImageNet?" (2006.07159), section 4: a prediction is right if it is among an
+image's labels, and images without any are left out. Its ``real.json`` is a list in the order of the file names
+``ILSVRC2012_val_00000001.JPEG`` …, which this reads as it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretrain.data.batch import PADDING_LABEL
+from pretrain.data.index import ShardTable
+from pretrain.data.labels import read_sources
+from pretrain.errors import DataError
+
+
+def load_targets(path: str | Path, table: ShardTable) -> NDArray[np.int64]:
+    """Labels of every sample of the set in canonical order, int64 (N, M), padded with −1.
+
+    Args:
+        path: JSON: a list with one list of class numbers per image, in the order of the packed files' names; or an
+            object from file name to list. An empty list: the image does not count.
+        table: the set.
+
+    Raises:
+        DataError: not such a file, another number of images, an image that is missing, a number that is no class.
+    """
+    content = _read(Path(path))
+    names = [PurePosixPath(source).name for source in read_sources(table)]
+    if isinstance(content, list):
+        if len(content) != len(names):
+            raise DataError(f"{path}: labels of {len(content):,} images, but {table.folder} has {len(names):,}")
+        content = dict(zip(_ordered(names, table), content, strict=True))
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise DataError(f"{path}: no labels of {missing[0]} and {len(missing) - 1:,} more images of {table.folder}")
+    rows = [_numbers(content[name], name, path, table.num_classes) for name in names]
+    targets = np.full((len(rows), max(1, *map(len, rows)) if rows else 1), PADDING_LABEL, dtype=np.int64)
+    for index, row in enumerate(rows):
+        targets[index, : len(row)] = row
+    return targets
+
+
+def _read(path: Path) -> list[Any] | dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: the targets cannot be read ({error})") from error
+    if not isinstance(content, (list, dict)):
+        raise DataError(f"{path}: a JSON list of lists, or an object from file name to list, is expected")
+    return content
+
+
+def _ordered(names: list[str], table: ShardTable) -> list[str]:
+    ordered = sorted(names)
+    twice = [name for name, after in itertools.pairwise(ordered) if name == after]
+    if twice:
+        raise DataError(
+            f"{table.folder}: two images are called {twice[0]}, so a list of targets has no order; give an object from "
+            "file name to list, or pack the set with names that differ"
+        )
+    return ordered
+
+
+def _numbers(value: Any, name: str, path: str | Path, num_classes: int) -> list[int]:
+    labels = value if isinstance(value, list) else [value]
+    for label in labels:
+        if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < num_classes:
+            raise DataError(f"{path}: {name}: {label!r} is no class; the set has the classes 0 to {num_classes - 1}")
+    return labels

@@ -1,0 +1,91 @@
+"""A head scored on a set of other classes, and labels from a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain.data.index import ShardTable
+from pretrain.errors import DataError
+from pretrain.evaluation.class_map import ClassMap
+from pretrain.evaluation.targets import load_targets
+from tests.unit.data.sets import write_set
+
+SET = [("n3", "cat"), ("n1", "dog"), ("n9", "teddy")]
+HEAD = [("n0", "thing"), ("n1", "dog"), ("n2", "pug"), ("n3", "cat")]
+INF = float("-inf")
+
+
+def scores(class_map: ClassMap) -> list[float]:
+    return class_map(torch.tensor([[9.0, 1.0, 2.0, 3.0]]))[0].tolist()
+
+
+def test_classes_of_equal_id_belong_together() -> None:
+    class_map = ClassMap.load(None, SET, HEAD)
+    assert scores(class_map) == [3.0, 1.0, INF]
+    assert class_map.summary() == "2 of 3 classes have an output of the head; images of the others count as wrong: n9"
+
+
+def test_a_file_may_name_ids_or_numbers_and_several_outputs(tmp_path: Path) -> None:
+    path = tmp_path / "map.csv"
+    path.write_text("class,output\nn3,3\n1,n1\nn1,n2\nn9,0\n")
+    class_map = ClassMap.load(str(path), SET, HEAD)
+    assert scores(class_map) == [3.0, 2.0, 9.0], "a dog is a dog or a pug, whichever is higher"
+    assert class_map.summary() == "3 of 3 classes have an output of the head"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("n3,3\n", ["map.csv:1", "class,output"]),
+        ("class,output\nn3\n", ["map.csv:2", "1 values"]),
+        ("class,output\nn7,3\n", ["map.csv:2", "class 'n7' is no id and no number below 3"]),
+        ("class,output\nn3,4\n", ["map.csv:2", "output '4' is no id and no number below 4"]),
+        ("class,output\nn3,3\nn1,3\n", ["output n3 stands for two classes, n3 and n1"]),
+        ("class,output\n", ["no class of the set has an output"]),
+    ],
+)
+def test_bad_maps(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = tmp_path / "map.csv"
+    path.write_text(text)
+    with pytest.raises(DataError) as caught:
+        ClassMap.load(str(path), SET, HEAD)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> ShardTable:
+    return ShardTable.load(write_set(tmp_path_factory.mktemp("coded") / "val", [3, 2]))
+
+
+def test_targets_as_a_list_in_the_order_of_names_and_by_name(table: ShardTable, tmp_path: Path) -> None:
+    path = tmp_path / "real.json"
+    rows = [[0], [], [3, 1], [2], [6]]
+    expected = [[0, -1], [-1, -1], [3, 1], [2, -1], [6, -1]]
+    path.write_text(json.dumps(rows))
+    assert load_targets(path, table).tolist() == expected
+    path.write_text(json.dumps({f"image-{index:06d}": row for index, row in reversed(list(enumerate(rows)))}))
+    assert load_targets(path, table).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[[1]]", ["labels of 1 images", "has 5"]),
+        ('{"image-000000": [1]}', ["no labels of image-000001 and 3 more"]),
+        ("[[0],[1],[2],[3],[7]]", ["image-000004: 7 is no class", "0 to 6"]),
+        ("3", ["a JSON list"]),
+        ("[", ["cannot be read"]),
+    ],
+)
+def test_bad_targets(table: ShardTable, tmp_path: Path, content: str, words: list[str]) -> None:
+    path = tmp_path / "real.json"
+    path.write_text(content)
+    with pytest.raises(DataError) as caught:
+        load_targets(path, table)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert np.asarray(table.sizes).tolist() == [3, 2]
