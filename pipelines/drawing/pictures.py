@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -83,6 +84,7 @@ def draw_distance(distances: Mapping[str, Array]) -> Figure:
     for axis, values in zip(axes, distances.values(), strict=True):
         depth, heads = values.shape
         axis.scatter(np.repeat(np.arange(depth), heads), values.ravel(), s=9, c=np.tile(np.arange(heads), depth))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_ylim(0, 1.05 * highest)
         axis.set_xlabel("network depth (block)", fontsize=8)
         axis.set_ylabel("mean attention distance (pixels)", fontsize=8)

@@ -120,6 +120,8 @@ def labels_of(paths: Sequence[Path]) -> list[str]:
 
 
 def _short(path: Path) -> str:
+    if path.parent.name.startswith("step-") and path.suffix == ".safetensors":
+        return f"{_short(path.parent)} ema" if path.stem.endswith("_ema") else _short(path.parent)
     if path.name.startswith("step-") and path.parent.name == "checkpoints":
         return f"{path.parent.parent.name} {path.name}"
     return path.stem if path.suffix else path.name

@@ -10,6 +10,7 @@ from torch import Tensor
 from pretrain.config.schema.evaluation import EvaluationSetConfig
 from pretrain.data.batch import Batch
 from pretrain.data.card import load_classes
+from pretrain.data.sources import open_packed
 from pretrain.evaluation.average_precision import MeanAveragePrecision
 from pretrain.evaluation.class_map import ClassMap
 from pretrain.evaluation.context import Context
@@ -28,8 +29,12 @@ class Accuracy:
             self._targets = torch.from_numpy(load_targets(config.targets, self._stream.table))
         self._select: Callable[[Tensor], Tensor] = lambda logits: logits
         if config.kind == "label_map":
-            outputs = load_classes(context.experiment.data.shards)
-            class_map = ClassMap.load(config.class_map, load_classes(config.shards), outputs)
+            experiment = context.experiment
+            trained_on = open_packed(
+                experiment.data.sources[0].shards, experiment.cluster, allow_pipe=experiment.data.allow_pipe
+            )
+            own = load_classes(self._stream.table.folder)
+            class_map = ClassMap.load(config.class_map, own, trained_on.classes)
             context.say(f"{config.shards}: {class_map.summary()}")
             self._select = class_map.to(context.device)
 

@@ -92,7 +92,7 @@ class FewShot:
         self._config, self._context = config, context
         self._test = context.stream(config, config.shards)
         table = context.stream(config, config.train_shards).table
-        self._num_classes = table.num_classes
+        self._num_classes, self._folder = table.num_classes, table.folder
         self._labels = single_labels(read_labels(table), config.train_shards)
         self._check(config.train_shards)
         most = max(config.shots)
@@ -105,7 +105,7 @@ class FewShot:
         counts = np.bincount(self._labels, minlength=self._num_classes)
         rarest = int(counts.argmin())
         if counts[rarest] < max(self._config.shots):
-            name = load_classes(shards)[rarest][1]
+            name = load_classes(self._folder)[rarest][1]
             raise DataError(
                 f"shots: {max(self._config.shots)} images per class, but {shards} has {counts[rarest]} of class "
                 f"{rarest} ({name}); use fewer shots"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import ROOT, Commands
+from tests.unit.pipelines.run_folders import write_run
 from tests.unit.pipelines.test_collect import write_sweep
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -66,7 +67,15 @@ def test_command_of_the_docs(command: Commands, digits: None, tmp_path: Path, pa
         if arguments[0] == "status":
             arguments[1] = str(tmp_path)
             (tmp_path / "exit.json").write_text('{"outcome": "complete"}')
-        if arguments[0] in ("average", "evaluate", "export", "predict"):
+        if arguments[0] in ("report", "watch"):
+            runs = [word for word in arguments if word.startswith("runs")]
+            for run in runs:
+                arguments[arguments.index(run)] = str(write_run(tmp_path / run.replace("/", "_")))
+        if arguments[0] == "doctor":
+            done = command.run("python", "-m", "pipelines", *arguments, timeout_s=300)
+            assert (done.returncode in (0, 1, 2) and " green, " in done.stdout + done.stderr) or "--json" in arguments
+            return
+        if arguments[0] in ("figures", "average", "evaluate", "export", "predict"):
             weights = str(_weights(tmp_path / "weights.safetensors"))
             arguments = [weights if word.startswith("runs/") else word for word in arguments]
         if arguments[0] == "collect":
