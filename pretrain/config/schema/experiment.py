@@ -78,6 +78,29 @@ class Experiment(Strict):
         return self
 
     @model_validator(mode="after")
+    def _augmentation_fits(self) -> Experiment:
+        mixes = self.data.effective_mixing.active
+        if self.objective.binarise and not mixes:
+            raise ValueError(
+                "objective.binarise acts on mixed targets; without data.mixing (or data.augreg) it would be ignored"
+            )
+        if mixes and self.objective.name == "masked_patches":
+            raise ValueError("data.mixing mixes labels, which objective.name: masked_patches ignores; remove it")
+        if mixes and self.cluster.micro_batch_size != "auto" and self.cluster.micro_batch_size % 2:
+            raise ValueError(
+                f"cluster.micro_batch_size: {self.cluster.micro_batch_size} is odd, but data.mixing mixes pairs of "
+                "neighbours; use an even number"
+            )
+        size = self.model.img_size
+        largest, short_side = size if isinstance(size, int) else max(size), self.data.train_transform.short_side
+        if short_side is not None and short_side < largest:
+            raise ValueError(
+                f"data.train_transform.short_side: {short_side} is smaller than the model's {largest} pixels; "
+                "the crop would not fit"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _optimiser_has_what_the_cluster_asks(self) -> Experiment:
         if self.cluster.fused_optimizer is True and not self.optim.has_fused:
             raise ValueError(
