@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | types | bench | clean
+# make demo | test | test-all | test-slurm | lint | types | bench | clean
 # The environment is made when it is missing and brought up to date when pyproject.toml has changed.
 
 SYSTEM_PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-all lint types bench clean
+.PHONY: help demo test test-all test-slurm lint types bench clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -23,7 +23,10 @@ test: $(INSTALLED) ## the suite without what is slow
 	$(PYTHON) -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-all: test ## the whole suite: what is slow runs alone, for it measures, or starts a cluster
-	$(PYTHON) -m pytest -m slow
+	tests/slurm/with_slurm.sh $(PYTHON) -m pytest -m slow
+
+test-slurm: $(INSTALLED) ## the job scripts on a real Slurm, installed for it where that is allowed (root, apt-get)
+	tests/slurm/with_slurm.sh $(PYTHON) -m pytest -m slow tests/slurm
 
 lint: $(INSTALLED) ## format and rules, without changing anything
 	$(PYTHON) -m ruff format --check .

@@ -10,6 +10,8 @@ from pretrain.errors import UserError
 
 STAGES = {
     "pack": ("pipelines.pack", "images → WebDataset shards with an index and a data set card"),
+    "chain": ("pipelines.chain", "on Slurm: the jobs from images to a report, each after the one before it"),
+    "status": ("pipelines.status", "where a run stands: state, step, time left, restarts, last error"),
     "demo": ("pipelines.demo", "the whole job on embedded real data, in minutes on a CPU"),
     "export": ("pipelines.export", "trained weights → timm, Hugging Face, Google's .npz or ONNX, checked"),
 }

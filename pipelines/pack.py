@@ -2,261 +2,251 @@
 
 OUT/pack.json             options and digest of the source's list: the same command goes on or has nothing to do
 OUT/SPLIT/shard-*.tar     and the files beside them, see pretrain/data/index.py and card.py
+
+The tasks of an array (``--task 3/64``) share the shards of one OUT; ``pack merge OUT`` then finishes it.
 """
 
 from __future__ import annotations
 
-import argparse
-import fcntl
 import json
 import os
-import re
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.packing.arguments import PackRequest, parse
 from pipelines.packing.finish import QUARANTINE_FILE, encode_lines, finish_split, quarantined_in
-from pipelines.packing.plan import PackOptions, Plan, make_plan
-from pipelines.packing.pool import run_shards
-from pipelines.packing.shard import is_done
+from pipelines.packing.listing import About, digest_content, list_source, load_content, load_listing, prepare_units
+from pipelines.packing.plan import PackOptions, Plan, Shard, make_plan
+from pipelines.packing.pool import run_tasks
+from pipelines.packing.shard import Writing, is_done, num_bad, write_shard
+from pipelines.packing.state import STATE_FILE, State, Task, Work, locked, read_state, write_state
 from pipelines.progress import LazyBar
-from pipelines.sources.digits import DigitsSource
-from pipelines.sources.fashion_mnist import FashionMnistSource
-from pipelines.sources.folder import FolderSource
-from pipelines.sources.protocol import Source
 from pretrain.data.card import Card
-from pretrain.data.index import TABLE_FILE, ShardTable
-from pretrain.errors import ConfigError, DataError, SetupError
+from pretrain.data.index import ShardTable
+from pretrain.errors import ConfigError, DataError
 from pretrain.files import TEMPORARY_SUFFIX, write_atomic
 
-STATE_FILE = "pack.json"
-LOCK_FILE = ".pack.lock"
-STATE_VERSION = 1
-DEFAULT_MAX_BAD_RATE = 0.01
 IMAGES_PER_WORKER = 4096  # below this a process costs more to start than it saves
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-SOURCES: dict[str, Callable[[argparse.Namespace], Source]] = {
-    "folder": lambda args: FolderSource(
-        _required_path(args), nested_labels=args.nested_labels, name=args.name, licence=args.licence
-    ),
-    "digits": lambda args: DigitsSource(),
-    "fashion-mnist": lambda args: FashionMnistSource(args.path),
+DROPPED_FILE = "dropped.jsonl"
+STATUS = {
+    "packed": "packed",
+    "unchanged": "nothing to do, packed before",
+    "task": "task done; when all are: python -m pipelines pack merge",
+    "merged": "merged",
 }
-EXAMPLES = """examples:
-  python -m pipelines pack digits --classes 0-4 --holdout 0.2 --out data/digits_upstream
-  python -m pipelines pack folder photos/ --out data/photos --holdout 0.1 --workers 8
-  python -m pipelines pack folder clipart/ --nested-labels --out data/clipart
-Killed at any moment, the same command goes on where it was; finished, it has nothing to do."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run did: a key of ``STATUS``, one card per finished split, remarks."""
+
+    status: str
+    cards: list[Card]
+    notes: list[str]
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
-    args = _parser().parse_args(argv)
     started = time.monotonic()
-    options = _options(args)
-    source = SOURCES[args.source](args)
-    status, cards, notes = pack(source, options, args.out, num_workers=args.workers, max_bad_rate=args.max_bad_rate)
-    result = _result(status, args.out, cards, time.monotonic() - started)
-    if args.json:
-        print(json.dumps(result))
+    request = parse(argv)
+    result = merge(request) if request.is_merge else pack(request)
+    shown = _result(result, request.out, time.monotonic() - started)
+    if request.json:
+        print(json.dumps(shown))
     else:
-        _print(result, notes)
+        _print(shown, result.notes)
     return 0
 
 
-def pack(
-    source: Source, options: PackOptions, out: Path, *, num_workers: int | None, max_bad_rate: float
-) -> tuple[str, list[Card], list[str]]:
-    """Packs ``source`` into ``out`` and returns ("packed" | "unchanged", one card per split, remarks).
+def pack(request: PackRequest) -> Result:
+    """Packs a source into ``request.out``, or one task's share of it.
 
     Raises:
         ConfigError: ``out`` holds something else.
         DataError: the source changed, or too many of its images are bad.
         SetupError: another process packs into ``out``.
     """
-    items = source.items()
-    plan = make_plan(items, source.classes, options)
-    num_workers = num_workers or max(1, min(len(os.sched_getaffinity(0)), len(items) // IMAGES_PER_WORKER))
+    source, options, out, task = request.source, request.options, request.out, request.task
+    assert source is not None
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
-        _claim(out, options, plan)
-        if all((out / split.name / TABLE_FILE).is_file() for split in plan.splits):
-            return "unchanged", [_finished(out / split.name) for split in plan.splits], source.notes
-        _write_shards(plan, source, out, num_workers, max_bad_rate)
-        cards = [finish_split(out / split.name, split, plan, source, options) for split in plan.splits]
-        (out / QUARANTINE_FILE).unlink(missing_ok=True)  # of an earlier run that found too many
-    return "packed", cards, source.notes
+    with locked(out, together=task is not None):
+        state, fingerprint = read_state(out, options), source.fingerprint()
+        if state and fingerprint and state.fingerprint == fingerprint and state.is_whole(out):
+            return Result("unchanged", _finished(out, state.splits), [])
+        work = Work(out)
+        plan, about, num_workers = _planned(request, work, fingerprint)
+        splits = [split.name for split in plan.splits]
+        if state:
+            state.check(plan.listing, out)
+            if all((out / name / "index.json").is_file() for name in splits):
+                work.remove()
+                return Result("unchanged", _finished(out, splits), about.notes)
+            _refuse_old(state, out)
+        else:
+            write_state(out, options, plan.listing, fingerprint, splits)
+        _write_shards(plan, Writing(source, options.of_images, plan.multi_label), request, num_workers)
+        if task:
+            return Result("task", [], about.notes)
+        return Result("packed", _finish(plan, about, options, out, work), about.notes)
 
 
-def _write_shards(plan: Plan, source: Source, out: Path, num_workers: int, max_bad_rate: float) -> None:
-    """Writes the shards that are not there yet, and counts the bad images of all of them."""
-    limit = max_bad_rate * plan.num_items
-    num_bad = done_before = 0
-    tasks = []
-    for split in plan.splits:
-        folder = out / split.name
-        folder.mkdir(exist_ok=True)
-        for leftover in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-            leftover.unlink()
-        for shard in split.shards:
-            if is_done(folder, shard):
-                done_before += len(shard.items)
-                num_bad += len(quarantined_in(folder, [shard]))
-            else:
-                tasks.append((folder, shard))
-    with LazyBar("packing", plan.num_items, "images") as bar:
-        if num_bad <= limit:
-            for bad in run_shards(tasks, source, num_workers, lambda done: bar.show(done_before + done)):
-                num_bad += bad
-                if num_bad > limit:
+def merge(request: PackRequest) -> Result:
+    """Finishes what the tasks of an array packed; the bytes are those of a pack by one machine.
+
+    Raises:
+        ConfigError: there is no such pack.
+        DataError: shards are missing; names the tasks to run again.
+    """
+    out = request.out
+    if not (out / STATE_FILE).is_file():
+        raise ConfigError(f"{out} holds no {STATE_FILE}: no task has packed into it yet")
+    with locked(out):
+        stored = json.loads((out / STATE_FILE).read_bytes())["options"]
+        options = PackOptions(**stored)
+        state = read_state(out, options)
+        assert state is not None
+        work = Work(out)
+        if state.is_whole(out):
+            work.remove()
+            return Result("unchanged", _finished(out, state.splits), [])
+        if not work.num_tasks:
+            raise ConfigError(f"{out} was not begun with --task; run the command that began it again")
+        table, about = load_listing(work)
+        inputs = request.inputs_of(options, work.folder)
+        content = load_content(table, work) if options.duplicates != "keep" else None
+        plan = make_plan(table, about.classes, options, inputs.with_content(content), multi_label=about.multi_label)
+        _check_whole(plan, out, work.num_tasks)
+        _check_rate(plan, out, request.max_bad_rate)
+        return Result("merged", _finish(plan, about, options, out, work), about.notes)
+
+
+def _planned(request: PackRequest, work: Work, fingerprint: str) -> tuple[Plan, About, int]:
+    source, options, task = request.source, request.options, request.task
+    assert source is not None
+    cores = request.num_workers or len(os.sched_getaffinity(0))
+    needs_work = bool(source.units()) or options.duplicates != "keep" or task is not None
+    if needs_work:
+        work.begin(options, fingerprint, task)
+        request.keep_inputs(work.folder)
+    prepare_units(source, work, cores, task)
+    table, about = list_source(source, work, task)
+    source.classes = about.classes
+    content = None
+    if options.duplicates != "keep":
+        content = digest_content(table, source, work, cores, task)
+    plan = make_plan(table, about.classes, options, request.inputs.with_content(content), multi_label=about.multi_label)
+    share = plan.num_items // (task.count if task else 1)
+    return plan, about, request.num_workers or max(1, min(cores, share // IMAGES_PER_WORKER))
+
+
+def _finish(plan: Plan, about: About, options: PackOptions, out: Path, work: Work) -> list[Card]:
+    if plan.duplicates is not None and len(plan.duplicates.copies):
+        write_atomic(out / DROPPED_FILE, encode_lines(plan.duplicates.entries()))
+    cards = [finish_split(out / split.name, split, plan, about, options) for split in plan.splits]
+    (out / QUARANTINE_FILE).unlink(missing_ok=True)  # of an earlier run that found too many
+    work.remove()
+    return cards
+
+
+def _write_shards(plan: Plan, writing: Writing, request: PackRequest, num_workers: int) -> None:
+    """Writes those shards of this task that are not there yet, and counts the bad images of all of them."""
+    out, mine = request.out, list(_shares(plan, request.out, request.task))
+    num_items = sum(len(shard.items) for _, shard in mine)
+    limit = request.max_bad_rate * num_items
+    bad = done_before = 0
+    tasks: list[tuple[Path, Shard]] = []
+    _clean(plan, out, mine, alone=request.task is None)
+    for folder, shard in mine:
+        if is_done(folder, shard):
+            done_before += len(shard.items)
+            bad += num_bad(quarantined_in(folder, [shard]))
+        else:
+            tasks.append((folder, shard))
+    with LazyBar("packing", num_items, "images") as bar:
+        if bad <= limit:
+            num_workers = min(num_workers, len(tasks))
+            for more in run_tasks(write_shard, tasks, writing, num_workers, lambda done: bar.show(done_before + done)):
+                bad += more
+                if bad > limit:
                     break
-    if num_bad > limit:
-        raise DataError(_too_many_bad(plan, out, num_bad, max_bad_rate))
+    if bad > limit:
+        raise DataError(_too_many_bad(mine, out, num_items, request.max_bad_rate))
 
 
-def _too_many_bad(plan: Plan, out: Path, num_bad: int, max_bad_rate: float) -> str:
+def _shares(plan: Plan, out: Path, task: Task | None) -> Iterator[tuple[Path, Shard]]:
+    """(folder, shard) of a task, or of all: shard number k of the pack belongs to task k modulo their number."""
+    shards = [(out / split.name, shard) for split in plan.splits for shard in split.shards]
+    yield from shards[task.number - 1 :: task.count] if task else shards
+
+
+def _clean(plan: Plan, out: Path, mine: Sequence[tuple[Path, Shard]], *, alone: bool) -> None:
+    """Makes the folders and removes what a kill left half written; a task touches its own shards only."""
+    for split in plan.splits:
+        (out / split.name).mkdir(exist_ok=True)
+        if alone:
+            for leftover in (out / split.name).glob(f"*{TEMPORARY_SUFFIX}"):
+                leftover.unlink()
+    if not alone:
+        for folder, shard in mine:
+            for leftover in folder.glob(f"{shard.name.removesuffix('.tar')}.*{TEMPORARY_SUFFIX}"):
+                leftover.unlink(missing_ok=True)
+
+
+def _check_whole(plan: Plan, out: Path, num_tasks: int) -> None:
+    """Refuses a merge before its time."""
+    shards = list(_shares(plan, out, None))
+    missing = [number for number, (folder, shard) in enumerate(shards) if not is_done(folder, shard)]
+    if missing:
+        tasks = sorted({number % num_tasks + 1 for number in missing})
+        shown = ", ".join(f"{number}/{num_tasks}" for number in tasks[:16]) + (" …" if len(tasks) > 16 else "")
+        raise DataError(
+            f"{out}: {len(missing)} of {len(shards)} shards are missing; run again with --task {shown}, then merge"
+        )
+
+
+def _check_rate(plan: Plan, out: Path, max_bad_rate: float) -> None:
+    shards = list(_shares(plan, out, None))
+    if sum(num_bad(quarantined_in(folder, [shard])) for folder, shard in shards) > max_bad_rate * plan.num_items:
+        raise DataError(_too_many_bad(shards, out, plan.num_items, max_bad_rate))
+
+
+def _too_many_bad(shards: Sequence[tuple[Path, Shard]], out: Path, num_items: int, max_bad_rate: float) -> str:
     entries = [
-        {"split": split.name, **entry}
-        for split in plan.splits
-        for shard in split.shards
-        if is_done(out / split.name, shard)
-        for entry in quarantined_in(out / split.name, [shard])
+        {"split": folder.name, **entry}
+        for folder, shard in shards
+        if is_done(folder, shard)
+        for entry in quarantined_in(folder, [shard])
+        if num_bad([entry])
     ]
     write_atomic(out / QUARANTINE_FILE, encode_lines(entries))
     kinds = ", ".join(f"{kind} × {count}" for kind, count in Counter(entry["kind"] for entry in entries).most_common())
     first = entries[0]
     return (
-        f"at least {num_bad} of {plan.num_items} images cannot be used ({kinds}), more than --max-bad-rate "
+        f"at least {len(entries)} of {num_items} images cannot be used ({kinds}), more than --max-bad-rate "
         f"{max_bad_rate:g} allows. First: {first['source']} ({first['kind']}: {first['detail']}). All so far: "
         f"{out / QUARANTINE_FILE}. Mend or remove them, or run again with a higher --max-bad-rate"
     )
 
 
-def _claim(out: Path, options: PackOptions, plan: Plan) -> None:
-    """Makes ``out`` this pack's own, or checks that it is."""
-    path = out / STATE_FILE
-    state = {"version": STATE_VERSION, "options": options.to_dict(), "listing": plan.listing}
-    if not path.is_file():
-        others = sorted(
-            entry.name
-            for entry in out.iterdir()
-            if entry.name != LOCK_FILE and not entry.name.startswith(f"{STATE_FILE}.")  # what a kill left
-        )
-        if others:
-            raise ConfigError(f"--out {out} holds other files, such as {others[0]}; choose a new or empty folder")
-        write_atomic(path, (json.dumps(state, indent=2) + "\n").encode())
-        return
-    found = json.loads(path.read_bytes())
-    if found.get("version") != STATE_VERSION:
-        raise ConfigError(f"{path} is of version {found.get('version')!r}; choose another --out or delete the folder")
-    wanted, had = options.to_dict(), found["options"]
-    differing = [
-        f"{key}: {had.get(key)!r} then, {wanted.get(key)!r} now" for key in wanted if had.get(key) != wanted[key]
-    ]
-    if differing:
-        raise ConfigError(
-            f"{out} was packed with other options ({'; '.join(differing)}); choose another --out, or delete the folder"
-        )
-    if found["listing"] != plan.listing:
-        raise DataError(
-            f"the source has changed since {out} was begun (files came, went or have other sizes); choose another "
-            "--out, or delete the folder"
-        )
+def _refuse_old(state: State, out: Path) -> None:
+    if not state.splits:
+        raise ConfigError(f"{out} was begun by an earlier version of the packer; delete the folder and pack again")
 
 
-def _finished(folder: Path) -> Card:
-    ShardTable.load(folder).check_files()
-    return Card.load(folder)
+def _finished(out: Path, splits: Sequence[str]) -> list[Card]:
+    for name in splits:
+        ShardTable.load(out / name).check_files()
+    return [Card.load(out / name) for name in splits]
 
 
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Holds the folder's lock, which the kernel releases however this process ends."""
-    path = out / LOCK_FILE
-    while True:
-        file = open(path, "w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            raise SetupError(f"another process is packing into {out}; wait for it or choose another --out") from error
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
-        file.close()  # its last holder removed it between our two lines: that lock would exclude nobody
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        file.close()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines pack",
-        description="Packs labelled images into WebDataset shards with an index and a data set card.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", choices=sorted(SOURCES), help="kind of source")
-    parser.add_argument("path", nargs="?", type=Path, help="folder: the root; fashion-mnist: where its IDX files are")
-    parser.add_argument("--out", required=True, type=Path, help="folder to make; gets one sub-folder per split")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the global shuffle (0)")
-    parser.add_argument("--workers", type=int, help="processes (one per core, fewer for a small set)")
-    parser.add_argument("--shard-bytes", type=_num_bytes, default="256MB", help="largest size of a tar (256MB)")
-    parser.add_argument("--shard-samples", type=int, default=10_000, help="most images in a tar (10000)")
-    parser.add_argument("--holdout", type=float, default=0.0, help="share of the training images that becomes val (0)")
-    parser.add_argument("--classes", default="", help="only these: ids, names or ranges of indices, such as 0-4,7")
-    parser.add_argument("--per-class", type=int, default=0, help="only so many training images of each class")
-    parser.add_argument("--nested-labels", action="store_true", help="folder: every folder above a file is a label")
-    parser.add_argument("--max-bad-rate", type=float, default=DEFAULT_MAX_BAD_RATE, help="share that may be bad (0.01)")
-    parser.add_argument("--name", default="", help="name of the data set on its card")
-    parser.add_argument("--licence", default="", help="folder: licence of the images on the card")
-    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
-    return parser
-
-
-def _options(args: argparse.Namespace) -> PackOptions:
-    limits = {"seed": args.seed >= 0, "shard-samples": args.shard_samples >= 1}
-    limits |= {"workers": args.workers is None or args.workers >= 1}
-    limits |= {"shard-bytes": args.shard_bytes >= 1, "holdout": 0 <= args.holdout < 1, "per-class": args.per_class >= 0}
-    limits |= {"max-bad-rate": 0 <= args.max_bad_rate <= 1}
-    for name, is_allowed in limits.items():
-        if not is_allowed:
-            raise ConfigError(f"--{name} {getattr(args, name.replace('-', '_'))} is out of range; see --help")
-    foreign = {"nested-labels": args.nested_labels, "licence": args.licence}
-    for name, value in foreign.items():
-        if value and args.source != "folder":
-            raise ConfigError(f"--{name} belongs to the source folder; with {args.source} it would be ignored")
-    if args.source == "digits" and args.path:
-        raise ConfigError(f"the source digits takes no PATH; {args.path} would be ignored")
-    names = set(PackOptions.__dataclass_fields__)
-    return PackOptions(**{key: value for key, value in vars(args).items() if key in names})
-
-
-def _required_path(args: argparse.Namespace) -> Path:
-    if args.path is None:
-        raise ConfigError(
-            f"the source {args.source} needs a PATH: python -m pipelines pack {args.source} PATH --out DIR"
-        )
-    return args.path
-
-
-def _num_bytes(text: str) -> int:
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
-    if match is None or match[2].upper() not in UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write a number and a unit, such as 256MB or 1GiB")
-    return int(float(match[1]) * UNITS[match[2].upper()])
-
-
-def _result(status: str, out: Path, cards: Sequence[Card], seconds: float) -> dict[str, Any]:
+def _result(result: Result, out: Path, seconds: float) -> dict[str, Any]:
     keys = ("num_samples", "num_classes", "num_shards", "num_bytes", "max_labels", "quarantined", "index_digest")
-    splits = {card.split: {key: getattr(card, key) for key in keys} for card in cards}
-    return {"status": status, "out": str(out), "seconds": round(seconds, 2), "splits": splits}
+    splits = {card.split: {key: getattr(card, key) for key in keys} for card in result.cards}
+    return {"status": result.status, "out": str(out), "seconds": round(seconds, 2), "splits": splits}
 
 
 def _print(result: dict[str, Any], notes: Sequence[str]) -> None:
@@ -268,5 +258,5 @@ def _print(result: dict[str, Any], notes: Sequence[str]) -> None:
         )
     for note in notes:
         print(f"note: {note}")
-    done = "nothing to do, packed before" if result["status"] == "unchanged" else "packed"
-    print(f"{done} in {result['seconds']} s", file=sys.stdout)
+    after = f" {result['out']}" if result["status"] == "task" else ""
+    print(f"{STATUS[result['status']]}{after} in {result['seconds']} s")

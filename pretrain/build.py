@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import psutil
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pretrain import seeds
@@ -26,6 +27,8 @@ from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
 from pretrain.data.card import load_classes
 from pretrain.data.device import to_model_input
+from pretrain.data.erasing import RandomErasing
+from pretrain.data.mixing import Mixing
 from pretrain.data.stream import EvalStream, TrainStream
 from pretrain.devices import find_device, peak_flops
 from pretrain.distributed.rank import Rank, environment
@@ -54,6 +57,7 @@ from pretrain.models.zoo import build_frozen, build_model, init_weights, takes_a
 from pretrain.objectives.distillation import Teacher
 from pretrain.objectives.protocol import Objective
 from pretrain.objectives.registry import Context, build_objective
+from pretrain.objectives.targets import dense_targets
 from pretrain.optim.schedules import build_schedule
 from pretrain.telemetry.console import Reporter
 from pretrain.telemetry.sinks import JsonlSink, Sink, TensorBoardSink, WandbSink
@@ -213,7 +217,11 @@ class Feeder:
         self._experiment, self._stream, self._device = experiment, stream, device
         shape = getattr(model, "shape", None)  # timm's backbones draw their drop-path masks themselves
         self._depth = 0 if shape is None else shape.depth
-        self.to_images = functools.partial(to_model_input, mean=experiment.data.mean, std=experiment.data.std)
+        data, seed = experiment.data, experiment.seed
+        self.to_images = functools.partial(to_model_input, mean=data.mean, std=data.std)
+        erasing, mixing = data.augmentation.random_erasing, data.effective_mixing
+        self._erase = None if erasing is None else RandomErasing(erasing, seed)
+        self._mix = Mixing(mixing, seed, experiment.global_batch_size) if mixing.active else None
 
     def __call__(self, state: TrainState) -> Iterator[PreparedBatch]:
         """This rank's micro-batches from ``state`` to the end of the run."""
@@ -227,13 +235,29 @@ class Feeder:
         rate = self._experiment.model.drop_path if self._depth else 0.0
         scales = drop_path_scales(slots, rate, self._depth, seed=self._experiment.seed)
         moved = batch.to(self._device)
+        images, targets = self.augment(moved, slots)
         inputs = Inputs(
-            images=self.to_images(moved.images),
+            images=images,
             labels=moved.labels,
             drop_path=None if scales is None else scales.to(self._device, non_blocking=True),
+            targets=targets,
             slots=batch.slots,
         )
         return PreparedBatch(inputs, digest, len(batch.faults))
+
+    def augment(self, moved: Batch, slots: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        """Normalised images, erased and mixed, and the mixed targets (None where nothing is mixed).
+
+        Args:
+            moved: the micro-batch on the device.
+            slots: its slots, on the host.
+        """
+        images = self.to_images(moved.images)
+        if self._erase is not None:
+            images = self._erase(images, slots)
+        if self._mix is None:
+            return images, None
+        return self._mix(images, dense_targets(moved.labels, self._experiment.data.num_classes), slots)
 
 
 def build_trainer(

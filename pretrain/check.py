@@ -5,6 +5,7 @@ Legend: B images per global batch · R ranks.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any, Literal
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.model import ModelConfig
+from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS
 from pretrain.config.typed import known_keys, nearest_key
 from pretrain.data import lanes
 from pretrain.data.card import CARD_FILE, Card, check_card
 from pretrain.data.index import TABLE_FILE, ShardTable
 from pretrain.errors import ConfigError, DataError
 from pretrain.models import budget, cost, variants
+from pretrain.optim import groups
 
 Backend = Literal["deepspeed", "accelerate"]
 
@@ -60,7 +63,8 @@ def check(
         lambda: _report_steps(experiment),
         lambda: _report_batch(experiment, world, ranks, memory, backend),
         lambda: _report_precision(experiment, backend),
-        lambda: _report_start(experiment),
+        lambda: _report_optimizer(experiment, backend, ranks),
+        lambda: _report_start(experiment, require_data),
         lambda: _report_evaluation(experiment),
     ]
     head = [f"config      {resolved.path}, digest {resolved.digest}"]
@@ -161,7 +165,7 @@ def _memory(experiment: Experiment, world: int, micro_batch_size: int, backend: 
         num_devices=world,
         micro_batch_size=micro_batch_size,
         checkpointing=cluster.activation_checkpointing,
-        num_optimizer_states=2 if optim.name == "adamw" else int(optim.momentum > 0),
+        num_optimizer_states=optim.num_states,
     )
 
 
@@ -281,7 +285,34 @@ def _report_precision(experiment: Experiment, backend: Backend) -> list[str]:
     return [f"backend     {backend}, {sharding}, {precision}"]
 
 
-def _report_start(experiment: Experiment) -> list[str]:
+def _report_optimizer(experiment: Experiment, backend: Backend, ranks: int) -> list[str]:
+    optim, stage = experiment.optim, experiment.cluster.zero_stage
+    if optim.name in WHOLE_TENSOR_OPTIMIZERS and backend == "deepspeed" and stage:
+        raise ConfigError(f"optim.name: {_whole_tensor_remedy(experiment, ranks)}")
+    line = f"optimiser   {optim.name}, {4 * optim.num_states:g} bytes of state per weight"
+    if experiment.model.is_timm:  # its names are known only with torch and timm: the run checks the patterns
+        return [line]
+    shapes = variants.parameter_shapes(experiment.model, experiment.num_outputs)
+    rules = groups.assign_rules({name: len(shape) for name, shape in shapes.items()}, optim)
+    frozen = sum(math.prod(shapes[name]) for name, rule in rules.items() if rule.frozen)
+    return [line + (f"; {frozen / 1e6:,.2f} M parameters are frozen" if frozen else "")]
+
+
+def _whole_tensor_remedy(experiment: Experiment, ranks: int) -> str:
+    name, stage = experiment.optim.name, experiment.cluster.zero_stage
+    text = f"{name} needs whole tensors, which ZeRO-{stage} cuts into pieces; use cluster.zero_stage: 0"
+    if experiment.precision == "bf16":
+        text += " with precision: autocast"
+    text += ", or cluster.backend: accelerate"
+    if not budget.can_tell(experiment.model):
+        return text
+    precision = "autocast" if experiment.precision == "bf16" else experiment.precision
+    whole = experiment.model_copy(update={"precision": precision})
+    held = _memory(whole, ranks, 1, "accelerate")
+    return f"{text}: each device then holds {_gib(held.weights + held.gradients + held.optimizer)} beside activations"
+
+
+def _report_start(experiment: Experiment, require_data: bool) -> list[str]:
     problems, lines = [], []
     known = set(known_keys(Experiment))
     for name in experiment.resume.allow_changes:
@@ -295,6 +326,9 @@ def _report_start(experiment: Experiment) -> list[str]:
     }
     for key, source in sources.items():
         if source is not None and not Path(source).exists():
+            if key == "objective.teacher" and not require_data:  # an input like the data: it may lie elsewhere
+                lines.append(f"teacher     {source}: not found, not checked")
+                continue
             problems.append(f"{key}: {source} does not exist; name a run folder, a checkpoint or a weights file")
         elif source is not None:
             lines.append(f"{key.removeprefix('objective.'):<11} {source}")

@@ -9,14 +9,14 @@ Legend: R ranks · b bytes of a weight · P parameters · micro-step = one forwa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.check import resolve_micro_batch
+from pretrain.check import check, resolve_micro_batch
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data import lanes
@@ -25,7 +25,7 @@ from pretrain.data.order import Order
 from pretrain.errors import ConfigError
 from pretrain.models import cost
 from pretrain.models.zoo import build_model
-from pretrain.optim.optimizers import OPTIMIZERS, build_optimizer, ensure_state
+from pretrain.optim.optimizers import build_optimizer, ensure_state
 
 FP32 = 4
 ALIGNMENT = 2  # DeepSpeed pads the flat groups of stages 1 and 2 to so many elements per rank
@@ -127,14 +127,17 @@ def simulate(resolved: Resolved, world: int, rank: int, *, backend: str) -> Simu
         backend: deepspeed or accelerate.
 
     Raises:
-        ConfigError: R ranks cannot share the batch (the numbers that can are listed), no such rank, or an impossible
-            model.
+        ConfigError: R ranks cannot share the batch (the numbers that can are listed), no such rank, or anything else
+            that ``check`` refuses.
+        DataError: as ``check``.
     """
     experiment = resolved.experiment
     if not 0 <= rank < world:
         raise ConfigError(f"--simulate-rank: {rank} is no rank of {world}; ranks are 0 to {world - 1}")
+    cluster = experiment.cluster.model_copy(update={"num_devices": "auto"})
+    anywhere = replace(resolved, experiment=experiment.model_copy(update={"cluster": cluster}))
+    check(anywhere, world=world, backend=backend)  # type: ignore[arg-type]
     num_lanes = lanes.resolve_lanes(experiment.global_batch_size, experiment.data.lanes, experiment.data.num_samples)
-    lanes.check_world(experiment.global_batch_size, num_lanes, world)
     micro, accumulation = resolve_micro_batch(experiment, world, backend=backend)  # type: ignore[arg-type]
     with torch.device("meta"):
         model = build_model(experiment.model, experiment.num_outputs)
@@ -227,11 +230,10 @@ class _State:
 
     def _state_bytes(self) -> int:
         """Of the optimiser's tensors for what this rank updates."""
-        spec = OPTIMIZERS[self._experiment.optim.name]
         storages: list[Tensor] = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         if self._stage:
             storages = [torch.empty(self._share(), device="meta")]
-        states: list[dict[str, Any]] = [ensure_state(self._optimizer, spec, storage) for storage in storages]
+        states: list[dict[str, Any]] = [ensure_state(self._optimizer, storage) for storage in storages]
         tensors = [value for state in states for value in state.values() if isinstance(value, Tensor) and value.ndim]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

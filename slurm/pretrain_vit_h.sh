@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Pretrains ViT-H/14 on 8 nodes of 8 GPUs, and goes on after a time limit, a preemption or a node failure.
-# Usage: sbatch [sbatch options] slurm/pretrain_vit_h.sh [CONFIG.yaml] [key.sub=value …]
+# Usage: sbatch [options of sbatch] slurm/pretrain_vit_h.sh [CONFIG.yaml] [key.sub=value …]
 #        The cluster file is CLUSTER, by default configs/cluster/64xa100_80.yaml.
 #SBATCH --job-name=vit_h14
 #SBATCH --nodes=8
@@ -18,20 +18,13 @@ set -uo pipefail
 # shellcheck source=slurm/lib/job.sh
 source "${SLURM_SUBMIT_DIR:-.}/slurm/lib/job.sh"
 enter_repository
+# shellcheck source=slurm/lib/training.sh
+source slurm/lib/training.sh
 load_site
-set_rendezvous
 
 config=configs/pretrain/vit_h14_jft300m.yaml
 if [[ ${1:-} == *.yaml ]]; then
     config=$1
     shift
 fi
-arguments=(--config "$config" --cluster "${CLUSTER:-configs/cluster/64xa100_80.yaml}" "$@")
-
-"$RUN_PYTHON" pretrain/run.py "${arguments[@]}" --check --require-data "cluster.num_devices=$SLURM_NTASKS" || exit 2
-run_folder=$(config_value output_dir "${arguments[@]}")/$(config_value name "${arguments[@]}")
-
-export OMP_NUM_THREADS=1
-srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
-    bash slurm/lib/rank.sh "$RUN_PYTHON" -u pretrain/run.py "${arguments[@]}"
-follow_verdict "$run_folder" $?
+train pretrain --config "$config" --cluster "${CLUSTER:-configs/cluster/64xa100_80.yaml}" "$@"

@@ -1,31 +1,40 @@
 """Which image goes where: a pure function of the source's list and the options.
 
-Everything that depends on chance is a hash of the seed and the image's key, so a plan can be made again after a kill,
-and an image keeps its side of the hold-out when others come or go.
+Everything that depends on chance is a hash of the seed and the image's key, so a plan can be made again after a kill
+or by another task, and an image keeps its side of the hold-out when others come or go.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.packing.duplicates import Duplicates, find_duplicates
+from pipelines.packing.images import ImageOptions
+from pipelines.packing.labels import Classes, LabelMap, choose_classes, relabel
+from pipelines.packing.split_lists import SplitLists
+from pipelines.packing.table import ItemTable, Rows
+from pipelines.packing.wordnet import WordNet
 from pipelines.sources.protocol import Item
 from pretrain import seeds
 from pretrain.errors import ConfigError, DataError
-from pretrain.files import digest
 
 TAR_BLOCK = 512
 LABEL_MEMBER_BYTES = 2 * TAR_BLOCK
+FIRST_SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What decides the packed bytes. Two packs with equal options and equal sources are equal."""
+    """What decides the packed bytes. Two packs with equal options and equal sources are equal.
+
+    Files are named by their digest: ``label_map``, ``split_lists``.
+    """
 
     source: str
     nested_labels: bool = False
@@ -37,10 +46,49 @@ class PackOptions:
     per_class: int = 0
     name: str = ""
     licence: str = ""
+    release: str = ""
+    label_map: str = ""
+    hierarchy: str = ""
+    duplicates: str = "keep"
+    split_lists: dict[str, str] = field(default_factory=dict)
+    images: str = "keep"
+    encode: str = ""
+    quality: int = 95
+    short_side: int = 0
+    min_side: int = 0
+    max_pixels: int = 0
+    drop_list: str = ""
+    of_source: dict[str, str] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, str | int | float | bool]:
+    def to_dict(self) -> dict[str, Any]:
         """The options as JSON values."""
         return asdict(self)
+
+    @property
+    def of_images(self) -> ImageOptions:
+        """What is done to every image."""
+        return ImageOptions(
+            self.images, self.encode, self.quality, self.short_side, self.min_side, self.max_pixels or None
+        )
+
+
+@dataclass(frozen=True)
+class PlanInputs:
+    """What the options name and the plan needs the content of.
+
+    Attributes:
+        label_map: classes that become others.
+        wordnet: where ancestors come from.
+        split_lists: which image belongs to which split.
+        content: uint64 (N, 2), digest of each row's bytes, where duplicates are not kept.
+        dropped_keys: keys that a drop list names.
+    """
+
+    label_map: LabelMap | None = None
+    wordnet: WordNet | None = None
+    split_lists: SplitLists | None = None
+    content: NDArray[np.uint64] | None = None
+    dropped_keys: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -49,7 +97,7 @@ class Shard:
 
     name: str
     first: int
-    items: tuple[Item, ...]
+    items: Sequence[Item]
 
 
 @dataclass(frozen=True)
@@ -70,11 +118,14 @@ class Plan:
     """Everything that will be written.
 
     Attributes:
-        classes: (id, name) in index order, after the selection.
+        classes: (id, name) in index order, after map, hierarchy and selection.
         splits: the folders.
         listing: digest of the source's list, by which a later run knows that the source has not changed.
         selection: the part of the source that was taken, in words.
         held_out: the rule of the hold-out, in words.
+        multi_label: images may have several labels.
+        dropped: reason → images that the plan leaves out.
+        duplicates: which images are copies of others.
     """
 
     classes: tuple[tuple[str, str], ...]
@@ -82,6 +133,9 @@ class Plan:
     listing: str
     selection: str
     held_out: str
+    multi_label: bool = False
+    dropped: dict[str, int] = field(default_factory=dict)
+    duplicates: Duplicates | None = None
 
     @property
     def num_items(self) -> int:
@@ -89,144 +143,155 @@ class Plan:
         return sum(len(shard.items) for split in self.splits for shard in split.shards)
 
 
-def make_plan(items: Sequence[Item], classes: Sequence[tuple[str, str]], options: PackOptions) -> Plan:
-    """Selects, holds out, shuffles and cuts into shards.
+def make_plan(
+    items: ItemTable | Iterable[Item],
+    classes: Classes,
+    options: PackOptions,
+    inputs: PlanInputs | None = None,
+    *,
+    multi_label: bool = False,
+) -> Plan:
+    """Relabels, selects, holds out, shuffles and cuts into shards.
+
+    Args:
+        items: the source's list.
+        classes: the source's classes.
+        options: what is wanted.
+        inputs: contents of the files that the options name.
+        multi_label: the source's images may have several labels.
 
     Raises:
         ConfigError: a class is unknown, or the selection leaves nothing.
         DataError: two images have one key, or a class has too few images.
     """
-    _check_unique(items)
-    chosen = parse_classes(options.classes, classes)
-    kept = _select(items, chosen)
-    hashes = {item.key: value for item, value in zip(kept, _key_hashes(kept), strict=True)}
-    by_split = _hold_out(kept, hashes, options.holdout)
+    inputs = inputs or PlanInputs()
+    table = items if isinstance(items, ItemTable) else ItemTable.of(items)
+    hashes = table.key_hashes()
+    table.check_unique(hashes)
+    listing = table.listing(hashes, classes)
+    dropped: Counter[str] = Counter()
+    table, classes, may_be_multi = _relabelled(table, classes, options, inputs)
+    rows = np.flatnonzero(table.num_labels > 0)
+    dropped["class not chosen"] += len(table) - len(rows)
+    rows = _without_dropped(table, rows, inputs.dropped_keys, dropped)
+    duplicates = None
+    if options.duplicates != "keep":
+        assert inputs.content is not None, "duplicates are found by content"
+        duplicates = find_duplicates(table, rows, hashes, inputs.content, merge=options.duplicates == "merge")
+        dropped["exact duplicate"] += len(rows) - len(duplicates.kept)
+        table, rows = duplicates.table, duplicates.kept
+    by_split = _by_split(table, rows, hashes, options, inputs.split_lists, dropped)
     if options.per_class:
-        by_split["train"] = _few(by_split["train"], hashes, options, [classes[index] for index in chosen])
+        by_split["train"] = _few(table, by_split.get("train", rows[:0]), hashes, options, classes)
     _check_not_empty(by_split, options)
     splits = [
-        Split(name, _cut(_shuffled(rows, hashes, options.seed), options)) for name, rows in by_split.items() if rows
+        Split(name, _cut(table, _shuffled(rows, hashes, options.seed), options))
+        for name, rows in by_split.items()
+        if len(rows)
     ]
     return Plan(
-        classes=tuple(classes[index] for index in chosen),
+        classes=tuple(classes),
         splits=tuple(splits),
-        listing=_listing_digest(items, classes),
+        listing=listing,
         selection=_selection(options),
-        held_out=f"a hash of the image's key is below {options.holdout:g}, for any seed" if options.holdout else "",
+        held_out=_held_out(options, inputs.split_lists),
+        multi_label=multi_label or may_be_multi or options.duplicates == "merge",
+        dropped={reason: count for reason, count in dropped.items() if count},
+        duplicates=duplicates,
     )
 
 
-def parse_classes(text: str, classes: Sequence[tuple[str, str]]) -> list[int]:
-    """Class indices that ``--classes`` means, ascending: ids, names, or ranges of indices such as 0-4; empty: all.
-
-    Raises:
-        ConfigError: a part names no class, or one class is named twice.
-    """
-    if not text:
-        return list(range(len(classes)))
-    named = {name: index for index, (_, name) in enumerate(classes)}
-    named |= {identifier: index for index, (identifier, _) in enumerate(classes)}
-    chosen = [index for part in text.split(",") for index in _class_part(part.strip(), named, len(classes))]
-    if len(set(chosen)) < len(chosen):
-        raise ConfigError(f"--classes {text}: a class is named twice")
-    return sorted(chosen)
-
-
-def _class_part(part: str, named: dict[str, int], num_classes: int) -> list[int]:
-    if part in named:
-        return [named[part]]
-    first, dash, last = part.partition("-")
-    if dash and first.isdigit() and last.isdigit() and int(first) <= int(last) < num_classes:
-        return list(range(int(first), int(last) + 1))
-    known = ", ".join(list(named)[-8:])
-    raise ConfigError(
-        f"--classes: {part!r} is neither a class (such as {known}) nor a range of indices within 0-{num_classes - 1}"
-    )
+def _relabelled(
+    table: ItemTable, classes: Classes, options: PackOptions, inputs: PlanInputs
+) -> tuple[ItemTable, Classes, bool]:
+    """The table with its final labels, their classes, and whether an image may have got several."""
+    changes = []
+    is_multi = False
+    if inputs.label_map:
+        changes.append(lambda: inputs.label_map.relabelling(classes))  # pyright: ignore[reportOptionalMemberAccess]
+    if inputs.wordnet:
+        changes.append(lambda: inputs.wordnet.relabelling(classes))  # pyright: ignore[reportOptionalMemberAccess]
+    if options.classes:
+        changes.append(lambda: choose_classes(options.classes, classes))
+    for change in changes:
+        relabelling = change()
+        table, classes = relabel(table, relabelling), relabelling.classes
+        is_multi = is_multi or relabelling.is_multi
+    return table, classes, is_multi
 
 
-def _select(items: Sequence[Item], chosen: Sequence[int]) -> list[Item]:
-    new_index = {old: new for new, old in enumerate(chosen)}
-    mapped = [
-        item._replace(labels=tuple(new_index[label] for label in item.labels if label in new_index)) for item in items
-    ]
-    return [item for item in mapped if item.labels]
+def _without_dropped(
+    table: ItemTable, rows: NDArray[np.int64], keys: frozenset[str], dropped: Counter[str]
+) -> NDArray[np.int64]:
+    if not keys:
+        return rows
+    stays = np.array([table.key(int(row)) not in keys for row in rows], dtype=bool)
+    dropped["drop list"] += int((~stays).sum())
+    return rows[stays]
 
 
-def _key_hashes(items: Sequence[Item]) -> NDArray[np.uint64]:
-    blocks = b"".join(hashlib.blake2b(_bytes(item.key), digest_size=8).digest() for item in items)
-    return np.frombuffer(blocks, dtype="<u8").astype(np.uint64)
-
-
-def _hold_out(items: Sequence[Item], hashes: dict[str, np.uint64], share: float) -> dict[str, list[Item]]:
-    values = np.array([hashes[item.key] for item in items], dtype=np.uint64)
-    held = seeds.uniform("holdout", values) < share
-    splits: dict[str, list[Item]] = {"train": [], "val": []}
-    for item, is_held in zip(items, held, strict=True):
-        split = "val" if is_held and item.split == "train" else item.split
-        splits.setdefault(split, []).append(item._replace(split=split))
-    return splits
+def _by_split(
+    table: ItemTable,
+    rows: NDArray[np.int64],
+    hashes: NDArray[np.uint64],
+    options: PackOptions,
+    lists: SplitLists | None,
+    dropped: Counter[str],
+) -> dict[str, NDArray[np.int64]]:
+    names = list(FIRST_SPLITS) + [name for name in table.split_names if name not in FIRST_SPLITS]
+    number = {name: index for index, name in enumerate(names)}
+    codes = np.array([number[name] for name in table.split_names], dtype=np.int64)[table.columns["splits"][rows]]
+    if lists:
+        wanted = lists.assign(table, rows)  # -1: on no list
+        names += [name for name in lists.names if name not in number]
+        in_list = np.array([names.index(name) for name in lists.names], dtype=np.int64)
+        codes = np.where(wanted >= 0, in_list[wanted], -1 if "train" in lists.names else codes)
+        dropped["on no split list"] += int((codes < 0).sum())
+    if options.holdout:
+        held = seeds.uniform("holdout", hashes[rows]) < options.holdout
+        codes = np.where(held & (codes == 0), 1, codes)
+    return {name: rows[codes == index] for index, name in enumerate(names)}
 
 
 def _few(
-    items: Sequence[Item], hashes: dict[str, np.uint64], options: PackOptions, classes: Sequence[tuple[str, str]]
-) -> list[Item]:
+    table: ItemTable, rows: NDArray[np.int64], hashes: NDArray[np.uint64], options: PackOptions, classes: Classes
+) -> NDArray[np.int64]:
     """The first K training images of each class in a seeded order; a larger K keeps those of a smaller one."""
-    order = seeds.hash64(options.seed, "per_class", np.array([hashes[item.key] for item in items], dtype=np.uint64))
-    taken = [0] * len(classes)
-    few = []
-    for index in np.argsort(order, kind="stable"):
-        label = items[index].labels[-1]
-        if taken[label] < options.per_class:
-            taken[label] += 1
-            few.append(items[index])
-    short = [f"{classes[label][0]} ({count})" for label, count in enumerate(taken) if 0 < count < options.per_class]
-    short += [f"{identifier} (0)" for (identifier, _), count in zip(classes, taken, strict=True) if not count]
-    if short and not any(len(item.labels) > 1 for item in items):
+    order = seeds.hash64(options.seed, "per_class", hashes[rows])
+    last_labels = table.columns["labels"][table.columns["label_starts"][rows + 1] - 1]
+    by_order = np.argsort(order, kind="stable")
+    by_class = by_order[np.argsort(last_labels[by_order], kind="stable")]
+    counts = np.bincount(last_labels, minlength=len(classes))
+    rank = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    short = [f"{name} ({count})" for (name, _), count in zip(classes, counts, strict=True) if count < options.per_class]
+    if short and not np.any(table.num_labels[rows] > 1):
         raise DataError(f"--per-class {options.per_class}: too few training images in {', '.join(short[:8])}")
-    return few
+    return rows[by_class[rank < options.per_class]]
 
 
-def _check_not_empty(splits: dict[str, list[Item]], options: PackOptions) -> None:
-    if not splits["train"]:
+def _check_not_empty(splits: dict[str, NDArray[np.int64]], options: PackOptions) -> None:
+    if not len(splits["train"]):
         raise ConfigError("no training image is left; choose more classes or a smaller --holdout")
-    if options.holdout and not splits["val"]:
+    if options.holdout and not len(splits["val"]):
         raise ConfigError(f"--holdout {options.holdout:g} holds out none of {len(splits['train'])} images; raise it")
 
 
-def _shuffled(items: Sequence[Item], hashes: dict[str, np.uint64], seed: int) -> list[Item]:
-    values = np.array([hashes[item.key] for item in items], dtype=np.uint64)
-    order = np.argsort(seeds.hash64(seed, "pack", values), kind="stable")
-    return [items[index] for index in order]
+def _shuffled(rows: NDArray[np.int64], hashes: NDArray[np.uint64], seed: int) -> NDArray[np.int64]:
+    return rows[np.argsort(seeds.hash64(seed, "pack", hashes[rows]), kind="stable")]
 
 
-def _cut(items: Sequence[Item], options: PackOptions) -> tuple[Shard, ...]:
+def _cut(table: ItemTable, rows: NDArray[np.int64], options: PackOptions) -> tuple[Shard, ...]:
+    sizes = -(-table.columns["num_bytes"][rows] // TAR_BLOCK) * TAR_BLOCK + TAR_BLOCK + LABEL_MEMBER_BYTES
+    ends = np.cumsum(sizes)
     shards: list[Shard] = []
-    first, num_bytes = 0, 0
-    for number, item in enumerate(items):
-        size = TAR_BLOCK + -(-item.num_bytes // TAR_BLOCK) * TAR_BLOCK + LABEL_MEMBER_BYTES
-        full = number - first >= options.shard_samples or num_bytes + size > options.shard_bytes
-        if number > first and full:
-            shards.append(_shard(len(shards), first, items[first:number]))
-            first, num_bytes = number, 0
-        num_bytes += size
-    return (*shards, _shard(len(shards), first, items[first:]))
-
-
-def _shard(index: int, first: int, items: Sequence[Item]) -> Shard:
-    return Shard(f"shard-{index:06d}.tar", first, tuple(items))
-
-
-def _check_unique(items: Sequence[Item]) -> None:
-    seen: set[str] = set()
-    for item in items:
-        if item.key in seen:
-            raise DataError(f"the source lists {item.key!r} twice; keys must be unique")
-        seen.add(item.key)
-
-
-def _listing_digest(items: Sequence[Item], classes: Sequence[tuple[str, str]]) -> str:
-    rows = sorted((item.key, item.labels, item.num_bytes, item.split) for item in items)
-    return digest(json.dumps([list(classes), rows]).encode())
+    first = 0
+    while first < len(rows):
+        before = int(ends[first - 1]) if first else 0
+        fitting = int(np.searchsorted(ends, before + options.shard_bytes, side="right"))
+        last = min(max(fitting, first + 1), first + options.shard_samples)
+        shards.append(Shard(f"shard-{len(shards):06d}.tar", first, Rows(table, rows[first:last])))
+        first = last
+    return tuple(shards)
 
 
 def _selection(options: PackOptions) -> str:
@@ -235,5 +300,7 @@ def _selection(options: PackOptions) -> str:
     return ", ".join(parts)
 
 
-def _bytes(text: str) -> bytes:
-    return text.encode(errors="surrogateescape")
+def _held_out(options: PackOptions, lists: SplitLists | None) -> str:
+    rules = [f"split {name} is what its list names" for name in lists.names] if lists else []
+    rules += [f"a hash of the image's key is below {options.holdout:g}, for any seed"] if options.holdout else []
+    return "; ".join(rules)

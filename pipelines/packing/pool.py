@@ -1,4 +1,4 @@
-"""Runs the shards of a plan over worker processes, which end with this one."""
+"""Runs one function over many tasks in worker processes, which end with this one."""
 
 from __future__ import annotations
 
@@ -6,41 +6,50 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.sharedctypes import Synchronized
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pipelines.packing.plan import Shard
-from pipelines.packing.shard import write_shard
-from pipelines.sources.protocol import Source
 from pretrain.data.worker import become_helper
 from pretrain.errors import SetupError
 
 LOOK_EVERY_S = 0.25
 WAITING_PER_WORKER = 2
 
-Task = tuple[Path, Shard]
+Shared = TypeVar("Shared")
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Progress = Callable[[int], None]
+Job = Callable[[Shared, Task, Progress], Result]
 
 
-def run_shards(tasks: Sequence[Task], source: Source, num_workers: int, show: Callable[[int], None]) -> Iterator[int]:
-    """Writes every shard and yields the number of quarantined images of each, as they are done.
+def run_tasks(
+    job: Job[Shared, Task, Result],
+    tasks: Iterable[Task],
+    shared: Shared,
+    num_workers: int,
+    show: Callable[[int], None],
+) -> Iterator[Result]:
+    """Runs ``job(shared, task, progress)`` for every task and yields the results as they come, in no fixed order.
 
     Args:
-        tasks: (folder, shard).
-        source: where the bytes come from.
-        num_workers: processes; 1 writes in this one.
-        show: called now and then with the number of images that are done.
+        job: a function of a module. It calls ``progress`` with the number of units that are newly done.
+        tasks: drawn as workers are free, so that they need not all be in memory.
+        shared: sent to each worker once.
+        num_workers: processes; 1 works in this one.
+        show: called now and then with the number of units that are done.
     """
-    if num_workers <= 1 or len(tasks) <= 1:
-        yield from _run_here(tasks, source, show)
+    if num_workers <= 1:
+        yield from _run_here(job, tasks, shared, show)
     else:
-        yield from _run_in_pool(tasks, source, min(num_workers, len(tasks)), show)
+        yield from _run_in_pool(job, iter(tasks), shared, num_workers, show)
 
 
-def _run_here(tasks: Sequence[Task], source: Source, show: Callable[[int], None]) -> Iterator[int]:
+def _run_here(
+    job: Job[Shared, Task, Result], tasks: Iterable[Task], shared: Shared, show: Callable[[int], None]
+) -> Iterator[Result]:
     done = 0
 
     def progress(count: int) -> None:
@@ -48,21 +57,30 @@ def _run_here(tasks: Sequence[Task], source: Source, show: Callable[[int], None]
         done += count
         show(done)
 
-    for folder, shard in tasks:
-        yield write_shard(folder, shard, source, progress)
+    for task in tasks:
+        yield job(shared, task, progress)
 
 
-def _run_in_pool(tasks: Sequence[Task], source: Source, num_workers: int, show: Callable[[int], None]) -> Iterator[int]:
+def _run_in_pool(
+    job: Job[Shared, Task, Result],
+    remaining: Iterator[Task],
+    shared: Shared,
+    num_workers: int,
+    show: Callable[[int], None],
+) -> Iterator[Result]:
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
-    executor = ProcessPoolExecutor(num_workers, context, _start_worker, (os.getpid(), source, counter))
-    remaining = iter(tasks)
-    waiting: set[Future[int]] = set()
+    executor = ProcessPoolExecutor(num_workers, context, _start_worker, (os.getpid(), job, shared, counter))
+    waiting: set[Future[Any]] = set()
     try:
         while True:
-            while len(waiting) < WAITING_PER_WORKER * num_workers and (task := next(remaining, None)):
+            while len(waiting) < WAITING_PER_WORKER * num_workers:
+                try:
+                    task = next(remaining)
+                except StopIteration:
+                    break
                 with _interrupts_blocked():
-                    waiting.add(executor.submit(_write_in_worker, *task))
+                    waiting.add(executor.submit(_work, task))
             if not waiting:
                 return
             finished, waiting = wait(waiting, timeout=LOOK_EVERY_S, return_when=FIRST_COMPLETED)
@@ -71,7 +89,7 @@ def _run_in_pool(tasks: Sequence[Task], source: Source, num_workers: int, show: 
                 yield future.result()
     except BrokenProcessPool as error:
         raise SetupError(
-            "a packing process was killed, most likely for want of memory; run the same command with fewer --workers, "
+            "a worker process was killed, most likely for want of memory; run the same command with fewer --workers, "
             "it goes on from here"
         ) from error
     finally:  # also when the caller has heard enough, or the user pressed Ctrl-C: what is half written is not needed
@@ -94,14 +112,14 @@ def _interrupts_blocked() -> Iterator[None]:
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(parent: int, source: Source, counter: Synchronized[int]) -> None:
+def _start_worker(parent: int, job: Job[Any, Any, Any], shared: Any, counter: Synchronized[int]) -> None:
     become_helper(parent)
-    _worker.update(source=source, counter=counter)
+    _worker.update(job=job, shared=shared, counter=counter)
 
 
-def _write_in_worker(folder: Path, shard: Shard) -> int:
+def _work(task: Any) -> Any:
     def progress(count: int) -> None:
         with _worker["counter"].get_lock():
             _worker["counter"].value += count
 
-    return write_shard(folder, shard, _worker["source"], progress)
+    return _worker["job"](_worker["shared"], task, progress)

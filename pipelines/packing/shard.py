@@ -7,19 +7,36 @@ import json
 import os
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.packing.images import TOO_SMALL, ImageOptions, make_image
 from pipelines.packing.plan import Shard
 from pipelines.sources.protocol import Item, Source
-from pretrain.data.decode import decode_strictly
 from pretrain.data.faults import BadSample
 from pretrain.data.index import Record, Records, encode_records, records_name
 from pretrain.errors import DataError
 from pretrain.files import TEMPORARY_SUFFIX, write_atomic
 
 KEY_DIGITS = 9
+WANTED_KINDS = frozenset([TOO_SMALL])  # left out because an option says so: nothing is wrong with them
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What every shard of a pack shares: where bytes come from, what becomes of them, how labels are written."""
+
+    source: Source
+    images: ImageOptions = field(default_factory=ImageOptions)
+    multi_label: bool = False
+
+
+def num_bad(quarantined: list[dict[str, Any]]) -> int:
+    """Those of a shard's quarantined images that count against the allowed rate."""
+    return sum(entry["kind"] not in WANTED_KINDS for entry in quarantined)
 
 
 def is_done(folder: Path, shard: Shard) -> bool:
@@ -32,50 +49,69 @@ def is_done(folder: Path, shard: Shard) -> bool:
         return False
 
 
-def write_shard(folder: Path, shard: Shard, source: Source, progress: Callable[[int], None]) -> int:
-    """Writes a shard and returns how many of its images were quarantined.
+def write_shard(writing: Writing, task: tuple[Path, Shard], progress: Callable[[int], None]) -> int:
+    """Writes a shard and returns how many of its images are bad.
 
-    The bytes are a function of the images and their order alone: no time, user or process stands in them.
+    The bytes are a function of the images, their order and the options alone: no time, user or process stands in them.
 
     Args:
-        folder: the split's folder.
-        shard: what to write.
-        source: where the bytes come from.
+        writing: what the shards share.
+        task: the split's folder, and what to write.
         progress: called with the number of images that are newly done.
     """
+    folder, shard = task
     temporary = folder / (shard.name + TEMPORARY_SUFFIX)
     records: list[Record] = []
     quarantined: list[dict[str, Any]] = []
+    seen = _Seen(Counter(), Counter())
     with open(temporary, "wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for number, item in enumerate(shard.items, start=shard.first):
                 try:
-                    records.append(_add_sample(tar, f"{number:0{KEY_DIGITS}d}", item, source))
+                    records.append(_add_sample(tar, f"{number:0{KEY_DIGITS}d}", item, writing, seen))
                 except BadSample as bad:
                     quarantined.append({"source": item.key, "kind": bad.kind, "detail": bad.detail})
                 progress(1)
+                tar.members.clear()  # tarfile remembers every member it wrote  # pyright: ignore
         file.flush()
         os.fsync(file.fileno())
         num_bytes = file.tell()
     os.replace(temporary, folder / shard.name)
     info = {"num_bytes": num_bytes, "quarantined": quarantined}
+    info |= {"short_sides": dict(seen.short_sides), "changes": dict(seen.changes)}
     write_atomic(folder / records_name(shard.name), encode_records(records, info))
-    return len(quarantined)
+    return num_bad(quarantined)
 
 
-def _add_sample(tar: tarfile.TarFile, key: str, item: Item, source: Source) -> Record:
+@dataclass(frozen=True)
+class _Seen:
+    """What the card counts: images by the bucket of their shorter side, and by what was changed."""
+
+    short_sides: Counter[str]
+    changes: Counter[str]
+
+
+def _add_sample(tar: tarfile.TarFile, key: str, item: Item, writing: Writing, seen: _Seen) -> Record:
     try:
-        data, extension = source.read(item.key)
+        data, extension = writing.source.read(item)
     except OSError as error:
-        raise BadSample("read", error.strerror or type(error).__name__) from error
-    decode_strictly(data)
-    member = f"{key}.{extension}"
-    offset = _add_member(tar, member, data)
-    if source.multi_label:
+        raise BadSample("read", error.strerror or str(error) or type(error).__name__) from error
+    image = make_image(data, extension, writing.images)
+    seen.short_sides[size_bucket(min(image.size))] += 1
+    if image.change:
+        seen.changes[image.change] += 1
+    member = f"{key}.{image.extension}"
+    offset = _add_member(tar, member, image.data)
+    if writing.multi_label:
         _add_member(tar, f"{key}.json", json.dumps({"labels": item.labels}).encode())
     else:
         _add_member(tar, f"{key}.cls", str(item.labels[0]).encode())
-    return Record(offset, len(data), zlib.crc32(data), item.labels, member, item.key)
+    return Record(offset, len(image.data), zlib.crc32(image.data), item.labels, member, item.key)
+
+
+def size_bucket(short_side: int) -> str:
+    """The power of two that a shorter side is not below, as the card's histogram names it."""
+    return str(1 << (short_side.bit_length() - 1))
 
 
 def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:

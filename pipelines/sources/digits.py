@@ -9,20 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.sources.png import encode_grey
-from pipelines.sources.protocol import Item
+from pipelines.sources.protocol import Item, Source
 from pretrain.errors import SetupError
 
 LARGEST_VALUE = 16.0
 
 
-class DigitsSource:
+class DigitsSource(Source):
     """Digits 0 … 9 as lossless grey PNGs of their own 8×8 pixels."""
 
     name = "digits"
     origin = "sklearn.datasets.load_digits (UCI ML hand-written digits, test part)"
     licence = "CC BY 4.0"
     homepage = "https://archive.ics.uci.edu/dataset/80"
-    multi_label = False
+    images = "keep"  # made here, as they should be
 
     def __init__(self) -> None:
         self.classes = [(str(digit), str(digit)) for digit in range(10)]
@@ -44,9 +44,9 @@ class DigitsSource:
         images, targets = self._arrays
         return [Item(f"digit-{number:04d}", (int(label),), images[0].size) for number, label in enumerate(targets)]
 
-    def read(self, key: str) -> tuple[bytes, str]:
+    def read(self, item: Item) -> tuple[bytes, str]:
         """See ``Source.read``."""
-        return encode_grey(self._arrays[0][int(key.removeprefix("digit-"))]), "png"
+        return encode_grey(self._arrays[0][int(item.key.removeprefix("digit-"))]), "png"
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_arrays"}

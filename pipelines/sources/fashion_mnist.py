@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.sources.png import encode_grey
-from pipelines.sources.protocol import Item
+from pipelines.sources.protocol import Item, Source
 from pretrain.errors import DataError, SetupError
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -28,7 +28,7 @@ NAMES = (
 _UINT8 = 0x08
 
 
-class FashionMnistSource:
+class FashionMnistSource(Source):
     """Images as lossless grey PNGs; splits train and test as published.
 
     Args:
@@ -38,7 +38,7 @@ class FashionMnistSource:
     name = "fashion-mnist"
     licence = "MIT"
     homepage = "https://github.com/zalandoresearch/fashion-mnist"
-    multi_label = False
+    images = "keep"  # made here, as they should be
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root
@@ -67,9 +67,9 @@ class FashionMnistSource:
             for number, label in enumerate(labels)
         ]
 
-    def read(self, key: str) -> tuple[bytes, str]:
+    def read(self, item: Item) -> tuple[bytes, str]:
         """See ``Source.read``."""
-        split, number = key.split("-")
+        split, number = item.key.split("-")
         return encode_grey(self._arrays[split][0][int(number)]), "png"
 
     def __getstate__(self) -> dict[str, Any]:

@@ -7,30 +7,27 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from pipelines.sources.protocol import Item
+from pipelines.sources.protocol import NOT_STATED, Item, Source
 from pretrain.errors import DataError
 
 EXTENSIONS = frozenset(["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"])
 
 
-class FolderSource:
-    """Images below ``root``; the file bytes are packed as they are.
+class FolderSource(Source):
+    """Images below ``root``; one class per folder, or every folder above a file as a label.
 
     Args:
         root: one sub-folder per class. Files deeper down belong to the class folder above them.
         nested_labels: every folder on the way to a file is one of its labels.
         name: of the data set; by default the folder's.
-        licence: for the card.
     """
 
-    homepage = ""
-
-    def __init__(self, root: Path, *, nested_labels: bool = False, name: str = "", licence: str = "") -> None:
+    def __init__(self, root: Path, *, nested_labels: bool = False, name: str = "") -> None:
         self.root = Path(root)
         self.multi_label = nested_labels
         self.name = name or self.root.resolve().name
         self.origin = f"folder {self.root.resolve()}"
-        self.licence = licence or "not stated"
+        self.licence = NOT_STATED
         self.classes: list[tuple[str, str]] = []
         self.notes: list[str] = []
 
@@ -57,9 +54,9 @@ class FolderSource:
             for (path, num_bytes), row in zip(images, folders, strict=True)
         ]
 
-    def read(self, key: str) -> tuple[bytes, str]:
+    def read(self, item: Item) -> tuple[bytes, str]:
         """See ``Source.read``."""
-        return (self.root / key).read_bytes(), PurePosixPath(key).suffix[1:].lower()
+        return (self.root / item.key).read_bytes(), PurePosixPath(item.key).suffix[1:].lower()
 
     def _folders(self, path: str) -> list[str]:
         parts = PurePosixPath(path).parts[:-1]

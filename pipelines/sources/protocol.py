@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+NOT_STATED = "not stated"  # the licence, where nobody says it
+UNKNOWN_NUM_BYTES = 128 * 1024  # planned for an image whose size is only known when it is read
 
 
 class Item(NamedTuple):
@@ -13,39 +19,74 @@ class Item(NamedTuple):
         labels: class indices of the source, from general to special.
         num_bytes: size of its image file, or a bound where the file is made while packing.
         split: the part of the source that it belongs to.
+        part: which of the source's own files holds it; 0 where there is but one, or where the key says it.
+        offset: of its first byte in that file, or its row.
     """
 
     key: str
     labels: tuple[int, ...]
     num_bytes: int
     split: str = "train"
+    part: int = 0
+    offset: int = 0
 
 
-class Source(Protocol):
-    """A set of labelled images. Must pickle, since worker processes read from it."""
+class Source(ABC):
+    """A set of labelled images. Must pickle, since worker processes read from it.
+
+    Attributes:
+        name: of the data set.
+        origin: what is packed, from where.
+        licence: terms of the images.
+        homepage: where to read more.
+        release: which edition of the data set, where there are several.
+        multi_label: an image may have several labels.
+        images: what is done to them where the user does not say: "rgb" makes each a plain RGB file, "keep" packs its
+            bytes as they are.
+        classes: (id, name) in index order, filled by ``items``.
+        notes: what was left aside, filled by ``items``.
+    """
 
     name: str
     origin: str
     licence: str
-    homepage: str
-    multi_label: bool
+    homepage: str = ""
+    release: str = ""
+    multi_label: bool = False
+    images: ClassVar[Literal["rgb", "keep"]] = "rgb"
     classes: list[tuple[str, str]]
     notes: list[str]
 
-    def items(self) -> list[Item]:
-        """Every image, in an order that depends on the source's content alone.
+    @abstractmethod
+    def items(self) -> Iterable[Item]:
+        """Every image, in an order that depends on the source's content alone; may be drawn once.
 
-        Fills ``classes`` with (id, name) in index order and ``notes`` with what was left aside.
+        ``classes`` and ``notes`` are complete when the last one was drawn.
 
         Raises:
             DataError: the source cannot be used as it is.
         """
-        ...
 
-    def read(self, key: str) -> tuple[bytes, str]:
+    @abstractmethod
+    def read(self, item: Item) -> tuple[bytes, str]:
         """The bytes of an image file and its extension in lower case, without a dot.
 
         Raises:
             OSError: it cannot be read.
         """
-        ...
+
+    def units(self) -> Sequence[str]:
+        """Names of the source's files that cannot be read at random and are laid out on the disk first."""
+        return ()
+
+    def prepare(self, unit: str, folder: Path) -> None:
+        """Lays out one of ``units`` in ``folder``, where ``items`` and ``read`` look for it. Whole or not at all."""
+        raise NotImplementedError
+
+    def use(self, folder: Path) -> None:
+        """Says where ``prepare`` laid the units out."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Names the source's content at little cost, or "" where only its list of items does."""
+        return ""

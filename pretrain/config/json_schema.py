@@ -2,6 +2,7 @@
 
     python -m pretrain.config.json_schema > configs/schema/experiment.schema.json
     python -m pretrain.config.json_schema cluster > configs/schema/cluster.schema.json
+    python -m pretrain.config.json_schema chain > configs/schema/chain.schema.json
 
 Differs: from the models in three points. No key is required, since a file may take it from the one that it extends;
 ``extends`` is a key; numbers may be written as YAML reads them as text (``10_000``, or ``1e-4`` under YAML 1.1).
@@ -14,6 +15,7 @@ import sys
 from typing import Any
 
 from pretrain.config.duration import Duration
+from pretrain.config.schema.chain import ChainConfig
 from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.experiment import Experiment
 
@@ -21,7 +23,7 @@ EXTENDS = {
     "description": "A file or a list of files that these settings are laid over, relative to this file.",
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}],
 }
-MODELS = {"experiment": Experiment, "cluster": ClusterConfig}
+MODELS = {"experiment": Experiment, "cluster": ClusterConfig, "chain": ChainConfig}
 _NUMBER_TEXT = {
     "integer": r"^[+-]?[0-9][0-9_]*(\.0*)?([eE]\+?[0-9]+)?$",
     "number": r"^[+-]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$",
@@ -32,7 +34,7 @@ def schema_text(name: str = "experiment") -> str:
     """The schema as JSON text.
 
     Args:
-        name: ``experiment``, or ``cluster`` for the files that ``--cluster`` reads.
+        name: ``experiment``, ``cluster`` for the files that ``--cluster`` reads, or ``chain``.
     """
     schema = _relax(MODELS[name].model_json_schema(by_alias=True))
     schema["properties"] = {"extends": EXTENDS, **schema["properties"]}

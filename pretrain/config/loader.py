@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -24,6 +24,9 @@ from pretrain.errors import ConfigError
 DEFAULT = "default"
 _CORE_TAG_NAMES = ("str", "int", "float", "bool", "null", "timestamp", "map", "seq", "value")
 _CORE_TAGS = {f"tag:yaml.org,2002:{name}" for name in _CORE_TAG_NAMES}
+
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,24 @@ def load_experiment(path: str | Path, *, cluster: str | Path | None = None, over
     if problems or experiment is None:
         raise ConfigError(_join(problems))
     return Resolved(experiment, _provenance(settings, experiment), str(path))
+
+
+def load_file(path: str | Path, schema: type[Model]) -> Model:
+    """Reads a YAML file that is no experiment, as strictly as one.
+
+    Args:
+        path: the file; ``extends`` works as in an experiment.
+        schema: model of its top level.
+
+    Raises:
+        ConfigError: the file cannot be read, or settings are wrong: all problems, with file, line, key and remedy.
+    """
+    reader = _Reader()
+    settings = reader.read(str(path))
+    loaded, problems = typed.validate(settings, schema, str(path))
+    if reader.problems or problems or loaded is None:
+        raise ConfigError(_join(reader.problems + problems))
+    return loaded
 
 
 def _join(problems: list[str]) -> str:

@@ -210,6 +210,7 @@ def _locate(
         if isinstance(node, Items) and isinstance(part, int):
             if part < len(node.items):
                 node, where = node.items[part], node.items[part].where
+            kind = next((get_args(option)[0] for option in _options(kind) if get_origin(option) is tuple), kind)
             continue
         section = _model_of(kind)
         mapping = next((option for option in _options(kind) if get_origin(option) is dict), None)

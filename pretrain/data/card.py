@@ -32,7 +32,8 @@ class Card(BaseModel):
     name: str = Field(description="The data set.")
     split: str = Field(description="train, val or test.")
     source: str = Field(description="What was packed, from where.")
-    licence: str = Field(description="Terms of the images.")
+    release: str = Field("", description="Which edition of the source.")
+    licence: str = Field(description="Licence and terms of the images.")
     homepage: str = Field("", description="Where to read more.")
     num_samples: int = Field(description="Images in this split.")
     num_classes: int = Field(description="Classes; the labels are 0 … num_classes − 1.")
@@ -42,7 +43,14 @@ class Card(BaseModel):
     num_bytes: int = Field(description="Bytes of all tars.")
     held_out: str = Field("", description="The rule by which images were held out of training.")
     selection: str = Field("", description="Which part of the source was taken.")
-    quarantined: dict[str, int] = Field(default_factory=dict, description="Reason → files that were left out.")
+    quarantined: dict[str, int] = Field(default_factory=dict, description="Reason → images of this split left out.")
+    dropped: dict[str, int] = Field(default_factory=dict, description="Reason → images of the source not planned for.")
+    changed: dict[str, int] = Field(default_factory=dict, description="What was changed → images of this split.")
+    short_sides: dict[str, int] = Field(
+        default_factory=dict, description="Shorter side in pixels, from this up to twice as much → images."
+    )
+    class_counts: list[int] = Field(default_factory=list, description="Images that have each class.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Options that are not as they come.")
     shuffle_seed: int = Field(description="Seed of the global shuffle.")
     classes_digest: str = Field(description="BLAKE2b-128 of classes.csv.")
     index_digest: str = Field(description="Digest of the shard table.")
@@ -72,17 +80,46 @@ class Card(BaseModel):
         """card.json; equal cards give equal bytes."""
         return (json.dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n").encode()
 
-    def to_markdown(self) -> bytes:
-        """card.md."""
-        rows = [(name, _shown(getattr(self, name))) for name in type(self).model_fields if name != "name"]
+    def to_markdown(self, classes: list[tuple[str, str]] | None = None) -> bytes:
+        """card.md.
+
+        Args:
+            classes: (id, name) in index order, to name the largest and smallest ones.
+        """
+        rows = [(name, _shown(getattr(self, name))) for name in type(self).model_fields if name not in _OWN_SECTION]
         described = {name: info.description or "" for name, info in type(self).model_fields.items()}
         lines = [f"| {name} | {value} | {described[name]} |" for name, value in rows if value != ""]
-        return "\n".join([f"# {self.name}, {self.split}", "", "| | | |", "|---|---|---|", *lines, ""]).encode()
+        lines = [f"# {self.name}, {self.split}", "", "| | | |", "|---|---|---|", *lines, ""]
+        lines += _histogram("Shorter side in pixels", self.short_sides)
+        lines += self._class_lines(classes) if classes and self.class_counts else []
+        return "\n".join(lines).encode()
+
+    def _class_lines(self, classes: list[tuple[str, str]]) -> list[str]:
+        by_count = sorted(range(len(classes)), key=lambda index: (-self.class_counts[index], index))
+        shown = by_count if len(by_count) <= 2 * _SHOWN_CLASSES else by_count[:_SHOWN_CLASSES]
+        last = [] if shown is by_count else by_count[-_SHOWN_CLASSES:]
+        lines = [f"## Images per class{'' if not last else f': the {_SHOWN_CLASSES} largest and smallest'}", ""]
+        lines += ["| index | id | name | images |", "|---|---|---|---|"]
+        for index in shown + last:
+            identifier, name = (_shown(text) for text in classes[index])
+            lines.append(f"| {index} | {identifier} | {name} | {self.class_counts[index]:,} |")
+        return [*lines, ""]
+
+
+_OWN_SECTION = ("name", "short_sides", "class_counts")
+_SHOWN_CLASSES = 20
+
+
+def _histogram(title: str, counts: dict[str, int]) -> list[str]:
+    if not counts:
+        return []
+    rows = [f"| {size} – {2 * int(size) - 1} | {count:,} |" for size, count in counts.items()]
+    return [f"## {title}", "", "| pixels | images |", "|---|---|", *rows, ""]
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {count}" for key, count in value.items())
+        return ", ".join(f"{key}: {count}" for key, count in value.items()).replace("|", "\\|")
     return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
 
 

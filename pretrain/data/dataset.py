@@ -144,7 +144,7 @@ class EvalDataset(Dataset[Any]):
 def _empty_batch(size: int, height: int, width: int, max_labels: int) -> Batch:
     """A batch in which every row is padding."""
     return Batch(
-        images=torch.zeros(size, 3, height, width, dtype=torch.uint8),
+        images=torch.zeros(size, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2),  # channels last
         labels=torch.full((size, max_labels), PADDING_LABEL, dtype=torch.int64),
         sample_ids=torch.full((size,), NO_SAMPLE, dtype=torch.int64),
         slots=torch.full((size,), NO_SLOT, dtype=torch.int64),
@@ -154,7 +154,7 @@ def _empty_batch(size: int, height: int, width: int, max_labels: int) -> Batch:
 
 def _fill(batch: Batch, row: int, sample: Sample, pixels: Pixels) -> None:
     """Puts one image, uint8 (H, W, 3), into its row."""
-    batch.images.numpy()[row] = pixels.transpose(2, 0, 1)
+    batch.images.permute(0, 2, 3, 1)[row].numpy()[:] = pixels
     batch.labels[row, : len(sample.labels)] = torch.tensor(sample.labels, dtype=torch.int64)
     batch.sample_ids[row] = sample.sample_id
     batch.valid[row] = True

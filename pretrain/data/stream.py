@@ -101,7 +101,7 @@ class TrainStream:
         dataset = TrainDataset(
             self.table,
             self.order,
-            TrainTransform(config.data.train_transform, height, width, config.seed),
+            TrainTransform(config.data.augmentation, height, width, config.seed, config.data.mean),
             rank=self._rank,
             world=self._world,
             micro_batch_size=self._micro_batch_size,

@@ -17,11 +17,15 @@ def is_distributed() -> bool:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum of ``tensor`` over all ranks, as a new tensor. Collective: every rank calls it with equal shapes."""
-    total = tensor.clone()
-    if is_distributed():
-        dist.all_reduce(total)
-    return total
+    """The sum of ``tensor`` over all ranks, as a new tensor where it was. Collective: all ranks, with equal shapes.
+
+    A tensor on the host goes over the GPU where the group is of GPUs.
+    """
+    if not is_distributed():
+        return tensor.clone()
+    total = tensor.clone() if dist.get_backend() != "nccl" else tensor.to(_object_device(), copy=True)
+    dist.all_reduce(total)
+    return total.to(tensor.device)
 
 
 def all_gather_rows(tensor: Tensor) -> Tensor:

@@ -15,11 +15,12 @@ from pretrain.engine.backend import (
     HeldSlice,
     Update,
     clip_reduced_gradients,
+    frozen_slices,
     guarded,
     replicated_slices,
 )
 from pretrain.engine.statistics import RunningStatistics
-from pretrain.optim.optimizers import OptimizerSpec
+from pretrain.optim.groups import set_lr
 
 
 class AccelerateBackend:
@@ -27,9 +28,7 @@ class AccelerateBackend:
 
     name = "accelerate"
 
-    def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, spec: OptimizerSpec, options: BackendOptions
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, options: BackendOptions) -> None:
         self._options = options
         self._accelerator = Accelerator(
             cpu=options.device.type == "cpu",
@@ -42,7 +41,7 @@ class AccelerateBackend:
         self.forward, self._optimizer = prepared
         self._torch_optimizer = optimizer
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._states = FlatStates(trained, optimizer, spec, options.ema_decay)
+        self._states = FlatStates(trained, optimizer, options.ema_decay)
         self.statistics = RunningStatistics(model, options.world)
 
     def micro_step(self, *, boundary: bool) -> AbstractContextManager[None]:
@@ -55,8 +54,7 @@ class AccelerateBackend:
 
     def step(self, lr: float) -> Update:
         """See ``Backend.step``."""
-        for group in self._torch_optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self._torch_optimizer.param_groups, lr)
         update = clip_reduced_gradients(self.model.parameters(), self._options.clip_grad)
         if update.applied:
             self._optimizer.step()
@@ -74,8 +72,9 @@ class AccelerateBackend:
 
     def slices(self) -> list[HeldSlice]:
         """See ``Backend.slices``; every rank holds all and owns an equal share."""
-        parameters = self.model.named_parameters()
-        return list(replicated_slices(parameters, self._states, self._options.rank, self._options.world))
+        named, rank = dict(self.model.named_parameters()), self._options.rank
+        trained = replicated_slices(named.items(), self._states, rank, self._options.world)
+        return [*trained, *frozen_slices(named.items(), rank, has_ema=self._states.has_ema)]
 
     def finish_load(self, num_updates: int) -> None:
         """See ``Backend.finish_load``; the views were the weights themselves, so only the counters are left."""

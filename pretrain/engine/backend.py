@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pretrain.engine.statistics import RunningStatistics
 from pretrain.optim.ema import ShardedEMA
-from pretrain.optim.optimizers import OptimizerSpec, ensure_state
+from pretrain.optim.optimizers import STEP, ensure_state
 
 MASTER = "master"
 EMA = "ema"
@@ -32,7 +32,8 @@ class HeldSlice:
         name: the parameter's name in the model.
         shape: the whole parameter's shape.
         offset: index of the first held element in the flattened parameter.
-        states: state name (``master`` is the fp32 weight, ``ema`` its average) → 1-D fp32 view; all of one length.
+        states: state name (``master`` is the fp32 weight, ``ema`` its average) → 1-D view; all of one length. A
+            factored second moment has a piece of its own, with its own shape and no ``master``.
         owned: (start, stop) in the flattened parameter: the part that this rank writes into a checkpoint. Over all
             ranks the owned parts of a parameter cover it exactly once.
     """
@@ -147,25 +148,28 @@ class FlatStates:
     Args:
         storages: whole parameters, or the flat partitions of ZeRO.
         optimizer: the torch optimiser that has them as its parameters.
-        spec: which state it keeps.
         ema_decay: of the Polyak average; None: no average.
     """
 
-    def __init__(
-        self,
-        storages: Iterable[Tensor],
-        optimizer: torch.optim.Optimizer,
-        spec: OptimizerSpec,
-        ema_decay: float | None,
-    ) -> None:
-        self._optimizer, self._spec = optimizer, spec
+    def __init__(self, storages: Iterable[Tensor], optimizer: torch.optim.Optimizer, ema_decay: float | None) -> None:
+        self._optimizer = optimizer
+        self.has_ema = ema_decay is not None
         self._ema = None if ema_decay is None else ShardedEMA(list(storages), ema_decay)
 
     def views(self, storage: Tensor) -> dict[str, Tensor]:
-        """State name → live 1-D view, the weight itself first; optimiser state is made where there is none yet."""
-        state = ensure_state(self._optimizer, self._spec, storage)
-        views = {MASTER: storage.data.view(-1)} | {key: state[key].view(-1) for key in self._spec.element_states}
+        """State name → live 1-D view of a state with one number per weight, the weight itself first.
+
+        Optimiser state is made where there is none yet.
+        """
+        state = ensure_state(self._optimizer, storage)
+        moments = {key: value for key, value in state.items() if key != STEP and value.numel() == storage.numel()}
+        views = {MASTER: storage.data.view(-1)} | {key: value.view(-1) for key, value in moments.items()}
         return views if self._ema is None else views | {EMA: self._ema.of(storage).view(-1)}
+
+    def factored(self, storage: Tensor) -> dict[str, Tensor]:
+        """State name → a state of another size than the weights: Adafactor's means of rows and columns."""
+        state = ensure_state(self._optimizer, storage)
+        return {key: value for key, value in state.items() if key != STEP and value.numel() != storage.numel()}
 
     def after(self, update: Update) -> Update:
         """Takes an applied update into the average; returns it."""
@@ -175,9 +179,9 @@ class FlatStates:
 
     def set_num_updates(self, num_updates: int) -> None:
         """Sets the optimiser's own counters, after a load."""
-        if self._spec.counts_updates:
-            for state in self._optimizer.state.values():
-                state["step"].fill_(num_updates)
+        for state in self._optimizer.state.values():
+            if STEP in state:
+                state[STEP].fill_(num_updates)
 
     @contextlib.contextmanager
     def averaged(self, refresh: Callable[[], None]) -> Iterator[None]:
@@ -204,7 +208,27 @@ def replicated_slices(
         numel = parameter.numel()
         start, stop = (min(max(edge - begin, 0), numel) for edge in (first, last))
         yield HeldSlice(name, tuple(parameter.shape), 0, flat_states.views(parameter), (start, stop))
+        for key, state in flat_states.factored(parameter).items():
+            yield HeldSlice(name, tuple(state.shape), 0, {key: state.view(-1)}, _only_rank_0(state, rank))
         begin += numel
+
+
+def frozen_slices(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], rank: int, *, has_ema: bool
+) -> Iterator[HeldSlice]:
+    """Slices of the parameters that are not trained, whole on every rank: a checkpoint has all of a model's weights.
+
+    Their average is what they are.
+    """
+    for name, parameter in named_parameters:
+        if not parameter.requires_grad:
+            view = parameter.data.view(-1)
+            states = {MASTER: view, EMA: view} if has_ema else {MASTER: view}
+            yield HeldSlice(name, tuple(parameter.shape), 0, states, _only_rank_0(view, rank))
+
+
+def _only_rank_0(tensor: Tensor, rank: int) -> tuple[int, int]:
+    return (0, 0 if rank else tensor.numel())
 
 
 @dataclass

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from pretrain.config.schema.experiment import Experiment
 from pretrain.distributed.rank import Rank
 from pretrain.engine.backend import EMA, MASTER, Backend, BackendOptions
-from pretrain.optim.optimizers import OPTIMIZERS, OptimizerSpec, build_optimizer
+from pretrain.errors import ConfigError
+from pretrain.optim.optimizers import OPTIMIZERS, build_optimizer
 
-Maker = Callable[[nn.Module, torch.optim.Optimizer, OptimizerSpec, BackendOptions], Backend]
+Maker = Callable[[nn.Module, torch.optim.Optimizer, BackendOptions], Backend]
 
 
 def _deepspeed(*parts: object) -> Backend:
@@ -42,8 +43,17 @@ def build_backend(
         device: where it trains.
         kind: a key of ``BACKENDS``.
         micro_batch: (images per pass, passes per step).
+
+    Raises:
+        ConfigError: an optimiser that needs whole tensors where they are cut, or a device without what was asked for.
     """
     cluster = experiment.cluster
+    if OPTIMIZERS[experiment.optim.name].whole_tensors and kind == "deepspeed" and cluster.zero_stage:
+        raise ConfigError(
+            f"optim.name: {experiment.optim.name} needs whole tensors, which ZeRO-{cluster.zero_stage} cuts into "
+            "pieces; use cluster.zero_stage: 0 or cluster.backend: accelerate"
+        )
+    choose_matmul_precision(device, tf32=experiment.tf32)
     model.set_grad_checkpointing(cluster.activation_checkpointing)  # type: ignore[operator]
     options = BackendOptions(
         rank=rank.rank,
@@ -58,13 +68,39 @@ def build_backend(
         extra=cluster.deepspeed,
     )
     exact = _exact_weights(model) if experiment.precision == "bf16" else {}
-    optimizer = build_optimizer(model.to(device), experiment.optim)
-    backend = BACKENDS[kind](model, optimizer, OPTIMIZERS[experiment.optim.name], options)
+    fused = uses_fused(experiment, device)
+    optimizer = build_optimizer(model.to(device), experiment.optim, fused=fused)
+    backend = BACKENDS[kind](model, optimizer, options)
     if exact:
         _restore_master(backend, exact)
     if cluster.compile:  # in place, after the engine has hung its hooks around the blocks
         backend.model.compile_blocks()  # type: ignore[operator]
     return backend
+
+
+def uses_fused(experiment: Experiment, device: torch.device) -> bool:
+    """Whether torch's fused kernel updates the weights: as ``cluster.fused_optimizer`` says, auto on GPUs only."""
+    wanted = experiment.cluster.fused_optimizer
+    return experiment.optim.has_fused and device.type == "cuda" if wanted == "auto" else wanted
+
+
+def choose_matmul_precision(device: torch.device, *, tf32: bool) -> None:
+    """Sets what fp32 matrix products and convolutions are computed in on a GPU; torch's own default differs for both.
+
+    Raises:
+        ConfigError: TensorFloat-32 on a device that has none.
+    """
+    if device.type != "cuda":
+        if tf32:
+            raise ConfigError("tf32: true would be ignored: this is no GPU; set it to false")
+        return
+    if tf32 and torch.cuda.get_device_capability(device) < (8, 0):
+        name = torch.cuda.get_device_name(device)
+        raise ConfigError(
+            f"tf32: true would be ignored: {name} has no TensorFloat-32 (A100 and later); set it to false"
+        )
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"  # type: ignore[attr-defined]
 
 
 def _exact_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -77,7 +77,7 @@ class Checkpointer:
         held = self.backend.slices()
         norms = state_norms(held)
         tensors, header = snapshot(held)
-        own_bytes = sum(tensor.numel() * 4 for tensor in tensors.values())
+        own_bytes = sum(tensor.nbytes for tensor in tensors.values())
         self._prepare(temporary, sum(gather_objects(own_bytes)))
         files = self._write_rank_file(temporary, tensors, header)
         error: CheckpointError | None = None

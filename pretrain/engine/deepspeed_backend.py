@@ -20,17 +20,20 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.engine.backend import (
+    EMA,
+    MASTER,
     BackendOptions,
     FlatStates,
     HeldSlice,
     Update,
     clip_reduced_gradients,
+    frozen_slices,
     guarded,
     replicated_slices,
 )
 from pretrain.engine.statistics import RunningStatistics
 from pretrain.errors import ConfigError
-from pretrain.optim.optimizers import OptimizerSpec
+from pretrain.optim.groups import set_lr
 
 
 def _import_deepspeed() -> Any:
@@ -76,9 +79,7 @@ class DeepSpeedBackend:
 
     name = "deepspeed"
 
-    def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, spec: OptimizerSpec, options: BackendOptions
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, options: BackendOptions) -> None:
         if options.zero_stage == 0 and options.precision == "bf16":
             raise ConfigError(
                 "precision: bf16 at cluster.zero_stage: 0 is wrong in DeepSpeed (its optimiser takes an extra step at "
@@ -92,7 +93,7 @@ class DeepSpeedBackend:
         self.model, self.forward = self._engine.module, self._engine
         self._optimizer = self._engine.optimizer  # ZeRO's wrapper at stages 1-3, ours at stage 0
         inner = self._optimizer if self._stage == 0 else self._optimizer.optimizer
-        self._states = FlatStates(self._storages(), inner, spec, options.ema_decay)
+        self._states = FlatStates(self._storages(), inner, options.ema_decay)
         self.statistics = RunningStatistics(self.model, options.world)
 
     def micro_step(self, *, boundary: bool) -> contextlib.AbstractContextManager[None]:
@@ -109,8 +110,7 @@ class DeepSpeedBackend:
 
     def step(self, lr: float) -> Update:
         """See ``Backend.step``; at stages 1-3 DeepSpeed decides, on all ranks together, what is finite."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self._optimizer.param_groups, lr)
         if self._stage == 0:
             update = clip_reduced_gradients(self.model.parameters(), self._options.clip_grad)
             self._engine.step()  # a gradient that was thrown away is None, and its parameter stays as it is
@@ -128,7 +128,8 @@ class DeepSpeedBackend:
     def slices(self) -> list[HeldSlice]:
         """See ``Backend.slices``."""
         walk = {0: self._slices_stage0, 1: self._slices_stage12, 2: self._slices_stage12, 3: self._slices_stage3}
-        return list(walk[self._stage]())
+        frozen = self._frozen_stage3 if self._stage == 3 else self._frozen_whole
+        return [*walk[self._stage](), *frozen()]
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """See ``Backend.averaged``."""
@@ -181,6 +182,20 @@ class DeepSpeedBackend:
                 states={key: view.narrow(0, start, numel) for key, view in views.items()},
                 owned=(offset, offset + numel),
             )
+
+    def _frozen_whole(self) -> Iterator[HeldSlice]:
+        return frozen_slices(self.model.named_parameters(), self._options.rank, has_ema=self._states.has_ema)
+
+    def _frozen_stage3(self) -> Iterator[HeldSlice]:
+        for name, parameter in self.model.named_parameters():
+            part: Any = parameter
+            offset = part.partition_numel() * self._options.rank
+            numel = min(max(part.ds_numel - offset, 0), part.partition_numel())
+            if parameter.requires_grad or numel == 0:
+                continue
+            view = part.ds_tensor.data.view(-1).narrow(0, 0, numel)
+            states = {MASTER: view, EMA: view} if self._states.has_ema else {MASTER: view}
+            yield HeldSlice(name, tuple(part.ds_shape), offset, states, (offset, offset + numel))
 
     def finish_load(self, num_updates: int) -> None:
         """See ``Backend.finish_load``."""

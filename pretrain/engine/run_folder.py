@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.distributed.collectives import broadcast_object, raise_together
 from pretrain.distributed.rank import Rank
 from pretrain.errors import SetupError, UserError
 from pretrain.files import write_atomic
@@ -65,6 +64,9 @@ class RunFolder:
         Raises:
             SetupError: another job holds the lock, the folder cannot be written, or a rank does not see it.
         """
+        # Here, so that what only reads a run folder needs no torch.
+        from pretrain.distributed.collectives import broadcast_object, raise_together
+
         error: UserError | None = None
         token = uuid.uuid4().hex
         if rank.is_main:

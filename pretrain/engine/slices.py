@@ -31,7 +31,7 @@ def snapshot(held: Iterable[HeldSlice]) -> tuple[dict[str, Tensor], dict[str, st
     """Copies this rank's owned slices to host memory.
 
     Returns:
-        (key → 1-D fp32 tensor, header) as ``write_slices`` takes them.
+        (key → 1-D tensor of the state's own type, header) as ``write_slices`` takes them.
     """
     tensors: dict[str, Tensor] = {}
     places: dict[str, dict] = {}
@@ -40,7 +40,7 @@ def snapshot(held: Iterable[HeldSlice]) -> tuple[dict[str, Tensor], dict[str, st
             continue
         for state, view in piece.owned_states().items():
             key = f"{state}:{piece.name}"
-            tensors[key] = view.detach().to("cpu", torch.float32, copy=True)
+            tensors[key] = view.detach().to("cpu", copy=True)
             places[key] = {"offset": piece.owned[0], "shape": piece.shape}
     return tensors, {"slices": json.dumps(places)}
 

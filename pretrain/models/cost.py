@@ -277,7 +277,7 @@ def memory_bytes(
     num_devices: int,
     micro_batch_size: int,
     checkpointing: Checkpointing = "none",
-    num_optimizer_states: int = 2,
+    num_optimizer_states: float = 2,
 ) -> MemoryBytes:
     """Bytes on one device while training.
 
@@ -285,8 +285,9 @@ def memory_bytes(
       weights: 2 p in bf16, 4 p in fp32 and autocast; stage 3 holds its share and two whole blocks (one in use, one
         prefetched). Autocast's bf16 copies (2 p) and bf16's fp32 copy of the head live with the activations.
       gradients: in the weights' type; a share from stage 2 on.
-      optimizer: ``num_optimizer_states`` (AdamW 2, SGD with momentum 1) × 4 p, and from stage 1 on the fp32 master
-        weights, 4 p, which DeepSpeed also keeps when the weights are fp32; a share from stage 1 on.
+      optimizer: ``num_optimizer_states`` (AdamW 2, SGD with momentum 1, a Polyak average 1 more) × 4 p, and from
+        stage 1 on the fp32 master weights, 4 p, which DeepSpeed also keeps when the weights are fp32; a share from
+        stage 1 on.
       update: the fp32 copy of the owned gradients (stage ≥ 1) and one temporary of torch's optimiser, 4 p each.
       activations: ``activation_bytes`` and ``working_bytes`` of the micro-batch.
     Not counted: communication buckets, the allocator's fragmentation, the CUDA context (together about 2 GiB).
@@ -299,7 +300,7 @@ def memory_bytes(
         num_devices: R, over which ZeRO shards.
         micro_batch_size: images per device in one forward and backward pass.
         checkpointing: full keeps each block's input only.
-        num_optimizer_states: fp32 tensors that the optimiser keeps per parameter.
+        num_optimizer_states: fp32 numbers that are kept per parameter (a bf16 one is half): moments, Polyak average.
     """
     parameters = num_parameters(model, num_classes)
     share = {stage: -(-parameters // num_devices) if zero_stage >= stage else parameters for stage in (1, 2, 3)}
@@ -311,7 +312,7 @@ def memory_bytes(
     return MemoryBytes(
         weights=weight_bytes * min(parameters, share[3] + gathered),
         gradients=weight_bytes * share[2],
-        optimizer=_FP32 * share[1] * (num_optimizer_states + sharded),
+        optimizer=int(_FP32 * share[1] * (num_optimizer_states + sharded)),
         activations=micro_batch_size * (kept + working) + _cast_bytes(model, num_classes, precision),
         update=_FP32 * share[1] * (1 + sharded),
     )

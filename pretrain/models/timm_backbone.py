@@ -19,6 +19,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import DropPath
+from timm.models import group_parameters
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
@@ -95,6 +96,11 @@ class TimmBackbone(nn.Module):
                 f"cluster.activation_checkpointing: {self.config.name} has none in timm; set it to none and lower "
                 "cluster.micro_batch_size"
             )
+
+    def layer_ids(self) -> dict[str, int]:
+        """Parameter name → layer, 0 for the stem and the largest for the head: timm's own grouping."""
+        matcher = self.group_matcher(coarse=False)  # type: ignore[operator]
+        return group_parameters(self, matcher, reverse=True)  # type: ignore[return-value]
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Refused: which modules are alike is known of our own Vision Transformer only.

@@ -128,7 +128,7 @@ def memory_bytes(
     num_devices: int,
     micro_batch_size: int,
     checkpointing: str = "none",
-    num_optimizer_states: int = 2,
+    num_optimizer_states: float = 2,
 ) -> MemoryBytes:
     """Bytes on one device while training: arguments and assumptions as ``cost.memory_bytes``.
 
@@ -142,7 +142,7 @@ def memory_bytes(
     return MemoryBytes(
         weights=weight_bytes * min(parameters, share[3] + gathered),
         gradients=weight_bytes * share[2],
-        optimizer=_FP32 * share[1] * (num_optimizer_states + sharded),
+        optimizer=int(_FP32 * share[1] * (num_optimizer_states + sharded)),
         activations=micro_batch_size * kept + (2 * parameters if precision == "autocast" else 0),
         update=_FP32 * share[1] * (1 + sharded),
     )

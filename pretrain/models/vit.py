@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config.schema.model import ModelConfig
+from pretrain.models.layer_ids import layer_id
 from pretrain.models.layers.attention_pool import AttentionPool
 from pretrain.models.layers.block import Block
 from pretrain.models.layers.checkpointing import block_policy, run_block
@@ -73,6 +74,10 @@ class VisionTransformer(nn.Module):
         """Chooses what the blocks keep for the backward pass: a policy of ``layers.checkpointing``; True is full."""
         names = {True: "full", False: "none"}
         self.checkpointing = names[policy] if isinstance(policy, bool) else policy
+
+    def layer_ids(self) -> dict[str, int]:
+        """Parameter name → layer, 0 for the stem and the largest for the head (layer-wise decay)."""
+        return {name: layer_id(name, self.shape.depth) for name, _ in self.named_parameters()}
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compiles the blocks one by one with static shapes; they share one graph, as only their weights differ.

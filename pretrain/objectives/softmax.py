@@ -37,11 +37,10 @@ class Softmax:
         Raises:
             DataError: the set has images with more than one label.
         """
-        if batch.targets is not None:
-            return F.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
         if batch.labels.shape[1] != 1:
             raise DataError(
                 f"objective.name: softmax takes one label per image, but images of this set have up to "
                 f"{batch.labels.shape[1]}; use objective.name: sigmoid, or pack the set with single labels"
             )
-        return F.cross_entropy(logits, batch.labels[:, 0], label_smoothing=self.label_smoothing)
+        targets = batch.labels[:, 0] if batch.targets is None else batch.targets
+        return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)

@@ -1,4 +1,4 @@
-"""Parameter groups: which tensors decay, decided by their name and never by their number of dimensions.
+"""What each tensor's learning rate and decay are, decided by its name and never by its number of dimensions. No torch.
 
 Only kernels decay (big_vision: ``.*/kernel$``): the weights of dense and convolution layers. Class and register
 tokens, position embeddings, norms and biases have names of their own and do not, although some have two dimensions.
@@ -7,10 +7,15 @@ tokens, position embeddings, norms and biases have names of their own and do not
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from pretrain.config.schema.optim import OptimConfig, OverrideConfig
+from pretrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # A kernel is the `weight` of a layer that is no norm and no embedding table; tokens, tables and scales are plain
 # parameters whose last name is not `weight`. `cpb_mlp` (Swin v2) and `pos_block` (Twins) make positions: their authors
@@ -18,6 +23,29 @@ from torch import nn
 _NOT_A_KERNEL = re.compile(
     r"(^|\.)(norm\w*|[a-z]+_norm|ln_\w+|[a-z]*pos_embed\w*|rel(ative)?_pos\w*|pos_block|[a-z_]*token|cpb_mlp)(\.|$)"
 )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one tensor is trained.
+
+    Attributes:
+        kernel: decays by default.
+        lr_scale: factor on the schedule's learning rate.
+        weight_decay: in the AdamW convention.
+        frozen: not trained at all.
+    """
+
+    kernel: bool
+    lr_scale: float
+    weight_decay: float
+    frozen: bool = False
+
+    @property
+    def group_name(self) -> str:
+        """A name for the parameter group of all tensors with this rule."""
+        kind = "decay" if self.kernel else "no_decay"
+        return kind if self.lr_scale == 1.0 else f"{kind}, lr × {self.lr_scale:.6g}"
 
 
 def is_kernel(name: str, num_dimensions: int = 2) -> bool:
@@ -31,19 +59,95 @@ def is_kernel(name: str, num_dimensions: int = 2) -> bool:
     return name.endswith(".weight") and num_dimensions > 1 and not _NOT_A_KERNEL.search(name)
 
 
-def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
-    """Splits trainable parameters into a group that decays and one that does not; an empty group is left out.
+def assign_rules(
+    num_dimensions: Mapping[str, int], config: OptimConfig, layer_ids: Mapping[str, int] | None = None
+) -> dict[str, Rule]:
+    """The rule of every tensor.
+
+    Args:
+        num_dimensions: parameter name → number of dimensions of the whole tensor.
+        config: decay, layer-wise decay and overrides.
+        layer_ids: parameter name → layer, 0 for the stem and the largest for the head; needed by ``layer_decay``.
+
+    Raises:
+        ConfigError: an override that no tensor is left for, or nothing that is trained.
+
+    Source: layer-wise decay, ``layer_decay ** (last layer - layer)``: BEiT (2106.08254), its ``optim_factory``.
+    """
+    scales = dict.fromkeys(num_dimensions, 1.0)
+    if config.layer_decay is not None and layer_ids is not None:
+        last = max(layer_ids.values())
+        scales = {name: config.layer_decay ** (last - layer_ids[name]) for name in num_dimensions}
+    used: set[int] = set()
+    rules: dict[str, Rule] = {}
+    for name, dims in num_dimensions.items():
+        kernel = is_kernel(name, dims)
+        default = Rule(kernel, scales[name], config.weight_decay if kernel else 0.0)
+        index = _first_match(name, config.overrides)
+        used |= set() if index is None else {index}
+        rules[name] = default if index is None else _overridden(default, config.overrides[index])
+    _refuse_idle(config.overrides, used, num_dimensions)
+    if all(rule.frozen for rule in rules.values()):
+        raise ConfigError("optim.overrides: every parameter is frozen, nothing is left to train; narrow a pattern")
+    return rules
+
+
+def _first_match(name: str, overrides: Iterable[OverrideConfig]) -> int | None:
+    matches = (index for index, override in enumerate(overrides) if re.search(override.pattern, name))
+    return next(matches, None)
+
+
+def _overridden(default: Rule, override: OverrideConfig) -> Rule:
+    decay = default.weight_decay if override.weight_decay is None else override.weight_decay
+    return Rule(default.kernel, default.lr_scale * (override.lr_scale or 1.0), decay, override.freeze)
+
+
+def _refuse_idle(overrides: tuple[OverrideConfig, ...], used: set[int], names: Iterable[str]) -> None:
+    for index, override in enumerate(overrides):
+        if index in used:
+            continue
+        if any(re.search(override.pattern, name) for name in names):
+            raise ConfigError(
+                f"optim.overrides: {override.pattern!r} would be ignored: an earlier pattern has taken each tensor "
+                "that it is found in; put it first"
+            )
+        some = ", ".join(list(names)[:3])
+        raise ConfigError(
+            f"optim.overrides: {override.pattern!r} is found in no parameter's name (names are like {some}); correct "
+            "it or remove it"
+        )
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], rules: Mapping[str, Rule]
+) -> list[dict[str, Any]]:
+    """Trainable parameters in groups of equal rules: kernels first, then the rest, each in the order of the model.
 
     Returns:
-        torch parameter groups with ``params``, ``weight_decay`` and ``group_name``, in a fixed order.
+        torch parameter groups with ``params``, ``weight_decay``, ``lr_scale`` and ``group_name``.
     """
-    decay: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+    groups: dict[Rule, list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            (decay if is_kernel(name, parameter.ndim) else rest).append(parameter)
-    groups = [
-        {"params": decay, "weight_decay": weight_decay, "group_name": "decay"},
-        {"params": rest, "weight_decay": 0.0, "group_name": "no_decay"},
+            groups.setdefault(rules[name], []).append(parameter)
+    ordered = sorted(groups, key=lambda rule: not rule.kernel)  # stable: first seen, first
+    return [
+        {
+            "params": groups[rule],
+            "weight_decay": rule.weight_decay,
+            "lr_scale": rule.lr_scale,
+            "group_name": rule.group_name,
+        }
+        for rule in ordered
     ]
-    return [group for group in groups if group["params"]]
+
+
+def set_lr(groups: Iterable[dict[str, Any]], lr: float) -> None:
+    """Gives every parameter group its learning rate for the next update.
+
+    Args:
+        groups: of the optimiser.
+        lr: the schedule's.
+    """
+    for group in groups:
+        group["lr"] = lr * group["lr_scale"]

@@ -1,4 +1,4 @@
-"""Optimisers by name, and what a checkpoint has to know about each."""
+"""Optimisers by name, and the state that a checkpoint finds in each."""
 
 from __future__ import annotations
 
@@ -9,50 +9,102 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.config.schema.optim import OptimConfig
-from pretrain.optim.groups import parameter_groups
+from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS, OptimConfig
+from pretrain.optim.adafactor import Adafactor, attention_views
+from pretrain.optim.elementwise import AdamWBf16, SGDBf16, StatefulOptimizer
+from pretrain.optim.groups import assign_rules, parameter_groups
+from pretrain.optim.lamb import Lamb
+
+Groups = list[dict[str, Any]]
+Maker = Callable[[Groups, OptimConfig, nn.Module, bool], torch.optim.Optimizer]
+
+# torch's optimisers, whose state we make ahead of their first step. Ours make their own (``StatefulOptimizer``).
+TORCH_STATES: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
+    torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
+    torch.optim.SGD: ("momentum_buffer",),
+}
+STEP = "step"
 
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """One optimiser: how it is made, and the state that it keeps.
+    """One optimiser.
 
     Attributes:
-        build: (parameter groups, config) → torch optimiser.
-        element_states: names of the state tensors that have one number per weight; each is saved in slices.
-        counts_updates: True where the state has a scalar ``step`` (the number of updates that were applied).
+        build: (parameter groups, config, model, fused) → torch optimiser.
+        whole_tensors: it reads a tensor as a whole, so that no rank may hold a piece of one.
     """
 
-    build: Callable[[list[dict[str, Any]], OptimConfig], torch.optim.Optimizer]
-    element_states: tuple[str, ...]
-    counts_updates: bool
+    build: Maker
+    whole_tensors: bool = False
 
 
-def _adamw(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0.0)
+def _adamw(groups: Groups, config: OptimConfig, model: nn.Module, fused: bool) -> torch.optim.Optimizer:
+    if config.momentum_dtype == "bf16":
+        return AdamWBf16(groups, config.lr, config.betas, config.eps)
+    kwargs: dict[str, Any] = {"fused": True} if fused else {}
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0.0, **kwargs)
 
 
-def _sgd(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=0.0)
+def _sgd(groups: Groups, config: OptimConfig, model: nn.Module, fused: bool) -> torch.optim.Optimizer:
+    if config.momentum_dtype == "bf16":
+        return SGDBf16(groups, config.lr, config.momentum)
+    kwargs: dict[str, Any] = {"fused": True} if fused else {}
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=0.0, **kwargs)
 
 
+def _adafactor(groups: Groups, config: OptimConfig, model: nn.Module, fused: bool) -> torch.optim.Optimizer:
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.momentum_dtype]
+    caps = (config.beta2_cap, config.beta2_power)
+    return Adafactor(groups, config.lr, config.momentum, dtype, *caps, attention_views(model))
+
+
+def _lamb(groups: Groups, config: OptimConfig, model: nn.Module, fused: bool) -> torch.optim.Optimizer:
+    return Lamb(groups, config.lr, config.betas, config.eps)
+
+
+_MAKERS: dict[str, Maker] = {"adamw": _adamw, "sgd": _sgd, "adafactor": _adafactor, "lamb": _lamb}
 OPTIMIZERS: dict[str, OptimizerSpec] = {
-    "adamw": OptimizerSpec(_adamw, ("exp_avg", "exp_avg_sq"), counts_updates=True),
-    "sgd": OptimizerSpec(_sgd, ("momentum_buffer",), counts_updates=False),
+    name: OptimizerSpec(maker, whole_tensors=name in WHOLE_TENSOR_OPTIMIZERS) for name, maker in _MAKERS.items()
 }
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser over the model's trainable parameters, with decay on kernels only."""
-    return OPTIMIZERS[config.name].build(parameter_groups(model.named_parameters(), config.weight_decay), config)
+def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool = False) -> torch.optim.Optimizer:
+    """The optimiser over the model's trainable parameters, in groups by name; what is frozen loses its gradient.
+
+    Args:
+        model: whole, on its device. With ``layer_decay`` its ``layer_ids()`` says which layer a parameter is in.
+        config: the settings.
+        fused: torch's fused kernel, for fp32 AdamW and SGD.
+
+    Raises:
+        ConfigError: an override that fits no parameter.
+    """
+    named = dict(model.named_parameters())
+    layer_ids = None if config.layer_decay is None else model.layer_ids()  # type: ignore[operator]
+    rules = assign_rules({name: parameter.ndim for name, parameter in named.items()}, config, layer_ids)
+    for name, parameter in named.items():
+        if rules[name].frozen:
+            parameter.requires_grad_(False)
+    return OPTIMIZERS[config.name].build(parameter_groups(named.items(), rules), config, model, fused)
 
 
-def ensure_state(optimizer: torch.optim.Optimizer, spec: OptimizerSpec, tensor: Tensor) -> dict[str, Tensor]:
-    """The optimiser's state of one tensor, created as zeros (no update yet) where the first step has not done so."""
+def ensure_state(optimizer: torch.optim.Optimizer, tensor: Tensor) -> dict[str, Tensor]:
+    """The optimiser's state of one tensor, created (no update yet) where the first step has not done so."""
     state = optimizer.state[tensor]
-    for key in spec.element_states:
-        if state.get(key) is None:
-            state[key] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
-    if spec.counts_updates and "step" not in state:
-        state["step"] = torch.zeros((), dtype=torch.float32)
+    if not state or None in state.values():
+        fresh = _new_state(optimizer, tensor)
+        state.update({key: value for key, value in fresh.items() if state.get(key) is None})
+    return state
+
+
+def _new_state(optimizer: torch.optim.Optimizer, tensor: Tensor) -> dict[str, Tensor]:
+    if isinstance(optimizer, StatefulOptimizer):
+        return optimizer.new_state(tensor)
+    names = TORCH_STATES[type(optimizer)]
+    state = {name: torch.zeros_like(tensor, memory_format=torch.preserve_format) for name in names}
+    if isinstance(optimizer, torch.optim.AdamW):
+        # A fused kernel reads its counter on the device.
+        device = tensor.device if optimizer.defaults.get("fused") else torch.device("cpu")
+        state[STEP] = torch.zeros((), dtype=torch.float32, device=device)
     return state

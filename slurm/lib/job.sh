@@ -1,64 +1,65 @@
 # shellcheck shell=bash
-# What every job script shares. Sourced in the batch shell, from the repository's root.
+# What every job script shares. Sourced in the batch shell; the functions are called in the order in which they stand.
 
-# The repository: where sbatch was called. (The batch script itself is a copy in a spool folder.)
+# Goes to the repository: where sbatch was called. (The batch script itself is a copy in a spool folder.)
 enter_repository() {
-    cd "${SLURM_SUBMIT_DIR:?this script is meant for sbatch}" || exit 1
+    cd "${SLURM_SUBMIT_DIR:?this script is meant for sbatch}" || exit 2
     if [ ! -f pretrain/run.py ]; then
         echo "error: $PWD is not the repository; call sbatch from its root" >&2
         exit 2
     fi
 }
 
-# Sets RUN_PYTHON, and whatever else slurm/site.sh exports (modules, NCCL settings, proxies).
+# Sources the site file; sets RUN_PYTHON and RUN_PREFIX.
 load_site() {
-    if [ -f slurm/site.sh ]; then
-        # shellcheck source=slurm/site.example.sh
-        source slurm/site.sh
-    fi
-    RUN_PYTHON=${RUN_PYTHON:-$PWD/.venv/bin/python}
-    if [ ! -x "$RUN_PYTHON" ]; then
-        echo "error: no Python at $RUN_PYTHON; run make test once, or set RUN_PYTHON in slurm/site.sh" >&2
+    local site=${SITE_FILE:-slurm/site.sh}
+    if [ ! -f "$site" ]; then
+        echo "error: no site file at $site: cp slurm/site.example.sh slurm/site.sh, and adapt it" >&2
         exit 2
     fi
+    RUN_PREFIX=()
+    SRUN_OPTIONS=()
+    # shellcheck source=slurm/site.example.sh
+    source "$site"
+    RUN_PYTHON=${RUN_PYTHON:-$PWD/.venv/bin/python}
+    if [ "${#RUN_PREFIX[@]}" = 0 ] && [ ! -x "$RUN_PYTHON" ]; then
+        echo "error: no Python at $RUN_PYTHON; run make test once, or set RUN_PYTHON in $site" >&2
+        exit 2
+    fi
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 }
 
-# Exports where the ranks meet: the first node, and a port that another job on it is unlikely to have.
-set_rendezvous() {
-    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
-    MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
-    export MASTER_ADDR MASTER_PORT
+# Python in the batch shell, where it asks scontrol: HOST_PYTHON where the site's container has no Slurm in it.
+python_here() {
+    if [ -n "${HOST_PYTHON:-}" ]; then
+        "$HOST_PYTHON" -u "$@"
+    else
+        "${RUN_PREFIX[@]}" "$RUN_PYTHON" -u "$@"
+    fi
 }
 
-# Prints one top-level key of the resolved config. Arguments: key, then the arguments of pretrain/run.py.
-config_value() {
-    local key=$1
+# One step. Waits through signals, so that the batch shell outlives what it started. Sets STEP_CODE.
+# Arguments: options of srun, --, the command.
+run_step() {
+    local options=() code
+    while [ "$1" != -- ]; do
+        options+=("$1")
+        shift
+    done
     shift
-    "$RUN_PYTHON" pretrain/run.py "$@" --print-config | sed -n "s/^$key: //p" | tr -d "'\""
+    srun --kill-on-bad-exit=1 --distribution=block --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+        "${options[@]}" "${SRUN_OPTIONS[@]}" bash slurm/lib/rank.sh "${RUN_PREFIX[@]}" "$RUN_PYTHON" -u "$@" &
+    STEP_PID=$!
+    while :; do
+        wait "$STEP_PID"
+        code=$?
+        kill -0 "$STEP_PID" 2>/dev/null || break
+    done
+    # shellcheck disable=SC2034 # read by training.sh
+    STEP_CODE=$code
 }
 
-# Ends the job as the run's verdict says. Arguments: run folder, exit code of the step.
-# The verdict counts only if this very start of the job wrote it; without one the run has crashed.
-follow_verdict() {
-    local folder=$1 code=$2 outcome
-    outcome=$("$RUN_PYTHON" - "$folder/exit.json" "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" <<'PYTHON'
-import json, sys
-path, job, restart = sys.argv[1:]
-try:
-    verdict = json.load(open(path))
-except (OSError, ValueError):
-    verdict = {}
-fresh = (str(verdict.get("job_id")), str(verdict.get("restart_count"))) == (job, restart)
-print(verdict.get("outcome", "crash") if fresh else "crash")
-PYTHON
-    )
-    echo "step left with $code, verdict: $outcome"
-    case $outcome in
-        complete) exit 0 ;;
-        requeue)
-            scontrol requeue "$SLURM_JOB_ID"
-            exit 0
-            ;;
-        *) exit "$((code > 0 ? code : 1))" ;;
-    esac
-}
+# A signal to the batch shell alone (sbatch --signal=B:…, scancel --batch) goes on to the ranks: srun hands it over.
+# SIGTERM means that Slurm ends the job: it tells the ranks itself, and this shell must live to see their verdict.
+trap '[ -z "${STEP_PID:-}" ] || kill -USR1 "$STEP_PID" 2>/dev/null' USR1
+trap ':' TERM

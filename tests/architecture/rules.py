@@ -84,13 +84,19 @@ LIGHT = (
     "pretrain.data.index",
     "pretrain.data.lanes",
     "pretrain.data.order",
+    "pretrain.engine.run_folder",
     "pretrain.models.cost",
     "pretrain.models.variants",
     "pretrain.run",
     "pipelines",
     "pipelines.__main__",
+    "pipelines.chain",
+    "pipelines.run_record",
+    "pipelines.status",
+    "pipelines.probes.judgement",
+    "pipelines.probes.node",
 )
-LIGHT_ROOMS = ("pretrain.config",)
+LIGHT_ROOMS = ("pretrain.config", "pipelines.slurm")
 
 VAGUE_NAMES = frozenset({"utils", "util", "misc", "common", "helpers", "helper"})
 

@@ -199,7 +199,8 @@ def train(
             assert folder is not None
             checkpointer(backend, config, Path(folder), objective).save(state)
             backend.train(True)
-    sums = {piece.name: piece.states["master"].double().sum().item() for piece in backend.slices()}
+    masters = {piece.name: piece.states["master"] for piece in backend.slices() if "master" in piece.states}
+    sums = {name: weights.double().sum().item() for name, weights in masters.items()}
     return {"losses": losses, "norms": norms, "applied": applied, "num_updates": state.num_updates, "weights": sums}
 
 

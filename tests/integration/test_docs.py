@@ -16,6 +16,7 @@ KNOWN = {
     "git clone": "the clone itself",
     ".venv/bin/tensorboard": "serves until it is stopped",
     "cd": "changes the folder",
+    "cp": "copies a file",
     "touch": "makes a file",
     "sbatch": "needs a cluster; the script is checked by its own tests",
     "export": "sets a variable",
@@ -56,6 +57,13 @@ def test_command_of_the_docs(command: Commands, digits: None, tmp_path: Path, pa
             return  # make demo; tests/integration/test_demo.py runs it
         if "--out" in arguments:
             arguments[arguments.index("--out") + 1] = str(tmp_path / "out")
+        if arguments[0] == "chain":
+            (tmp_path / "site.sh").touch()
+            command.run("python", *parts[1:], env={"SITE_FILE": str(tmp_path / "site.sh")}, check=True)
+            return
+        if arguments[0] == "status":
+            arguments[1] = str(tmp_path)
+            (tmp_path / "exit.json").write_text('{"outcome": "complete"}')
         if arguments[0] == "export":
             arguments[1] = str(_weights(tmp_path / "weights.safetensors"))
         sources = [part for part in arguments if part.startswith("/path/to/")]

@@ -14,7 +14,13 @@ import pytest
 from tests.command import Commands
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = [*sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "slurm").rglob("*.sh")), "setup.sh", ".ci/run"]
+SCRIPTS = [
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "slurm").rglob("*.sh")),
+    "setup.sh",
+    ".ci/run",
+    "tests/slurm/with_slurm.sh",
+]
+SOURCED = ("slurm/lib/job.sh", "slurm/lib/training.sh", "slurm/site.example.sh", "slurm/site.sh")
 SHELLCHECK = Path(sys.executable).parent / "shellcheck"
 
 
@@ -29,13 +35,14 @@ def test_shellcheck_finds_nothing(command: Commands, script: str) -> None:
     command.run("shellcheck", "--external-sources", script, check=True)
 
 
-@pytest.mark.parametrize("script", [script for script in SCRIPTS if "/lib/job" not in script and "site" not in script])
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in SOURCED])
 def test_what_is_started_is_executable(script: str) -> None:
     assert os.access(ROOT / script, os.X_OK)
 
 
-def test_the_job_script_asks_for_what_it_relies_on() -> None:
-    options = re.findall(r"^#SBATCH (--[^=\n]+)(?:=(\S+))?$", (ROOT / "slurm/pretrain_vit_h.sh").read_text(), re.M)
+@pytest.mark.parametrize("script", ["pretrain_vit_h", "pretrain_vit_l"])
+def test_the_job_script_asks_for_what_it_relies_on(script: str) -> None:
+    options = re.findall(r"^#SBATCH (--[^=\n]+)(?:=(\S+))?$", (ROOT / f"slurm/{script}.sh").read_text(), re.M)
     asked = dict(options)
     expected = {"--nodes": "8", "--ntasks-per-node": "8", "--gpus-per-node": "8", "--signal": "USR1@300"}
     assert {name: asked.get(name) for name in expected} == expected
@@ -56,41 +63,51 @@ def test_a_rank_needs_srun(command: Commands) -> None:
     assert done.returncode != 0 and "started by srun only" in done.stderr
 
 
+def test_the_site_file_is_asked_for_and_can_be_read(command: Commands, tmp_path: Path) -> None:
+    script = 'source slurm/lib/job.sh; load_site; echo "$RUN_PYTHON ${#RUN_PREFIX[@]}"'
+    refused = command.run("bash", "-c", script, env={"SITE_FILE": str(tmp_path / "none.sh")})
+    assert refused.returncode == 2 and "cp slurm/site.example.sh slurm/site.sh" in refused.stderr
+    env = {"SITE_FILE": "slurm/site.example.sh", "RUN_PYTHON": sys.executable}
+    assert command.run("bash", "-c", script, env=env, check=True).stdout.split() == [sys.executable, "0"]
+    (tmp_path / "site.sh").write_text("RUN_PYTHON=/no/python")
+    refused = command.run("bash", "-c", script, env={"SITE_FILE": str(tmp_path / "site.sh")})
+    assert refused.returncode == 2 and "no Python at /no/python" in refused.stderr
+
+
 @pytest.mark.parametrize(
-    ("verdict", "step_code", "expected", "requeued"),
-    [
-        ({"outcome": "complete", "job_id": "7", "restart_count": 1}, 0, 0, False),
-        ({"outcome": "requeue", "job_id": "7", "restart_count": 1}, 143, 0, True),
-        ({"outcome": "fatal", "job_id": "7", "restart_count": 1}, 143, 143, False),
-        ({"outcome": "fatal", "job_id": "7", "restart_count": 1}, 0, 1, False),
-        ({"outcome": "complete", "job_id": "7", "restart_count": 0}, 0, 1, False),  # an earlier start's
-        ({"outcome": "requeue", "job_id": "6", "restart_count": 1}, 9, 9, False),  # another job's
-        (None, 9, 9, False),
-    ],
+    ("task", "config", "lr"), [(0, "cifar10", "0.001"), (3, "cifar10", "0.03"), (4, "cifar100", "0.001")]
 )
-def test_the_job_ends_as_a_fresh_verdict_says(
-    command: Commands, tmp_path: Path, verdict: dict[str, object] | None, step_code: int, expected: int, requeued: bool
+def test_a_task_of_the_sweep_takes_its_config_and_rate(
+    command: Commands, tmp_path: Path, task: int, config: str, lr: str
 ) -> None:
-    import json
-
-    if verdict is not None:
-        (tmp_path / "exit.json").write_text(json.dumps(verdict))
-    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@" >"$(dirname "$0")/called"\n')
-    (tmp_path / "scontrol").chmod(0o755)
-    script = f'PATH={tmp_path}:$PATH; source slurm/lib/job.sh; RUN_PYTHON={sys.executable}; follow_verdict "$@"'
-    slurm = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}
-    done = command.run("bash", "-c", script, "bash", tmp_path, str(step_code), env=slurm)
-    assert done.returncode == expected, done.stderr
-    called = tmp_path / "called"
-    assert (called.read_text() if called.exists() else "") == ("requeue 7\n" if requeued else "")
+    said = sweep(command, tmp_path, task, 15, "runs/big/", "seed=7")
+    assert f"--config configs/finetune/{config}.yaml --from runs/big/ optim.lr={lr}" in said
+    assert f"output_dir=runs/big_transfer name={config}_lr{lr} seed=7" in said
 
 
-def test_the_run_folder_is_read_from_the_resolved_config(command: Commands) -> None:
-    script = f'source slurm/lib/job.sh; RUN_PYTHON={sys.executable}; config_value "$@"'
-    config = ["--config", "configs/pretrain/vit_h14_jft300m.yaml", "output_dir=/scratch/off"]
-    for key, value in (("output_dir", "/scratch/off"), ("name", "vit_h14_jft300m")):
-        done = command.run("bash", "-c", script, "bash", key, *config, check=True)
-        assert done.stdout.strip() == value
+def test_a_sweep_with_tasks_for_nothing_is_refused(command: Commands, tmp_path: Path) -> None:
+    said = sweep(command, tmp_path, 0, 15, "runs/big", "configs/finetune/pets.yaml", "lrs=0.1,0.2")
+    assert "1 configs × 2 rates need --array=0-1, not up to 15" in said
+
+
+def sweep(command: Commands, folder: Path, task: int, last: int, *words: str) -> str:
+    """What slurm/finetune.sh asks begin for: in the place of Python stands a program that prints its arguments."""
+    python = folder / "python"
+    python.write_text('#!/bin/sh\necho "$@" >&2\nexit 2\n')
+    python.chmod(0o755)
+    (folder / "site.sh").write_text(f"RUN_PYTHON={python}")
+    array = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_MAX": str(last), "SLURM_SUBMIT_DIR": str(ROOT)}
+    done = command.run("bash", "slurm/finetune.sh", *words, env={**array, "SITE_FILE": str(folder / "site.sh")})
+    assert done.returncode == 2
+    return done.stderr
+
+
+def test_where_slurm_may_not_be_installed_it_is_said(command: Commands, tmp_path: Path) -> None:
+    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
+    (tmp_path / "id").chmod(0o755)
+    path = f"{tmp_path}:/usr/bin:/bin"  # the daemons lie in sbin
+    done = command.run("env", f"PATH={path}", "tests/slurm/with_slurm.sh", "echo", "the tests", check=True)
+    assert "are skipped: installing it needs root" in done.stderr and done.stdout == "the tests\n"
 
 
 def test_no_script_knows_this_machine() -> None:

@@ -257,6 +257,46 @@ def test_sgd_keeps_fewer_states(load: Load) -> None:
     assert np.allclose(np.diff(figures), np.diff(figures)[0], atol=0.11) and figures[0] > figures[1] > figures[2]
 
 
+def test_memory_counts_what_is_kept_in_bf16_and_the_average(load: Load) -> None:
+    def optimiser_mib(*settings: str) -> float:
+        report = line(check(load("model.variant=nano/2", *settings), world=1), "memory")
+        return float(report.split("optimiser ")[1].split(" MiB")[0])
+
+    ddp = "cluster.zero_stage=0"
+    adamw = optimiser_mib(ddp)
+    for settings, share in (
+        (["optim.momentum_dtype=bf16"], 0.75),
+        (["optim.ema_decay=0.999"], 1.5),
+        (["optim.name=lamb"], 1.0),
+        (["optim.name=adafactor"], 0.5),
+        (["optim.name=adafactor", "optim.momentum_dtype=bf16"], 0.25),
+    ):
+        assert optimiser_mib(ddp, *settings) == pytest.approx(share * adamw, abs=0.11), settings
+
+
+@pytest.mark.parametrize("name", ["adafactor", "lamb"])
+def test_an_optimiser_that_needs_whole_tensors_names_the_stages_and_their_memory(load: Load, name: str) -> None:
+    settings = ["model.variant=H/14", "model.img_size=224", "global_batch_size=4096", f"optim.name={name}"]
+    with pytest.raises(ConfigError) as caught:
+        check(load(*settings, "precision=bf16"), world=8)
+    # 631 M parameters of fp32: weights, gradients and the state (2 × 4 bytes, or a momentum of 4)
+    memory = {"lamb": "9.4 GiB", "adafactor": "7.0 GiB"}[name]
+    for part in (
+        f"{name} needs whole tensors, which ZeRO-1 cuts into pieces; use cluster.zero_stage: 0 with precision: ",
+        f"autocast, or cluster.backend: accelerate: each device then holds {memory} beside activations",
+    ):
+        assert part in str(caught.value)
+    assert check(load(*settings, "precision=autocast", "cluster.zero_stage=0"), world=8)
+    assert check(load(*settings, "precision=autocast", "cluster.backend=accelerate"), world=8)
+
+
+def test_overrides_are_checked_by_name(load: Load) -> None:
+    report = check(load("optim.overrides=[{pattern: ^patch_embed, freeze: true}]"), world=1)
+    assert line(report, "optimiser").endswith("0.00 M parameters are frozen")
+    with pytest.raises(ConfigError, match="'heat' is found in no parameter's name"):
+        check(load("optim.overrides=[{pattern: heat, freeze: true}]"), world=1)
+
+
 def test_nothing_here_imports_torch(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(SMALL)
     code = (

@@ -66,6 +66,10 @@ class ClusterConfig(Strict):
         default=False,
         description="Compile the blocks one by one with static shapes (torch.compile). ZeRO stages 0 to 2.",
     )
+    fused_optimizer: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Update all weights in one kernel of torch (fp32 adamw and sgd); auto: on GPUs.",
+    )
     num_workers: Annotated[int, Field(ge=0)] = Field(
         default=4, description="Data processes per rank; 0: in the rank itself."
     )

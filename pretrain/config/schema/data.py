@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pretrain.config.schema.base import PositiveFloat, PositiveInt, Probability, Strict
+from pretrain.config.schema.augmentation import (
+    AUGREG,
+    AugRegPreset,
+    MixingConfig,
+    RandAugmentConfig,
+    RandomErasingConfig,
+    TimmPolicyText,
+)
+from pretrain.config.schema.base import NonNegativeFloat, PositiveFloat, PositiveInt, Strict, UnitInterval
 
 ResizeFilter = Literal["bilinear", "bilinear_aa", "bicubic_aa", "area"]
 
@@ -14,24 +22,58 @@ ResizeFilter = Literal["bilinear", "bilinear_aa", "bicubic_aa", "area"]
 class TrainTransformConfig(Strict):
     """How a training image is made from its bytes. Random numbers are functions of (seed, epoch, sample)."""
 
-    crop: Literal["inception", "resize"] = Field(
+    crop: Literal["inception", "simple", "resmall", "resize"] = Field(
         default="inception",
-        description="inception: a random area and ratio, resized; resize: the whole image, squashed.",
+        description="inception: a random area and ratio, resized. simple: the short side resized to the model's size, "
+        "4 pixels reflected at each edge, then a random square of the model's size (DeiT III's simple random crop). "
+        "resmall: the short side resized to short_side, then a random square (big_vision's resmall_crop). resize: the "
+        "whole image, squashed.",
+    )
+    short_side: PositiveInt | None = Field(
+        default=None, description="resmall only: pixels of the short side before the crop (448 for a 384 px model)."
     )
     min_area: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.05, description="Smallest share of the area of a crop."
+        default=0.05, description="inception only: smallest share of the area of a crop."
     )
     ratio: tuple[PositiveFloat, PositiveFloat] = Field(
-        default=(0.75, 4 / 3), description="Range of the crop's width over its height."
+        default=(0.75, 4 / 3), description="inception only: range of the crop's width over its height."
     )
-    hflip: Probability = Field(default=0.5, description="Probability of a horizontal flip.")
+    hflip: UnitInterval = Field(default=0.5, description="Probability of a horizontal flip.")
     resize_filter: ResizeFilter = Field(default="bilinear_aa", description="Interpolation of the resize.")
+    randaugment: RandAugmentConfig | None = Field(
+        default=None, description="big_vision's RandAugment, after the flip; null: none."
+    )
+    auto_augment: TimmPolicyText | None = Field(
+        default=None,
+        description="timm's RandAugment as timm writes it, such as rand-m9-mstd0.5-inc1 (other operations and levels "
+        "than randaugment); null: none.",
+    )
+    three_augment: bool = Field(
+        default=False, description="3-Augment: grey, solarised or blurred, one of them for each image (DeiT III)."
+    )
+    color_jitter: NonNegativeFloat = Field(
+        default=0.0,
+        description="Brightness, contrast and saturation each by a factor within 1 ± this, in random order, after the "
+        "operations above. timm drops its colour jitter beside auto_augment; here it acts.",
+    )
+    random_erasing: RandomErasingConfig | None = Field(
+        default=None, description="Rectangles of noise in the normalised image; null: none."
+    )
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> TrainTransformConfig:
         unused = sorted({"min_area", "ratio"} & self.model_fields_set)
-        if self.crop == "resize" and unused:
-            raise ValueError(f"{', '.join(unused)} belong to crop: inception; with crop: resize they would be ignored")
+        if self.crop != "inception" and unused:
+            raise ValueError(
+                f"{', '.join(unused)} belong to crop: inception; with crop: {self.crop} they would be ignored"
+            )
+        if self.crop != "resmall" and self.short_side is not None:
+            raise ValueError(f"short_side belongs to crop: resmall; with crop: {self.crop} it would be ignored")
+        if self.crop == "resmall" and self.short_side is None:
+            raise ValueError("crop: resmall needs short_side, the pixels of the short side before the crop")
+        chosen = [name for name in ("randaugment", "auto_augment", "three_augment") if getattr(self, name)]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} are two policies for one place; choose one")
         return self
 
 
@@ -72,7 +114,18 @@ class DataConfig(Strict):
     shuffle_window: PositiveInt = Field(
         default=8192, description="Consecutive positions of a lane that are shuffled among each other."
     )
+    repeated_augmentation: PositiveInt = Field(
+        default=1,
+        description="Copies k of an image in a global batch, each augmented by itself and in another lane; an epoch "
+        "stays num_samples draws, of num_samples / k images (DeiT: 3).",
+    )
+    augreg: AugRegPreset | None = Field(
+        default=None,
+        description="AugReg's strength of augmentation: sets train_transform.randaugment and mixing (mixup, per batch, "
+        "the larger share kept).",
+    )
     train_transform: TrainTransformConfig = Field(default_factory=TrainTransformConfig)
+    mixing: MixingConfig = Field(default_factory=MixingConfig)
     eval_transform: EvalTransformConfig = Field(default_factory=EvalTransformConfig)
     mean: tuple[float, float, float] = Field(default=(0.5, 0.5, 0.5), description="Subtracted from pixels in [0, 1].")
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(
@@ -81,3 +134,36 @@ class DataConfig(Strict):
     max_bad_sample_rate: Annotated[float, Field(ge=0, le=1)] = Field(
         default=1e-4, description="The run stops when more than this share of the samples could not be read or decoded."
     )
+
+    @model_validator(mode="after")
+    def _nothing_repeated_yet(self) -> DataConfig:
+        if self.repeated_augmentation > 1:
+            raise ValueError("repeated_augmentation: more than one copy of an image in a batch cannot be drawn yet")
+        return self
+
+    @model_validator(mode="after")
+    def _preset_alone(self) -> DataConfig:
+        if self.augreg is None:
+            return self
+        transform = self.train_transform
+        policies = [name for name in ("randaugment", "auto_augment", "three_augment") if getattr(transform, name)]
+        if policies:
+            raise ValueError(f"augreg sets train_transform.randaugment; remove train_transform.{policies[0]} or augreg")
+        if self.mixing.mixup or self.mixing.cutmix:
+            raise ValueError("augreg sets mixing; remove mixing or augreg")
+        return self
+
+    @property
+    def augmentation(self) -> TrainTransformConfig:
+        """``train_transform`` with what ``augreg`` adds."""
+        preset = AUGREG.get(self.augreg or "none")
+        if preset is None or not preset.num_layers:
+            return self.train_transform
+        policy = RandAugmentConfig(num_layers=preset.num_layers, magnitude=preset.magnitude)
+        return self.train_transform.model_copy(update={"randaugment": policy})
+
+    @property
+    def effective_mixing(self) -> MixingConfig:
+        """``mixing``, or what ``augreg`` sets in its place."""
+        mixup = AUGREG[self.augreg].mixup if self.augreg else 0.0
+        return MixingConfig(mixup=mixup, keep_larger=True) if mixup else self.mixing

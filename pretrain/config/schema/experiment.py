@@ -38,6 +38,10 @@ class Experiment(Strict):
         description="bf16: weights in bfloat16 with fp32 master weights (ZeRO ≥ 1); autocast: fp32 weights, "
         "matmuls in bfloat16; fp32. Loss, softmax, norms and head are fp32 in each.",
     )
+    tf32: bool = Field(
+        default=False,
+        description="fp32 matrix products and convolutions in TensorFloat-32, on GPUs that have it (A100 and later).",
+    )
     model: ModelConfig
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     data: DataConfig
@@ -71,6 +75,37 @@ class Experiment(Strict):
             raise ValueError(f"cluster.activation_checkpointing: {policy} needs model.name: vit; use none or full")
         if self.model.is_timm and self.cluster.compile:
             raise ValueError("cluster.compile: true needs model.name: vit, whose blocks are compiled one by one")
+        return self
+
+    @model_validator(mode="after")
+    def _augmentation_fits(self) -> Experiment:
+        mixes = self.data.effective_mixing.active
+        if self.objective.binarise and not mixes:
+            raise ValueError(
+                "objective.binarise acts on mixed targets; without data.mixing (or data.augreg) it would be ignored"
+            )
+        if mixes and self.objective.name == "masked_patches":
+            raise ValueError("data.mixing mixes labels, which objective.name: masked_patches ignores; remove it")
+        if mixes and self.cluster.micro_batch_size != "auto" and self.cluster.micro_batch_size % 2:
+            raise ValueError(
+                f"cluster.micro_batch_size: {self.cluster.micro_batch_size} is odd, but data.mixing mixes pairs of "
+                "neighbours; use an even number"
+            )
+        size = self.model.img_size
+        largest, short_side = size if isinstance(size, int) else max(size), self.data.train_transform.short_side
+        if short_side is not None and short_side < largest:
+            raise ValueError(
+                f"data.train_transform.short_side: {short_side} is smaller than the model's {largest} pixels; "
+                "the crop would not fit"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _optimiser_has_what_the_cluster_asks(self) -> Experiment:
+        if self.cluster.fused_optimizer is True and not self.optim.has_fused:
+            raise ValueError(
+                "cluster.fused_optimizer: true needs optim.name: adamw or sgd with momentum_dtype: fp32; use auto"
+            )
         return self
 
     @property

@@ -9,19 +9,28 @@ import pytest
 
 from pretrain.check import check
 from pretrain.config.loader import Resolved, load_experiment
-from pretrain.models.cost import training_flops
+from pretrain.models.budget import training_flops
+from pretrain.models.variants import parameter_shapes
+from pretrain.optim.groups import assign_rules
+from pretrain.optim.schedules import build_schedule
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "configs"
-PRETRAIN = sorted(path.stem for path in (CONFIGS / "pretrain").glob("[!b]*.yaml"))
-FINETUNE = sorted(path.stem for path in (CONFIGS / "finetune").glob("[!b]*.yaml"))
-PAPER = [name for name in PRETRAIN if name.startswith("vit_")]
+PRETRAIN = sorted(path.stem for path in (CONFIGS / "pretrain").glob("*.yaml") if not path.name.startswith("base_"))
+FINETUNE = sorted(path.stem for path in (CONFIGS / "finetune").glob("*.yaml") if not path.name.startswith("base_"))
+RECIPES = [("pretrain", name) for name in PRETRAIN] + [("finetune", name) for name in FINETUNE]
+RECIPES = [recipe for recipe in RECIPES if recipe[1] != "demo_digits"]
+PAPER = [name for name in PRETRAIN if re.fullmatch(r"vit_.*_(jft300m|i21k)(_.*ep)?", name)]
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12}  # dense bf16, as the vendor states them
 MFU = 0.4
 
 # Source: ViT (2010.11929), Table 3: data → model, epochs, learning rate, decay, dropout. Batch 4096, 224 px.
 # H/14 on ImageNet-21k has no row there; it takes that of L/16.
 TABLE_3 = {
+    "vit_b32_jft300m": ("B/32", 303_000_000, 18_291, 7, 8e-4, 0.1, 0.0),
+    "vit_l32_jft300m": ("L/32", 303_000_000, 18_291, 7, 6e-4, 0.1, 0.0),
+    "vit_b32_i21k_90ep": ("B/32", 14_197_122 - 51_200, 21_843, 90, 1e-3, 0.03, 0.1),
+    "vit_l32_i21k_90ep": ("L/32", 14_197_122 - 51_200, 21_843, 90, 1e-3, 0.03, 0.1),
     "vit_b16_jft300m": ("B/16", 303_000_000, 18_291, 7, 8e-4, 0.1, 0.0),
     "vit_l16_jft300m": ("L/16", 303_000_000, 18_291, 7, 4e-4, 0.1, 0.0),
     "vit_l16_jft300m_14ep": ("L/16", 303_000_000, 18_291, 14, 4e-4, 0.1, 0.0),
@@ -65,13 +74,13 @@ def test_the_name_is_the_files(name: str) -> None:
     assert load("pretrain", name).experiment.name == name
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_the_head_of_the_file_states_the_cost(name: str) -> None:
-    experiment = load("pretrain", name).experiment
+@pytest.mark.parametrize(("kind", "name"), RECIPES)
+def test_the_head_of_the_file_states_the_cost(kind: str, name: str) -> None:
+    experiment = load(kind, name).experiment
     images = experiment.num_steps * experiment.global_batch_size
-    flops = training_flops(experiment.model, experiment.data.num_classes, images)
-    text = (CONFIGS / "pretrain" / f"{name}.yaml").read_text().replace(",", "")
-    exaflops, a100, h100 = map(float, re.findall(r"([0-9.]+) (?:exaFLOPs|A100-hours|H100-hours)", text))
+    flops = training_flops(experiment.model, experiment.num_outputs, images)
+    text = (CONFIGS / kind / f"{name}.yaml").read_text().replace(",", "")
+    exaflops, a100, h100 = map(float, re.findall(r"([0-9.]+) (?:exaFLOPs|A100-hours|H100-hours)", text)[:3])
     assert exaflops == pytest.approx(flops / 1e18, rel=2e-3)
     assert a100 == pytest.approx(flops / (MFU * PEAK_FLOPS["A100"]) / 3600, rel=5e-3)
     assert h100 == pytest.approx(flops / (MFU * PEAK_FLOPS["H100"]) / 3600, rel=5e-3)
@@ -83,25 +92,35 @@ def test_the_head_of_the_file_says_how_to_run_it_and_what_comes_out(kind: str) -
         text = (CONFIGS / kind / f"{name}.yaml").read_text()
         head = text[: text.index("\nname:")]
         assert "# Run: " in head and "# Expect: " in head and f"--config configs/{kind}/{name}.yaml" in head, name
+        assert name == "demo_digits" or re.search(r"\((\d{4}\.\d{5})\)|2205\.01580", head), f"{name} names no source"
 
 
-@pytest.mark.parametrize("cluster", [None, "8xa100_80", "64xa100_80"])
-@pytest.mark.parametrize("name", PAPER)
-def test_pretraining_passes_the_check(
-    name: str, cluster: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def named_cluster(kind: str, name: str) -> str | None:
+    """The cluster that the head's command uses."""
+    found = re.search(r"--cluster configs/cluster/(\w+)\.yaml", (CONFIGS / kind / f"{name}.yaml").read_text())
+    return found[1] if found else None
+
+
+@pytest.mark.parametrize(("kind", "name"), RECIPES)
+def test_a_recipe_passes_the_check(kind: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself, and on the cluster that its head says to run it on."""
     monkeypatch.chdir(tmp_path)  # where no data lies
-    report = check(load("pretrain", name, cluster=cluster))
-    assert any("data not found, not checked" in line for line in report)
+    backend = "deepspeed" if kind == "pretrain" else "accelerate"
+    for cluster in (None, named_cluster(kind, name)):
+        report = check(load(kind, name, cluster=cluster), backend=backend)
+        assert any("data not found, not checked" in line for line in report)
 
 
-@pytest.mark.parametrize("cluster", [None, "8xa100_80"])
-@pytest.mark.parametrize("name", FINETUNE)
-def test_fine_tuning_passes_the_check(
-    name: str, cluster: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", PAPER)
+def test_pretraining_passes_the_check_on_64_devices(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert check(load("finetune", name, cluster=cluster), backend="accelerate")
+    assert check(load("pretrain", name, cluster="64xa100_80"))
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_fine_tuning_passes_the_check_on_8_devices(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert check(load("finetune", name, cluster="8xa100_80"), backend="accelerate")
 
 
 # Source: ViT (2010.11929), Table 4: steps; the rate is one of its sweep.
@@ -126,3 +145,30 @@ def test_fine_tuning_follows_table_4(name: str, steps: int, rates: tuple[float, 
 
 def test_the_demo_runs_on_two_cpu_ranks() -> None:
     assert check(load("pretrain", "demo_digits", cluster="cpu"), world=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [("vit_b16_i1k", "B/16"), ("vit_b32_i1k", "B/32"), ("vit_l16_i1k", "L/16")]
+)
+def test_the_imagenet_rows_follow_table_3(name: str, variant: str) -> None:
+    experiment = load("pretrain", name).experiment
+    model, optim = experiment.model, experiment.optim
+    assert (model.variant, model.dropout, model.representation_size) == (variant, 0.1, "width")
+    assert (optim.lr, optim.weight_decay, optim.clip_grad, optim.schedule.name) == (3e-3, 0.3, 1.0, "cosine")
+    assert (experiment.global_batch_size, experiment.duration.value) == (4096, 300)
+    assert (experiment.objective.name, optim.schedule.end_lr) == ("softmax", 0.0)
+
+
+@pytest.mark.parametrize(("name", "variant"), [("l16", "L/16"), ("g14", "g/14"), ("bigg14", "G/14")])
+def test_scaling_vit_decays_head_and_body_apart(name: str, variant: str) -> None:
+    """Source: Scaling ViT (2106.04560), section 3; as AdamW writes it, head 3.0 and body 0.03."""
+    experiment = load("pretrain", f"scaling_{name}_jft3b").experiment
+    model, optim = experiment.model, experiment.optim
+    assert (model.variant, model.pool, model.class_token, model.head_bias) == (variant, "map", False, -10.0)
+    names = {name: len(shape) for name, shape in parameter_shapes(model, 5).items()}
+    decays = {name: rule.weight_decay for name, rule in assign_rules(names, optim).items()}
+    assert decays["head.weight"] == 3.0 and decays["blocks.0.attn.qkv.weight"] == 0.03
+    assert decays["head.bias"] == decays["attn_pool.latent"] == decays["pos_embed"] == 0.0
+    assert (optim.name, optim.momentum_dtype, optim.beta2_cap, optim.beta2_power) == ("adafactor", "bf16", 0.999, 0.8)
+    lr = build_schedule(experiment)
+    assert [lr(10_000), lr(20_000), lr(1_000_000)] == pytest.approx([8e-4, 8e-4 / 2**0.5, 0.0])

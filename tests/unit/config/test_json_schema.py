@@ -36,7 +36,7 @@ def test_the_schema_is_a_schema(name: str) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_config_names_its_schema_and_fits_it(file: str) -> None:
-    name = "cluster" if "/cluster/" in file else "experiment"
+    name = {"configs/cluster": "cluster", "configs/chains": "chain"}.get(file.rpartition("/")[0], "experiment")
     text = (ROOT / file).read_text()
     assert text.splitlines()[0] == f"# yaml-language-server: $schema=../schema/{name}.schema.json"
     validator(name).validate(yaml.safe_load(text))

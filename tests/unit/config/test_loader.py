@@ -184,7 +184,11 @@ def test_where_falls_back_to_the_section_and_the_file(write: Write) -> None:
         ("", ["optim.betas=0.9"], ["optim.betas: '0.9' is not a list of 2"]),
         ("", ["cluster=3"], ["command line: cluster: expected a section with the keys backend"]),
         ("", ["evaluation.sets=3"], ["evaluation.sets: '3' is not a section"]),
-        ("", ["evaluation.sets.a=3"], ["evaluation.sets.a: expected a section with the keys kind, shards, num_samples"]),
+        (
+            "",
+            ["evaluation.sets.a=3"],
+            ["evaluation.sets.a: expected a section with the keys kind, shards, num_samples"],
+        ),
         ("", ["evaluation.sets.a.shards=x"], ["evaluation.sets.a.num_samples is missing: Samples that"]),
         ("", ["version=2"], ["version: '2' is not 1"]),
         # missing
@@ -199,6 +203,20 @@ def test_where_falls_back_to_the_section_and_the_file(write: Write) -> None:
             ["x.yaml:11: objective: reduction belongs to name: sigmoid"],
         ),
         ("", ["optim.name=sgd", "optim.eps=1"], ["optim: eps would be ignored by name: sgd"]),
+        ("", ["optim.name=muon"], ["command line: optim.name: muon is not offered: DeepSpeed's class chooses"]),
+        ("", ["optim.name=lamb", "optim.momentum=0.8"], ["optim: momentum would be ignored by name: lamb"]),
+        (
+            "",
+            ["optim.overrides=[{pattern: head, frozen: true, freeze: true}]"],
+            ["optim.overrides.frozen: unknown key; did you mean optim.overrides.freeze?"],
+        ),
+        (
+            "",
+            ["optim.overrides=[{pattern: head, lr_scale: -1}]"],
+            ["optim.overrides.lr_scale: '-1' is not a number > 0"],
+        ),
+        ("", ["optim.overrides=[{freeze: true}]"], ["optim.overrides.pattern is missing"]),
+        ("", ["optim.name=lamb", "cluster.fused_optimizer=true"], ["cluster.fused_optimizer: true needs optim.name"]),
         ("", ["cluster.deepspeed.bf16.enabled=true"], ["cluster: deepspeed.bf16 is set by the engine (use precision)"]),
         # no override at all
         ("", ["optim.lr"], ["command line: 'optim.lr' is no override; write key.sub=value"]),

@@ -12,21 +12,20 @@ from PIL import Image
 
 from pipelines.packing.finish import finish_split
 from pipelines.packing.plan import PackOptions, Plan, Shard, Split
-from pipelines.packing.shard import write_shard
-from pipelines.sources.protocol import Item
+from pipelines.packing.shard import Writing, write_shard
+from pipelines.sources.protocol import Item, Source
 from pretrain.config.schema.experiment import Experiment
 
 NUM_CLASSES = 7
 SIZE = 8
 
 
-class CodedSource:
+class CodedSource(Source):
     """Image i is one colour that says i; its labels are i mod 7 and, in a multi-label set, some more."""
 
     name = "coded"
     origin = "made in a test"
     licence = "none"
-    homepage = ""
 
     def __init__(self, *, multi_label: bool = False, image_format: str = "png", noise: bool = False) -> None:
         self.multi_label, self.image_format, self.noise = multi_label, image_format, noise
@@ -37,8 +36,8 @@ class CodedSource:
         numbers = range(count)
         return [Item(f"image-{number:06d}", labels_of(number, self.multi_label), SIZE * SIZE) for number in numbers]
 
-    def read(self, key: str) -> tuple[bytes, str]:
-        number = int(key.rpartition("-")[2])
+    def read(self, item: Item) -> tuple[bytes, str]:
+        number = int(item.key.rpartition("-")[2])
         pixels = np.broadcast_to(np.array(colour_of(number), dtype=np.uint8), (SIZE, SIZE, 3))
         if self.noise:
             pixels = np.random.default_rng(number).integers(0, 256, (3 * SIZE, 4 * SIZE, 3), dtype=np.uint8)
@@ -72,7 +71,7 @@ def write_set(folder: Path, sizes: Sequence[int], **source: Any) -> Path:
     ]
     folder.mkdir(parents=True, exist_ok=True)
     for shard in shards:
-        write_shard(folder, shard, coded, lambda count: None)
+        write_shard(Writing(coded, multi_label=coded.multi_label), (folder, shard), lambda count: None)
     split = Split("train", tuple(shards))
     finish_split(folder, split, Plan(tuple(coded.classes), (split,), "", "", ""), coded, PackOptions("coded"))
     return folder

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from pretrain.config.schema.data import EvalTransformConfig, TrainTransformConfig
-from pretrain.data.augment import EvalTransform, TrainTransform, inception_box
+from pretrain.data.augment import EvalTransform, TrainTransform
+from pretrain.data.crops import inception_box
 from pretrain.data.decode import open_image
 
 EPOCHS = np.zeros(2000, dtype=np.int64)

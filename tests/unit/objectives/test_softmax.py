@@ -57,6 +57,6 @@ def test_mixed_targets_go_before_the_labels(smoothing: float) -> None:
 
     model, x, labels = linear_model(7), images(6), torch.arange(6)
     shares = 0.7 * nn.functional.one_hot(labels, 7) + 0.3 * nn.functional.one_hot(labels.flip(0), 7)
-    loss = Softmax(smoothing)(model, Inputs(x, torch.zeros(6, 2, dtype=torch.int64), targets=shares))
+    loss = Softmax(smoothing)(model, Inputs(x, torch.zeros(6, 1, dtype=torch.int64), targets=shares))
     expected = SoftTargetCrossEntropy()(model(x), mixup_target(labels, 7, lam=0.7, smoothing=smoothing))
     torch.testing.assert_close(loss, expected)

@@ -70,3 +70,55 @@ def test_polynomial_and_a_constant_with_cooldown() -> None:
 def test_a_setting_that_would_be_ignored_is_refused(schedule: dict, ignored: str) -> None:
     with pytest.raises(ValueError, match=f"{ignored} would be ignored by name: {schedule['name']}"):
         experiment(optim__schedule=schedule)
+
+
+def _timm(kind: str, epochs: int, warmup: int, **settings: float) -> list[float]:
+    """The rate of each epoch by timm's scheduler."""
+    import torch
+    from timm.scheduler.cosine_lr import CosineLRScheduler
+    from timm.scheduler.poly_lr import PolyLRScheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-3)
+    maker = {"cosine": CosineLRScheduler, "polynomial": PolyLRScheduler}[kind]
+    more = {"power": 2.0, "k_decay": 1.0} if kind == "polynomial" else {}
+    scheduler = maker(
+        optimizer, t_initial=epochs, lr_min=1e-5, warmup_t=warmup, warmup_lr_init=1e-6, cycle_limit=1,
+        warmup_prefix=bool(settings.get("prefix")), **more,
+    )  # fmt: skip
+    return [scheduler._get_lr(epoch)[0] for epoch in range(int(settings["total"]))]
+
+
+@pytest.mark.parametrize("kind", ["cosine", "polynomial"])
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("hold", [0, 3])
+def test_a_rate_per_epoch_equals_timms(kind: str, prefix: bool, hold: int) -> None:
+    """DeiT: warmup from 1e-6, cosine to 1e-5, one rate per epoch; timm's cooldown epochs stay at the last rate."""
+    epochs, warmup = 20, 4
+    decays = epochs - hold - (warmup if prefix else 0)
+    wanted = _timm(kind, decays, warmup, prefix=prefix, total=epochs)
+    schedule = {"name": kind, "warmup": f"{warmup} epochs", "warmup_lr": 1e-6, "end_lr": 1e-5, "per_epoch": True}
+    schedule |= {"warmup_prefix": prefix} | ({"end_hold": f"{hold} epochs"} if hold else {})
+    config = experiment(optim__schedule=schedule, duration=f"{epochs} epochs", data__num_samples=80)
+    lr = build_schedule(config)
+    assert config.num_steps == 200
+    for step in range(200):
+        assert lr(step) == pytest.approx(wanted[step // 10], rel=1e-9), step
+
+
+def test_an_epoch_that_is_no_whole_number_of_steps_begins_at_the_next_step() -> None:
+    schedule = {"name": "linear", "per_epoch": True}
+    lr = build_schedule(experiment(optim__schedule=schedule, duration="3 epochs", data__num_samples=28))  # 3.5 steps
+    assert [step for step in range(1, 11) if lr(step) != lr(step - 1)] == [4, 7]
+
+
+def test_warmup_from_a_start_value_by_the_step() -> None:
+    lr = build_schedule(
+        experiment(optim__schedule={"name": "cosine", "warmup": "10 steps", "warmup_lr": 1e-3, "end_lr": 1e-4})
+    )
+    assert [lr(0), lr(5), lr(10), lr(40)] == pytest.approx([1e-3, 2e-3, 3e-3, 1e-4])
+
+
+@pytest.mark.parametrize("key", [{"warmup_lr": 1e-6}, {"warmup_prefix": False}])
+def test_a_start_value_without_a_warmup_is_refused(key: dict) -> None:
+    with pytest.raises(ValueError, match="would be ignored without warmup"):
+        experiment(optim__schedule={"name": "cosine", **key})

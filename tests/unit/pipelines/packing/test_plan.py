@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from pipelines.packing.plan import PackOptions, Plan, make_plan, parse_classes
+from pipelines.packing.labels import parse_classes
+from pipelines.packing.plan import PackOptions, Plan, make_plan
 from pipelines.sources.protocol import Item
 from pretrain.errors import ConfigError, DataError
 

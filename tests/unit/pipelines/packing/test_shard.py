@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pipelines.packing.plan import Shard
-from pipelines.packing.shard import is_done, write_shard
+from pipelines.packing.shard import Writing, is_done, write_shard
 from pipelines.sources.folder import FolderSource
 from pipelines.sources.protocol import Item
 from pretrain.data.index import Records
@@ -30,7 +30,7 @@ def shard(*keys: str, labels=(2,)) -> Shard:
 
 
 def test_headers_say_nothing_of_time_or_user(tmp_path, source):
-    assert write_shard(tmp_path, shard("good.JPG", "other.png"), source, lambda count: None) == 0
+    assert write_shard(Writing(source), (tmp_path, shard("good.JPG", "other.png")), lambda count: None) == 0
     with tarfile.open(tmp_path / "shard-000007.tar") as tar:
         members = tar.getmembers()
         contents = {member.name: tar.extractfile(member).read() for member in members}  # pyright: ignore
@@ -42,7 +42,9 @@ def test_headers_say_nothing_of_time_or_user(tmp_path, source):
 
 def test_undecodable_images_are_left_out_with_their_reason(tmp_path, source):
     seen: list[int] = []
-    num_bad = write_shard(tmp_path, shard("cut.jpg", "good.JPG", "text.jpg", "gone.jpg"), source, seen.append)
+    num_bad = write_shard(
+        Writing(source), (tmp_path, shard("cut.jpg", "good.JPG", "text.jpg", "gone.jpg")), seen.append
+    )
     assert num_bad == 3
     assert sum(seen) == 4
     records = Records.open(tmp_path / "shard-000007.records.safetensors")
@@ -57,7 +59,7 @@ def test_a_shard_is_done_when_its_record_file_and_its_tar_are_whole(tmp_path, so
     task = shard("good.JPG")
     tar, records = tmp_path / task.name, tmp_path / "shard-000007.records.safetensors"
     assert not is_done(tmp_path, task)
-    write_shard(tmp_path, task, source, lambda count: None)
+    write_shard(Writing(source), (tmp_path, task), lambda count: None)
     assert is_done(tmp_path, task)
     whole = tar.read_bytes()
     tar.write_bytes(whole[:-512])
@@ -75,4 +77,4 @@ def test_large_images_are_checked_to_the_last_pixel(tmp_path):
     buffer = io.BytesIO()
     Image.new("RGB", (2000, 1500), "red").save(buffer, format="JPEG")
     (root / "a.jpg").write_bytes(buffer.getvalue()[:-2000])
-    assert write_shard(tmp_path, shard("a.jpg"), FolderSource(root), lambda count: None) == 1
+    assert write_shard(Writing(FolderSource(root)), (tmp_path, shard("a.jpg")), lambda count: None) == 1

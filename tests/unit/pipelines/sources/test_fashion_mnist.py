@@ -42,7 +42,7 @@ def test_both_splits_are_read(published):
     assert source.classes[9] == ("9", "ankle boot")
     for item, index, prefix in ((items[3], 3, "train"), (items[35], 5, "t10k")):
         assert item.labels == (index % 10,)
-        data, extension = source.read(item.key)
+        data, extension = source.read(item)
         assert extension == "png"
         assert np.array_equal(open_image(data).decode()[..., 1], arrays[prefix][0][index])
 

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from pipelines.sources.folder import FolderSource
+from pipelines.sources.protocol import Item
 from pretrain.errors import DataError
 from tests.unit.pipelines.photos import encode, write_photos
 
@@ -21,7 +22,7 @@ def test_one_folder_per_class(tmp_path):
         ("dog/001.jpg", (1,), "train"),
     ]
     assert all(item.num_bytes == (root / item.key).stat().st_size for item in items)
-    assert source.read("dog/001.jpg") == ((root / "dog/001.jpg").read_bytes(), "jpg")
+    assert source.read(Item("dog/001.jpg", (), 0)) == ((root / "dog/001.jpg").read_bytes(), "jpg")
 
 
 def test_nested_folders_are_labels_from_general_to_special(tmp_path):
@@ -50,7 +51,7 @@ def test_other_files_are_counted_and_hidden_ones_are_not_seen(tmp_path):
     (root / "a" / "B.JPEG").write_bytes(encode(5))
     source = FolderSource(root)
     assert [item.key for item in source.items()] == ["a/000.jpg", "a/B.JPEG"]
-    assert source.read("a/B.JPEG")[1] == "jpeg"
+    assert source.read(Item("a/B.JPEG", (), 0))[1] == "jpeg"
     assert source.notes == ["1 files ignored (.txt)", "1 files ignored (no extension)"]
 
 

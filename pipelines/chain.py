@@ -1,0 +1,140 @@
+"""``python -m pipelines chain``: the jobs from images to a report, each submitted to start after the one before it.
+
+Run again, it passes over what is done, leaves alone what is queued or running, and submits the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.slurm import scheduler
+from pipelines.slurm.chain_stages import CHAINS, Stage, stages_of
+from pretrain.config.loader import load_file
+from pretrain.config.schema.chain import ChainConfig
+from pretrain.errors import SetupError
+from pretrain.files import write_atomic
+
+EXAMPLES = """examples:
+  python -m pipelines chain --config configs/chains/vit_l16_i21k.yaml --dry-run
+  python -m pipelines chain --config configs/chains/vit_l16_i21k.yaml"""
+ALIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "RESIZING"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the stage; see ``--help``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines chain",
+        description="Submits pack → dedup → pretrain → fine-tune → evaluate → collect → report, with dependencies.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML of the chain")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, submit nothing")
+    arguments = parser.parse_args(argv)
+    from pipelines.__main__ import STAGES  # here: that module imports this one's neighbours by name only
+
+    chain = load_file(arguments.config, ChainConfig)
+    stages = stages_of(chain, tuple(STAGES))
+    require_site()
+    if arguments.dry_run:
+        print("\n".join(dry_run(stages)))
+        return 0
+    submit(stages, CHAINS / f"{chain.name}.json")
+    return 0
+
+
+def require_site() -> None:
+    """Every job would end at once without it.
+
+    Raises:
+        SetupError: says how to make one.
+    """
+    site = Path(os.environ.get("SITE_FILE", "slurm/site.sh"))
+    if not site.is_file():
+        raise SetupError(f"no site file at {site}: cp slurm/site.example.sh slurm/site.sh, and adapt it")
+
+
+def dry_run(stages: Sequence[Stage]) -> list[str]:
+    """The commands of what is not done, with names in the place of job ids."""
+    lines, waiting = [], set[str]()
+    for stage in stages:
+        if stage.is_done():
+            lines.append(f"# {stage.name} is done")
+            continue
+        after = [f"<{name}>" for name in stage.after if name in waiting]
+        variables = [f"{name}={shlex.quote(value)} " for name, value in stage.environment.items()]
+        lines.append("".join(variables) + " ".join(_quote(word) for word in command(stage, after)))
+        waiting.add(stage.name)
+    return lines
+
+
+def submit(stages: Sequence[Stage], state: Path) -> dict[str, str]:
+    """Submits what is neither done nor on its way; returns stage → job id.
+
+    Raises:
+        SetupError: sbatch refuses a job; nothing has been submitted if it refuses one by its options.
+    """
+    jobs: dict[str, str] = json.loads(state.read_text()) if state.exists() else {}
+    waiting: dict[str, str] = {}
+    todo = [stage for stage in stages if not stage.is_done()]
+    running = {stage.name: job for stage in todo if (job := jobs.get(stage.name)) and is_alive(job)}
+    for stage in todo:
+        if stage.name not in running:
+            _sbatch(["sbatch", "--test-only", *stage.words], stage)
+    for stage in stages:
+        if stage not in todo:
+            print(f"{stage.name:<10} done")
+            continue
+        if stage.name in running:
+            waiting[stage.name] = running[stage.name]
+            print(f"{stage.name:<10} job {running[stage.name]} is on its way")
+            continue
+        after = [waiting[name] for name in stage.after if name in waiting]
+        job = _sbatch(command(stage, after), stage).strip().split(";")[0]
+        waiting[stage.name] = jobs[stage.name] = job
+        state.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(state, json.dumps(jobs, indent=1))  # after each: a second call must know of this one
+        print(f"{stage.name:<10} job {job}" + (f", after {', '.join(after)}" if after else ""), flush=True)
+    return waiting
+
+
+def command(stage: Stage, after: Sequence[str]) -> list[str]:
+    """The sbatch line of a stage; one whose predecessor fails is removed from the queue."""
+    wait = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
+    return ["sbatch", "--parsable", *wait, *stage.words]
+
+
+def is_alive(job: str) -> bool:
+    """Whether any task of a job waits or runs. Slurm forgets a job minutes after its end."""
+    try:
+        text = scheduler.run(["scontrol", "show", "job", "-o", job])
+    except SetupError as error:
+        if "Invalid job id" in str(error):
+            return False
+        raise
+    return any(f"JobState={state} " in text for state in ALIVE)
+
+
+def _sbatch(words: Sequence[str], stage: Stage) -> str:
+    try:
+        done = subprocess.run(
+            words, capture_output=True, text=True, timeout=60, env={**os.environ, **stage.environment}
+        )
+    except FileNotFoundError:
+        raise SetupError("sbatch is not installed: submit from the cluster's login node (or use --dry-run)") from None
+    except subprocess.TimeoutExpired:
+        raise SetupError("sbatch does not answer in 60 s: is the controller up? (scontrol ping)") from None
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()
+        raise SetupError(f"{stage.name}: {shlex.join(words)}\n{said}")
+    return done.stdout
+
+
+def _quote(word: str) -> str:
+    return word if word.startswith("--dependency=") else shlex.quote(word)

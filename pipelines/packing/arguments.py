@@ -1,0 +1,302 @@
+"""The command line of ``pack``: arguments → source, options and the contents of the files that they name."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.packing.labels import LabelMap
+from pipelines.packing.plan import PackOptions, PlanInputs
+from pipelines.packing.split_lists import SplitLists
+from pipelines.packing.state import Task
+from pipelines.packing.wordnet import DEBIAN_FILE, WordNet
+from pipelines.sources.digits import DigitsSource
+from pipelines.sources.fashion_mnist import FashionMnistSource
+from pipelines.sources.folder import FolderSource
+from pipelines.sources.protocol import Source
+from pretrain.errors import ConfigError
+from pretrain.files import file_digest, write_atomic
+
+DEFAULT_MAX_BAD_RATE = 0.01
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+INPUTS_FOLDER = "inputs"
+
+EXAMPLES = """examples:
+  python -m pipelines pack digits --classes 0-4 --holdout 0.2 --out data/digits_upstream
+  python -m pipelines pack folder photos/ --out data/photos --holdout 0.1 --workers 8
+  python -m pipelines pack folder clipart/ --nested-labels --out data/clipart
+Killed at any moment, the same command goes on where it was; finished, it has nothing to do.
+On a cluster, task I of N does its share (--task I/N), and then: python -m pipelines pack merge data/photos"""
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """One kind of source on the command line.
+
+    Attributes:
+        make: from the arguments.
+        paths: what the positional arguments behind it are, in words; "": it takes none.
+        options: those of ``SOURCE_OPTIONS`` that it understands.
+        least: how many positional arguments it needs.
+        most: how many it takes; None: any number.
+    """
+
+    make: Callable[[argparse.Namespace], Source]
+    paths: str = ""
+    options: tuple[str, ...] = ()
+    least: int = 0
+    most: int | None = 1
+
+
+SOURCES: dict[str, SourceKind] = {
+    "digits": SourceKind(lambda args: DigitsSource(), most=0),
+    "fashion-mnist": SourceKind(
+        lambda args: FashionMnistSource(Path(args.paths[0]) if args.paths else None), "[where its IDX files are]"
+    ),
+    "folder": SourceKind(
+        lambda args: FolderSource(Path(args.paths[0]), nested_labels=args.nested_labels, name=args.name),
+        "the root, one folder per class",
+        ("nested_labels", "licence", "release"),
+        least=1,
+    ),
+}
+# Option of some sources → its value when it is not given.
+SOURCE_OPTIONS = {"nested_labels": False, "licence": "", "release": ""}
+
+
+@dataclass(frozen=True)
+class PackRequest:
+    """What the command line asks for; ``source`` is None for a merge."""
+
+    source: Source | None
+    options: PackOptions
+    inputs: Inputs
+    out: Path
+    num_workers: int | None
+    max_bad_rate: float
+    task: Task | None
+    json: bool
+
+    @property
+    def is_merge(self) -> bool:
+        """Finish what tasks packed."""
+        return self.source is None
+
+    def keep_inputs(self, folder: Path) -> None:
+        """Copies the files that the options name to where a merge finds them."""
+        self.inputs.keep(folder / INPUTS_FOLDER)
+
+    def inputs_of(self, options: PackOptions, folder: Path) -> Inputs:
+        """The files that the tasks of a pack kept."""
+        return Inputs.load(json.loads((folder / INPUTS_FOLDER / "inputs.json").read_bytes()))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files that the options name, and their content.
+
+    Attributes:
+        paths: option → file, or NAME=FILE for each split list.
+        content: what was read from them.
+    """
+
+    paths: dict[str, str | list[str]]
+    content: PlanInputs
+
+    @classmethod
+    def load(cls, paths: dict[str, str | list[str]]) -> Inputs:
+        """Reads the files."""
+        single = {name: Path(path) for name, path in paths.items() if isinstance(path, str)}
+        splits = paths.get("splits", [])
+        assert isinstance(splits, list)
+        content = PlanInputs(
+            label_map=LabelMap.load(single["label_map"]) if "label_map" in single else None,
+            wordnet=WordNet(single["wordnet"]) if "wordnet" in single else None,
+            split_lists=SplitLists.load(splits) if splits else None,
+        )
+        return cls(paths, content)
+
+    def with_content(self, content: NDArray[np.uint64] | None) -> PlanInputs:
+        """With the digests of the images' bytes."""
+        return replace(self.content, content=content)
+
+    def keep(self, folder: Path) -> None:
+        """Copies the files into ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        kept: dict[str, str | list[str]] = {}
+        for name, path in self.paths.items():
+            if isinstance(path, str):
+                kept[name] = str(_copy(Path(path), folder / name))
+            else:
+                pairs = [entry.partition("=") for entry in path]
+                kept[name] = [f"{split}={_copy(Path(file), folder / f'split-{split}')}" for split, _, file in pairs]
+        write_atomic(folder / "inputs.json", json.dumps(kept))
+
+
+def _copy(source: Path, target: Path) -> Path:
+    if not target.exists():
+        write_atomic(target, source.read_bytes())
+    return target
+
+
+def parse(argv: Sequence[str]) -> PackRequest:
+    """Reads the command line.
+
+    Raises:
+        ConfigError: an argument is wrong, or would be ignored.
+    """
+    args = _parser().parse_args(argv)
+    _check_ranges(args)
+    if args.source == "merge":
+        return _merge_request(args, argv)
+    if args.out is None:
+        raise ConfigError("--out DIR is missing: the folder to make")
+    kind = SOURCES[args.source]
+    _check_paths(args, kind)
+    for name, default in SOURCE_OPTIONS.items():
+        if getattr(args, name) != default and name not in kind.options:
+            those = ", ".join(sorted(other for other, entry in SOURCES.items() if name in entry.options))
+            raise ConfigError(f"--{_dashed(name)} belongs to {those}; with {args.source} it would be ignored")
+    inputs = Inputs.load(_input_paths(args))
+    source = kind.make(args)
+    return PackRequest(
+        source=source,
+        options=_options(args, source, inputs),
+        inputs=inputs,
+        out=args.out,
+        num_workers=args.workers,
+        max_bad_rate=args.max_bad_rate,
+        task=Task.parse(args.task) if args.task else None,
+        json=args.json,
+    )
+
+
+def _merge_request(args: argparse.Namespace, argv: Sequence[str]) -> PackRequest:
+    taken = {"merge", "--json", "--max-bad-rate"}
+    ignored = [word for word in argv if word.startswith("-") and word.partition("=")[0] not in taken]
+    if len(args.paths) != 1 or ignored:
+        more = f"; {ignored[0]} would be ignored" if ignored else ""
+        raise ConfigError(f"write: python -m pipelines pack merge DIR, with the --out of the tasks{more}")
+    empty = Inputs({}, PlanInputs())
+    return PackRequest(None, PackOptions(""), empty, Path(args.paths[0]), None, args.max_bad_rate, None, args.json)
+
+
+def _check_paths(args: argparse.Namespace, kind: SourceKind) -> None:
+    count = len(args.paths)
+    if count < kind.least:
+        raise ConfigError(
+            f"the source {args.source} needs a PATH ({kind.paths}): python -m pipelines pack {args.source} PATH "
+            "--out DIR"
+        )
+    if kind.most is not None and count > kind.most:
+        takes = f"only {kind.most} PATH ({kind.paths})" if kind.most else "no PATH"
+        raise ConfigError(f"the source {args.source} takes {takes}; {args.paths[kind.most]} would be ignored")
+
+
+def _check_ranges(args: argparse.Namespace) -> None:
+    limits = {
+        "seed": args.seed >= 0,
+        "shard-samples": args.shard_samples >= 1,
+        "workers": args.workers is None or args.workers >= 1,
+        "shard-bytes": args.shard_bytes >= 1,
+        "holdout": 0 <= args.holdout < 1,
+        "per-class": args.per_class >= 0,
+        "max-bad-rate": 0 <= args.max_bad_rate <= 1,
+        "quality": args.quality is None or 1 <= args.quality <= 100,
+        "short-side": args.short_side >= 0,
+        "min-side": args.min_side >= 0,
+        "max-pixels": args.max_pixels >= 0,
+    }
+    for name, is_allowed in limits.items():
+        if not is_allowed:
+            raise ConfigError(f"--{name} {getattr(args, name.replace('-', '_'))} is out of range; see --help")
+    if args.wordnet and not args.hierarchy:
+        raise ConfigError("--wordnet is the file of --hierarchy wordnet; without that it would be ignored")
+
+
+def _input_paths(args: argparse.Namespace) -> dict[str, str | list[str]]:
+    paths: dict[str, str | list[str]] = {}
+    if args.label_map:
+        paths["label_map"] = str(args.label_map)
+    if args.hierarchy:
+        paths["wordnet"] = str(args.wordnet or DEBIAN_FILE)
+    if args.split:
+        paths["splits"] = args.split
+    return paths
+
+
+def _options(args: argparse.Namespace, source: Source, inputs: Inputs) -> PackOptions:
+    names = set(PackOptions.__dataclass_fields__)
+    given = {key: value for key, value in vars(args).items() if key in names}
+    given["images"] = args.images or source.images
+    rewrites = {"--encode": args.encode, "--short-side": args.short_side, "--quality": args.quality}
+    if given["images"] == "keep" and any(rewrites.values()):
+        name = next(name for name, value in rewrites.items() if value)
+        raise ConfigError(f"{name} changes images; it needs --images rgb")
+    given["quality"] = args.quality or PackOptions.quality
+    lists = inputs.content.split_lists
+    given["label_map"] = file_digest(args.label_map) if args.label_map else ""
+    given["split_lists"] = {entry.split: entry.digest for entry in lists.lists} if lists else {}
+    return PackOptions(**given)
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines pack",
+        description="Packs labelled images into WebDataset shards with an index and a data set card.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", choices=[*sorted(SOURCES), "merge"], help="kind of source; merge: finish what --task packed")
+    add("paths", nargs="*", metavar="PATH", help="; ".join(f"{n}: {k.paths}" for n, k in SOURCES.items() if k.paths))
+    add("--out", type=Path, help="folder to make; gets one sub-folder per split")
+    add("--seed", type=int, default=0, help="seed of the global shuffle (0)")
+    add("--workers", type=int, help="processes (one per core, fewer for a small set)")
+    add("--task", default="", metavar="I/N", help="do only the I-th of N shares; then: pack merge DIR")
+    add("--shard-bytes", type=_num_bytes, default="256MB", help="largest size of a tar (256MB)")
+    add("--shard-samples", type=int, default=10_000, help="most images in a tar (10000)")
+    add("--json", action="store_true", help="print the result as one line of JSON")
+    add = parser.add_argument_group("which images").add_argument
+    add("--holdout", type=float, default=0.0, help="share of the training images that becomes val (0)")
+    add("--split", action="append", default=[], metavar="NAME=FILE", help="images of a split, one key or name a line")
+    add("--classes", default="", help="only these: ids, names or ranges of indices, such as 0-4,7")
+    add("--per-class", type=int, default=0, help="only so many training images of each class")
+    add("--max-bad-rate", type=float, default=DEFAULT_MAX_BAD_RATE, help="share that may be bad (0.01)")
+    duplicates = "images with equal bytes: keep all, drop all but one, or merge the labels into that one (keep)"
+    add("--duplicates", choices=["keep", "drop", "merge"], default="keep", help=duplicates)
+    add = parser.add_argument_group("labels").add_argument
+    add("--nested-labels", action="store_true", help="folder: every folder above a file is a label")
+    add("--label-map", type=Path, metavar="FILE", help="CSV from,to[,name]: classes that become others")
+    add("--hierarchy", choices=["wordnet"], default="", help="a synset becomes itself and all that it is a kind of")
+    add("--wordnet", type=Path, metavar="FILE", help="WordNet 3.0's data.noun (Debian: wordnet-base)")
+    add = parser.add_argument_group("images").add_argument
+    add("--images", choices=["rgb", "keep"], help="rgb: upright RGB without metadata; keep: the bytes as they are")
+    add("--short-side", type=int, default=0, help="shorter side in pixels above which an image is made smaller")
+    add("--encode", choices=["jpeg", "webp"], default="", help="all images become this (else: lossless ones stay so)")
+    add("--quality", type=int, help="of what is encoded anew with losses (95)")
+    add("--min-side", type=int, default=0, help="leave out images whose shorter side is shorter")
+    add("--max-pixels", type=int, default=0, help="refuse images with more, before they are decoded (89478485)")
+    add = parser.add_argument_group("on the card").add_argument
+    add("--name", default="", help="name of the data set on its card")
+    add("--licence", default="", help="licence and terms of the images")
+    add("--release", default="", help="edition of the source, such as fall11")
+    return parser
+
+
+def _num_bytes(text: str) -> int:
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write a number and a unit, such as 256MB or 1GiB")
+    return int(float(match[1]) * UNITS[match[2].upper()])

@@ -1,0 +1,241 @@
+"""What a run folder says of its run, read from outside while the run goes on or when it is over. No torch.
+
+``status``, ``watch`` and ``report`` all read through this module. Every part may be missing or cut short: a run that
+was killed leaves what it leaves.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pipelines.slurm import starts
+from pretrain.config.loader import Resolved, load_experiment
+from pretrain.distributed.watchdog import Beat, read_beats
+from pretrain.engine.run_folder import FATAL, LEASE_S, RunFolder
+from pretrain.errors import ConfigError, UserError
+
+TRAIN, EVAL = "train", "eval"
+RATE_LINES = 20  # lines of metrics that the rate is the median of
+LOG_TAIL_BYTES = 1 << 18
+# What a run folder of ours has at least one of.
+TRACES = ("config.resolved.yaml", "metrics.jsonl", "exit.json", "lock.json", "log.txt", starts.STARTS_FILE)
+
+
+@dataclass(frozen=True)
+class Incident:
+    """Something that is worth a mark on a curve: ``kind`` is restart, resume, skipped_update, bad_samples or end."""
+
+    time: float
+    step: int
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One reading of a run folder.
+
+    Attributes:
+        path: the run folder.
+        lines: kind (train, eval, save, resume, …) → step → the last line of that step in metrics.jsonl.
+        verdict: exit.json, or None while the run goes on and after a crash.
+        lease: lock.json: who trains into the folder now; ``heartbeat`` in seconds since the epoch.
+        beats: what each rank last said that it was doing.
+        history: the starts and ends of its Slurm jobs, in order.
+        read_at: seconds since the epoch.
+    """
+
+    path: Path
+    lines: dict[str, dict[int, dict[str, Any]]]
+    verdict: dict[str, Any] | None
+    lease: dict[str, Any] | None
+    beats: list[Beat]
+    history: list[starts.Start | starts.End] = field(default_factory=list)
+    read_at: float = field(default_factory=time.time)
+
+    @classmethod
+    def read(cls, path: Path) -> RunRecord:
+        """Reads the folder as it is now.
+
+        Raises:
+            ConfigError: ``path`` is no run folder.
+        """
+        if not path.is_dir() or not any((path / name).exists() for name in TRACES):
+            what = "is no run folder (it holds none of a run's files)" if path.is_dir() else "does not exist"
+            raise ConfigError(f"{path} {what}; name a folder such as runs/my_run")
+        folder = RunFolder(path)
+        return cls(
+            path=path,
+            lines=_read_lines(folder.metrics),
+            verdict=_read_json(folder.exit),
+            lease=_read_json(path / "lock.json"),
+            beats=read_beats(folder.heartbeats),
+            history=starts.read(path),
+        )
+
+    @cached_property
+    def resolved(self) -> Resolved | None:
+        """The config that the run was started with; None where it never came so far, or the file is damaged."""
+        try:
+            return load_experiment(self.path / "config.resolved.yaml")
+        except UserError:
+            return None
+
+    @property
+    def num_steps(self) -> int | None:
+        """The length of the run in steps."""
+        return self.resolved.experiment.num_steps if self.resolved is not None else None
+
+    @property
+    def step(self) -> int:
+        """Where the run stands: the step of the line written last, or of the newest checkpoint without lines.
+
+        (A run that was killed goes on from its checkpoint, so the largest step in its lines may lie ahead of it.)
+        """
+        newest = max(self.train, key=lambda line: float(line.get("time", 0)), default=None)
+        return int(newest["step"]) if newest is not None else starts.checkpoint_step(self.path)
+
+    @property
+    def train(self) -> list[dict[str, Any]]:
+        """The lines of training in the order of their steps."""
+        return [line for _, line in sorted(self.lines.get(TRAIN, {}).items())]
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The lines of evaluation in the order of their steps."""
+        return [line for _, line in sorted(self.lines.get(EVAL, {}).items())]
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a process trains into the folder: its lease has not expired."""
+        return self.lease is not None and self.read_at - float(self.lease.get("heartbeat", 0)) < LEASE_S
+
+    @property
+    def state(self) -> str:
+        """``complete``, ``fatal``, ``stopped`` (goes on when started again), ``running``, ``starting``, ``crashed`` or
+        ``waiting`` (a job asked to be requeued, or has never begun to train).
+        """
+        last = self.history[-1] if self.history else None
+        if isinstance(last, starts.End) and last.outcome == FATAL:
+            return FATAL
+        if self.verdict is not None and not self.is_held:
+            outcome = str(self.verdict.get("outcome"))
+            return "stopped" if outcome == "requeue" else outcome
+        if self.is_held:
+            return "running" if any(beat.phase != "start" for beat in self.beats) else "starting"
+        if isinstance(last, starts.End):
+            return "waiting" if last.decision == "requeue" else "crashed"
+        if isinstance(last, starts.Start) and self.read_at - last.time < LEASE_S:
+            return "starting"
+        return "crashed" if self.lines or self.beats or self.lease else "waiting"
+
+    @property
+    def step_s(self) -> float | None:
+        """Seconds per step: the median of the last lines."""
+        rates = [float(line["step_s"]) for line in self.train[-RATE_LINES:] if "step_s" in line]
+        return median(rates) if rates else None
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds of training that are left at the last rate; evaluations and saves not counted."""
+        if self.num_steps is None or self.step_s is None:
+            return None
+        return max(0, self.num_steps - self.step) * self.step_s
+
+    @property
+    def starts(self) -> list[starts.Start]:
+        """Each time a Slurm job began to train, in order."""
+        return [entry for entry in self.history if isinstance(entry, starts.Start)]
+
+    @property
+    def num_restarts(self) -> int:
+        """How often the run was started again, by whatever launcher."""
+        return max(len(self.starts) - 1, len(self.lines.get("resume", {})), 0)
+
+    @property
+    def last_error(self) -> str | None:
+        """Why the run ended when it should not have: the fatal verdict, else the last error in its job's log."""
+        last = self.history[-1] if self.history else None
+        if isinstance(last, starts.End) and last.outcome == FATAL:
+            return last.reason
+        if self.verdict is not None and self.verdict.get("outcome") == FATAL:
+            return str(self.verdict.get("reason"))
+        if self.state == "complete":
+            return None
+        logs = [Path(start.log) for start in self.starts[-1:] if start.log]
+        found = [line for log in logs for line in _errors_in(log)]
+        ends = [entry.reason for entry in self.history if isinstance(entry, starts.End) and entry.outcome == "crash"]
+        return (found or ends or [None])[-1]
+
+    def incidents(self) -> list[Incident]:
+        """Restarts, resumes, skipped updates, bad samples and ends, in the order of time."""
+        return sorted([*self._of_history(), *self._of_metrics()], key=lambda incident: incident.time)
+
+    def _of_history(self) -> Iterator[Incident]:
+        before: starts.Start | None = None
+        for entry in self.history:
+            if isinstance(entry, starts.End):
+                yield Incident(entry.time, entry.step, "end", f"{entry.outcome}: {entry.reason}")
+            elif before is not None:
+                text = f"job {entry.job_id} started again on {len(entry.nodes)} nodes with {entry.ranks} ranks"
+                yield Incident(entry.time, entry.step, "restart", text)
+            before = entry if isinstance(entry, starts.Start) else before
+
+    def _of_metrics(self) -> Iterator[Incident]:
+        for step, line in sorted(self.lines.get("resume", {}).items()):
+            yield Incident(float(line["time"]), step, "resume", f"resumed at step {step}")
+        counts = {
+            "skipped_updates": ("skipped_update", "updates skipped"),
+            "bad_samples": ("bad_samples", "bad samples"),
+        }
+        for key, (kind, what) in counts.items():
+            before = 0
+            for line in self.train:
+                now = int(line.get(key, 0))
+                if now > before:
+                    yield Incident(float(line["time"]), int(line["step"]), kind, f"{now - before} {what}")
+                before = now
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The run folders at or directly below ``folder``."""
+    candidates = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())] if folder.is_dir() else []
+    return [path for path in candidates if any((path / name).exists() for name in TRACES)]
+
+
+def _read_lines(path: Path) -> dict[str, dict[int, dict[str, Any]]]:
+    """Every line of metrics.jsonl; one that a kill cut short is passed over."""
+    lines: dict[str, dict[int, dict[str, Any]]] = {}
+    for text in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        try:
+            line = json.loads(text)
+            lines.setdefault(str(line["kind"]), {})[int(line["step"])] = line
+        except (ValueError, TypeError, KeyError):
+            continue
+    return lines
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _errors_in(log: Path) -> list[str]:
+    """The lines of a job's log that begin with ``error:``, from its last part."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line.removeprefix("error: ") for line in text.splitlines() if line.startswith("error: ")]

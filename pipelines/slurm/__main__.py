@@ -1,0 +1,99 @@
+"""What the job scripts call: ``python -m pipelines.slurm begin | probe | judge | end``. Users call sbatch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.slurm.verdict import DEFAULT_MAX_RESTARTS
+from pretrain.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; a user's mistake is a few lines on stderr."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return COMMANDS[arguments.command](arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+def _begin(arguments: argparse.Namespace) -> int:
+    from pipelines.slurm.begin import begin
+
+    return begin(arguments.entry, arguments.words, arguments.max_restarts)
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from pipelines.probes.node import Expected
+    from pipelines.slurm.preflight import probe
+
+    expected = Expected(
+        gpus=arguments.gpus,
+        memory_gib=arguments.memory_gib,
+        run=arguments.run,
+        space_gib=arguments.space_gib,
+        token=arguments.token,
+        shards=tuple(arguments.shards),
+    )
+    return probe(expected, compute=arguments.compute)
+
+
+def _judge(arguments: argparse.Namespace) -> int:
+    from pipelines.slurm.end import refuse
+    from pipelines.slurm.preflight import judge_answers
+
+    judgement = judge_answers(arguments.run)
+    if judgement.common:
+        return refuse(arguments.run, f"on every node: {judgement.common[0]}")
+    print(" ".join(judgement.bad_nodes))
+    return 0
+
+
+def _end(arguments: argparse.Namespace) -> int:
+    from pipelines.slurm.end import end
+
+    return end(
+        arguments.run,
+        arguments.code,
+        arguments.max_restarts,
+        bad_nodes=arguments.bad_nodes,
+        reason=arguments.reason,
+    )
+
+
+COMMANDS = {"begin": _begin, "probe": _probe, "judge": _judge, "end": _end}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.slurm", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    begin = commands.add_parser("begin", help="validate, choose the ranks, note the start")
+    begin.add_argument("--entry", choices=("pretrain", "finetune"), required=True)
+    begin.add_argument("words", nargs="*", help="arguments of the training, after --")
+    probe = commands.add_parser("probe", help="one task of the preflight")
+    probe.add_argument("--gpus", type=int, required=True, help="GPUs that the job uses on a node; 0 on CPUs")
+    probe.add_argument("--memory-gib", type=float, default=1.0)
+    probe.add_argument("--space-gib", type=float, default=1.0)
+    probe.add_argument("--token", default="")
+    probe.add_argument("--shards", type=Path, action="append", default=[])
+    probe.add_argument("--compute", action="store_true", help="matrix product and all-reduce too: one task per GPU")
+    judge = commands.add_parser("judge", help="compare the nodes; prints those that are unfit")
+    end = commands.add_parser("end", help="leave, requeue or give up")
+    end.add_argument("--code", type=int, required=True)
+    end.add_argument("--bad-nodes", nargs="*", default=[])
+    end.add_argument("--reason", default="")
+    for command in (probe, judge, end):
+        command.add_argument("--run", type=Path, required=True, help="run folder")
+    for command in (begin, end):
+        command.add_argument(
+            "--max-restarts", type=int, default=DEFAULT_MAX_RESTARTS, help="without progress, in a row"
+        )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

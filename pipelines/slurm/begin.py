@@ -1,0 +1,207 @@
+"""``python -m pipelines.slurm begin -- ARGUMENTS``: the first thing in a job, before any node does any work.
+
+Validates what can be known, chooses the ranks, notes the start in the run folder, and prints shell variables for the
+job script on stdout; what is for the user goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.probes.node import token_path
+from pipelines.slurm import scheduler, starts
+from pipelines.slurm.layout import Layout, largest_layout
+from pipelines.slurm.scheduler import Job
+from pipelines.slurm.verdict import EXIT_GAVE_UP
+from pretrain.check import check
+from pretrain.config.loader import Resolved, load_experiment
+from pretrain.config.schema.experiment import Experiment
+from pretrain.data import lanes
+from pretrain.engine.run_folder import LEASE_S
+from pretrain.errors import ConfigError, SetupError
+from pretrain.files import write_atomic
+from pretrain.models import budget
+from pretrain.run import Entry, parse_arguments
+
+HOST_GIB_PER_RANK = 1.0
+ENTRIES = {
+    "pretrain": ("pretrain/run.py", Entry("deepspeed", "keep")),
+    "finetune": ("pipelines/finetune.py", Entry("accelerate", "replace")),
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training as its script was asked for it."""
+
+    script: str
+    arguments: list[str]
+    resolved: Resolved
+    entry: Entry
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.resolved.experiment
+
+    @property
+    def run(self) -> Path:
+        return Path(self.experiment.output_dir) / self.experiment.name
+
+
+def begin(kind: str, words: Sequence[str], limit: int) -> int:
+    """Prints the job's variables; returns the exit code.
+
+    Args:
+        kind: pretrain or finetune.
+        words: the arguments of the training.
+        limit: restarts in a row that may bring no newer checkpoint.
+
+    Raises:
+        UserError: the config, the data or the number of GPUs will not do.
+    """
+    training, job = read_training(kind, words), scheduler.current_job()
+    step = starts.checkpoint_step(training.run)
+    layout = choose_layout(training, job)
+    refuse_a_held_folder(training.run, job)
+    start = starts.Start(
+        job_id=job.job_id,
+        restart_count=job.restart_count,
+        nodes=job.nodes,
+        gpus=job.gpus,
+        ranks=layout.ranks,
+        step=step,
+        log=scheduler.record(job.job_id).get("StdOut", ""),
+        time=starts.now(),
+    )
+    before = starts.starts(training.run)
+    starts.append(training.run, start)
+    say(headline(start, before, layout))
+    idle = starts.restarts_without_progress([*before, start], job.job_id, step)
+    if idle > limit:
+        say(f"gave up: {idle} restarts in a row without a newer checkpoint than step {step}")
+        return EXIT_GAVE_UP
+    token = uuid.uuid4().hex
+    token_path(training.run).parent.mkdir(exist_ok=True)
+    write_atomic(token_path(training.run), token)
+    print(shell_variables(training, job, layout, token))
+    return 0
+
+
+def read_training(kind: str, words: Sequence[str]) -> Training:
+    """The config that the words name, with the number of devices left to the job."""
+    script, entry = ENTRIES[kind]
+    parsed = parse_arguments(list(words), prog=script, example="", takes_weights=kind == "finetune")
+    overrides = [*parsed.overrides, "cluster.num_devices=auto"]
+    if kind == "finetune" and parsed.source is not None:
+        overrides.append(f"init.from={parsed.source}")
+    resolved = load_experiment(parsed.config, cluster=parsed.cluster, overrides=overrides)
+    return Training(script, [*words, "cluster.num_devices=auto"], resolved, entry.resolve(resolved))
+
+
+def choose_layout(training: Training, job: Job) -> Layout:
+    """All GPUs at the first start, or it is refused; a restart takes what it got, as far as it fits the batch.
+
+    Raises:
+        ConfigError: the GPUs do not fit the batch at the first start, or nothing does.
+        DataError: no shards, or others than the config describes.
+    """
+    experiment = training.experiment
+    layout = Layout(len(job.nodes), job.gpus_per_node)
+    if job.restart_count:
+        total = experiment.global_batch_size
+        num_lanes = lanes.resolve_lanes(total, experiment.data.lanes, experiment.data.num_samples)
+        fitting = largest_layout(lanes.allowed_worlds(total, num_lanes, job.gpus), len(job.nodes), job.gpus_per_node)
+        if fitting is None:
+            raise ConfigError(f"no number of ranks up to {job.gpus} fits global_batch_size {total}")
+        layout = fitting
+    check(training.resolved, world=layout.ranks, require_data=True, backend=training.entry.backend)
+    return layout
+
+
+def refuse_a_held_folder(run: Path, job: Job) -> None:
+    """Another job that trains into the same folder would be found by every rank; here it costs nothing.
+
+    Raises:
+        SetupError: names the job.
+    """
+    try:
+        lease = json.loads((run / "lock.json").read_text())
+    except (OSError, ValueError):
+        return
+    age = time.time() - float(lease.get("heartbeat", 0))
+    if str(lease.get("job_id")) != job.job_id and age < LEASE_S:
+        raise SetupError(
+            f"run folder {run} is in use by job {lease.get('job_id')} on {lease.get('host')}, seen {age:.0f} s ago: "
+            "wait for it, stop it (touch STOP in the folder), or choose another name"
+        )
+
+
+def headline(start: starts.Start, before: Sequence[starts.Start], layout: Layout) -> str:
+    """The line that begins each start in the log, and the price of GPUs that stay idle."""
+    number = sum(earlier.job_id == start.job_id for earlier in before) + 1
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start.time))
+    lines = [
+        f"==== {when}  job {start.job_id}, start {number}: {layout.ranks} ranks on {layout.num_nodes} of "
+        f"{len(start.nodes)} nodes ({', '.join(start.nodes)}), from step {start.step}"
+    ]
+    if start.ranks < start.gpus:
+        lines.append(
+            f"{start.gpus} GPUs do not fit the batch: {start.ranks} are used, {start.gpus - start.ranks} stay idle"
+        )
+    first = before[0].ranks if before else start.ranks
+    if start.ranks < first:
+        lines.append(f"{start.ranks} ranks instead of {first}: a step takes about {first / start.ranks:.3g} × as long")
+    return "\n".join(lines)
+
+
+def shell_variables(training: Training, job: Job, layout: Layout, token: str) -> str:
+    """Assignments that the job script evaluates."""
+    experiment = training.experiment
+    nodes = job.nodes[: layout.num_nodes]
+    folders = [experiment.data.shards, *(split.shards for split in experiment.evaluation.sets.values())]
+    probe = [
+        "--run",
+        str(training.run),
+        "--token",
+        token,
+        *(word for folder in folders for word in ("--shards", folder)),
+    ]
+    probe += [
+        "--memory-gib",
+        str(HOST_GIB_PER_RANK * layout.ranks_per_node),
+        "--space-gib",
+        f"{space_gib(experiment):.3f}",
+    ]
+    values = {
+        "RUN_FOLDER": str(training.run),
+        "RUN_SCRIPT": training.script,
+        "STEP_RANKS": str(layout.ranks),
+        "STEP_NODES": str(layout.num_nodes),
+        "STEP_RANKS_PER_NODE": str(layout.ranks_per_node),
+        "STEP_NODELIST": ",".join(nodes),
+    }
+    lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
+    lines.append(f"TRAIN_ARGUMENTS=({shlex.join(training.arguments)})")
+    lines.append(f"PROBE_ARGUMENTS=({shlex.join(probe)})")
+    return "\n".join(lines)
+
+
+def space_gib(experiment: Experiment) -> float:
+    """GiB that the checkpoints of the run take: those that are kept and the one that is being written."""
+    if not budget.can_tell(experiment.model):
+        return 1.0
+    # fp32 master weights, two states of the optimiser, the Polyak average, and both as plain weights
+    size = 4 * 6 * budget.num_parameters(experiment.model, experiment.num_outputs)
+    return size * (experiment.checkpoint.keep_last + 1) / 2**30
+
+
+def say(text: str) -> None:
+    """For the user: stdout belongs to the job script."""
+    print(text, file=sys.stderr, flush=True)

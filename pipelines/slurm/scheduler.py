@@ -1,0 +1,124 @@
+"""The few questions and orders that go to Slurm, through its own commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pretrain.errors import SetupError
+
+COMMAND_TIMEOUT_S = 60.0
+UPDATE_TRIES, UPDATE_EVERY_S = 12, 0.25  # together less than the time that Slurm leaves an ended batch shell
+
+
+@dataclass(frozen=True)
+class Job:
+    """The job that this process runs in."""
+
+    job_id: str
+    restart_count: int
+    nodes: tuple[str, ...]
+    gpus_per_node: int
+
+    @property
+    def gpus(self) -> int:
+        return len(self.nodes) * self.gpus_per_node
+
+
+def current_job() -> Job:
+    """Reads Slurm's variables.
+
+    Raises:
+        SetupError: this is no batch job.
+    """
+    try:
+        job_id, nodes = os.environ["SLURM_JOB_ID"], os.environ["SLURM_JOB_NODELIST"]
+    except KeyError as missing:
+        raise SetupError(f"{missing.args[0]} is not set: this runs in a batch job, started with sbatch") from None
+    per_node = os.environ.get("SLURM_NTASKS_PER_NODE", "1")
+    return Job(job_id, int(os.environ.get("SLURM_RESTART_COUNT", "0")), host_names(nodes), int(per_node))
+
+
+def host_names(node_list: str) -> tuple[str, ...]:
+    """``node[1-2]`` → node1, node2."""
+    return tuple(run(["scontrol", "show", "hostnames", node_list]).split())
+
+
+def record(job_id: str) -> dict[str, str]:
+    """What Slurm says of a job, by field; empty where it does not know it any more."""
+    done = _command(["scontrol", "show", "job", "-o", job_id])
+    return dict(re.findall(r"(?:^|\s)([A-Za-z:/_]+)=(\S*)", done.stdout)) if done.returncode == 0 else {}
+
+
+def may_requeue(job_id: str) -> bool:
+    """False where somebody has cancelled the job, or Slurm already ends or requeues it by itself.
+
+    A job that is ended for its time limit may be requeued; ``scontrol requeue`` would bring back a cancelled one, too.
+    """
+    known = record(job_id)
+    return known.get("JobState") == "RUNNING" or known.get("Reason") == "TimeLimit"
+
+
+def requeue(job: Job, without: Sequence[str] = ()) -> None:
+    """Puts the job back into the queue. From here on Slurm ends the batch shell: ignore SIGTERM before.
+
+    Args:
+        job: this running batch job.
+        without: nodes that it shall not get again.
+
+    Raises:
+        SetupError: Slurm refused.
+    """
+    excluded = [*_excluded(job.job_id), *without]
+    run(["scontrol", "requeue", job.job_id])
+    changes = [*returning_with(job), *([f"ExcNodeList={','.join(excluded)}"] if without else [])]
+    if not change_waiting(job.job_id, changes):
+        raise SetupError(f"job {job.job_id} is requeued, but Slurm refused {' '.join(changes)}")
+
+
+def returning_with(job: Job) -> list[str]:
+    """The change by which a requeued job may return with fewer nodes, where it was submitted with a range of them.
+
+    (Slurm raises the number of tasks to that of the nodes that it gave, and so asks for as many the next time. Below
+    the range, and where the number of nodes is fixed, it does not go.)
+    """
+    return [f"NumTasks={job.gpus_per_node}"]
+
+
+def change_waiting(job_id: str, changes: Sequence[str]) -> bool:
+    """Changes a job that waits, or will in a moment; False where it does not (it was cancelled, or runs)."""
+    for _ in range(UPDATE_TRIES):
+        if _command(["scontrol", "update", f"JobId={job_id}", *changes]).returncode == 0:
+            return True
+        time.sleep(UPDATE_EVERY_S)
+    return False
+
+
+def run(command: Sequence[str]) -> str:
+    """The output of a command of Slurm's.
+
+    Raises:
+        SetupError: it is not installed, does not answer, or refuses.
+    """
+    done = _command(command)
+    if done.returncode:
+        raise SetupError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+def _excluded(job_id: str) -> list[str]:
+    listed = record(job_id).get("ExcNodeList", "(null)")
+    return [] if listed in ("", "(null)") else [listed]
+
+
+def _command(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S)
+    except FileNotFoundError:
+        raise SetupError(f"{command[0]} is not installed: this needs a Slurm cluster") from None
+    except subprocess.TimeoutExpired:
+        raise SetupError(f"{' '.join(command)} does not answer in {COMMAND_TIMEOUT_S:.0f} s") from None

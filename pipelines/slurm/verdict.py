@@ -1,0 +1,72 @@
+"""What a job does when its step has ended. The rule is pure; ``exit.json`` of the run is what it trusts.
+
+| exit.json of this very start | the job |
+|---|---|
+| complete | leaves with 0 |
+| fatal | leaves with 2, the reason on the last line |
+| requeue | is requeued, unless it made no progress too often: 75 |
+| none (a crash, a dead rank or node) | likewise |
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pretrain.engine.run_folder import COMPLETE, FATAL, REQUEUE
+
+CRASH = "crash"
+EXIT_COMPLETE, EXIT_FATAL, EXIT_HUNG, EXIT_GAVE_UP = 0, 2, 70, 75
+DEFAULT_MAX_RESTARTS = 3
+
+Decision = Literal["leave", "requeue", "give_up"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How this start ended, by its own verdict: complete, requeue, fatal, or crash without one."""
+
+    kind: str
+    reason: str
+
+
+def read_outcome(run: Path, job_id: str, restart_count: int, code: int) -> Outcome:
+    """The verdict of exactly this start; an older one counts for nothing.
+
+    Args:
+        run: run folder.
+        job_id, restart_count: this start.
+        code: what srun returned; 143 where it ended the others after one rank had died.
+    """
+    try:
+        verdict: dict[str, Any] = json.loads((run / "exit.json").read_text())
+    except (OSError, ValueError):
+        verdict = {}
+    is_fresh = (str(verdict.get("job_id")), verdict.get("restart_count")) == (job_id, restart_count)
+    if is_fresh and verdict.get("outcome") in (COMPLETE, REQUEUE, FATAL):
+        return Outcome(str(verdict["outcome"]), str(verdict.get("reason", "")))
+    what = "a rank hung" if code == EXIT_HUNG else f"the step left with {code}" if code else "the step left with 0"
+    return Outcome(CRASH, f"{what} and no verdict")
+
+
+def decide(outcome: Outcome, *, has_progressed: bool, without_progress: int, limit: int) -> Decision:
+    """Requeue, leave or give up.
+
+    Args:
+        outcome: of this start.
+        has_progressed: whether there is a newer checkpoint than at the start.
+        without_progress: restarts in a row, before this one's end, that brought no newer checkpoint.
+        limit: how many of those there may be.
+    """
+    if outcome.kind in (COMPLETE, FATAL):
+        return "leave"
+    return "requeue" if has_progressed or without_progress < limit else "give_up"
+
+
+def exit_code(outcome: Outcome, decision: Decision) -> int:
+    """What the job leaves with; a job that requeues itself leaves with 0."""
+    if decision == "give_up":
+        return EXIT_GAVE_UP
+    return EXIT_FATAL if outcome.kind == FATAL else 0

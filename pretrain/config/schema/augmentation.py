@@ -1,0 +1,153 @@
+"""What is done to training images beyond crop and flip: one by one in the data processes, in pairs on the device.
+
+Every random number is a function of the seed and of the image's place in the stream, so no setting here depends on the
+number of ranks, data processes or micro-batches.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import AfterValidator, Field, model_validator
+
+from pretrain.config.schema.base import NonNegativeFloat, PositiveInt, Strict, UnitInterval
+
+AugRegPreset = Literal["none", "light1", "light2", "medium1", "medium2", "strong1", "strong2"]
+
+
+class AugReg(NamedTuple):
+    """RandAugment's layers and magnitude, and mixup's p."""
+
+    num_layers: int
+    magnitude: float
+    mixup: float
+
+
+# Source: AugReg (2106.10270), as google-research/big_vision, configs/vit_i1k.py and vit_i21k.py write it.
+AUGREG: dict[str, AugReg] = {
+    "none": AugReg(0, 0, 0.0),
+    "light1": AugReg(2, 0, 0.0),  # magnitude 0 is not nothing: an inversion or a dark image may come of it
+    "light2": AugReg(2, 10, 0.2),
+    "medium1": AugReg(2, 15, 0.2),
+    "medium2": AugReg(2, 15, 0.5),
+    "strong1": AugReg(2, 20, 0.5),
+    "strong2": AugReg(2, 20, 0.8),
+}
+
+
+class RandAugmentConfig(Strict):
+    """big_vision's RandAugment: layers of one of 16 operations each, always applied (RandAugment, 1909.13719)."""
+
+    num_layers: PositiveInt = Field(default=2, description="Operations per image, one after the other.")
+    magnitude: NonNegativeFloat = Field(
+        default=10.0, description="Strength of every operation; not clamped at 10: levels beyond it extrapolate."
+    )
+
+
+class TimmPolicy(NamedTuple):
+    """What timm's text says: see ``parse_timm_policy``."""
+
+    magnitude: float
+    num_layers: int
+    prob: float
+    magnitude_std: float
+    magnitude_max: float
+    increasing: bool
+
+
+_TIMM_PART = re.compile(r"(mstd|mmax|inc|m|n|p)(\d+(?:\.\d+)?)")
+_TIMM_KEYS = "m9 (magnitude), n2 (layers), p0.5 (probability), mstd0.5 (spread of the magnitude), mmax10, inc1"
+
+
+def parse_timm_policy(text: str) -> TimmPolicy:
+    """Reads timm's text for RandAugment, such as ``rand-m9-mstd0.5-inc1``, with timm's defaults.
+
+    Raises:
+        ValueError: names the part that is not known, and those that are.
+    """
+    name, *parts = text.split("-")
+    if name != "rand":
+        raise ValueError(f"{text!r}: timm's RandAugment starts with rand-; parts are {_TIMM_KEYS}")
+    values: dict[str, float] = {"m": 10, "n": 2, "p": 0.5, "mstd": 0, "mmax": 10, "inc": 0}
+    for part in parts:
+        match = _TIMM_PART.fullmatch(part)
+        if match is None or (match[1] == "inc" and match[2] not in "01") or (match[1] == "n" and "." in match[2]):
+            raise ValueError(
+                f"{text!r}: {part!r} is no part of timm's RandAugment that is known here; use {_TIMM_KEYS}"
+            )
+        values[match[1]] = float(match[2])
+    if not 0 <= values["p"] <= 1 or values["n"] < 1:
+        raise ValueError(f"{text!r}: p is a probability, n at least 1")
+    return TimmPolicy(
+        values["m"], int(values["n"]), values["p"], values["mstd"], values["mmax"] or 10.0, bool(values["inc"])
+    )
+
+
+def _checked_timm_policy(text: str) -> str:
+    parse_timm_policy(text)
+    return text
+
+
+TimmPolicyText = Annotated[str, AfterValidator(_checked_timm_policy)]
+
+
+class RandomErasingConfig(Strict):
+    """Rectangles of noise, put in after the normalisation and before mixing (1708.04896; timm's RandomErasing)."""
+
+    prob: UnitInterval = Field(default=0.25, description="Share of the images that are erased in.")
+    mode: Literal["pixel", "rand", "const"] = Field(
+        default="pixel",
+        description="Normal noise for each pixel, one normal colour for each rectangle, or zero (the mean).",
+    )
+    count: PositiveInt = Field(default=1, description="Most rectangles of an image; 1 … count of them share the area.")
+    min_area: Annotated[float, Field(gt=0, le=1)] = Field(default=0.02, description="Smallest share of the image.")
+    max_area: Annotated[float, Field(gt=0, le=1)] = Field(default=1 / 3, description="Largest share of the image.")
+    min_aspect: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.3, description="Height over width lies between this and its inverse, log-uniformly."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> RandomErasingConfig:
+        if self.min_area > self.max_area:
+            raise ValueError(f"min_area {self.min_area:g} is larger than max_area {self.max_area:g}")
+        return self
+
+
+class MixingConfig(Strict):
+    """Mixup and CutMix of the images 2i and 2i + 1 of a lane, and of their labels."""
+
+    mixup: NonNegativeFloat = Field(
+        default=0.0, description="λ ~ Beta(mixup, mixup) blends the two images (mixup, 1710.09412); 0: never."
+    )
+    cutmix: NonNegativeFloat = Field(
+        default=0.0,
+        description="λ ~ Beta(cutmix, cutmix): a box of 1 − λ of the area is exchanged (CutMix, 1905.04899), and λ is "
+        "corrected to what the box really covers; 0: never.",
+    )
+    prob: UnitInterval = Field(default=1.0, description="Probability that anything is mixed.")
+    switch_prob: UnitInterval = Field(default=0.5, description="Where both are on: the probability of CutMix.")
+    per: Literal["batch", "pair"] = Field(
+        default="batch", description="One choice and one λ (and box) for a global batch, or for each pair of images."
+    )
+    keep_larger: bool = Field(
+        default=False,
+        description="mixup's λ becomes max(λ, 1 − λ), so that each image keeps its larger share (big_vision).",
+    )
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is mixed at all."""
+        return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> MixingConfig:
+        given = self.model_fields_set
+        if "switch_prob" in given and not (self.mixup and self.cutmix):
+            raise ValueError("switch_prob chooses between mixup and cutmix; with one of them it would be ignored")
+        if self.keep_larger and not self.mixup:
+            raise ValueError("keep_larger belongs to mixup; without mixup it would be ignored")
+        others = sorted({"prob", "per"} & given)
+        if others and not (self.mixup or self.cutmix):
+            raise ValueError(f"{', '.join(others)}: without mixup or cutmix it would be ignored")
+        return self

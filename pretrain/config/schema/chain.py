@@ -1,0 +1,75 @@
+"""The file of a chain: which stages there are, and what each of them is asked. Strict like every config."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from pretrain.config.schema.base import PositiveInt, Strict
+
+Words = tuple[str, ...]
+
+
+class StageConfig(Strict):
+    """A stage that is one job: ``python -m pipelines STAGE`` with these arguments."""
+
+    arguments: Words = Field(default=(), description="Words after the stage's name.")
+    sbatch: Words = Field(default=(), description="Options of sbatch, such as --partition=cpu.")
+
+
+class PackConfig(StageConfig):
+    """Packing as an array, and the merge after it."""
+
+    arguments: Words = Field(description="Words after pack, with the source first; --out and --task are added.")
+    out: str = Field(description="Folder of the packed data set.")
+    tasks: PositiveInt = Field(default=16, description="Tasks of the array.")
+
+    @model_validator(mode="after")
+    def _nothing_twice(self) -> PackConfig:
+        taken = [word for word in self.arguments if word.split("=")[0] in ("--out", "--task")]
+        if taken:
+            raise ValueError(f"arguments: {taken[0]} is set by the chain; use pack.out and pack.tasks")
+        return self
+
+
+class PretrainConfig(Strict):
+    """The pretraining."""
+
+    script: str = Field(description="Job script, such as slurm/pretrain_vit_l.sh.")
+    config: str = Field(description="YAML of the experiment.")
+    cluster: str | None = Field(default=None, description="YAML of the machines; by default the script's.")
+    overrides: Words = Field(default=(), description="Settings over the config's: optim.lr=3e-4.")
+    sbatch: Words = Field(default=(), description="Options of sbatch, such as --nodes=2.")
+
+
+class FinetuneConfig(Strict):
+    """The sweep: every config at every learning rate, one task of an array for each."""
+
+    configs: Annotated[Words, Field(min_length=1)] = Field(description="YAMLs of the fine-tunings.")
+    lrs: Annotated[Words, Field(min_length=1)] = Field(description="Learning rates, as they shall stand in the names.")
+    overrides: Words = Field(default=(), description="Settings over the configs'.")
+    sbatch: Words = Field(default=(), description="Options of sbatch for each task.")
+
+
+class ChainConfig(Strict):
+    """From images to a report, each stage after the one before it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="What was submitted is remembered in runs/chains/NAME.json."
+    )
+    pack: PackConfig | None = None
+    dedup: StageConfig | None = None
+    pretrain: PretrainConfig | None = None
+    finetune: FinetuneConfig | None = None
+    evaluate: StageConfig | None = None
+    collect: StageConfig | None = None
+    report: StageConfig | None = None
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> ChainConfig:
+        if not self.model_fields_set - {"name"}:
+            raise ValueError("a chain needs at least one stage: pack, pretrain, finetune, …")
+        if self.finetune is not None and self.pretrain is None:
+            raise ValueError("finetune: needs the section pretrain, whose run it starts from; or sbatch it alone")
+        return self

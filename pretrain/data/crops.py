@@ -1,0 +1,128 @@
+"""Which part of a training image is taken, and how it comes to the model's size.
+
+Legend: H, W pixels of the model · box = (top, left, height, width) in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pretrain.config.schema.data import TrainTransformConfig
+from pretrain.data.decode import Box, EncodedImage, Pixels, inside
+from pretrain.data.resize import ANTIALIASED, resize
+
+ATTEMPTS = 10
+NUMBERS_PER_CROP = 4 * ATTEMPTS
+OVERSAMPLING = 2  # of a smaller decode: what an antialiased filter needs to see, so that it stays in charge
+REFLECTED = 4  # pixels at each edge, of the simple random crop
+
+Numbers = NDArray[np.float64]
+
+
+def inception_crop(
+    image: EncodedImage, config: TrainTransformConfig, height: int, width: int, numbers: Numbers
+) -> Pixels:
+    """A random area and ratio, resized; see ``inception_box``."""
+    box = inception_box(image.height, image.width, config, numbers)
+    return cut(image, box, height, width, config.resize_filter)
+
+
+def squash(image: EncodedImage, config: TrainTransformConfig, height: int, width: int, numbers: Numbers) -> Pixels:
+    """The whole image."""
+    return cut(image, (0, 0, image.height, image.width), height, width, config.resize_filter)
+
+
+def simple_crop(image: EncodedImage, config: TrainTransformConfig, height: int, width: int, numbers: Numbers) -> Pixels:
+    """The short side resized to the model's, 4 pixels reflected at each edge, then a random place of the model's size.
+
+    Source: DeiT III (2204.07118), section 3.2, "simple random crop"; as in its code the long side is rounded down.
+    """
+    scale = max(height / image.height, width / image.width)
+    resized_height = max(height, int(image.height * scale + 1e-9))
+    resized_width = max(width, int(image.width * scale + 1e-9))
+    resized = cut(image, (0, 0, image.height, image.width), resized_height, resized_width, config.resize_filter)
+    padded = cv2.copyMakeBorder(resized, REFLECTED, REFLECTED, REFLECTED, REFLECTED, cv2.BORDER_REFLECT_101)
+    return _random_place(np.asarray(padded), height, width, numbers)
+
+
+def resmall_crop(
+    image: EncodedImage, config: TrainTransformConfig, height: int, width: int, numbers: Numbers
+) -> Pixels:
+    """The short side resized to ``config.short_side``, the aspect kept, then a random place of the model's size.
+
+    Source: google-research/big_vision, ``resmall_crop`` (``resize_small`` and ``random_crop``).
+    """
+    assert config.short_side is not None
+    factor = config.short_side / min(image.height, image.width)
+    resized_height, resized_width = (max(1, round(side * factor)) for side in (image.height, image.width))
+    resized = cut(image, (0, 0, image.height, image.width), resized_height, resized_width, config.resize_filter)
+    return _random_place(resized, height, width, numbers)
+
+
+CROPS: dict[
+    str, Callable[[EncodedImage, TrainTransformConfig, int, int, Numbers], Pixels]
+] = {
+    "inception": inception_crop,
+    "simple": simple_crop,
+    "resmall": resmall_crop,
+    "resize": squash,
+}
+
+
+def inception_box(height: int, width: int, config: TrainTransformConfig, numbers: Numbers) -> Box:
+    """A random box whose share of the area is uniform and whose ratio is log-uniform; the first of 10 that fits.
+
+    Args:
+        height: of the image.
+        width: of the image.
+        config: ``min_area`` and ``ratio`` (width over height).
+        numbers: uniform, (40,).
+
+    Source: Szegedy et al. 2015, "Going deeper with convolutions", section 6; attempts and fallback as in torchvision's
+    RandomResizedCrop.
+    """
+    low, high = (math.log(value) for value in config.ratio)
+    shares, ratios, tops, lefts = numbers.reshape(4, ATTEMPTS).tolist()
+    for share, ratio, top, left in zip(shares, ratios, tops, lefts, strict=True):  # the first one mostly fits
+        area = height * width * (config.min_area + (1 - config.min_area) * share)
+        aspect = math.exp(low + (high - low) * ratio)
+        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            return int(top * (height - box_height + 1)), int(left * (width - box_width + 1)), box_height, box_width
+    return _central_box(height, width, config.ratio)
+
+
+def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
+    """The largest central box whose ratio is allowed."""
+    box_height, box_width = height, width
+    if width / height < ratio[0]:
+        box_height = max(1, round(width / ratio[0]))
+    elif width / height > ratio[1]:
+        box_width = max(1, round(height * ratio[1]))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def cut(image: EncodedImage, box: Box, height: int, width: int, filter: str) -> Pixels:
+    """Decodes ``box``, as small as the filter allows, and resizes it to ``height`` × ``width``.
+
+    An antialiased filter sees at least twice as many pixels a side as it gives, or the full size. The pixels are those
+    of a full decode and the same filter to a mean of 3 levels (below 1 as a rule), and the box has whole pixels of the
+    smaller decode as its edges.
+    """
+    if filter not in ANTIALIASED:  # a smaller decode would be an antialias of its own
+        return resize(image.decode_box(box), height, width, filter)
+    _, _, box_height, box_width = box
+    min_height = min(image.height, math.ceil(OVERSAMPLING * image.height * height / box_height))
+    min_width = min(image.width, math.ceil(OVERSAMPLING * image.width * width / box_width))
+    return resize(image.decode_box(box, min_height, min_width), height, width, filter)
+
+
+def _random_place(pixels: Pixels, height: int, width: int, numbers: Numbers) -> Pixels:
+    top = int(numbers[0] * (pixels.shape[0] - height + 1))
+    left = int(numbers[1] * (pixels.shape[1] - width + 1))
+    return inside(pixels, (top, left, height, width))

@@ -1,0 +1,184 @@
+"""libjpeg-turbo's own interface, through ctypes, for the one thing that no Python package offers: decoding a part.
+
+The rows above a region are skipped (their bits are read, but nothing is transformed), those below are not even read,
+and of the rows inside only the columns near the region are transformed. The shared library comes in the wheel of the
+package ``turbojpeg``; one of the system serves too, from version 3 on. Calls leave the interpreter's lock.
+
+Legend: iMCU = the smallest block of pixels that a JPEG codes together, 8 or 16 wide.
+Source: libjpeg-turbo 3, ``turbojpeg.h``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import importlib.util
+import threading
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+MARGIN = 4  # pixels around a region: chroma is interpolated between neighbours
+
+_DECOMPRESS, _RGB = 1, 0  # TJINIT_DECOMPRESS, TJPF_RGB
+_STOP_ON_WARNING, _WIDTH, _HEIGHT, _SUBSAMPLING, _COLORSPACE, _SCAN_LIMIT = 0, 5, 6, 4, 8, 13  # TJPARAM_…
+_MAX_SCANS = 500  # a progressive file of a million empty scans would keep a process busy for hours
+_FRACTIONS = {1: (1, 8), 2: (1, 4), 3: (3, 8), 4: (1, 2), 5: (5, 8), 6: (3, 4), 7: (7, 8), 8: (1, 1)}
+_IMCU_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}  # by TJSAMP_…
+
+
+class _Fraction(ctypes.Structure):
+    _fields_ = (("num", ctypes.c_int), ("denom", ctypes.c_int))
+
+
+class _Region(ctypes.Structure):
+    _fields_ = (("x", ctypes.c_int), ("y", ctypes.c_int), ("w", ctypes.c_int), ("h", ctypes.c_int))
+
+
+class Part(NamedTuple):
+    """A decoded part of an image: its pixels and where its first pixel stands in the whole (scaled) image."""
+
+    pixels: NDArray[np.uint8]
+    top: int
+    left: int
+
+
+class DecodeError(Exception):
+    """libjpeg-turbo cannot decode this, or not without a warning."""
+
+
+def available() -> bool:
+    """Whether the library is there."""
+    return _library() is not None
+
+
+def read_size(data: bytes) -> tuple[int, int]:
+    """Height and width of a JPEG.
+
+    Raises:
+        DecodeError: no JPEG, or one of a kind that is not handled here.
+    """
+    decoder = _decoder()
+    decoder.open(data)
+    return decoder.size
+
+
+def decode_part(data: bytes, top: int, left: int, height: int, width: int, eighths: int = 8) -> Part:
+    """Decodes the pixels of a region and some around it; they equal those of a whole decode at the same scale.
+
+    Args:
+        data: a JPEG.
+        top: first row of the region in the scaled image.
+        left: first column.
+        height: rows.
+        width: columns.
+        eighths: 1 … 8: the image is scaled by an eighth of this in the DCT, its sides rounded up.
+
+    Raises:
+        DecodeError: the file is damaged or of a kind that is not handled here.
+    """
+    decoder = _decoder()
+    decoder.open(data)
+    full_height, full_width = (-(-side * eighths // 8) for side in decoder.size)
+    block = decoder.imcu_width * eighths // 8
+    first_row, first_column = max(0, top - MARGIN), max(0, left - MARGIN) // block * block
+    last_row, last_column = min(full_height, top + height + MARGIN), min(full_width, left + width + MARGIN)
+    region = _Region(first_column, first_row, last_column - first_column, last_row - first_row)
+    return Part(decoder.decode(data, region, eighths), first_row, first_column)
+
+
+class _Decoder:
+    """A decompressor; not for two threads at once."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+        self._handle = library.tj3Init(_DECOMPRESS)
+        library.tj3Set(self._handle, _STOP_ON_WARNING, 1)
+        library.tj3Set(self._handle, _SCAN_LIMIT, _MAX_SCANS)
+        self._opened: bytes | None = None
+        self.size, self.imcu_width = (0, 0), 0
+
+    def open(self, data: bytes) -> None:
+        """Reads the header, unless these very bytes are open already."""
+        if self._opened is data:
+            return
+        self._opened = None
+        self._check(self._library.tj3DecompressHeader(self._handle, data, len(data)))
+        if self._get(_COLORSPACE) > 2 or self._get(_SUBSAMPLING) not in _IMCU_WIDTH:
+            raise DecodeError("an unusual colour space or subsampling")
+        self.size = self._get(_HEIGHT), self._get(_WIDTH)
+        self.imcu_width = _IMCU_WIDTH[self._get(_SUBSAMPLING)]
+        self._opened = data
+
+    def decode(self, data: bytes, region: _Region, eighths: int) -> NDArray[np.uint8]:
+        library = self._library
+        self._check(library.tj3SetCroppingRegion(self._handle, _Region(0, 0, 0, 0)))  # else the new scale must fit it
+        self._check(library.tj3SetScalingFactor(self._handle, _Fraction(*_FRACTIONS[eighths])))
+        self._check(library.tj3SetCroppingRegion(self._handle, region))
+        pixels = np.empty((region.h, region.w, 3), dtype=np.uint8)
+        self._check(library.tj3Decompress8(self._handle, data, len(data), pixels.ctypes.data, 3 * region.w, _RGB))
+        return pixels
+
+    def _get(self, parameter: int) -> int:
+        return self._library.tj3Get(self._handle, parameter)
+
+    def _check(self, code: int) -> None:
+        if code != 0:
+            vars(_of_thread).pop("decoder", None)  # it would remember a warning, and report it for the next image
+            raise DecodeError(self._library.tj3GetErrorStr(self._handle).decode(errors="replace"))
+
+    def __del__(self) -> None:
+        self._library.tj3Destroy(self._handle)
+
+
+_of_thread = threading.local()
+
+
+def _decoder() -> _Decoder:
+    if not hasattr(_of_thread, "decoder"):
+        library = _library()
+        assert library is not None, "ask available() first"
+        _of_thread.decoder = _Decoder(library)
+    return _of_thread.decoder
+
+
+@lru_cache(maxsize=1)
+def _library() -> Any:
+    for path in _candidates():
+        try:
+            library = ctypes.CDLL(path)
+            _declare(library)
+        except (OSError, AttributeError):  # not there, or older than version 3
+            continue
+        return library
+    return None
+
+
+def _candidates() -> list[str]:
+    package = importlib.util.find_spec("turbojpeg")
+    bundled: list[str] = []
+    if package is not None and package.origin:
+        bundled = [str(path) for path in Path(package.origin).parent.glob("turbojpeg.libs/libturbojpeg*")]
+    system = ctypes.util.find_library("turbojpeg")
+    return [*bundled, *([system] if system else [])]
+
+
+def _declare(library: Any) -> None:
+    handle, text, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "tj3Init": (handle, [ctypes.c_int]),
+        "tj3Destroy": (None, [handle]),
+        "tj3Set": (ctypes.c_int, [handle, ctypes.c_int, ctypes.c_int]),
+        "tj3Get": (ctypes.c_int, [handle, ctypes.c_int]),
+        "tj3GetErrorStr": (text, [handle]),
+        "tj3DecompressHeader": (ctypes.c_int, [handle, text, size]),
+        "tj3SetScalingFactor": (ctypes.c_int, [handle, _Fraction]),
+        "tj3SetCroppingRegion": (ctypes.c_int, [handle, _Region]),
+        "tj3Decompress8": (ctypes.c_int, [handle, text, size, handle, ctypes.c_int, ctypes.c_int]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments

@@ -1,0 +1,52 @@
+# shellcheck shell=bash
+# A training in a job: begin, preflight, step, end. Sourced after job.sh.
+
+# Arguments: pretrain or finetune, then the arguments of the training.
+train() {
+    local entry=$1 variables restarts=(--max-restarts "${MAX_RESTARTS_WITHOUT_PROGRESS:-3}")
+    shift
+    variables=$(python_here -m pipelines.slurm begin --entry "$entry" "${restarts[@]}" -- "$@") || exit $?
+    # RUN_FOLDER, RUN_SCRIPT, STEP_*, TRAIN_ARGUMENTS and PROBE_ARGUMENTS
+    eval "$variables"
+    # The ranks meet on the step's first node, where rank 0 is, at a port that another job there is unlikely to have.
+    MASTER_ADDR=${STEP_NODELIST%%,*}
+    MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+    export MASTER_ADDR MASTER_PORT
+
+    preflight
+    # shellcheck disable=SC2153 # set by begin
+    run_step --nodes="$STEP_NODES" --nodelist="$STEP_NODELIST" --ntasks="$STEP_RANKS" \
+        --ntasks-per-node="$STEP_RANKS_PER_NODE" -- "$RUN_SCRIPT" "${TRAIN_ARGUMENTS[@]}"
+    trap '' TERM
+    python_here -m pipelines.slurm end --run "$RUN_FOLDER" --code "$STEP_CODE" "${restarts[@]}"
+    exit $?
+}
+
+# Asks every node whether it is fit: PREFLIGHT is full (the default), light (no torch, no all-reduce) or off.
+preflight() {
+    local gpus=$SLURM_NTASKS_PER_NODE tasks=1 compute=() limit=${PREFLIGHT_TIMEOUT_S:-300} bad_nodes
+    case ${PREFLIGHT:-full} in
+        off) return ;;
+        light) ;;
+        full)
+            tasks=$SLURM_NTASKS_PER_NODE
+            compute=(--compute)
+            ;;
+        *)
+            echo "error: PREFLIGHT=$PREFLIGHT in the site file; allowed: full, light, off" >&2
+            exit 2
+            ;;
+    esac
+    [ "${RUN_DEVICE:-gpu}" = cpu ] && gpus=0
+    # A node that hangs must not hold the others: the step has a time limit of its own, in minutes.
+    # shellcheck disable=SC2153
+    run_step --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((tasks * SLURM_JOB_NUM_NODES))" --ntasks-per-node="$tasks" \
+        --time="$(((limit + 59) / 60))" -- -m pipelines.slurm probe --gpus "$gpus" "${compute[@]}" "${PROBE_ARGUMENTS[@]}"
+    bad_nodes=$(python_here -m pipelines.slurm judge --run "$RUN_FOLDER") || exit $?
+    [ -z "$bad_nodes" ] && [ "$STEP_CODE" = 0 ] && return
+    trap '' TERM
+    # shellcheck disable=SC2086 # one word per node
+    python_here -m pipelines.slurm end --run "$RUN_FOLDER" --code "$STEP_CODE" "${restarts[@]}" \
+        --reason "the preflight failed${bad_nodes:+ on $bad_nodes}" --bad-nodes $bad_nodes
+    exit $?
+}

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Pretrains ViT-L/16 on ImageNet-21k, on 8 nodes of 8 GPUs, and goes on after a time limit, a preemption or a node failure.
+# Usage: sbatch [options of sbatch] slurm/pretrain_vit_l.sh [CONFIG.yaml] [key.sub=value …]
+#        The cluster file is CLUSTER, by default configs/cluster/64xa100_80.yaml.
+#SBATCH --job-name=vit_l16
+#SBATCH --nodes=8
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --mem=0
+#SBATCH --exclusive
+#SBATCH --time=24:00:00
+#SBATCH --signal=USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+set -uo pipefail
+# shellcheck source=slurm/lib/job.sh
+source "${SLURM_SUBMIT_DIR:-.}/slurm/lib/job.sh"
+enter_repository
+# shellcheck source=slurm/lib/training.sh
+source slurm/lib/training.sh
+load_site
+
+config=configs/pretrain/vit_l16_i21k_90ep.yaml
+if [[ ${1:-} == *.yaml ]]; then
+    config=$1
+    shift
+fi
+train pretrain --config "$config" --cluster "${CLUSTER:-configs/cluster/64xa100_80.yaml}" "$@"

@@ -1,0 +1,189 @@
+"""Optimisers, overrides and frozen tensors at every ZeRO stage: equal to one process, resumed at another layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from pretrain.config.schema.experiment import Experiment
+from pretrain.models.init import init_weights
+from pretrain.models.zoo import build_model
+from pretrain.objectives.registry import build_objective
+from pretrain.optim.groups import set_lr
+from pretrain.optim.optimizers import build_optimizer
+from pretrain.optim.schedules import build_schedule
+from tests.distributed.test_ema import read
+from tests.distributed.test_equality_laws import settings
+from tests.distributed.training import CLASSES, global_batch, train_with
+from tests.pool import Pool, RankFailureError
+
+STEPS, HALF = 8, 4
+# The gradient of a key's bias is rounding noise, which Adam would blow up to the size of lr: hence eps. Adafactor's is
+# 1e-30, so there the biases of q, k and v are not trained.
+KINDS: dict[str, dict] = {
+    "adamw bf16": {"name": "adamw", "eps": 1e-4, "momentum_dtype": "bf16", "ema_decay": 0.9},
+    "sgd bf16": {"name": "sgd", "momentum_dtype": "bf16", "ema_decay": 0.9},
+    "layers": {
+        "name": "adamw",
+        "eps": 1e-4,
+        "layer_decay": 0.65,
+        "ema_decay": 0.9,
+        "overrides": (
+            {"pattern": r"^head\.weight$", "weight_decay": 3.0},
+            {"pattern": r"^(cls_token|patch_embed\.)", "freeze": True},
+            {"pattern": r"^blocks\.1\..*bias", "lr_scale": 2.0, "weight_decay": 0.2},
+        ),
+    },
+    "adafactor bf16": {
+        "name": "adafactor",
+        "momentum_dtype": "bf16",
+        "ema_decay": 0.9,
+        "overrides": ({"pattern": r"qkv\.bias", "freeze": True},),
+    },
+    "adafactor": {
+        "name": "adafactor",
+        "ema_decay": 0.9,
+        "overrides": ({"pattern": r"qkv\.bias", "freeze": True},),
+    },
+    "lamb": {"name": "lamb", "eps": 1e-4, "ema_decay": 0.9},
+}
+ELEMENTWISE = ("adamw bf16", "sgd bf16", "layers")
+LAYOUTS = [(0, 4, "deepspeed"), (1, 2, "deepspeed"), (2, 4, "deepspeed"), (3, 4, "deepspeed"), (0, 2, "accelerate")]
+WHOLE_LAYOUTS = [layout for layout in LAYOUTS if layout[0] == 0]
+FAST = {  # one case per law; the whole table is slow
+    ("adamw bf16", 1), ("adamw bf16", 3), ("sgd bf16", 2), ("layers", 1), ("layers", 3), ("adafactor", 0), ("lamb", 0),
+}  # fmt: skip
+
+
+def _case(kind: str, layout: tuple[int, int, str]) -> object:
+    return pytest.param(kind, layout, marks=() if (kind, layout[0]) in FAST else pytest.mark.slow)
+
+
+CASES = [_case(kind, layout) for kind in KINDS for layout in (LAYOUTS if kind in ELEMENTWISE else WHOLE_LAYOUTS)]
+
+
+def config(kind: str, stage: int = 0, micro: int = 4) -> Experiment:
+    lr = 0.05 if kind == "sgd bf16" else 3e-3
+    optim = {"lr": lr, "weight_decay": 0.1, "clip_grad": 1.0, "schedule": {"name": "linear", "warmup": "4 steps"}}
+    # A width of 64 in the MLP: Adafactor factors two dimensions of at least 32.
+    return settings(stage, micro, optim=optim | KINDS[kind])
+
+
+@pytest.fixture(scope="module")
+def references() -> dict[str, dict[str, dict[str, Tensor]]]:
+    """kind → after 4 and 8 steps: weights and averages of a plain loop on whole batches."""
+    return {kind: single_process(config(kind)) for kind in KINDS}
+
+
+def assert_near(kind: str, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """To 1e-6. A bf16 moment that lies half-way between two numbers is rounded by the last bit of a gradient, so that
+    there few weights may differ by one such rounding.
+    """
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-4 if "bf16" in kind else 1e-6, msg=name)
+    differ = torch.cat([((tensor - theirs[name]).abs() > 1e-6).view(-1) for name, tensor in ours.items()])
+    assert differ.double().mean() < 5e-3
+
+
+def single_process(config: Experiment) -> dict[str, dict[str, Tensor]]:
+    model = build_model(config.model, CLASSES)
+    init_weights(model, config.seed)
+    optimizer, schedule = build_optimizer(model, config.optim), build_schedule(config)
+    objective = build_objective(config.objective, CLASSES)
+    decay = config.optim.ema_decay or 0.0
+    average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for step in range(STEPS):
+        set_lr(optimizer.param_groups, schedule(step))
+        optimizer.zero_grad()
+        objective(model, global_batch(step, config)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        for name, parameter in model.named_parameters():
+            average[name] = decay * average[name] + (1 - decay) * parameter.detach()
+    return {"master": {name: parameter.detach() for name, parameter in model.named_parameters()}, "ema": average}
+
+
+@pytest.mark.parametrize(("kind", "layout"), CASES, ids=str)
+def test_equals_a_single_process(
+    pool2: Pool, tmp_path: Path, references: dict, kind: str, layout: tuple[int, int, str]
+) -> None:
+    options = {"steps": STEPS, "save_at": STEPS, "folder": str(tmp_path)}
+    pool2.run(train_with, config(kind, *layout[:2]), layout[2], options)
+    for state in ("master", "ema"):
+        assert_near(kind, read(tmp_path, state), references[kind][state])
+    initial = build_model(config(kind).model, CLASSES)
+    init_weights(initial, config(kind).seed)
+    moved = {
+        name for name, tensor in initial.named_parameters() if not torch.equal(tensor, read(tmp_path, "master")[name])
+    }
+    frozen = {"layers": {"cls_token", "patch_embed.proj.weight", "patch_embed.proj.bias"}}
+    frozen["adafactor"] = frozen["adafactor bf16"] = {"blocks.0.attn.qkv.bias", "blocks.1.attn.qkv.bias"}
+    assert {name for name, _ in initial.named_parameters()} - moved == frozen.get(kind, set())
+
+
+def slow(*values: object) -> object:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+WAYS_ON = [
+    ("adamw bf16", (3, 2, 4, "deepspeed"), (1, 4, 4, "deepspeed")),
+    slow("sgd bf16", (2, 4, 2, "deepspeed"), (3, 2, 2, "deepspeed")),
+    ("layers", (3, 2, 4, "deepspeed"), (2, 4, 4, "deepspeed")),
+    slow("layers", (1, 2, 2, "deepspeed"), (3, 4, 4, "deepspeed")),
+    ("adafactor bf16", (0, 2, 4, "deepspeed"), (0, 2, 1, "accelerate")),
+    slow("adafactor", (0, 1, 2, "accelerate"), (0, 2, 4, "deepspeed")),
+    slow("lamb", (0, 2, 4, "deepspeed"), (0, 4, 2, "deepspeed")),
+]  # (stage, micro-batch, ranks, backend)
+
+
+@pytest.mark.parametrize(("kind", "first", "second"), WAYS_ON, ids=str)
+def test_goes_on_at_another_layout(
+    pool1: Pool, pool2: Pool, pool4: Pool, tmp_path: Path, references: dict, kind: str, first: tuple, second: tuple
+) -> None:
+    pools = {1: pool1, 2: pool2, 4: pool4}
+    for (stage, micro, ranks, backend), options in (
+        (first, {"steps": HALF, "save_at": HALF}),
+        (second, {"steps": STEPS, "save_at": STEPS, "resume": True}),
+    ):
+        pools[ranks].run(
+            train_with, config(kind, stage, min(micro, 8 // ranks)), backend, options | {"folder": str(tmp_path)}
+        )
+    for state in ("master", "ema"):
+        assert_near(kind, read(tmp_path, state), references[kind][state])
+    assert ("BF16" in stored_dtypes(tmp_path)) == ("bf16" in kind)
+
+
+def stored_dtypes(folder: Path) -> set[str]:
+    """Types in the files of the first checkpoint: a moment is stored in the type that it is kept in."""
+    found = set()
+    for path in (folder / f"step-{HALF:08d}" / "slices").iterdir():
+        with safe_open(path, framework="pt") as file:
+            found |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+    return found
+
+
+@pytest.mark.parametrize("kind", ["adafactor", "lamb"])
+def test_what_needs_whole_tensors_is_refused_where_they_are_cut(pool2: Pool, kind: str) -> None:
+    with pytest.raises(RankFailureError, match="needs whole tensors, which ZeRO-2 cuts into pieces"):
+        pool2.run(train_with, config(kind, 2), "deepspeed", {"steps": 1})
+
+
+OFFLOAD = {"device": "cpu"}
+
+
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_offload_to_the_cpu_equals_no_offload(pool2: Pool, stage: int) -> None:
+    """DeepSpeed's own key, passed through; torch's AdamW runs on the host."""
+    plain = settings(stage, 4)
+    keys = dict(plain.cluster.deepspeed.get("zero_optimization", {})) | {"offload_optimizer": OFFLOAD}
+    if stage == 3:
+        keys["offload_param"] = OFFLOAD
+    cluster = plain.cluster.model_copy(update={"deepspeed": {"zero_optimization": keys}})
+    moved = plain.model_copy(update={"cluster": cluster})
+    runs = [pool2.run(train_with, each, "deepspeed", {"steps": 6})[0]["losses"] for each in (plain, moved)]
+    assert list(runs[1].values()) == pytest.approx(list(runs[0].values()), rel=1e-6)
