@@ -184,7 +184,11 @@ def test_where_falls_back_to_the_section_and_the_file(write: Write) -> None:
         ("", ["optim.betas=0.9"], ["optim.betas: '0.9' is not a list of 2"]),
         ("", ["cluster=3"], ["command line: cluster: expected a section with the keys backend"]),
         ("", ["evaluation.sets=3"], ["evaluation.sets: '3' is not a section"]),
-        ("", ["evaluation.sets.a=3"], ["evaluation.sets.a: expected a section with the keys shards, num_samples"]),
+        (
+            "",
+            ["evaluation.sets.a=3"],
+            ["evaluation.sets.a: expected a section with the keys kind, shards, num_samples"],
+        ),
         ("", ["evaluation.sets.a.shards=x"], ["evaluation.sets.a.num_samples is missing: Samples that"]),
         ("", ["version=2"], ["version: '2' is not 1"]),
         # missing
