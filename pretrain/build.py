@@ -25,7 +25,6 @@ from pretrain.check import check_statistics, resolve_micro_batch
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
-from pretrain.data.card import load_classes
 from pretrain.data.device import to_model_input
 from pretrain.data.erasing import RandomErasing
 from pretrain.data.mixing import Mixing
@@ -284,7 +283,14 @@ def build_trainer(
         record_initial_weights(model, folder, reporter.say)
     objective = objective_of(experiment, model, device, reporter.say)
     draws = uses_generator(model)
-    stream = TrainStream(experiment, rank.rank, rank.world, micro_batch[0], quarantine=folder.path / "quarantine")
+    stream = TrainStream(
+        experiment,
+        rank.rank,
+        rank.world,
+        micro_batch[0],
+        local_world=rank.local_world,
+        quarantine=folder.path / "quarantine",
+    )
     feeder = Feeder(experiment, model, stream, device)
     backend = build_backend(experiment, model, rank, device, kind, micro_batch)
     evaluate = Evaluator(experiment, rank, device, backend, feeder.to_images, reporter.say)
@@ -296,7 +302,7 @@ def build_trainer(
         experiment.data.mean,
         experiment.data.std,
         tuple(stream.class_names) if of_labels else None,
-        class_ids=tuple(identifier for identifier, _ in load_classes(experiment.data.shards)) if of_labels else None,
+        class_ids=tuple(identifier for identifier, _ in stream.classes) if of_labels else None,
         eval_transform=experiment.data.eval_transform,
     )
     checkpointer = Checkpointer(
@@ -384,8 +390,8 @@ class Evaluator:
     def probe(self, objective: Callable[..., Tensor]) -> float:
         """Loss of the training set's first samples, the same on every rank, with dropout off. Collective: yes."""
         if self._probe is None:
-            shards = self._experiment.data.shards
-            first = np.arange(min(PROBE_SAMPLES, self._experiment.data.num_samples))
+            shards = self._experiment.data.sources[0].shards
+            first = np.arange(min(PROBE_SAMPLES, self._experiment.data.sources[0].num_samples))
             self._probe = next(iter(EvalStream(self._experiment, shards, 0, 1, PROBE_SAMPLES, sample_ids=first)))
         batch = self._probe.to(self._device)
         self._backend.train(False)
@@ -422,7 +428,7 @@ def work_of_step(experiment: Experiment, world: int, device: torch.device, say: 
         say(f"MFU is not reported: the peak of {name!r} is not known; telemetry.peak_tflops can state it")
     elif budget.can_tell(experiment.model):
         flops = budget.training_flops(experiment.model, experiment.num_outputs, 1)
-    return Work(experiment.global_batch_size, world, experiment.data.num_samples, flops, peak)
+    return Work(experiment.global_batch_size, world, experiment.data.drawn_samples, flops, peak)
 
 
 def _sinks(resolved: Resolved, folder: RunFolder, purge_step: int) -> list[Sink]:

@@ -17,8 +17,10 @@ from pretrain.config.schema.model import ModelConfig
 from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS
 from pretrain.config.typed import known_keys, nearest_key
 from pretrain.data import lanes
-from pretrain.data.card import CARD_FILE, Card, check_card
-from pretrain.data.index import TABLE_FILE, ShardTable
+from pretrain.data.index import TABLE_FILE
+from pretrain.data.location import Location
+from pretrain.data.sources import Source, needed_bytes, open_packed, open_sources
+from pretrain.data.transport import TransportError, open_transport
 from pretrain.errors import ConfigError, DataError
 from pretrain.models import budget, cost, variants
 from pretrain.optim import groups
@@ -27,6 +29,7 @@ Backend = Literal["deepspeed", "accelerate"]
 
 GIB = 2**30
 RESERVED_BYTES = 2 * GIB  # CUDA context, communication buckets, fragmentation: what the cost model leaves out
+RANKS_PER_NODE = 8  # where --check must guess how many share a cache
 LARGEST_BLIND_MICRO_BATCH = 64  # where the device's memory is not known
 
 
@@ -238,7 +241,7 @@ def _report_steps(experiment: Experiment) -> list[str]:
         if every is not None and experiment.steps(every) < 1:
             problems.append(f"{key}: {every} is less than one step; make it longer")
     _refuse(problems)
-    epochs = steps * experiment.global_batch_size / experiment.data.num_samples
+    epochs = steps * experiment.global_batch_size / experiment.data.drawn_samples
     return [f"steps       {steps:,} ({epochs:,.4g} epochs), warmup {warmup:,}, then {schedule.name}"]
 
 
@@ -248,7 +251,7 @@ def _report_batch(
     expected, total = experiment.cluster.num_devices, experiment.global_batch_size
     if world is not None and expected not in ("auto", world):
         raise ConfigError(f"cluster.num_devices: {expected} expected, but {world} ranks were started; set it to auto")
-    num_lanes = lanes.resolve_lanes(total, experiment.data.lanes, experiment.data.num_samples)
+    num_lanes = lanes.resolve_lanes(total, experiment.data.lanes, experiment.data.smallest_source)
     lanes.check_world(total, num_lanes, ranks)
     micro, accumulation = resolve_micro_batch(experiment, ranks, memory, backend=backend)
     worlds = lanes.allowed_worlds(total, num_lanes, total)
@@ -356,50 +359,91 @@ def _report_evaluation(experiment: Experiment) -> list[str]:
 
 def _report_data(experiment: Experiment, require_data: bool) -> list[str]:
     data = experiment.data
-    expected = {"data.shards": (data.shards, data.num_samples, True)}
+    keys = [f"data.mixture.{place}.shards" for place in range(len(data.mixture))] or ["data.shards"]
+    places = {key: (source.shards, source.num_samples, True) for key, source in zip(keys, data.sources, strict=True)}
     for name, split in experiment.evaluation.sets.items():
         own = not split.has_own_classes
-        expected[f"evaluation.sets.{name}.shards"] = (split.shards, split.num_samples, own)
+        places[f"evaluation.sets.{name}.shards"] = (split.shards, split.num_samples, own)
         if split.train_shards is not None and split.num_train_samples is not None:
-            expected[f"evaluation.sets.{name}.train_shards"] = (split.train_shards, split.num_train_samples, own)
-    lines = []
-    for key, (folder, num_samples, same_classes) in expected.items():
-        if not _has_shards(Path(folder)):
-            if require_data:
-                raise DataError(
-                    f"{key}: no shards in {folder}; make them with python -m pipelines pack, or correct the path"
-                )
-            lines.append(f"data        {folder}: data not found, not checked; {num_samples:,} samples as configured")
-            continue
-        lines.append(_check_split(experiment, key, Path(folder), num_samples, same_classes))
+            places[f"evaluation.sets.{name}.train_shards"] = (split.train_shards, split.num_train_samples, own)
+    lines: list[str] = []
+    absent: set[str] = set()
+    for key, (shards, num_samples, same_classes) in places.items():
+        location = Location.parse(shards)
+        if location.is_remote or _has_shards(Path(location.base)):
+            try:
+                lines.append(_check_split(experiment, key, shards, num_samples, same_classes))
+                continue
+            except DataError:
+                if require_data or not location.is_remote or _answers(location, experiment):
+                    raise
+        if require_data:
+            raise DataError(
+                f"{key}: no shards in {shards}; make them with python -m pipelines pack, or correct the path"
+            )
+        absent.add(key)
+        lines.append(f"data        {shards}: data not found, not checked; {num_samples:,} samples as configured")
+    if absent.isdisjoint(keys):
+        opened = open_sources(experiment)
+        if len(opened) > 1 or not opened[0].selection.is_all:
+            drawn = [f"{int(source.selection.sizes.sum()):,} of {source.packed.location}" for source in opened]
+            lines.append(f"data        an epoch draws {data.drawn_samples:,} samples: {', '.join(drawn)}")
+        lines += _report_cache(opened, experiment)
     return list(dict.fromkeys(lines))
+
+
+def _report_cache(sources: Sequence[Source], experiment: Experiment) -> list[str]:
+    """How much of the cache a full node uses; the stream itself refuses a cap that is too small."""
+    cluster = experiment.cluster
+    if not any(source.packed.location.is_remote for source in sources):
+        return []
+    world = cluster.num_devices if cluster.num_devices != "auto" else 1
+    per_node = min(world, RANKS_PER_NODE)
+    num_lanes = lanes.resolve_lanes(experiment.global_batch_size, experiment.data.lanes)
+    needed = needed_bytes(sources, experiment, num_lanes, world, per_node, experiment.data.shuffle_window)
+    return [f"cache       {_gib(needed)} of {_gib(cluster.cache.max_bytes)} in use on a node of {per_node} ranks"]
+
+
+def _answers(location: Location, experiment: Experiment) -> bool:
+    """Whether there is anything at a remote place; a machine without a network cannot check the data."""
+    transport = open_transport(location, experiment.cluster.remote, allow_pipe=experiment.data.allow_pipe)
+    try:
+        transport.get(TABLE_FILE)
+    except (TransportError, DataError):
+        return False
+    return True
 
 
 def _has_shards(folder: Path) -> bool:
     return (folder / TABLE_FILE).exists() or any(folder.glob("*.tar"))
 
 
-def _check_split(experiment: Experiment, key: str, folder: Path, num_samples: int, same_classes: bool) -> str:
-    table = ShardTable.load(folder)
+def _check_split(experiment: Experiment, key: str, shards: str, num_samples: int, same_classes: bool) -> str:
+    packed = open_packed(shards, experiment.cluster, allow_pipe=experiment.data.allow_pipe)
+    table = packed.table
     num_classes = experiment.data.num_classes if same_classes else table.num_classes
     count_key = key.replace(".train_shards", ".num_train_samples").replace(".shards", ".num_samples")
-    for name, found, expected in (
-        (count_key, table.num_samples, num_samples),
-        ("data.num_classes", table.num_classes, num_classes),
-    ):
+    training = not key.startswith("evaluation")
+    counts = [("data.num_classes", table.num_classes, num_classes)]
+    if not training or experiment.data.sources[_place_in_mixture(key)].drop_list is None:
+        counts.insert(0, (count_key, table.num_samples, num_samples))
+    for name, found, expected in counts:
         if found != expected:
             raise DataError(
-                f"{folder / TABLE_FILE}: the set has {found:,}, {name} says {expected:,}; set {name}: {found}, or "
-                f"{key} to the set that was meant"
+                f"{packed.location.url(TABLE_FILE)}: the set has {found:,}, {name} says {expected:,}; "
+                f"set {name}: {found}, or {key} to the set that was meant"
             )
-    expected_card = experiment.data.model_copy(update={"num_samples": num_samples, "num_classes": num_classes})
-    check_card(Card.load(folder), expected=expected_card, where=folder / CARD_FILE)
-    table.check_files()
-    if key == "data.shards" and table.max_labels > 1 and experiment.objective.name == "softmax":
+    packed.check_files()
+    if training and table.max_labels > 1 and experiment.objective.name == "softmax":
         raise ConfigError(
-            f"objective.name: softmax takes one label per image, but {folder} has up to {table.max_labels}; use sigmoid"
+            f"objective.name: softmax takes one label per image, but {shards} has up to {table.max_labels}; use sigmoid"
         )
-    return f"data        {folder}: {num_samples:,} samples in {len(table.rows):,} shards, digest {table.digest}"
+    return f"data        {shards}: {table.num_samples:,} samples in {len(table.rows):,} shards, digest {table.digest}"
+
+
+def _place_in_mixture(key: str) -> int:
+    match = re.search(r"mixture\.(\d+)", key)
+    return int(match[1]) if match else 0
 
 
 def _refuse(problems: list[str]) -> None:

@@ -101,7 +101,7 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str], entry: Entr
             from pretrain.simulate import simulate
 
             simulation = simulate(resolved, arguments.simulate, arguments.simulate_rank, backend=entry.backend)
-            print("\n".join(simulation.lines(resolved.experiment.data.shards)))
+            print("\n".join(simulation.lines([source.shards for source in resolved.experiment.data.sources])))
             return 0
         return run(resolved, rank, stop_request, entry)
     except UserError as error:

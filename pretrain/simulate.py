@@ -9,6 +9,7 @@ Legend: R ranks · b bytes of a weight · P parameters · micro-step = one forwa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from pretrain.check import check, resolve_micro_batch
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data import lanes
-from pretrain.data.index import TABLE_FILE, ShardTable
-from pretrain.data.order import Order
+from pretrain.data.index import TABLE_FILE
+from pretrain.data.location import Location
+from pretrain.data.sources import mix, open_sources
 from pretrain.errors import ConfigError
 from pretrain.models import cost
 from pretrain.models.zoo import build_model
@@ -93,7 +95,7 @@ class Simulation:
     lanes: tuple[int, int]
     batches: tuple[tuple[int, ...], ...] | None
 
-    def lines(self, shards: str) -> list[str]:
+    def lines(self, shards: Sequence[str]) -> list[str]:
         """The report."""
         held, sent = self.held, sum(one.sent(self.world) for one in self.traffic)
         first, last = self.lanes
@@ -111,7 +113,7 @@ class Simulation:
         lines += [f"{one.kind:<15} {_size(one.payload)} per step: {one.what}" for one in self.traffic]
         lines.append(f"sent        {_size(round(sent))} per step by this rank, in a ring")
         if self.batches is None:
-            lines.append(f"samples     not known: no shards in {shards}, whose index decides the order")
+            lines.append(f"samples     not known: no shards in {', '.join(shards)}, whose index decides the order")
         for step, ids in enumerate(self.batches or ()):
             lines.append(f"samples     step {step}: {', '.join(map(str, ids))}, …")
         return lines
@@ -137,7 +139,9 @@ def simulate(resolved: Resolved, world: int, rank: int, *, backend: str) -> Simu
     cluster = experiment.cluster.model_copy(update={"num_devices": "auto"})
     anywhere = replace(resolved, experiment=experiment.model_copy(update={"cluster": cluster}))
     check(anywhere, world=world, backend=backend)  # type: ignore[arg-type]
-    num_lanes = lanes.resolve_lanes(experiment.global_batch_size, experiment.data.lanes, experiment.data.num_samples)
+    num_lanes = lanes.resolve_lanes(
+        experiment.global_batch_size, experiment.data.lanes, experiment.data.smallest_source
+    )
     micro, accumulation = resolve_micro_batch(experiment, world, backend=backend)  # type: ignore[arg-type]
     with torch.device("meta"):
         model = build_model(experiment.model, experiment.num_outputs)
@@ -256,16 +260,11 @@ def _own_lanes(num_lanes: int, rank: int, world: int) -> tuple[int, int]:
 
 
 def _batches(experiment: Experiment, num_lanes: int, rank: int, world: int) -> tuple[tuple[int, ...], ...] | None:
-    folder, size = Path(experiment.data.shards), experiment.global_batch_size
-    if not (folder / TABLE_FILE).exists():
+    size = experiment.global_batch_size
+    places = [Location.parse(source.shards) for source in experiment.data.sources]
+    if any(place.is_remote or not (Path(place.base) / TABLE_FILE).exists() for place in places):
         return None
-    order = Order(
-        ShardTable.load(folder).sizes,
-        seed=experiment.seed,
-        global_batch_size=size,
-        lanes=num_lanes,
-        window=experiment.data.shuffle_window,
-    )
+    order = mix(open_sources(experiment), experiment, num_lanes)
     stop = min(SHOWN_SAMPLES, size // world)
     draws = (order.batch(step * size, rank, world, stop=stop).sample_ids for step in range(SHOWN_STEPS))
     return tuple(tuple(ids.tolist()) for ids in draws)

@@ -24,6 +24,7 @@ from pretrain.check import check
 from pretrain.config.loader import Resolved, load_experiment
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data import lanes
+from pretrain.data.location import Location
 from pretrain.engine.run_folder import LEASE_S
 from pretrain.errors import ConfigError, SetupError
 from pretrain.files import write_atomic
@@ -116,7 +117,7 @@ def choose_layout(training: Training, job: Job) -> Layout:
     layout = Layout(len(job.nodes), job.gpus_per_node)
     if job.restart_count:
         total = experiment.global_batch_size
-        num_lanes = lanes.resolve_lanes(total, experiment.data.lanes, experiment.data.num_samples)
+        num_lanes = lanes.resolve_lanes(total, experiment.data.lanes, experiment.data.smallest_source)
         fitting = largest_layout(lanes.allowed_worlds(total, num_lanes, job.gpus), len(job.nodes), job.gpus_per_node)
         if fitting is None:
             raise ConfigError(f"no number of ranks up to {job.gpus} fits global_batch_size {total}")
@@ -165,7 +166,9 @@ def shell_variables(training: Training, job: Job, layout: Layout, token: str) ->
     """Assignments that the job script evaluates."""
     experiment = training.experiment
     nodes = job.nodes[: layout.num_nodes]
-    folders = [experiment.data.shards, *(split.shards for split in experiment.evaluation.sets.values())]
+    splits = [*experiment.data.sources, *experiment.evaluation.sets.values()]
+    places = [Location.parse(split.shards) for split in splits]
+    folders = [place.base for place in places if not place.is_remote]  # others are tried by the check
     probe = [
         "--run",
         str(training.run),

@@ -124,7 +124,7 @@ def check_pretraining(pretrain: PretrainConfig, *, has_data: bool) -> Experiment
     nodes, per_node = options.get("nodes", "1").split("-")[-1], options.get("ntasks-per-node", "1")
     ranks = int(nodes) * int(per_node)
     experiment, total = resolved.experiment, resolved.experiment.global_batch_size
-    lanes.check_world(total, lanes.resolve_lanes(total, experiment.data.lanes, experiment.data.num_samples), ranks)
+    lanes.check_world(total, lanes.resolve_lanes(total, experiment.data.lanes, experiment.data.smallest_source), ranks)
     check(resolved, world=ranks, require_data=has_data)
     return experiment
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,12 +13,17 @@ from pretrain.config.typed import known_keys, nearest_key
 from pretrain.errors import ConfigError
 
 # These do not decide the result. Evaluation reads the weights and no generator of training; the guard and the rate of
-# bad samples only end a run; a data set may move, and its content is known by the digest of its index, not by its path.
+# bad samples only end a run; a data set may move, and its content is known by the digest of its index, not by its path;
+# so is a drop list.
 UNDECISIVE_KEYS = (
     "version",
     "name",
     "output_dir",
     "data.shards",
+    "data.drop_list",
+    "data.mixture.*.shards",
+    "data.mixture.*.drop_list",
+    "data.allow_pipe",
     "data.max_bad_sample_rate",
     "evaluation",
     "checkpoint",
@@ -87,13 +93,17 @@ def refuse_changes(found: Iterable[Change], allowed: Iterable[str]) -> list[Chan
 
 
 def _covered(key: str, names: Iterable[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)
+    """Whether a key is one of ``names`` or lies below it; ``*`` in a name stands for any place in a list."""
+    keys = {key, re.sub(r"\.[0-9]+(?=\.|$)", ".*", key)}
+    return any(form == name or form.startswith(f"{name}.") for name in names for form in keys)
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, value) for every value that is no section."""
+    """Yields (dotted key, value) for every value that is no section; sections in a list have their place as name."""
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, (list, tuple)) and value and all(isinstance(item, Mapping) for item in value):
+            yield from flatten({str(place): item for place, item in enumerate(value)}, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value

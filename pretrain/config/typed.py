@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from pretrain.config.duration import Duration
 from pretrain.config.schema.experiment import Experiment
+from pretrain.config.subset import Subset
 from pretrain.config.tree import Items, Leaf, Node, Section
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -261,6 +262,8 @@ def _describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
 
 def _describe_scalar(annotation: Any, metadata: Iterable[Any]) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    if annotation is Subset:
+        return "a part of a set such as '10 %' or '50_000 samples'"
     if annotation is Duration:
         return "a duration such as '90 epochs', '20_000 steps' or '303e6 samples'"
     bounds = []

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pretrain.config.schema.data import DataConfig
 from pretrain.files import digest
 from pretrain.errors import DataError
 
@@ -136,18 +135,3 @@ def load_classes(folder: str | Path) -> list[tuple[str, str]]:
     """(id, name) of each class in index order."""
     with open(Path(folder) / CLASSES_FILE, encoding="utf-8", newline="") as file:
         return [(row["id"], row["name"]) for row in csv.DictReader(file)]
-
-
-def check_card(card: Card, *, expected: DataConfig, where: str | Path) -> None:
-    """Refuses a set that is not the one that the config was written for.
-
-    Raises:
-        DataError: another number of samples or classes.
-    """
-    for key in ("num_samples", "num_classes"):
-        found, wanted = getattr(card, key), getattr(expected, key)
-        if found != wanted:
-            raise DataError(
-                f"{where}: the card says {key} {found}, the config says data.{key} {wanted}. "
-                f"Set data.{key}: {found}, or data.shards to the set that was meant"
-            )

@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
+from pretrain.data.ahead import FetchAhead
 from pretrain.data.augment import EvalTransform, TrainTransform
 from pretrain.data.batch import NO_SLOT, PADDING_LABEL, Batch
 from pretrain.data.decode import Pixels
 from pretrain.data.faults import BadSample, Fault
 from pretrain.data.index import ShardTable
-from pretrain.data.order import Order
-from pretrain.data.reader import MAX_NEIGHBOURS, Sample, ShardReader
-from pretrain.errors import DataError, UserError
+from pretrain.data.mixture import Mixture
+from pretrain.data.reader import MixedReader, Sample, ShardReader
+from pretrain.data.store import Store
+from pretrain.errors import UserError
 
 NO_SAMPLE = -1
 
@@ -36,27 +38,30 @@ class TrainDataset(Dataset[Any]):
     """(position, first) → the micro-batch of this rank that begins at its ``first`` sample of that global batch.
 
     Args:
-        table: the training set.
+        reader: of the training sets.
         order: which sample stands where.
         transform: bytes → pixels.
         rank: this rank.
         world: of so many.
         micro_batch_size: b.
+        fetch_threads: requests at a time for what will be read next; acts on sets that lie elsewhere.
     """
 
     def __init__(
         self,
-        table: ShardTable,
-        order: Order,
+        reader: MixedReader,
+        order: Mixture,
         transform: TrainTransform,
         *,
         rank: int,
         world: int,
         micro_batch_size: int,
+        fetch_threads: int = 1,
     ) -> None:
-        self.table, self.order, self.transform = table, order, transform
+        self.reader, self.order, self.transform = reader, order, transform
         self.rank, self.world, self.micro_batch_size = rank, world, micro_batch_size
-        self.reader = ShardReader(table)
+        self.fetch_threads = fetch_threads
+        self._ahead: FetchAhead | None = None
 
     def __getitem__(self, index: tuple[int, int]) -> Batch | Failure:
         try:
@@ -67,8 +72,9 @@ class TrainDataset(Dataset[Any]):
     def _batch(self, position: int, first: int) -> Batch:
         stop = first + self.micro_batch_size
         draws = self.order.batch(position, self.rank, self.world, start=first, stop=stop)
+        self._fetch_ahead(position, draws.sample_ids)
         numbers = self.transform.numbers(draws.epochs, draws.sample_ids)
-        batch = _empty_batch(len(draws.sample_ids), self.transform.height, self.transform.width, self.table.max_labels)
+        batch = _empty_batch(len(draws.sample_ids), self.transform.height, self.transform.width, self.reader.max_labels)
         batch.slots.copy_(torch.from_numpy(draws.slots))
         for row, sample_id in enumerate(draws.sample_ids):
             sample, pixels = self._sample(int(sample_id), numbers[row], batch.faults)
@@ -76,16 +82,33 @@ class TrainDataset(Dataset[Any]):
         return batch
 
     def _sample(self, sample_id: int, numbers: NDArray[np.float64], faults: list[Fault]) -> tuple[Sample, Pixels]:
-        try:
-            sample, pixels, found = self.reader.read_or_neighbour(sample_id, lambda data: self.transform(data, numbers))
-        except BadSample as bad:
-            fault = self.reader.fault(sample_id, bad)
-            raise DataError(
-                f"shard {self.table.folder / fault.shard}: member {fault.member} cannot be used ({bad}), nor can the "
-                f"next {MAX_NEIGHBOURS} of the shard; copy or pack it again"
-            ) from bad
+        sample, pixels, found = self.reader.read_or_neighbour(sample_id, lambda data: self.transform(data, numbers))
         faults.extend(found)
         return sample, pixels
+
+    def close(self) -> None:
+        """Ends what fetches ahead in this process."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def _fetch_ahead(self, position: int, sample_ids: NDArray[np.int64]) -> None:
+        readers = self.reader.readers
+        if self._ahead is None and any(reader.store.keeps_up for reader in readers):
+            worker = get_worker_info()
+            self._ahead = FetchAhead(
+                self.order,
+                [ShardReader(reader.table, reader.store) for reader in readers],
+                rank=self.rank,
+                world=self.world,
+                share=(0, 1) if worker is None else (worker.id, worker.num_workers),
+                num_threads=self.fetch_threads,
+            )
+        if self._ahead is not None:
+            self._ahead.at(position, sample_ids)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ahead": None}
 
 
 class EvalDataset(Dataset[Any]):
@@ -98,6 +121,7 @@ class EvalDataset(Dataset[Any]):
         world: of so many.
         micro_batch_size: b.
         sample_ids: the samples that are evaluated; None: all.
+        store: where the bytes come from; None: the table's own folder.
     """
 
     def __init__(
@@ -109,12 +133,13 @@ class EvalDataset(Dataset[Any]):
         world: int,
         micro_batch_size: int,
         sample_ids: NDArray[np.int64] | None = None,
+        store: Store | None = None,
     ) -> None:
         self.table, self.transform = table, transform
         self.rank, self.world, self.micro_batch_size = rank, world, micro_batch_size
         self.sample_ids = sample_ids
         self.num_samples = table.num_samples if sample_ids is None else len(sample_ids)
-        self.reader = ShardReader(table)
+        self.reader = ShardReader(table, store)
 
     def __len__(self) -> int:
         """Batches, the same number on every rank."""

@@ -97,32 +97,31 @@ class Order:
         Raises:
             ConfigError: the position is no multiple of L, or R ranks cannot share L lanes.
         """
-        check_world(self.global_batch_size, self.lanes, world)
-        if position < 0 or position % self.lanes:
-            raise ConfigError(
-                f"the stream cannot start at sample {position}: it is no multiple of data.lanes ({self.lanes}); "
-                "keep the run's data.lanes and global_batch_size"
-            )
-        draws_per_rank = self.global_batch_size // world
-        offsets = np.arange(start, draws_per_rank if stop is None else stop, dtype=np.int64)
-        assert offsets.size == 0 or 0 <= offsets[0] <= offsets[-1] < draws_per_rank, "slice outside the rank's batch"
-        lane, step_draw = self._lanes_of(offsets, rank, world)
-        draw = position // self.lanes + step_draw
-        epochs, places = np.divmod(draw, self.samples_per_lane)
-        return Draws(self._sample_ids(epochs, lane, places), draw * self.lanes + lane, epochs)
+        lane, draw = lane_draws(position, rank, world, self.global_batch_size, self.lanes, start=start, stop=stop)
+        sample_ids, epochs = self.at(lane, draw)
+        return Draws(sample_ids, draw * self.lanes + lane, epochs)
+
+    def at(self, lanes: IntArray, draws: IntArray) -> tuple[IntArray, IntArray]:
+        """Sample ids and epochs of single draws: number ``draws`` of lane ``lanes``; all arrays (b,)."""
+        epochs, places = np.divmod(draws, self.samples_per_lane)
+        return self._sample_ids(epochs, lanes, places), epochs
+
+    def window_of(self, draw: int) -> tuple[int, int]:
+        """First draw and length of the shuffle window that ``draw`` lies in, the same in every lane."""
+        epoch, place = divmod(draw, self.samples_per_lane)
+        first = place - place % self.window
+        return epoch * self.samples_per_lane + first, min(self.window, self.samples_per_lane - first)
+
+    def window_samples(self, lane: int, draw: int) -> IntArray:
+        """The sample ids of the window that ``draw`` of ``lane`` lies in, unshuffled."""
+        first, length = self.window_of(draw)
+        epoch, place = divmod(first, self.samples_per_lane)
+        places = lane * self.samples_per_lane + place + np.arange(length, dtype=np.int64)
+        return self._sample_at(self._epoch(epoch), places)
 
     def left_out(self, epoch: int) -> IntArray:
         """The sample ids that ``epoch`` does not draw, fewer than L."""
         return (self._hole_start(epoch) + np.arange(self.num_left_out)) % self.num_samples
-
-    def _lanes_of(self, offsets: IntArray, rank: int, world: int) -> tuple[IntArray, IntArray]:
-        """Lane and draw within this batch for each of a rank's samples."""
-        per_lane = self.global_batch_size // self.lanes
-        if self.lanes % world == 0:
-            return rank * (self.lanes // world) + offsets // per_lane, offsets % per_lane
-        sharing = world // self.lanes
-        first = (rank % sharing) * (per_lane // sharing)
-        return np.full_like(offsets, rank // sharing), first + offsets
 
     def _sample_ids(self, epochs: IntArray, lanes: IntArray, places: IntArray) -> IntArray:
         """Sample at position ``places`` of a lane in an epoch; all arrays (b,)."""
@@ -177,3 +176,35 @@ class Order:
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_epochs": OrderedDict()}
+
+
+def lane_draws(
+    position: int, rank: int, world: int, global_batch_size: int, lanes: int, *, start: int = 0, stop: int | None = None
+) -> tuple[IntArray, IntArray]:
+    """Lane, and draw of that lane, for each of a rank's samples of the global batch at ``position``; see ``Order.batch``.
+
+    Raises:
+        ConfigError: the position is no multiple of L, or R ranks cannot share L lanes.
+    """
+    check_world(global_batch_size, lanes, world)
+    if position < 0 or position % lanes:
+        raise ConfigError(
+            f"the stream cannot start at sample {position}: it is no multiple of data.lanes ({lanes}); "
+            "keep the run's data.lanes and global_batch_size"
+        )
+    per_rank, per_lane = global_batch_size // world, global_batch_size // lanes
+    offsets = np.arange(start, per_rank if stop is None else stop, dtype=np.int64)
+    assert offsets.size == 0 or 0 <= offsets[0] <= offsets[-1] < per_rank, "slice outside the rank's batch"
+    if lanes % world == 0:
+        lane, step_draw = rank * (lanes // world) + offsets // per_lane, offsets % per_lane
+    else:
+        sharing = world // lanes
+        lane, step_draw = np.full_like(offsets, rank // sharing), (rank % sharing) * (per_lane // sharing) + offsets
+    return lane, position // lanes + step_draw
+
+
+def lanes_of_rank(rank: int, world: int, lanes: int) -> IntArray:
+    """The lanes that a rank draws from: its own L / R, or the one that it shares."""
+    if lanes % world:
+        return np.array([rank * lanes // world], dtype=np.int64)
+    return rank * (lanes // world) + np.arange(lanes // world, dtype=np.int64)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import bisect
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pretrain.data.faults import BadSample, Fault
 from pretrain.data.index import Record, Records, ShardTable
+from pretrain.data.selection import Selection
 from pretrain.data.store import LocalStore, Store
+from pretrain.data.transport import Unreachable
+from pretrain.errors import DataError
 
 MAX_OPEN_RECORDS = 256
 MAX_NEIGHBOURS = 16
+MAX_FETCHES = 3  # of bytes that do not have their checksum
 Decoded = TypeVar("Decoded")
 
 
@@ -32,10 +40,12 @@ class ShardReader:
     Args:
         table: the split's shards.
         store: where the bytes come from; None: the table's own folder.
+        selection: the samples that may replace a bad one; None: all.
     """
 
-    def __init__(self, table: ShardTable, store: Store | None = None) -> None:
+    def __init__(self, table: ShardTable, store: Store | None = None, selection: Selection | None = None) -> None:
         self.table = table
+        self.selection = selection or Selection(table.sizes)
         self.store = store or LocalStore(table.folder)
         self._records: OrderedDict[int, Records] = OrderedDict()
         self._verified: set[int] = set()
@@ -48,16 +58,29 @@ class ShardReader:
             DataError: the shard or its record file is missing or stale.
         """
         shard, record = self.record(sample_id)
-        data = self.store.read(shard, record.offset, record.size)
-        crc = zlib.crc32(data)
-        if crc != record.crc32:
-            raise BadSample("crc", f"CRC-32 {crc:08x}, packed as {record.crc32:08x}")
-        return Sample(sample_id, data, record.labels)
+        for attempt in range(1, MAX_FETCHES + 1):
+            try:
+                data = self.store.read(shard, record.offset, record.size)
+            except Unreachable as error:
+                raise DataError(f"member {record.member} of shard {error}") from error
+            crc = zlib.crc32(data)
+            if crc == record.crc32:
+                return Sample(sample_id, data, record.labels)
+            if not self.store.forget(shard, record.offset, record.size):  # also the last time: it must not be kept
+                break
+        fetched = f" in each of {attempt} fetches" if attempt > 1 else ""
+        raise BadSample("crc", f"CRC-32 {crc:08x}{fetched}, packed as {record.crc32:08x}")
 
     def record(self, sample_id: int) -> tuple[str, Record]:
         """The name of a sample's shard, and what the index says about the sample."""
         shards, records = self.table.locate(sample_id)
         return self.table.rows[int(shards)].name, self._open(int(shards))[int(records)]
+
+    def spans(self, shard: int, records: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First byte, and end, of some images of a shard; all int64 (b,)."""
+        columns = self._open(shard).columns
+        starts = columns["offsets"][records].astype(np.int64)
+        return starts, starts + columns["sizes"][records]
 
     def read_decoded(self, sample_id: int, decode: Callable[[bytes], Decoded]) -> tuple[Sample, Decoded]:
         """One sample and what ``decode`` makes of its bytes.
@@ -79,7 +102,7 @@ class ShardReader:
         try:
             return *self.read_decoded(sample_id, decode), []
         except BadSample as bad:
-            for neighbour in self._neighbours(sample_id):
+            for neighbour in self.selection.neighbours(sample_id, MAX_NEIGHBOURS):
                 try:
                     sample, decoded = self.read_decoded(neighbour, decode)
                 except BadSample:
@@ -92,19 +115,13 @@ class ShardReader:
         shard, record = self.record(sample_id)
         return Fault(sample_id, replaced_by, shard, f"{record.member} ({record.source})", bad.kind, bad.detail)
 
-    def _neighbours(self, sample_id: int) -> list[int]:
-        shard = int(self.table.locate(sample_id)[0])
-        start, size = int(self.table.starts[shard]), int(self.table.sizes[shard])
-        count = min(size - 1, MAX_NEIGHBOURS)
-        return [start + (sample_id - start + step) % size for step in range(1, count + 1)]
-
     def _open(self, shard: int) -> Records:
         if shard in self._records:
             self._records.move_to_end(shard)
             return self._records[shard]
         row = self.table.rows[shard]
         records = Records.open(
-            self.table.records_path(shard),
+            self.store.records(row.name),
             digest_wanted=None if shard in self._verified else row.records,
             num_samples=row.num_samples,
         )
@@ -115,4 +132,48 @@ class ShardReader:
         return records
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"table": self.table, "store": self.store, "_records": OrderedDict(), "_verified": set()}
+        return {**self.__dict__, "_records": OrderedDict(), "_verified": set()}
+
+
+class MixedReader:
+    """Readers of several sets as one, whose sample ids count on from set to set.
+
+    Args:
+        readers: of the sets.
+        first_sample_ids: of each.
+        places: where each lies, for messages.
+    """
+
+    def __init__(self, readers: Sequence[ShardReader], first_sample_ids: Sequence[int], places: Sequence[str]) -> None:
+        self.readers, self.first_sample_ids, self.places = tuple(readers), tuple(first_sample_ids), tuple(places)
+
+    @property
+    def max_labels(self) -> int:
+        """The most labels that one sample has."""
+        return max(reader.table.max_labels for reader in self.readers)
+
+    def read_or_neighbour(
+        self, sample_id: int, decode: Callable[[bytes], Decoded]
+    ) -> tuple[Sample, Decoded, list[Fault]]:
+        """As ``ShardReader.read_or_neighbour``.
+
+        Raises:
+            DataError: neither the sample nor the next ones can be used.
+        """
+        index, first = self._of(sample_id)
+        try:
+            sample, decoded, faults = self.readers[index].read_or_neighbour(sample_id - first, decode)
+        except BadSample as bad:
+            fault = self.readers[index].fault(sample_id - first, bad)
+            raise DataError(
+                f"shard {self.places[index]}/{fault.shard}: member {fault.member} cannot be used ({bad}), nor can the "
+                f"next {MAX_NEIGHBOURS} of the shard; copy or pack it again"
+            ) from bad
+        moved = [
+            replace(fault, sample_id=fault.sample_id + first, replaced_by=fault.replaced_by + first) for fault in faults
+        ]
+        return replace(sample, sample_id=sample.sample_id + first), decoded, moved
+
+    def _of(self, sample_id: int) -> tuple[int, int]:
+        index = bisect.bisect_right(self.first_sample_ids, sample_id) - 1
+        return index, self.first_sample_ids[index]

@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pretrain.data.faults import BadSample
+from pretrain.data.index import records_name
 from pretrain.errors import DataError
 
 MAX_OPEN_SHARDS = 64
 
 
 class Store(Protocol):
-    """Ranges of bytes from named shards. Must pickle; whatever it has open stays behind."""
+    """Ranges of bytes from named shards. Must pickle; whatever it has open stays behind.
+
+    Attributes:
+        keeps_up: whether it gains from being told what will be read (``RemoteStore.fetch_ahead``).
+    """
+
+    keeps_up: bool
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
         """``size`` bytes of a shard from ``offset`` on.
@@ -22,6 +29,18 @@ class Store(Protocol):
         Raises:
             BadSample: this range cannot be read.
             DataError: the whole shard cannot be read.
+        """
+        ...
+
+    def forget(self, shard: str, offset: int, size: int) -> bool:
+        """Drops what is kept of a range whose bytes were wrong. Returns whether another read may give others."""
+        ...
+
+    def records(self, shard: str) -> Path:
+        """The shard's record file, as a file on this node.
+
+        Raises:
+            DataError: it cannot be had.
         """
         ...
 
@@ -33,6 +52,8 @@ class LocalStore:
         folder: where the tars lie.
         max_open: the most files that are open at once; the one that was not used for longest is closed first.
     """
+
+    keeps_up = False
 
     def __init__(self, folder: str | Path, max_open: int = MAX_OPEN_SHARDS) -> None:
         self.folder = Path(folder)
@@ -53,6 +74,14 @@ class LocalStore:
         if len(data) != size:
             raise BadSample("short_read", f"{len(data)} of {size} bytes at byte {offset}")
         return data
+
+    def forget(self, shard: str, offset: int, size: int) -> bool:
+        """See ``Store.forget``: a file gives the same bytes again."""
+        return False
+
+    def records(self, shard: str) -> Path:
+        """See ``Store.records``."""
+        return self.folder / records_name(shard)
 
     def close(self) -> None:
         """Closes every file."""

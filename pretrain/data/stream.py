@@ -12,17 +12,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.config.schema.data import DataConfig, EvalTransformConfig
+from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.augment import EvalTransform, TrainTransform
 from pretrain.data.batch import Batch
-from pretrain.data.card import Card, check_card, load_classes
 from pretrain.data.dataset import EvalDataset, Failure, MicroSteps, TrainDataset
 from pretrain.data.faults import FaultLog
-from pretrain.data.index import REMEDY, TABLE_FILE, ShardTable
 from pretrain.data.lanes import check_world, resolve_lanes
-from pretrain.data.order import Order
+from pretrain.data.order import lanes_of_rank
 from pretrain.data.processes import loader
+from pretrain.data.reader import MixedReader, ShardReader
+from pretrain.data.sources import check_cache, mix, open_packed, open_sources, sources_digest
+from pretrain.data.store import MAX_OPEN_SHARDS
 from pretrain.data.worker import fork_server
 from pretrain.errors import ConfigError, DataError
 
@@ -35,12 +36,14 @@ class TrainStream:
         rank: this rank.
         world: R.
         micro_batch_size: b; must divide B / R.
+        local_world: ranks of this node, which share its cache.
         quarantine: folder for one file per rank with the samples that could not be used; None: not written.
 
     Attributes:
-        card: the data set card.
-        digest: of the shard table: what decides the order, together with seed, B and lanes.
-        class_names: in index order.
+        sources: the sets.
+        card: the first set's card.
+        digest: of what the stream draws from: it decides the order, together with seed, B and lanes.
+        classes: (id, name) in index order.
         order: position → samples.
         faults: what could not be used so far.
 
@@ -50,27 +53,38 @@ class TrainStream:
     """
 
     def __init__(
-        self, config: Experiment, rank: int, world: int, micro_batch_size: int, *, quarantine: Path | None = None
+        self,
+        config: Experiment,
+        rank: int,
+        world: int,
+        micro_batch_size: int,
+        *,
+        local_world: int = 1,
+        quarantine: Path | None = None,
     ) -> None:
         data = config.data
         self._config, self._rank, self._world, self._micro_batch_size = config, rank, world, micro_batch_size
-        lanes = resolve_lanes(config.global_batch_size, data.lanes, data.num_samples)
+        lanes = resolve_lanes(config.global_batch_size, data.lanes, data.smallest_source)
         check_world(config.global_batch_size, lanes, world)
         self._check_micro_batch()
-        self.table, self.card = open_set(data.shards, expected=data)
-        self.digest = self.table.digest
-        self.class_names = [name for _, name in load_classes(data.shards)]
-        self.order = Order(
-            self.table.sizes,
-            seed=config.seed,
-            global_batch_size=config.global_batch_size,
-            lanes=lanes,
-            window=data.shuffle_window,
-        )
+        self.sources = open_sources(config)
+        check_cache(self.sources, config, lanes, world=world, local_world=local_world)
+        for source in self.sources:
+            if rank == 0 or not source.packed.location.is_remote:  # one rank's requests are enough
+                source.packed.check_files()
+        self.order = mix(self.sources, config, lanes)
+        self.digest = sources_digest(self.sources, self.order)
+        self.card = self.sources[0].packed.card
+        self.classes = self.sources[0].packed.classes
         path = None if quarantine is None else quarantine / f"rank-{rank:05d}.jsonl"
-        self.faults = FaultLog(self.table.num_samples, data.max_bad_sample_rate, path)
+        self.faults = FaultLog(data.drawn_samples, data.max_bad_sample_rate, path)
         if config.cluster.num_workers:
             fork_server()  # it imports PyTorch while the engine is being built
+
+    @property
+    def class_names(self) -> list[str]:
+        """In index order."""
+        return [name for _, name in self.classes]
 
     @property
     def samples_per_rank(self) -> int:
@@ -99,17 +113,30 @@ class TrainStream:
         )
         height, width = model_size(config)
         dataset = TrainDataset(
-            self.table,
+            self._reader(),
             self.order,
             TrainTransform(config.data.augmentation, height, width, config.seed, config.data.mean),
             rank=self._rank,
             world=self._world,
             micro_batch_size=self._micro_batch_size,
+            fetch_threads=config.cluster.cache.num_threads,
         )
         num_workers = min(config.cluster.num_workers, len(steps))
         made = loader(dataset, steps, num_workers=num_workers, prefetch_factor=config.cluster.prefetch_factor)
-        with closing(made):
+        with closing(dataset), closing(made):
             yield from _accounted(made, self.faults)
+
+    def _reader(self) -> MixedReader:
+        cluster, lanes = self._config.cluster, self.order.lanes
+        max_open = min(MAX_OPEN_SHARDS, 2 * len(lanes_of_rank(self._rank, self._world, lanes)))
+        readers = [
+            ShardReader(
+                source.packed.table, source.packed.store(cluster, lanes, max_open=max_open), source.selection
+            )
+            for source in self.sources
+        ]
+        places = [str(source.packed.location) for source in self.sources]
+        return MixedReader(readers, [source.first_sample_id for source in self.sources], places)
 
     def _check_micro_batch(self) -> None:
         if self.samples_per_rank % self._micro_batch_size:
@@ -126,13 +153,19 @@ class EvalStream:
 
     Args:
         config: the experiment; its model's size and its evaluation transform.
-        shards: folder of the set.
+        shards: where the set lies.
         rank: this rank, which takes the samples i ≡ rank (mod world) of those evaluated.
         world: R.
         micro_batch_size: b.
         sample_ids: only these samples; None: all.
         transform: in the place of the experiment's evaluation transform.
         any_classes: the set may be labelled otherwise than the training set.
+
+    Attributes:
+        table, card: of the set.
+        classes: (id, name) in index order.
+        store: where its bytes come from.
+        faults: what could not be used so far.
 
     Raises:
         DataError: the shards are missing or truncated, or have other classes than the training set.
@@ -151,7 +184,11 @@ class EvalStream:
         any_classes: bool = False,
     ) -> None:
         self._config = config
-        self.table, self.card = open_set(shards)
+        packed = open_packed(shards, config.cluster, allow_pipe=config.data.allow_pipe)
+        if rank == 0 or not packed.location.is_remote:
+            packed.check_files()
+        self.table, self.card, self.classes = packed.table, packed.card, packed.classes
+        self.store = packed.store(config.cluster, 1)
         if not any_classes and self.table.num_classes != config.data.num_classes:
             raise DataError(
                 f"{shards}: {self.table.num_classes} classes, but data.num_classes is {config.data.num_classes}; "
@@ -165,6 +202,7 @@ class EvalStream:
             world=world,
             micro_batch_size=micro_batch_size,
             sample_ids=sample_ids,
+            store=self.store,
         )
         self.faults = FaultLog(self._dataset.num_samples, config.data.max_bad_sample_rate)
 
@@ -178,25 +216,6 @@ class EvalStream:
         made = loader(self._dataset, range(len(self)), num_workers=num_workers, prefetch_factor=cluster.prefetch_factor)
         with closing(made):
             yield from _accounted(made, self.faults)
-
-
-def open_set(shards: str, *, expected: DataConfig | None = None) -> tuple[ShardTable, Card]:
-    """The table and the card of a packed split, its files checked by size.
-
-    Args:
-        shards: the folder.
-        expected: the config's word on the set; None: not compared.
-
-    Raises:
-        DataError: something is missing, truncated, stale, or not the set that was expected.
-    """
-    table, card = ShardTable.load(shards), Card.load(shards)
-    if table.digest != card.index_digest:
-        raise DataError(f"{shards}: {TABLE_FILE} and card.json come from two packs (one of them is stale). {REMEDY}")
-    if expected is not None:
-        check_card(card, expected=expected, where=shards)
-    table.check_files()
-    return table, card
 
 
 def model_size(config: Experiment) -> tuple[int, int]:

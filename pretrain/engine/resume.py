@@ -23,7 +23,15 @@ from pretrain.engine.state import TrainState
 from pretrain.errors import CheckpointError, ConfigError, UserError
 
 # What decides which samples a position stands for.
-STREAM_KEYS = ("seed", "global_batch_size", "data.num_samples", "data.lanes", "data.shuffle_window")
+STREAM_KEYS = (
+    "seed",
+    "global_batch_size",
+    "data.num_samples",
+    "data.lanes",
+    "data.shuffle_window",
+    "data.subset",
+    "data.mixture",
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ def _find(resolved: Resolved, folder: RunFolder, say: Callable[[str], None]) -> 
     saved = load_experiment(start.path / "config.resolved.yaml")
     allowed = resolved.experiment.resume.allow_changes
     found = refuse_changes(changes(saved.to_dict(), resolved.to_dict()), allowed)
-    if any(change.key in STREAM_KEYS for change in found):
+    if any(change.key == key or change.key.startswith(f"{key}.") for change in found for key in STREAM_KEYS):
         raise ConfigError(
             f"{', '.join(STREAM_KEYS)} cannot change in a resume or a fork: the order of the samples would be another "
             "one from here on; start a new run from the weights with init.from"

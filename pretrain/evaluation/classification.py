@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pretrain.config.schema.evaluation import EvaluationSetConfig
 from pretrain.data.batch import Batch
-from pretrain.data.card import load_classes
 from pretrain.evaluation.average_precision import MeanAveragePrecision
 from pretrain.evaluation.class_map import ClassMap
 from pretrain.evaluation.context import Context
@@ -25,11 +24,10 @@ class Accuracy:
         self._stream = context.stream(config, config.shards)
         self._targets: Tensor | None = None
         if config.targets is not None:
-            self._targets = torch.from_numpy(load_targets(config.targets, self._stream.table))
+            self._targets = torch.from_numpy(load_targets(config.targets, self._stream.table, self._stream.store))
         self._select: Callable[[Tensor], Tensor] = lambda logits: logits
         if config.kind == "label_map":
-            outputs = load_classes(context.experiment.data.shards)
-            class_map = ClassMap.load(config.class_map, load_classes(config.shards), outputs)
+            class_map = ClassMap.load(config.class_map, self._stream.classes, context.outputs())
             context.say(f"{config.shards}: {class_map.summary()}")
             self._select = class_map.to(context.device)
 

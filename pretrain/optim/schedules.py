@@ -83,7 +83,7 @@ def build_schedule(experiment: Experiment) -> Schedule:
 
     if not config.per_epoch:
         return schedule
-    steps_per_epoch = experiment.data.num_samples / experiment.global_batch_size
+    steps_per_epoch = experiment.data.drawn_samples / experiment.global_batch_size
     return lambda step: schedule(_epoch(step, steps_per_epoch) * steps_per_epoch)
 
 

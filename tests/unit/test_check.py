@@ -16,6 +16,7 @@ from pretrain.check import GIB, RESERVED_BYTES, check, resolve_micro_batch
 from pretrain.config.loader import Resolved, load_experiment
 from pretrain.errors import ConfigError, DataError
 from pretrain.models import cost
+from tests.faulty_server import folder_server, running
 
 SMALL = """\
 name: small
@@ -166,6 +167,37 @@ def test_another_set_than_configured_is_refused(beside: Load, override: str, exp
         assert part in str(caught.value)
 
 
+def test_a_set_elsewhere_is_checked_like_one_in_a_folder(beside: Load, tmp_path: Path) -> None:
+    with running(folder_server(Path("digits").resolve())) as server:
+        here = [f"data.shards={server.url}/train", f"cluster.cache.dir={tmp_path / 'cache'}"]
+        report = check(beside(*here), require_data=True)
+        assert line(report, "data        http").endswith(line(check(beside()), "data        digits/train")[-70:])
+        assert "of 32.0 GiB in use on a node of 1 ranks" in line(report, "cache")
+        with pytest.raises(DataError, match=r"/train/index\.json: the set has 714, data\.num_samples says 715"):
+            check(beside(*here, "data.num_samples=715"))
+        Path("digits/train/shard-000000.tar").write_bytes(b"")
+        with pytest.raises(DataError, match=r"shard-000000\.tar is truncated"):
+            check(beside(*here))
+        away = [f"data.shards={server.url}/nowhere", *here[1:]]
+        assert "data not found, not checked" in line(check(beside(*away)), "data        http")
+        with pytest.raises(DataError, match=r"nowhere/index\.json: not there"):
+            check(beside(*away), require_data=True)
+        with pytest.raises(ConfigError, match=r"command line: data\.shards: pipe:.* set data\.allow_pipe: true"):
+            check(beside("data.shards=pipe:cat {name}"))
+
+
+def test_a_part_and_a_mixture_are_reported(beside: Load) -> None:
+    assert "an epoch draws 71 samples" in line(check(beside("data.subset=10 %")), "data        an epoch")
+    report = check(
+        beside(
+            "data={shards: null, num_samples: 1428, num_classes: 5, mixture: [{shards: digits/train, num_samples: 714, "
+            "weight: 3}, {shards: digits/train, num_samples: 714, weight: 1, subset: 50 %}]}"
+        )
+    )
+    expected = "an epoch draws 1,071 samples: 714 of digits/train, 357 of digits/train"
+    assert expected in line(report, "data        an epoch")
+
+
 def test_a_truncated_shard_is_refused(beside: Load) -> None:
     shard = next(Path("digits/train").glob("*.tar"))
     shard.write_bytes(shard.read_bytes()[:-512])
@@ -184,7 +216,10 @@ def test_one_label_per_image_needs_a_set_of_that_kind(beside: Load) -> None:
     from pretrain.data.index import ShardRow, ShardTable
 
     rows = [ShardRow(*row) for row in table["shards"]]
-    ShardTable(Path("digits/train"), rows, num_classes=5, max_labels=3).save()
+    forged = ShardTable(Path("digits/train"), rows, num_classes=5, max_labels=3)
+    forged.save()
+    card = json.loads(Path("digits/train/card.json").read_text())
+    Path("digits/train/card.json").write_text(json.dumps(card | {"index_digest": forged.digest}))
     with pytest.raises(ConfigError, match=r"objective\.name: softmax takes one label per image.*up to 3; use sigmoid"):
         check(beside())
     assert check(beside("objective.name=sigmoid"))

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pretrain.config.schema.base import PositiveFloat, PositiveInt, Strict
+from pretrain.config.schema.storage import CacheConfig, RemoteConfig
 
 ENGINE_OWNED_DEEPSPEED_REMEDY = {
     "train_batch_size": "use global_batch_size",
@@ -74,6 +75,8 @@ class ClusterConfig(Strict):
         default=4, description="Data processes per rank; 0: in the rank itself."
     )
     prefetch_factor: PositiveInt = Field(default=2, description="Micro-batches that each data process prepares ahead.")
+    cache: CacheConfig = Field(default_factory=CacheConfig)
+    remote: RemoteConfig = Field(default_factory=RemoteConfig)
     collective_timeout_s: PositiveInt = Field(default=10_800, description="After this a collective fails, in seconds.")
     phase_limits_s: PhaseLimitsConfig = Field(
         default_factory=PhaseLimitsConfig, description="When a rank counts as hung, in seconds."

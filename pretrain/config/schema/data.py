@@ -15,6 +15,7 @@ from pretrain.config.schema.augmentation import (
     TimmPolicyText,
 )
 from pretrain.config.schema.base import NonNegativeFloat, PositiveFloat, PositiveInt, Strict, UnitInterval
+from pretrain.config.schema.source import TrainSetConfig
 
 ResizeFilter = Literal["bilinear", "bilinear_aa", "bicubic_aa", "area"]
 
@@ -100,12 +101,9 @@ class EvalTransformConfig(Strict):
         return self
 
 
-class DataConfig(Strict):
+class DataConfig(TrainSetConfig):
     """The training set and how it is streamed."""
 
-    shards: str = Field(description="Folder with one split's WebDataset tars and their index (made by pipelines pack).")
-    num_samples: PositiveInt = Field(description="Samples that the set is expected to have; checked against the index.")
-    num_classes: PositiveInt = Field(description="Classes that the set is expected to have: the width of the head.")
     lanes: PositiveInt | Literal["auto"] = Field(
         default="auto",
         description="Equal parts L into which an epoch is cut; part of the experiment, since it decides the order. "

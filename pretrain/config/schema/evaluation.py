@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pretrain.config.duration import Duration
 from pretrain.config.schema.base import PositiveFloat, PositiveInt, Strict
 from pretrain.config.schema.data import EvalTransformConfig
+from pretrain.config.schema.source import PLACES
 
 Kind = Literal["accuracy", "multilabel", "label_map", "few_shot", "knn", "logistic"]
 FEATURE_KINDS = ("few_shot", "knn", "logistic")  # look at what the head sees, not at its logits
@@ -36,7 +37,7 @@ class EvaluationSetConfig(Strict):
         "features, with a labelled train set beside it: few_shot (regularised least squares), knn, logistic "
         "(regression).",
     )
-    shards: str = Field(description="Folder with one split's tars and their index: the images that are classified.")
+    shards: str = Field(description=f"Where the tars and the index of the images that are classified lie: {PLACES}.")
     num_samples: PositiveInt = Field(description="Samples that the set is expected to have.")
     transform: EvalTransformConfig | None = Field(
         default=None,

@@ -120,4 +120,4 @@ class Experiment(Strict):
 
     def steps(self, duration: Duration) -> int:
         """``duration`` in optimiser steps of this experiment."""
-        return duration.to_steps(self.data.num_samples, self.global_batch_size)
+        return duration.to_steps(self.data.drawn_samples, self.global_batch_size)

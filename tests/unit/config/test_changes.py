@@ -23,6 +23,8 @@ FREE = [
     "name=other",
     "output_dir=elsewhere",
     "data.shards=moved",
+    "data.drop_list=drop.jsonl",
+    "data.allow_pipe=true",
     "data.max_bad_sample_rate=0.5",
     "evaluation={every: 3 steps, micro_batch_size: 3, sets: {a: {shards: a, num_samples: 3}}}",
     "checkpoint.every=1 steps",
@@ -41,6 +43,7 @@ DECISIVE = [
     "data.lanes=4",
     "data.num_samples=1001",
     "data.shuffle_window=1",
+    "data.subset=10 %",
     "data.train_transform.hflip=0",
     "optim.lr=1",
     "optim.schedule.warmup=1 steps",
@@ -117,3 +120,26 @@ def test_the_digest_does_not_depend_on_how_it_was_written(config: Path, tmp_path
     first: Resolved = load_experiment(config)
     (tmp_path / "y.yaml").write_text(first.to_yaml())
     assert load_experiment(tmp_path / "y.yaml").digest == first.digest
+
+
+MIXED = (
+    "data={shards: null, num_samples: 30, num_classes: 3, mixture: "
+    "[{%s, num_samples: 10, weight: 3}, {shards: b, num_samples: 20, weight: %s}]}"
+)
+
+
+@pytest.mark.parametrize(
+    ("first", "weight", "changed"),
+    [
+        ("shards: moved", "1", []),
+        ("shards: a", "2", ["data.mixture.1.weight"]),
+        ("shards: a, subset: 50 %", "1", ["data.mixture.0.subset"]),
+    ],
+)
+def test_of_a_mixture_all_but_its_places_decides(config: Path, first: str, weight: str, changed: list[str]) -> None:
+    before = load_experiment(config, overrides=[MIXED % ("shards: a", "1")])
+    after = load_experiment(config, overrides=[MIXED % (first, weight)])
+    found = changes(before.to_dict(), after.to_dict())
+    assert [change.key for change in found] == changed
+    assert (before.digest == after.digest) == (not changed)
+    assert refuse_changes(found, ["data.mixture"]) == found

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from pretrain.data.card import Card, check_card, encode_classes, load_classes
+from pretrain.data.card import Card, encode_classes, load_classes
+from pretrain.data.sources import open_sources
 from pretrain.errors import DataError
 from tests.unit.data.sets import experiment, write_set
 
@@ -51,7 +52,7 @@ def test_a_card_that_cannot_be_trusted_is_refused(folder, damage, message):
 
 @pytest.mark.parametrize(("key", "value"), [("num_samples", 10), ("num_classes", 8)])
 def test_a_config_for_another_set_is_refused(folder, key, value):
-    data = experiment(folder, 9, **{f"data__{key}": value}).data
+    config = experiment(folder, 9, **{f"data__{key}": value})
     message = rf"the card says {key} \d, the config says data.{key} {value}\. Set data.{key}"
     with pytest.raises(DataError, match=message):
-        check_card(Card.load(folder), expected=data, where=folder)
+        open_sources(config)

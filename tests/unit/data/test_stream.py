@@ -13,9 +13,13 @@ from hypothesis import strategies as st
 
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
+from pretrain.data.faults import Fault
+from pretrain.data.index import ShardTable
 from pretrain.data.lanes import allowed_worlds
+from pretrain.data.reader import ShardReader
 from pretrain.data.stream import EvalStream, TrainStream
 from pretrain.errors import ConfigError, DataError
+from pretrain.files import digest
 from tests.unit.data.sets import NUM_CLASSES, experiment, labels_of, number_of, write_set
 from tests.unit.data.test_reader import damage
 
@@ -69,7 +73,7 @@ def test_an_epoch_has_every_sample_once(folder):
     stream = TrainStream(experiment(folder, NUM, data__lanes=4), 0, 1, 16)
     ids = torch.cat([batch.sample_ids for batch in stream.iterate(0, 8)]).tolist()
     for epoch in (0, 1):  # 64 draws an epoch = 4 global batches; 3 samples are left out
-        expected = set(range(NUM)) - set(stream.order.left_out(epoch).tolist())
+        expected = set(range(NUM)) - set(stream.order.parts[0].order.left_out(epoch).tolist())
         of_epoch = ids[64 * epoch : 64 * (epoch + 1)]
         assert len(expected) == len(of_epoch) == 64
         assert set(of_epoch) == expected
@@ -280,4 +284,99 @@ def test_the_stream_tells_what_the_run_records(folder):
 def test_a_process_gets_little(folder):
     """What is sent to a data process has no open files and no caches in it."""
     stream = TrainStream(experiment(folder, NUM), 0, 1, 16)
-    assert len(pickle.dumps(stream.order)) < 2000
+    assert len(pickle.dumps(stream.order)) < 3000
+
+
+def test_a_subset_and_a_drop_list_leave_only_what_they_choose(tmp_path, noisy):
+    dropped = [0, 14, 30, 66]
+    table = ShardTable.load(noisy)
+    reader = ShardReader(table)
+    rows = [(reader.record(sample_id)[0], reader.record(sample_id)[1].member.split(".")[0]) for sample_id in dropped]
+    (tmp_path / "drop.jsonl").write_text("".join(json.dumps({"shard": s, "key": k}) + "\n" for s, k in rows))
+    left = {"data__drop_list": str(tmp_path / "drop.jsonl"), "data__lanes": 4}
+    config = experiment(noisy, NUM - 4, data__subset="32 samples", **left)
+    stream = TrainStream(config, 0, 1, 16)
+    ids = torch.cat([batch.sample_ids for batch in stream.iterate(0, 4)]).tolist()  # two epochs of 32
+    assert sorted(ids[:32]) == sorted(ids[32:])
+    assert len(set(ids)) == 32
+    assert not set(ids) & set(dropped)
+    larger = TrainStream(experiment(noisy, NUM - 4, data__subset="48 samples", **left), 0, 1, 16)
+    assert set(ids) < {int(i) for batch in larger.iterate(0, 3) for i in batch.sample_ids}
+    assert by_slot(drawn(config, 4, 2, 4)) == by_slot(drawn(config, 1, 16, 4))
+    whole = TrainStream(experiment(noisy, NUM), 0, 1, 16)
+    assert len({stream.digest, larger.digest, whole.digest}) == 3
+    with pytest.raises(DataError, match=r"num_samples 67 less the 4 of the drop list, .* Set data\.num_samples: 63"):
+        TrainStream(experiment(noisy, NUM, **left), 0, 1, 16)
+
+
+def test_a_bad_sample_is_never_replaced_by_a_dropped_one(tmp_path):
+    folder = write_set(tmp_path / "set", [20, 12])
+    damage(folder, 4)
+    (tmp_path / "drop.jsonl").write_text('{"shard": "shard-000000.tar", "key": "000000005"}\n')
+    config = experiment(
+        folder, 31, data__max_bad_sample_rate=0.1, data__lanes=1, data__drop_list=str(tmp_path / "drop.jsonl")
+    )
+    stream = TrainStream(config, 0, 1, 16)
+    ids = [int(i) for batch in stream.iterate(0, 2) for i in batch.sample_ids]
+    assert 4 not in ids
+    assert 5 not in ids
+    assert [(fault.sample_id, fault.replaced_by) for fault in _faults(config)] == [(4, 6)]
+
+
+def _faults(config: Experiment) -> list[Fault]:
+    return [fault for batch in TrainStream(config, 0, 1, 16).iterate(0, 2) for fault in batch.faults]
+
+
+def mixed(folders, sizes, **changes: object) -> Experiment:
+    sources = [
+        {"shards": str(folder), "num_samples": size, "weight": weight}
+        for folder, size, weight in zip(folders, sizes, (0.75, 0.25), strict=True)
+    ]
+    return experiment("", sum(sizes), **{"data__shards": None, "data__mixture": sources, "data__lanes": 4, **changes})
+
+
+@settings(max_examples=6, deadline=None)
+@given(world=st.sampled_from([1, 2, 4, 8]), step=st.integers(0, 20))
+def test_a_mixture_keeps_the_laws(noisy, folder, world, step):
+    config = mixed([noisy, folder], [NUM, NUM], **AUGMENTED)
+    straight = by_slot([list(TrainStream(config, 0, 1, 16).iterate(0, step + 2))[step:]])
+    assert by_slot(drawn(config, world, 2, 2, position=16 * step)) == straight
+    ids = [sample_id for sample_id, _, _ in by_slot(drawn(config, 1, 16, 8)).values()]
+    assert 0.7 < sum(sample_id < NUM for sample_id in ids) / 128 < 0.8
+
+
+def test_a_mixture_is_known_by_its_sets_and_weights(noisy, folder):
+    one = TrainStream(mixed([noisy, folder], [NUM, NUM]), 0, 1, 16)
+    other = TrainStream(mixed([folder, noisy], [NUM, NUM]), 0, 1, 16)
+    assert len({one.digest, other.digest, one.card.index_digest}) == 3
+    assert one.faults.num_samples == 2 * NUM
+
+
+def test_sets_of_other_classes_do_not_mix(tmp_path, folder):
+    other = write_set(tmp_path / "other", [20])
+    classes = (other / "classes.csv").read_text().replace("class 3", "class three")
+    (other / "classes.csv").write_text(classes)
+    card = json.loads((other / "card.json").read_text())
+    card["classes_digest"] = digest(classes.encode())
+    (other / "card.json").write_text(json.dumps(card))
+    with pytest.raises(DataError, match=r"same classes, .* differ: class 3 is 'c3 class 3' and 'c3 class three'"):
+        TrainStream(mixed([folder, other], [NUM, 20]), 0, 1, 16)
+
+
+MANY = {"shards": "a", "num_samples": 10, "weight": 1, "subset": "11 samples"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__mixture": []}, "give either shards"),
+        ({"data__shards": "x"}, "give either shards"),
+        ({"data__subset": "10 %"}, "subset belongs to each set of the mixture"),
+        ({"data__drop_list": "x"}, "drop_list belongs to each set of the mixture"),
+        ({"data__mixture": [MANY]}, "subset: 11 samples is not between one sample and all 10 of the set"),
+        ({"data__num_samples": 9}, "num_samples: 9 is not the sum of the mixture's sets, 20"),
+    ],
+)
+def test_mixtures_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        mixed(["a", "b"], [10, 10], **changes)

@@ -1,0 +1,160 @@
+"""Shards that lie elsewhere, read through the node's cache in chunks.
+
+A shard is cut into chunks of equal size, each fetched by one range request when it is first needed (or ahead of that)
+and kept by the node for all of its processes. Chunks and no whole shards: where two lanes share a shard, each node
+fetches the chunks of its own part only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pretrain.data.cache import NodeCache
+from pretrain.data.faults import BadSample
+from pretrain.data.index import ShardRow, records_name
+from pretrain.data.transport import Retries, Transport, TransportError, Unreachable
+from pretrain.errors import DataError
+from pretrain.files import digest
+
+LARGEST_CHUNK = 4 << 20
+SMALLEST_CHUNK = 64 << 10
+SHARED_PART = 16  # with chunk_bytes: auto, what two lanes both read is at most this fraction of the set
+
+
+def automatic_chunk_bytes(set_bytes: int, lanes: int) -> int:
+    """The chunk size at which the L cuts between lanes, a chunk each, cost at most a sixteenth of the set."""
+    return min(LARGEST_CHUNK, max(SMALLEST_CHUNK, set_bytes // (SHARED_PART * lanes)))
+
+
+class RemoteStore:
+    """See ``Store``.
+
+    Args:
+        transport: makes the requests.
+        cache: keeps what came.
+        rows: the table's shards; their digests name the content, so a set that was packed again is fetched again.
+        chunk_bytes: what one request asks for.
+        retries: how often.
+    """
+
+    keeps_up = True
+
+    def __init__(
+        self,
+        transport: Transport,
+        cache: NodeCache,
+        rows: Sequence[ShardRow],
+        *,
+        chunk_bytes: int,
+        retries: Retries,
+    ) -> None:
+        self.transport, self.cache, self.chunk_bytes, self.retries = transport, cache, chunk_bytes, retries
+        self._rows: Mapping[str, ShardRow] = {row.name: row for row in rows}
+
+    def read(self, shard: str, offset: int, size: int) -> bytes:
+        """See ``Store.read``."""
+        stop = offset + size
+        if stop > self._rows[shard].num_bytes:
+            raise BadSample("short_read", f"bytes {offset} to {stop - 1} of {self._rows[shard].num_bytes}")
+        parts = []
+        for chunk in self.chunks(offset, stop):
+            first = chunk * self.chunk_bytes
+            start, end = max(offset, first) - first, min(stop, first + self.chunk_bytes) - first
+            parts.append(self._part(shard, chunk, start, end - start))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def chunks(self, start: int, stop: int) -> range:
+        """The chunks that hold the bytes from ``start`` to ``stop`` (exclusive)."""
+        return range(start // self.chunk_bytes, (stop - 1) // self.chunk_bytes + 1)
+
+    def forget(self, shard: str, offset: int, size: int) -> bool:
+        """See ``Store.forget``."""
+        for chunk in self.chunks(offset, offset + size):
+            self.cache.drop(self._key(shard, chunk))
+        return True
+
+    def records(self, shard: str) -> Path:
+        """See ``Store.records``."""
+        row, name = self._rows[shard], records_name(shard)
+        key = f"records {row.records}"
+        self.cache.get(key, lambda: self._whole(name, row.records), size=0)
+        return self.cache.path(key)
+
+    def has(self, shard: str, chunk: int) -> bool:
+        """Whether the node has a chunk."""
+        return self._key(shard, chunk) in self.cache
+
+    def fetch_ahead(self, shard: str, chunk: int) -> None:
+        """Fetches a chunk that will be read, unless it is there or on its way.
+
+        Raises:
+            DataError: as ``read``.
+        """
+        if self.transport.ranged:
+            self.cache.fill(self._key(shard, chunk), lambda: self._fetch(shard, chunk))
+        elif not self.has(shard, chunk):
+            self._stream(shard, wait=False)
+
+    def _part(self, shard: str, chunk: int, start: int, size: int) -> bytes:
+        key = self._key(shard, chunk)
+        if not self.transport.ranged:
+            for _ in range(self.retries.attempts):  # what came may have been evicted before it was read
+                found = self.cache.peek(key, start=start, size=size)
+                if found is not None:
+                    return found
+                self._stream(shard, wait=True, wanted=key)
+            raise Unreachable(
+                f"{shard}: it does not stay in the cache while it is read: cluster.cache.max_bytes "
+                f"({self.cache.max_bytes:,}) is too small"
+            )
+        return self.cache.get(key, lambda: self._fetch(shard, chunk), start=start, size=size)
+
+    def _fetch(self, shard: str, chunk: int) -> bytes:
+        start = chunk * self.chunk_bytes
+        size = min(self.chunk_bytes, self._rows[shard].num_bytes - start)
+        return self.retries.fetch(self.transport, shard, start, size)
+
+    def _whole(self, name: str, wanted: str) -> bytes:
+        """A record file; what has another digest is fetched again, for a cache or a connection may be at fault."""
+        for _ in range(2):
+            data = self.retries.fetch(self.transport, name)
+            if digest(data) == wanted:
+                return data
+        raise DataError(
+            f"{self.transport.location.url(name)}: not the file that index.json was made with (stale or damaged). "
+            "Copy the set there again"
+        )
+
+    def _stream(self, shard: str, *, wait: bool, wanted: str | None = None) -> None:
+        """Fetches a whole shard, for transports that cannot fetch parts, and keeps it chunk by chunk."""
+        with self.cache.lock("shard", f"{self._rows[shard].records} {shard}", wait=wait) as held:
+            if not held or (wanted is not None and wanted in self.cache):
+                return
+            attempt = 1
+            while True:
+                try:
+                    self._keep_pieces(shard)
+                    return
+                except TransportError as error:
+                    if attempt >= self.retries.attempts:
+                        raise Unreachable(self.retries.gave_up(self.transport, shard, "", 0.0, error)) from error
+                    self.retries.pause(attempt, error)
+                    attempt += 1
+
+    def _keep_pieces(self, shard: str) -> None:
+        size, pending, kept = self._rows[shard].num_bytes, bytearray(), 0
+        for piece in self.transport.pieces(shard):
+            pending += piece
+            while len(pending) >= self.chunk_bytes:
+                self.cache.put(self._key(shard, kept // self.chunk_bytes), bytes(pending[: self.chunk_bytes]))
+                del pending[: self.chunk_bytes]
+                kept += self.chunk_bytes
+        if kept + len(pending) != size:
+            raise TransportError(f"short read: {kept + len(pending)} of {size} bytes")
+        if pending:
+            self.cache.put(self._key(shard, kept // self.chunk_bytes), bytes(pending))
+
+    def _key(self, shard: str, chunk: int) -> str:
+        row = self._rows[shard]
+        return f"chunk {row.records} {shard} {row.num_bytes} {self.chunk_bytes} {chunk}"

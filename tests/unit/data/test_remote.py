@@ -1,0 +1,342 @@
+"""Streams from real servers on loopback give what a folder gives, whatever the network does; or say why not."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from moto.server import ThreadedMotoServer
+
+from pretrain.data import transport as transport_module
+from pretrain.data.lanes import allowed_worlds
+from pretrain.data.stream import EvalStream, TrainStream
+from pretrain.errors import ConfigError, DataError
+from tests.faulty_server import KINDS, folder_server, proxy_server, running
+from tests.unit.data.sets import experiment, write_set
+from tests.unit.data.test_reader import damage
+from tests.unit.data.test_stream import by_slot
+
+SIZES = [40, 1, 0, 50, 25]
+NUM = sum(SIZES)
+BUCKET = "images"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_set(tmp_path_factory.mktemp("remote") / "train", SIZES, noise=True)
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch):
+    monkeypatch.setattr(transport_module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(transport_module.Retries, "__init__", _quick)
+
+
+def _quick(self: Any, attempts: int = 6, first_pause_s: float = 0.01) -> None:
+    object.__setattr__(self, "attempts", attempts)
+    object.__setattr__(self, "first_pause_s", first_pause_s)
+
+
+@pytest.fixture(scope="module")
+def bucket(folder) -> Iterator[str]:
+    """An S3-compatible server with the set in a bucket; gives its endpoint."""
+    import boto3
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    client = boto3.client(
+        "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b"
+    )
+    client.create_bucket(Bucket=BUCKET)
+    for file in sorted(folder.iterdir()):
+        client.put_object(Bucket=BUCKET, Key=f"sets/train/{file.name}", Body=file.read_bytes())
+    yield endpoint
+    server.stop()
+
+
+@pytest.fixture
+def credentials(monkeypatch) -> None:
+    for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+
+
+def settings(shards: Any, cache: Path, **changes: Any):
+    """The experiment on a set that lies elsewhere: small chunks, short waits."""
+    return experiment(
+        shards,
+        NUM,
+        **{
+            "data__lanes": 4,
+            "cluster__cache": {"dir": str(cache), "chunk_bytes": 4096, "num_threads": 2},
+            "cluster__remote": {"timeout_s": 0.5, "attempts": 4},
+            **changes,
+        },
+    )
+
+
+def drawn(config: Any, num_steps: int = 14, world: int = 1) -> dict[int, Any]:
+    return by_slot([list(TrainStream(config, rank, world, 4).iterate(0, num_steps)) for rank in range(world)])
+
+
+@pytest.fixture(scope="module")
+def local(folder) -> dict[int, Any]:
+    return drawn(experiment(folder, NUM, data__lanes=4))
+
+
+def s3_settings(endpoint: str, cache: Path, **changes: Any):
+    remote = {"timeout_s": 0.5, "attempts": 4, "s3_endpoint": endpoint}
+    return settings(f"s3://{BUCKET}/sets/train", cache, cluster__remote=remote, **changes)
+
+
+def test_a_web_server_gives_what_a_folder_gives(folder, tmp_path, local):
+    with running(folder_server(folder.parent)) as server:
+        config = settings(f"{server.url}/train/index.json", tmp_path / "cache")
+        assert drawn(config) == local
+        requests = server.requests
+        assert drawn(config, world=4) == local  # from the cache, but for the table, the card and the classes
+        assert server.requests == requests + 3 * 4
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_s3_store_gives_what_a_folder_gives(bucket, credentials, tmp_path, local, num_workers):
+    assert drawn(s3_settings(bucket, tmp_path / "cache", cluster__num_workers=num_workers)) == local
+
+
+PRINT_PART = """
+import sys
+name, start, end = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+data = open(name, "rb").read()
+sys.stdout.buffer.write(data[start : int(end) + 1 if end else None])
+"""
+
+
+@pytest.mark.parametrize("ranged", [False, True])
+def test_a_command_gives_what_a_folder_gives(folder, tmp_path, local, ranged):
+    (tmp_path / "part.py").write_text(PRINT_PART)
+    command = f"{sys.executable} -S {tmp_path}/part.py {folder}/{{name}} {{start}} '{{end}}'"
+    config = settings(
+        f"pipe:{command if ranged else f'cat {folder}/{{name}}'}",
+        tmp_path / "cache",
+        data__allow_pipe=True,
+        cluster__remote={"timeout_s": 20, "attempts": 2},
+        cluster__cache={"dir": str(tmp_path / "cache"), "chunk_bytes": 65536, "num_threads": 1},
+    )
+    assert drawn(config) == local
+
+
+@pytest.mark.parametrize(
+    ("store", "kind"),
+    [("http", kind) for kind in KINDS]
+    + [("s3", "error"), ("s3", "truncate")]
+    + [pytest.param("s3", kind, marks=pytest.mark.slow) for kind in ("stall", "reset", "wrong_bytes")],
+)
+def test_what_the_network_does_changes_nothing(folder, bucket, credentials, tmp_path, local, store, kind):
+    """The first two answers of every fourth request for a part of a shard are spoiled (stalled ones: fewer)."""
+    every = 16 if kind == "stall" else 4
+    upstream = folder_server(folder.parent) if store == "http" else proxy_server(bucket)
+    with running(upstream) as server:
+        spoiled = set()
+
+        def fault(path: str, number: int) -> str | None:
+            if not path.endswith(".tar") or number > 1 or (number == 0 and server.requests % every):
+                return None
+            spoiled.add(path)
+            return kind
+
+        server.fault, server.stall_s = fault, 0.8
+        cache = tmp_path / "cache"
+        config = settings(f"{server.url}/train", cache) if store == "http" else s3_settings(server.url, cache)
+        stream = TrainStream(config, 0, 1, 4)
+        assert by_slot([list(stream.iterate(0, 14))]) == local
+        assert stream.faults.num_bad == 0
+        assert len(spoiled) >= 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("stall", "timed out"),
+        ("reset", "reset|broken|aborted"),
+        ("truncate", r"IncompleteRead|short read"),
+        ("error", "HTTP 503"),
+    ],
+)
+def test_a_store_that_stays_away_ends_the_run_and_is_named(folder, tmp_path, kind, reason):
+    with running(folder_server(folder.parent)) as server:
+        server.fault = lambda path, number: kind if path.endswith("3.tar") else None
+        server.stall_s = 0.4
+        remote = {"timeout_s": 0.1, "attempts": 3}
+        config = settings(f"{server.url}/train", tmp_path / "cache", cluster__remote=remote)
+        expected = (
+            rf"member 0000\d+\.png of shard shard-000003\.tar cannot be read from {server.url}/train/"
+            rf"shard-000003\.tar, bytes \d+ to \d+: 3 attempts in [\d.]+ s failed, the last with: .*({reason})"
+        )
+        with pytest.raises(DataError, match=expected) as caught:
+            list(TrainStream(config, 0, 1, 4).iterate(0, 14))
+        assert "Traceback" not in str(caught.value)
+
+
+def test_a_user_error_reaches_the_rank_from_a_data_process(folder, tmp_path):
+    with running(folder_server(folder.parent)) as server:
+        server.fault = lambda path, number: "error" if path.endswith("3.tar") else None
+        remote = {"timeout_s": 1, "attempts": 1}
+        config = settings(f"{server.url}/train", tmp_path, cluster__remote=remote, cluster__num_workers=2)
+        with pytest.raises(DataError, match=r"member .* of shard shard-000003\.tar cannot be read .* 1 attempts"):
+            list(TrainStream(config, 0, 1, 4).iterate(0, 14))
+
+
+def test_bytes_that_stay_wrong_are_a_bad_sample(tmp_path):
+    folder = write_set(tmp_path / "train", SIZES, noise=True)
+    expected = experiment(folder, NUM, data__lanes=4, data__max_bad_sample_rate=0.5)
+    damage(folder, 5, 60)
+    with running(folder_server(folder.parent)) as server:
+        config = settings(f"{server.url}/train", tmp_path / "cache", data__max_bad_sample_rate=0.5)
+        stream = TrainStream(config, 0, 1, 4)
+        assert by_slot([list(stream.iterate(0, 14))]) == drawn(expected)
+    assert sorted(stream.faults.counts.values()) == [1, 1]
+    assert {kind for _, kind in stream.faults.counts} == {"crc"}
+
+
+def test_evaluation_reads_from_anywhere(folder, tmp_path):
+    with running(folder_server(folder.parent)) as server:
+        place = f"{server.url}/train"
+        ids = [
+            int(sample_id)
+            for batch in EvalStream(settings(place, tmp_path), place, 0, 1, 8)
+            for sample_id in batch.sample_ids[batch.valid]
+        ]
+    assert ids == list(range(NUM))
+
+
+def _remove(folder: Path) -> None:
+    (folder / "shard-000003.tar").unlink()
+
+
+def _truncate(folder: Path) -> None:
+    data = (folder / "shard-000003.tar").read_bytes()
+    (folder / "shard-000003.tar").write_bytes(data[: len(data) // 2])
+
+
+def _spoil(name: str):
+    return lambda folder: (folder / name).write_text("{")
+
+
+@pytest.mark.parametrize("store", ["http", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (_remove, r"shard shard-000003\.tar is missing"),
+        (_truncate, r"shard shard-000003\.tar is truncated: it has \d+ bytes, index\.json says \d+"),
+        (lambda folder: (folder / "index.json").unlink(), r"train/index\.json: not there .*pipelines pack"),
+        (_spoil("index.json"), r"index\.json: not JSON"),
+        (_spoil("card.json"), r"card\.json: not a card"),
+    ],
+    ids=["missing", "truncated", "no index", "unreadable index", "unreadable card"],
+)
+def test_what_is_wrong_is_found_before_the_first_step(tmp_path, bucket, credentials, store, harm, message):
+    folder = write_set(tmp_path / "train", SIZES)
+    harm(folder)
+    if store == "s3":
+        import boto3
+
+        client = boto3.client("s3", endpoint_url=bucket)
+        client.create_bucket(Bucket=(name := f"b{abs(hash(message)) % 10**9}"))
+        for file in folder.iterdir():
+            client.put_object(Bucket=name, Key=f"train/{file.name}", Body=file.read_bytes())
+        config = settings(f"s3://{name}/train", tmp_path, cluster__remote={"s3_endpoint": bucket})
+        with pytest.raises(DataError, match=message):
+            TrainStream(config, 0, 1, 4)
+        return
+    with running(folder_server(tmp_path)) as server, pytest.raises(DataError, match=message):
+        TrainStream(settings(f"{server.url}/train", tmp_path / "cache"), 0, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("place", "changes", "error", "message"),
+    [
+        ("pipe:cat /nowhere/{name}", {}, ConfigError, r"off by default; if you trust .* set data\.allow_pipe: true"),
+        (
+            "pipe:echo no such thing >&2; exit 3; cat {name}",
+            {"data__allow_pipe": True},
+            DataError,
+            r"index\.json cannot be read from pipe:.* 4 attempts .* the command ended with 3: no such thing",
+        ),
+        ("s3://nowhere/train", {}, DataError, "there is no bucket nowhere"),
+        ("http://127.0.0.1:9/train", {}, DataError, r"4 attempts .* Connection refused"),
+        ("gs://bucket/train", {}, ConfigError, "gs:// is not known"),
+    ],
+)
+def test_places_that_give_nothing(tmp_path, bucket, credentials, place, changes, error, message):
+    remote = {"s3_endpoint": bucket, "attempts": 4, "timeout_s": 2}
+    with pytest.raises(error, match=message):
+        TrainStream(settings(place, tmp_path, cluster__remote=remote, **changes), 0, 1, 4)
+
+
+def test_a_server_without_ranges_is_refused(folder, tmp_path):
+    with running(folder_server(folder.parent, ranges=False)) as server:
+        config = settings(f"{server.url}/train", tmp_path)
+        with pytest.raises(DataError, match=r"shard-00000\d\.tar: the server ignores Range requests; use one that"):
+            list(TrainStream(config, 0, 1, 4).iterate(0, 1))
+
+
+def test_a_set_that_was_packed_again_is_fetched_again(tmp_path):
+    folder = write_set(tmp_path / "train", SIZES)
+    with running(folder_server(tmp_path)) as server:
+        config = settings(f"{server.url}/train", tmp_path / "cache")
+        before = drawn(config)
+        write_set(folder, SIZES, noise=True)
+        after = drawn(config)
+    assert after == drawn(experiment(folder, NUM, data__lanes=4))
+    assert after != before
+
+
+def test_a_cache_that_cannot_hold_the_windows_is_refused(folder, tmp_path):
+    with running(folder_server(folder.parent)) as server:
+        cache = {"dir": str(tmp_path), "chunk_bytes": 4096, "max_bytes": 100_000}
+        config = settings(f"{server.url}/train", tmp_path, cluster__cache=cache)
+        with pytest.raises(ConfigError, match=r"max_bytes: 100,000 cannot hold two shuffle windows of 8 samples"):
+            TrainStream(config, 0, 1, 4)
+
+
+@pytest.mark.parametrize(("num_nodes", "ranks_per_node"), [pytest.param(1, 1, marks=pytest.mark.slow), (4, 2)])
+def test_an_epoch_is_read_once(tmp_path, num_nodes, ranks_per_node):
+    """Counted at the server, with 4 lanes and a cache for each node: at most 1.15 × the tars' bytes."""
+    sizes = [61, 87, 40, 53, 98, 37]
+    folder = write_set(tmp_path / "train", sizes, noise=True)
+    set_bytes = sum(path.stat().st_size for path in folder.glob("*.tar"))
+    world = num_nodes * ranks_per_node
+    assert world in allowed_worlds(16, 4, 8)
+    with running(folder_server(tmp_path)) as server:
+        for rank in range(world):
+            config = settings(
+                f"{server.url}/train", tmp_path / f"cache-{rank // ranks_per_node}", data__num_samples=sum(sizes)
+            )
+            list(TrainStream(config, rank, world, 2).iterate(0, sum(sizes) // 16))
+        sent = sum(count for path, count in server.sent.items() if path.endswith(".tar"))
+    assert 0.9 <= sent / set_bytes <= 1.15
+
+
+def test_it_is_fetched_ahead(folder, tmp_path):
+    """Once the stream has come into its second window, the chunks of the third are on their way before they are read."""
+    with running(folder_server(folder.parent)) as server:
+        batches = TrainStream(settings(f"{server.url}/train", tmp_path), 0, 1, 4).iterate(0, 14)
+        next(batches)
+        deadline = time.monotonic() + 10
+        requests = -1
+        while time.monotonic() < deadline and requests != server.requests:
+            requests = server.requests
+            time.sleep(0.3)
+        before = server.requests
+        next(batches)  # the other micro-batches of the first window
+        assert server.requests - before <= 8
+        batches.close()
+        assert server.requests > 16  # far more than the 4 images needed
+
