@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.config.devices import device_reported_as, load_devices
 from pretrain.config.schema.model import ModelConfig
-from pretrain.devices import find_device
 from pretrain.models.cost import training_flops
 from pretrain.models.variants import ViTShape, resolve
 from pretrain.models.vit import VisionTransformer, build_vit
@@ -182,8 +182,8 @@ def run(options: argparse.Namespace, device: torch.device, low: bool) -> dict[st
 
 
 def _mfu(flops: float, device: torch.device) -> float | None:
-    known = find_device(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    return flops / known.bf16_flops if known else None
+    known = device_reported_as(torch.cuda.get_device_name(device), load_devices()) if device.type == "cuda" else None
+    return flops / known.peak_flops("bf16") if known else None
 
 
 def main() -> None:

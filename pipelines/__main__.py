@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,12 +11,23 @@ from pretrain.errors import UserError
 
 STAGES = {
     "pack": ("pipelines.pack", "images → WebDataset shards with an index and a data set card"),
+    "plan": ("pipelines.plan", "a config → parameters, FLOPs, hours, memory, communication, disk and cost"),
     "chain": ("pipelines.chain", "on Slurm: the jobs from images to a report, each after the one before it"),
     "status": ("pipelines.status", "where a run stands: state, step, time left, restarts, last error"),
+    "watch": ("pipelines.watch", "the live state of runs in the terminal"),
+    "doctor": ("pipelines.doctor", "is this machine right? software, GPUs, disk, memory, clock, speed"),
+    "figures": ("pipelines.figures", "weights → pictures: filters, positions, attention distance and maps"),
+    "report": ("pipelines.report", "runs → one HTML file: curves, settings, incidents, data, cost, commands"),
     "demo": ("pipelines.demo", "the whole job on embedded real data, in minutes on a CPU"),
+    "sweep": ("pipelines.sweep", "a fine-tuning grid: best on the dev split, mean and spread on the test set"),
+    "evaluate": ("pipelines.evaluate", "trained weights → accuracy, class by class, and against another model"),
+    "predict": ("pipelines.predict", "images → the most probable classes, with their names"),
+    "collect": ("pipelines.collect", "finished sweeps → one table beside the published results"),
+    "average": ("pipelines.average", "several trained weights → their mean, as one file"),
     "export": ("pipelines.export", "trained weights → timm, Hugging Face, Google's .npz or ONNX, checked"),
 }
 INTERRUPTED = 130
+NOT_READ = 141  # as a shell has it for a pipe that was closed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # the reader, such as head, has heard enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOT_READ
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED

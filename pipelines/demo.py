@@ -7,87 +7,30 @@ twice the resolution on digits 5-9, of which it has never seen one, beside the s
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.jobs import ROOT, Job, free_port, last_value
 from pipelines.progress import LazyBar
 from pretrain.config.loader import load_experiment
 from pretrain.errors import SetupError
 from pretrain.telemetry.sinks import read_metrics
 
 EXAMPLE = "example: python -m pipelines demo --out runs/demo"
-ROOT = Path(__file__).resolve().parent.parent
 PRETRAIN, FINETUNE = "configs/pretrain/demo_digits.yaml", "configs/finetune/demo_digits.yaml"
 PACKS = (
     ("data/demo/upstream", ["--classes", "0-4", "--holdout", "0.2"]),
     ("data/demo/downstream", ["--classes", "5-9", "--holdout", "0.5", "--per-class", "10"]),
 )
-POLL_S = 0.1
-# One thread per rank: on a laptop's few cores more would only wait for each other.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
-@dataclass
-class Job:
-    """A training as the user would start it, with its output in a file, watched by its metrics."""
-
-    command: list[str]
-    run: Path
-
-    def __post_init__(self) -> None:
-        self.run.mkdir(parents=True, exist_ok=True)
-        self.output = self.run / "output.txt"
-        with open(self.output, "ab") as output:
-            self.process = subprocess.Popen(
-                self.command,
-                cwd=ROOT,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **ENVIRONMENT},
-                start_new_session=True,
-            )
-
-    @property
-    def step(self) -> int:
-        return max(read_metrics(self.run / "metrics.jsonl"), default=0)
-
-    def wait(self, bar: LazyBar, done_before: int = 0, stop_at: int | None = None) -> bool:
-        """Waits for the end; True. At step ``stop_at`` it kills every process of the job instead; False."""
-        try:
-            while self.process.poll() is None:
-                step = self.step
-                bar.show(done_before + step)
-                if stop_at is not None and step >= stop_at:
-                    self.kill()
-                    return False
-                time.sleep(POLL_S)
-        finally:
-            self.kill()
-        if self.process.returncode:
-            tail = "\n".join(self.output.read_text(errors="replace").splitlines()[-15:])
-            raise SetupError(
-                f"{' '.join(self.command)} left with {self.process.returncode}:\n{tail}\nsee {self.output}"
-            )
-        return True
-
-    def kill(self) -> None:
-        """kill -9 of the launcher and of all ranks."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,7 +59,7 @@ def pretrain(console: Console, out: Path) -> Path:
     """Pretrains, with a kill half-way; returns the run folder."""
     run, num_steps = out / "demo_digits", load_experiment(PRETRAIN).experiment.num_steps
     script = ["pretrain/run.py", "--config", PRETRAIN, f"output_dir={out}"]
-    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(_free_port())]
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
     console.print(f"[bold]pretrain[/]  deepspeed --num_gpus 2 {' '.join(script)}")
     with LazyBar("pretrain", num_steps, "steps") as bar:
         if not Job([*command, *script], run).wait(bar, stop_at=num_steps * 11 // 20):
@@ -145,32 +88,21 @@ def finetune(console: Console, out: Path, run: Path, num_seeds: int) -> dict[str
                 jobs[kind] = Job([sys.executable, *script, *settings], out / name)
             for index, (kind, job) in enumerate(jobs.items()):  # two at a time: one core each
                 job.wait(bar, num_steps * (len(starts) * seed + index))
-                scores[kind].append(_last(job.run, "val/top1"))
+                scores[kind].append(last_value(job.run, "val/top1"))
     return scores
-
-
-def _last(run: Path, metric: str) -> float:
-    evaluations = read_metrics(run / "metrics.jsonl", "eval")
-    return evaluations[max(evaluations)][metric]
 
 
 def _table(console: Console, run: Path, scores: dict[str, list[float]], seconds: float) -> None:
     train = read_metrics(run / "metrics.jsonl")
     rate = statistics.median(line["images_per_s"] for line in train.values())
     table = Table("", "top-1", title="digits 0-4 → digits 5-9")
-    table.add_row("upstream, held-out images", f"{100 * _last(run, 'val/top1'):.1f} %")
+    table.add_row("upstream, held-out images", f"{100 * last_value(run, 'val/top1'):.1f} %")
     for kind, values in scores.items():
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         table.add_row(f"{kind} ({len(values)} seeds)", f"{100 * statistics.mean(values):.1f} ± {100 * spread:.1f} %")
     console.print(table)
     console.print(f"pretraining ran at {rate:,.0f} images/s on 2 ranks; the demo took {seconds:.0f} s")
     console.print(f"run folder: {run}   look at it: .venv/bin/tensorboard --logdir {run.parent}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _run(command: list[str]) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from pipelines.weights import load_source
 from pretrain.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("timm", "hf", "npz", "onnx")
 SUFFIXES = {"npz": ".npz", "onnx": ".onnx"}  # the others are folders
-RESOLVED_CONFIG = "config.resolved.yaml"
 EXAMPLES = """\
 examples:
   python -m pipelines export runs/vit_b16 --format timm --out exports/vit_b16_timm
@@ -102,24 +101,6 @@ def _check_arguments(args: argparse.Namespace) -> None:
         require_packages()
 
 
-def load_source(
-    source: Path, weights: Literal["raw", "ema"], say: Callable[[str], None]
-) -> tuple[dict[str, Tensor], WeightsMetadata]:
-    """The weights of a run, a checkpoint, or a file or folder of any format that is read."""
-    from pretrain.config.loader import load_experiment
-    from pretrain.engine.checkpoint import weights_file
-    from pretrain.models.exchange.formats import is_model_folder, load_any
-
-    path = source if is_model_folder(source) else weights_file(source, weights, say)
-    state, metadata = load_any(path)
-    say(f"weights from {path}")
-    config = path.parent / RESOLVED_CONFIG
-    if metadata.eval_transform is None and config.is_file():  # a checkpoint from before its weights file said it
-        transform = load_experiment(config).experiment.data.eval_transform
-        metadata = metadata.model_copy(update={"eval_transform": transform})
-    return state, metadata
-
-
 def _with_eval_transform(metadata: WeightsMetadata, args: argparse.Namespace) -> WeightsMetadata:
     """The metadata with what the command line says about resizing."""
     from pydantic import ValidationError
@@ -185,11 +166,7 @@ def _publish(workshop: Path, out: Path) -> None:
     from pretrain.files import sync
 
     for path in sorted(workshop.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        else:
-            sync(path)
+        sync(path)
     if out.is_dir():
         out.rename(workshop / f"{out.name}.replaced")
     for path in sorted(workshop.iterdir(), key=lambda path: path.name == out.name):

@@ -99,7 +99,7 @@ class RunRecord:
 
         (A run that was killed goes on from its checkpoint, so the largest step in its lines may lie ahead of it.)
         """
-        newest = max(self.train, key=lambda line: float(line.get("time", 0)), default=None)
+        newest = max(self.train, key=lambda line: (float(line.get("time", 0)), int(line["step"])), default=None)
         return int(newest["step"]) if newest is not None else starts.checkpoint_step(self.path)
 
     @property

@@ -8,7 +8,8 @@ import json
 import math
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,27 +23,31 @@ from torch import Tensor, nn
 
 from pretrain import seeds
 from pretrain.check import check_statistics, resolve_micro_batch
+from pretrain.config.devices import device_reported_as, load_devices
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
 from pretrain.data.device import to_model_input
 from pretrain.data.erasing import RandomErasing
+from pretrain.data.lanes import resolve_lanes
 from pretrain.data.mixing import Mixing
 from pretrain.data.stream import EvalStream, TrainStream
-from pretrain.devices import find_device, peak_flops
 from pretrain.distributed.rank import Rank, environment
 from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine.backend import Backend
 from pretrain.engine.backends import build_backend
-from pretrain.engine.checkpoint import Checkpointer, weights_file
+from pretrain.engine.checkpoint import Checkpointer
+from pretrain.engine.checkpoint_folder import weights_file
 from pretrain.engine.loop import Trainer
 from pretrain.engine.resume import Start
+from pretrain.engine.retention import Retention
 from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.state import TrainState
 from pretrain.engine.statistics import statistics_names
 from pretrain.engine.stop import StopRequest
 from pretrain.errors import ConfigError, SetupError
 from pretrain.evaluation.context import Context as EvaluationContext
+from pretrain.evaluation.interrupt import Interrupted
 from pretrain.evaluation.registry import build_evaluators
 from pretrain.files import write_atomic
 from pretrain.models import budget
@@ -222,10 +227,12 @@ class Feeder:
         self._erase = None if erasing is None else RandomErasing(erasing, seed)
         self._mix = Mixing(mixing, seed, experiment.global_batch_size) if mixing.active else None
 
-    def __call__(self, state: TrainState) -> Iterator[PreparedBatch]:
+    def __call__(self, state: TrainState) -> Generator[PreparedBatch, None, None]:
         """This rank's micro-batches from ``state`` to the end of the run."""
-        for batch in self._stream.iterate(state.position, self._experiment.num_steps - state.step):
-            yield self.prepare(batch)
+        steps_left = self._experiment.num_steps - state.progress(self._experiment.global_batch_size)
+        with closing(self._stream.iterate(state.position, steps_left)) as batches:
+            for batch in batches:
+                yield self.prepare(batch)
 
     def prepare(self, batch: Batch) -> PreparedBatch:
         """One micro-batch on the device."""
@@ -293,8 +300,8 @@ def build_trainer(
     )
     feeder = Feeder(experiment, model, stream, device)
     backend = build_backend(experiment, model, rank, device, kind, micro_batch)
-    evaluate = Evaluator(experiment, rank, device, backend, feeder.to_images, reporter.say)
-    schedule = build_schedule(experiment)
+    evaluate = Evaluator(experiment, rank, device, backend, feeder.to_images, stop_request, reporter.say)
+    schedule = schedule_of(experiment)
     of_labels = experiment.objective.name != "masked_patches"
     about = WeightsMetadata.of(
         experiment.model,
@@ -316,7 +323,9 @@ def build_trainer(
         data_digest=stream.digest,
         precision=experiment.precision,
         schedule=schedule,
-        keep_last=experiment.checkpoint.keep_last,
+        retention=retention_of(experiment),
+        asynchronous=experiment.checkpoint.asynchronous,
+        stop_on_error=experiment.checkpoint.on_error == "stop",
         say=reporter.say,
     )
     telemetry = Telemetry(
@@ -329,6 +338,7 @@ def build_trainer(
     return Trainer(
         rank=rank,
         backend=backend,
+        folder=folder,
         objective=objective,
         batches=feeder,
         schedule=schedule,
@@ -345,7 +355,26 @@ def build_trainer(
         evaluate_every=None if every is None else max(1, experiment.steps(every)),
         save_every=max(1, experiment.steps(experiment.checkpoint.every)),
         max_consecutive_skips=experiment.guard.max_consecutive_skips,
+        max_rollbacks=experiment.guard.max_rollbacks,
     )
+
+
+def lanes_of(experiment: Experiment) -> int:
+    """The lanes that ``data.lanes`` means."""
+    return resolve_lanes(experiment.global_batch_size, experiment.data.lanes, experiment.data.smallest_source)
+
+
+def schedule_of(experiment: Experiment) -> Callable[[TrainState], float]:
+    """State → the learning rate of its next update."""
+    at = build_schedule(experiment)
+    return lambda state: at(state.progress(experiment.global_batch_size))
+
+
+def retention_of(experiment: Experiment) -> Retention:
+    """Which checkpoints stay."""
+    config = experiment.checkpoint
+    every = None if config.keep_every is None else experiment.steps(config.keep_every)
+    return Retention(config.keep_last, every, config.keep_best)
 
 
 class Evaluator:
@@ -358,26 +387,39 @@ class Evaluator:
         device: torch.device,
         backend: Backend,
         to_images: Callable[[Tensor], Tensor],
+        stop_request: StopRequest,
         say: Callable[[str], None],
     ) -> None:
         self._experiment, self._device = experiment, device
         self._backend, self._to_images = backend, to_images
         context = EvaluationContext(
-            experiment, rank.rank, rank.world, device, backend.model, backend.forward, to_images, say
+            experiment,
+            rank.rank,
+            rank.world,
+            device,
+            backend.model,
+            backend.forward,
+            to_images,
+            say,
+            wants_stop=lambda: stop_request.check() is not None,
         )
         self._evaluators = build_evaluators(context)
         self._probe: Batch | None = None
 
-    def __call__(self) -> dict[str, float]:
+    def __call__(self) -> dict[str, float] | None:
         """``set/metric`` → value over all sets, and ``set_ema/metric`` of the Polyak average. Collective: yes.
 
-        The average of the weights uses the running statistics of the weights themselves, as torch's AveragedModel.
+        None where a rank was asked to stop in between; all ranks leave at the same batch. The average of the weights
+        uses the running statistics of the weights themselves, as torch's AveragedModel.
         """
         self._backend.statistics.unify()
-        results = self._all_sets("")
-        if self._experiment.optim.ema_decay is not None:
-            with self._backend.averaged():
-                results |= self._all_sets("_ema")
+        try:
+            results = self._all_sets("")
+            if self._experiment.optim.ema_decay is not None:
+                with self._backend.averaged():
+                    results |= self._all_sets("_ema")
+        except Interrupted:
+            return None
         return results
 
     def _all_sets(self, suffix: str) -> dict[str, float]:
@@ -419,10 +461,10 @@ def work_of_step(experiment: Experiment, world: int, device: torch.device, say: 
     """What rates and MFU are computed from; says where there can be no MFU."""
     precision, stated = experiment.precision, experiment.telemetry.peak_tflops
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    known = find_device(name)
+    known = device_reported_as(name, load_devices())
     peak = None if stated is None else stated * 1e12
     if peak is None and known is not None:
-        peak = peak_flops(known, precision, tf32=torch.get_float32_matmul_precision() != "highest")
+        peak = known.peak_flops(precision, tf32=torch.get_float32_matmul_precision() != "highest")
     flops = None
     if peak is None:
         say(f"MFU is not reported: the peak of {name!r} is not known; telemetry.peak_tflops can state it")

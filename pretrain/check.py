@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.model import ModelConfig
-from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS
+from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS, OptimConfig
 from pretrain.config.typed import known_keys, nearest_key
 from pretrain.data import lanes
 from pretrain.data.index import TABLE_FILE
@@ -22,13 +22,14 @@ from pretrain.data.location import Location
 from pretrain.data.sources import Source, needed_bytes, open_packed, open_sources
 from pretrain.data.transport import TransportError, open_transport
 from pretrain.errors import ConfigError, DataError
-from pretrain.models import budget, cost, variants
+from pretrain.models import budget, variants
+from pretrain.models.zero_memory import Buckets, MemoryBytes
 from pretrain.optim import groups
 
 Backend = Literal["deepspeed", "accelerate"]
 
 GIB = 2**30
-RESERVED_BYTES = 2 * GIB  # CUDA context, communication buckets, fragmentation: what the cost model leaves out
+RESERVED_BYTES = 2 * GIB  # CUDA context, communication library, fragmentation: what the memory model leaves out
 RANKS_PER_NODE = 8  # where --check must guess how many share a cache
 LARGEST_BLIND_MICRO_BATCH = 64  # where the device's memory is not known
 
@@ -158,8 +159,13 @@ def _largest_that_fits(experiment: Experiment, world: int, memory: int | None, b
     return fitting[-1]
 
 
-def _memory(experiment: Experiment, world: int, micro_batch_size: int, backend: Backend) -> cost.MemoryBytes:
-    optim, cluster = experiment.optim, experiment.cluster
+def num_optimizer_temporaries(optim: OptimConfig) -> int:
+    """fp32 tensors per parameter that the optimiser makes while it updates, on a GPU."""
+    return {"adamw": 1, "sgd": int(optim.weight_decay > 0)}.get(optim.name, 2)
+
+
+def _memory(experiment: Experiment, world: int, micro_batch_size: int, backend: Backend) -> MemoryBytes:
+    cluster = experiment.cluster
     return budget.memory_bytes(
         experiment.model,
         experiment.num_outputs,
@@ -168,7 +174,10 @@ def _memory(experiment: Experiment, world: int, micro_batch_size: int, backend: 
         num_devices=world,
         micro_batch_size=micro_batch_size,
         checkpointing=cluster.activation_checkpointing,
-        num_optimizer_states=optim.num_states,
+        num_optimizer_states=experiment.optim.num_states,
+        num_temporaries=num_optimizer_temporaries(experiment.optim),
+        accumulates=experiment.global_batch_size // world > micro_batch_size,
+        buckets=Buckets.of(cluster.deepspeed),
     )
 
 
@@ -271,7 +280,8 @@ def _report_batch(
     return [
         *lines,
         f"memory      {_gib(held.peak)} per device {capacity}: weights {_gib(held.weights)}, gradients "
-        f"{_gib(held.gradients)}, optimiser {_gib(held.optimizer)}, activations {_gib(held.activations)}",
+        f"{_gib(held.gradients)}, optimiser {_gib(held.optimizer)}, buckets {_gib(held.buffers)}, "
+        f"activations {_gib(held.activations + held.working)}",
     ]
 
 

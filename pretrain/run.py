@@ -158,7 +158,7 @@ def train(
 
     reporter = Reporter(rank.is_main, folder.log)
     stop_request.watch_file(folder.stop_file)
-    start = choose_start(resolved, folder, rank, reporter.say)
+    resolved, start = choose_start(resolved, folder, rank, reporter.say, build.lanes_of)
     if rank.is_main:
         build.record_run(resolved, folder, rank, device)
     limits = resolved.experiment.cluster.phase_limits_s.model_dump()
@@ -177,7 +177,7 @@ def train(
     )
     try:
         state = load_start(trainer, start, reporter.say)
-        reporter.start(resolved.experiment.name, trainer.num_steps, state.step)
+        reporter.start(resolved.experiment.name, trainer.last_step(state), state.step)
         verdict = trainer.fit(state)
     finally:
         watchdog.stop()

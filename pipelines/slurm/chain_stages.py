@@ -13,7 +13,6 @@ from pretrain.check import check
 from pretrain.config.loader import load_experiment
 from pretrain.config.schema.chain import ChainConfig, FinetuneConfig, PretrainConfig, StageConfig
 from pretrain.config.schema.experiment import Experiment
-from pretrain.data import lanes
 from pretrain.data.index import TABLE_FILE
 from pretrain.engine.run_folder import COMPLETE
 from pretrain.errors import ConfigError
@@ -123,10 +122,8 @@ def check_pretraining(pretrain: PretrainConfig, *, has_data: bool) -> Experiment
     options = sbatch_options(pretrain.script, pretrain.sbatch)
     nodes, per_node = options.get("nodes", "1").split("-")[-1], options.get("ntasks-per-node", "1")
     ranks = int(nodes) * int(per_node)
-    experiment, total = resolved.experiment, resolved.experiment.global_batch_size
-    lanes.check_world(total, lanes.resolve_lanes(total, experiment.data.lanes, experiment.data.smallest_source), ranks)
     check(resolved, world=ranks, require_data=has_data)
-    return experiment
+    return resolved.experiment
 
 
 def sbatch_options(script: str, words: Sequence[str]) -> dict[str, str]:

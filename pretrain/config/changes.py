@@ -12,9 +12,9 @@ from pretrain.config.schema.experiment import Experiment
 from pretrain.config.typed import known_keys, nearest_key
 from pretrain.errors import ConfigError
 
-# These do not decide the result. Evaluation reads the weights and no generator of training; the guard and the rate of
-# bad samples only end a run; a data set may move, and its content is known by the digest of its index, not by its path;
-# so is a drop list.
+# These do not decide the result. Evaluation reads the weights and no generator of training; the rate of bad samples
+# only ends a run; the guard acts after a fault, and what it did is part of the state; a data set may move, and its
+# content is known by the digest of its index, not by its path; so is a drop list.
 UNDECISIVE_KEYS = (
     "version",
     "name",
@@ -31,6 +31,7 @@ UNDECISIVE_KEYS = (
     "guard",
     "telemetry",
     "cluster",
+    "sweep",
 )
 NOT_SET = "(not set)"
 

@@ -2,6 +2,7 @@
 
     python -m pretrain.config.json_schema > configs/schema/experiment.schema.json
     python -m pretrain.config.json_schema cluster > configs/schema/cluster.schema.json
+    python -m pretrain.config.json_schema devices > configs/schema/devices.schema.json
     python -m pretrain.config.json_schema chain > configs/schema/chain.schema.json
 
 Differs: from the models in three points. No key is required, since a file may take it from the one that it extends;
@@ -14,6 +15,7 @@ import json
 import sys
 from typing import Any
 
+from pretrain.config.devices import DeviceTable
 from pretrain.config.duration import Duration
 from pretrain.config.schema.chain import ChainConfig
 from pretrain.config.schema.cluster import ClusterConfig
@@ -23,7 +25,7 @@ EXTENDS = {
     "description": "A file or a list of files that these settings are laid over, relative to this file.",
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}],
 }
-MODELS = {"experiment": Experiment, "cluster": ClusterConfig, "chain": ChainConfig}
+MODELS = {"experiment": Experiment, "cluster": ClusterConfig, "chain": ChainConfig, "devices": DeviceTable}
 _NUMBER_TEXT = {
     "integer": r"^[+-]?[0-9][0-9_]*(\.0*)?([eE]\+?[0-9]+)?$",
     "number": r"^[+-]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$",

@@ -21,12 +21,11 @@ from pretrain.config.schema.experiment import Experiment
 from pretrain.config.tree import COMMAND_LINE, Items, Leaf, Node, Section
 from pretrain.errors import ConfigError
 
+Model = TypeVar("Model", bound=BaseModel)
+
 DEFAULT = "default"
 _CORE_TAG_NAMES = ("str", "int", "float", "bool", "null", "timestamp", "map", "seq", "value")
 _CORE_TAGS = {f"tag:yaml.org,2002:{name}" for name in _CORE_TAG_NAMES}
-
-
-Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)

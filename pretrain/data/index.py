@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ class ShardTable:
         sizes: int64 (S,), samples per shard.
         starts: int64 (S + 1,), sample id of each shard's first record; the last one is the number of samples.
         digest: names the table's content.
+        find_records: shard name → its record file, where that is not in the folder (a set that lies elsewhere).
     """
 
     def __init__(self, folder: Path, rows: Sequence[ShardRow], *, num_classes: int, max_labels: int) -> None:
@@ -78,6 +79,7 @@ class ShardTable:
         self.sizes = np.array([row.num_samples for row in self.rows], dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         self.digest = digest(_canonical(self._content()))
+        self.find_records: Callable[[str], Path] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -92,7 +94,9 @@ class ShardTable:
         return shards, sample_ids - self.starts[shards]
 
     def records_path(self, shard: int) -> Path:
-        """The record file of a shard."""
+        """The record file of a shard, as a file on this node."""
+        if self.find_records is not None:
+            return self.find_records(self.rows[shard].name)
         return self.folder / records_name(self.rows[shard].name)
 
     def check_files(self) -> None:

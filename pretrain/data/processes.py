@@ -17,7 +17,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pretrain.data.worker import become_helper, fork_server, signals_blocked
+from pretrain.errors import DataError
 
+MAX_DEATHS_IN_A_ROW = 3
 _with_processes: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -35,11 +37,37 @@ def loader(dataset: Dataset[Any], places: Any, *, num_workers: int, prefetch_fac
     if num_workers == 0:
         yield from DataLoader(dataset, **common)
         return
-    made: Any = _start_processes(dataset, common, num_workers, prefetch_factor)
-    try:
-        yield from made
-    finally:
-        made._shutdown_workers()
+    done, deaths = 0, 0
+    while done < len(places):
+        common["sampler"] = map(places.__getitem__, range(done, len(places)))
+        made: Any = _start_processes(dataset, common, num_workers, prefetch_factor)
+        try:
+            for batch in made:
+                yield batch
+                done, deaths = done + 1, 0
+        except (RuntimeError, EOFError, OSError) as error:
+            dead = [process.pid for process in made._workers if not process.is_alive()]
+            deaths += 1
+            if not dead:
+                raise
+            _say_deaths(dead, deaths, error)
+        finally:
+            made._shutdown_workers()
+
+
+def _say_deaths(dead: list[int], times: int, error: Exception) -> None:
+    """A process that was killed takes nothing with it: what it had not delivered is a function of the place.
+
+    Raises:
+        DataError: they keep dying before they deliver anything.
+    """
+    names = ", ".join(map(str, dead))
+    if times > MAX_DEATHS_IN_A_ROW:
+        raise DataError(
+            f"data processes died {times} times without delivering a batch (last: {names}; {error}): if the kernel "
+            "killed them for memory (dmesg), lower cluster.num_workers or cluster.prefetch_factor"
+        ) from None
+    print(f"data process {names} died; new ones go on from the same batch", file=sys.stderr, flush=True)
 
 
 def _start_processes(dataset: Dataset[Any], common: dict[str, Any], num_workers: int, prefetch_factor: int) -> Any:

@@ -121,7 +121,7 @@ class ShardReader:
             return self._records[shard]
         row = self.table.rows[shard]
         records = Records.open(
-            self.store.records(row.name),
+            self.table.records_path(shard),
             digest_wanted=None if shard in self._verified else row.records,
             num_samples=row.num_samples,
         )

@@ -75,7 +75,11 @@ class RemoteStore:
         return True
 
     def records(self, shard: str) -> Path:
-        """See ``Store.records``."""
+        """The shard's record file, as a file on this node.
+
+        Raises:
+            DataError: it cannot be had.
+        """
         row, name = self._rows[shard], records_name(shard)
         key = f"records {row.records}"
         self.cache.get(key, lambda: self._whole(name, row.records), size=0)

@@ -133,6 +133,9 @@ def open_packed(shards: str, cluster: ClusterConfig, *, allow_pipe: bool = False
         cache = NodeCache(folder, cluster.cache.max_bytes)
         copies = _fetch_small_files(transport, cache, Retries(cluster.remote.attempts))
         packed = PackedSet(location, ShardTable.load(copies), Card.load(copies), transport, cache)
+        store = packed.store(cluster, 1)
+        assert isinstance(store, RemoteStore)
+        packed.table.find_records = store.records
     if packed.table.digest != packed.card.index_digest:
         raise DataError(f"{location}: {TABLE_FILE} and card.json come from two packs (one of them is stale). {REMEDY}")
     return packed
@@ -169,7 +172,7 @@ def open_sources(config: Experiment) -> tuple[Source, ...]:
     for number, source in enumerate(config.data.sources):
         key = f"data.mixture[{number}]" if config.data.mixture else "data"
         packed = open_packed(source.shards, config.cluster, allow_pipe=config.data.allow_pipe)
-        selection = select(packed, source, config.cluster)
+        selection = select(packed, source)
         found = packed.table.num_samples - selection.num_dropped
         _expect(packed, f"{key}.num_samples", found, source.num_samples, selection.num_dropped)
         _expect(packed, "data.num_classes", packed.card.num_classes, config.data.num_classes, 0)
@@ -180,7 +183,7 @@ def open_sources(config: Experiment) -> tuple[Source, ...]:
     return tuple(sources)
 
 
-def select(packed: PackedSet, source: SourceConfig, cluster: ClusterConfig) -> Selection:
+def select(packed: PackedSet, source: SourceConfig) -> Selection:
     """Which samples of a set the config chooses.
 
     Raises:
@@ -189,11 +192,10 @@ def select(packed: PackedSet, source: SourceConfig, cluster: ClusterConfig) -> S
     table, count = packed.table, None if source.subset is None else source.drawn_samples
     if source.drop_list is None:
         return Selection(table.sizes, count=count)
-    store = packed.store(cluster, 1)
 
     def records(shard: int) -> Records:
         row = table.rows[shard]
-        return Records.open(store.records(row.name), digest_wanted=row.records, num_samples=row.num_samples)
+        return Records.open(table.records_path(shard), digest_wanted=row.records, num_samples=row.num_samples)
 
     dropped = load_drop_list(source.drop_list, table, records)
     return Selection(table.sizes, dropped, count)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pretrain.data.faults import BadSample
-from pretrain.data.index import records_name
 from pretrain.errors import DataError
 
 MAX_OPEN_SHARDS = 64
@@ -34,14 +33,6 @@ class Store(Protocol):
 
     def forget(self, shard: str, offset: int, size: int) -> bool:
         """Drops what is kept of a range whose bytes were wrong. Returns whether another read may give others."""
-        ...
-
-    def records(self, shard: str) -> Path:
-        """The shard's record file, as a file on this node.
-
-        Raises:
-            DataError: it cannot be had.
-        """
         ...
 
 
@@ -78,10 +69,6 @@ class LocalStore:
     def forget(self, shard: str, offset: int, size: int) -> bool:
         """See ``Store.forget``: a file gives the same bytes again."""
         return False
-
-    def records(self, shard: str) -> Path:
-        """See ``Store.records``."""
-        return self.folder / records_name(shard)
 
     def close(self) -> None:
         """Closes every file."""

@@ -2,6 +2,9 @@
 
 ``step-00000100.tmp/`` → every rank writes → fsync → ``COMPLETE.json`` (files, sizes, hashes) → rename. A folder without
 the suffix is complete by construction; its hashes are checked again before it is trusted.
+
+At the boundary of a step the slices are only copied to host memory; a thread writes them (``saving.py``). When all
+ranks have said at a later boundary that theirs are on the disk, rank 0's thread completes the checkpoint.
 """
 
 from __future__ import annotations
@@ -9,32 +12,42 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pretrain.distributed.collectives import (
-    all_reduce_sum,
-    gather_objects,
-    raise_together,
-)
+from pretrain.distributed.collectives import all_reduce_sum, broadcast_object, gather_objects, raise_together
 from pretrain.distributed.rank import Rank
+from pretrain.engine import saving
 from pretrain.engine.backend import EMA, MASTER, Backend, HeldSlice
-from pretrain.engine.slices import SliceReader, load_into, rank_file, snapshot, write_slices
+from pretrain.engine.checkpoint_folder import (
+    FORMAT_VERSION,
+    MARKER,
+    PLAIN_WEIGHTS,
+    STATE,
+    WEIGHTS,
+    final_path,
+    publish,
+    read_marker,
+    read_state,
+    seal,
+    temporary_path,
+)
+from pretrain.engine.retention import Retention, measured, prune
+from pretrain.engine.saving import Save
+from pretrain.engine.slices import HostCopy, SliceReader, load_into, rank_file, write_slices
 from pretrain.engine.state import TrainState
 from pretrain.engine.statistics import RunningStatistics
-from pretrain.errors import CheckpointError, SetupError
-from pretrain.files import file_digest, sync, write_atomic
+from pretrain.errors import CheckpointError, ConfigError, UserError
+from pretrain.files import write_atomic
 
-FORMAT_VERSION = 1
-MARKER = "COMPLETE.json"
-PLAIN_WEIGHTS = "weights.safetensors"
-WEIGHTS = {PLAIN_WEIGHTS: MASTER, "weights_ema.safetensors": EMA}  # plain weights file → state
 PROBE_RTOL = {"fp32": 1e-4, "autocast": 2e-2, "bf16": 2e-2}
 
 
@@ -47,8 +60,12 @@ class Checkpointer:
         write_weights: (path, parameter name → fp32 tensor) → writes the plain weights file with its metadata.
         probe: the loss of a fixed batch in evaluation mode; compared after a load.
         config_yaml, config_digest: saved with every checkpoint.
-        keep_last: complete checkpoints that stay.
+        schedule: learning rate that the state's next update would have.
+        retention: which complete checkpoints stay.
+        asynchronous: the training goes on while the files are written.
+        stop_on_error: a save that fails ends the run; otherwise it is said and the run goes on.
         say: where a line for the user goes.
+        failure: why the newest save failed; None where it did not.
     """
 
     folder: Path
@@ -60,99 +77,183 @@ class Checkpointer:
     config_digest: str
     data_digest: str
     precision: str
-    schedule: Callable[[int], float]
-    keep_last: int
+    schedule: Callable[[TrainState], float]
+    retention: Retention
+    asynchronous: bool
+    stop_on_error: bool
     say: Callable[[str], None]
+    failure: str | None = field(default=None, init=False)
+    _save: Save | None = field(default=None, init=False)
+    _copy: HostCopy = field(default_factory=HostCopy, init=False)
+    _metrics: tuple[int, Mapping[str, float]] = field(default=(-1, {}), init=False)
 
-    def save(self, state: TrainState) -> Path:
-        """Writes a complete checkpoint of this step. Collective: yes.
+    def start(self, state: TrainState, metrics: Mapping[str, float] | None = None) -> None:
+        """Begins to save this step; where saves are not asynchronous it also ends. Collective: yes.
+
+        Args:
+            state: where the run stands.
+            metrics: what was measured at it; None: what ``evaluated`` was told.
 
         Raises:
-            CheckpointError: a rank could not write; the older checkpoints are as they were.
+            CheckpointError: a rank could not write and ``stop_on_error``; the older checkpoints are as they were.
         """
-        final = self.folder / f"step-{state.step:08d}"
-        temporary = final.with_name(final.name + ".tmp")
+        self.wait()
+        began = time.monotonic()
+        if metrics is None:
+            metrics = self._metrics[1] if self._metrics[0] == state.step else {}
         self.backend.statistics.unify()
         probe_loss = self.probe()
-        held = self.backend.slices()
-        norms = state_norms(held)
-        tensors, header = snapshot(held)
-        own_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        self._prepare(temporary, sum(gather_objects(own_bytes)))
-        files = self._write_rank_file(temporary, tensors, header)
-        error: CheckpointError | None = None
-        if self.rank.is_main:
-            try:
-                files |= self._write_shared_files(temporary, state)
-                marker = {
-                    "format": FORMAT_VERSION,
-                    "step": state.step,
-                    "world_size": self.rank.world,
-                    "config_digest": self.config_digest,
-                    "data_digest": self.data_digest,
-                    "precision": self.precision,
-                    "norms": norms,
-                    "probe_loss": probe_loss,
-                    "lr": self.schedule(state.step),
-                    "files": files,
-                }
-                write_atomic(temporary / MARKER, json.dumps(marker, indent=1))
-                self._publish(temporary, final)
-            except Exception as failure:  # whatever it is, the other ranks wait for the answer
-                error = CheckpointError(f"checkpoint {final} could not be completed: {failure}")
-        raise_together(error, doing="completing a checkpoint")
-        return final
+        tensors, header = self._copy.take(self.backend.slices())
+        step = state.step
+        marker = {
+            "format": FORMAT_VERSION,
+            "step": step,
+            "world_size": self.rank.world,
+            "config_digest": self.config_digest,
+            "data_digest": self.data_digest,
+            "precision": self.precision,
+            "probe_loss": probe_loss,
+            "lr": self.schedule(state),
+            "metrics": dict(metrics),
+        }
+        paths = temporary_path(self.folder, step), final_path(self.folder, step)
+        statistics = {name: tensor.cpu() for name, tensor in self.backend.statistics.read().items()}
+        save = self._save = Save(step, *paths, state.to_dict(), marker, statistics, began)
+        if not self._prepared(save.temporary, tensors):
+            return
+        save.start(partial(self._write_slices, save.temporary, tensors, header), saving.WRITING)
+        if not self.asynchronous:
+            self.wait()
 
-    def _prepare(self, temporary: Path, state_bytes: int) -> None:
+    def save(self, state: TrainState, metrics: Mapping[str, float] | None = None) -> Path:
+        """As ``start``, but the checkpoint is complete when it returns. Collective: yes."""
+        self.start(state, metrics)
+        self.wait()
+        return final_path(self.folder, state.step)
+
+    @property
+    def progress(self) -> int:
+        """How far this rank is with the save in flight: what it says at the boundary of a step."""
+        return saving.IDLE if self._save is None else self._save.progress
+
+    def advance(self, progress: list[float]) -> None:
+        """Goes on with the save in flight once every rank has done its part. Collective: where one is in flight.
+
+        Args:
+            progress: what every rank said at this boundary.
+        """
+        stage = saving.all_ranks_are(progress)
+        if self._save is None or stage in (saving.WRITING, saving.COMPLETING):
+            return
+        save, error = self._save, self._save.error
+        if stage == saving.FAILED:
+            self._succeeds(None if error is None else CheckpointError(str(error)), "writing a checkpoint")
+        elif stage == saving.WRITTEN:
+            records = gather_objects(save.result)
+            save.start(partial(self._complete, save, records) if self.rank.is_main else None, saving.COMPLETING)
+        elif stage == saving.COMPLETE:
+            self._save, self.failure = None, None
+            self.say(f"step {save.step}: saved {save.final} in {time.monotonic() - save.began:.2f} s")
+
+    def wait(self) -> None:
+        """Waits until no save is in flight. Collective: where one is. Raises: as ``start``."""
+        while self._save is not None:
+            self._save.join()
+            self.advance(gather_objects(self._save.progress))
+
+    def _prepared(self, temporary: Path, tensors: Mapping[str, Tensor]) -> bool:
+        """Makes the folder and looks whether there is space; False: the save was given up."""
+        needed = sum(gather_objects(sum(tensor.nbytes * _copies(key) for key, tensor in tensors.items())))
         error: CheckpointError | None = None
         if self.rank.is_main:
             try:
                 shutil.rmtree(temporary, ignore_errors=True)
                 (temporary / "slices").mkdir(parents=True)
-                free, needed = shutil.disk_usage(temporary).free, int(state_bytes * 1.5)
-                if free < needed:
-                    error = CheckpointError(
-                        f"no space for a checkpoint in {self.folder}: {needed / 2**30:.2f} GiB are needed, "
-                        f"{free / 2**30:.2f} GiB are free; free some, or lower checkpoint.keep_last"
-                    )
+                error = no_space(self.folder, needed, shutil.disk_usage(temporary).free)
             except OSError as failure:
                 error = CheckpointError(f"checkpoint folder {temporary} cannot be made: {failure}")
-        raise_together(error, doing="preparing a checkpoint")
+        return self._succeeds(error, "preparing a checkpoint")
 
-    def _write_rank_file(self, temporary: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> dict[str, Any]:
-        """Writes this rank's slices; returns every rank's file → size and hash. Collective: yes."""
-        name, error, record = rank_file(self.rank.rank), None, {}
+    def _succeeds(self, error: CheckpointError | None, doing: str) -> bool:
+        """Whether no rank has an error; otherwise gives the save up. Collective: yes."""
+        assert self._save is not None
+        save = self._save
+        try:
+            raise_together(error, doing=doing)
+            return True
+        except UserError as failure:
+            self._save, self.failure = None, str(failure)
+            if self.rank.is_main:  # what was written takes the space that the next try needs
+                shutil.rmtree(save.temporary, ignore_errors=True)
+            if self.stop_on_error:
+                raise
+            self.say(
+                f"step {save.step}: no checkpoint: {failure}; older ones are as they were, and the training goes on "
+                "(checkpoint.on_error: continue)"
+            )
+            return False
+
+    def _write_slices(self, temporary: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> dict[str, Any]:
+        """This rank's part, in the thread: its file; returns its record."""
+        name = rank_file(self.rank.rank)
         try:
             write_slices(temporary / name, tensors, header)
-            record = {name: seal(temporary / name)}
-        except Exception as failure:  # any failure must reach the other ranks, which wait
-            error = CheckpointError(f"rank {self.rank.rank} could not write {temporary / name}: {failure}")
-        raise_together(error, doing="writing a checkpoint")
-        return {name: entry for record in gather_objects(record) for name, entry in record.items()}
+            return {"files": {name: seal(temporary / name)}, "squares": squares_by_state(tensors)}
+        except Exception as failure:  # any failure must reach the other ranks at the next boundary
+            raise CheckpointError(
+                f"rank {self.rank.rank} on {self.rank.host} could not write {temporary / name}: {failure}"
+            ) from failure
 
-    def _write_shared_files(self, temporary: Path, state: TrainState) -> dict[str, Any]:
+    def _complete(self, save: Save, records: list[dict[str, Any]]) -> None:
+        """Rank 0's part, in the thread: plain weights, position, config, marker, name; then what need not stay goes."""
+        try:
+            files = {name: entry for record in records for name, entry in record["files"].items()}
+            files |= self._write_shared_files(save)
+            states = sorted({state for record in records for state in record["squares"]})
+            norms = {state: math.sqrt(sum(r["squares"].get(state, 0.0) for r in records)) for state in states}
+            write_atomic(save.temporary / MARKER, json.dumps({**save.marker, "norms": norms, "files": files}, indent=1))
+            publish(save.temporary, save.final)
+        except Exception as failure:
+            raise CheckpointError(f"checkpoint {save.final} could not be completed: {failure}") from failure
+        prune(self.folder, self.retention)
+
+    def _write_shared_files(self, save: Save) -> dict[str, Any]:
         """Plain weights, position and config; the weights are put together from the slices, with no collective."""
-        write_atomic(temporary / "state.json", json.dumps(state.to_dict(), indent=1))
-        write_atomic(temporary / "config.resolved.yaml", self.config_yaml)
-        reader = SliceReader(temporary, self.rank.world)
-        written = ["state.json", "config.resolved.yaml"]
+        folder = save.temporary
+        write_atomic(folder / STATE, json.dumps(save.state, indent=1))
+        write_atomic(folder / "config.resolved.yaml", self.config_yaml)
+        reader = SliceReader(folder, self.rank.world)
+        written = [STATE, "config.resolved.yaml"]
         for file, state_name in WEIGHTS.items():
             if state_name in reader.states():
                 names = reader.parameter_names()
                 tensors = {name: reader.full(state_name, name) for name in names}
-                self.write_weights(temporary / file, tensors | self.backend.statistics.read())
+                self.write_weights(folder / file, tensors | save.statistics)
                 written.append(file)
-        return {name: seal(temporary / name) for name in written}
+        return {name: seal(folder / name) for name in written}
 
-    def _publish(self, temporary: Path, final: Path) -> None:
-        sync(temporary / "slices")
-        sync(temporary)
-        if final.exists():  # the same step again, after a resume that went over it: the new one replaces it
-            _remove(final)
-        temporary.rename(final)
-        sync(self.folder)
-        for old in complete_checkpoints(self.folder)[self.keep_last :]:
-            _remove(old)
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Notes what was measured at a step, for ``keep_best``. Collective: yes, where that is set.
+
+        Returns:
+            True where a checkpoint of this step would be the best, and so should be saved.
+
+        Raises:
+            ConfigError: ``keep_best`` is none of the metrics.
+        """
+        best = self.retention.keep_best
+        if best is None:
+            return False
+        if best not in metrics:
+            raise ConfigError(f"checkpoint.keep_best: {best} was not measured; possible: {', '.join(sorted(metrics))}")
+        self._metrics = (step, metrics)
+        self.wait()
+        path = final_path(self.folder, step)
+        if self.rank.is_main and (path / MARKER).exists():  # the last step is saved before it is measured
+            marker = read_marker(path) | {"metrics": dict(metrics)}
+            write_atomic(path / MARKER, json.dumps(marker, indent=1))
+            prune(self.folder, self.retention)
+        return broadcast_object(self.rank.is_main and self.retention.improves(metrics, measured(self.folder)))
 
     def load(self, path: Path, marker: dict[str, Any]) -> TrainState:
         """Fills weights and optimiser from a checkpoint of any layout and proves that it worked. Collective: yes.
@@ -169,7 +270,7 @@ class Checkpointer:
             )
         held = self.backend.slices()
         try:
-            state = TrainState(**json.loads((path / "state.json").read_text()))
+            state = TrainState.of(read_state(path))
             load_into(held, SliceReader(path, marker["world_size"]))
             load_statistics(self.backend.statistics, path / PLAIN_WEIGHTS)
         except (CheckpointError, OSError, TypeError, ValueError) as failure:
@@ -191,6 +292,30 @@ class Checkpointer:
             raise CheckpointError(
                 f"{path}: the probe batch has loss {loss:.6f} after loading, {marker['probe_loss']:.6f} when saved"
             )
+
+
+def _copies(key: str) -> int:
+    """How often a slice's bytes are written: the weights also go into the plain files."""
+    return 2 if key.split(":", 1)[0] in (MASTER, EMA) else 1
+
+
+def no_space(folder: Path, needed_bytes: int, free_bytes: int) -> CheckpointError | None:
+    """The error of a disk that a checkpoint would fill, or None."""
+    if needed_bytes <= free_bytes:
+        return None
+    return CheckpointError(
+        f"no space for a checkpoint in {folder}: {needed_bytes / 2**30:.3f} GiB are needed, "
+        f"{free_bytes / 2**30:.3f} GiB are free; free some, or keep fewer (checkpoint.keep_last, checkpoint.keep_every)"
+    )
+
+
+def squares_by_state(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """State → sum of the squares of this rank's slices, in fp64."""
+    sums: dict[str, float] = {}
+    for key, tensor in tensors.items():
+        state = key.split(":", 1)[0]
+        sums[state] = sums.get(state, 0.0) + float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+    return sums
 
 
 def load_statistics(statistics: RunningStatistics, weights: Path) -> None:
@@ -215,96 +340,3 @@ def state_norms(held: list[HeldSlice]) -> dict[str, float]:
     device = held[0].states[MASTER].device if held else torch.device("cpu")
     local = torch.stack([squares.get(key, torch.zeros((), dtype=torch.float64)) for key in keys]).to(device)
     return dict(zip(keys, all_reduce_sum(local).sqrt().tolist(), strict=True))
-
-
-def seal(path: Path) -> dict[str, Any]:
-    """Makes a file durable and returns its size and hash."""
-    sync(path)
-    return {"bytes": path.stat().st_size, "blake2b": file_digest(path)}
-
-
-def _remove(path: Path) -> None:
-    """Removes a checkpoint so that a kill in between leaves nothing that looks complete."""
-    doomed = path.with_name(path.name + ".removing")
-    shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def clean(folder: Path) -> None:
-    """Removes what an interrupted save or removal left. Only the lock's owner calls it."""
-    for leftover in [*folder.glob("*.tmp"), *folder.glob("*.removing")]:
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders of a run, the newest first."""
-    return sorted((path for path in folder.glob("step-" + "[0-9]" * 8) if (path / MARKER).exists()), reverse=True)
-
-
-def newest_valid(source: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint whose files have the sizes and hashes of its marker; says which it passed over and why.
-
-    Args:
-        source: a folder of checkpoints, a run folder, or one checkpoint.
-    """
-    if (source / MARKER).exists():
-        candidates = [source]
-    else:
-        candidates = complete_checkpoints(source / "checkpoints" if (source / "checkpoints").is_dir() else source)
-    for path in candidates:
-        try:
-            marker = json.loads((path / MARKER).read_text())
-            if (problem := damage(path, marker)) is None:
-                return path, marker
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problem = f"its {MARKER} cannot be read ({error})"
-        say(f"checkpoint {path} is passed over: {problem}")
-    if candidates:
-        raise CheckpointError(
-            f"none of the {len(candidates)} checkpoints in {source} is whole: restore one from a copy, "
-            "or start again in a run folder with another name"
-        )
-    return None
-
-
-def damage(path: Path, marker: dict[str, Any]) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
-    if marker["format"] != FORMAT_VERSION:
-        raise CheckpointError(f"{path} has checkpoint format {marker['format']}; this version reads {FORMAT_VERSION}")
-    for name, entry in marker["files"].items():
-        file = path / name
-        if not file.exists():
-            return f"{name} is missing"
-        if file.stat().st_size != entry["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}"
-        if file_digest(file) != entry["blake2b"]:
-            return f"{name} does not have the hash that it was saved with"
-    return None
-
-
-def weights_file(source: Path, kind: Literal["raw", "ema"], say: Callable[[str], None] = print) -> Path:
-    """The plain weights that ``init.from`` or ``--from`` names.
-
-    Args:
-        source: a safetensors file, a checkpoint or a run folder.
-        kind: of a checkpoint or run, the trained weights or their Polyak average.
-        say: where a line for the user goes.
-
-    Raises:
-        CheckpointError: nothing of that kind is there.
-    """
-    if source.is_file():
-        return source
-    if not source.exists():
-        raise SetupError(f"{source} does not exist: give a run folder, a checkpoint or a safetensors file")
-    choice = newest_valid(source, say)
-    if choice is None:
-        raise CheckpointError(f"{source} holds no complete checkpoint: give a run folder, a checkpoint or a file")
-    wanted = {"raw": MASTER, "ema": EMA}[kind]
-    path = choice[0] / next(file for file, state in WEIGHTS.items() if state == wanted)
-    if not path.exists():
-        raise CheckpointError(
-            f"{choice[0]} has no Polyak average (its run had no optim.ema_decay): set init.weights: raw"
-        )
-    return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,7 +18,8 @@ from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine.backend import Backend, Update, square_sum
 from pretrain.engine.checkpoint import Checkpointer
 from pretrain.engine.clock import StepClock
-from pretrain.engine.run_folder import COMPLETE, FATAL, REQUEUE, Verdict
+from pretrain.engine.rollback import roll_back
+from pretrain.engine.run_folder import COMPLETE, FATAL, REQUEUE, RunFolder, Verdict
 from pretrain.engine.state import TrainState
 from pretrain.engine.stop import StopRequest
 from pretrain.telemetry.memory import memory_bytes
@@ -51,6 +52,7 @@ class Boundary:
     batch_digest: int
     bad_samples: int
     stop: bool
+    saving: list[float]
     times: OwnTimes
     memory_bytes: float | None
     weight_norm: float | None
@@ -63,18 +65,22 @@ class Trainer:
     Attributes:
         objective: (forward, inputs) → mean loss of a micro-batch.
         batches: position → the micro-batches of this rank from there on, without end.
-        schedule: step → learning rate.
-        evaluate: → metrics of all evaluation sets. Collective.
+        schedule: state → learning rate of its next update.
+        evaluate: → metrics of all evaluation sets, or None where a wish to stop came in between. Collective.
         seed_step: (step, micro_step) → reseeds element dropout.
+        num_steps: of the whole schedule.
         evaluate_every, save_every: steps between two, or None.
+        max_consecutive_skips: so many skipped updates in a row, and the run is rolled back.
+        max_rollbacks: after so many the run ends.
     """
 
     rank: Rank
     backend: Backend
     objective: Callable[[Callable[..., Tensor], Any], Tensor]
-    batches: Callable[[TrainState], Iterator[MicroBatch]]
-    schedule: Callable[[int], float]
-    evaluate: Callable[[], dict[str, float]]
+    folder: RunFolder
+    batches: Callable[[TrainState], Generator[MicroBatch, None, None]]
+    schedule: Callable[[TrainState], float]
+    evaluate: Callable[[], dict[str, float] | None]
     seed_step: Callable[[int, int], None]
     checkpointer: Checkpointer
     telemetry: Telemetry
@@ -87,32 +93,44 @@ class Trainer:
     evaluate_every: int | None
     save_every: int | None
     max_consecutive_skips: int
+    max_rollbacks: int
     clock: StepClock = field(init=False)
+
+    def last_step(self, state: TrainState) -> int:
+        """The step at which the run is done: ``num_steps``, unless the batch has changed on the way."""
+        return state.step + self.num_steps - state.progress(self.global_batch_size)
 
     def fit(self, state: TrainState) -> Verdict:
         """Trains from ``state`` to the end, or until a stop; every rank returns the same verdict. Collective: yes."""
-        batches = self.batches(state)
+        batches, last, bad_samples = self.batches(state), self.last_step(state), 0
         self.backend.train(True)
         self.clock = StepClock(self.device)
-        bad_samples = 0
-        while state.step < self.num_steps:
-            lr = self.schedule(state.step)
+        while state.step < last:
+            lr = self.schedule(state)
             loss, record = self.accumulate(state, batches)
             update = self.backend.step(lr)
             state = state.advance(batch_size=self.global_batch_size, applied=update.applied)
             boundary = self.meet(loss, record, measure=self.telemetry.is_due(state.step))
             bad_samples += boundary.bad_samples
             self.report(state, lr, update, boundary, bad_samples)
+            self.checkpointer.advance(boundary.saving)
             if state.skipped_in_a_row >= self.max_consecutive_skips:
-                return self._give_up(state)
-            if self.evaluate_every and state.step % self.evaluate_every == 0 and state.step < self.num_steps:
-                self.run_evaluation(state)
-            if boundary.stop or (self.save_every and state.step % self.save_every == 0) or state.step == self.num_steps:
+                self.watchdog.at("load", state.step)
+                rolled = roll_back(self.checkpointer, state, self.max_rollbacks, self.folder, self.telemetry)
+                if isinstance(rolled, Verdict):
+                    return rolled
+                batches.close()
+                state, batches = rolled, self.batches(rolled)
+                continue
+            stop, best = boundary.stop, False
+            if self.evaluate_every and state.step % self.evaluate_every == 0 and state.step < last and not stop:
+                stop, best = self.run_evaluation(state)
+            due = self.save_every and state.step % self.save_every == 0 and not state.skipped_in_a_row
+            if stop or best or due or state.step == last:
                 self.save(state)
-            if boundary.stop and state.step < self.num_steps:
-                return Verdict(REQUEUE, f"stopped on request ({self.stop_request.reason or 'by a peer'})", state.step)
-        self.run_evaluation(state)
-        return Verdict(COMPLETE, "all steps done", state.step)
+            if stop and state.step < last:
+                return self._stopped(state)
+        return self._finished(state)
 
     def accumulate(self, state: TrainState, batches: Iterator[MicroBatch]) -> tuple[Tensor, list[float]]:
         """Forward and backward over the micro-batches of one step.
@@ -139,20 +157,21 @@ class Trainer:
     def meet(self, loss: Tensor, record: list[float], *, measure: bool) -> Boundary:
         """The one collective and the one host read at the end of a step; ``measure`` adds what costs. Collective."""
         memory = memory_bytes(self.device) if measure else 0
-        wishes = [float(self.stop_request.check() is not None), *self.clock.take(), float(memory)]
+        wishes = [float(self.stop_request.check() is not None), float(self.checkpointer.progress)]
         weights = square_sum(self.backend.slices()) if measure else torch.zeros((), dtype=torch.float64)
-        own = torch.tensor([*record, *wishes], dtype=torch.float64).to(self.device)
+        own = torch.tensor([*record, *wishes, *self.clock.take(), float(memory)], dtype=torch.float64).to(self.device)
         own = torch.cat([loss.double().view(1), own, weights.to(self.device).view(1)])
         rows = [own]
         if is_distributed():
             rows = [torch.empty_like(own) for _ in range(dist.get_world_size())]
             dist.all_gather(rows, own)
-        losses, digests, bad, stop, waited, forward, memories, squares = torch.stack(rows).T.tolist()
+        losses, digests, bad, stop, saving, waited, forward, memories, squares = torch.stack(rows).T.tolist()
         return Boundary(
             loss=sum(losses) / len(losses),
             batch_digest=int(sum(digests)),
             bad_samples=int(sum(bad)),
             stop=any(stop),
+            saving=saving,
             times=OwnTimes(waited, forward),
             memory_bytes=max(memories) if measure else None,
             weight_norm=math.sqrt(sum(squares)) if measure else None,
@@ -177,30 +196,49 @@ class Trainer:
                 f"ranks ({state.skipped_in_a_row} in a row)"
             )
 
-    def run_evaluation(self, state: TrainState) -> None:
-        """Measures accuracy with dropout off. Collective: yes."""
+    def run_evaluation(self, state: TrainState) -> tuple[bool, bool]:
+        """Measures accuracy with dropout off. Collective: yes.
+
+        Returns:
+            whether a wish to stop cut it short, and whether these weights are the best so far (``keep_best``).
+        """
         started = time.monotonic()
         self.watchdog.at("evaluate", state.step)
         self.backend.train(False)
         values = self.evaluate()
         self.backend.train(True)
+        if values is None:
+            self.telemetry.reporter.say(f"step {state.step}: the evaluation was left for a wish to stop")
+            return True, False
         if values:
             self.telemetry.event("eval", state.step, {**values, "seconds": time.monotonic() - started})
             text = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if not name.endswith(UNSAID))
             self.telemetry.reporter.say(f"step {state.step}: {text}")
+        return False, self.checkpointer.evaluated(state.step, values)
 
     def save(self, state: TrainState) -> None:
-        """Writes a checkpoint. Collective: yes."""
+        """Begins a checkpoint; its event says how long the training stood still. Collective: yes."""
         started = time.monotonic()
         self.watchdog.at("save", state.step)
-        path = self.checkpointer.save(state)
+        self.checkpointer.start(state)
         self.backend.train(True)
         self.telemetry.event("save", state.step, {"seconds": time.monotonic() - started})
-        self.telemetry.reporter.say(f"step {state.step}: saved {path}")
 
-    def _give_up(self, state: TrainState) -> Verdict:
-        reason = (
-            f"{state.skipped_in_a_row} updates in a row had a loss or gradient that was not finite; the last good "
-            "state is in the newest checkpoint: lower optim.lr, set optim.clip_grad, or look at the data"
-        )
-        return Verdict(FATAL, reason, state.step)
+    def _stopped(self, state: TrainState) -> Verdict:
+        """The verdict of a run that was asked to stop; the checkpoint is on the disk. Collective: yes."""
+        self.checkpointer.wait()
+        reason = f"stopped on request ({self.stop_request.reason or 'by a peer'})"
+        if self.checkpointer.failure is not None:
+            reason += f"; its checkpoint failed, an older one is the newest: {self.checkpointer.failure}"
+        return Verdict(REQUEUE, reason, state.step)
+
+    def _finished(self, state: TrainState) -> Verdict:
+        """The last evaluation, while the last checkpoint is being written, and the verdict. Collective: yes."""
+        cut_short, _ = self.run_evaluation(state)
+        self.watchdog.at("save", state.step)
+        self.checkpointer.wait()
+        if self.checkpointer.failure is not None:
+            return Verdict(FATAL, f"all steps done, but they are not saved: {self.checkpointer.failure}", state.step)
+        if cut_short:
+            return self._stopped(state)
+        return Verdict(COMPLETE, "all steps done", state.step)

@@ -8,47 +8,67 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pretrain.config.changes import changes, refuse_changes
+from pretrain.config.changes import Change, changes, refuse_changes
+from pretrain.config.duration import Duration
 from pretrain.config.loader import Resolved, load_experiment
+from pretrain.config.schema.experiment import Experiment
 from pretrain.distributed.collectives import broadcast_object, raise_together
 from pretrain.distributed.rank import Rank
-from pretrain.engine.checkpoint import clean, newest_valid
+from pretrain.engine.checkpoint_folder import clean, newest_valid, read_state
+from pretrain.engine.history import record
 from pretrain.engine.loop import Trainer
 from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.state import TrainState
 from pretrain.errors import CheckpointError, ConfigError, UserError
 
 # What decides which samples a position stands for.
-STREAM_KEYS = (
-    "seed",
-    "global_batch_size",
-    "data.num_samples",
-    "data.lanes",
-    "data.shuffle_window",
-    "data.subset",
-    "data.mixture",
-)
+STREAM_KEYS = ("seed", "data.num_samples", "data.lanes", "data.shuffle_window", "data.subset", "data.mixture")
+_STREAM_PREFIXES = tuple(f"{key}." for key in STREAM_KEYS)
+COOLDOWN_KEYS = ("duration", "optim.schedule.cooldown")
+SCHEDULES_TO_COOL = ("constant", "rsqrt")  # those whose curve does not depend on the length of the run
+Lanes = Callable[[Experiment], int]
 
 
 @dataclass(frozen=True)
 class Start:
-    """A checkpoint to go on from."""
+    """A checkpoint to go on from.
+
+    Attributes:
+        path, marker: the checkpoint.
+        is_fork: it is another run's.
+        changed: what decides the result and differs from the saved run.
+        num_steps: length of a fork that cools down; None: as configured.
+    """
 
     path: Path
     marker: dict[str, Any]
     is_fork: bool
+    changed: tuple[Change, ...] = ()
+    num_steps: int | None = None
 
     @property
     def step(self) -> int:
         return int(self.marker["step"])
 
 
-def choose_start(resolved: Resolved, folder: RunFolder, rank: Rank, say: Callable[[str], None]) -> Start | None:
+def choose_start(
+    resolved: Resolved, folder: RunFolder, rank: Rank, say: Callable[[str], None], lanes_of: Lanes
+) -> tuple[Resolved, Start | None]:
     """Rank 0 chooses what to go on from and every rank gets its answer; None: start at step 0. Collective: yes.
+
+    Args:
+        resolved: the settings.
+        folder: of the run.
+        rank: this process.
+        say: where a line for the user goes.
+        lanes_of: the lanes that ``data.lanes`` means.
+
+    Returns:
+        the settings that the run goes on with (a cooldown fixes its length), and the start.
 
     Raises:
         CheckpointError: there are checkpoints but none is whole, or ``resume.from`` has none.
@@ -60,50 +80,125 @@ def choose_start(resolved: Resolved, folder: RunFolder, rank: Rank, say: Callabl
         try:
             clean(folder.checkpoints)
             start = _find(resolved, folder, say)
+            if start is not None:
+                start = _accept_changes(resolved, start, lanes_of, say)
         except UserError as found:
             error = found
     raise_together(error, doing="choosing where to start")
-    return broadcast_object(start)
+    start = broadcast_object(start)
+    return (resolved if start is None else _cooling_down(resolved, start.num_steps)), start
 
 
 def _find(resolved: Resolved, folder: RunFolder, say: Callable[[str], None]) -> Start | None:
     source = resolved.experiment.resume.from_
     if (own := newest_valid(folder.checkpoints, say)) is not None:
-        start = Start(*own, is_fork=False)
-        say(f"resuming {folder.path} from {start.path}, its newest complete checkpoint")
-    elif source is not None:
+        say(f"resuming {folder.path} from {own[0]}, its newest complete checkpoint")
+        return Start(*own, is_fork=False)
+    if source is not None:
         if not Path(source).exists() or (parent := newest_valid(Path(source), say)) is None:
             raise CheckpointError(
                 f"resume.from: {source} holds no complete checkpoint: give a run folder or one of its checkpoints"
             )
-        start = Start(*parent, is_fork=True)
-        say(f"forking from {start.path}: weights, optimiser and stream go on in {folder.path}")
-    else:
-        given = resolved.experiment.init.from_
-        say(f"no checkpoint in {folder.path}: starting from {given if given is not None else 'the seed'}")
-        return None
+        say(f"forking from {parent[0]}: weights, optimiser and stream go on in {folder.path}")
+        return Start(*parent, is_fork=True)
+    given = resolved.experiment.init.from_
+    say(f"no checkpoint in {folder.path}: starting from {given if given is not None else 'the seed'}")
+    return None
+
+
+def _accept_changes(resolved: Resolved, start: Start, lanes_of: Lanes, say: Callable[[str], None]) -> Start:
+    """The start with what changes at it. Raises: ConfigError where a change is not allowed."""
     saved = load_experiment(start.path / "config.resolved.yaml")
     allowed = resolved.experiment.resume.allow_changes
-    found = refuse_changes(changes(saved.to_dict(), resolved.to_dict()), allowed)
-    if any(change.key == key or change.key.startswith(f"{key}.") for change in found for key in STREAM_KEYS):
-        raise ConfigError(
-            f"{', '.join(STREAM_KEYS)} cannot change in a resume or a fork: the order of the samples would be another "
-            "one from here on; start a new run from the weights with init.from"
-        )
-    for change in found:
+    if resolved.experiment.resume.cooldown is not None:
+        start = replace(start, num_steps=_cooldown_end(resolved.experiment, saved.experiment, start))
+        allowed = (*allowed, *COOLDOWN_KEYS) if start.is_fork else allowed
+    resolved = _cooling_down(resolved, start.num_steps)
+    before, after = (_with_lanes(each, lanes_of) for each in (saved, resolved))
+    found = changes(before, after)
+    _refuse_another_order([change for change in found if f"{change.key}.".startswith(_STREAM_PREFIXES)], found)
+    for change in refuse_changes(found, allowed):
         say(f"changed from step {start.step} on: {change}")
-    return start
+    return replace(start, changed=tuple(found))
+
+
+def _refuse_another_order(stream: list[Change], found: list[Change]) -> None:
+    if not stream:
+        return
+    remedy = "go back to the saved settings, or start a new run from the weights with init.from"
+    if any(change.key == "global_batch_size" for change in found) and stream[-1].key == "data.lanes":
+        remedy = f"a changed batch keeps its place with the lanes of before: data.lanes={stream[-1].old}"
+    raise ConfigError(
+        f"{', '.join(map(str, stream))}: {', '.join(STREAM_KEYS)} cannot change in a resume or a fork, since the "
+        f"order of the samples would be another one from here on; {remedy}"
+    )
+
+
+def _with_lanes(resolved: Resolved, lanes_of: Lanes) -> dict[str, Any]:
+    """The settings with what ``data.lanes: auto`` means, which a changed batch may leave as it is."""
+    settings = resolved.to_dict()
+    return settings | {"data": settings["data"] | {"lanes": lanes_of(resolved.experiment)}}
+
+
+def _cooldown_end(experiment: Experiment, saved: Experiment, start: Start) -> int:
+    """The step on the schedule at which a fork with ``resume.cooldown`` ends."""
+    if not start.is_fork:
+        if saved.resume.cooldown is None:
+            raise ConfigError(
+                "resume.cooldown begins a fork, but this folder has a run of its own: choose another name"
+            )
+        return saved.num_steps
+    name, cooldown = experiment.optim.schedule.name, experiment.resume.cooldown
+    if name not in SCHEDULES_TO_COOL or saved.optim.schedule.cooldown.value:
+        found = saved.optim.schedule
+        raise ConfigError(
+            f"resume.cooldown needs a trunk with optim.schedule.name {' or '.join(SCHEDULES_TO_COOL)} and no cooldown "
+            f"of its own; {start.path} has {found.name} with a cooldown of {found.cooldown}"
+        )
+    assert cooldown is not None
+    trained = TrainState.of(read_state(start.path)).progress(experiment.global_batch_size)
+    return trained + experiment.steps(cooldown)
+
+
+def _cooling_down(resolved: Resolved, num_steps: int | None) -> Resolved:
+    """The settings of a run that ends at this step with ``resume.cooldown``; None: as they are."""
+    if num_steps is None:
+        return resolved
+    experiment = resolved.experiment
+    schedule = experiment.optim.schedule.model_copy(update={"cooldown": experiment.resume.cooldown})
+    optim = experiment.optim.model_copy(update={"schedule": schedule})
+    cooled = experiment.model_copy(update={"duration": Duration(num_steps, "steps"), "optim": optim})
+    provenance = resolved.provenance | dict.fromkeys(COOLDOWN_KEYS, "resume.cooldown")
+    return Resolved(cooled, provenance, resolved.path)
 
 
 def load_start(trainer: Trainer, start: Start | None, say: Callable[[str], None]) -> TrainState:
     """Loads the chosen checkpoint into the trainer and proves that it worked. Collective: yes."""
     if start is None:
+        _record(trainer, "start", 0)
         return TrainState()
     trainer.watchdog.at("load", start.step)
     loaded = trainer.checkpointer.load(start.path, start.marker)
-    lr, saved = trainer.schedule(loaded.step), float(start.marker["lr"])
-    if not math.isclose(lr, saved, rel_tol=1e-9, abs_tol=1e-15):
+    ranks = start.marker["world_size"]
+    _record(trainer, "fork" if start.is_fork else "resume", loaded.step, checkpoint=str(start.path), written_by=ranks)
+    lr, saved = trainer.schedule(loaded), float(start.marker["lr"])
+    jumps = not math.isclose(lr, saved, rel_tol=1e-9, abs_tol=1e-15)
+    if jumps:
         say(f"the learning rate at step {loaded.step} is {lr:.6g} now, it was {saved:.6g}")
+    if start.changed or jumps:
+        settings = [{"key": change.key, "old": change.old, "new": change.new} for change in start.changed]
+        _record(trainer, "change", loaded.step, settings=settings, lr=[saved, lr])
+    if any(change.key == "global_batch_size" for change in start.changed):
+        say(
+            f"{loaded.samples_seen} samples were seen; they count as {loaded.progress(trainer.global_batch_size)} of "
+            f"{trainer.num_steps} steps of {trainer.global_batch_size}, so the run ends at step "
+            f"{trainer.last_step(loaded)}"
+        )
     trainer.telemetry.event("resume", loaded.step, {"samples": loaded.position})
-    say(f"step {loaded.step}: loaded {start.path}, written by {start.marker['world_size']} ranks; verified")
+    say(f"step {loaded.step}: loaded {start.path}, written by {ranks} ranks; verified")
     return loaded
+
+
+def _record(trainer: Trainer, kind: str, step: int, **details: Any) -> None:
+    if trainer.rank.is_main:
+        record(trainer.folder.history, kind, step, world_size=trainer.rank.world, **details)

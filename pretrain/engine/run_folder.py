@@ -48,6 +48,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
+        self.history = path / "history.jsonl"
         self.log = path / "log.txt"
         self.config = path / "config.resolved.yaml"
         self.environment = path / "environment.json"

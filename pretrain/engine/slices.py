@@ -27,22 +27,42 @@ def rank_file(rank: int) -> str:
     return f"slices/rank-{rank:05d}.safetensors"
 
 
-def snapshot(held: Iterable[HeldSlice]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Copies this rank's owned slices to host memory.
+class HostCopy:
+    """Host memory for what one rank writes; made at the first save and used again.
 
-    Returns:
-        (key → 1-D tensor of the state's own type, header) as ``write_slices`` takes them.
+    It is pinned where it takes from a GPU, so that the copies run at the bus's speed and wait for each other once.
     """
-    tensors: dict[str, Tensor] = {}
-    places: dict[str, dict] = {}
-    for piece in held:
-        if piece.owned[1] <= piece.owned[0]:
-            continue
-        for state, view in piece.owned_states().items():
-            key = f"{state}:{piece.name}"
-            tensors[key] = view.detach().to("cpu", copy=True)
-            places[key] = {"offset": piece.owned[0], "shape": piece.shape}
-    return tensors, {"slices": json.dumps(places)}
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, held: Iterable[HeldSlice]) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Copies this rank's owned slices. What an earlier call returned is overwritten.
+
+        Returns:
+            (key → 1-D tensor of the state's own type, header) as ``write_slices`` takes them.
+        """
+        tensors: dict[str, Tensor] = {}
+        places: dict[str, dict] = {}
+        on_gpu = False
+        for piece in held:
+            if piece.owned[1] <= piece.owned[0]:
+                continue
+            for state, view in piece.owned_states().items():
+                key = f"{state}:{piece.name}"
+                tensors[key] = self._buffer(key, view).copy_(view.detach(), non_blocking=True)
+                places[key] = {"offset": piece.owned[0], "shape": piece.shape}
+                on_gpu |= view.is_cuda
+        if on_gpu:
+            torch.cuda.current_stream().synchronize()
+        return tensors, {"slices": json.dumps(places)}
+
+    def _buffer(self, key: str, view: Tensor) -> Tensor:
+        buffer = self._buffers.get(key)
+        if buffer is None or (buffer.shape, buffer.dtype) != (view.shape, view.dtype):
+            buffer = torch.empty(view.shape, dtype=view.dtype, pin_memory=view.is_cuda)
+            self._buffers[key] = buffer
+        return buffer
 
 
 def write_slices(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:

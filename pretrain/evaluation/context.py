@@ -16,6 +16,7 @@ from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
 from pretrain.data.sources import open_packed
 from pretrain.data.stream import EvalStream
+from pretrain.evaluation.interrupt import InterruptibleStream
 
 # Source: google-research/big_vision, evaluators/common_fewshot.py: resize(256) of both sides, central_crop(224); and
 # its `resize`, which is bilinear without antialias.
@@ -34,6 +35,7 @@ class Context:
         forward: normalised images → logits (B, K); calls ``model``.
         to_images: uint8 images on the device → normalised floats.
         say: one line for the user.
+        wants_stop: whether this rank was asked to stop; looked at between batches.
     """
 
     experiment: Experiment
@@ -44,6 +46,7 @@ class Context:
     forward: Callable[[Tensor], Tensor]
     to_images: Callable[[Tensor], Tensor]
     say: Callable[[str], None]
+    wants_stop: Callable[[], bool] = lambda: False
 
     def stream(
         self, config: EvaluationSetConfig, shards: str, sample_ids: NDArray[np.int64] | None = None
@@ -53,7 +56,7 @@ class Context:
         Raises:
             DataError: the shards are missing, or labelled otherwise than the training set where that matters.
         """
-        return EvalStream(
+        return InterruptibleStream(
             self.experiment,
             shards,
             self.rank,
@@ -62,6 +65,8 @@ class Context:
             sample_ids=sample_ids,
             transform=self.transform(config),
             any_classes=config.has_own_classes,
+            wants_stop=self.wants_stop,
+            device=self.device,
         )
 
     def transform(self, config: EvaluationSetConfig) -> EvalTransformConfig:

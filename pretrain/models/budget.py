@@ -9,8 +9,8 @@ import importlib.util
 from typing import Any
 
 from pretrain.config.schema.model import ModelConfig
-from pretrain.models import cost
-from pretrain.models.cost import MemoryBytes
+from pretrain.models import cost, zero_memory
+from pretrain.models.zero_memory import Footprint, MemoryBytes, Precision
 
 
 def can_tell(model: ModelConfig) -> bool:
@@ -32,9 +32,14 @@ def num_parameters(model: ModelConfig, num_classes: int, *, with_head: bool = Tr
     return _source(model).num_parameters(model, num_classes, with_head=with_head)
 
 
-def forward_macs(model: ModelConfig, num_classes: int) -> int:
+def forward_macs(model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:
     """Multiply-adds of one image's forward pass; see ``cost.forward_macs``."""
-    return _source(model).forward_macs(model, num_classes)
+    return _source(model).forward_macs(model, num_classes, with_head=with_head)
+
+
+def recomputed_macs(model: ModelConfig, checkpointing: str) -> int:
+    """Multiply-adds of one image that the backward pass does again."""
+    return _source(model).recomputed_macs(model, checkpointing)
 
 
 def training_flops(model: ModelConfig, num_classes: int, num_images: float) -> float:
@@ -42,6 +47,14 @@ def training_flops(model: ModelConfig, num_classes: int, num_images: float) -> f
     return num_images * 3 * 2 * forward_macs(model, num_classes)
 
 
-def memory_bytes(model: ModelConfig, num_classes: int, **settings: Any) -> MemoryBytes:
-    """Bytes on one device while training; see ``cost.memory_bytes``."""
-    return _source(model).memory_bytes(model, num_classes, **settings)
+def footprint(model: ModelConfig, num_classes: int, *, precision: Precision, checkpointing: str = "none") -> Footprint:
+    """What of the model decides its memory."""
+    return _source(model).footprint(model, num_classes, precision=precision, checkpointing=checkpointing)
+
+
+def memory_bytes(
+    model: ModelConfig, num_classes: int, *, precision: Precision, checkpointing: str = "none", **settings: Any
+) -> MemoryBytes:
+    """Bytes on one device while training; ``settings`` as ``zero_memory.memory_bytes`` takes them."""
+    found = footprint(model, num_classes, precision=precision, checkpointing=checkpointing)
+    return zero_memory.memory_bytes(found, precision=precision, **settings)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from pretrain.config.schema.model import ModelConfig
 from pretrain.models.variants import (
@@ -20,13 +19,12 @@ from pretrain.models.variants import (
     representation_size,
     resolve,
 )
+from pretrain.models.zero_memory import WEIGHT_BYTES, Footprint, Precision
 
-Precision = Literal["fp32", "bf16", "autocast"]
 Checkpointing = str  # a policy of cluster.activation_checkpointing: none, full, selective, every_2, every_3, …
 
 _FP32 = 4
 _COMPUTE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "autocast": 2}  # of what matmuls read
-_WEIGHT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "autocast": 4}  # of the residual stream too
 
 
 def num_parameters(model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:
@@ -35,10 +33,11 @@ def num_parameters(model: ModelConfig, num_classes: int, *, with_head: bool = Tr
     return sum(math.prod(shape) for name, shape in shapes.items() if with_head or not is_head_tensor(name))
 
 
-def forward_macs(model: ModelConfig, num_classes: int) -> int:
+def forward_macs(model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:
     """Multiply-adds of the matrix products in one image's forward pass, attention included.
 
-    Norms, softmax, GELU and additions are left out, as in every published GMAC figure.
+    Without the head its tanh layer does not count either. Norms, softmax, GELU and additions are left out, as in every
+    published GMAC figure.
     """
     shape, hidden = resolve(model), representation_size(model)
     tokens, width = shape.num_tokens, shape.embed_dim
@@ -52,7 +51,8 @@ def forward_macs(model: ModelConfig, num_classes: int) -> int:
         keys = shape.num_patches * 2 * width * (width + 1)  # k and v of each patch, logits and weighted sum
         pool = keys + 2 * width * width + 2 * width * shape.mlp_dim
     head = width * hidden + hidden * num_classes if hidden else width * num_classes
-    return embed + shape.depth * (dense + attention) + pool + head * (2 if model.distilled else 1)
+    body = embed + shape.depth * (dense + attention) + pool
+    return body + head * (2 if model.distilled else 1) if with_head else body
 
 
 def training_flops(model: ModelConfig, num_classes: int, num_images: float) -> float:
@@ -166,7 +166,7 @@ def _halved(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _residual_bytes(shape: ViTShape, precision: Precision) -> int:
-    return shape.num_tokens * shape.embed_dim * _WEIGHT_BYTES[precision]
+    return shape.num_tokens * shape.embed_dim * WEIGHT_BYTES[precision]
 
 
 def _block_bytes(shape: ViTShape, model: ModelConfig, precision: Precision) -> int:
@@ -252,69 +252,16 @@ def _stem_bytes(shape: ViTShape, precision: Precision) -> int:
     return elements * _COMPUTE_BYTES[precision] + 8 * STEM_WIDTH * math.prod(pooled)
 
 
-@dataclass(frozen=True)
-class MemoryBytes:
-    """Bytes on one device. What is held all the time, and what only one phase of a step holds."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-    update: int
-
-    @property
-    def peak(self) -> int:
-        """The most that is held at once: activations are gone when the optimiser updates."""
-        return self.weights + self.gradients + self.optimizer + max(self.activations, self.update)
-
-
-def memory_bytes(
-    model: ModelConfig,
-    num_classes: int,
-    *,
-    precision: Precision,
-    zero_stage: int,
-    num_devices: int,
-    micro_batch_size: int,
-    checkpointing: Checkpointing = "none",
-    num_optimizer_states: float = 2,
-) -> MemoryBytes:
-    """Bytes on one device while training.
-
-    Assumed (p parameters over R devices; a share is p / R from the ZeRO stage that cuts it, else p):
-      weights: 2 p in bf16, 4 p in fp32 and autocast; stage 3 holds its share and two whole blocks (one in use, one
-        prefetched). Autocast's bf16 copies (2 p) and bf16's fp32 copy of the head live with the activations.
-      gradients: in the weights' type; a share from stage 2 on.
-      optimizer: ``num_optimizer_states`` (AdamW 2, SGD with momentum 1, a Polyak average 1 more) × 4 p, and from
-        stage 1 on the fp32 master weights, 4 p, which DeepSpeed also keeps when the weights are fp32; a share from
-        stage 1 on.
-      update: the fp32 copy of the owned gradients (stage ≥ 1) and one temporary of torch's optimiser, 4 p each.
-      activations: ``activation_bytes`` and ``working_bytes`` of the micro-batch.
-    Not counted: communication buckets, the allocator's fragmentation, the CUDA context (together about 2 GiB).
-
-    Args:
-        model: the architecture.
-        num_classes: K, the width of the head.
-        precision: as in the experiment.
-        zero_stage: 0 to 3; 0 also stands for DDP.
-        num_devices: R, over which ZeRO shards.
-        micro_batch_size: images per device in one forward and backward pass.
-        checkpointing: full keeps each block's input only.
-        num_optimizer_states: fp32 numbers that are kept per parameter (a bf16 one is half): moments, Polyak average.
-    """
-    parameters = num_parameters(model, num_classes)
-    share = {stage: -(-parameters // num_devices) if zero_stage >= stage else parameters for stage in (1, 2, 3)}
-    weight_bytes = _WEIGHT_BYTES[precision]
-    gathered = 2 * _block_parameters(resolve(model)) if zero_stage == 3 else 0
-    sharded = zero_stage >= 1
-    kept = activation_bytes(model, num_classes, precision=precision, checkpointing=checkpointing)
-    working = working_bytes(model, precision=precision, checkpointing=checkpointing)
-    return MemoryBytes(
-        weights=weight_bytes * min(parameters, share[3] + gathered),
-        gradients=weight_bytes * share[2],
-        optimizer=int(_FP32 * share[1] * (num_optimizer_states + sharded)),
-        activations=micro_batch_size * (kept + working) + _cast_bytes(model, num_classes, precision),
-        update=_FP32 * share[1] * (1 + sharded),
+def footprint(
+    model: ModelConfig, num_classes: int, *, precision: Precision, checkpointing: Checkpointing = "none"
+) -> Footprint:
+    """What of the model decides its memory; bf16's fp32 copy of the head and autocast's bf16 copies are its copies."""
+    return Footprint(
+        parameters=num_parameters(model, num_classes),
+        largest_unit=_block_parameters(resolve(model)),
+        kept=activation_bytes(model, num_classes, precision=precision, checkpointing=checkpointing),
+        working=working_bytes(model, precision=precision, checkpointing=checkpointing),
+        copies=_cast_bytes(model, num_classes, precision),
     )
 
 

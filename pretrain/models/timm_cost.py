@@ -18,10 +18,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config.schema.model import ModelConfig
-from pretrain.models.cost import MemoryBytes, Precision
 from pretrain.models.timm_backbone import build_timm, head_tensors
+from pretrain.models.zero_memory import Footprint, Precision
 
-_FP32 = 4
 _CHANNELS = 3
 
 
@@ -56,9 +55,13 @@ def _forward_flops(key: str, num_classes: int) -> int:
     return counter.get_total_flops()
 
 
-def forward_macs(model: ModelConfig, num_classes: int) -> int:
+def forward_macs(model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:
     """Multiply-adds of the matrix products and convolutions in one image's forward pass, attention included."""
-    return _forward_flops(model.model_dump_json(), num_classes) // 2
+    key = model.model_dump_json()
+    macs = _forward_flops(key, num_classes) // 2
+    if with_head:
+        return macs
+    return macs - num_classes * (_forward_flops(key, num_classes + 1) // 2 - macs)  # a class costs what one more does
 
 
 def activation_bytes(model: ModelConfig, num_classes: int, *, precision: Precision, checkpointing: str = "none") -> int:
@@ -119,33 +122,21 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-def memory_bytes(
-    model: ModelConfig,
-    num_classes: int,
-    *,
-    precision: Precision,
-    zero_stage: int,
-    num_devices: int,
-    micro_batch_size: int,
-    checkpointing: str = "none",
-    num_optimizer_states: float = 2,
-) -> MemoryBytes:
-    """Bytes on one device while training: arguments and assumptions as ``cost.memory_bytes``.
-
-    Differs: stage 3 holds its share and twice the largest layer.
-    """
+def footprint(model: ModelConfig, num_classes: int, *, precision: Precision, checkpointing: str = "none") -> Footprint:
+    """What of the model decides its memory; what the backward pass works with is among what is kept."""
     parameters, _, largest = _sizes(model.model_dump_json(), num_classes)
-    share = {stage: -(-parameters // num_devices) if zero_stage >= stage else parameters for stage in (1, 2, 3)}
-    weight_bytes, sharded = 2 if precision == "bf16" else 4, zero_stage >= 1
-    gathered = 2 * largest if zero_stage == 3 else 0
-    kept = activation_bytes(model, num_classes, precision=precision, checkpointing=checkpointing)
-    return MemoryBytes(
-        weights=weight_bytes * min(parameters, share[3] + gathered),
-        gradients=weight_bytes * share[2],
-        optimizer=int(_FP32 * share[1] * (num_optimizer_states + sharded)),
-        activations=micro_batch_size * kept + (2 * parameters if precision == "autocast" else 0),
-        update=_FP32 * share[1] * (1 + sharded),
+    return Footprint(
+        parameters=parameters,
+        largest_unit=largest,
+        kept=activation_bytes(model, num_classes, precision=precision, checkpointing=checkpointing),
+        working=0,
+        copies=2 * parameters if precision == "autocast" else 0,
     )
+
+
+def recomputed_macs(model: ModelConfig, checkpointing: str) -> int:
+    """Multiply-adds of one image that the backward pass does again: with ``full`` about a forward pass."""
+    return forward_macs(model, 1) if checkpointing == "full" else 0
 
 
 def meta_model(model: ModelConfig, num_classes: int) -> nn.Module:

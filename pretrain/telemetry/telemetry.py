@@ -12,6 +12,9 @@ from pretrain.telemetry.console import Reporter
 from pretrain.telemetry.metrics import checked
 from pretrain.telemetry.sinks import Sink
 
+SLOW_RATIO = 1.5  # a rank is slow whose own time is so many times the median rank's,
+SLOW_SHARE = 0.1  # and if that costs this share of a step
+
 
 class OwnTimes(NamedTuple):
     """Seconds that each rank spent by itself in a step: one entry per rank."""
@@ -65,6 +68,7 @@ class Telemetry:
     def __init__(self, sinks: Sequence[Sink], reporter: Reporter, *, log_every: int, work: Work) -> None:
         self.reporter = reporter
         self._sinks, self._log_every, self._work = list(sinks), log_every, work
+        self._named: int | None = None
         self._mark()
 
     def _mark(self) -> None:
@@ -97,7 +101,19 @@ class Telemetry:
         if self.is_due(step):
             progress = {"epoch": position / self._work.num_samples, "samples": position}
             self._write("train", step, {**values, **speed, **progress})
+            self._name_slow_rank(step, int(speed["slowest_rank"]), speed["step_s"])
             self._mark()
+
+    def _name_slow_rank(self, step: int, rank: int, step_s: float) -> None:
+        """Says once which rank the others wait for, until another one is or none."""
+        own, typical = self._own[rank] / self._steps, statistics.median(self._own) / self._steps
+        is_slow = own > SLOW_RATIO * typical and own - typical > SLOW_SHARE * step_s
+        if is_slow and rank != self._named:
+            self.reporter.say(
+                f"step {step}: rank {rank} is slow: {own:.3f} s of its own in a step (data and forward pass), the "
+                f"median rank {typical:.3f} s; heartbeats/rank-{rank:05d}.json names its host"
+            )
+        self._named = rank if is_slow else None
 
     def _speed(self) -> dict[str, float]:
         elapsed = time.monotonic() - self._since

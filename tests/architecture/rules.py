@@ -14,12 +14,11 @@ from typing import NamedTuple
 Tree = Mapping[str, str]
 
 # Leaf modules, that every room may import.
-LEAVES = frozenset({"pretrain.devices", "pretrain.errors", "pretrain.files", "pretrain.seeds"})
+LEAVES = frozenset({"pretrain.errors", "pretrain.files", "pretrain.seeds"})
 EVERYTHING = "pretrain"
 
 # Module or room → the modules and rooms that it may import. The longest prefix that fits a module decides.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "pretrain.devices": (),
     "pretrain.errors": (),
     "pretrain.files": (),
     "pretrain.seeds": (),
@@ -65,6 +64,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "botocore": ("pretrain.data.s3_transport",),
     "rich": ("pretrain.telemetry", "pipelines"),
     "wandb": ("pretrain.telemetry",),
+    "matplotlib": ("pipelines.drawing", "pipelines.figures"),
     "sklearn": ("pipelines.sources", "pretrain.evaluation.logistic"),
     "cv2": ("pretrain.data", "pipelines.sources", "pipelines.packing"),
     "PIL": ("pretrain.data", "pipelines.sources", "pipelines.packing"),
@@ -78,7 +78,6 @@ HEAVY = frozenset(
 )
 LIGHT = (
     "pretrain",
-    "pretrain.devices",
     "pretrain.errors",
     "pretrain.files",
     "pretrain.seeds",
@@ -91,9 +90,12 @@ LIGHT = (
     "pretrain.engine.run_folder",
     "pretrain.models.cost",
     "pretrain.models.variants",
+    "pretrain.models.zero_memory",
     "pretrain.run",
     "pipelines",
     "pipelines.__main__",
+    "pipelines.plan",
+    "pipelines.planning",
     "pipelines.chain",
     "pipelines.run_record",
     "pipelines.status",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config.schema.experiment import Experiment
-from pretrain.engine.checkpoint import newest_valid
+from pretrain.engine.checkpoint_folder import newest_valid
 from pretrain.engine.slices import SliceReader
 from pretrain.models.init import init_weights
 from pretrain.models.zoo import build_model

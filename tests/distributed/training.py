@@ -19,7 +19,9 @@ from pretrain.config.schema.experiment import Experiment
 from pretrain.distributed.rank import detect
 from pretrain.engine.backend import Backend, Update
 from pretrain.engine.backends import build_backend
-from pretrain.engine.checkpoint import Checkpointer, newest_valid
+from pretrain.engine.checkpoint import Checkpointer
+from pretrain.engine.checkpoint_folder import newest_valid
+from pretrain.engine.retention import Retention
 from pretrain.engine.state import TrainState
 from pretrain.models.interop import WeightsMetadata, load_weights, save_weights
 from pretrain.models.layers.drop_path import drop_path_scales
@@ -162,8 +164,9 @@ def checkpointer(
 
     return Checkpointer(
         folder=folder, rank=detect(), backend=backend, write_weights=write_weights, probe=probe, config_yaml="",
-        config_digest="", data_digest="", precision=config.precision, schedule=build_schedule(config), keep_last=2,
-        say=print,
+        config_digest="", data_digest="", precision=config.precision,
+        schedule=lambda state: build_schedule(config)(state.step), retention=Retention(keep_last=2),
+        asynchronous=False, stop_on_error=True, say=print,
     )  # fmt: skip
 
 

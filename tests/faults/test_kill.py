@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
+from pretrain.engine.checkpoint_folder import newest_valid
 from pretrain.telemetry.sinks import read_metrics
 from tests.command import Commands, kill_tree
+from tests.faults.test_stop import ranks_of
 from tests.integration.small_run import curve, pretrain, verdict
 
 STEPS = 12
@@ -103,3 +107,18 @@ def test_a_damaged_checkpoint_is_passed_over(command: Commands, straight: Path, 
     refused = command.run(*words)
     assert refused.returncode == 2 and "is whole: restore one from a copy" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_killed_on_one_rank(command: Commands, digits: None, tmp_path: Path) -> None:
+    """The launcher ends the others at once; no verdict is left, so a job script starts it again."""
+    run = tmp_path / "run"
+    process = command.start(*pretrain("torchrun", tmp_path, "duration=5000 steps", "checkpoint.every=4 steps"))
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints/step-00000004").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(ranks_of("pretrain/run.py", tmp_path)[-1], signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode != 0 and not (run / "exit.json").exists()
+    assert ranks_of("pretrain/run.py", tmp_path) == []
+    assert newest_valid(run, print) is not None

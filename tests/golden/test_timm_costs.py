@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pretrain.config.schema.model import ModelConfig
 from pretrain.models import budget, cost, timm_cost
+from pretrain.models.zero_memory import MemoryBytes, Precision
 from pretrain.models.zoo import build_model
 from tests.unit.models.test_zoo_timm import config
 
@@ -55,9 +58,9 @@ def test_checkpointing_and_bf16_need_less(family: str) -> None:
 def test_memory_of_a_device() -> None:
     model, total = config("pvt_v2"), sum(p.numel() for p in build_model(config("pvt_v2"), 5).parameters())
 
-    def held(stage: int, precision: str = "fp32", micro: int = 4) -> cost.MemoryBytes:
-        settings = {"zero_stage": stage, "num_devices": 2, "micro_batch_size": micro, "precision": precision}
-        return budget.memory_bytes(model, 5, **settings)
+    def held(stage: int, precision: Precision = "fp32", micro: int = 4) -> MemoryBytes:
+        settings: dict[str, Any] = {"zero_stage": stage, "num_devices": 2, "micro_batch_size": micro}
+        return budget.memory_bytes(model, 5, precision=precision, **settings)
 
     assert held(0).weights == held(0).gradients == 4 * total and held(0).optimizer == 8 * total
     assert held(1).optimizer == 12 * -(-total // 2) and held(2).gradients == 4 * -(-total // 2)

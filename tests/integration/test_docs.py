@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.command import ROOT, Commands
+from tests.unit.pipelines.run_folders import write_run
+from tests.unit.pipelines.test_collect import write_sweep
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Shown but not run here: what they do is named.
@@ -55,8 +57,8 @@ def test_command_of_the_docs(command: Commands, digits: None, tmp_path: Path, pa
         arguments = parts[3:]
         if arguments[0] == "demo":
             return  # make demo; tests/integration/test_demo.py runs it
-        if "--out" in arguments:
-            arguments[arguments.index("--out") + 1] = str(tmp_path / "out")
+        for place in (index for index, word in enumerate(arguments) if word == "--out"):
+            arguments[place + 1] = str(tmp_path / Path(arguments[place + 1]).name)
         if arguments[0] == "chain":
             (tmp_path / "site.sh").touch()
             command.run("python", *parts[1:], env={"SITE_FILE": str(tmp_path / "site.sh")}, check=True)
@@ -64,8 +66,22 @@ def test_command_of_the_docs(command: Commands, digits: None, tmp_path: Path, pa
         if arguments[0] == "status":
             arguments[1] = str(tmp_path)
             (tmp_path / "exit.json").write_text('{"outcome": "complete"}')
-        if arguments[0] == "export":
-            arguments[1] = str(_weights(tmp_path / "weights.safetensors"))
+        if arguments[0] in ("report", "watch"):
+            runs = [word for word in arguments if word.startswith("runs")]
+            for run in runs:
+                arguments[arguments.index(run)] = str(write_run(tmp_path / run.replace("/", "_")))
+        if arguments[0] == "doctor":
+            done = command.run("python", "-m", "pipelines", *arguments, timeout_s=300)
+            assert (done.returncode in (0, 1, 2) and " green, " in done.stdout + done.stderr) or "--json" in arguments
+            return
+        if arguments[0] in ("figures", "average", "evaluate", "export", "predict"):
+            weights = str(_weights(tmp_path / "weights.safetensors"))
+            arguments = [weights if word.startswith("runs/") else word for word in arguments]
+        if arguments[0] == "collect":
+            write_sweep(tmp_path, "cifar10", [0.99, 0.98])
+            arguments[1] = str(tmp_path)
+        if "photo.jpg" in arguments:
+            arguments[arguments.index("photo.jpg")] = str(next(_pictures(tmp_path / "pictures").rglob("*.png")))
         sources = [part for part in arguments if part.startswith("/path/to/")]
         for source in sources:
             folder = _pictures(tmp_path / "pictures")
@@ -83,8 +99,8 @@ def _weights(path: Path) -> Path:
     from pretrain.models.interop import WeightsMetadata, save_weights
 
     model = ModelConfig(variant="mu/8", img_size=32)
-    about = WeightsMetadata.of(model, 3, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), eval_transform=EvalTransformConfig())
-    save_weights(path, initial_state(model, 3, seed=0), about)
+    about = WeightsMetadata.of(model, 5, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), eval_transform=EvalTransformConfig())
+    save_weights(path, initial_state(model, 5, seed=0), about)
     return path
 
 

@@ -141,7 +141,9 @@ class Cluster:
         done = subprocess.run(
             [str(word) for word in words],
             cwd=ROOT,
-            env=clean_environment(SLURM_CONF=str(self.configuration), SITE_FILE=str(self.site), **(env or {})),
+            env=clean_environment(
+                **{"SLURM_CONF": str(self.configuration), "SITE_FILE": str(self.site), **(env or {})}
+            ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -172,17 +174,25 @@ class Cluster:
             lambda: record if (record := self.show(job))["JobState"] in FINISHED else None,
             f"job {job} to end",
             job,
-            timeout_s,
+            timeout_s=timeout_s,
         )
 
-    def until(self, happened: Callable[[], T | None], what: str, job: str = "", timeout_s: float = 300) -> T:
+    def until(
+        self,
+        happened: Callable[[], T | None],
+        what: str,
+        job: str = "",
+        *,
+        timeout_s: float = 300,
+        every_s: float = POLL_S,
+    ) -> T:
         """Polls until ``happened`` returns something true; fails with the job's log."""
         deadline = time.monotonic() + timeout_s
         while not (result := happened()):
             if time.monotonic() > deadline:
                 state = self.run("scontrol", "show", "job", job, check=False).stdout if job else ""
                 raise AssertionError(f"waited {timeout_s} s for {what}\n{state}\n{self.log(job)[-6000:]}")
-            time.sleep(POLL_S)
+            time.sleep(every_s)
         return result
 
     def cancel_all(self) -> None:

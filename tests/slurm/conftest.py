@@ -18,14 +18,14 @@ from tests.slurm.cluster import Cluster, missing
 
 __all__ = ["digits"]
 
-STEPS = 24
+STEPS = 48
 TINY = [
     "model.variant=mu/2",
     f"duration={STEPS} steps",
     "optim.lr=1e-3",
     "optim.schedule.warmup=3 steps",
     "evaluation.every=null",
-    "checkpoint.every=4 steps",
+    "checkpoint.every=8 steps",
     "telemetry.log_every=1",
     "telemetry.tensorboard=false",
     "cluster.num_workers=0",
@@ -108,11 +108,11 @@ def rank_pids(folder: Path) -> list[int]:
 @contextmanager
 def frozen(cluster: Cluster, job: str, folder: Path, ranks: int, at_step: int) -> Iterator[list[int]]:
     """Stops the ranks' time as soon as they have done ``at_step`` steps: what follows finds them in the middle."""
-    cluster.until(lambda: reached(folder / "run", at_step), f"step {at_step}", job)
-    pids = rank_pids(folder)
+    pids = cluster.until(lambda: found if len(found := rank_pids(folder)) == ranks else None, f"{ranks} ranks", job)
+    cluster.until(lambda: reached(folder / "run", at_step), f"step {at_step}", job, every_s=0.02)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    assert len(pids) == ranks, f"found {pids}: the run has ended before it could be stopped"
+    assert not reached(folder / "run", STEPS), "the run has ended before it could be stopped: give it more steps"
     try:
         yield pids
     finally:

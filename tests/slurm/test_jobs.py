@@ -105,7 +105,7 @@ def test_a_dead_rank_ends_the_step_and_the_job_goes_on(cluster: Cluster, straigh
         assert time.monotonic() - killed < 30
     assert ended(cluster, job) == ("COMPLETED", "0:0", "1"), cluster.log(job)
     assert "no verdict\nrequeued" in cluster.log(job) and "start 2: 2 ranks" in cluster.log(job)
-    assert min(read_metrics(tmp_path / "run/metrics.jsonl", "resume")) == 8
+    assert min(read_metrics(tmp_path / "run/metrics.jsonl", "resume")) in range(8, STEPS, 8)
     assert_as_straight(tmp_path / "run", straight)
 
 

@@ -20,8 +20,8 @@ install() {
         printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy" && made_policy=1
     fi
     export DEBIAN_FRONTEND=noninteractive
-    apt-get install -qq -y --no-install-recommends "${packages[@]}" >/dev/null 2>&1 ||
-        { apt-get update -qq && apt-get install -qq -y --no-install-recommends "${packages[@]}" >/dev/null; }
+    apt-get install -o DPkg::Lock::Timeout=120 -qq -y --no-install-recommends "${packages[@]}" >/dev/null 2>&1 ||
+        { apt-get update -qq && apt-get install -o DPkg::Lock::Timeout=120 -qq -y --no-install-recommends "${packages[@]}" >/dev/null; }
     mapfile -t installed < <(dpkg-query -W -f '${Package}\n' | sort | comm -13 "$before" -)
     rm -f "$before"
     [ -n "${made_policy:-}" ] && rm -f "$policy"
@@ -31,7 +31,7 @@ install() {
 purge() {
     if [ "${#installed[@]}" != 0 ] && [ -z "${KEEP_SLURM:-}" ]; then
         echo "slurm: removing what was installed for the tests (KEEP_SLURM=1 keeps it): ${installed[*]}"
-        apt-get purge -qq -y "${installed[@]}" >/dev/null 2>&1
+        apt-get purge -o DPkg::Lock::Timeout=120 -qq -y "${installed[@]}" >/dev/null 2>&1
         rm -rf "${new_folders[@]}" # what the purge leaves, such as munge's key
     fi
 }

@@ -15,6 +15,7 @@ from pretrain.config.schema.evaluation import EvaluationConfig
 from pretrain.config.schema.model import ModelConfig
 from pretrain.config.schema.objective import NUM_COLOURS, ObjectiveConfig
 from pretrain.config.schema.optim import OptimConfig
+from pretrain.config.schema.sweep import SweepConfig
 from pretrain.config.schema.telemetry import GuardConfig, TelemetryConfig
 
 FORMAT_VERSION = 1
@@ -53,6 +54,9 @@ class Experiment(Strict):
     guard: GuardConfig = Field(default_factory=GuardConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    sweep: SweepConfig | None = Field(
+        default=None, description="Read by pipelines sweep; a single run trains with the settings beside it."
+    )
 
     @model_validator(mode="after")
     def _objective_fits_model(self) -> Experiment:
@@ -75,6 +79,18 @@ class Experiment(Strict):
             raise ValueError(f"cluster.activation_checkpointing: {policy} needs model.name: vit; use none or full")
         if self.model.is_timm and self.cluster.compile:
             raise ValueError("cluster.compile: true needs model.name: vit, whose blocks are compiled one by one")
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoints_are_kept(self) -> Experiment:
+        config = self.checkpoint
+        if config.keep_every is not None and self.steps(config.keep_every) % max(1, self.steps(config.every)):
+            raise ValueError(
+                f"checkpoint.keep_every: {config.keep_every} are {self.steps(config.keep_every)} steps, no multiple of "
+                f"checkpoint.every, {self.steps(config.every)} steps: there would be no checkpoint to keep"
+            )
+        if config.keep_best is not None and (self.evaluation.every is None or not self.evaluation.sets):
+            raise ValueError("checkpoint.keep_best needs evaluation.every and evaluation.sets: nothing is measured")
         return self
 
     @model_validator(mode="after")

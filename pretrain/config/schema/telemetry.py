@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,7 +12,14 @@ from pretrain.config.schema.base import PositiveFloat, PositiveInt, Strict
 class GuardConfig(Strict):
     """What happens when a loss or a gradient is not finite: the update is skipped on all ranks and counted."""
 
-    max_consecutive_skips: PositiveInt = Field(default=20, description="So many skipped updates in a row end the run.")
+    max_consecutive_skips: PositiveInt = Field(
+        default=20,
+        description="After so many skipped updates in a row the run goes back to the last good checkpoint and past the "
+        "samples that were drawn since then.",
+    )
+    max_rollbacks: Annotated[int, Field(ge=0)] = Field(
+        default=2, description="So many times in a run at most; the next time ends it. 0: the first time ends it."
+    )
 
 
 class WandbConfig(Strict):
@@ -35,5 +42,5 @@ class TelemetryConfig(Strict):
     peak_tflops: PositiveFloat | None = Field(
         default=None,
         description="TFLOP/s of one device at best in this precision, for MFU; null: by the device's name, where known "
-        "(pretrain/devices.py).",
+        "(configs/devices.yaml).",
     )

@@ -54,6 +54,20 @@ class Attention(nn.Module):
             bias: what all layers add to the logits, (1, A, T, T), or None.
             rotary: cosines and sines (2, T, E) that turn queries and keys, or None.
         """
+        q, k, v, bias = self._project(x, bias, rotary)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+        return self.proj_drop(self.proj(mixed.transpose(1, 2).reshape(x.shape)))
+
+    def weights(self, x: Tensor, bias: Tensor | None = None, rotary: Tensor | None = None) -> Tensor:
+        """How much each token (rows) takes from each token, which ``forward`` never has in memory: (B, A, T, T)."""
+        q, k, _, bias = self._project(x, bias, rotary)
+        logits = q.float() @ k.float().transpose(-2, -1) / q.shape[-1] ** 0.5
+        return (logits if bias is None else logits + bias.float()).softmax(dim=-1)
+
+    def _project(
+        self, x: Tensor, bias: Tensor | None, rotary: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries, keys and values, each (B, A, T, E), and what is added to the logits."""
         images, tokens, width = x.shape
         qkv = self.qkv(x).reshape(images, tokens, 3, self.num_heads, width // self.num_heads)
         q, k, v = qkv.unbind(2)  # each (B, T, A, E), in whose order attention's output needs no copy
@@ -62,5 +76,4 @@ class Attention(nn.Module):
             q, k = rotate(q, rotary), rotate(k, rotary)
         if self.rel_pos is not None:
             bias = self.rel_pos(q)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
-        return self.proj_drop(self.proj(mixed.transpose(1, 2).reshape(images, tokens, width)))
+        return q, k, v, bias

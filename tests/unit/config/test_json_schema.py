@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,11 @@ def test_the_schema_is_a_schema(name: str) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_config_names_its_schema_and_fits_it(file: str) -> None:
-    name = {"configs/cluster": "cluster", "configs/chains": "chain"}.get(file.rpartition("/")[0], "experiment")
+    kinds = {"configs/cluster": "cluster", "configs/chains": "chain", "configs": "devices"}
+    name = kinds.get(file.rpartition("/")[0], "experiment")
     text = (ROOT / file).read_text()
-    assert text.splitlines()[0] == f"# yaml-language-server: $schema=../schema/{name}.schema.json"
+    folder = os.path.relpath("configs/schema", os.path.dirname(file))
+    assert text.splitlines()[0] == f"# yaml-language-server: $schema={folder}/{name}.schema.json"
     validator(name).validate(yaml.safe_load(text))
 
 

@@ -300,7 +300,10 @@ def test_the_resolved_yaml_loads_back_to_an_equal_experiment(write: Write, overr
 def test_the_resolved_yaml_is_complete(write: Write) -> None:
     resolved = load_experiment(write(MINIMAL))
     settings = resolved.to_dict()
-    assert settings["optim"]["betas"] == [0.9, 0.999] and settings["guard"] == {"max_consecutive_skips": 20}
+    assert settings["optim"]["betas"] == [0.9, 0.999] and settings["guard"] == {
+        "max_consecutive_skips": 20,
+        "max_rollbacks": 2,
+    }
     assert "momentum" not in settings["optim"], "an AdamW run has no momentum to speak of"
     assert set(resolved.provenance) >= {"optim.betas", "guard.max_consecutive_skips", "cluster.zero_stage"}
 

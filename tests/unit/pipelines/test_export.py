@@ -12,7 +12,7 @@ import torch
 from pipelines.__main__ import main
 from pipelines.exporting import verification
 from pretrain.config.schema.data import EvalTransformConfig
-from pretrain.engine.checkpoint import FORMAT_VERSION, seal
+from pretrain.engine.checkpoint_folder import FORMAT_VERSION, seal
 from pretrain.errors import CheckpointError
 from pretrain.models.exchange.formats import load_any
 from pretrain.models.interop import WeightsMetadata, save_weights

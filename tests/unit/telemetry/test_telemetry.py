@@ -162,3 +162,16 @@ def test_the_docs_show_the_registry() -> None:
     assert markdown(TRAIN) in page and markdown(EVENTS) in page, (
         "python -m pretrain.telemetry.metrics prints the tables"
     )
+
+
+def test_a_slow_rank_is_named_once(clock: list[float]) -> None:
+    """And again only when it is another one, or after it had recovered."""
+    text = io.StringIO()
+    watched = make(Lines(), file=text)
+    fast, slow = [0.1] * 4, [0.1, 0.1, 0.1, 0.4]
+    for step, own in enumerate([fast, fast, slow, slow, slow, slow, fast, fast, slow, slow], start=1):
+        clock[0] += max(own)
+        watched.step(step, 64 * step, VALUES, OwnTimes([0.0] * 4, own))
+    said = [line for line in text.getvalue().splitlines() if "is slow" in line]
+    assert [line.split(":")[0] for line in said] == ["step 4", "step 10"]
+    assert "rank 3 is slow: 0.400 s of its own" in said[0] and "rank-00003.json" in said[0]

@@ -1,0 +1,246 @@
+"""What the engine costs: our loop over the bare DeepSpeed loop, a checkpoint, and a resume, in one run.
+
+    python -m benchmarks.engine                                        # one rank on this machine's device
+    torchrun --nproc_per_node 2 benchmarks/engine.py --zero-stage 2    # several
+
+Both loops train the same model on the same batch with the same DeepSpeed config and take turns in rounds; a step is
+timed from one batch asked for to the next, and the median of all counts. Ours does all that a run does: the meeting of
+the ranks, the guard, metrics.jsonl, the watchdog. Ends with one line of JSON: ``overhead`` is our step over theirs,
+``checkpoint_stall_sync_s`` and ``checkpoint_stall_async_s`` how long the training stands still for a save, and
+``resume_s`` how long a checkpoint takes to be checked, loaded and verified.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # a launcher puts this file's folder first on the path; the project's root belongs there
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+from torch import Tensor
+
+from pretrain.build import schedule_of
+from pretrain.config.schema.experiment import Experiment
+from pretrain.distributed import startup
+from pretrain.distributed.collectives import broadcast_object
+from pretrain.distributed.rank import Rank, detect
+from pretrain.distributed.watchdog import Watchdog
+from pretrain.engine.backend import Backend
+from pretrain.engine.backends import build_backend
+from pretrain.engine.checkpoint import Checkpointer
+from pretrain.engine.checkpoint_folder import newest_valid
+from pretrain.engine.loop import Trainer
+from pretrain.engine.retention import Retention
+from pretrain.engine.run_folder import RunFolder
+from pretrain.engine.state import TrainState
+from pretrain.engine.stop import StopRequest
+from pretrain.models.interop import WeightsMetadata, save_weights
+from pretrain.models.zoo import build_model, init_weights
+from pretrain.objectives.registry import Context, build_objective
+from pretrain.telemetry.console import Reporter
+from pretrain.telemetry.sinks import JsonlSink
+from pretrain.telemetry.telemetry import Telemetry, Work
+
+HALF = (0.5, 0.5, 0.5)
+CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A micro-batch as an objective takes it."""
+
+    images: Tensor
+    labels: Tensor
+    drop_path: Tensor | None = None
+    targets: Tensor | None = None
+    slots: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch as the loop takes it."""
+
+    inputs: Inputs
+    digest: int = 0
+    num_bad: int = 0
+
+
+def experiment_of(options: argparse.Namespace, world: int) -> Experiment:
+    """The settings of both loops."""
+    return Experiment.model_validate(
+        {
+            "name": "engine",
+            "duration": f"{options.steps} steps",
+            "global_batch_size": options.batch * world,
+            "precision": options.precision,
+            "model": {"variant": options.variant, "img_size": options.img_size, "head_init": "normal"},
+            "data": {"shards": "none", "num_samples": 1_000_000, "num_classes": CLASSES},
+            "optim": {"lr": 1e-4, "weight_decay": 0.1, "clip_grad": 1.0, "schedule": {"name": "constant"}},
+            "cluster": {"zero_stage": options.zero_stage, "micro_batch_size": options.batch},
+        }
+    )
+
+
+class Marks:
+    """The same batch again and again, and when each was asked for."""
+
+    def __init__(self, batch: Batch, steps: int, device: torch.device) -> None:
+        self.batch, self.steps, self.device = batch, steps, device
+        self.seconds: list[float] = []
+
+    def __call__(self, state: TrainState | None = None) -> Generator[Batch, None, None]:
+        """One round; the last step has no successor and is not timed."""
+        before = None
+        for _ in range(self.steps):
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            now = time.perf_counter()
+            if before is not None:
+                self.seconds.append(now - before)
+            before = now
+            yield self.batch
+
+
+def bare_round(backend: Any, objective: Any, batches: Iterator[Batch]) -> None:
+    """What DeepSpeed's documentation shows: forward, backward, step."""
+    engine = backend._engine
+    for batch in batches:
+        loss = objective(engine, batch.inputs)
+        engine.backward(loss)
+        engine.step()
+
+
+def build_ours(
+    experiment: Experiment, rank: Rank, device: torch.device, backend: Backend, marks: Marks, folder: RunFolder
+) -> Trainer:
+    """A trainer as ``pretrain.build`` makes it, but on one batch that is there already."""
+    objective = build_objective(experiment.objective, CLASSES, Context(seed=0, mean=HALF, std=HALF))
+
+    @torch.no_grad()
+    def probe() -> float:
+        backend.train(False)
+        loss = float(objective(backend.forward, marks.batch.inputs))
+        backend.train(True)
+        return loss
+
+    about = WeightsMetadata.of(experiment.model, CLASSES, HALF, HALF)
+    reporter = Reporter(False)
+    reporter.start("engine", marks.steps, 0)
+    checkpointer = Checkpointer(
+        folder=folder.checkpoints, rank=rank, backend=backend,
+        write_weights=lambda path, tensors: save_weights(path, tensors, about),
+        probe=probe, config_yaml="", config_digest="", data_digest="", precision=experiment.precision,
+        schedule=schedule_of(experiment), retention=Retention(1), asynchronous=True, stop_on_error=True,
+        say=reporter.say,
+    )  # fmt: skip
+    work = Work(batch_size=experiment.global_batch_size, world=rank.world, num_samples=1_000_000)
+    sinks = [JsonlSink(folder.metrics)] if rank.is_main else []
+    return Trainer(
+        rank=rank, backend=backend, folder=folder, objective=objective, batches=marks, schedule=schedule_of(experiment),
+        evaluate=dict, seed_step=lambda step, micro_step: None, checkpointer=checkpointer,
+        telemetry=Telemetry(sinks, reporter, log_every=10, work=work), stop_request=StopRequest(), device=device,
+        watchdog=Watchdog(folder.heartbeats, rank.rank, rank.host, {}).start(), num_steps=marks.steps,
+        global_batch_size=experiment.global_batch_size, accumulation_steps=1, evaluate_every=None, save_every=None,
+        max_consecutive_skips=20, max_rollbacks=0,
+    )  # fmt: skip
+
+
+def time_saves(trainer: Trainer, repeats: int) -> dict[str, float]:
+    """Median seconds that the training stands still, and that a save takes in all."""
+    stalls: dict[bool, list[float]] = {False: [], True: []}
+    whole: list[float] = []
+    for index in range(repeats):
+        for asynchronous in (False, True):
+            trainer.checkpointer.asynchronous = asynchronous
+            began = time.perf_counter()
+            trainer.save(TrainState(step=index + 1))
+            stalls[asynchronous].append(time.perf_counter() - began)
+            trainer.checkpointer.wait()
+            whole.append(time.perf_counter() - began)
+    return {
+        "checkpoint_stall_sync_s": statistics.median(stalls[False]),
+        "checkpoint_stall_async_s": statistics.median(stalls[True]),
+        "checkpoint_write_s": statistics.median(whole),
+    }
+
+
+def time_resume(trainer: Trainer, repeats: int) -> float:
+    """Median seconds from the choice of a checkpoint (its hashes) to the verified state."""
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        found = newest_valid(trainer.checkpointer.folder, print)
+        assert found is not None
+        trainer.checkpointer.load(*found)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def run(options: argparse.Namespace, rank: Rank, device: torch.device, base: Path) -> dict[str, Any]:
+    """Both loops in turns, then saves and resumes of ours."""
+    experiment = experiment_of(options, rank.world)
+    images = torch.randn(options.batch, 3, options.img_size, options.img_size, device=device)
+    labels = torch.randint(CLASSES, (options.batch, 1), device=device)
+    batch = Batch(Inputs(images, labels, slots=torch.arange(options.batch)))
+    backends = []
+    for _ in range(2):
+        model = build_model(experiment.model, CLASSES)
+        init_weights(model, 0)
+        backends.append(build_backend(experiment, model, rank, device, "deepspeed", (options.batch, 1)))
+    folder = RunFolder(base / "run")
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    ours_marks, bare_marks = (Marks(batch, options.steps, device) for _ in range(2))
+    trainer = build_ours(experiment, rank, device, backends[0], ours_marks, folder)
+    for index in range(options.rounds + 1):
+        bare_round(backends[1], trainer.objective, bare_marks())
+        trainer.fit(TrainState())
+        if index == 0:  # warm-up
+            ours_marks.seconds.clear()
+            bare_marks.seconds.clear()
+    ours, bare = statistics.median(ours_marks.seconds), statistics.median(bare_marks.seconds)
+    report = {"step_s": ours, "bare_step_s": bare, "overhead": ours / bare, "steps_timed": len(ours_marks.seconds)}
+    report |= time_saves(trainer, options.rounds)
+    report["resume_s"] = time_resume(trainer, options.rounds)
+    state_bytes = sum(view.nbytes for piece in backends[0].slices() for view in piece.owned_states().values())
+    trainer.watchdog.stop()
+    return report | {"state_mib_per_rank": state_bytes / 2**20}
+
+
+def main() -> None:
+    """Prints one line of JSON on rank 0."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", default="S/16")
+    parser.add_argument("--img-size", type=int, default=None, help="96 on a CPU, 224 on a GPU")
+    parser.add_argument("--batch", type=int, default=None, help="images per rank and step: 8 on a CPU, 128 on a GPU")
+    parser.add_argument("--precision", default=None, help="fp32 on a CPU, bf16 on a GPU")
+    parser.add_argument("--zero-stage", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=8, help="in a round of each loop")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    rank = detect()
+    device = startup.start(rank, timeout_s=600)
+    on_gpu = device.type == "cuda"
+    options.img_size = options.img_size or (224 if on_gpu else 96)
+    options.batch = options.batch or (128 if on_gpu else 8)
+    options.precision = options.precision or ("bf16" if on_gpu else "fp32")
+    with tempfile.TemporaryDirectory() as own:
+        report = run(options, rank, device, Path(broadcast_object(own)))
+    if rank.is_main:
+        print(json.dumps({"benchmark": "engine", **vars(options), "device": device.type, "world": rank.world} | report))
+    startup.leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""``python -m pipelines average``: the mean of several trained weights, as one file (a uniform model soup).
+
+Source: Wortsman et al. 2022, "Model soups", section 2 (uniform soup); Izmailov et al. 2018 for checkpoints of one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pretrain.errors import CheckpointError, ConfigError
+
+EXAMPLES = """\
+examples:
+  python -m pipelines average runs/a/seed0 runs/a/seed1 runs/a/seed2 --out soups/a.safetensors
+  python -m pipelines average runs/l16/checkpoints/step-* --out soups/l16_last.safetensors
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the stage; see ``--help``."""
+    args = _parser().parse_args(argv)
+    if len(args.sources) < 2:
+        raise ConfigError("average: name at least two runs, checkpoints or weights files")
+    if args.out.suffix != ".safetensors":
+        raise ConfigError(f"--out {args.out}: a weights file is written; its name must end in .safetensors")
+    if args.out.exists():
+        raise ConfigError(f"--out {args.out} exists; choose another name, or remove it")
+    num_parameters = average(args)
+    print(f"{args.out}: the mean of {len(args.sources)} weights, {num_parameters:,} parameters")
+    return 0
+
+
+def average(args: argparse.Namespace) -> int:
+    """Writes the file; one source is in memory at a time, beside the sum. Returns the number of parameters.
+
+    Raises:
+        CheckpointError: weights that cannot be read, or of different models, classes or transforms.
+    """
+    import torch
+
+    from pipelines.weights import load_source
+    from pretrain.models.interop import save_weights
+
+    total, about, first = {}, None, args.sources[0]
+    for source in args.sources:
+        state, metadata = load_source(source, args.weights, lambda line: print(line, file=sys.stderr))
+        if about is not None and metadata != about:
+            differing = next(
+                name for name in type(about).model_fields if getattr(about, name) != getattr(metadata, name)
+            )
+            raise CheckpointError(
+                f"{source}: its {differing} is {getattr(metadata, differing)}, that of {first} is "
+                f"{getattr(about, differing)}; only weights of one model on one set of classes have a mean"
+            )
+        about = metadata
+        for name, tensor in state.items():  # in double precision, so that the order of the sources does not matter
+            total[name] = tensor.double() + total.get(name, 0.0)
+    assert about is not None
+    kinds = {name: tensor.dtype for name, tensor in state.items()}
+    mean = {name: tensor / len(args.sources) for name, tensor in total.items()}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    kept = {
+        name: tensor.to(torch.float32 if kinds[name].is_floating_point else kinds[name])
+        for name, tensor in mean.items()
+    }
+    save_weights(args.out, kept, about)
+    return sum(tensor.numel() for tensor in kept.values())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines average",
+        description="Averages trained weights of one architecture.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sources", nargs="+", type=Path, metavar="RUN_OR_WEIGHTS", help="two or more")
+    parser.add_argument("--out", required=True, type=Path, help="the .safetensors file to make")
+    parser.add_argument("--weights", choices=("raw", "ema"), default="raw", help="of runs: trained, or their average")
+    return parser

@@ -1,0 +1,137 @@
+"""What a model said of every image of a packed split, each image once on any number of ranks.
+
+Legend: N images · K classes · M most labels of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.classifier import Classifier
+from pretrain.data.batch import Batch
+from pretrain.data.dataset import EvalDataset, Failure
+from pretrain.data.index import ShardTable
+from pretrain.data.processes import loader
+from pretrain.distributed.collectives import gather_objects
+from pretrain.distributed.rank import Rank
+from pretrain.errors import DataError
+
+TOP = 5
+PREFETCH = 2
+MAX_SCORES_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Arrays with a row per image, in the set's order.
+
+    Attributes:
+        sample_ids: int64 (N,).
+        labels: int64 (N, M), padded with -1.
+        best: int64 (N, min(5, K)), the most probable classes, the best first.
+        confidence: float32 (N,), the probability of the best one.
+        scores: float32 (N, K) of every class, or (N, 0) where they were not kept.
+    """
+
+    sample_ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    best: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+    @property
+    def hits(self) -> NDArray[np.bool_]:
+        """(N,), True = the best class is among the image's labels."""
+        return (self.best[:, :1] == self.labels).any(1)
+
+    @property
+    def hits_in_best(self) -> NDArray[np.bool_]:
+        """(N,), True = one of the best five classes is among the image's labels."""
+        return (self.best[:, :, None] == self.labels[:, None, :]).any((1, 2))
+
+    def select(self, rows: NDArray[np.bool_]) -> Outcomes:
+        """Only some images."""
+        return Outcomes(**{item.name: getattr(self, item.name)[rows] for item in fields(self)})
+
+
+def outcomes_of(
+    classifier: Classifier,
+    table: ShardTable,
+    rank: Rank,
+    *,
+    columns: NDArray[np.int64] | None = None,
+    keep_scores: bool = False,
+    micro_batch_size: int = 64,
+    num_workers: int = 2,
+    show: Callable[[int], None] = lambda done: None,
+) -> tuple[Outcomes, int]:
+    """Looks at every image of a set. Collective: yes; every rank returns all of it.
+
+    Args:
+        classifier: the model.
+        table: the set.
+        rank: this process; rank r takes the images i ≡ r.
+        columns: int64 (K,), the model's output that stands for each class of the set; None: output k is class k.
+        keep_scores: keep every probability, which mean average precision needs.
+        micro_batch_size: images in one forward pass.
+        num_workers: data processes.
+        show: called with the number of images that this rank is done with.
+
+    Returns:
+        The outcomes, and the number of images that could not be read (they are left out).
+
+    Raises:
+        DataError: a shard cannot be read, or the scores do not fit into memory.
+    """
+    num_classes = table.num_classes
+    if keep_scores and (needed := 4 * table.num_samples * num_classes) > MAX_SCORES_BYTES:
+        raise DataError(
+            f"{table.folder}: the scores of {table.num_samples:,} images × {num_classes:,} classes need "
+            f"{needed / 2**30:.1f} GiB, the limit is {MAX_SCORES_BYTES >> 30}; evaluate a smaller set"
+        )
+    chosen = None if columns is None else torch.from_numpy(columns).to(classifier.device)
+    dataset = EvalDataset(
+        table,
+        classifier.transform,
+        rank=rank.rank,
+        world=rank.world,
+        micro_batch_size=micro_batch_size,
+        num_samples=table.num_samples,
+    )
+    parts: list[list[NDArray[np.generic]]] = []
+    num_bad = done = 0
+    made = loader(
+        dataset, range(len(dataset)), num_workers=min(num_workers, len(dataset) - 1), prefetch_factor=PREFETCH
+    )
+    with closing(made):
+        for batch in made:
+            if isinstance(batch, Failure):
+                raise batch.error
+            parts.append(_outcome(classifier, batch, chosen, keep_scores))
+            num_bad, done = num_bad + len(batch.faults), done + len(batch)
+            show(done)
+    gathered = gather_objects(([np.concatenate(column) for column in zip(*parts, strict=True)], num_bad))
+    arrays = [np.concatenate(column) for column in zip(*(mine for mine, _ in gathered), strict=True)]
+    order = np.argsort(arrays[0], kind="stable")
+    return Outcomes(*(array[order] for array in arrays)), sum(bad for _, bad in gathered)
+
+
+def _outcome(
+    classifier: Classifier, batch: Batch, columns: Tensor | None, keep_scores: bool
+) -> list[NDArray[np.generic]]:
+    """The rows of one micro-batch without its padding, in the order of the fields of ``Outcomes``."""
+    logits = classifier.logits(batch.images)
+    if columns is not None:
+        logits = logits[:, columns]
+    probabilities = classifier.activated(logits)
+    values, indices = probabilities.topk(min(TOP, probabilities.shape[1]), dim=1)
+    kept = probabilities if keep_scores else probabilities[:, :0]
+    tensors = [batch.sample_ids, batch.labels, indices, values[:, 0], kept]
+    return [tensor.cpu()[batch.valid].numpy() for tensor in tensors]

@@ -1,0 +1,1 @@
+"""What a run will cost and need, computed before it starts."""

@@ -1,0 +1,54 @@
+"""Weights for a stage that only uses them: of a run, a checkpoint, or any format that is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pretrain.config.schema.experiment import Experiment
+    from pretrain.models.interop import WeightsMetadata
+
+RESOLVED_CONFIG = "config.resolved.yaml"
+
+
+def load_source(
+    source: Path, weights: Literal["raw", "ema"], say: Callable[[str], None]
+) -> tuple[dict[str, Tensor], WeightsMetadata]:
+    """Tensors on the CPU and what they need to be used.
+
+    Args:
+        source: a run folder, a checkpoint, or a file or folder of any format that is read.
+        weights: of a run or checkpoint, the trained ones or their Polyak average.
+        say: where a line for the user goes.
+
+    Raises:
+        CheckpointError: nothing of that kind, or damaged. SetupError: no such path.
+    """
+    from pretrain.models.exchange.formats import load_any
+
+    path = weights_path(source, weights, say)
+    state, metadata = load_any(path)
+    say(f"weights from {path}")
+    if metadata.eval_transform is None and (made_by := experiment_of(path)) is not None:
+        metadata = metadata.model_copy(update={"eval_transform": made_by.data.eval_transform})
+    return state, metadata
+
+
+def weights_path(source: Path, weights: Literal["raw", "ema"], say: Callable[[str], None]) -> Path:
+    """The file or model folder that ``source`` stands for; errors as ``load_source``."""
+    from pretrain.engine.checkpoint_folder import weights_file
+    from pretrain.models.exchange.formats import is_model_folder
+
+    return source if is_model_folder(source) else weights_file(source, weights, say)
+
+
+def experiment_of(weights: Path) -> Experiment | None:
+    """The experiment that trained a checkpoint's weights file; None for any other file."""
+    from pretrain.config.loader import load_experiment
+
+    config = weights.parent / RESOLVED_CONFIG
+    return load_experiment(config).experiment if config.is_file() else None

@@ -1,0 +1,35 @@
+"""How ``pipelines sweep`` looks for the best settings of an experiment."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from pretrain.config.schema.base import PositiveInt, Strict
+
+
+class SweepConfig(Strict):
+    """A grid of trials, judged on images that are neither trained on nor in the test set; then runs of the best."""
+
+    grid: Annotated[dict[str, list[Any]], Field(min_length=1)] = Field(
+        description="Dotted key → its values, such as optim.lr: [0.001, 0.003]; every combination is a trial."
+    )
+    dev: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Dotted key → value of the trials only: a training set without the dev split, and that split as an "
+        "evaluation set.",
+    )
+    metric: str = Field(default="dev/top1", description="What is the largest of the best trial: SET/METRIC.")
+    num_seeds: PositiveInt = Field(
+        default=3, description="Runs of the best trial's settings on the whole training set: seed, seed + 1, …"
+    )
+
+    @model_validator(mode="after")
+    def _has_values(self) -> SweepConfig:
+        for key, values in self.grid.items():
+            if not values:
+                raise ValueError(f"grid.{key}: has no values; name some, or remove the key")
+            if key in self.dev:
+                raise ValueError(f"dev.{key}: is also in the grid, which would be ignored; remove one of the two")
+        return self

@@ -1,0 +1,44 @@
+"""kill -9 of a data process: new ones go on from the batch that it had not delivered."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.data.processes import MAX_DEATHS_IN_A_ROW, loader
+from pretrain.data.stream import TrainStream
+from pretrain.errors import DataError
+from tests.unit.data.sets import experiment, write_set
+from tests.unit.data.test_processes import data_processes
+
+
+def test_a_killed_data_process_costs_no_batch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = write_set(tmp_path / "set", [40])
+    wanted = list(TrainStream(experiment(folder, 40, cluster__num_workers=0), 0, 1, 4).iterate(0, 20))
+    batches = TrainStream(experiment(folder, 40, cluster__num_workers=2), 0, 1, 4).iterate(0, 20)
+    received = [next(batches) for _ in range(3)]
+    for process in data_processes():
+        os.kill(process.pid, signal.SIGKILL)
+    received += batches
+    assert len(received) == len(wanted)
+    for ours, theirs in zip(received, wanted, strict=True):
+        assert torch.equal(ours.sample_ids, theirs.sample_ids) and torch.equal(ours.images, theirs.images)
+    assert "died; new ones go on from the same batch" in capfd.readouterr().err
+
+
+class Deadly:
+    """A set whose reading kills the process, as the kernel does when memory is short."""
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+@pytest.mark.slow
+def test_data_processes_that_keep_dying_end_the_run() -> None:
+    with pytest.raises(DataError, match=f"died {MAX_DEATHS_IN_A_ROW + 1} times .* lower cluster.num_workers"):
+        list(loader(Deadly(), range(8), num_workers=1, prefetch_factor=1))  # type: ignore[arg-type]

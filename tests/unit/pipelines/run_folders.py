@@ -1,0 +1,58 @@
+"""Run folders as training writes them, by the same writers, for tests of what reads them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pretrain.config.loader import load_experiment
+from pretrain.engine.run_folder import RunFolder, Verdict
+from pretrain.files import write_atomic
+from pretrain.telemetry.sinks import JsonlSink
+
+ROOT = Path(__file__).resolve().parents[3]
+SETTINGS = ("duration=100 steps", "model.variant=nano/2", "global_batch_size=64")
+
+
+def write_run(
+    path: Path,
+    *overrides: str,
+    steps: Iterable[int] = range(1, 101),
+    resumed_at: int | None = None,
+    verdict: Verdict | None = None,
+    extra: Iterable[tuple[str, int, dict[str, Any]]] = (),
+) -> Path:
+    """A run of the demo's config; the curve falls smoothly and an update is skipped at step 60."""
+    folder = RunFolder(path)
+    path.mkdir(parents=True)
+    settings = [*SETTINGS, f"name={path.name}", f"output_dir={path.parent}", *overrides]
+    resolved = load_experiment(ROOT / "configs/pretrain/demo_digits.yaml", overrides=settings)
+    write_atomic(folder.config, resolved.to_yaml())
+    environment = {
+        "command": ["pretrain/run.py", "--config", "configs/pretrain/demo_digits.yaml", *settings],
+        "world_size": 2,
+        "device": "<cpu & co>",
+        "packages": {"torch": "2"},
+        "provenance": resolved.provenance,
+    }
+    write_atomic(folder.environment, json.dumps(environment))
+    sink = JsonlSink(folder.metrics)
+    for step in steps:
+        if step == resumed_at:
+            sink.write("resume", step, {"samples": step * 64})
+        values = {"loss": 2 * math.exp(-step / 40), "lr": 1e-3, "grad_norm": 1.5, "step_s": 0.5, "data_wait": 0.1}
+        values |= {"images_per_s": 128.0, "memory_gib": 0.8, "skipped_updates": int(step >= 60), "bad_samples": 0}
+        sink.write("train", step, values)
+        if step % 50 == 0:
+            sink.write("eval", step, {"val/top1": step / 200, "val/5_shot": step / 300, "val/num_samples": 187})
+    for kind, step, values in extra:
+        sink.write(kind, step, values)
+    sink.close()
+    if verdict is not None:
+        record = {**asdict(verdict), "exit_code": verdict.exit_code, "job_id": "local", "restart_count": 0, "time": 0.0}
+        write_atomic(folder.exit, json.dumps(record))
+    return path

@@ -1,0 +1,75 @@
+"""The collect stage: results of sweeps as one table in three formats."""
+
+from __future__ import annotations
+
+import csv
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from pipelines.__main__ import main
+from pipelines.collect import HEAD
+
+
+def write_sweep(folder: Path, dataset: str, values: list[float], source: str | None = "runs/l16") -> None:
+    mean = sum(values) / len(values)
+    content = {
+        "from": source, "best": "dev_lr0.01", "ranks": 8, "command": f"python -m pipelines sweep --config {dataset}|x",
+        "trials": [{"seconds": 1800.0}, {"seconds": 1800.0}], "runs": [{"seconds": 3600.0}],
+        "test": {"test/top1": {"mean": mean, "std": 0.0125, "values": values}},
+    }  # fmt: skip
+    (folder / dataset).mkdir(parents=True)
+    (folder / dataset / "sweep.json").write_text(json.dumps(content))
+
+
+class Cells(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.found.append(data)
+
+
+def test_one_table_in_every_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_sweep(tmp_path / "a", "pets", [0.91, 0.93])
+    write_sweep(tmp_path / "a", "cifar10", [0.99, 0.992, 0.994])
+    write_sweep(tmp_path / "b", "digits", [0.5], source=None)
+    outs = [tmp_path / "out" / f"t{suffix}" for suffix in (".md", ".csv", ".html")]
+    options = [word for out in outs for word in ("--out", str(out))]
+    assert main(["collect", str(tmp_path / "a"), str(tmp_path / "b"), *options]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == outs[0].read_text().rstrip("\n")
+    rows = list(csv.DictReader(outs[1].read_text().splitlines()))
+    assert [row["data set"] for row in rows] == ["cifar10", "digits", "pets"]
+    first = rows[0]
+    assert (first["mean"], first["std"], first["seeds"], first["best trial"]) == ("99.20", "1.25", "3", "lr0.01")
+    assert first["published"] == "H/14 JFT-300M 99.50; L/16 JFT-300M 99.42; L/16 ImageNet-21k 99.15"
+    assert first["device-hours"] == "16.00", "two half hours and one hour on 8 devices"
+    assert rows[1]["from"] == "scratch" and rows[1]["published"] == ""
+    lines = outs[0].read_text().splitlines()
+    assert len(lines) == 5 and all(line.replace("\\|", "").count("|") == len(HEAD) + 1 for line in lines)
+    parser = Cells()
+    parser.feed(outs[2].read_text())
+    assert set(HEAD) <= set(parser.found) and rows[2]["command"] in parser.found
+
+
+@pytest.mark.parametrize(
+    ("content", "out", "message"),
+    [
+        (None, "t.md", "no sweep.json in or below it"),
+        ("{}", "t.md", "not the result of a sweep"),
+        ("nonsense", "t.md", "not the result of a sweep"),
+        ("{}", "t.pdf", "must end in .md, .csv, .html"),
+    ],
+)
+def test_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, out: str, message: str
+) -> None:
+    (tmp_path / "x").mkdir()
+    if content is not None:
+        (tmp_path / "x" / "sweep.json").write_text(content)
+    assert main(["collect", str(tmp_path / "x"), "--out", str(tmp_path / out)]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / out).exists()

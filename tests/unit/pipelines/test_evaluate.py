@@ -1,0 +1,160 @@
+"""The evaluate stage: scikit-learn's figures, the same on two ranks, and what it refuses and warns of."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import confusion_matrix, precision_score, recall_score, top_k_accuracy_score
+
+from pipelines import evaluate as stage
+from pipelines.__main__ import main
+from pipelines.classifier import load_classifier, stack
+from pipelines.evaluating.measures import calibration, paired_difference
+from pipelines.evaluating.outcomes import Outcomes
+from pretrain.data.index import ShardTable
+from pretrain.data.reader import ShardReader
+from pretrain.distributed.rank import detect
+from pretrain.models.interop import save_weights
+from tests.golden.exchange import SQUASH, metadata_of, model_of
+from tests.pool import Pool
+from tests.unit.pipelines.photos import write_photos
+
+CLASSES = {"cat": 9, "dog": 14, "emu": 6, "fox": 12, "gnu": 8, "hen": 7, "owl": 11}
+NAMES = tuple(CLASSES)
+
+
+def save(path: Path, names: tuple[str, ...] | None = NAMES, **changes: Any) -> Path:
+    """A weights file for the classes of the set."""
+    model = model_of(num_classes=len(names or CLASSES), img_size=32, **changes)
+    save_weights(path, model.state_dict(), metadata_of(model, SQUASH, class_names=names, class_ids=names))
+    return path
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate")
+    photos = write_photos(folder / "photos", CLASSES)
+    assert main(["pack", "folder", str(photos), "--out", str(folder / "packed"), "--shard-samples", "20"]) == 0
+    return folder / "packed" / "train"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main(["evaluate", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_figures_are_those_of_scikit_learn(
+    tmp_path: Path, packed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, out = save(tmp_path / "w.safetensors"), tmp_path / "out"
+    code, text, _ = run(capsys, packed, "--from", weights, "--out", out, "--json", "--micro-batch-size", "16")
+    assert code == 0
+    result = json.loads(text)
+    table, classifier = ShardTable.load(packed), load_classifier(weights)
+    samples = [ShardReader(table).read(index) for index in range(table.num_samples)]
+    labels = np.array([sample.labels[0] for sample in samples])
+    scores = classifier.probabilities(stack(classifier.transform(sample.data) for sample in samples)).numpy()
+    said, every = scores.argmax(1), np.arange(len(CLASSES))
+    assert result["num_samples"] == len(labels) == sum(CLASSES.values())
+    assert result["top1"] == pytest.approx(np.mean(said == labels))
+    assert result["top5"] == pytest.approx(top_k_accuracy_score(labels, scores, k=5, labels=every))
+    rows = list(csv.DictReader((out / "per_class.csv").read_text().splitlines()))
+    assert [row["name"] for row in rows] == list(NAMES)
+    for column, score in (("recall", recall_score), ("precision", precision_score)):
+        wanted = score(labels, said, labels=every, average=None, zero_division=0.0)
+        assert [float(row[column] or 0) for row in rows] == pytest.approx(list(np.atleast_1d(wanted)))
+    matrix = confusion_matrix(labels, said, labels=every)
+    mistakes = list(csv.DictReader((out / "confusion.csv").read_text().splitlines()))
+    assert {(row["class"], row["said"]): int(row["count"]) for row in mistakes} == {
+        (NAMES[a], NAMES[b]): matrix[a, b] for a in every for b in every if a != b and matrix[a, b]
+    }
+    bins = list(csv.DictReader((out / "calibration.csv").read_text().splitlines()))
+    assert sum(int(row["num_samples"]) for row in bins) == len(labels)
+
+
+def figures_in_a_rank(arguments: list[str]) -> dict[str, Any]:
+    return stage.evaluate(stage._parser().parse_args(arguments), detect())
+
+
+def test_two_ranks_give_the_figures_of_one(tmp_path: Path, packed: Path, pool1: Pool, pool2: Pool) -> None:
+    weights = save(tmp_path / "w.safetensors")
+    arguments = [str(packed), "--from", str(weights), "--against", str(save(tmp_path / "v.safetensors", gelu="tanh"))]
+    one, *two = [
+        {**result, "seconds": 0}
+        for pool in (pool1, pool2)
+        for result in pool.run(
+            figures_in_a_rank, [*arguments, "--num-workers", "0", "--micro-batch-size", "8"], timeout_s=120
+        )
+    ]
+    assert two == [one, one]
+
+
+def test_classes_are_matched_by_id_and_never_guessed(
+    tmp_path: Path, packed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reordered = ("owl", "zoo", *NAMES[:-1])
+    larger = save(tmp_path / "larger.safetensors", names=reordered)
+    code, _, error = run(capsys, packed, "--from", larger)
+    assert code == 2 and "7 classes, the model has 8; class 0 is 'owl' there" in error and "--match ids" in error
+    code, text, _ = run(capsys, packed, "--from", larger, "--match", "ids", "--json")
+    assert code == 0
+    classifier, table = load_classifier(larger), ShardTable.load(packed)
+    columns = [reordered.index(name) for name in NAMES]
+    hits = 0
+    for index in range(table.num_samples):
+        sample = ShardReader(table).read(index)
+        logits = classifier.logits(stack([classifier.transform(sample.data)]))[0, columns]
+        hits += int(logits.argmax()) in sample.labels
+    assert json.loads(text)["top1"] == pytest.approx(hits / table.num_samples)
+    other = save(tmp_path / "other.safetensors", names=("cat", "dog", "emu", "fox", "gnu", "hen", "yak"))
+    code, _, error = run(capsys, packed, "--from", other, "--match", "names")
+    assert code == 2 and "1 of its 7 classes, such as 'owl'" in error
+    code, _, error = run(capsys, packed, "--from", save(tmp_path / "n.safetensors", names=None), "--match", "ids")
+    assert code == 2 and "the weights do not say the ids of their classes" in error
+
+
+def test_images_that_the_model_was_trained_on_are_told(
+    tmp_path: Path, packed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {
+        "name": "run", "duration": "1 steps", "global_batch_size": 2, "model": {"variant": "mu/8"},
+        "data": {"shards": str(packed), "num_samples": 67, "num_classes": 7}, "optim": {"lr": 0.1},
+    }  # fmt: skip
+    (tmp_path / "config.resolved.yaml").write_text(json.dumps(config))
+    _, _, error = run(capsys, packed, "--from", save(tmp_path / "weights.safetensors"))
+    assert "warning: 67 of the 67 images of" in error
+    other = write_photos(tmp_path / "other", dict.fromkeys(NAMES, 1))
+    assert main(["pack", "folder", str(other), "--out", str(tmp_path / "set"), "--seed", "1"]) == 0
+    _, _, error = run(capsys, tmp_path / "set" / "train", "--from", tmp_path / "weights.safetensors")
+    assert "warning: 7 of the 7 images" in error, "the first images have the same bytes"
+
+
+def outcomes(hits: np.ndarray, confidence: np.ndarray | None = None) -> Outcomes:
+    number = len(hits)
+    sure = np.zeros(number) if confidence is None else confidence
+    best, labels = np.zeros((number, 1), np.int64), np.where(hits, 0, 1)[:, None]
+    return Outcomes(np.arange(number), labels, best, sure.astype(np.float32), np.zeros((number, 0), np.float32))
+
+
+def test_calibration_error_by_hand() -> None:
+    error, bins = calibration(outcomes(np.array([1, 0, 1, 1]) > 0, np.array([0.95, 0.97, 0.3, 0.32])))
+    assert [(found.num_samples, found.accuracy) for found in bins] == [(2, 1.0), (2, 0.5)]
+    assert error == pytest.approx(0.5 * (1 - 0.31) + 0.5 * (0.96 - 0.5))
+
+
+def test_the_interval_is_that_of_resampling_the_images() -> None:
+    generator = np.random.default_rng(3)
+    first, second = generator.random(400) < 0.6, generator.random(400) < 0.7
+    found = paired_difference(outcomes(first), outcomes(second))
+    difference = second.astype(int) - first.astype(int)
+    means = [difference[generator.integers(0, 400, 400)].mean() for _ in range(4000)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert found["difference"] == pytest.approx(difference.mean())
+    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.01)
