@@ -103,7 +103,6 @@ def outcomes_of(
         rank=rank.rank,
         world=rank.world,
         micro_batch_size=micro_batch_size,
-        num_samples=table.num_samples,
     )
     parts: list[list[NDArray[np.generic]]] = []
     num_bad = done = 0

@@ -113,7 +113,7 @@ class TrainStream:
         )
         height, width = model_size(config)
         dataset = TrainDataset(
-            self._reader(),
+            self.reader(),
             self.order,
             TrainTransform(config.data.augmentation, height, width, config.seed, config.data.mean),
             rank=self._rank,
@@ -126,7 +126,8 @@ class TrainStream:
         with closing(dataset), closing(made):
             yield from _accounted(made, self.faults)
 
-    def _reader(self) -> MixedReader:
+    def reader(self) -> MixedReader:
+        """A reader of what the order draws."""
         cluster, lanes = self._config.cluster, self.order.lanes
         max_open = min(MAX_OPEN_SHARDS, 2 * len(lanes_of_rank(self._rank, self._world, lanes)))
         readers = [
@@ -161,12 +162,6 @@ class EvalStream:
         transform: in the place of the experiment's evaluation transform.
         any_classes: the set may be labelled otherwise than the training set.
 
-    Attributes:
-        table, card: of the set.
-        classes: (id, name) in index order.
-        store: where its bytes come from.
-        faults: what could not be used so far.
-
     Raises:
         DataError: the shards are missing or truncated, or have other classes than the training set.
     """
@@ -187,8 +182,7 @@ class EvalStream:
         packed = open_packed(shards, config.cluster, allow_pipe=config.data.allow_pipe)
         if rank == 0 or not packed.location.is_remote:
             packed.check_files()
-        self.table, self.card, self.classes = packed.table, packed.card, packed.classes
-        self.store = packed.store(config.cluster, 1)
+        self.table, self.card = packed.table, packed.card
         if not any_classes and self.table.num_classes != config.data.num_classes:
             raise DataError(
                 f"{shards}: {self.table.num_classes} classes, but data.num_classes is {config.data.num_classes}; "
@@ -202,7 +196,7 @@ class EvalStream:
             world=world,
             micro_batch_size=micro_batch_size,
             sample_ids=sample_ids,
-            store=self.store,
+            store=packed.store(config.cluster, 1),
         )
         self.faults = FaultLog(self._dataset.num_samples, config.data.max_bad_sample_rate)
 

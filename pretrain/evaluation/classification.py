@@ -9,6 +9,8 @@ from torch import Tensor
 
 from pretrain.config.schema.evaluation import EvaluationSetConfig
 from pretrain.data.batch import Batch
+from pretrain.data.card import load_classes
+from pretrain.data.sources import open_packed
 from pretrain.evaluation.average_precision import MeanAveragePrecision
 from pretrain.evaluation.class_map import ClassMap
 from pretrain.evaluation.context import Context
@@ -24,10 +26,15 @@ class Accuracy:
         self._stream = context.stream(config, config.shards)
         self._targets: Tensor | None = None
         if config.targets is not None:
-            self._targets = torch.from_numpy(load_targets(config.targets, self._stream.table, self._stream.store))
+            self._targets = torch.from_numpy(load_targets(config.targets, self._stream.table))
         self._select: Callable[[Tensor], Tensor] = lambda logits: logits
         if config.kind == "label_map":
-            class_map = ClassMap.load(config.class_map, self._stream.classes, context.outputs())
+            experiment = context.experiment
+            trained_on = open_packed(
+                experiment.data.sources[0].shards, experiment.cluster, allow_pipe=experiment.data.allow_pipe
+            )
+            own = load_classes(self._stream.table.folder)
+            class_map = ClassMap.load(config.class_map, own, trained_on.classes)
             context.say(f"{config.shards}: {class_map.summary()}")
             self._select = class_map.to(context.device)
 

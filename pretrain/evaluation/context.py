@@ -14,7 +14,6 @@ from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.evaluation import EvaluationSetConfig
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
-from pretrain.data.sources import open_packed
 from pretrain.data.stream import EvalStream
 from pretrain.evaluation.interrupt import InterruptibleStream
 
@@ -73,11 +72,6 @@ class Context:
         """How the images of a set are made."""
         default = FEW_SHOT_TRANSFORM if config.kind == "few_shot" else self.experiment.data.eval_transform
         return config.transform or default
-
-    def outputs(self) -> list[tuple[str, str]]:
-        """(id, name) of the head's outputs: the classes of the training set."""
-        data = self.experiment.data
-        return open_packed(data.sources[0].shards, self.experiment.cluster, allow_pipe=data.allow_pipe).classes
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits (B, K) of a batch on the device. Collective: at ZeRO-3."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.config.schema.evaluation import FEW_SHOT_L2, EvaluationSetConfig
+from pretrain.data.card import load_classes
 from pretrain.data.labels import read_labels
 from pretrain.distributed.collectives import all_reduce_sum
 from pretrain.errors import DataError
@@ -90,23 +91,24 @@ class FewShot:
         assert config.train_shards is not None
         self._config, self._context = config, context
         self._test = context.stream(config, config.shards)
-        whole = context.stream(config, config.train_shards)
-        self._num_classes = whole.table.num_classes
-        self._labels = single_labels(read_labels(whole.table, whole.store), config.train_shards)
-        self._check(config.train_shards, [name for _, name in whole.classes])
+        table = context.stream(config, config.train_shards).table
+        self._num_classes, self._folder = table.num_classes, table.folder
+        self._labels = single_labels(read_labels(table), config.train_shards)
+        self._check(config.train_shards)
         most = max(config.shots)
         orders = [draw_support(self._labels, self._num_classes, seed) for seed in range(config.num_seeds)]
         self._supports = [[order[:most] for order in of_classes] for of_classes in orders]
         wanted = np.unique(np.concatenate([ids for of_classes in self._supports for ids in of_classes]))
         self._train = context.stream(config, config.train_shards, sample_ids=wanted)
 
-    def _check(self, shards: str, names: list[str]) -> None:
+    def _check(self, shards: str) -> None:
         counts = np.bincount(self._labels, minlength=self._num_classes)
         rarest = int(counts.argmin())
         if counts[rarest] < max(self._config.shots):
+            name = load_classes(self._folder)[rarest][1]
             raise DataError(
                 f"shots: {max(self._config.shots)} images per class, but {shards} has {counts[rarest]} of class "
-                f"{rarest} ({names[rarest]}); use fewer shots"
+                f"{rarest} ({name}); use fewer shots"
             )
         if self._test.table.num_classes != self._num_classes:
             raise DataError(

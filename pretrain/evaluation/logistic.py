@@ -86,7 +86,7 @@ class LogisticProbe:
         self._config, self._context = config, context
         self._train = context.stream(config, config.train_shards)
         self._test = context.stream(config, config.shards)
-        single_labels(read_labels(self._train.table, self._train.store), config.train_shards)
+        single_labels(read_labels(self._train.table), config.train_shards)
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:

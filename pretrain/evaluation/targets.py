@@ -18,24 +18,22 @@ from numpy.typing import NDArray
 from pretrain.data.batch import PADDING_LABEL
 from pretrain.data.index import ShardTable
 from pretrain.data.labels import read_sources
-from pretrain.data.store import Store
 from pretrain.errors import DataError
 
 
-def load_targets(path: str | Path, table: ShardTable, store: Store | None = None) -> NDArray[np.int64]:
+def load_targets(path: str | Path, table: ShardTable) -> NDArray[np.int64]:
     """Labels of every sample of the set in canonical order, int64 (N, M), padded with −1.
 
     Args:
         path: JSON: a list with one list of class numbers per image, in the order of the packed files' names; or an
             object from file name to list. An empty list: the image does not count.
         table: the set.
-        store: where its record files come from; None: the table's own folder.
 
     Raises:
         DataError: not such a file, another number of images, an image that is missing, a number that is no class.
     """
     content = _read(Path(path))
-    names = [PurePosixPath(source).name for source in read_sources(table, store)]
+    names = [PurePosixPath(source).name for source in read_sources(table)]
     if isinstance(content, list):
         if len(content) != len(names):
             raise DataError(f"{path}: labels of {len(content):,} images, but {table.folder} has {len(names):,}")
