@@ -113,7 +113,7 @@ class TrainStream:
         )
         height, width = model_size(config)
         dataset = TrainDataset(
-            self._reader(),
+            self.reader(),
             self.order,
             TrainTransform(config.data.augmentation, height, width, config.seed, config.data.mean),
             rank=self._rank,
@@ -126,7 +126,8 @@ class TrainStream:
         with closing(dataset), closing(made):
             yield from _accounted(made, self.faults)
 
-    def _reader(self) -> MixedReader:
+    def reader(self) -> MixedReader:
+        """A reader of what the order draws."""
         cluster, lanes = self._config.cluster, self.order.lanes
         max_open = min(MAX_OPEN_SHARDS, 2 * len(lanes_of_rank(self._rank, self._world, lanes)))
         readers = [
