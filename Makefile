@@ -1,4 +1,4 @@
-# make demo | test | test-all | test-slurm | lint | types | bench | clean
+# make demo | test | test-all | test-slurm | lint | types | bench | bench-setup | clean
 # The environment is made when it is missing and brought up to date when pyproject.toml has changed.
 
 SYSTEM_PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-all test-slurm lint types bench clean
+.PHONY: help demo test test-all test-slurm lint types bench bench-setup clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -37,6 +37,9 @@ types: $(INSTALLED) ## static types
 
 bench: $(INSTALLED) ## every benchmark; each ends with one line of JSON
 	@for file in benchmarks/*.py; do [ -e "$$file" ] || continue; echo "$$file"; $(PYTHON) "$$file" || exit 1; done
+
+bench-setup: $(INSTALLED) ## environments under .bench/ for the loaders that benchmarks/loader.py compares with
+	$(PYTHON) -m benchmarks.loaders.setup
 
 clean: ## remove caches and builds; data, runs and the environment stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

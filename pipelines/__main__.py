@@ -11,7 +11,10 @@ from pretrain.errors import UserError
 
 STAGES = {
     "pack": ("pipelines.pack", "images → WebDataset shards with an index and a data set card"),
+    "verify": ("pipelines.verify", "reads shards to their end; makes the index of those that have none"),
+    "dedup": ("pipelines.dedup", "finds near-duplicates of test sets in a training set: a report and a drop list"),
     "plan": ("pipelines.plan", "a config → parameters, FLOPs, hours, memory, communication, disk and cost"),
+    "bench-data": ("pipelines.bench_data", "how many data processes a GPU needs, and which stage limits"),
     "chain": ("pipelines.chain", "on Slurm: the jobs from images to a report, each after the one before it"),
     "status": ("pipelines.status", "where a run stands: state, step, time left, restarts, last error"),
     "watch": ("pipelines.watch", "the live state of runs in the terminal"),

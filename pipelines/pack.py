@@ -30,7 +30,7 @@ from pretrain.data.index import ShardTable
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import TEMPORARY_SUFFIX, write_atomic
 
-IMAGES_PER_WORKER = 4096  # below this a process costs more to start than it saves
+IMAGES_PER_WORKER = 512  # below this a process costs more to start than it saves
 DROPPED_FILE = "dropped.jsonl"
 STATUS = {
     "packed": "packed",

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.packing.drop_list import load_dropped_keys
 from pipelines.packing.labels import LabelMap
 from pipelines.packing.plan import PackOptions, PlanInputs
 from pipelines.packing.split_lists import SplitLists
@@ -20,13 +21,20 @@ from pipelines.packing.wordnet import DEBIAN_FILE, WordNet
 from pipelines.sources.digits import DigitsSource
 from pipelines.sources.fashion_mnist import FashionMnistSource
 from pipelines.sources.folder import FolderSource
+from pipelines.sources.imagenet21k import ImageNet21kSource
+from pipelines.sources.manifest import ManifestSource
+from pipelines.sources.parquet import ParquetSource
 from pipelines.sources.protocol import Source
+from pipelines.sources.torchvision_sets import TorchvisionSource
+from pipelines.sources.webdataset_shards import WebDatasetSource
+from pretrain.data.decode import MAX_PIXELS
 from pretrain.errors import ConfigError
 from pretrain.files import file_digest, write_atomic
 
 DEFAULT_MAX_BAD_RATE = 0.01
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 INPUTS_FOLDER = "inputs"
+OF_SOURCE = ("image_column", "label_column", "class_names", "root")  # options that decide what a source lists
 
 EXAMPLES = """examples:
   python -m pipelines pack digits --classes 0-4 --holdout 0.2 --out data/digits_upstream
@@ -55,6 +63,7 @@ class SourceKind:
     most: int | None = 1
 
 
+SAID = ("licence", "release")  # what a source that the user knows best cannot say itself
 SOURCES: dict[str, SourceKind] = {
     "digits": SourceKind(lambda args: DigitsSource(), most=0),
     "fashion-mnist": SourceKind(
@@ -63,12 +72,56 @@ SOURCES: dict[str, SourceKind] = {
     "folder": SourceKind(
         lambda args: FolderSource(Path(args.paths[0]), nested_labels=args.nested_labels, name=args.name),
         "the root, one folder per class",
-        ("nested_labels", "licence", "release"),
+        ("nested_labels", *SAID),
         least=1,
+    ),
+    "imagenet21k": SourceKind(
+        lambda args: ImageNet21kSource(Path(args.paths[0]), name=args.name),
+        "the tar of per-synset tars, or a folder of them",
+        SAID,
+        least=1,
+    ),
+    "manifest": SourceKind(
+        lambda args: ManifestSource(Path(args.paths[0]), root=args.root, name=args.name),
+        "a .csv, .tsv or .jsonl with path or url, label or labels, and perhaps split",
+        ("root", *SAID),
+        least=1,
+    ),
+    "parquet": SourceKind(
+        lambda args: ParquetSource(
+            args.paths, image_column=args.image_column, label_column=args.label_column, name=args.name
+        ),
+        "files, folders or patterns",
+        ("image_column", "label_column", *SAID),
+        least=1,
+        most=None,
+    ),
+    "torchvision": SourceKind(
+        lambda args: TorchvisionSource(args.paths[0], Path(args.paths[1]) if len(args.paths) > 1 else None),
+        "the class, such as CIFAR10 or OxfordIIITPet, [and the folder of its files]",
+        SAID,
+        least=1,
+        most=2,
+    ),
+    "webdataset": SourceKind(
+        lambda args: WebDatasetSource(args.paths, class_names=args.class_names, name=args.name),
+        "tars, folders, URLs, or patterns such as shard-{000..127}.tar",
+        ("class_names", "drop_list", *SAID),
+        least=1,
+        most=None,
     ),
 }
 # Option of some sources → its value when it is not given.
-SOURCE_OPTIONS = {"nested_labels": False, "licence": "", "release": ""}
+SOURCE_OPTIONS = {
+    "nested_labels": False,
+    "image_column": "",
+    "label_column": "",
+    "class_names": None,
+    "root": None,
+    "drop_list": None,
+    "licence": "",
+    "release": "",
+}
 
 
 @dataclass(frozen=True)
@@ -120,6 +173,7 @@ class Inputs:
             label_map=LabelMap.load(single["label_map"]) if "label_map" in single else None,
             wordnet=WordNet(single["wordnet"]) if "wordnet" in single else None,
             split_lists=SplitLists.load(splits) if splits else None,
+            dropped_keys=load_dropped_keys(single["drop_list"]) if "drop_list" in single else frozenset(),
         )
         return cls(paths, content)
 
@@ -212,7 +266,7 @@ def _check_ranges(args: argparse.Namespace) -> None:
         "quality": args.quality is None or 1 <= args.quality <= 100,
         "short-side": args.short_side >= 0,
         "min-side": args.min_side >= 0,
-        "max-pixels": args.max_pixels >= 0,
+        "max-pixels": 0 <= args.max_pixels <= MAX_PIXELS,
     }
     for name, is_allowed in limits.items():
         if not is_allowed:
@@ -227,6 +281,8 @@ def _input_paths(args: argparse.Namespace) -> dict[str, str | list[str]]:
         paths["label_map"] = str(args.label_map)
     if args.hierarchy:
         paths["wordnet"] = str(args.wordnet or DEBIAN_FILE)
+    if args.drop_list:
+        paths["drop_list"] = str(args.drop_list)
     if args.split:
         paths["splits"] = args.split
     return paths
@@ -243,6 +299,10 @@ def _options(args: argparse.Namespace, source: Source, inputs: Inputs) -> PackOp
     given["quality"] = args.quality or PackOptions.quality
     lists = inputs.content.split_lists
     given["label_map"] = file_digest(args.label_map) if args.label_map else ""
+    given["drop_list"] = file_digest(args.drop_list) if args.drop_list else ""
+    given["of_source"] = {
+        name: str(getattr(args, name)) for name in OF_SOURCE if getattr(args, name) != SOURCE_OPTIONS[name]
+    }
     given["split_lists"] = {entry.split: entry.digest for entry in lists.lists} if lists else {}
     return PackOptions(**given)
 
@@ -276,6 +336,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-bad-rate", type=float, default=DEFAULT_MAX_BAD_RATE, help="share that may be bad (0.01)")
     duplicates = "images with equal bytes: keep all, drop all but one, or merge the labels into that one (keep)"
     add("--duplicates", choices=["keep", "drop", "merge"], default="keep", help=duplicates)
+    add("--drop-list", type=Path, metavar="FILE", help="webdataset: leave out what dedup found (drop.jsonl)")
+    add = parser.add_argument_group("sources").add_argument
+    add("--image-column", default="", help="parquet: column of the images")
+    add("--label-column", default="", help="parquet: column of the labels")
+    add("--class-names", type=Path, metavar="FILE", help="webdataset: a class per line, id or id,name")
+    add("--root", type=Path, help="manifest: where relative paths count from (its folder)")
     add = parser.add_argument_group("labels").add_argument
     add("--nested-labels", action="store_true", help="folder: every folder above a file is a label")
     add("--label-map", type=Path, metavar="FILE", help="CSV from,to[,name]: classes that become others")

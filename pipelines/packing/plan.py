@@ -81,7 +81,7 @@ class PlanInputs:
         wordnet: where ancestors come from.
         split_lists: which image belongs to which split.
         content: uint64 (N, 2), digest of each row's bytes, where duplicates are not kept.
-        dropped_keys: keys that a drop list names.
+        dropped_keys: samples that a drop list names, as SHARD/KEY.
     """
 
     label_map: LabelMap | None = None
@@ -172,7 +172,7 @@ def make_plan(
     dropped: Counter[str] = Counter()
     table, classes, may_be_multi = _relabelled(table, classes, options, inputs)
     rows = np.flatnonzero(table.num_labels > 0)
-    dropped["class not chosen"] += len(table) - len(rows)
+    dropped["no label chosen"] += len(table) - len(rows)
     rows = _without_dropped(table, rows, inputs.dropped_keys, dropped)
     duplicates = None
     if options.duplicates != "keep":
@@ -225,7 +225,10 @@ def _without_dropped(
 ) -> NDArray[np.int64]:
     if not keys:
         return rows
-    stays = np.array([table.key(int(row)) not in keys for row in rows], dtype=bool)
+    names = (table.key(int(row)) for row in rows)
+    stays = np.array([name.rpartition(".")[0] not in keys for name in names], dtype=bool)
+    if not_found := len(keys) - int((~stays).sum()):
+        raise DataError(f"--drop-list: {not_found} of its {len(keys)} samples are not among those to pack")
     dropped["drop list"] += int((~stays).sum())
     return rows[stays]
 

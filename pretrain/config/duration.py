@@ -46,10 +46,14 @@ class Duration:
             num_samples: samples in one epoch of the training set.
             global_batch_size: samples per step.
         """
+        return round(self.to_exact_steps(num_samples, global_batch_size))
+
+    def to_exact_steps(self, num_samples: int, global_batch_size: int) -> float:
+        """The same before it is rounded: an epoch is seldom a whole number of steps."""
         if self.unit == "steps":
-            return round(self.value)
+            return self.value
         samples = self.value * num_samples if self.unit == "epochs" else self.value
-        return round(samples / global_batch_size)
+        return samples / global_batch_size
 
     def __str__(self) -> str:
         value = int(self.value) if self.value == int(self.value) else self.value

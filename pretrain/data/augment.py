@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pretrain import seeds
 from pretrain.config.schema.data import EvalTransformConfig, TrainTransformConfig
 from pretrain.data.crops import CROPS, NUMBERS_PER_CROP, Numbers
-from pretrain.data.decode import Pixels, inside, open_image
+from pretrain.data.decode import EncodedImage, Pixels, inside, open_image
 from pretrain.data.policies.protocol import Policy
 from pretrain.data.policies.registry import build_policies
 from pretrain.data.resize import resize
@@ -73,7 +73,10 @@ class TrainTransform:
         Raises:
             BadSample: the bytes are no readable image.
         """
-        image = open_image(data)
+        return self.of_image(open_image(data), numbers)
+
+    def of_image(self, image: EncodedImage, numbers: Numbers) -> Pixels:
+        """As a call, of an image whose header was read."""
         crop = CROPS[self.config.crop]
         pixels = crop(image, self.config, self.height, self.width, numbers[:NUMBERS_PER_CROP])
         if numbers[NUMBERS_PER_CROP] < self.config.hflip:

@@ -5,6 +5,7 @@ Legend: b images in the micro-batch · M labels per sample at most · H, W pixel
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ class TrainDataset(Dataset[Any]):
         stop = first + self.micro_batch_size
         draws = self.order.batch(position, self.rank, self.world, start=first, stop=stop)
         self._fetch_ahead(position, draws.sample_ids)
-        numbers = self.transform.numbers(draws.epochs, draws.sample_ids)
+        numbers = self.transform.numbers(draws.epochs, draws.sample_ids, self.order.copy_numbers(draws.slots))
         batch = _empty_batch(len(draws.sample_ids), self.transform.height, self.transform.width, self.reader.max_labels)
         batch.slots.copy_(torch.from_numpy(draws.slots))
         for row, sample_id in enumerate(draws.sample_ids):
@@ -169,7 +170,7 @@ class EvalDataset(Dataset[Any]):
 def _empty_batch(size: int, height: int, width: int, max_labels: int) -> Batch:
     """A batch in which every row is padding."""
     return Batch(
-        images=torch.zeros(size, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2),  # channels last
+        images=_no_images(size, height, width).permute(0, 3, 1, 2),  # channels last, as decoders write them
         labels=torch.full((size, max_labels), PADDING_LABEL, dtype=torch.int64),
         sample_ids=torch.full((size,), NO_SAMPLE, dtype=torch.int64),
         slots=torch.full((size,), NO_SLOT, dtype=torch.int64),
@@ -177,12 +178,24 @@ def _empty_batch(size: int, height: int, width: int, max_labels: int) -> Batch:
     )
 
 
+def _no_images(size: int, height: int, width: int) -> torch.Tensor:
+    """Zeros, uint8 (size, height, width, 3); in a data process in the memory that it shares with the rank.
+
+    Elsewhere the whole batch would be copied there once it is made. PyTorch's own collation does the same.
+    """
+    shape = (size, height, width, 3)
+    if get_worker_info() is None:
+        return torch.zeros(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")  # which the system has zeroed
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # pyright: ignore[reportCallIssue]
+
+
 def _fill(batch: Batch, row: int, sample: Sample, pixels: Pixels) -> None:
     """Puts one image, uint8 (H, W, 3), into its row."""
-    batch.images.permute(0, 2, 3, 1)[row].numpy()[:] = pixels
-    batch.labels[row, : len(sample.labels)] = torch.tensor(sample.labels, dtype=torch.int64)
-    batch.sample_ids[row] = sample.sample_id
-    batch.valid[row] = True
+    batch.images.numpy()[row] = pixels.transpose(2, 0, 1)  # both are channels last: one copy of a block
+    batch.labels.numpy()[row, : len(sample.labels)] = sample.labels
+    batch.sample_ids.numpy()[row] = sample.sample_id
+    batch.valid.numpy()[row] = True
 
 
 class MicroSteps(Sequence[tuple[int, int]]):

@@ -159,6 +159,12 @@ class ShardTable:
 
 def _read_table(path: Path) -> dict[str, Any]:
     if not path.is_file():
+        num_tars = len(list(path.parent.glob("*.tar")))
+        if num_tars:
+            raise DataError(
+                f"{path} does not exist: the {num_tars} shards in {path.parent} have no index yet. "
+                f"Make it with: python -m pipelines verify {path.parent}"
+            )
         raise DataError(
             f"{path} does not exist: {path.parent} is not (or not completely) packed. "
             f"Make it with: python -m pipelines pack SOURCE --out {path.parent.parent}"

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pretrain import seeds
 from pretrain.data.order import Draws, Order, lane_draws, lanes_of_rank
+from pretrain.data.repeated import Copies, check_copies, copies_of
 from pretrain.data.selection import Selection
 from pretrain.errors import ConfigError
 
@@ -61,24 +62,25 @@ class Mixture:
         parts: the sets.
         weights: shares of the draws, relative to each other; one set needs none.
         seed: decides the lanes' phases.
+        copies: of each image in a global batch (repeated augmentation).
 
     Raises:
-        ConfigError: a weight is too small beside the others.
+        ConfigError: a weight is too small beside the others, or there are more copies than lanes.
     """
 
-    def __init__(self, parts: Sequence[Part], weights: Sequence[float] = (1.0,), *, seed: int = 0) -> None:
+    def __init__(self, parts: Sequence[Part], weights: Sequence[float] = (1.0,), *, seed: int = 0, copies: int = 1) -> None:
         assert len(parts) == len(weights) > 0
         self.parts = tuple(parts)
         self.global_batch_size, self.lanes = parts[0].order.global_batch_size, parts[0].order.lanes
-        self.quanta = in_quanta(weights)
+        self.quanta, self.copies = in_quanta(weights), copies
+        check_copies(copies, self.global_batch_size, self.lanes)
         lanes = np.arange(self.lanes)
         self._phases = [seeds.permute(lanes, self.lanes, seed, "mixture", level) for level in range(len(parts) - 1)]
 
     def batch(self, position: int, rank: int = 0, world: int = 1, *, start: int = 0, stop: int | None = None) -> Draws:
         """As ``Order.batch``; sample ids count on from set to set, epochs are those of the set."""
-        lane, draw = lane_draws(
-            position, rank, world, self.global_batch_size, self.lanes, start=start, stop=stop
-        )
+        place = lane_draws(position, rank, world, self.global_batch_size, self.lanes, start=start, stop=stop)
+        lane, draw, _ = self._inner(position, *place)
         before, after = self.counts(lane, draw), self.counts(lane, draw + 1)
         chosen = np.argmax(after - before, axis=0)
         sample_ids, epochs = np.empty_like(lane), np.empty_like(lane)
@@ -87,7 +89,29 @@ class Mixture:
             if mine.any():
                 choices, epochs[mine] = part.order.at(lane[mine], before[index][mine])
                 sample_ids[mine] = part.first_sample_id + part.selection.sample_ids(choices)
-        return Draws(sample_ids, draw * self.lanes + lane, epochs)
+        return Draws(sample_ids, place[1] * self.lanes + place[0], epochs)
+
+    def copy_numbers(self, slots: IntArray) -> IntArray | None:
+        """Which copy of its image stands in each of these slots of one batch; None: nothing is repeated."""
+        if self.copies == 1:
+            return None
+        draws, lanes = np.divmod(slots, self.lanes)
+        return copies_of(
+            lanes, draws, copies=self.copies, global_batch_size=self.global_batch_size, num_lanes=self.lanes
+        ).copies
+
+    def _inner(self, position: int, lane: IntArray, draw: IntArray) -> Copies:
+        """The draws that are repeated at these places; without repetition the places themselves."""
+        if self.copies == 1:
+            return Copies(lane, draw, np.zeros_like(lane))
+        if position % self.global_batch_size:
+            raise ConfigError(
+                f"the stream cannot start at sample {position}: with data.repeated_augmentation it starts at multiples "
+                f"of global_batch_size ({self.global_batch_size}); keep the run's global_batch_size"
+            )
+        return copies_of(
+            lane, draw, copies=self.copies, global_batch_size=self.global_batch_size, num_lanes=self.lanes
+        )
 
     def counts(self, lane: IntArray, draw: IntArray) -> IntArray:
         """int64 (K, …): how often each set was drawn in a lane before ``draw``."""
@@ -104,7 +128,12 @@ class Mixture:
     def windows(self, position: int, rank: int, world: int) -> list[Window]:
         """The window that each of a rank's lanes is in, set by set, when ``position`` samples were drawn."""
         lanes = lanes_of_rank(rank, world, self.lanes)
-        counts = self.counts(lanes, np.full_like(lanes, position // self.lanes))
+        draws = np.full_like(lanes, position // self.lanes)
+        if self.copies > 1:
+            drawn = self._inner(position, *lane_draws(position, rank, world, self.global_batch_size, self.lanes))
+            lanes, first = np.unique(drawn.lanes, return_index=True)
+            draws = drawn.draws[first]
+        counts = self.counts(lanes, draws)
         return [
             self._window(index, int(lane), int(counts[index, row]))
             for row, lane in enumerate(lanes)

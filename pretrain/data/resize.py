@@ -29,7 +29,7 @@ def _antialiased(pixels: Pixels, height: int, width: int, mode: str) -> Pixels:
     # the batch dimension first: with its stride right, PyTorch knows channels-last and takes twice as quick a way
     image = torch.from_numpy(whole)[None].permute(0, 3, 1, 2)
     resized = F.interpolate(image, (height, width), mode=mode, antialias=True, align_corners=False)
-    return resized[0].permute(1, 2, 0).numpy()
+    return resized.permute(0, 2, 3, 1).numpy()[0]
 
 
 FILTERS: dict[str, Callable[[Pixels, int, int], Pixels]] = {

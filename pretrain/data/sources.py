@@ -219,7 +219,7 @@ def mix(sources: Sequence[Source], config: Experiment, lanes: int) -> Mixture:
         )
         parts.append(Part(order, source.selection, source.first_sample_id))
     weights = [source.weight for source in config.data.mixture] or [1.0]
-    return Mixture(parts, weights, seed=config.seed)
+    return Mixture(parts, weights, seed=config.seed, copies=config.data.repeated_augmentation)
 
 
 def sources_digest(sources: Sequence[Source], mixture: Mixture) -> str:

@@ -53,7 +53,7 @@ class HeldSlice:
 @torch.no_grad()
 def square_sum(slices: Iterable[HeldSlice]) -> Tensor:
     """Sum of the squares of the weights that this rank owns, float64 (); over all ranks that of the whole model."""
-    owned = [piece.owned_states()[MASTER] for piece in slices]
+    owned = [piece.owned_states()[MASTER] for piece in slices if MASTER in piece.states]
     norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in owned if part.numel()]
     return torch.stack(norms).square().sum() if norms else torch.zeros((), dtype=torch.float64)
 

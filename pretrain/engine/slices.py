@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pretrain.engine.backend import MASTER, HeldSlice
+from pretrain.engine.backend import EMA, MASTER, HeldSlice
 from pretrain.errors import CheckpointError
 
 
@@ -79,6 +79,12 @@ def load_into(held: Iterable[HeldSlice], reader: SliceReader) -> None:
     """
     for piece in held:
         for state, view in piece.states.items():
+            stored = reader.dtypes.get(f"{state}:{piece.name}")
+            if view.dtype == torch.bfloat16 and stored == "F32" and state not in (MASTER, EMA):
+                raise CheckpointError(
+                    f"{reader.folder} has {state} in fp32, this run keeps it in bf16, where it would be rounded: set "
+                    "optim.momentum_dtype: fp32, or start a new run from the weights (init.from)"
+                )
             with torch.no_grad():
                 view.copy_(reader.read(state, piece.name, piece.offset, view.numel(), piece.shape))
 
@@ -96,6 +102,7 @@ class SliceReader:
     def __init__(self, folder: Path, num_ranks: int) -> None:
         self.folder = folder
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}  # as safetensors names them: F32, BF16
         self._parts: dict[str, list[_Part]] = {}
         self._open_files: dict[Path, safe_open] = {}
         for rank in range(num_ranks):
@@ -108,7 +115,7 @@ class SliceReader:
             file = self._open_files[path] = safe_open(path, framework="pt")
             places = json.loads(file.metadata()["slices"])
             for key, place in places.items():
-                numel = file.get_slice(key).get_shape()[0]
+                numel, self.dtypes[key] = file.get_slice(key).get_shape()[0], file.get_slice(key).get_dtype()
                 self.shapes[key] = tuple(place["shape"])
                 self._parts.setdefault(key, []).append(_Part(path, place["offset"], numel))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

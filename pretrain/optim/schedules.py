@@ -9,10 +9,12 @@ Source: big_vision ``utils.create_learning_rate_schedule``; with ``warmup_prefix
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pretrain.config.duration import Duration
 from pretrain.config.schema.experiment import Experiment
 
 Schedule = Callable[[int], float]
@@ -31,10 +33,10 @@ class Decay:
 
     base: float
     end: float
-    total: int
+    total: float
     power: float
-    timescale: int
-    shift: int
+    timescale: float
+    shift: float
 
     def polynomial(self, power: float, step: float) -> float:
         """``end + (base - end) × (share of the run that is left) ** power``."""
@@ -62,16 +64,20 @@ DECAYS: dict[str, Callable[[Decay, float], float]] = {
 
 def build_schedule(experiment: Experiment) -> Schedule:
     """The learning rate at each step in [0, num_steps]; the update from step s to s + 1 uses ``schedule(s)``."""
-    config, total = experiment.optim.schedule, experiment.num_steps
-    warmup, cooldown = experiment.steps(config.warmup), experiment.steps(config.cooldown)
+    config = experiment.optim.schedule
+    exact = functools.partial(_exact_steps, experiment)
+    steps: Callable[[Duration], float] = (
+        exact if config.per_epoch else experiment.steps
+    )  # epochs are seldom whole steps
+    total, warmup, cooldown = steps(experiment.duration), steps(config.warmup), steps(config.cooldown)
     before = warmup if config.warmup_prefix else 0  # steps that the decay does not count
     decay = Decay(
         base=experiment.optim.lr,
         end=config.end_lr,
-        total=max(1, total - before - experiment.steps(config.end_hold)),
+        total=max(1, total - before - steps(config.end_hold)),
         power=config.power,
-        timescale=max(1, experiment.steps(config.timescale)),
-        shift=experiment.steps(config.shift),
+        timescale=max(1, steps(config.timescale)),
+        shift=steps(config.shift),
     )
     at = DECAYS[config.name]
 
@@ -85,6 +91,10 @@ def build_schedule(experiment: Experiment) -> Schedule:
         return schedule
     steps_per_epoch = experiment.data.drawn_samples / experiment.global_batch_size
     return lambda step: schedule(_epoch(step, steps_per_epoch) * steps_per_epoch)
+
+
+def _exact_steps(experiment: Experiment, duration: Duration) -> float:
+    return duration.to_exact_steps(experiment.data.num_samples, experiment.global_batch_size)
 
 
 def _epoch(step: int, steps_per_epoch: float) -> int:

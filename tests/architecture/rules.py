@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 HOMES: dict[str, tuple[str, ...]] = {
     "deepspeed": ("pretrain.engine.deepspeed_backend", "pretrain.engine.backends"),
     "accelerate": ("pretrain.engine.accelerate_backend", "pretrain.engine.backends"),
-    "webdataset": ("pretrain.data", "pipelines.pack", "pipelines.packing"),
+    "webdataset": ("pretrain.data", "pipelines.packing", "pipelines.verification"),
     "yaml": ("pretrain.config.loader",),
     "subprocess": ("pipelines", "pretrain.data.pipe_transport"),
     "urllib3": ("pretrain.data.http_transport", "pretrain.data.s3_transport"),
@@ -66,8 +66,9 @@ HOMES: dict[str, tuple[str, ...]] = {
     "wandb": ("pretrain.telemetry",),
     "matplotlib": ("pipelines.drawing", "pipelines.figures"),
     "sklearn": ("pipelines.sources", "pretrain.evaluation.logistic"),
-    "cv2": ("pretrain.data", "pipelines.sources", "pipelines.packing"),
-    "PIL": ("pretrain.data", "pipelines.sources", "pipelines.packing"),
+    "cv2": ("pretrain.data", "pipelines.sources", "pipelines.packing", "pipelines.deduplication"),
+    "PIL": ("pretrain.data", "pipelines.sources", "pipelines.packing", "pipelines.deduplication"),
+    "pyarrow": ("pipelines.sources.parquet",),
     "safetensors": ("pretrain.models", "pretrain.engine", "pretrain.data"),
 }
 ENVIRONMENT_HOMES = ("pretrain.distributed", "pipelines")

@@ -10,6 +10,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pretrain.config.schema.experiment import Experiment
+from pretrain.distributed.collectives import all_reduce_sum
+from pretrain.engine.backend import square_sum
 from pretrain.models.init import init_weights
 from pretrain.models.zoo import build_model
 from pretrain.objectives.registry import build_objective
@@ -18,7 +20,7 @@ from pretrain.optim.optimizers import build_optimizer
 from pretrain.optim.schedules import build_schedule
 from tests.distributed.test_ema import read
 from tests.distributed.test_equality_laws import settings
-from tests.distributed.training import CLASSES, global_batch, train_with
+from tests.distributed.training import CLASSES, global_batch, make, train_with
 from tests.pool import Pool, RankFailureError
 
 STEPS, HALF = 8, 4
@@ -173,6 +175,30 @@ def test_what_needs_whole_tensors_is_refused_where_they_are_cut(pool2: Pool, kin
         pool2.run(train_with, config(kind, 2), "deepspeed", {"steps": 1})
 
 
+def weight_norm(config: Experiment, kind: str) -> float:
+    return float(all_reduce_sum(square_sum(make(config, kind)[0].slices()))) ** 0.5
+
+
+@pytest.mark.parametrize(("kind", "stage"), [("adafactor", 0), ("layers", 3)])
+def test_the_norm_of_the_weights_counts_frozen_ones_once_and_no_moments(pool2: Pool, kind: str, stage: int) -> None:
+    model = build_model(config(kind).model, CLASSES)
+    init_weights(model, config(kind).seed)
+    wanted = torch.cat([parameter.detach().view(-1) for parameter in model.parameters()]).norm().item()
+    assert pool2.run(weight_norm, config(kind, stage), "deepspeed") == pytest.approx([wanted] * 2, rel=1e-6)
+
+
+def test_an_fp32_moment_is_not_rounded_by_a_resume(pool2: Pool, tmp_path: Path) -> None:
+    """The other way round loses nothing: a bf16 moment goes on in fp32."""
+    folder = {"folder": str(tmp_path)}
+    plain = settings(1, 4, optim__eps=1e-4)
+    pool2.run(train_with, plain, "deepspeed", {"steps": 2, "save_at": 2} | folder)
+    rounded = settings(1, 4, optim__eps=1e-4, optim__momentum_dtype="bf16")
+    with pytest.raises(RankFailureError, match="exp_avg in fp32, this run keeps it in bf16"):
+        pool2.run(train_with, rounded, "deepspeed", {"steps": 3, "resume": True} | folder)
+    pool2.run(train_with, rounded, "deepspeed", {"steps": 4, "save_at": 4} | folder)
+    pool2.run(train_with, plain, "deepspeed", {"steps": 5, "resume": True} | folder)
+
+
 OFFLOAD = {"device": "cpu"}
 
 
@@ -187,3 +213,34 @@ def test_offload_to_the_cpu_equals_no_offload(pool2: Pool, stage: int) -> None:
     moved = plain.model_copy(update={"cluster": cluster})
     runs = [pool2.run(train_with, each, "deepspeed", {"steps": 6})[0]["losses"] for each in (plain, moved)]
     assert list(runs[1].values()) == pytest.approx(list(runs[0].values()), rel=1e-6)
+
+
+@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_fused_kernels_change_nothing_at_a_stage(pool2: Pool, tmp_path: Path, stage: int) -> None:
+    """torch has them on the CPU too; their counter lives on the device, and goes on in a resume."""
+    plain, fused = (settings(stage, 4, optim__eps=1e-4, cluster__fused_optimizer=value) for value in (False, True))
+    straight = pool2.run(train_with, plain, "deepspeed", {"steps": 6})[0]["losses"]
+    folder = {"folder": str(tmp_path)}
+    pool2.run(train_with, fused, "deepspeed", {"steps": 3, "save_at": 3} | folder)
+    rest = pool2.run(train_with, fused, "deepspeed", {"steps": 6, "resume": True} | folder)[0]["losses"]
+    assert list(rest.values()) == pytest.approx([straight[step] for step in (3, 4, 5)], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "precision"),
+    [
+        pytest.param("lamb", 0, "autocast", marks=pytest.mark.slow),
+        ("adafactor bf16", 0, "autocast"),
+        pytest.param("layers", 1, "bf16", marks=pytest.mark.slow),
+        ("layers", 3, "bf16"),
+    ],
+)
+def test_low_precision_trains_and_goes_on(pool2: Pool, tmp_path: Path, kind: str, stage: int, precision: str) -> None:
+    """What the recipes use: the same losses after a resume, near those of fp32."""
+    low = config(kind, stage).model_copy(update={"precision": precision})
+    folder = {"folder": str(tmp_path)}
+    straight = pool2.run(train_with, low, "deepspeed", {"steps": 6, "save_at": 3} | folder)[0]["losses"]
+    rest = pool2.run(train_with, low, "deepspeed", {"steps": 6, "resume": True} | folder)[0]["losses"]
+    assert rest == {step: straight[step] for step in (3, 4, 5)}
+    exact = pool2.run(train_with, config(kind, stage), "deepspeed", {"steps": 6})[0]["losses"]
+    assert list(straight.values()) == pytest.approx(list(exact.values()), rel=5e-2)

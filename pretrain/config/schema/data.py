@@ -134,12 +134,6 @@ class DataConfig(TrainSetConfig):
     )
 
     @model_validator(mode="after")
-    def _nothing_repeated_yet(self) -> DataConfig:
-        if self.repeated_augmentation > 1:
-            raise ValueError("repeated_augmentation: more than one copy of an image in a batch cannot be drawn yet")
-        return self
-
-    @model_validator(mode="after")
     def _preset_alone(self) -> DataConfig:
         if self.augreg is None:
             return self

@@ -103,7 +103,7 @@ def _change(folder, **values):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "index.json").unlink(), "index.json does not exist.*pipelines pack"),
+        (lambda folder: (folder / "index.json").unlink(), "index.json does not exist.*pipelines verify"),
         (lambda folder: (folder / "index.json").write_text('{"format"'), "not JSON"),
         (lambda folder: (folder / "index.json").write_text("[]"), "not an index of shards"),
         (lambda folder: _change(folder, format="other"), "not an index of shards"),

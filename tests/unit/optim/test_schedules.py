@@ -122,3 +122,13 @@ def test_warmup_from_a_start_value_by_the_step() -> None:
 def test_a_start_value_without_a_warmup_is_refused(key: dict) -> None:
     with pytest.raises(ValueError, match="would be ignored without warmup"):
         experiment(optim__schedule={"name": "cosine", **key})
+
+
+@pytest.mark.parametrize("name", ["rsqrt", "constant"])
+def test_a_shorter_run_is_a_cooldown_from_the_trunk(name: str) -> None:
+    """A fork with another duration has the trunk's rates up to its own cooldown, and ends at 0."""
+    more = {"timescale": "10 steps"} if name == "rsqrt" else {}
+    schedule = {"name": name, "warmup": "4 steps", "cooldown": "10 steps", **more}
+    trunk, fork = (build_schedule(experiment(optim__schedule=schedule, duration=f"{n} steps")) for n in (40, 25))
+    assert [fork(step) for step in range(16)] == [trunk(step) for step in range(16)]
+    assert 0 < fork(24) < trunk(24) and fork(25) == 0

@@ -299,6 +299,11 @@ def test_two_packs_into_one_folder_are_refused(tmp_path, photos, capsys):
         (("digits", "--workers", 0), "--workers 0 is out of range"),
         (("digits", "--shard-samples", 0), "--shard-samples 0 is out of range"),
         (("digits", "--classes", "ten"), "'ten' is neither a class"),
+        (("digits", "--max-pixels", 10**9), "--max-pixels 1000000000 is out of range"),
+        (("digits", "--short-side", 9), "--short-side changes images; it needs --images rgb"),
+        (("folder", ".", "--wordnet", "x"), "--wordnet is the file of --hierarchy"),
+        (("imagenet21k", "a.tar", "--class-names", "x"), "--class-names belongs to webdataset"),
+        (("webdataset", "/does/not/exist.tar"), "/does/not/exist.tar does not exist"),
     ],
 )
 def test_mistakes_are_named(tmp_path, arguments, message, capsys):

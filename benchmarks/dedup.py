@@ -1,0 +1,191 @@
+"""Recall, precision and cost of ``python -m pipelines dedup`` on real images with planted copies.
+
+    python benchmarks/dedup.py --images /usr/share/openclipart/png     # apt-get install openclipart-png
+    python benchmarks/dedup.py --images photos/
+
+Some images are the test set, others the training set; into that, copies of the test images are planted: resized,
+recompressed, cropped, mirrored, made grey, and all at once. What is found among the planted is recall; what is found
+beside them is listed, since real sets hold duplicates that nobody planted. Then a million hashes are searched.
+Ends with one line of JSON. Without --images, openclipart is used where it is installed, and nothing is done elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from pipelines import dedup
+from pipelines.deduplication.hashes import VIEWS
+from pipelines.deduplication.search import near_pairs
+from pipelines.sources.folder import EXTENSIONS
+from pretrain.data.decode import open_image
+from pretrain.data.faults import BadSample
+
+DEBIAN = Path("/usr/share/openclipart/png")
+LEAST_SIDE = 64
+LARGEST_SIDE = 500
+MILLION = 1_000_000
+
+
+def crop(image: Image.Image, generator: np.random.Generator, least: float, most: float) -> Image.Image:
+    """A random crop with a share of the area between ``least`` and ``most``."""
+    side = generator.uniform(least, most) ** 0.5
+    width, height = round(image.width * side), round(image.height * side)
+    left, top = (int(generator.integers(0, free + 1)) for free in (image.width - width, image.height - height))
+    return image.crop((left, top, left + width, top + height))
+
+
+def recompressed(image: Image.Image, quality: int) -> Image.Image:
+    """Through a JPEG."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+def mirrored(image: Image.Image) -> Image.Image:
+    """Left and right exchanged."""
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+def grey(image: Image.Image) -> Image.Image:
+    """Without colour."""
+    return image.convert("L").convert("RGB")
+
+
+Change = Callable[[Image.Image, np.random.Generator], Image.Image]
+CHANGES: dict[str, Change] = {
+    "half the size": lambda image, _: image.resize((image.width // 2, image.height // 2)),
+    "squashed to 224×224": lambda image, _: image.resize((224, 224)),
+    "JPEG quality 30": lambda image, _: recompressed(image, 30),
+    "mirrored": lambda image, _: mirrored(image),
+    "grey": lambda image, _: grey(image),
+    "cropped to 80–95 %": lambda image, random: crop(image, random, 0.8, 0.95),
+    "cropped to 60–80 %": lambda image, random: crop(image, random, 0.6, 0.8),
+    "cropped to 40–60 %": lambda image, random: crop(image, random, 0.4, 0.6),
+    "crop 70–90 %, mirrored, grey, 200×200, JPEG 50": lambda image, random: recompressed(
+        grey(mirrored(crop(image, random, 0.7, 0.9))).resize((200, 200)), 50
+    ),
+}
+
+
+def main() -> None:
+    """Runs everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, default=DEBIAN)
+    parser.add_argument("--test", type=int, default=200, help="test images, each planted once per change")
+    parser.add_argument("--others", type=int, default=2000, help="training images beside the planted ones")
+    parser.add_argument("--threshold", type=float, default=dedup.DEFAULT_THRESHOLD)
+    parser.add_argument("--hashes", type=int, default=MILLION)
+    args = parser.parse_args()
+    if not args.images.is_dir():
+        print(json.dumps({"benchmark": "dedup", "skipped": f"{args.images} is no folder; give one with --images"}))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        result = planted(args, Path(folder))
+    result |= {"million_hashes": cost(args.hashes)}
+    print(json.dumps({"benchmark": "dedup", "images": str(args.images), **result}))
+
+
+def planted(args: argparse.Namespace, folder: Path) -> dict:
+    """Recall by change, and what was found beside the planted copies."""
+    generator = np.random.default_rng(0)
+    images = usable(args.images, args.test + args.others, generator)
+    upstream, test = folder / "upstream", folder / "test"
+    upstream.mkdir()
+    test.mkdir()
+    chosen = images[: args.test]
+    for index, image in enumerate(chosen):
+        image.save(test / f"{index:05d}.png")
+        for number, change in enumerate(CHANGES.values()):
+            change(image, generator).save(upstream / f"copy-{number}-{index:05d}.png")
+    for index, image in enumerate(images[args.test :]):
+        image.save(upstream / f"other-{index:05d}.png")
+    arguments = [str(upstream), "--against", str(test), "--out", str(folder / "out"), "--json"]
+    parsed = dedup._parser().parse_args([*arguments, "--threshold", str(args.threshold)])
+    summary = dedup.deduplicate(parsed)
+    lines = [json.loads(line) for line in (folder / "out" / "drop.jsonl").read_text().splitlines()]
+    found = {Path(line["file"]).stem: line for line in lines}
+    recall = {}
+    wrong = 0
+    for number, name in enumerate(CHANGES):
+        hits = [index for index in range(len(chosen)) if f"copy-{number}-{index:05d}" in found]
+        recall[name] = round(len(hits) / len(chosen), 4)
+    for stem, line in found.items():
+        kind, _, rest = stem.partition("-")
+        wrong += kind == "copy" and f"{rest.partition('-')[2]}.png" not in line["because"]
+    others = {stem: line for stem, line in found.items() if stem.startswith("other")}
+    for name, share in recall.items():
+        print(f"{share:8.1%}  {name}")
+    print(f"{len(others)} of {len(images) - len(chosen)} other images found; {wrong} copies laid to another test image")
+    for stem, line in sorted(others.items(), key=lambda pair: pair[1]["score"])[:20]:
+        print(f"          {stem}: {line['because']} ({line['score']})")
+    kept = folder.parent / "dedup-report.html"
+    kept.write_bytes((folder / "out" / "report.html").read_bytes())
+    print(f"report: {kept}")
+    precision = (len(found) - len(others)) / max(len(found), 1)
+    return {
+        "recall": recall,
+        "num_test": len(chosen),
+        "num_others": len(images) - len(chosen),
+        "others_found": len(others),
+        "precision_if_all_others_are_wrong": round(precision, 4),
+        "seconds": summary["seconds"],
+    }
+
+
+def usable(folder: Path, count: int, generator: np.random.Generator) -> list[Image.Image]:
+    """Images of a sensible size that show something, no two with the same bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix[1:].lower() in EXTENSIONS)
+    images: list[Image.Image] = []
+    seen: set[bytes] = set()
+    for index in generator.permutation(len(files)):
+        data = files[index].read_bytes()
+        if data in seen or len(data) > 2_000_000:
+            continue
+        seen.add(data)
+        try:
+            pixels = open_image(data).decode(LARGEST_SIDE, LARGEST_SIDE)
+        except BadSample:
+            continue
+        if min(pixels.shape[:2]) >= LEAST_SIDE and pixels.std() > 16:
+            image = Image.fromarray(pixels)
+            image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+            images.append(image)
+        if len(images) == count:
+            break
+    return images
+
+
+def cost(num_hashes: int, num_test: int = 10_000) -> dict:
+    """Seconds to search random hashes, of which a thousand are near a test image's."""
+    generator = np.random.default_rng(0)
+    stored = generator.integers(0, 1 << 63, num_test * 2 * len(VIEWS), dtype=np.uint64)
+    queries = generator.integers(0, 1 << 63, num_hashes, dtype=np.uint64)
+    chosen = generator.choice(len(stored), 1000, replace=False)
+    flips = np.zeros(1000, dtype=np.uint64)
+    for _ in range(6):
+        flips |= np.uint64(1) << generator.integers(0, 63, 1000).astype(np.uint64)
+    queries[:1000] = stored[chosen] ^ flips
+    began = time.process_time()
+    found = set()
+    for query, place, _ in near_pairs(queries, stored, dedup.RADIUS):
+        found |= set(zip(query.tolist(), place.tolist(), strict=True))
+    seconds = time.process_time() - began
+    hits = sum((index, int(place)) in found for index, place in enumerate(chosen))
+    print(f"{num_hashes:,} hashes against {len(stored):,}: {seconds:.1f} s of one core; {hits} of 1000 planted found")
+    return {"seconds": round(seconds, 1), "stored": len(stored), "planted_found": hits / 1000, "found": len(found)}
+
+
+if __name__ == "__main__":
+    main()

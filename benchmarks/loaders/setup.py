@@ -1,0 +1,64 @@
+"""An environment under .bench/ for each peer that the project itself does not need: ``make bench-setup``.
+
+Each sees the project's environment through a path file, so that PyTorch is there once, and has its own packages beside
+it. What cannot be installed is written into .bench/NAME.failed.txt and named by benchmarks/loader.py.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / ".bench"
+PACKAGES = {
+    "litdata": ["litdata>=0.2.40"],
+    "mosaicml": ["mosaicml-streaming>=0.11"],
+    "dali": ["nvidia-dali-cuda130>=1.40"],  # runs on the CPU too
+}
+
+
+def python_of(name: str) -> Path:
+    """The interpreter of a peer's environment."""
+    return FOLDER / name / "bin" / "python"
+
+
+def failure_of(name: str) -> Path:
+    """Where it says why a peer could not be installed."""
+    return FOLDER / f"{name}.failed.txt"
+
+
+def make_environment(name: str, packages: list[str]) -> bool:
+    """Creates one environment; returns whether everything is there."""
+    failure_of(name).unlink(missing_ok=True)
+    venv.create(FOLDER / name, with_pip=False, clear=True)
+    python = python_of(name)
+    purelib = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    (Path(purelib) / "project.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    done = subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", *packages], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        failure_of(name).write_text((done.stderr or done.stdout)[-2000:])
+    return done.returncode == 0
+
+
+def main() -> int:
+    """Makes every environment and says what is there."""
+    FOLDER.mkdir(exist_ok=True)
+    for name, packages in PACKAGES.items():
+        good = make_environment(name, packages)
+        print(f"{name:<12}{'installed' if good else f'cannot be installed: see {failure_of(name)}'}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""WebDataset shards that exist: packed again, so shuffled anew, with other labels, or several sets as one.
+
+Local tars are read at random where they lie. Remote ones are fetched once into the pack's working folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipelines.sources.names import find_files, is_url, split_of
+from pipelines.sources.protocol import NOT_STATED, Item, Source
+from pipelines.sources.samples import samples_of
+from pipelines.sources.tars import Member, RangeReader, file_fingerprint, members_of
+from pretrain.data.card import CLASSES_FILE, load_classes
+from pretrain.errors import ConfigError, DataError
+from pretrain.files import TEMPORARY_SUFFIX
+
+TIMEOUT_S = 60
+LARGEST_LABEL = 10_000_000  # more classes than that are no class numbers
+
+
+class WebDatasetSource(Source):
+    """Samples of tars. Labels are numbers or names; those of sets that have a classes.csv are its ids.
+
+    Sets with different classes are merged by class id; the key of a sample is ``SHARD/KEY``, or ``FOLDER/SHARD/KEY``
+    where shards of two folders have one name.
+
+    Args:
+        patterns: tars, folders, URLs, or patterns with braces and wildcards.
+        class_names: file with a line per class (the id, or ``id,name``), for labels that are numbers.
+        name: of the data set.
+    """
+
+    def __init__(self, patterns: Sequence[str], *, class_names: Path | None = None, name: str = "") -> None:
+        self.urls = find_files(patterns, ".tar")
+        self.name = name or Path(self.urls[0]).resolve().parent.name
+        self.origin = f"shards {' '.join(patterns)}"
+        self.licence = NOT_STATED
+        self.multi_label = True  # known when all labels are read; see items
+        self.classes: list[tuple[str, str]] = []
+        self.notes: list[str] = []
+        self._given = read_class_names(class_names) if class_names else []
+        self._folder: Path | None = None
+        self._reader = RangeReader()
+        self._prefix = _prefixes(self.urls)
+
+    def fingerprint(self) -> str:
+        """See ``Source.fingerprint``; "" where shards are remote."""
+        return "" if self.units() else file_fingerprint([Path(url) for url in self.urls])
+
+    def units(self) -> list[str]:
+        """See ``Source.units``: the remote shards."""
+        return [url for url in self.urls if is_url(url)]
+
+    def use(self, folder: Path) -> None:
+        """See ``Source.use``."""
+        self._folder = folder
+
+    def prepare(self, unit: str, folder: Path) -> None:
+        """Fetches one shard."""
+        target = folder / _local_name(unit)
+        temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
+        fetch(unit, temporary)
+        temporary.rename(target)
+
+    def items(self) -> Iterator[Item]:
+        """See ``Source.items``."""
+        classes = _Classes()
+        is_multi = False
+        for part, url in enumerate(self.urls):
+            path = self._path(part)
+            classes.begin(self._own_classes(path))
+            for sample in samples_of(members_of(path), lambda member, path=path: self._read(path, member), url):
+                labels = tuple(classes.number(label, f"{url}: {sample.key}") for label in sample.labels)
+                is_multi = is_multi or sample.is_multi
+                key = f"{self._prefix[part].removesuffix('.tar')}/{sample.key}.{sample.extension}"
+                yield Item(key, labels, sample.image.size, split_of(url), part, sample.image.offset)
+        self.multi_label = is_multi
+        self.classes = list(classes.names.items())
+
+    def read(self, item: Item) -> tuple[bytes, str]:
+        """See ``Source.read``."""
+        return self._reader.read(self._path(item.part), item.offset, item.num_bytes), item.key.rpartition(".")[2]
+
+    def _read(self, path: Path, member: Member) -> bytes:
+        return self._reader.read(path, member.offset, member.size)
+
+    def _path(self, part: int) -> Path:
+        url = self.urls[part]
+        if not is_url(url):
+            return Path(url)
+        assert self._folder is not None
+        return self._folder / _local_name(url)
+
+    def _own_classes(self, path: Path) -> list[tuple[str, str]]:
+        return load_classes(path.parent) if (path.parent / CLASSES_FILE).is_file() else self._given
+
+
+class _Classes:
+    """The classes of several sets as one, by their ids; numbers without a name keep their place."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, str] = {}
+        self._index: dict[str, int] = {}
+        self._own: list[tuple[str, str]] = []
+
+    def begin(self, own: list[tuple[str, str]]) -> None:
+        """The next samples' numbers mean these classes."""
+        if own is not self._own and own != self._own:
+            for identifier, name in own:
+                self._add(identifier, name)
+        self._own = own
+
+    def number(self, label: int | str, where: str) -> int:
+        """The class of a label."""
+        if isinstance(label, str):
+            return self._add(label, label)
+        if self._own:
+            if not 0 <= label < len(self._own):
+                raise DataError(f"{where}: the label {label} lies outside the {len(self._own)} classes that are named")
+            return self._index[self._own[label][0]]
+        if not 0 <= label < LARGEST_LABEL:
+            raise DataError(f"{where}: the label {label} is no class")
+        for number in range(len(self.names), label + 1):
+            self._add(str(number), str(number))
+        return self._index[str(label)]
+
+    def _add(self, identifier: str, name: str) -> int:
+        self.names.setdefault(identifier, name)
+        return self._index.setdefault(identifier, len(self._index))
+
+
+def fetch(url: str, path: Path) -> None:
+    """Writes what an http address holds to a file, which is complete or an error.
+
+    Raises:
+        DataError: it cannot be reached, or ends too early.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, open(path, "wb") as file:
+            shutil.copyfileobj(answer, file, 1 << 20)
+            expected = int(answer.headers.get("Content-Length", -1))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{url} cannot be fetched ({error}); the same command tries again") from error
+    size = path.stat().st_size
+    if expected not in (-1, size):
+        raise DataError(f"{url}: {size} of {expected} bytes came; the same command tries again")
+
+
+def _prefixes(urls: list[str]) -> list[str]:
+    """The shortest end of each address, the same depth for all, that tells them apart."""
+    for depth in (1, 2, 3):
+        ends = ["/".join(Path(url).parts[-depth:]) for url in urls]
+        if len(set(ends)) == len(ends):
+            return ends
+    return urls
+
+
+def _local_name(url: str) -> str:
+    return hashlib.blake2b(url.encode(), digest_size=12).hexdigest() + ".tar"
+
+
+def read_class_names(path: Path) -> list[tuple[str, str]]:
+    """(id, name) of a class per line.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise ConfigError(f"--class-names {path}: cannot be read ({error.strerror})") from error
+    pairs = [line.partition(",") for line in lines]
+    return [(identifier, name.strip() or identifier) for identifier, _, name in pairs]

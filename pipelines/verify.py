@@ -1,0 +1,282 @@
+"""``python -m pipelines verify``: can these shards be trusted? Makes the index of those that have none.
+
+Exit code 0: yes, perhaps with warnings; 1: something is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.packing.pool import run_tasks
+from pipelines.progress import LazyBar
+from pipelines.sources.names import expand_braces, is_url, split_of
+from pipelines.sources.protocol import NOT_STATED
+from pipelines.sources.webdataset_shards import read_class_names
+from pipelines.verification.correlation import label_correlation
+from pipelines.verification.shards import Job, Report, check_shard
+from pretrain.data.card import CARD_FILE, CLASSES_FILE, READABLE_FILE, Card, encode_classes, load_classes
+from pretrain.data.index import TABLE_FILE, ShardRow, ShardTable
+from pretrain.errors import ConfigError, DataError
+from pretrain.files import digest, write_atomic
+
+EXAMPLES = """examples:
+  python -m pipelines verify data/mine                       every split below it
+  python -m pipelines verify /shards/imagenet/train --class-names synsets.txt
+  python -m pipelines verify 'https://host/set/train-{0000..0127}.tar' --out index/
+Shards without an index get it: beside them where they are local, in --out where they are remote."""
+
+
+@dataclass
+class Verdict:
+    """What was found in one set.
+
+    Attributes:
+        where: the set.
+        num_samples: that it has.
+        num_shards: tars.
+        made: files that were written.
+        errors: what must be mended.
+        warnings: what should be known.
+    """
+
+    where: str
+    num_samples: int = 0
+    num_shards: int = 0
+    made: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One split: its tars' names, the folder of its index, and the URL in front of the names where they are remote."""
+
+    names: tuple[str, ...]
+    folder: Path
+    base: str = ""
+
+    def __str__(self) -> str:
+        return self.base or str(self.folder)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the stage; see ``--help``."""
+    args = _parser().parse_args(argv)
+    verdicts = [verify(target, args) for target in _targets(args)]
+    if args.json:
+        print(json.dumps([vars(verdict) for verdict in verdicts]))
+    else:
+        for verdict in verdicts:
+            _print(verdict)
+    return 1 if any(verdict.errors for verdict in verdicts) else 0
+
+
+def verify(target: Target, args: argparse.Namespace) -> Verdict:
+    """Checks one split, and makes its index where there is none."""
+    verdict = Verdict(str(target), num_shards=len(target.names))
+    table = _table(target, verdict)
+    classes = _classes(target, args.class_names)
+    ids = {identifier: index for index, (identifier, _) in enumerate(classes)}
+    job = Job(target.folder, target.base, ids, decode=not args.no_decode, stock=not args.no_webdataset)
+    rows = {row.name: row for row in table.rows} if table else {}
+    reports = _run(target, job, rows, args.workers)
+    for report in reports:
+        verdict.errors += [f"{report.name}: {problem}" for problem in report.problems]
+        if report.num_problems > len(report.problems):
+            verdict.errors.append(f"{report.name}: and {report.num_problems - len(report.problems)} more")
+    verdict.num_samples = sum(report.row.num_samples for report in reports if report.row)
+    _check_labels(verdict, reports)
+    unreadable = [report.name for report in reports if report.row is None]
+    if table is None and unreadable:
+        verdict.errors.append(
+            f"no index is made while {len(unreadable)} shards cannot be read, such as {unreadable[0]}"
+        )
+    elif table is None:
+        table = _make_index(target, reports, classes, args, verdict)
+    if table is not None:
+        _check_card(target, table, reports, classes, args, verdict)
+    return verdict
+
+
+def _run(target: Target, job: Job, rows: dict[str, ShardRow], workers: int | None) -> list[Report]:
+    workers = min(workers or len(os.sched_getaffinity(0)), len(target.names))
+    tasks = [(name, rows.get(name)) for name in target.names]
+    with LazyBar("verifying", len(tasks), "shards") as bar:
+        reports = {report.name: report for report in run_tasks(check_shard, tasks, job, workers, bar.show)}
+    return [reports[name] for name in target.names]
+
+
+def _table(target: Target, verdict: Verdict) -> ShardTable | None:
+    if not (target.folder / TABLE_FILE).is_file():
+        return None
+    table = ShardTable.load(target.folder)
+    indexed, there = {row.name for row in table.rows}, set(target.names)
+    verdict.errors += [f"{name}: in {TABLE_FILE}, but not there" for name in sorted(indexed - there)]
+    extra = sorted(there - indexed)
+    if extra:
+        raise DataError(
+            f"{target}: {len(extra)} tars are not in {TABLE_FILE}, such as {extra[0]}; move them away, or delete "
+            f"{target.folder / TABLE_FILE} to have it made anew for all of them"
+        )
+    return table
+
+
+def _classes(target: Target, path: Path | None) -> list[tuple[str, str]]:
+    if path:
+        return read_class_names(path)
+    return load_classes(target.folder) if (target.folder / CLASSES_FILE).is_file() else []
+
+
+def _check_labels(verdict: Verdict, reports: Sequence[Report]) -> None:
+    found = label_correlation([report.labels for report in reports])
+    if found is not None and found.is_ordered:
+        verdict.warnings.append(
+            f"the labels are not mixed along the shards: {found}. Shuffling while reading cannot mend that, and "
+            "training on it goes wrong. Pack it again: python -m pipelines pack webdataset "
+            f"{verdict.where} --out DIR"
+        )
+
+
+def _make_index(
+    target: Target,
+    reports: Sequence[Report],
+    classes: list[tuple[str, str]],
+    args: argparse.Namespace,
+    verdict: Verdict,
+) -> ShardTable:
+    highest = max(report.highest for report in reports)
+    num_classes = max(args.num_classes, len(classes)) or highest + 1
+    if highest >= num_classes:
+        raise DataError(f"{target}: a label is {highest}, but there are {num_classes} classes")
+    if min((int(report.labels.min(initial=0)) for report in reports), default=0) < 0:
+        raise DataError(f"{target}: a label is below 0; samples without a class cannot be trained on")
+    rows = [report.row for report in reports if report.row]
+    max_labels = max(report.max_labels for report in reports)
+    table = ShardTable(target.folder, rows, num_classes=num_classes, max_labels=max_labels)
+    table.save()
+    verdict.made.append(TABLE_FILE)
+    return table
+
+
+def _check_card(
+    target: Target,
+    table: ShardTable,
+    reports: Sequence[Report],
+    classes: list[tuple[str, str]],
+    args: argparse.Namespace,
+    verdict: Verdict,
+) -> None:
+    if not (target.folder / CARD_FILE).is_file():
+        _write_card(target, table, reports, classes, args)
+        verdict.made += [CARD_FILE, CLASSES_FILE]
+        return
+    card = Card.load(target.folder)
+    if card.index_digest != table.digest:
+        verdict.errors.append(f"{CARD_FILE} belongs to another index ({card.index_digest}, not {table.digest})")
+    for name, value in (("num_samples", table.num_samples), ("num_classes", table.num_classes)):
+        if getattr(card, name) != value:
+            verdict.errors.append(f"{CARD_FILE} says {name} {getattr(card, name)}, the index {value}")
+
+
+def _write_card(
+    target: Target,
+    table: ShardTable,
+    reports: Sequence[Report],
+    classes: list[tuple[str, str]],
+    args: argparse.Namespace,
+) -> None:
+    """The card of a set that somebody else packed; says no more than what was seen."""
+    named = classes + [(str(index), str(index)) for index in range(len(classes), table.num_classes)]
+    encoded = encode_classes(named)
+    counts = np.zeros(table.num_classes, dtype=np.int64)
+    for report in reports:
+        counts += np.bincount(report.labels, minlength=table.num_classes)
+    card = Card(
+        name=args.name or target.folder.resolve().name,
+        split=split_of(f"{target}/{target.names[0]}"),
+        source=f"shards at {target}, indexed where they lie",
+        release="",
+        homepage="",
+        held_out="",
+        selection="",
+        licence=args.licence or NOT_STATED,
+        num_samples=table.num_samples,
+        num_classes=table.num_classes,
+        labels="multi" if table.max_labels > 1 else "single",
+        max_labels=table.max_labels,
+        num_shards=len(table.rows),
+        num_bytes=sum(row.num_bytes for row in table.rows),
+        class_counts=counts.tolist() if table.max_labels == 1 else [],
+        shuffle_seed=0,
+        classes_digest=digest(encoded),
+        index_digest=table.digest,
+    )
+    write_atomic(target.folder / CLASSES_FILE, encoded)
+    write_atomic(target.folder / READABLE_FILE, card.to_markdown(named))
+    write_atomic(target.folder / CARD_FILE, card.to_json())
+
+
+def _targets(args: argparse.Namespace) -> list[Target]:
+    targets = []
+    for place in args.places:
+        targets += _remote_target(place, args.out) if is_url(place) else _local_targets(Path(place), args.out)
+    return targets
+
+
+def _local_targets(place: Path, out: Path | None) -> list[Target]:
+    if out is not None:
+        raise ConfigError(f"--out is for remote shards; the index of {place} goes beside them")
+    if place.suffix == ".tar":
+        raise ConfigError(f"{place}: give the folder: a set is indexed as a whole")
+    if not place.is_dir():
+        raise DataError(f"{place} is not a folder")
+    folders = [place] if any(place.glob("*.tar")) else sorted({path.parent for path in place.glob("*/*.tar")})
+    if not folders:
+        raise DataError(f"{place} holds no .tar, and neither do its folders")
+    return [Target(tuple(sorted(path.name for path in folder.glob("*.tar"))), folder) for folder in folders]
+
+
+def _remote_target(pattern: str, out: Path | None) -> list[Target]:
+    if out is None:
+        raise ConfigError("--out DIR is missing: where the index of remote shards is put, to be copied beside them")
+    out.mkdir(parents=True, exist_ok=True)
+    base, _, names = pattern.rpartition("/")
+    return [Target(tuple(expand_braces(names)), out, base)]
+
+
+def _print(verdict: Verdict) -> None:
+    state = "WRONG" if verdict.errors else "ok, with warnings" if verdict.warnings else "ok"
+    print(f"{verdict.where}: {verdict.num_samples:,} samples in {verdict.num_shards:,} shards: {state}")
+    if verdict.made:
+        print(f"  made: {', '.join(verdict.made)}")
+    for kind, lines in (("error", verdict.errors), ("warning", verdict.warnings)):
+        for line in lines:
+            print(f"  {kind}: {line}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines verify",
+        description="Reads shards to their end: checksums, decoding, index, stock webdataset, and order of labels.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("places", nargs="+", metavar="DIR_OR_URL", help="folder of a split, or of splits; or a pattern of URLs")
+    add("--out", type=Path, help="remote shards: folder for their index, to be copied beside them")
+    add("--class-names", type=Path, metavar="FILE", help="a class per line, id or id,name; default: classes.csv")
+    add("--num-classes", type=int, default=0, help="width of the label space of a new index (largest label + 1)")
+    add("--name", default="", help="name on a new card")
+    add("--licence", default="", help="licence on a new card")
+    add("--no-decode", action="store_true", help="do not decode every image")
+    add("--no-webdataset", action="store_true", help="do not read with stock webdataset too")
+    add("--workers", type=int, help="processes (one per core)")
+    add("--json", action="store_true", help="print the result as JSON")
+    return parser

@@ -1,0 +1,173 @@
+"""The recipes beyond the ViT paper's tables, against what their sources print, and the page that lists all of them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from pretrain.config.loader import load_experiment
+from pretrain.config.schema.experiment import Experiment
+from pretrain.optim.schedules import build_schedule
+from tests.unit.config.test_configs import CONFIGS, RECIPES, ROOT
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5,) * 3, (0.5,) * 3)
+
+
+def load(name: str, kind: str = "pretrain") -> Experiment:
+    return load_experiment(CONFIGS / kind / f"{name}.yaml").experiment
+
+
+# Source: the names of AugReg's released checkpoints, such as
+# B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.
+@pytest.mark.parametrize(
+    ("name", "variant", "preset", "decay", "dropout"),
+    [
+        ("ti16_i21k", "Ti/16", "none", 0.03, 0.0),
+        ("s16_i21k", "S/16", "light1", 0.03, 0.0),
+        ("b32_i21k", "B/32", "light1", 0.1, 0.0),
+        ("b16_i21k", "B/16", "medium1", 0.1, 0.0),
+        ("l16_i21k", "L/16", "strong1", 0.1, 0.0),
+        ("s16_i1k", "S/16", "medium2", 0.1, 0.0),
+        ("b32_i1k", "B/32", "medium2", 0.1, 0.1),
+        ("b16_i1k", "B/16", "strong2", 0.1, 0.1),
+    ],
+)
+def test_augreg(name: str, variant: str, preset: str, decay: float, dropout: float) -> None:
+    experiment = load(f"augreg_{name}")
+    model, data, optim = experiment.model, experiment.data, experiment.optim
+    assert (model.variant, data.augreg, optim.weight_decay) == (variant, preset, decay)
+    assert (model.dropout, model.drop_path, model.pool) == (dropout, dropout, "token")
+    assert (str(experiment.duration), experiment.global_batch_size, optim.lr) == ("300 epochs", 4096, 1e-3)
+    assert (optim.momentum_dtype, optim.clip_grad, optim.schedule.name) == ("bf16", 1.0, "cosine")
+    assert (experiment.objective.name, experiment.objective.reduction) == ("sigmoid", "sum_classes")
+    assert model.head_bias == (-10.0 if name.endswith("i21k") else -6.9)
+    assert (data.mean, data.std) == HALF
+
+
+@pytest.mark.parametrize("epochs", [90, 150, 300])
+def test_better_baselines(epochs: int) -> None:
+    """Source: 2205.01580; big_vision configs/vit_s16_i1k.py (its wd of 1e-4 is 0.1 in AdamW's convention)."""
+    experiment = load(f"baseline_s16_i1k_{epochs}ep")
+    model, data, optim = experiment.model, experiment.data, experiment.optim
+    assert (model.variant, model.class_token, model.pool) == ("S/16", False, "norm_avg")
+    assert (model.pos_embed, model.representation_size) == ("sincos2d_big_vision", "width")
+    assert (experiment.global_batch_size, experiment.duration.value, data.num_samples) == (1024, epochs, 1_268_355)
+    policy, mixing = data.augmentation.randaugment, data.effective_mixing
+    assert policy is not None and (policy.num_layers, policy.magnitude) == (2, 10)
+    assert (mixing.mixup, mixing.cutmix, mixing.keep_larger) == (0.2, 0.0, True)
+    assert (optim.lr, optim.weight_decay, optim.clip_grad, optim.momentum_dtype) == (1e-3, 0.1, 1.0, "bf16")
+    assert (optim.schedule.name, experiment.steps(optim.schedule.warmup)) == ("cosine", 10_000)
+
+
+DEIT = [("ti16", "Ti/16"), ("s16", "S/16"), ("b16", "B/16")]
+
+
+@pytest.mark.parametrize(("size", "variant"), DEIT)
+@pytest.mark.parametrize("distilled", [False, True])
+def test_deit(size: str, variant: str, distilled: bool) -> None:
+    """Source: DeiT's main.py: its defaults, at batch 1024."""
+    experiment = load(f"deit_{size}_distilled_i1k" if distilled else f"deit_{size}_i1k")
+    model, data, optim = experiment.model, experiment.data, experiment.optim
+    assert (model.variant, model.distilled, model.drop_path, model.dropout) == (variant, distilled, 0.1, 0.0)
+    assert (optim.name, optim.lr, optim.weight_decay) == ("adamw", 5e-4 * 1024 / 512, 0.05)
+    assert (optim.clip_grad, optim.ema_decay, optim.betas, optim.eps) == (None, 0.99996, (0.9, 0.999), 1e-8)
+    transform, mixing = data.train_transform, data.mixing
+    assert (transform.auto_augment, transform.color_jitter) == ("rand-m9-mstd0.5-inc1", 0.0)
+    assert transform.random_erasing is not None and transform.random_erasing.prob == 0.25
+    assert (mixing.mixup, mixing.cutmix, mixing.switch_prob, mixing.per) == (0.8, 1.0, 0.5, "batch")
+    assert experiment.objective.label_smoothing == 0.1
+    assert ((data.mean, data.std), data.eval_transform.crop_fraction) == (IMAGENET, 0.875)
+    assert experiment.objective.name == ("distillation" if distilled else "softmax")
+
+
+def test_deits_rate_by_epoch() -> None:
+    """timm's cosine with DeiT's arguments: warmup 5 epochs from 1e-6, 300 epochs to 1e-5; here not an epoch late."""
+    import torch
+    from timm.scheduler.cosine_lr import CosineLRScheduler
+
+    experiment = load("deit_b16_i1k")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    peer = CosineLRScheduler(optimizer, t_initial=300, lr_min=1e-5, warmup_t=5, warmup_lr_init=1e-6)
+    lr, steps_per_epoch = build_schedule(experiment), 1_281_167 / 1024
+    for epoch in (0, 1, 4, 5, 6, 150, 299):
+        step = round((epoch + 0.5) * steps_per_epoch)
+        assert lr(step) == pytest.approx(peer._get_lr(epoch)[0], rel=1e-9), epoch
+
+
+@pytest.mark.parametrize(
+    ("size", "variant", "pixels", "lr", "drop_path"),
+    [
+        ("s16", "S/16", 224, 4e-3, 0.05),
+        ("b16", "B/16", 192, 3e-3, 0.2),
+        ("l16", "L/16", 192, 3e-3, 0.45),
+        ("h14", "H/14", 160 // 14 * 14, 3e-3, 0.6),
+    ],
+)
+def test_deit3(size: str, variant: str, pixels: int, lr: float, drop_path: float) -> None:
+    """Source: DeiT III's README for ImageNet-1k."""
+    experiment = load(f"deit3_{size}_i1k")
+    model, data, optim = experiment.model, experiment.data, experiment.optim
+    assert (model.variant, model.img_size, model.drop_path, model.pos_embed_prefix) == (
+        variant, pixels, drop_path, False,
+    )  # fmt: skip
+    assert (optim.name, optim.lr, optim.weight_decay, optim.clip_grad) == ("lamb", lr, 0.05, 1.0)
+    assert (experiment.global_batch_size, str(experiment.duration)) == (2048, "800 epochs")
+    assert (experiment.objective.name, experiment.objective.reduction) == ("sigmoid", "mean")
+    assert experiment.objective.binarise and experiment.objective.label_smoothing == 0
+    assert (data.train_transform.crop, data.train_transform.three_augment) == ("simple", True)
+    assert data.train_transform.color_jitter == 0.3
+
+
+@pytest.mark.parametrize(("size", "drop_path"), [("b16", 0.2), ("l16", 0.45), ("h14", 0.55)])
+def test_deit3_second_stage(size: str, drop_path: float) -> None:
+    experiment = load(f"deit3_{size}_224", "finetune")
+    optim = experiment.optim
+    assert (optim.name, optim.lr, optim.weight_decay) == ("adamw", 1e-5, 0.1)
+    assert (str(experiment.duration), experiment.model.img_size, experiment.model.drop_path) == (
+        "20 epochs", 224, drop_path,
+    )  # fmt: skip
+    first = load(f"deit3_{size}_i1k").model
+    same = ("variant", "layer_scale", "pos_embed_prefix", "pool")
+    assert all(getattr(first, key) == getattr(experiment.model, key) for key in same)
+
+
+def test_swin_and_pvt() -> None:
+    swin, pvt = load("swin_tiny_i1k"), load("pvt_v2_b2_i1k")
+    assert (swin.model.name, swin.model.drop_path) == ("timm/swin_tiny_patch4_window7_224", 0.2)
+    assert (swin.optim.lr, swin.optim.clip_grad) == (1e-3, 5.0)
+    lr = build_schedule(swin)
+    assert lr(0) == pytest.approx(1e-6) and lr(swin.num_steps) == pytest.approx(1e-5)
+    assert lr(swin.steps(swin.optim.schedule.warmup)) == pytest.approx(1e-3)
+    assert (pvt.model.name, pvt.optim.ema_decay, pvt.optim.lr) == ("timm/pvt_v2_b2", None, 1e-3)
+
+
+def test_masked_patch_prediction() -> None:
+    experiment = load("masked_b16_jft300m")
+    assert (experiment.objective.name, experiment.num_steps) == ("masked_patches", 1_000_000)
+    assert (experiment.optim.lr, experiment.global_batch_size) == (2e-4, 4096)
+
+
+def test_a_fine_tuned_model_is_the_pretrained_one() -> None:
+    """Settings of the architecture that the weights depend on, for each recipe whose head says where they come from."""
+    for kind, name in RECIPES:
+        text = (CONFIGS / kind / f"{name}.yaml").read_text()
+        source = re.search(r"--from runs/(\w+)", text)
+        if kind == "pretrain" or source is None:
+            continue
+        before, after = load(source[1]).model, load(name, kind).model
+        for key in ("variant", "class_token", "pool", "pos_embed", "pos_embed_prefix", "gelu", "layer_scale"):
+            assert getattr(before, key) == getattr(after, key), (name, key)
+
+
+def test_the_page_lists_every_recipe_with_its_cost() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    rows = dict(re.findall(r"^\| \[(\w+)\]\(\.\./configs/\w+/\w+\.yaml\) \|.*\| ([0-9,.]+) \|", page, re.M))
+    costs = {}
+    for kind, name in RECIPES:
+        found = re.search(r"# Cost:\s+([0-9,.]+) exaFLOPs", (CONFIGS / kind / f"{name}.yaml").read_text())
+        assert found is not None
+        costs[name] = found[1]
+    assert rows == costs
+    assert all((ROOT / "docs" / target).exists() for target in re.findall(r"\]\((\.\./configs[^)]+)\)", page))

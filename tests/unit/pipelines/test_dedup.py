@@ -1,0 +1,154 @@
+"""Planted copies of photos that come with scikit-learn and SciPy's face are found; other photos are not."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from pipelines.__main__ import main
+from pipelines.deduplication.hashes import NUM_BITS, WHOLE, grey_picture, hash_views
+from pipelines.deduplication.search import near_pairs
+from pretrain.data.index import ShardTable
+
+
+def photos() -> list[Image.Image]:
+    """Twelve different photos of real things: tiles of two large ones."""
+    tiles = []
+    for pixels in load_sample_images().images:  # pyright: ignore[reportAttributeAccessIssue]
+        for top in (0, 213):
+            for left in (0, 213, 426):
+                tiles.append(Image.fromarray(np.ascontiguousarray(pixels[top : top + 213, left : left + 213])))
+    return tiles
+
+
+def jpeg(image: Image.Image, quality: int = 95) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+CHANGES = {
+    "resized": lambda image: image.resize((97, 131)),
+    "recompressed": lambda image: Image.open(io.BytesIO(jpeg(image, 25))),
+    "mirrored": lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    "grey": lambda image: image.convert("L"),
+    "cropped": lambda image: image.crop((9, 4, 205, 199)),
+    "all": lambda image: image.crop((9, 4, 205, 199)).transpose(Image.Transpose.FLIP_LEFT_RIGHT).convert("L"),
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """(summary, upstream key's file name → line of the drop list, folder)"""
+    folder = tmp_path_factory.mktemp("dedup")
+    tiles = photos()
+    tests, others = tiles[:4], tiles[4:]
+    for place in ("test", "upstream/a"):
+        (folder / place).mkdir(parents=True)
+    for index, image in enumerate(tests):
+        (folder / "test" / f"{index}.jpg").write_bytes(jpeg(image))
+    for index, image in enumerate(others):
+        (folder / "upstream" / "a" / f"other-{index}.jpg").write_bytes(jpeg(image))
+    for number, change in enumerate(CHANGES.values()):
+        (folder / "upstream" / "a" / f"copy-{number}.jpg").write_bytes(jpeg(change(tests[number % 4])))
+    (folder / "upstream" / "a" / "exact.jpg").write_bytes((folder / "test" / "0.jpg").read_bytes())
+    (folder / "upstream" / "a" / "white.png").write_bytes(_white(200))
+    (folder / "test" / "white.png").write_bytes(_white(90))
+    packed = str(folder / "packed")
+    arguments = ["pack", "folder", str(folder / "upstream"), "--images", "keep", "--shard-samples", "6"]
+    assert main([*arguments, "--out", packed]) == 0
+    out = str(folder / "out")
+    arguments = ["dedup", f"{packed}/train", "--against", str(folder / "test"), "--out", out, "--workers", "1"]
+    assert main(arguments) == 0
+    table = ShardTable.load(folder / "packed" / "train")
+    from pretrain.data.reader import ShardReader
+
+    reader = ShardReader(table)
+    places = {}
+    for sample_id in range(table.num_samples):
+        _, record = reader.record(sample_id)
+        shard = table.rows[int(table.locate(sample_id)[0])].name
+        places[shard, record.member.partition(".")[0]] = record.source
+    lines = [json.loads(line) for line in (folder / "out" / "drop.jsonl").read_text().splitlines()]
+    return {places[line["shard"], line["key"]].removeprefix("a/"): line for line in lines}, folder, arguments
+
+
+def _white(side: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), "white").save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def test_every_planted_copy_is_found_and_nothing_else(found):
+    lines, _, _ = found
+    assert set(lines) == {"exact.jpg", *(f"copy-{number}.jpg" for number in range(len(CHANGES)))}
+    for number, name in enumerate(CHANGES):
+        because = lines[f"copy-{number}.jpg"]["because"]
+        assert because.endswith(f"test: {number % 4}.jpg")
+        assert ("mirrored" in because) == (name in ("mirrored", "all"))
+    assert lines["exact.jpg"]["because"].startswith("exact copy of ")
+
+
+def test_the_report_stands_alone(found):
+    lines, folder, _ = found
+    text = (folder / "out" / "report.html").read_text()
+    assert text.count("data:image/jpeg;base64,") == 2 * len(lines)
+    assert "http" not in text.replace("https://www.w3.org", "")
+
+
+def test_a_second_run_uses_what_was_computed(found, capsys):
+    lines, folder, arguments = found
+    prints = {path: path.stat().st_mtime_ns for path in (folder / "out" / "prints").rglob("*.npz")}
+    capsys.readouterr()
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_dropped"] == len(lines)
+    assert {path: path.stat().st_mtime_ns for path in prints} == prints
+
+
+def test_packing_again_leaves_out_what_the_list_names(found):
+    lines, folder, _ = found
+    arguments = ["pack", "webdataset", str(folder / "packed" / "train"), "--out", str(folder / "clean")]
+    assert main([*arguments, "--drop-list", str(folder / "out" / "drop.jsonl")]) == 0
+    before, after = (ShardTable.load(folder / name / "train").num_samples for name in ("packed", "clean"))
+    assert after == before - len(lines)
+    assert "drop list: 7" in (folder / "clean" / "train" / "card.md").read_text()
+
+
+def test_a_mirrored_picture_has_the_hash_that_is_computed_for_it():
+    for image in photos():
+        pixels = np.asarray(image)
+        both = hash_views(grey_picture(pixels), (WHOLE,), mirrored=True)
+        assert both[1] == hash_views(grey_picture(pixels[:, ::-1]), (WHOLE,))[0]
+        assert both[0] != both[1]
+
+
+@pytest.mark.parametrize(("distance", "least"), [(0, 1.0), (4, 0.999), (8, 0.9)])
+def test_the_search_finds_what_is_near_and_nothing_else(distance, least):
+    generator = np.random.default_rng(distance)
+    stored = generator.integers(0, 1 << NUM_BITS, 3000, dtype=np.uint64)
+    flips = [sum(1 << int(bit) for bit in generator.choice(NUM_BITS, distance, replace=False)) for _ in range(2000)]
+    queries = stored[:2000] ^ np.array(flips, dtype=np.uint64)
+    pairs = set()
+    for query, other, far in near_pairs(queries, stored, 8):
+        exact = [bin(int(queries[a]) ^ int(stored[b])).count("1") for a, b in zip(query[:50], other[:50], strict=True)]
+        assert far[:50].tolist() == exact
+        assert far.max() <= 8
+        pairs |= set(zip(query.tolist(), other.tolist(), strict=True))
+    assert sum((index, index) in pairs for index in range(2000)) >= least * 2000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere", "--against", "x"), "nowhere is not a folder"),
+        ((".", "--against", "x", "--threshold", "2"), "--threshold must lie in"),
+    ],
+)
+def test_mistakes_are_named(arguments, message, tmp_path, capsys):
+    assert main(["dedup", *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err

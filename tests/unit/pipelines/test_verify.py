@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import functools
+import json
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from pipelines.__main__ import main
+from pipelines.verification.correlation import label_correlation
+from pretrain.data.card import Card
+from pretrain.data.index import ShardTable
+from pretrain.data.reader import ShardReader
+from pretrain.errors import DataError
+from tests.unit.pipelines.photos import encode, write_photos
+from tests.unit.pipelines.sources.test_imagenet21k import tar_of
+
+
+@pytest.fixture
+def packed(tmp_path):
+    photos = write_photos(tmp_path / "photos", {"cat": 9, "dog": 8})
+    arguments = ["--out", str(tmp_path / "out"), "--shard-samples", "5", "--holdout", "0.2"]
+    assert main(["pack", "folder", str(photos), *arguments]) == 0
+    return tmp_path / "out"
+
+
+def verdicts(capsys, *arguments, code=0) -> list[dict]:
+    capsys.readouterr()
+    assert main(["verify", *map(str, arguments), "--workers", "1", "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_packed_set_passes(packed, capsys):
+    train, val = verdicts(capsys, packed)
+    assert train["num_samples"] + val["num_samples"] == 17
+    assert not train["errors"] + train["warnings"] + train["made"] + val["errors"]
+    assert main(["verify", str(packed)]) == 0
+    assert "shards: ok" in capsys.readouterr().out
+
+
+def test_an_index_that_is_lost_is_made_again(packed, capsys):
+    folder = packed / "train"
+    before = ShardTable.load(folder)
+    (folder / "index.json").unlink()
+    with pytest.raises(DataError, match="Make it with: python -m pipelines verify"):
+        ShardTable.load(folder)
+    (verdict,) = verdicts(capsys, folder, code=1)  # the card speaks of the index that was lost
+    assert verdict["made"] == ["index.json"]
+    assert any("belongs to another index" in line for line in verdict["errors"])
+    again = ShardTable.load(folder)
+    assert (again.num_samples, again.sizes.tolist()) == (before.num_samples, before.sizes.tolist())
+
+
+def foreign(folder, count=6, label=lambda number: number % 3, per_shard=3):
+    folder.mkdir(parents=True)
+    for first in range(0, count, per_shard):
+        files = {}
+        for number in range(first, min(first + per_shard, count)):
+            files |= {f"{number:04d}.jpg": encode(number), f"{number:04d}.cls": str(label(number)).encode()}
+        (folder / f"x-{first // per_shard:03d}.tar").write_bytes(tar_of(files))
+    return folder
+
+
+def test_foreign_shards_get_an_index_a_card_and_are_read(tmp_path, capsys):
+    folder = foreign(tmp_path / "set")
+    (tmp_path / "names.txt").write_text("n01,cat\nn02,dog\nn03,owl\n")
+    (verdict,) = verdicts(capsys, folder, "--class-names", tmp_path / "names.txt", "--licence", "CC0")
+    assert verdict["made"] == ["index.json", "card.json", "classes.csv"]
+    reader = ShardReader(ShardTable.load(folder))
+    assert [reader.read(index).labels for index in range(6)] == [(0,), (1,), (2,)] * 2
+    assert reader.read(4).data == encode(4)
+    card = Card.load(folder)
+    assert (card.num_classes, card.class_counts, card.licence) == (3, [2, 2, 2], "CC0")
+    (again,) = verdicts(capsys, folder)
+    assert not again["made"] + again["errors"]
+
+
+def test_remote_shards_get_an_index_in_out(tmp_path, capsys):
+    foreign(tmp_path / "www" / "set")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "www"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=functools.partial(server.serve_forever, 0.01), daemon=True)
+        thread.start()
+        pattern = f"http://127.0.0.1:{server.server_port}/set/x-{{000..001}}.tar"
+        (verdict,) = verdicts(capsys, pattern, "--out", tmp_path / "index")
+        server.shutdown()
+        thread.join()
+    assert (verdict["num_samples"], verdict["errors"]) == (6, [])
+    verdicts(capsys, tmp_path / "www" / "set")
+    local = ShardTable.load(tmp_path / "www" / "set")
+    assert ShardTable.load(tmp_path / "index").digest == local.digest
+    assert not list((tmp_path / "index").glob("*.tar*"))
+
+
+def _flip(folder):
+    """One byte inside an image."""
+    path = folder / "shard-000000.tar"
+    data = bytearray(path.read_bytes())
+    data[512 + 200] ^= 0xFF
+    path.write_bytes(data)
+
+
+def _relabel(folder):
+    path = folder / "shard-000000.tar"
+    data = path.read_bytes()
+    start = data.index(b".cls") // 512 * 512 + 512
+    path.write_bytes(data[:start] + (b"1" if data[start : start + 1] == b"0" else b"0") + data[start + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_flip, "wrong checksum"),
+        (_relabel, "the tar says labels"),
+        (lambda folder: (folder / "shard-000000.tar").unlink(), "in index.json, but not there"),
+        (lambda folder: (folder / "shard-000000.tar").write_bytes(b""), "shard-000000.tar"),
+        (lambda folder: (folder / "shard-000000.records.safetensors").write_bytes(b"x" * 99), "stale or damaged"),
+        (
+            lambda folder: (folder / "card.json").write_text(
+                (folder / "card.json").read_text().replace('"num_samples": ', '"num_samples": 9')
+            ),
+            "card.json says num_samples",
+        ),
+    ],
+    ids=["checksum", "label", "missing", "empty", "records", "card"],
+)
+def test_what_is_wrong_is_found(packed, damage, message, capsys):
+    damage(packed / "train")
+    (verdict,) = verdicts(capsys, packed / "train", code=1)
+    assert any(message in line for line in verdict["errors"]), verdict["errors"]
+
+
+def test_shards_in_the_order_of_classes_raise_a_warning(tmp_path, capsys):
+    (ordered,) = verdicts(capsys, foreign(tmp_path / "ordered", 80, lambda number: number // 20, 10))
+    assert "not mixed along the shards" in ordered["warnings"][0]
+    (mixed,) = verdicts(capsys, foreign(tmp_path / "mixed", 80, lambda number: number * 7 % 11 % 4, 10))
+    assert not mixed["warnings"]
+
+
+@pytest.mark.parametrize("num_classes", [2, 50, 1000])
+@pytest.mark.parametrize(("arrangement", "is_ordered"), [("shuffled", False), ("classes", True), ("few a shard", True)])
+def test_correlation_tells_order_from_chance(num_classes, arrangement, is_ordered):
+    generator = np.random.default_rng(num_classes)
+    labels = np.sort((num_classes * generator.random(20_000) ** 2).astype(np.int32))  # some classes are larger
+    if arrangement == "shuffled":
+        labels = generator.permutation(labels)
+    shards = np.array_split(labels, 40)
+    if arrangement == "few a shard":  # mixed inside, but each shard has its own classes
+        shards = [generator.permutation(shard) for shard in shards]
+    found = label_correlation(shards)
+    assert found is not None
+    assert found.is_ordered == is_ordered
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere",), "nowhere is not a folder"),
+        (("http://host/x-{0..1}.tar",), "--out DIR is missing"),
+        (("set/x.tar",), "give the folder"),
+    ],
+)
+def test_mistakes_are_named(arguments, message, capsys):
+    assert main(["verify", *arguments]) == 2
+    assert message in capsys.readouterr().err
