@@ -241,6 +241,7 @@ def _stages_1_and_2(case: _Case) -> MemoryBytes:
     waiting = max(sizes.whole_bytes - sizes.flat_bytes, 0) + sizes.flat_bytes + sizes.share_bytes
     if sizes.buckets.reduce >= sizes.parameters:  # all of them wait in the bucket
         waiting = sizes.flat_bytes + sizes.share_bytes
+    flattened = sizes.share_bytes if sizes.bytes < FP32 else 0  # bf16 gradients are joined before they become fp32
     reduction = carried + _stage_2_reduction(case) if second else waiting
     return MemoryBytes(
         weights=sizes.whole_bytes,
@@ -252,7 +253,7 @@ def _stages_1_and_2(case: _Case) -> MemoryBytes:
         activations=case.activations,
         working=case.working,
         reduction=buffers + reduction,
-        update=sizes.share_bytes + FP32 * sizes.share + case.temporaries,
+        update=sizes.share_bytes + FP32 * sizes.share + max(case.temporaries, flattened),
     )
 
 

@@ -48,6 +48,7 @@ def test_command_of_the_docs(command: Commands, digits: None, tmp_path: Path, pa
     elif "run.py" in words or "finetune.py" in words:
         script = next(index for index, part in enumerate(parts) if part.endswith(("run.py", "finetune.py")))
         arguments = parts[script:]
+        arguments = [f"resume.from={tmp_path}" if part.startswith("resume.from=") else part for part in arguments]
         if "--from" in arguments:  # the run may not be there; all else is checked
             place = arguments.index("--from")
             arguments[place + 1] = str(tmp_path)
