@@ -43,10 +43,18 @@ def parse_arguments(
     parser.add_argument("--check", action="store_true", help="validate all that can be known beforehand, and exit")
     parser.add_argument("--require-data", action="store_true", help="with --check: absent data is an error")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config, and exit")
+    parser.add_argument("--simulate", type=int, metavar="N", help="one rank of an N-GPU job on paper, and exit")
+    parser.add_argument("--simulate-rank", type=int, default=0, metavar="R", help="with --simulate: which rank")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args(argv)
     if arguments.require_data and not arguments.check:
         parser.error("--require-data belongs to --check (a run always needs its data)")
+    if arguments.simulate is not None and (arguments.check or arguments.print_config):
+        parser.error("--simulate, --check and --print-config each print one thing; choose one")
+    if arguments.simulate is None and arguments.simulate_rank:
+        parser.error("--simulate-rank belongs to --simulate")
+    if arguments.simulate is not None and arguments.simulate < 1:
+        parser.error("--simulate takes a number of ranks, at least 1")
     return arguments
 
 
@@ -76,7 +84,7 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str], entry: Entr
     from pretrain.distributed.rank import detect
 
     stop_request = StopRequest()
-    if not (arguments.check or arguments.print_config):
+    if not (arguments.check or arguments.print_config or arguments.simulate):
         stop_request.install()
     try:
         rank = detect()
@@ -88,6 +96,12 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str], entry: Entr
         if arguments.check:
             lines = check(resolved, world=None, require_data=arguments.require_data, backend=entry.backend)
             print("\n".join(lines))
+            return 0
+        if arguments.simulate:
+            from pretrain.simulate import simulate
+
+            simulation = simulate(resolved, arguments.simulate, arguments.simulate_rank, backend=entry.backend)
+            print("\n".join(simulation.lines([source.shards for source in resolved.experiment.data.sources])))
             return 0
         return run(resolved, rank, stop_request, entry)
     except UserError as error:

@@ -52,7 +52,7 @@ def test_command_of_the_docs(command: Commands, digits: None, tmp_path: Path, pa
         if "--from" in arguments:  # the run may not be there; all else is checked
             place = arguments.index("--from")
             arguments[place + 1] = str(tmp_path)
-        extra = [] if "--print-config" in arguments or "--check" in arguments else ["--check"]
+        extra = [] if {"--print-config", "--check", "--simulate"} & set(arguments) else ["--check"]
         command.run("python", *arguments, *extra, check=True)
     elif parts[1:3] == ["-m", "pipelines"]:
         arguments = parts[3:]

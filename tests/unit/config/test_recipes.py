@@ -77,7 +77,7 @@ def test_deit(size: str, variant: str, distilled: bool) -> None:
     assert (transform.auto_augment, transform.color_jitter) == ("rand-m9-mstd0.5-inc1", 0.0)
     assert transform.random_erasing is not None and transform.random_erasing.prob == 0.25
     assert (mixing.mixup, mixing.cutmix, mixing.switch_prob, mixing.per) == (0.8, 1.0, 0.5, "batch")
-    assert experiment.objective.label_smoothing == 0.1
+    assert (data.repeated_augmentation, experiment.objective.label_smoothing) == (3, 0.1)
     assert ((data.mean, data.std), data.eval_transform.crop_fraction) == (IMAGENET, 0.875)
     assert experiment.objective.name == ("distillation" if distilled else "softmax")
 
@@ -117,7 +117,7 @@ def test_deit3(size: str, variant: str, pixels: int, lr: float, drop_path: float
     assert (experiment.objective.name, experiment.objective.reduction) == ("sigmoid", "mean")
     assert experiment.objective.binarise and experiment.objective.label_smoothing == 0
     assert (data.train_transform.crop, data.train_transform.three_augment) == ("simple", True)
-    assert data.train_transform.color_jitter == 0.3
+    assert (data.train_transform.color_jitter, data.repeated_augmentation) == (0.3, 3)
 
 
 @pytest.mark.parametrize(("size", "drop_path"), [("b16", 0.2), ("l16", 0.45), ("h14", 0.55)])
@@ -136,7 +136,7 @@ def test_deit3_second_stage(size: str, drop_path: float) -> None:
 def test_swin_and_pvt() -> None:
     swin, pvt = load("swin_tiny_i1k"), load("pvt_v2_b2_i1k")
     assert (swin.model.name, swin.model.drop_path) == ("timm/swin_tiny_patch4_window7_224", 0.2)
-    assert (swin.optim.lr, swin.optim.clip_grad) == (1e-3, 5.0)
+    assert (swin.optim.lr, swin.optim.clip_grad, swin.data.repeated_augmentation) == (1e-3, 5.0, 1)
     lr = build_schedule(swin)
     assert lr(0) == pytest.approx(1e-6) and lr(swin.num_steps) == pytest.approx(1e-5)
     assert lr(swin.steps(swin.optim.schedule.warmup)) == pytest.approx(1e-3)

@@ -77,7 +77,7 @@ def write_set(folder: Path, sizes: Sequence[int], **source: Any) -> Path:
     return folder
 
 
-def experiment(shards: Path, num_samples: int, **changes: Any) -> Experiment:
+def experiment(shards: Path | str, num_samples: int, **changes: Any) -> Experiment:
     """A small experiment on a coded set; ``a__b=value`` sets a nested key."""
     tree: dict[str, Any] = {
         "name": "test",

@@ -1,0 +1,187 @@
+"""What a simulated rank would hold, send and read is what real ranks hold, send and read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.live_storages import LiveStorages
+from pretrain.config.loader import Resolved
+from pretrain.data.stream import TrainStream
+from pretrain.distributed.rank import detect
+from pretrain.engine.backend import Backend
+from pretrain.errors import ConfigError
+from pretrain.simulate import simulate
+from tests.distributed.training import BATCH, experiment, global_batch, make, objective_for, one_step
+from tests.pool import Pool
+from tests.unit.data.sets import experiment as set_experiment
+from tests.unit.data.sets import write_set
+
+SCALARS = 8  # bytes: overflow flags and norms, which the simulation leaves out
+NAMES = {
+    "allreduce_": "all_reduce", "_allgather_base_": "all_gather", "allgather_": "all_gather",
+    "_reduce_scatter_base_": "reduce_scatter",
+}  # fmt: skip
+
+
+class Collectives(TorchDispatchMode):
+    """Adds up the payload of every collective by its kind: the largest tensor that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.payload: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Looks at one operation and runs it."""
+        if func.namespace == "c10d":
+            sizes = [sum(_bytes(leaf) for leaf in tree_leaves(arg) if isinstance(leaf, Tensor)) for arg in args]
+            if max(sizes) > SCALARS:
+                self.payload[NAMES[func.__name__.partition(".")[0]]] += max(sizes)
+        return func(*args, **(kwargs or {}))
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def storages(tensors: Any) -> int:
+    """Bytes of the distinct storages below a tree of tensors."""
+    found = [leaf.untyped_storage() for leaf in tree_leaves(tensors) if isinstance(leaf, Tensor) and leaf.ndim]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in found}.values())
+
+
+def gradients(backend: Backend) -> int:
+    """Bytes of the gradients between two micro-steps."""
+    optimizer: Any = getattr(backend, "_optimizer", None)
+    kept = [parameter.grad for parameter in backend.model.parameters() if parameter.grad is not None]
+    partitions = [getattr(optimizer, name, None) for name in ("averaged_gradients", "grad_partitions_flat_buffer")]
+    return storages([kept, partitions])
+
+
+def measured(config: Any, kind: str) -> dict[str, Any]:
+    """What this rank holds and sends in the third step of a real training, two micro-steps each."""
+    backend, accumulation = make(config, kind)
+    backend.train(True)
+    objective = objective_for(config, backend)
+    for step in range(2):
+        one_step(backend, config, accumulation, step, objective=objective)
+    most = 0
+    backward = backend.backward
+
+    def watched(loss: Tensor) -> None:
+        nonlocal most
+        backward(loss)
+        most = max(most, gradients(backend))
+
+    backend.backward = watched  # type: ignore[method-assign]
+    with Collectives() as seen:
+        one_step(backend, config, accumulation, 2, objective=objective)
+    parameters, states = list(backend.model.parameters()), backend._states  # type: ignore[attr-defined]
+    inner, flat = states._optimizer, getattr(backend, "_storages", list)()
+    return {
+        "weights": storages([[parameter.data, getattr(parameter, "ds_tensor", None)] for parameter in parameters]),
+        "gradients": most,
+        "optimizer": storages([dict(state) for state in inner.state.values()])
+        + (storages(flat) if config.cluster.zero_stage and kind == "deepspeed" else 0),
+        "ema": storages(states._ema._averages),
+        "traffic": dict(seen.payload),
+    }
+
+
+def config_of(stage: int, precision: str, world: int, **more: Any) -> Any:
+    settings = {"cluster__zero_stage": stage, "precision": precision, "optim__ema_decay": 0.9, **more}
+    return experiment(cluster__micro_batch_size=BATCH // world // 2, **settings)
+
+
+def zero3(**options: int) -> dict[str, Any]:
+    return {"cluster__deepspeed": {"zero_optimization": {f"stage3_{key}": value for key, value in options.items()}}}
+
+
+CASES = {
+    "DDP": ("accelerate", 0, "fp32", {}),
+    "stage 0": ("deepspeed", 0, "fp32", {}),
+    "stage 1": ("deepspeed", 1, "fp32", {}),
+    "stage 2, bf16": ("deepspeed", 2, "bf16", {}),
+    "stage 2, SGD": ("deepspeed", 2, "fp32", {"optim__name": "sgd"}),
+    "stage 3": ("deepspeed", 3, "bf16", {}),
+    "stage 3, large weights cut": ("deepspeed", 3, "fp32", zero3(param_persistence_threshold=200)),
+    "stage 3, gathered twice": (
+        "deepspeed", 3, "fp32", zero3(param_persistence_threshold=0, max_reuse_distance=0, max_live_parameters=0)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", CASES)
+def test_a_simulated_rank_is_a_real_one(request: pytest.FixtureRequest, case: str, world: int) -> None:
+    kind, stage, precision, more = CASES[case]
+    config = config_of(stage if kind == "deepspeed" else 0, precision, world, **more)
+    pool: Pool = request.getfixturevalue(f"pool{world}")
+    paper = simulate(Resolved(config, {}, "x.yaml"), world, 0, backend=kind)
+    assert (paper.micro_batch_size, paper.accumulation_steps) == (BATCH // world // 2, 2)
+    largest = 4 * 4096  # stages 1 and 2 keep, of the tensors that are cut, the whole gradient
+    tokens = 4 * 17 * 32  # of one image, of whose gradient that of the class token may be a view
+    for found in pool.run(measured, config, kind):
+        traffic: Counter[str] = Counter()
+        for one in paper.traffic:
+            traffic[one.kind] += one.payload
+        assert found["traffic"] == traffic
+        for name in ("weights", "optimizer", "ema"):
+            assert found[name] == getattr(paper.held, name), name
+        slack = largest * 3 if stage in (1, 2) else tokens
+        assert paper.held.gradients <= found["gradients"] + slack and found["gradients"] <= paper.held.gradients + slack
+
+
+def kept_activations(config: Any) -> int:
+    """Bytes that a forward pass of one micro-batch leaves alive on this rank, images included."""
+    backend, accumulation = make(config)
+    batch, micro = global_batch(0, config), BATCH // detect().world // accumulation
+    with LiveStorages(backend.model.parameters()) as live:
+        images = batch.images[:micro].clone()
+        loss = torch.nn.functional.cross_entropy(backend.model(images), batch.labels[:micro, 0].clone())
+    total = live.total()
+    del loss
+    return total
+
+
+def test_activations(pool2: Pool) -> None:
+    config = config_of(1, "fp32", 2, model__drop_path=0.0)
+    paper = simulate(Resolved(config, {}, "x.yaml"), 2, 0, backend="deepspeed").held.activations
+    for found in pool2.run(kept_activations, config):
+        assert found == pytest.approx(paper, rel=0.05)
+
+
+@pytest.mark.parametrize("world", [1, 2, 8])
+def test_batches_are_those_of_the_stream(tmp_path: Path, world: int) -> None:
+    folder = write_set(tmp_path / "train", [13, 30, 22])
+    config = set_experiment(folder, 65, precision="fp32", cluster__micro_batch_size=2)
+    for rank in range(world):
+        paper = simulate(Resolved(config, {}, "x.yaml"), world, rank, backend="deepspeed")
+        assert paper.batches is not None
+        stream = TrainStream(config, rank, world, 2)
+        for step, ids in enumerate(paper.batches):
+            drawn = [batch.sample_ids for batch in stream.iterate(step * config.global_batch_size, 1)]
+            assert list(ids) == torch.cat(drawn)[: len(ids)].tolist() and len(ids) == min(8, 16 // world)
+
+
+def test_numbers_of_ranks_that_do_not_fit() -> None:
+    resolved = Resolved(experiment(), {}, "x.yaml")
+    with pytest.raises(ConfigError, match=r"3 ranks cannot share .* same batches: 1, 2, 4"):
+        simulate(resolved, 3, 0, backend="deepspeed")
+    with pytest.raises(ConfigError, match="4 is no rank of 4; ranks are 0 to 3"):
+        simulate(resolved, 4, 4, backend="deepspeed")
+
+
+def test_shares_shrink_with_the_ranks() -> None:
+    resolved = Resolved(experiment(cluster__zero_stage=1, cluster__micro_batch_size="auto"), {}, "x.yaml")
+    one, four = (simulate(resolved, world, 0, backend="deepspeed") for world in (1, 4))
+    assert one.held.optimizer / 4 == pytest.approx(four.held.optimizer, rel=0.01)
+    assert one.traffic == () and dataclasses.replace(one, world=4).num_parameters == four.num_parameters
