@@ -85,7 +85,7 @@ class FetchAhead:
         planned = None
         while True:
             with self._wanted:
-                self._wanted.wait_for(lambda: self._closed or self._wish is not planned)
+                self._wanted.wait_for(lambda last=planned: self._closed or self._wish is not last)
                 if self._closed:
                     return
                 planned = self._wish

@@ -1,7 +1,7 @@
 """A cache of byte strings on the node's disk, under a byte cap, that any number of processes share.
 
-Files and ``flock`` alone, nothing that outlives its owner: no daemon, no shared memory, no names that a killed job could
-leave locked.
+Files and ``flock`` alone, nothing that outlives its owner: no daemon, no shared memory, no names that a killed job
+could leave locked.
 
 DIR/entries/ab/abcdef…       one entry; it appears by a rename, so it is whole
 DIR/entries/ab/abcdef….tmp   an entry under way, already as long as it will be

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pretrain.files import digest
 from pretrain.errors import DataError
+from pretrain.files import digest
 
 CARD_VERSION = 1
 CARD_FILE = "card.json"

@@ -47,7 +47,7 @@ def simple_crop(image: EncodedImage, config: TrainTransformConfig, height: int, 
     resized_width = max(width, int(image.width * scale + 1e-9))
     resized = cut(image, (0, 0, image.height, image.width), resized_height, resized_width, config.resize_filter)
     padded = cv2.copyMakeBorder(resized, REFLECTED, REFLECTED, REFLECTED, REFLECTED, cv2.BORDER_REFLECT_101)
-    return _random_place(np.asarray(padded), height, width, numbers)
+    return _random_place(np.asarray(padded, dtype=np.uint8), height, width, numbers)
 
 
 def resmall_crop(
@@ -64,9 +64,7 @@ def resmall_crop(
     return _random_place(resized, height, width, numbers)
 
 
-CROPS: dict[
-    str, Callable[[EncodedImage, TrainTransformConfig, int, int, Numbers], Pixels]
-] = {
+CROPS: dict[str, Callable[[EncodedImage, TrainTransformConfig, int, int, Numbers], Pixels]] = {
     "inception": inception_crop,
     "simple": simple_crop,
     "resmall": resmall_crop,

@@ -102,7 +102,6 @@ class _JpegImage:
             return _PillowImage(self._data).decode()
         return _upright(pixels, self._orientation)
 
-
     def decode_box(self, box: Box, min_height: int | None = None, min_width: int | None = None) -> Pixels:
         if self._orientation != 1:  # the rows and columns of a smaller copy would count from other edges
             return inside(self.decode(), box)
@@ -133,7 +132,7 @@ class _PillowImage:
 
 
 def dct_eighths(height: int, width: int, min_height: int, min_width: int) -> int:
-    """The smallest of 1 … 4 eighths at which an image keeps its least size, or 8: other scales cost more than they save.
+    """The smallest of 1 … 4 eighths at which an image keeps its least size, or 8: others cost more than they save.
 
     Source: simplejpeg's rule for ``min_factor=2``, so that a part is decoded at the scale of the whole.
     """

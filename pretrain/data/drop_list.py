@@ -9,6 +9,7 @@ The key is the member's name up to its first dot. A sample that is named twice i
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +74,7 @@ def _read(path: Path) -> list[tuple[str, str]]:
 def _records_of(keys: dict[str, int], records: Records) -> dict[str, int]:
     names, starts = records.columns["members"].tobytes(), records.columns["member_starts"].tolist()
     found = {}
-    for record, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+    for record, (start, stop) in enumerate(itertools.pairwise(starts)):
         key = webdataset_key(names[start:stop].decode())
         if key in keys:
             found[key] = record

@@ -1,7 +1,7 @@
 """Random erasing on the device: rectangles of noise in normalised images, as functions of (seed, slot, pixel).
 
-The noise is counter-based too: a hash of (seed, slot, rectangle, pixel), so that it needs no generator whose state would
-have to be saved, and is the same for any ranks and micro-batches.
+The noise is counter-based too: a hash of (seed, slot, rectangle, pixel), so that it needs no generator whose state
+would have to be saved, and is the same for any ranks and micro-batches.
 
 Legend: b images · C H W.
 Source: random erasing (1708.04896), with timm's modes, ranges and attempts (``timm/data/random_erasing.py``): 1 … count

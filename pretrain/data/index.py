@@ -20,8 +20,8 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import ArrayLike, NDArray
 
-from pretrain.files import digest, write_atomic
 from pretrain.errors import DataError
+from pretrain.files import digest, write_atomic
 
 FORMAT = "webdataset-index"
 VERSION = 1

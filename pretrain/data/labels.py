@@ -41,4 +41,3 @@ def read_sources(table: ShardTable) -> list[str]:
 def _records(table: ShardTable, shard: int) -> Records:
     row = table.rows[shard]
     return Records.open(table.records_path(shard), digest_wanted=row.records, num_samples=row.num_samples)
-

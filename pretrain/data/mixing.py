@@ -1,7 +1,7 @@
 """Mixup and CutMix on the device: images and targets of neighbours, as functions of (seed, place in the stream).
 
-The images 2i and 2i + 1 of a lane are a pair, and each gets a part of the other. Nothing else enters, so the tensors are
-the same for any ranks, micro-batches and accumulation, and after a resume. A global batch draws the slots
+The images 2i and 2i + 1 of a lane are a pair, and each gets a part of the other. Nothing else enters, so the tensors
+are the same for any ranks, micro-batches and accumulation, and after a resume. A global batch draws the slots
 [s · B, (s + 1) · B), so its number s is known from any slot.
 
 Legend: b images of a micro-batch (even) · C H W · K classes · B images of a global batch · L lanes.

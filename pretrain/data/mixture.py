@@ -1,10 +1,10 @@
 """Several sets drawn together by weight, as a pure function: (position, rank, world) → samples.
 
 Each set keeps its own order, with epochs and lanes of its own. Draw k of a lane goes to a set by nested rounding: of m
-draws that are left to the sets i, i + 1, …, set i gets floor(m w_i / (w_i + w_i+1 + …) + p), where the phase p in (0, 1)
+draws that are left to sets i, i + 1, …, set i gets floor(m w_i / (w_i + w_i+1 + …) + p), where the phase p in (0, 1)
 depends on the lane. So how often a set was drawn before k has a closed form, a seek costs no replay, the count never
-strays more than a few draws from k w_i, and since the lanes' phases are spread evenly every global batch has the sets in
-their shares.
+strays more than a few draws from k w_i, and since the lanes' phases are spread evenly every global batch has the sets
+in their shares.
 
 Legend: B global batch · L lanes · K sets · k draw of a lane · m draws left to the remaining sets.
 """
@@ -68,7 +68,9 @@ class Mixture:
         ConfigError: a weight is too small beside the others, or there are more copies than lanes.
     """
 
-    def __init__(self, parts: Sequence[Part], weights: Sequence[float] = (1.0,), *, seed: int = 0, copies: int = 1) -> None:
+    def __init__(
+        self, parts: Sequence[Part], weights: Sequence[float] = (1.0,), *, seed: int = 0, copies: int = 1
+    ) -> None:
         assert len(parts) == len(weights) > 0
         self.parts = tuple(parts)
         self.global_batch_size, self.lanes = parts[0].order.global_batch_size, parts[0].order.lanes
@@ -109,9 +111,7 @@ class Mixture:
                 f"the stream cannot start at sample {position}: with data.repeated_augmentation it starts at multiples "
                 f"of global_batch_size ({self.global_batch_size}); keep the run's global_batch_size"
             )
-        return copies_of(
-            lane, draw, copies=self.copies, global_batch_size=self.global_batch_size, num_lanes=self.lanes
-        )
+        return copies_of(lane, draw, copies=self.copies, global_batch_size=self.global_batch_size, num_lanes=self.lanes)
 
     def counts(self, lane: IntArray, draw: IntArray) -> IntArray:
         """int64 (K, …): how often each set was drawn in a lane before ``draw``."""

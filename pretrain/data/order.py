@@ -181,7 +181,7 @@ class Order:
 def lane_draws(
     position: int, rank: int, world: int, global_batch_size: int, lanes: int, *, start: int = 0, stop: int | None = None
 ) -> tuple[IntArray, IntArray]:
-    """Lane, and draw of that lane, for each of a rank's samples of the global batch at ``position``; see ``Order.batch``.
+    """Lane, and draw of that lane, of a rank's samples of the global batch at ``position``; see ``Order.batch``.
 
     Raises:
         ConfigError: the position is no multiple of L, or R ranks cannot share L lanes.

@@ -25,5 +25,7 @@ def _names(table: ShardTable) -> NDArray[np.uint64]:
     parts = [np.zeros(0, np.uint64)]
     for shard in range(len(table.rows)):
         records = Records.open(table.records_path(shard))
-        parts.append((records.columns["sizes"].astype(np.uint64) << np.uint64(32)) | records.columns["crc32"].astype(np.uint64))
+        parts.append(
+            (records.columns["sizes"].astype(np.uint64) << np.uint64(32)) | records.columns["crc32"].astype(np.uint64)
+        )
     return np.concatenate(parts)

@@ -58,7 +58,7 @@ class ShardReader:
             DataError: the shard or its record file is missing or stale.
         """
         shard, record = self.record(sample_id)
-        for attempt in range(1, MAX_FETCHES + 1):
+        for attempt in range(1, MAX_FETCHES + 1):  # noqa: B007, it is told below
             try:
                 data = self.store.read(shard, record.offset, record.size)
             except Unreachable as error:

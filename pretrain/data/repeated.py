@@ -1,9 +1,9 @@
 """Repeated augmentation: k copies of each image in a global batch, as a pure function of a draw's place.
 
 Batch s takes Q = ⌈B / k⌉ images, the numbers s · Q … (s + 1) · Q − 1 of a stream that repeats nothing, in the order of
-that stream's lanes, k times one after the other, up to B. So the copies of an image are Q rows of the batch apart, which
-is more than a lane has: they stand in different lanes. Where k does not divide B, fewer than k images have one copy less.
-A rank's rows hold neighbouring lanes of the inner stream, so it reads at most k times its share of the bytes.
+that stream's lanes, k times one after the other, up to B. So the copies of an image are Q rows of the batch apart,
+which is more than a lane has: they stand in different lanes. Where k does not divide B, fewer than k images have one copy
+less. A rank's rows hold neighbouring lanes of the inner stream, so it reads at most k times its share of the bytes.
 
 Legend: B global batch · L lanes · k copies · Q images of a batch.
 Source: repeated augmentation (1901.09335; DeiT's RASampler). Differs: RASampler shuffles anew each epoch and keeps the
@@ -65,6 +65,6 @@ def check_copies(copies: int, global_batch_size: int, num_lanes: int) -> None:
     """
     if copies > num_lanes:
         raise ConfigError(
-            f"data.repeated_augmentation: {copies} copies of an image need as many lanes, but data.lanes is {num_lanes} "
-            f"(global_batch_size {global_batch_size}); use at most {num_lanes} copies, or more lanes"
+            f"data.repeated_augmentation: {copies} copies of an image need as many lanes, but data.lanes is {num_lanes}"
+            f" (global_batch_size {global_batch_size}); use at most {num_lanes} copies, or more lanes"
         )

@@ -1,8 +1,8 @@
 """Which samples of a set a run draws from: all, less a drop list, or a fixed part of the rest.
 
 A part takes n_i of shard i's samples, where n_i = floor(m_i f + u_i) grows with the share f and u_i in [0, 1) is hashed
-from i; which n_i is the beginning of a seeded permutation of the shard. So a part of 1 % lies within that of 10 %, every
-run has the same part whatever its seed, and nothing as long as the set is kept in memory.
+from i; which n_i is the beginning of a seeded permutation of the shard. So a part of 1 % lies within that of 10 %,
+every run has the same part whatever its seed, and nothing as long as the set is kept in memory.
 
 Legend: m_i samples of shard i that are not dropped · n_i those that are drawn · f share.
     sample id: number in the canonical order of the whole set

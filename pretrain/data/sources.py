@@ -149,8 +149,8 @@ def _fetch_small_files(transport: Transport, cache: NodeCache, retries: Retries)
             contents[name] = retries.fetch(transport, name)
         except Missing as error:
             raise DataError(
-                f"{error}; a set needs its {TABLE_FILE}, {CARD_FILE} and {CLASSES_FILE} beside the tars. Copy the whole "
-                "folder that python -m pipelines pack has written there, or correct the place"
+                f"{error}; a set needs its {TABLE_FILE}, {CARD_FILE} and {CLASSES_FILE} beside the tars. Copy the "
+                "whole folder that python -m pipelines pack has written there, or correct the place"
             ) from error
     folder = cache.folder / _SETS / digest(b"\0".join(contents.values()))
     folder.mkdir(parents=True, exist_ok=True)

@@ -131,9 +131,7 @@ class TrainStream:
         cluster, lanes = self._config.cluster, self.order.lanes
         max_open = min(MAX_OPEN_SHARDS, 2 * len(lanes_of_rank(self._rank, self._world, lanes)))
         readers = [
-            ShardReader(
-                source.packed.table, source.packed.store(cluster, lanes, max_open=max_open), source.selection
-            )
+            ShardReader(source.packed.table, source.packed.store(cluster, lanes, max_open=max_open), source.selection)
             for source in self.sources
         ]
         places = [str(source.packed.location) for source in self.sources]

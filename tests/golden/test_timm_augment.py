@@ -38,7 +38,7 @@ def test_every_operation_at_every_magnitude(
     monkeypatch.setattr(random, "random", lambda: 0.0 if sign > 0 else 1.0)  # timm negates above 0.5
     for filter in FILTERS:
         hparams = {"img_mean": FILL, "interpolation": filter, "translate_const": 20}
-        theirs = timm_augment.AugmentOp(name, prob=1.0, magnitude=magnitude, hparams=hparams)
+        theirs = timm_augment.AugmentOp(name, prob=1.0, magnitude=magnitude, hparams=hparams)  # type: ignore[arg-type]
         operation = ours.OPERATIONS[name]
         argument = operation.argument(magnitude, sign)
         made = operation.apply(Image.fromarray(pixels), argument, ours.Canvas(FILL, filter))

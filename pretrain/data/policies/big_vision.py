@@ -108,7 +108,7 @@ def _posterize(pixels: Pixels, bits: float, centre: Numbers) -> Pixels:
 
 
 def _solarize(pixels: Pixels, threshold: float, centre: Numbers) -> Pixels:
-    return _mapped(pixels, np.where(_VALUES < threshold, _VALUES, 255 - _VALUES))
+    return _mapped(pixels, np.where(threshold > _VALUES, _VALUES, 255 - _VALUES))
 
 
 def _solarize_add(pixels: Pixels, addition: float, centre: Numbers) -> Pixels:
@@ -167,7 +167,7 @@ def _mapped(pixels: Pixels, table: np.ndarray) -> Pixels:
 
 
 def _blend(degenerate: Pixels, pixels: Pixels, factor: float) -> Pixels:
-    """degenerate + factor · (pixels − degenerate), cut off to whole numbers and to 0 … 255, as Pillow and TensorFlow."""
+    """degenerate + factor · (pixels − degenerate), cut off to whole numbers in 0 … 255, as Pillow and TensorFlow."""
     return np.asarray(Image.blend(Image.fromarray(degenerate), Image.fromarray(pixels), factor))
 
 

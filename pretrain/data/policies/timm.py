@@ -132,9 +132,7 @@ def _rotate(image: Image.Image, degrees: float, canvas: Canvas) -> Image.Image:
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...], canvas: Canvas) -> Image.Image:
-    return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, resample=canvas.filter, fillcolor=canvas.fill
-    )
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=canvas.filter, fillcolor=canvas.fill)
 
 
 _COLOR = Operation(_factor, lambda image, factor, canvas: ImageEnhance.Color(image).enhance(factor))

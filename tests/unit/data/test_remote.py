@@ -325,7 +325,7 @@ def test_an_epoch_is_read_once(tmp_path, num_nodes, ranks_per_node):
 
 
 def test_it_is_fetched_ahead(folder, tmp_path):
-    """Once the stream has come into its second window, the chunks of the third are on their way before they are read."""
+    """Once the stream has come into its second window, the chunks of the third are on their way before any is read."""
     with running(folder_server(folder.parent)) as server:
         batches = TrainStream(settings(f"{server.url}/train", tmp_path), 0, 1, 4).iterate(0, 14)
         next(batches)
@@ -339,4 +339,3 @@ def test_it_is_fetched_ahead(folder, tmp_path):
         assert server.requests - before <= 8
         batches.close()
         assert server.requests > 16  # far more than the 4 images needed
-

@@ -27,9 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def order(folder: Any, batch: int, lanes: int, copies: int) -> Mixture:
-    config = experiment(
-        folder, NUM, global_batch_size=batch, data__lanes=lanes, data__repeated_augmentation=copies
-    )
+    config = experiment(folder, NUM, global_batch_size=batch, data__lanes=lanes, data__repeated_augmentation=copies)
     return mix(open_sources(config), config, lanes)
 
 

@@ -90,7 +90,9 @@ def test_a_seek_takes_less_than_50_ms_and_a_process_less_than_200_mb(tmp_path, n
     places = [*range(13)] * 2
     measured = list(loader(seeks, places, num_workers=1, prefetch_factor=2))
     times, memory = zip(*measured, strict=True)
-    print(f"{num_sets} sets, subset {subset}: seek {np.median(times) * 1e3:.1f} ms at the median, {max(memory):.0f} MiB")
+    print(
+        f"{num_sets} sets, subset {subset}: seek {np.median(times) * 1e3:.1f} ms at the median, {max(memory):.0f} MiB"
+    )
     best = np.minimum(times[:13], times[13:])  # of two tries, for a process may lose its core in the middle
     assert max(best) < 0.05
     assert max(memory) < 200e6 / MIB

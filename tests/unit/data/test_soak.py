@@ -1,4 +1,4 @@
-"""Long runs of the stream: memory stays flat, from a folder and through the node's cache; the first batch comes soon."""
+"""Long runs of the stream: memory stays flat, from a folder and through the node's cache; a first batch comes soon."""
 
 from __future__ import annotations
 

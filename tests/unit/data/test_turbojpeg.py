@@ -106,7 +106,9 @@ def test_a_smaller_decode_stays_within_the_stated_tolerance(filter: str) -> None
             for _ in range(12):
                 numbers = rng.random(40)
                 box = inception_box(image.height, image.width, TrainTransformConfig(), numbers)
-                lowest = [min(side, -(-2 * side * size // part)) for side, part in zip(full.shape, box[2:], strict=False)]
+                lowest = [
+                    min(side, -(-2 * side * size // part)) for side, part in zip(full.shape, box[2:], strict=False)
+                ]
                 eighths = decode.dct_eighths(image.height, image.width, *lowest) if filter != "bilinear" else 8
                 top, left, height, width = decode.scaled_box(box, image.height, image.width, eighths)
                 edges = [round(edge * 8 / eighths) for edge in (top, left, top + height, left + width)]

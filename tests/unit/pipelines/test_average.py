@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from pretrain.models.interop import load_weights, save_weights
 from tests.golden.exchange import SHORT_SIDE, metadata_of, model_of
 
 
-def save(path: Path, scale: float, **changes: object) -> Path:
+def save(path: Path, scale: float, **changes: Any) -> Path:
     model = model_of(img_size=32, **changes)
     state = {name: tensor * scale for name, tensor in model.state_dict().items()}
     save_weights(path, state, metadata_of(model, SHORT_SIDE))

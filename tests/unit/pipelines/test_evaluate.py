@@ -67,7 +67,8 @@ def test_the_figures_are_those_of_scikit_learn(
     assert result["top5"] == pytest.approx(top_k_accuracy_score(labels, scores, k=5, labels=every))
     rows = list(csv.DictReader((out / "per_class.csv").read_text().splitlines()))
     assert [row["name"] for row in rows] == list(NAMES)
-    for column, score in (("recall", recall_score), ("precision", precision_score)):
+    scores_of: tuple[tuple[str, Any], ...] = (("recall", recall_score), ("precision", precision_score))
+    for column, score in scores_of:
         wanted = score(labels, said, labels=every, average=None, zero_division=0.0)
         assert [float(row[column] or 0) for row in rows] == pytest.approx(list(np.atleast_1d(wanted)))
     matrix = confusion_matrix(labels, said, labels=every)
