@@ -1,13 +1,14 @@
 """Repeated augmentation: k copies of each image in a global batch, as a pure function of a draw's place.
 
-Batch s takes Q = ⌈B / k⌉ images, the numbers s · Q … (s + 1) · Q − 1 of a stream that repeats nothing, in the order of
-that stream's lanes, k times one after the other, up to B. So the copies of an image are Q rows of the batch apart,
-which is more than a lane has: they stand in different lanes. Where k does not divide B, fewer than k images have one copy
-less. A rank's rows hold neighbouring lanes of the inner stream, so it reads at most k times its share of the bytes.
+Batch s takes Q = ⌈B / k⌉ images, the numbers s · Q … (s + 1) · Q − 1 of a stream that repeats nothing, in the order
+of that stream's lanes, k times one after the other, up to B. So the copies of an image are Q rows of the batch apart,
+which is more than a lane has: they stand in different lanes. Where k does not divide B, fewer than k images have one
+copy less. A rank's rows hold neighbouring lanes of the inner stream, so it reads at most k times its share of the
+bytes.
 
 Legend: B global batch · L lanes · k copies · Q images of a batch.
-Source: repeated augmentation (1901.09335; DeiT's RASampler). Differs: RASampler shuffles anew each epoch and keeps the
-first N / k images; here an image returns only when all others were drawn, after k epochs of N draws.
+Source: repeated augmentation (1901.09335; DeiT's RASampler). Differs: RASampler shuffles anew each epoch and keeps
+the first N / k images; here an image returns only when all others were drawn, after k epochs of N draws.
 """
 
 from __future__ import annotations

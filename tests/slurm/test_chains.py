@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.slurm import starts
+from pretrain.telemetry.sinks import read_metrics
 from tests.integration.small_run import FINETUNE, PRETRAIN, verdict
 from tests.slurm.cluster import Cluster
-from tests.slurm.conftest import ONE_GPU, TINY, pretrain, reached
+from tests.slurm.conftest import ONE_GPU, STEPS, TINY, pretrain, reached
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -65,6 +66,16 @@ def test_the_sweep_waits_for_what_it_starts_from(cluster: Cluster, straight: Pat
         run = tmp_path / f"demo_digits_lr{lr}"
         assert verdict(run)["outcome"] == "complete"
         assert f"lr: {lr}" in (run / "config.resolved.yaml").read_text()
+
+
+def test_evaluation_on_two_ranks(cluster: Cluster, straight: Path, tmp_path: Path) -> None:
+    """The job measures what the run itself measured at its end."""
+    two = ["--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1"]
+    words = ["data/demo/upstream/val", "--from", straight, "--device", "cpu", "--out", tmp_path / "out"]
+    job = cluster.submit(*two, "slurm/evaluate.sh", *words)
+    assert cluster.wait(job)["JobState"] == "COMPLETED", cluster.log(job)
+    measured = read_metrics(straight / "metrics.jsonl", "eval")[STEPS]["val/top1"]
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["top1"] == pytest.approx(measured)
 
 
 def test_a_failed_parent_takes_its_children_along(cluster: Cluster, tmp_path: Path) -> None:
@@ -132,7 +143,7 @@ def test_bad_input_is_refused_within_seconds(cluster: Cluster, tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
-SCRIPTS = ("pretrain_vit_h.sh", "pretrain_vit_l.sh", "finetune.sh", "pack_shards.sh", "stage.sh")
+SCRIPTS = ("pretrain_vit_h.sh", "pretrain_vit_l.sh", "finetune.sh", "pack_shards.sh", "evaluate.sh", "stage.sh")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
