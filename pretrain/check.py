@@ -395,7 +395,7 @@ def _report_data(experiment: Experiment, require_data: bool) -> list[str]:
         lines.append(f"data        {shards}: data not found, not checked; {num_samples:,} samples as configured")
     if absent.isdisjoint(keys):
         opened = open_sources(experiment)
-        if len(opened) > 1 or not opened[0].selection.is_all:
+        if len(opened) > 1 or not all(source.selection.is_all for source in opened):
             drawn = [f"{int(source.selection.sizes.sum()):,} of {source.packed.location}" for source in opened]
             lines.append(f"data        an epoch draws {data.drawn_samples:,} samples: {', '.join(drawn)}")
         lines += _report_cache(opened, experiment)

@@ -72,7 +72,7 @@ def likeness(part: Picture, whole: Picture, view: View, *, mirrored: bool) -> Li
         _, fit = cv2.findTransformECC(template, source, guess.copy(), cv2.MOTION_AFFINE, stop, everywhere, 3)
     except cv2.error:  # it did not converge: the guess stands
         fit = guess
-    return max(_measured(template, source, np.asarray(one)) for one in (fit, guess))
+    return max(_measured(template, source, np.asarray(one, dtype=np.float32)) for one in (fit, guess))
 
 
 def _measured(template: NDArray[np.float32], source: NDArray[np.float32], fit: NDArray[np.float32]) -> Likeness:

@@ -80,7 +80,7 @@ class TrainTransform:
         crop = CROPS[self.config.crop]
         pixels = crop(image, self.config, self.height, self.width, numbers[:NUMBERS_PER_CROP])
         if numbers[NUMBERS_PER_CROP] < self.config.hflip:
-            pixels = np.asarray(cv2.flip(pixels, 1))
+            pixels = np.asarray(cv2.flip(pixels, 1), dtype=np.uint8)
         first = NUMBERS_PER_CROP + 1
         for policy in self.policies.values():
             pixels = policy(np.ascontiguousarray(pixels), numbers[first : first + policy.num_numbers])

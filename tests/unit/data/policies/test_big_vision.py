@@ -145,7 +145,7 @@ REFERENCES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     "SolarizeAdd": lambda image, by: np.where(image < 128, np.clip(image.astype(int) + int(by), 0, 255), image),
 }
 # Levels of grey between two libraries' floats, times the factor that multiplies them.
-TOLERANCE = dict.fromkeys(("AutoContrast", "Color", "Contrast", "Sharpness"), 1)
+TOLERANCE: dict[str, int] = dict.fromkeys(("AutoContrast", "Color", "Contrast", "Sharpness"), 1)
 NUDGES = [(x, y) for x in (-2e-3, 0, 2e-3) for y in (-2e-3, 0, 2e-3)]  # OpenCV counts in 1/1024 of a pixel
 
 
