@@ -69,7 +69,7 @@ def test_the_figures_are_those_of_scikit_learn(
     assert [row["name"] for row in rows] == list(NAMES)
     scores_of: tuple[tuple[str, Any], ...] = (("recall", recall_score), ("precision", precision_score))
     for column, score in scores_of:
-        wanted = score(labels, said, labels=every, average=None, zero_division=0.0)
+        wanted = score(labels, said, labels=every, average=None, zero_division=0.0)  # type: ignore[arg-type]
         assert [float(row[column] or 0) for row in rows] == pytest.approx(list(np.atleast_1d(wanted)))
     matrix = confusion_matrix(labels, said, labels=every)
     mistakes = list(csv.DictReader((out / "confusion.csv").read_text().splitlines()))
