@@ -208,7 +208,7 @@ def test_a_truncated_shard_is_refused(beside: Load) -> None:
 
 def test_shards_without_an_index_are_not_taken_for_absent(beside: Load) -> None:
     Path("digits/train/index.json").unlink()
-    with pytest.raises(DataError, match="have no index yet. Make it with: python -m pipelines verify"):
+    with pytest.raises(DataError, match=r"have no index yet\. Make it with: python -m pipelines verify"):
         check(beside())
 
 
