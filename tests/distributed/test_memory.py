@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from pretrain.config.schema.experiment import Experiment
 from pretrain.models import budget
 from pretrain.models.zero_memory import Buckets, MemoryBytes
 from tests.distributed import live_memory, training
-from tests.pool import Pool
+from tests.pool import Nursery, Pool
 
 MODEL = {"model__variant": "Ti/16", "model__img_size": 64, "model__depth": 6, "model__drop_path": 0.0}
 BUCKET = 400_000  # elements: the model has 2.9 million
@@ -60,15 +61,24 @@ def test_stage_2_on_two_ranks(pool2: Pool) -> None:
     assert_memory(pool2, 2, config(2, "bf16", 2))
 
 
+@pytest.fixture(scope="module")
+def fresh(nursery: Nursery) -> Iterator[dict[int, Pool]]:
+    """Ranks of this file's own: what earlier tests of a shared pool leave in a process would be counted."""
+    pools = {ranks: Pool(ranks, nursery) for ranks in (2, 4)}
+    yield pools
+    for pool in pools.values():
+        pool.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("micro", [1, 2])  # with and without accumulation at four ranks
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "autocast"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_every_stage(pool2: Pool, pool4: Pool, ranks: int, stage: int, precision: str, micro: int) -> None:
+def test_every_stage(fresh: dict[int, Pool], ranks: int, stage: int, precision: str, micro: int) -> None:
     if (stage, precision) == (0, "bf16"):
         pytest.skip("refused: DeepSpeed trains wrongly there")
-    assert_memory(pool2 if ranks == 2 else pool4, ranks, config(stage, precision, micro))
+    assert_memory(fresh[ranks], ranks, config(stage, precision, micro))
 
 
 @pytest.mark.slow
@@ -82,5 +92,5 @@ def test_every_stage(pool2: Pool, pool4: Pool, ranks: int, stage: int, precision
         (1, {"cluster__deepspeed": {"zero_optimization": {"reduce_bucket_size": 5_000_000}}}),
     ],
 )
-def test_what_else_decides(pool2: Pool, stage: int, changes: dict[str, Any]) -> None:
-    assert_memory(pool2, 2, config(stage, "bf16", 2, **changes))
+def test_what_else_decides(fresh: dict[int, Pool], stage: int, changes: dict[str, Any]) -> None:
+    assert_memory(fresh[2], 2, config(stage, "bf16", 2, **changes))
