@@ -126,7 +126,7 @@ class Sweep:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_intermixed_args(argv)
     sweep, console = read_sweep(args), Console(highlight=False, soft_wrap=True)
     trials = sweep.dev_trials()
     for trial in trials:
