@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+# For the S3 server on loopback. Set before any test: data processes have the environment of the first one's start.
+os.environ.update(AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b", AWS_DEFAULT_REGION="us-east-1")
 
 
 @pytest.fixture

@@ -62,12 +62,6 @@ def bucket(folder) -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture
-def credentials(monkeypatch) -> None:
-    for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "us-east-1")):
-        monkeypatch.setenv(f"AWS_{name}", value)
-
-
 def settings(shards: Any, cache: Path, **changes: Any):
     """The experiment on a set that lies elsewhere: small chunks, short waits."""
     return experiment(
@@ -106,7 +100,7 @@ def test_a_web_server_gives_what_a_folder_gives(folder, tmp_path, local):
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_an_s3_store_gives_what_a_folder_gives(bucket, credentials, tmp_path, local, num_workers):
+def test_an_s3_store_gives_what_a_folder_gives(bucket, tmp_path, local, num_workers):
     assert drawn(s3_settings(bucket, tmp_path / "cache", cluster__num_workers=num_workers)) == local
 
 
@@ -138,7 +132,7 @@ def test_a_command_gives_what_a_folder_gives(folder, tmp_path, local, ranged):
     + [("s3", "error"), ("s3", "truncate")]
     + [pytest.param("s3", kind, marks=pytest.mark.slow) for kind in ("stall", "reset", "wrong_bytes")],
 )
-def test_what_the_network_does_changes_nothing(folder, bucket, credentials, tmp_path, local, store, kind):
+def test_what_the_network_does_changes_nothing(folder, bucket, tmp_path, local, store, kind):
     """The first two answers of every fourth request for a part of a shard are spoiled (stalled ones: fewer)."""
     every = 16 if kind == "stall" else 4
     upstream = folder_server(folder.parent) if store == "http" else proxy_server(bucket)
@@ -241,7 +235,7 @@ def _spoil(name: str):
     ],
     ids=["missing", "truncated", "no index", "unreadable index", "unreadable card"],
 )
-def test_what_is_wrong_is_found_before_the_first_step(tmp_path, bucket, credentials, store, harm, message):
+def test_what_is_wrong_is_found_before_the_first_step(tmp_path, bucket, store, harm, message):
     folder = write_set(tmp_path / "train", SIZES)
     harm(folder)
     if store == "s3":
@@ -274,7 +268,7 @@ def test_what_is_wrong_is_found_before_the_first_step(tmp_path, bucket, credenti
         ("gs://bucket/train", {}, ConfigError, "gs:// is not known"),
     ],
 )
-def test_places_that_give_nothing(tmp_path, bucket, credentials, place, changes, error, message):
+def test_places_that_give_nothing(tmp_path, bucket, place, changes, error, message):
     remote = {"s3_endpoint": bucket, "attempts": 4, "timeout_s": 2}
     with pytest.raises(error, match=message):
         TrainStream(settings(place, tmp_path, cluster__remote=remote, **changes), 0, 1, 4)
