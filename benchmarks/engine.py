@@ -20,7 +20,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,8 @@ if __name__ == "__main__":  # a launcher puts this file's folder first on the pa
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
-from torch import Tensor
 
-from pretrain.build import schedule_of
+from pretrain.build import Inputs, PreparedBatch, schedule_of
 from pretrain.config.schema.experiment import Experiment
 from pretrain.distributed import startup
 from pretrain.distributed.collectives import broadcast_object
@@ -56,26 +54,6 @@ HALF = (0.5, 0.5, 0.5)
 CLASSES = 1000
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """A micro-batch as an objective takes it."""
-
-    images: Tensor
-    labels: Tensor
-    drop_path: Tensor | None = None
-    targets: Tensor | None = None
-    slots: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A micro-batch as the loop takes it."""
-
-    inputs: Inputs
-    digest: int = 0
-    num_bad: int = 0
-
-
 def experiment_of(options: argparse.Namespace, world: int) -> Experiment:
     """The settings of both loops."""
     return Experiment.model_validate(
@@ -95,11 +73,11 @@ def experiment_of(options: argparse.Namespace, world: int) -> Experiment:
 class Marks:
     """The same batch again and again, and when each was asked for."""
 
-    def __init__(self, batch: Batch, steps: int, device: torch.device) -> None:
+    def __init__(self, batch: PreparedBatch, steps: int, device: torch.device) -> None:
         self.batch, self.steps, self.device = batch, steps, device
         self.seconds: list[float] = []
 
-    def __call__(self, state: TrainState | None = None) -> Generator[Batch, None, None]:
+    def __call__(self, state: TrainState | None = None) -> Generator[PreparedBatch, None, None]:
         """One round; the last step has no successor and is not timed."""
         before = None
         for _ in range(self.steps):
@@ -112,7 +90,7 @@ class Marks:
             yield self.batch
 
 
-def bare_round(backend: Any, objective: Any, batches: Iterator[Batch]) -> None:
+def bare_round(backend: Any, objective: Any, batches: Iterator[PreparedBatch]) -> None:
     """What DeepSpeed's documentation shows: forward, backward, step."""
     engine = backend._engine
     for batch in batches:
@@ -192,7 +170,7 @@ def run(options: argparse.Namespace, rank: Rank, device: torch.device, base: Pat
     experiment = experiment_of(options, rank.world)
     images = torch.randn(options.batch, 3, options.img_size, options.img_size, device=device)
     labels = torch.randint(CLASSES, (options.batch, 1), device=device)
-    batch = Batch(Inputs(images, labels, slots=torch.arange(options.batch)))
+    batch = PreparedBatch(Inputs(images, labels, slots=torch.arange(options.batch)), digest=0, num_bad=0)
     backends = []
     for _ in range(2):
         model = build_model(experiment.model, CLASSES)
