@@ -34,7 +34,13 @@ from pretrain.files import file_digest, write_atomic
 DEFAULT_MAX_BAD_RATE = 0.01
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 INPUTS_FOLDER = "inputs"
-OF_SOURCE = ("image_column", "label_column", "class_names", "root")  # options that decide what a source lists
+OF_SOURCE = (
+    "image_column",
+    "label_column",
+    "target_column",
+    "class_names",
+    "root",
+)  # options that decide what a source lists
 
 EXAMPLES = """examples:
   python -m pipelines pack digits --classes 0-4 --holdout 0.2 --out data/digits_upstream
@@ -83,16 +89,20 @@ SOURCES: dict[str, SourceKind] = {
     ),
     "manifest": SourceKind(
         lambda args: ManifestSource(Path(args.paths[0]), root=args.root, name=args.name),
-        "a .csv, .tsv or .jsonl with path or url, label or labels, and perhaps split",
+        "a .csv, .tsv or .jsonl with path or url, label, labels or target, and perhaps split",
         ("root", *SAID),
         least=1,
     ),
     "parquet": SourceKind(
         lambda args: ParquetSource(
-            args.paths, image_column=args.image_column, label_column=args.label_column, name=args.name
+            args.paths,
+            image_column=args.image_column,
+            label_column=args.label_column,
+            target_column=args.target_column,
+            name=args.name,
         ),
         "files, folders or patterns",
-        ("image_column", "label_column", *SAID),
+        ("image_column", "label_column", "target_column", *SAID),
         least=1,
         most=None,
     ),
@@ -116,6 +126,7 @@ SOURCE_OPTIONS = {
     "nested_labels": False,
     "image_column": "",
     "label_column": "",
+    "target_column": "",
     "class_names": None,
     "root": None,
     "drop_list": None,
@@ -340,6 +351,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("sources").add_argument
     add("--image-column", default="", help="parquet: column of the images")
     add("--label-column", default="", help="parquet: column of the labels")
+    add("--target-column", default="", help="parquet: column of the numbers of a regression, in the place of labels")
     add("--class-names", type=Path, metavar="FILE", help="webdataset: a class per line, id or id,name")
     add("--root", type=Path, help="manifest: where relative paths count from (its folder)")
     add = parser.add_argument_group("labels").add_argument

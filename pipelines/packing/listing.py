@@ -17,6 +17,7 @@ from pipelines.packing.state import Task, Work
 from pipelines.packing.table import ItemTable
 from pipelines.progress import LazyBar
 from pipelines.sources.protocol import Source
+from pretrain.config.target import Target
 from pretrain.files import write_atomic
 
 ROWS_PER_CHUNK = 4096
@@ -38,6 +39,7 @@ class About:
     multi_label: bool
     classes: list[tuple[str, str]]
     notes: list[str]
+    target: Target = "labels"
 
     @classmethod
     def of(cls, source: Source) -> About:

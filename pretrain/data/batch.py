@@ -1,6 +1,6 @@
 """One micro-batch as the engine gets it.
 
-Legend: b images in the micro-batch · H, W pixels · M labels per sample at most.
+Legend: b images in the micro-batch · H, W pixels · M labels per sample at most · D numbers of a vector.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Batch:
         sample_ids: int64 (b,), numbers in the set's canonical order.
         slots: int64 (b,), number of each draw in the global stream; -1 in evaluation.
         valid: bool (b,), True = a real image that counts, False = padding.
+        targets: what a set has in the place of labels: vectors, float32 (b, D); None where it has labels.
         faults: samples that could not be used while this batch was made.
     """
 
@@ -34,6 +35,7 @@ class Batch:
     sample_ids: Tensor
     slots: Tensor
     valid: Tensor
+    targets: Tensor | None = None
     faults: list[Fault] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -49,4 +51,5 @@ class Batch:
         return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "faults"}
+        found = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "faults"}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}

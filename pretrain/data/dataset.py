@@ -75,7 +75,8 @@ class TrainDataset(Dataset[Any]):
         draws = self.order.batch(position, self.rank, self.world, start=first, stop=stop)
         self._fetch_ahead(position, draws.sample_ids)
         numbers = self.transform.numbers(draws.epochs, draws.sample_ids, self.order.copy_numbers(draws.slots))
-        batch = _empty_batch(len(draws.sample_ids), self.transform.height, self.transform.width, self.reader.max_labels)
+        table = self.reader.table
+        batch = _empty_batch(len(draws.sample_ids), self.transform, self.reader.max_labels, table)
         batch.slots.copy_(torch.from_numpy(draws.slots))
         for row, sample_id in enumerate(draws.sample_ids):
             sample, pixels = self._sample(int(sample_id), numbers[row], batch.faults)
@@ -155,7 +156,7 @@ class EvalDataset(Dataset[Any]):
 
     def _batch(self, index: int) -> Batch:
         numbers = index * self.micro_batch_size + np.arange(self.micro_batch_size)
-        batch = _empty_batch(len(numbers), self.transform.height, self.transform.width, self.table.max_labels)
+        batch = _empty_batch(len(numbers), self.transform, self.table.max_labels, self.table)
         for row, place in enumerate((numbers * self.world + self.rank).tolist()):
             if place >= self.num_samples:
                 break
@@ -167,14 +168,16 @@ class EvalDataset(Dataset[Any]):
         return batch
 
 
-def _empty_batch(size: int, height: int, width: int, max_labels: int) -> Batch:
-    """A batch in which every row is padding."""
+def _empty_batch(size: int, transform: TrainTransform | EvalTransform, max_labels: int, table: ShardTable) -> Batch:
+    """A batch in which every row is padding, for samples of a set like ``table``."""
+    height, width = transform.height, transform.width
     return Batch(
         images=_no_images(size, height, width).permute(0, 3, 1, 2),  # channels last, as decoders write them
         labels=torch.full((size, max_labels), PADDING_LABEL, dtype=torch.int64),
         sample_ids=torch.full((size,), NO_SAMPLE, dtype=torch.int64),
         slots=torch.full((size,), NO_SLOT, dtype=torch.int64),
         valid=torch.zeros(size, dtype=torch.bool),
+        targets=torch.zeros(size, table.num_classes) if table.target == "vector" else None,
     )
 
 
@@ -196,6 +199,8 @@ def _fill(batch: Batch, row: int, sample: Sample, pixels: Pixels) -> None:
     batch.labels.numpy()[row, : len(sample.labels)] = sample.labels
     batch.sample_ids.numpy()[row] = sample.sample_id
     batch.valid.numpy()[row] = True
+    if batch.targets is not None:
+        batch.targets.numpy()[row] = sample.vector
 
 
 class MicroSteps(Sequence[tuple[int, int]]):

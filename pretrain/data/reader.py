@@ -27,11 +27,12 @@ Decoded = TypeVar("Decoded")
 
 @dataclass(frozen=True)
 class Sample:
-    """The encoded bytes of one image and its labels."""
+    """The encoded bytes of one image and what belongs to it: labels, or a vector of numbers."""
 
     sample_id: int
     data: bytes
     labels: tuple[int, ...]
+    vector: tuple[float, ...] = ()
 
 
 class ShardReader:
@@ -65,7 +66,7 @@ class ShardReader:
                 raise DataError(f"member {record.member} of shard {error}") from error
             crc = zlib.crc32(data)
             if crc == record.crc32:
-                return Sample(sample_id, data, record.labels)
+                return Sample(sample_id, data, record.labels, record.vector)
             if not self.store.forget(shard, record.offset, record.size):  # also the last time: it must not be kept
                 break
         fetched = f" in each of {attempt} fetches" if attempt > 1 else ""
@@ -146,6 +147,11 @@ class MixedReader:
 
     def __init__(self, readers: Sequence[ShardReader], first_sample_ids: Sequence[int], places: Sequence[str]) -> None:
         self.readers, self.first_sample_ids, self.places = tuple(readers), tuple(first_sample_ids), tuple(places)
+
+    @property
+    def table(self) -> ShardTable:
+        """The first set's; all have targets of one kind and as many classes."""
+        return self.readers[0].table
 
     @property
     def max_labels(self) -> int:

@@ -11,6 +11,7 @@ from pretrain.evaluation.context import Context
 from pretrain.evaluation.few_shot import FewShot
 from pretrain.evaluation.knn import NearestNeighbours
 from pretrain.evaluation.logistic import LogisticProbe
+from pretrain.evaluation.regression import VectorErrors
 
 
 class Evaluator(Protocol):
@@ -28,6 +29,7 @@ EVALUATORS: dict[str, Callable[[EvaluationSetConfig, Context], Evaluator]] = {
     "few_shot": FewShot,
     "knn": NearestNeighbours,
     "logistic": LogisticProbe,
+    "regression": VectorErrors,
 }
 
 
