@@ -34,13 +34,8 @@ from pretrain.files import file_digest, write_atomic
 DEFAULT_MAX_BAD_RATE = 0.01
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 INPUTS_FOLDER = "inputs"
-OF_SOURCE = (
-    "image_column",
-    "label_column",
-    "target_column",
-    "class_names",
-    "root",
-)  # options that decide what a source lists
+# Options that decide what a source lists.
+OF_SOURCE = ("image_column", "label_column", "target_column", "class_names", "root")
 
 EXAMPLES = """examples:
   python -m pipelines pack digits --classes 0-4 --holdout 0.2 --out data/digits_upstream

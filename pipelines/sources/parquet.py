@@ -63,9 +63,8 @@ class ParquetSource(Source):
         for column in (self.image_column, self.label_column):
             if column not in schema.names:
                 raise ConfigError(f"{self.paths[0]} has no column {column!r}; it has {', '.join(schema.names)}")
-        self.multi_label = self.target == "labels" and str(schema.field(self.label_column).type).startswith(
-            ("list", "large_list")
-        )
+        is_list = str(schema.field(self.label_column).type).startswith(("list", "large_list"))
+        self.multi_label = self.target == "labels" and is_list
         self._names = _class_names(schema.metadata or {}, self.label_column)
 
     def fingerprint(self) -> str:

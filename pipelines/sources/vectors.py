@@ -46,8 +46,8 @@ class VectorLength:
             self._length = len(vector)
         if len(vector) != self._length:
             raise DataError(
-                f"{where}: a target of {len(vector)} numbers, those before it have {self._length}; a set has targets of "
-                "one length, or labels in all their places"
+                f"{where}: a target of {len(vector)} numbers, those before it have {self._length}; a set has targets "
+                "of one length, or labels in all their places"
             )
         return vector
 

@@ -72,7 +72,7 @@ class WebDatasetSource(Source):
         """See ``Source.items``."""
         classes = _Classes()
         is_multi = False
-        vectors, num_samples = VectorLength(), 0
+        vectors = VectorLength()
         for part, url in enumerate(self.urls):
             path = self._path(part)
             classes.begin(self._own_classes(path))

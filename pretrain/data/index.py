@@ -4,8 +4,8 @@ DIR/index.json                          one row per shard: name, samples, bytes,
 DIR/shard-000000.tar                    an ordinary WebDataset shard
 DIR/shard-000000.records.safetensors    offsets, sizes, CRC-32 and labels of its images, read when the shard is
 
-Labels are in CSR form: record i has ``labels[label_starts[i]:label_starts[i + 1]]``. Names likewise, as UTF-8 bytes. A set
-of vectors has a column ``vectors`` of N · D numbers; columns that a set does not need are absent.
+Labels are in CSR form: record i has ``labels[label_starts[i]:label_starts[i + 1]]``. Names likewise, as UTF-8 bytes. A
+set of vectors has a column ``vectors`` of N · D numbers; columns that a set does not need are absent.
 """
 
 from __future__ import annotations

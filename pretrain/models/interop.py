@@ -26,6 +26,7 @@ from pretrain.models.variants import ViTShape, resolve
 from pretrain.models.zoo import tensor_shapes
 
 FORMAT_VERSION = 1
+Task = Literal["classification", "regression"]
 _HEADER_KEY = "pretrain.weights"
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -82,6 +83,11 @@ class WeightsMetadata(Strict):
             target_mean=None if scale is None else scale.mean,
             target_std=None if scale is None else scale.std,
         )
+
+    @property
+    def task(self) -> Task:
+        """What the head gives: logits of classes, or numbers."""
+        return "classification" if self.target_mean is None else "regression"
 
     @property
     def scale(self) -> TargetScale | None:
@@ -187,6 +193,22 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(
             f"{path}: not a whole safetensors file ({error}); it was truncated or damaged: copy or export it again"
         ) from error
+
+
+def read_metadata(path: str | Path) -> WeightsMetadata | None:
+    """What a safetensors file says about itself, without its tensors; None: it is no weights file of ours.
+
+    Raises:
+        CheckpointError: as ``load_weights``.
+    """
+    path = Path(path)
+    _refuse_foreign(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); copy or export it again") from error
+    return _parse(path, header) if is_weights_header(header) else None
 
 
 def is_weights_header(header: Mapping[str, str]) -> bool:

@@ -61,7 +61,7 @@ class TrainSetConfig(Strict):
         "Of a mixture: the sum."
     )
     num_classes: PositiveInt = Field(
-        description="Classes that the set is expected to have, or numbers of each of its vectors: the width of the head."
+        description="Classes that the set is expected to have, or numbers in each of its vectors: the head's width."
     )
     drop_list: str | None = Field(default=None, description=DROP_LIST)
     subset: Subset | None = Field(default=None, description=SUBSET)

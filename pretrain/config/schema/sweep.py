@@ -21,7 +21,7 @@ class SweepConfig(Strict):
         "evaluation set.",
     )
     metric: str = Field(
-        default="dev/top1", description="What the best trial has most of (mae, rmse: least): SET/METRIC."
+        default="dev/top1", description="What the best trial has most of (loss, mae, rmse: least): SET/METRIC."
     )
     num_seeds: PositiveInt = Field(
         default=3, description="Runs of the best trial's settings on the whole training set: seed, seed + 1, …"
