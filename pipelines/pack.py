@@ -246,16 +246,29 @@ def _finished(out: Path, splits: Sequence[str]) -> list[Card]:
 
 
 def _result(result: Result, out: Path, seconds: float) -> dict[str, Any]:
-    keys = ("num_samples", "num_classes", "num_shards", "num_bytes", "max_labels", "quarantined", "index_digest")
+    keys = (
+        "num_samples",
+        "num_classes",
+        "num_shards",
+        "num_bytes",
+        "max_labels",
+        "labels",
+        "quarantined",
+        "index_digest",
+    )
     splits = {card.split: {key: getattr(card, key) for key in keys} for card in result.cards}
     return {"status": result.status, "out": str(out), "seconds": round(seconds, 2), "splits": splits}
+
+
+def _what(labels: str) -> str:
+    return "numbers each" if labels == "vector" else "classes"
 
 
 def _print(result: dict[str, Any], notes: Sequence[str]) -> None:
     for split, row in result["splits"].items():
         bad = sum(row["quarantined"].values())
         print(
-            f"{result['out']}/{split}: {row['num_samples']:,} images, {row['num_classes']:,} classes, "
+            f"{result['out']}/{split}: {row['num_samples']:,} images, {row['num_classes']:,} {_what(row['labels'])}, "
             f"{row['num_shards']:,} shards, {row['num_bytes'] / 1e6:,.1f} MB" + (f", {bad} quarantined" if bad else "")
         )
     for note in notes:

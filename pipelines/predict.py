@@ -188,8 +188,7 @@ def _jsonl(name: str, found: Sequence[Prediction]) -> str:
 
 def _csv(name: str, found: Sequence[Prediction]) -> str:
     return "\n".join(
-        as_csv([name, rank, one.index, one.id, one.name, f"{one.score:.6g}"])
-        for rank, one in enumerate(found, start=1)
+        as_csv([name, rank, one.index, one.id, one.name, f"{one.score:.6g}"]) for rank, one in enumerate(found, start=1)
     )
 
 

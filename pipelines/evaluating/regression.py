@@ -20,10 +20,11 @@ from pretrain.distributed.rank import Rank
 from pretrain.errors import DataError
 from pretrain.evaluation.regression import errors, errors_of_one
 
+TABLE_FILE = "per_number.csv"
 HEAD = ("number", "mae", "rmse", "r2")
 
 
-def evaluate_regression(args: argparse.Namespace, rank: Rank, say: Callable[[str], None]) -> dict[str, Any]:
+def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None]) -> dict[str, Any]:
     """``mae``, ``rmse``, ``r2``, ``num_samples``, ``num_bad``, and those of each number. Collective: yes.
 
     Raises:
@@ -67,7 +68,7 @@ def text(result: dict[str, Any]) -> str:
 
 
 def table(result: dict[str, Any]) -> list[Sequence[object]]:
-    """per_number.csv."""
+    """The rows of ``TABLE_FILE``."""
     return [HEAD, *((name, *(row[key] for key in HEAD[1:])) for name, row in result["numbers"].items())]
 
 

@@ -18,6 +18,7 @@ from pipelines.packing.plan import PackOptions, PlanInputs
 from pipelines.packing.split_lists import SplitLists
 from pipelines.packing.state import Task
 from pipelines.packing.wordnet import DEBIAN_FILE, WordNet
+from pipelines.sources.digit_canvases import DigitCanvasSource
 from pipelines.sources.digits import DigitsSource
 from pipelines.sources.fashion_mnist import FashionMnistSource
 from pipelines.sources.folder import FolderSource
@@ -55,6 +56,7 @@ class SourceKind:
         options: those of ``SOURCE_OPTIONS`` that it understands.
         least: how many positional arguments it needs.
         most: how many it takes; None: any number.
+        one_of: what the first may be; (): anything.
     """
 
     make: Callable[[argparse.Namespace], Source]
@@ -62,11 +64,15 @@ class SourceKind:
     options: tuple[str, ...] = ()
     least: int = 0
     most: int | None = 1
+    one_of: tuple[str, ...] = ()
 
 
 SAID = ("licence", "release")  # what a source that the user knows best cannot say itself
 SOURCES: dict[str, SourceKind] = {
     "digits": SourceKind(lambda args: DigitsSource(), most=0),
+    "digit-canvases": SourceKind(
+        lambda args: DigitCanvasSource(args.paths[0]), "what is asked: position", least=1, one_of=("position",)
+    ),
     "fashion-mnist": SourceKind(
         lambda args: FashionMnistSource(Path(args.paths[0]) if args.paths else None), "[where its IDX files are]"
     ),
@@ -255,6 +261,8 @@ def _check_paths(args: argparse.Namespace, kind: SourceKind) -> None:
             f"the source {args.source} needs a PATH ({kind.paths}): python -m pipelines pack {args.source} PATH "
             "--out DIR"
         )
+    if kind.one_of and args.paths[0] not in kind.one_of:
+        raise ConfigError(f"the source {args.source} knows no {args.paths[0]!r}; choose {' or '.join(kind.one_of)}")
     if kind.most is not None and count > kind.most:
         takes = f"only {kind.most} PATH ({kind.paths})" if kind.most else "no PATH"
         raise ConfigError(f"the source {args.source} takes {takes}; {args.paths[kind.most]} would be ignored")

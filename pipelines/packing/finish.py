@@ -76,7 +76,7 @@ def finish_split(folder: Path, split: Split, plan: Plan, source: About | Source,
     return card
 
 
-def _kind_of_labels(plan: Plan, source: About | Source) -> Literal["single", "multi", "vector"]:
+def _kind_of_labels(plan: Plan, source: About | Source) -> Literal["single", "multi", "vector", "mask"]:
     if plan.target == "labels":
         return "multi" if plan.multi_label or source.multi_label else "single"
     return plan.target

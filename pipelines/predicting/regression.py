@@ -12,9 +12,7 @@ from pipelines.predict import Answer, Say, answers, as_csv
 
 def predict_numbers(args: argparse.Namespace, say: Say) -> Iterator[Answer]:
     """The lines for each image, a header first in CSV."""
-    regressor = load_regressor(
-        args.source, weights=args.weights, img_size=args.img_size, device=args.device, say=say
-    )
+    regressor = load_regressor(args.source, weights=args.weights, img_size=args.img_size, device=args.device, say=say)
     if args.format == "csv":
         yield Answer("", as_csv(["image", *regressor.names]))
     write = {"table": _table, "jsonl": _jsonl, "csv": _csv}[args.format]

@@ -36,8 +36,8 @@ class Card(BaseModel):
     homepage: str = Field("", description="Where to read more.")
     num_samples: int = Field(description="Images in this split.")
     num_classes: int = Field(description="Classes; the labels are 0 … num_classes − 1. Of vectors: their length.")
-    labels: Literal["single", "multi", "vector"] = Field(
-        description="What an image has: one label (single), any number of them (multi), or a vector of numbers."
+    labels: Literal["single", "multi", "vector", "mask"] = Field(
+        description="What an image has: one label (single), any number of them (multi), a vector, or a mask."
     )
     max_labels: int = Field(description="The most labels that one image has.")
     num_shards: int = Field(description="Tars.")
