@@ -23,7 +23,7 @@ from pretrain.errors import ConfigError
 from pretrain.files import write_atomic
 
 if TYPE_CHECKING:
-    from pipelines.probing.cache import CachedSet, FeatureCache
+    from pipelines.features.cache import CachedSet, FeatureCache
     from pretrain.data.sources import PackedSet
     from pretrain.distributed.rank import Rank
     from pretrain.evaluation.feature_sets import Pair
@@ -91,8 +91,8 @@ def probe(args: argparse.Namespace, rank: Rank) -> dict[str, Any]:
         CheckpointError: weights that cannot be used. SetupError: no room for the features.
     """
     from pipelines.data_record import record_of
-    from pipelines.probing.cache import FeatureCache
-    from pipelines.probing.frozen import load_frozen
+    from pipelines.features.cache import FeatureCache
+    from pipelines.features.frozen import load_frozen
     from pretrain.config.schema.cluster import ClusterConfig
     from pretrain.data.sources import open_packed
 

@@ -23,7 +23,7 @@ import torch
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from pipelines.probing.frozen import Frozen
+from pipelines.features.frozen import Frozen
 from pipelines.progress import LazyBar
 from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.data import EvalTransformConfig
