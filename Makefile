@@ -1,4 +1,4 @@
-# make demo | test | test-all | test-slurm | lint | types | bench | bench-setup | clean
+# make demo | test | test-all | test-slurm | lint | types | docs | bench | bench-setup | clean
 # The environment is made when it is missing and brought up to date when pyproject.toml has changed.
 
 SYSTEM_PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-all test-slurm lint types bench bench-setup clean
+.PHONY: help demo test test-all test-slurm lint types docs bench bench-setup clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -34,6 +34,11 @@ lint: $(INSTALLED) ## format and rules, without changing anything
 
 types: $(INSTALLED) ## static types
 	$(PYTHON) -m pyright
+
+# The variable leaves out the theme's note about its successor.
+docs: $(INSTALLED) ## the documentation as a site in site/, without network; a dead link or anchor fails
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
+	@echo "site/index.html; with search: $(PYTHON) -m http.server --directory site --bind 127.0.0.1"
 
 bench: $(INSTALLED) ## every benchmark; each ends with one line of JSON
 	@for file in benchmarks/*.py; do [ -e "$$file" ] || continue; echo "$$file"; $(PYTHON) "$$file" || exit 1; done
