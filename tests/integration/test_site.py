@@ -150,8 +150,8 @@ def test_in_a_real_browser(address: str, tmp_path: Path) -> None:
         browser.until("document.querySelector('h1')?.innerText.startsWith('Plan before the spend')")
         assert browser.until("document.querySelectorAll('article table').length") >= 2
         browser.open(f"{address}/recipes.html")
-        browser.until("document.querySelector('article a[href*=\"files/configs\"]')?.click() === undefined")
-        browser.until("document.querySelector('h1')?.innerText.includes('configs/') && location.href")
+        browser.open(browser.until("document.querySelector('article a[href*=\"files/configs\"]')?.href"))
+        browser.until("document.querySelector('h1')?.innerText.startsWith('configs/')")
         browser.open(f"{address}/index.html?q=rollback")
         found = browser.until("[...document.querySelectorAll('.md-search-result__link')].map(a => a.href).join(' ')")
         assert "faults.html" in found
