@@ -149,7 +149,7 @@ def device_rate(experiment: Experiment, device: Any, *, steps: int = 5) -> float
     """Images per second of forward and backward on one device, after two steps of warm-up."""
     import torch
 
-    from pretrain.check import resolve_micro_batch
+    from pretrain.check.memory import resolve_micro_batch
     from pretrain.data.stream import model_size
     from pretrain.models.zoo import build_model, init_weights
 

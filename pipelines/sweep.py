@@ -26,7 +26,7 @@ from rich.table import Table
 from pipelines.jobs import POLL_S, Job, free_port, last_value
 from pipelines.predict import positive
 from pipelines.progress import LazyBar
-from pretrain.check import check
+from pretrain.check.experiment import check
 from pretrain.config.loader import load_experiment
 from pretrain.config.schema.sweep import SweepConfig
 from pretrain.errors import ConfigError, SetupError
