@@ -18,6 +18,7 @@ from tests.browser import Browser
 from tests.command import ROOT, Commands
 
 COUNTED = ("table", "tr", "ul", "ol", "li", "pre")
+BUTTONS = "form[data-md-component=palette] label"
 # Attributes by which a browser fetches something by itself.
 FETCHING = {"img": "src", "script": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}
 
@@ -142,9 +143,7 @@ def test_in_a_real_browser(address: str, tmp_path: Path) -> None:
         colours = set()
         for _ in range(2):  # the button changes between light and dark
             colours.add(browser.until("getComputedStyle(document.body).backgroundColor"))
-            browser.until(
-                "[...document.querySelectorAll('form[data-md-component=palette] label')].some(l => l.offsetParent && !l.click())"
-            )
+            browser.until(f"[...document.querySelectorAll('{BUTTONS}')].some(l => l.offsetParent && !l.click())")
         assert len(colours) == 2
         browser.open(f"{address}/plan.html")
         browser.until("document.querySelector('h1')?.innerText.startsWith('Plan before the spend')")
