@@ -35,15 +35,15 @@ KNOWN = {
 
 
 def commands() -> list[tuple[str, str]]:
-    """(page, command) for every line of every ``sh`` block, with continued lines joined."""
-    found = []
+    """(page, command) for every line of every ``sh`` block, with continued lines joined; each command once."""
+    found: dict[str, str] = {}
     for page in PAGES:
         for block in re.findall(r"```(?:sh|bash)\n(.*?)```", page.read_text(), re.S):
             for line in block.replace("\\\n", " ").splitlines():
                 words = line.split(" #")[0].strip()
                 if words:
-                    found.append((page.name, words))
-    return found
+                    found.setdefault(words, page.name)
+    return [(page, words) for words, page in found.items()]
 
 
 @pytest.mark.parametrize(("page", "words"), commands(), ids=lambda value: value[:60])
