@@ -132,6 +132,27 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return typed.free_value(_Reader().read(str(path)))
 
 
+def load_settings(overrides: Sequence[str], schema: type[Model]) -> Model:
+    """Reads one section from ``key.sub=value`` alone.
+
+    Args:
+        overrides: as on the command line.
+        schema: model of the section.
+
+    Raises:
+        ConfigError: settings are missing or wrong: all problems, with key and remedy.
+    """
+    reader = _Reader()
+    settings = Section(where=COMMAND_LINE)
+    for override in overrides:
+        settings = tree.merge(settings, reader.override(override))
+    assert isinstance(settings, Section)
+    loaded, problems = typed.validate(settings, schema, COMMAND_LINE)
+    if reader.problems or problems or loaded is None:
+        raise ConfigError(_join(reader.problems + problems))
+    return loaded
+
+
 def _join(problems: list[str]) -> str:
     if len(problems) == 1:
         return problems[0]

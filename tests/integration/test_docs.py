@@ -85,7 +85,7 @@ def test_command_of_the_docs(command: Commands, digits: None, tmp_path: Path, pa
             done = command.run("python", "-m", "pipelines", *arguments, timeout_s=300)
             assert (done.returncode in (0, 1, 2) and " green, " in done.stdout + done.stderr) or "--json" in arguments
             return
-        if arguments[0] in ("figures", "average", "evaluate", "export", "predict"):
+        if arguments[0] in ("figures", "average", "evaluate", "export", "predict", "probe"):
             weights = str(_weights(tmp_path / "weights.safetensors"))
             arguments = [weights if word.startswith("runs/") else word for word in arguments]
         if arguments[0] == "collect":
