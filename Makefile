@@ -47,5 +47,5 @@ bench-setup: $(INSTALLED) ## environments under .bench/ for the loaders that ben
 	$(PYTHON) -m benchmarks.loaders.setup
 
 clean: ## remove caches and builds; data, runs and the environment stay
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
