@@ -55,7 +55,7 @@ class Batch:
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("faults", "block")}
 
     def __getstate__(self) -> dict[str, Any]:
-        """For the way to the rank: PyTorch would send a file descriptor for every small tensor, each by a connection."""
+        """For the way to the rank: PyTorch would send a file descriptor, by a connection, for every small tensor."""
         small = {name: tensor.numpy() for name, tensor in self._tensors().items() if name != "images"}
         images = self.images if self.block is None else (self.block, tuple(self.images.shape))
         return {**small, "images": images, "faults": self.faults}
