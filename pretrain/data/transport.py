@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,8 +74,16 @@ class Retries:
     attempts: int = 6
     first_pause_s: float = FIRST_PAUSE_S
 
-    def fetch(self, transport: Transport, name: str, start: int = 0, size: int | None = None) -> bytes:
-        """``transport.get``, tried again.
+    def fetch(
+        self,
+        transport: Transport,
+        name: str,
+        start: int = 0,
+        size: int | None = None,
+        *,
+        retried: Callable[[], None] = lambda: None,
+    ) -> bytes:
+        """``transport.get``, tried again; ``retried`` is told each time.
 
         Raises:
             Unreachable: no try succeeded; names file, URL, bytes, tries and the last reason.
@@ -89,6 +97,7 @@ class Retries:
                 if attempt >= self.attempts:
                     part = "" if size is None else f", bytes {start} to {start + size - 1}"
                     raise Unreachable(self.gave_up(transport, name, part, time.monotonic() - began, error)) from error
+                retried()
                 self.pause(attempt, error)
                 attempt += 1
 

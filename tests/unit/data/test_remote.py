@@ -13,7 +13,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from pretrain.data import transport as transport_module
+from pretrain.data.index import ShardTable
 from pretrain.data.lanes import allowed_worlds
+from pretrain.data.reader import ShardReader
 from pretrain.data.stream import EvalStream, TrainStream
 from pretrain.errors import ConfigError, DataError
 from tests.faulty_server import KINDS, folder_server, proxy_server, running
@@ -333,3 +335,25 @@ def test_it_is_fetched_ahead(folder, tmp_path):
         assert server.requests - before <= 8
         batches.close()
         assert server.requests > 16  # far more than the 4 images needed
+
+
+def test_what_is_read_fetched_and_tried_again_is_counted(folder, tmp_path):
+    """Two data processes, and every first answer fails; then another run finds everything in the cache."""
+    with running(folder_server(folder.parent)) as server:
+        server.fault = lambda path, number: "error" if number == 0 and path.endswith(".tar") else None
+        cache = {"dir": str(tmp_path / "cache"), "chunk_bytes": 32768}
+        config = settings(f"{server.url}/train", tmp_path, cluster__num_workers=2, cluster__cache=cache)
+        alone = settings(f"{server.url}/train", tmp_path, cluster__cache=cache)
+        first, second = TrainStream(config, 0, 1, 4), TrainStream(alone, 0, 1, 4)
+        drawn = [sample_id for batch in first.iterate(0, 14) for sample_id in batch.sample_ids.tolist()]
+        list(second.iterate(0, 14))
+    parts = {key: count for key, count in server.seen.items() if key[0].endswith(".tar")}
+    assert set(parts.values()) == {2}
+    reader = ShardReader(ShardTable.load(folder))
+    bytes_read = sum(reader.record(sample_id)[1].size for sample_id in drawn)
+    counts = first.tally.figures(first.tally.totals())
+    assert counts.pop("cache_hit_rate") > 0.5
+    sent = sum(count for path, count in server.sent.items() if path.endswith(".tar"))
+    assert counts == {"bytes_read": bytes_read, "bytes_fetched": sent / 2, "fetch_retries": len(parts)}
+    again = second.tally.figures(second.tally.totals())
+    assert again == {"bytes_read": bytes_read, "bytes_fetched": 0, "fetch_retries": 0, "cache_hit_rate": 1}
