@@ -147,16 +147,26 @@ def gathered(pieces: Iterable[bytes], size: int | None, timeout_s: float) -> byt
     Raises:
         TransportError: too slow, too short or too long.
     """
-    began, got, total = time.monotonic(), [], 0
-    for piece in pieces:
-        got.append(piece)
-        total += len(piece)
-        elapsed = time.monotonic() - began
-        if elapsed > timeout_s * (1 + total // TIMED_BYTES):
-            raise TransportError(f"too slow: {total} bytes in {elapsed:.1f} s")
+    got = list(paced(pieces, timeout_s))
+    total = sum(map(len, got))
     if size is not None and total != size:
         raise TransportError(f"short read: {total} of {size} bytes" if total < size else f"{total} bytes, not {size}")
     return b"".join(got)
+
+
+def paced(pieces: Iterable[bytes], timeout_s: float) -> Iterator[bytes]:
+    """The pieces, within a time limit that grows with their bytes.
+
+    Raises:
+        TransportError: too slow.
+    """
+    began, total = time.monotonic(), 0
+    for piece in pieces:
+        total += len(piece)
+        yield piece
+        elapsed = time.monotonic() - began
+        if elapsed > timeout_s * (1 + total // TIMED_BYTES):
+            raise TransportError(f"too slow: {total} bytes in {elapsed:.1f} s")
 
 
 def byte_range(start: int, size: int) -> str:

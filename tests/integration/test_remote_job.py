@@ -55,11 +55,12 @@ def test_a_remote_job_leaves_out_what_dedup_found_and_says_what_it_fetched(comma
     gone = {number for number, (shard, one) in enumerate(records) if (shard, one.member.split(".")[0]) in listed}
     assert {records[number][1].source.partition("/")[2] for number in gone} == {f"{name}.jpg" for name in COPIES}
 
+    evaluated = [f"evaluation.sets.val.shards={packed}", f"evaluation.sets.val.num_samples={total}"]
     settings = [
         f"data.num_samples={total - len(gone)}", "data.num_classes=2", f"data.drop_list={dropped}",
         "data.train_transform={crop: inception}", "data.lanes=4", "data.shuffle_window=4", "global_batch_size=16",
         f"duration={NUM_STEPS} steps", "optim.schedule.warmup=2 steps", "checkpoint.every=8 steps",
-        f"evaluation.sets.val.shards={packed}", f"evaluation.sets.val.num_samples={total}", "telemetry.log_every=2", "cluster.num_workers=1", "cluster.remote.timeout_s=5",
+        *evaluated, "telemetry.log_every=2", "cluster.num_workers=1", "cluster.remote.timeout_s=5",
     ]  # fmt: skip
     with running(folder_server(tmp_path / "packed")) as server:
         server.fault = lambda path, number: "error" if number == 0 and path.endswith("1.tar") else None
