@@ -140,7 +140,7 @@ def test_correlation_tells_order_from_chance(num_classes, arrangement, is_ordere
         (("nowhere",), "nowhere is not a folder"),
         (("http://host/x-{0..1}.tar",), "--out DIR is missing"),
         (("pipe:cat /x/a.tar", "--out", "index"), "runs a shell command; if you trust it, add --allow-pipe"),
-        (("pipe:cat everything", "--out", "index"), "names no .tar"),
+        (("pipe:cat everything", "--out", "index"), "write {name} in the command"),
         (("set/x.tar",), "give the folder"),
     ],
 )
