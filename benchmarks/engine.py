@@ -28,7 +28,8 @@ if __name__ == "__main__":  # a launcher puts this file's folder first on the pa
 
 import torch
 
-from pretrain.build import Inputs, PreparedBatch, schedule_of
+from pretrain.build.feeder import PreparedBatch
+from pretrain.build.trainer import schedule_of
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.tally import Tally
 from pretrain.distributed import startup
@@ -46,6 +47,7 @@ from pretrain.engine.state import TrainState
 from pretrain.engine.stop import StopRequest
 from pretrain.models.interop import WeightsMetadata, save_weights
 from pretrain.models.zoo import build_model, init_weights
+from pretrain.objectives.protocol import Inputs
 from pretrain.objectives.registry import Context, build_objective
 from pretrain.telemetry.console import Reporter
 from pretrain.telemetry.sinks import JsonlSink

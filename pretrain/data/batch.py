@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pretrain.data.faults import Fault
 
-PADDING_LABEL = -1
 NO_SLOT = -1
 
 
