@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pretrain.data import lent_memory
+from pretrain.data.tally import take_row
 from pretrain.data.worker import become_helper, fork_server, signals_blocked
 from pretrain.errors import DataError
 
@@ -100,6 +101,7 @@ def _close_all() -> None:
 def _start(rank_pid: int, worker: int) -> None:
     """The first thing that a data process does."""
     become_helper(rank_pid)
+    take_row(worker + 1)
     import cv2
 
     gc.freeze()  # what is imported stays; the collector need not walk through it again and again
