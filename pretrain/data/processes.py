@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pretrain.data.tally import take_row
 from pretrain.data.worker import become_helper, fork_server, signals_blocked
 from pretrain.errors import DataError
 
@@ -97,6 +98,7 @@ def _close_all() -> None:
 def _start(rank_pid: int, worker: int) -> None:
     """The first thing that a data process does."""
     become_helper(rank_pid)
+    take_row(worker + 1)
     import cv2
 
     torch.set_num_threads(1)
