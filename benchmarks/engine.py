@@ -31,6 +31,7 @@ import torch
 from pretrain.build.feeder import PreparedBatch
 from pretrain.build.trainer import schedule_of
 from pretrain.config.schema.experiment import Experiment
+from pretrain.data.tally import Tally
 from pretrain.distributed import startup
 from pretrain.distributed.collectives import broadcast_object
 from pretrain.distributed.rank import Rank, detect
@@ -128,7 +129,7 @@ def build_ours(
     sinks = [JsonlSink(folder.metrics)] if rank.is_main else []
     return Trainer(
         rank=rank, backend=backend, folder=folder, objective=objective, batches=marks, schedule=schedule_of(experiment),
-        evaluate=dict, seed_step=lambda step, micro_step: None, checkpointer=checkpointer,
+        evaluate=dict, seed_step=lambda step, micro_step: None, tally=Tally(0), checkpointer=checkpointer,
         telemetry=Telemetry(sinks, reporter, log_every=10, work=work), stop_request=StopRequest(), device=device,
         watchdog=Watchdog(folder.heartbeats, rank.rank, rank.host, {}).start(), num_steps=marks.steps,
         global_batch_size=experiment.global_batch_size, accumulation_steps=1, evaluate_every=None, save_every=None,

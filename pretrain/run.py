@@ -161,7 +161,7 @@ def train(
     stop_request.watch_file(folder.stop_file)
     resolved, start = choose_start(resolved, folder, rank, reporter.say, lanes_of)
     if rank.is_main:
-        record_run(resolved, folder, rank, device)
+        record_run(resolved, folder, rank, device, 0 if start is None else start.step)
     limits = resolved.experiment.cluster.phase_limits_s.model_dump()
     watchdog = Watchdog(folder.heartbeats, rank.rank, rank.host, limits).start()
     trainer = build_trainer(

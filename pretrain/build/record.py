@@ -15,7 +15,9 @@ import torch
 from pretrain.config.devices import device_reported_as, load_devices
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
+from pretrain.distributed.invocation import invocation
 from pretrain.distributed.rank import Rank, environment
+from pretrain.engine import history
 from pretrain.engine.run_folder import RunFolder
 from pretrain.files import write_atomic
 from pretrain.models import budget
@@ -25,27 +27,38 @@ from pretrain.telemetry.telemetry import Work
 RECORDED_PACKAGES = ("torch", "deepspeed", "accelerate", "webdataset", "safetensors", "numpy", "timm")
 
 
-def record_run(resolved: Resolved, folder: RunFolder, rank: Rank, device: torch.device) -> None:
-    """Writes config.resolved.yaml, its provenance and environment.json into the run folder. Rank 0 only."""
+def record_run(resolved: Resolved, folder: RunFolder, rank: Rank, device: torch.device, step: int) -> None:
+    """Writes what this start of the run is: config.resolved.yaml, environment.json, a line of the history.
+
+    Rank 0 only.
+
+    Args:
+        step: that the start goes on from.
+    """
     write_atomic(folder.config, resolved.to_yaml())
+    found: dict[str, Any] = {
+        "command": invocation(),
+        "python": sys.version,
+        "platform": platform.platform(),
+        "host": rank.host,
+        "packages": _packages(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "world_size": rank.world,
+        "launcher": rank.launcher,
+        "variables": environment("SLURM_", "NCCL_", "CUDA_", "OMP_", "TORCH_", "DS_"),
+    }
+    write_atomic(folder.environment, json.dumps({**found, "provenance": resolved.provenance}, indent=1))
+    history.record(folder.history, "launch", step, digest=resolved.digest, **found)
+
+
+def _packages() -> dict[str, str]:
     packages = {}
     for package in RECORDED_PACKAGES:
         try:
             packages[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    record: dict[str, Any] = {
-        "command": sys.argv,
-        "python": sys.version,
-        "platform": platform.platform(),
-        "packages": packages,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "world_size": rank.world,
-        "launcher": rank.launcher,
-        "variables": environment("SLURM_", "NCCL_", "CUDA_", "OMP_", "TORCH_", "DS_"),
-        "provenance": resolved.provenance,
-    }
-    write_atomic(folder.environment, json.dumps(record, indent=1))
+    return packages
 
 
 def sinks_of(resolved: Resolved, folder: RunFolder, purge_step: int) -> list[Sink]:

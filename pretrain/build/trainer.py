@@ -116,6 +116,7 @@ def build_trainer(
         schedule=schedule,
         evaluate=evaluate,
         seed_step=functools.partial(_seed_dropout, experiment.seed if draws else None, rank.rank),
+        tally=stream.tally,
         checkpointer=checkpointer,
         telemetry=telemetry,
         stop_request=stop_request,
