@@ -20,6 +20,7 @@ from pipelines.sweep import RESULT_FILE as SWEEP_FILE
 from pipelines.vtab_tasks import GROUPS, TASKS, Group, task_of, why_not
 from pretrain.errors import DataError
 from pretrain.files import write_atomic
+from pretrain.telemetry.metrics import is_share
 
 SUFFIXES = (".md", ".csv", ".html")
 EXAMPLES = """\
@@ -32,7 +33,7 @@ HEAD = ("data set", "from", "metric", "mean", "std", "seeds", "best trial", "pub
 
 @dataclass(frozen=True)
 class Row:
-    """One cell of the results: a metric of one sweep or probe. Accuracies in per cent.
+    """One cell of the results: a metric of one sweep or probe. Shares, such as accuracies, in per cent.
 
     Attributes:
         values: of each seed; empty for a probe.
@@ -113,12 +114,13 @@ def _of_sweep(path: Path, result: dict[str, Any]) -> Iterator[Row]:
     for metric, spread in result["test"].items():
         if spread["mean"] is None:
             continue
+        factor = 100 if is_share(metric) else 1
         yield Row(
             dataset=path.parent.name,
             source=result["from"] or "scratch",
             metric=metric,
-            mean=100 * spread["mean"],
-            std=100 * spread["std"],
+            mean=factor * spread["mean"],
+            std=factor * spread["std"],
             num_seeds=len(spread["values"]),
             best=result["best"].removeprefix("dev_"),
             hours=sum(job["seconds"] for job in jobs) * result["ranks"] / 3600,

@@ -31,9 +31,11 @@ from pretrain.check.experiment import check
 from pretrain.config.loader import load_experiment
 from pretrain.config.saved import load_saved
 from pretrain.config.schema.sweep import SweepConfig
+from pretrain.config.target import LOWER_IS_BETTER
 from pretrain.data.sources import open_packed
 from pretrain.errors import ConfigError, SetupError
 from pretrain.files import write_atomic
+from pretrain.telemetry.metrics import in_units
 from pretrain.telemetry.sinks import read_metrics
 
 RESULT_FILE = "sweep.json"
@@ -200,7 +202,7 @@ def read_sweep(args: argparse.Namespace) -> Sweep:
 
 
 def _check(sweep: Sweep, trial: Trial, metric: str | None, *, require_data: bool) -> list[str]:
-    """Checks a trial before anything is started; returns the metrics ``SET/top1`` of its evaluation sets."""
+    """Checks a trial before anything is started; returns the chief metric ``SET/top1`` of each evaluation set."""
     resolved = load_experiment(sweep.config, overrides=[*sweep.overrides, *trial.overrides])
     check(resolved, world=sweep.ranks, require_data=require_data, backend="accelerate")
     sets = list(resolved.experiment.evaluation.sets)
@@ -211,7 +213,7 @@ def _check(sweep: Sweep, trial: Trial, metric: str | None, *, require_data: bool
             f"{sweep.config}: sweep.metric: {metric} is of no evaluation set of the trials ({', '.join(sets)}); name "
             "the dev split under sweep.dev, as evaluation.sets"
         )
-    return [f"{name}/top1" for name in sets]
+    return [f"{name}/{chosen.chief_metric}" for name, chosen in resolved.experiment.evaluation.sets.items()]
 
 
 def _records(sweep: Sweep) -> dict[str, Any]:
@@ -291,7 +293,8 @@ def best_of(outcomes: Sequence[Outcome], metric: str) -> int:
     Raises:
         SetupError: every trial failed.
     """
-    values = [-math.inf if outcome.value is None else outcome.value for outcome in outcomes]
+    sign = -1 if metric.rpartition("/")[2] in LOWER_IS_BETTER else 1
+    values = [-math.inf if outcome.value is None else sign * outcome.value for outcome in outcomes]
     if max(values) == -math.inf:
         reasons = "\n".join(f"  {outcome.name}: {outcome.reason}" for outcome in outcomes)
         raise SetupError(f"no trial came to a {metric}:\n{reasons}")
@@ -349,13 +352,12 @@ def _quoted(word: str) -> str:
 def _show(console: Console, result: dict[str, Any], folder: Path) -> None:
     table = Table("trial", result["metric"], title=result["config"])
     for trial in result["trials"]:
-        value = (
-            "failed: " + trial["reason"].splitlines()[0] if trial["value"] is None else f"{100 * trial['value']:.2f} %"
-        )
+        failed = trial["value"] is None
+        value = "failed: " + trial["reason"].splitlines()[0] if failed else in_units(result["metric"], trial["value"])
         table.add_row(trial["name"] + (" (best)" if trial["name"] == result["best"] else ""), value)
     for metric, spread in result["test"].items():
         if spread["mean"] is not None:
-            figures = f"{100 * spread['mean']:.2f} ± {100 * spread['std']:.2f} %"
+            figures = f"{in_units(metric, spread['mean'])} ± {in_units(metric, spread['std'])}"
             table.add_row(f"{metric}, {len(spread['values'])} seeds on the whole training set", figures)
     console.print(table)
     console.print(f"{folder / RESULT_FILE}, in {result['seconds']} s")

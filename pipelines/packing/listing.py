@@ -18,6 +18,7 @@ from pipelines.packing.state import Task, Work
 from pipelines.packing.table import ItemTable
 from pipelines.progress import LazyBar
 from pipelines.sources.protocol import Source
+from pretrain.config.target import Target
 from pretrain.data.card import SplitList
 from pretrain.files import write_atomic
 
@@ -41,6 +42,7 @@ class About:
     classes: list[tuple[str, str]]
     notes: list[str]
     lists: dict[str, SplitList]
+    target: Target = "labels"
 
     @classmethod
     def of(cls, source: Source) -> About:

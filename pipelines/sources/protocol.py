@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
 
+from pretrain.config.target import Target
 from pretrain.data.card import SplitList
 
 NOT_STATED = "not stated"  # the licence, where nobody says it
@@ -24,6 +25,7 @@ class Item(NamedTuple):
         split: the part of the source that it belongs to.
         part: which of the source's own files holds it; 0 where there is but one, or where the key says it.
         offset: of its first byte in that file, or its row.
+        vector: the numbers that belong to it, in a source of vectors; all of one length.
     """
 
     key: str
@@ -32,6 +34,7 @@ class Item(NamedTuple):
     split: str = "train"
     part: int = 0
     offset: int = 0
+    vector: tuple[float, ...] = ()
 
 
 class Source(ABC):
@@ -44,6 +47,7 @@ class Source(ABC):
         homepage: where to read more.
         release: which edition of the data set, where there are several.
         multi_label: an image may have several labels.
+        target: what an image has: labels, or in their place a vector, whose numbers ``classes`` then names.
         images: what is done to them where the user does not say: "rgb" makes each a plain RGB file, "keep" packs its
             bytes as they are.
         classes: (id, name) in index order, filled by ``items``.
@@ -57,6 +61,7 @@ class Source(ABC):
     homepage: str = ""
     release: str = ""
     multi_label: bool = False
+    target: Target = "labels"
     images: ClassVar[Literal["rgb", "keep"]] = "rgb"
     classes: list[tuple[str, str]]
     notes: list[str]

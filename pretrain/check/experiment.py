@@ -23,6 +23,8 @@ from pretrain.errors import ConfigError
 from pretrain.models import budget, variants
 from pretrain.optim import groups
 
+OUTPUTS = {"masked_patches": "colours", "regression": "numbers"}  # what the head gives, where it is no class
+
 
 def check(
     resolved: Resolved,
@@ -109,7 +111,7 @@ def _report_model(experiment: Experiment) -> list[str]:
     body = budget.num_parameters(model, num_outputs, with_head=False)
     total = budget.num_parameters(model, num_outputs)
     flops = budget.training_flops(model, num_outputs, experiment.num_steps * experiment.global_batch_size)
-    outputs = "classes" if num_outputs == experiment.data.num_classes else "colours"
+    outputs = OUTPUTS.get(experiment.objective.name, "classes")
     return [
         f"model       {_shape(model)}, {body / 1e6:,.2f} M parameters without head, {total / 1e6:,.2f} M with its "
         f"{num_outputs:,} {outputs}",

@@ -47,8 +47,10 @@ class Card(BaseModel):
     licence: str = Field(description="Licence and terms of the images.")
     homepage: str = Field("", description="Where to read more.")
     num_samples: int = Field(description="Images in this split.")
-    num_classes: int = Field(description="Classes; the labels are 0 … num_classes − 1.")
-    labels: Literal["single", "multi"] = Field(description="One label per image, or any number.")
+    num_classes: int = Field(description="Classes; the labels are 0 … num_classes − 1. Of vectors: their length.")
+    labels: Literal["single", "multi", "vector", "mask"] = Field(
+        description="What an image has: one label (single), any number of them (multi), a vector, or a mask."
+    )
     max_labels: int = Field(description="The most labels that one image has.")
     num_shards: int = Field(description="Tars.")
     num_bytes: int = Field(description="Bytes of all tars.")
@@ -64,6 +66,10 @@ class Card(BaseModel):
         default_factory=dict, description="Shorter side in pixels, from this up to twice as much → images."
     )
     class_counts: list[int] = Field(default_factory=list, description="Images that have each class.")
+    target_mean: list[float] = Field(default_factory=list, description="Mean of each number of the vectors.")
+    target_std: list[float] = Field(
+        default_factory=list, description="Standard deviation of each number of the vectors, of the whole population."
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="Options that are not as they come.")
     shuffle_seed: int = Field(description="Seed of the global shuffle.")
     classes_digest: str = Field(description="BLAKE2b-128 of classes.csv.")
@@ -106,6 +112,7 @@ class Card(BaseModel):
         lines = [f"# {self.name}, {self.split}", "", "| | | |", "|---|---|---|", *lines, ""]
         lines += _histogram("Shorter side in pixels", self.short_sides)
         lines += self._class_lines(classes) if classes and self.class_counts else []
+        lines += self._target_lines(classes) if classes and self.target_mean else []
         return "\n".join(lines).encode()
 
     def _class_lines(self, classes: list[tuple[str, str]]) -> list[str]:
@@ -119,8 +126,20 @@ class Card(BaseModel):
             lines.append(f"| {index} | {identifier} | {name} | {self.class_counts[index]:,} |")
         return [*lines, ""]
 
+    def _target_lines(self, classes: list[tuple[str, str]]) -> list[str]:
+        lines = [
+            "## Numbers of an image",
+            "",
+            "| index | id | name | mean | standard deviation |",
+            "|---|---|---|---|---|",
+        ]
+        for index, (mean, std) in enumerate(zip(self.target_mean, self.target_std, strict=True)):
+            identifier, name = (_shown(text) for text in classes[index])
+            lines.append(f"| {index} | {identifier} | {name} | {mean:.6g} | {std:.6g} |")
+        return [*lines, ""]
 
-_OWN_SECTION = ("name", "short_sides", "class_counts")
+
+_OWN_SECTION = ("name", "short_sides", "class_counts", "target_mean", "target_std")
 _SHOWN_CLASSES = 20
 
 

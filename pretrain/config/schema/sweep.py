@@ -21,7 +21,9 @@ class SweepConfig(Strict):
         description="Dotted key → value of the trials only: a training set without the dev split, and that split as an "
         "evaluation set.",
     )
-    metric: str = Field(default="dev/top1", description="What is the largest of the best trial: SET/METRIC.")
+    metric: str = Field(
+        default="dev/top1", description="What the best trial has most of (loss, mae, rmse: least): SET/METRIC."
+    )
     num_seeds: PositiveInt = Field(
         default=3, description="Runs of the best trial's settings on the whole training set: seed, seed + 1, …"
     )
