@@ -125,7 +125,7 @@ def _of_sweep(path: Path, result: dict[str, Any]) -> Iterator[Row]:
             best=result["best"].removeprefix("dev_"),
             hours=sum(job["seconds"] for job in jobs) * result["ranks"] / 3600,
             command=result["command"],
-            values=tuple(100 * value for value in spread["values"]),
+            values=tuple(factor * value for value in spread["values"]),
             beside=_beside(path.parent.name, metric, result.get("data", {})),
             data=result.get("data", {}),
         )
