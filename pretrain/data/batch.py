@@ -1,16 +1,18 @@
 """One micro-batch as the engine gets it.
 
-Legend: b images in the micro-batch · H, W pixels · M labels per sample at most.
+Legend: b images in the micro-batch · H, W pixels · M labels per sample at most · D numbers of a vector.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pretrain.data.faults import Fault
+from pretrain.data.lent_memory import Block
 
 NO_SLOT = -1
 
@@ -25,7 +27,9 @@ class Batch:
         sample_ids: int64 (b,), numbers in the set's canonical order.
         slots: int64 (b,), number of each draw in the global stream; -1 in evaluation.
         valid: bool (b,), True = a real image that counts, False = padding.
+        targets: what a set has in the place of labels: vectors, float32 (b, D); None where it has labels.
         faults: samples that could not be used while this batch was made.
+        block: in the data process that makes the batch, the memory that the images lie in; None: memory of their own.
     """
 
     images: Tensor
@@ -33,7 +37,9 @@ class Batch:
     sample_ids: Tensor
     slots: Tensor
     valid: Tensor
+    targets: Tensor | None = None
     faults: list[Fault] = field(default_factory=list)
+    block: Block | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -48,4 +54,19 @@ class Batch:
         return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "faults"}
+        found = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("faults", "block")}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For the way to the rank: PyTorch would send a file descriptor, by a connection, for every small tensor."""
+        small = {name: tensor.numpy() for name, tensor in self._tensors().items() if name != "images"}
+        images = self.images if self.block is None else (self.block, tuple(self.images.shape))
+        return {**small, "images": images, "faults": self.faults}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        images, faults = state.pop("images"), state.pop("faults")
+        small = {name: torch.from_numpy(array) for name, array in state.items()}
+        if not isinstance(images, Tensor):
+            content, (size, channels, height, width) = images
+            images = torch.from_numpy(content).view(size, height, width, channels).permute(0, 3, 1, 2)
+        self.__dict__.update({"targets": None} | small, images=images, faults=faults, block=None)

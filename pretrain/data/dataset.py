@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
+from pretrain.data import lent_memory
 from pretrain.data.ahead import FetchAhead
 from pretrain.data.augment import EvalTransform, TrainTransform
 from pretrain.data.batch import NO_SLOT, Batch
@@ -75,7 +76,7 @@ class TrainDataset(Dataset[Any]):
         draws = self.order.batch(position, self.rank, self.world, start=first, stop=stop)
         self._fetch_ahead(position, draws.sample_ids)
         numbers = self.transform.numbers(draws.epochs, draws.sample_ids, self.order.copy_numbers(draws.slots))
-        batch = _empty_batch(len(draws.sample_ids), self.transform.height, self.transform.width, self.reader.max_labels)
+        batch = _empty_batch(len(draws.sample_ids), self.transform, self.reader.max_labels, self.reader.table)
         places, labels = self.reader.places(draws.sample_ids)
         batch.labels.numpy()[...] = labels
         batch.sample_ids.numpy()[...] = draws.sample_ids
@@ -85,6 +86,8 @@ class TrainDataset(Dataset[Any]):
         for row, sample_id in enumerate(draws.sample_ids.tolist()):
             try:
                 self.transform(self.reader.read_at(sample_id, places[row]), numbers[row], rows[row])
+                if batch.targets is not None:
+                    batch.targets.numpy()[row] = self.reader.record(sample_id).vector
             except BadSample as bad:
                 self._replace(batch, row, sample_id, bad, numbers[row])
         return batch
@@ -163,7 +166,7 @@ class EvalDataset(Dataset[Any]):
 
     def _batch(self, index: int) -> Batch:
         numbers = index * self.micro_batch_size + np.arange(self.micro_batch_size)
-        batch = _empty_batch(len(numbers), self.transform.height, self.transform.width, self.table.max_labels)
+        batch = _empty_batch(len(numbers), self.transform, self.table.max_labels, self.table)
         for row, place in enumerate((numbers * self.world + self.rank).tolist()):
             if place >= self.num_samples:
                 break
@@ -172,30 +175,35 @@ class EvalDataset(Dataset[Any]):
                 _fill(batch, row, *self.reader.read_decoded(sample_id, self.transform))
             except BadSample as bad:  # another image in its place would count twice
                 batch.faults.append(self.reader.fault(sample_id, bad))
+        batch.images[~batch.valid] = 0
         return batch
 
 
-def _empty_batch(size: int, height: int, width: int, max_labels: int) -> Batch:
-    """A batch in which every row is padding."""
+def _empty_batch(size: int, transform: TrainTransform | EvalTransform, max_labels: int, table: ShardTable) -> Batch:
+    """A batch in which every row is padding, for samples of a set like ``table``; its images are not initialised.
+
+    In a data process they lie in memory that the rank sees too. Elsewhere the whole batch would be copied there once it
+    is made, and mapping new memory costs more than a copy.
+    """
+    shape, block = (size, transform.height, transform.width, 3), None
+    if get_worker_info() is not None:
+        block = lent_memory.take(math.prod(shape))
+        if block is None:
+            storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
+            content = torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # pyright: ignore[reportCallIssue]
+        else:
+            content = torch.from_numpy(block.content).view(shape)
+    else:
+        content = torch.empty(shape, dtype=torch.uint8)
     return Batch(
-        images=_no_images(size, height, width).permute(0, 3, 1, 2),  # channels last, as decoders write them
+        images=content.permute(0, 3, 1, 2),  # channels last, as decoders write them
         labels=torch.full((size, max_labels), PADDING_LABEL, dtype=torch.int64),
         sample_ids=torch.full((size,), NO_SAMPLE, dtype=torch.int64),
         slots=torch.full((size,), NO_SLOT, dtype=torch.int64),
         valid=torch.zeros(size, dtype=torch.bool),
+        targets=torch.zeros(size, table.num_classes) if table.target == "vector" else None,
+        block=block,
     )
-
-
-def _no_images(size: int, height: int, width: int) -> torch.Tensor:
-    """Zeros, uint8 (size, height, width, 3); in a data process in the memory that it shares with the rank.
-
-    Elsewhere the whole batch would be copied there once it is made. PyTorch's own collation does the same.
-    """
-    shape = (size, height, width, 3)
-    if get_worker_info() is None:
-        return torch.zeros(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")  # which the system has zeroed
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # pyright: ignore[reportCallIssue]
 
 
 def _fill(batch: Batch, row: int, sample: Sample, pixels: Pixels) -> None:
@@ -205,6 +213,8 @@ def _fill(batch: Batch, row: int, sample: Sample, pixels: Pixels) -> None:
     batch.labels.numpy()[row, : len(sample.labels)] = sample.labels
     batch.sample_ids.numpy()[row] = sample.sample_id
     batch.valid.numpy()[row] = True
+    if batch.targets is not None:
+        batch.targets.numpy()[row] = sample.vector
 
 
 class MicroSteps(Sequence[tuple[int, int]]):
