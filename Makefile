@@ -1,4 +1,4 @@
-# make demo | test | test-all | test-slurm | lint | types | bench | bench-setup | clean
+# make demo | test | test-all | test-slurm | lint | types | docs | bench | bench-setup | clean
 # The environment is made when it is missing and brought up to date when pyproject.toml has changed.
 
 SYSTEM_PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-all test-slurm lint types bench bench-setup clean
+.PHONY: help demo test test-all test-slurm lint types docs bench bench-setup clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -35,6 +35,11 @@ lint: $(INSTALLED) ## format and rules, without changing anything
 types: $(INSTALLED) ## static types
 	$(PYTHON) -m pyright
 
+# The variable leaves out the theme's note about its successor.
+docs: $(INSTALLED) ## the documentation as a site in site/, without network; a dead link or anchor fails
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
+	@echo "site/index.html; with search: $(PYTHON) -m http.server --directory site --bind 127.0.0.1"
+
 bench: $(INSTALLED) ## every benchmark; each ends with one line of JSON
 	@for file in benchmarks/*.py; do [ -e "$$file" ] || continue; echo "$$file"; $(PYTHON) "$$file" || exit 1; done
 
@@ -42,5 +47,5 @@ bench-setup: $(INSTALLED) ## environments under .bench/ for the loaders that ben
 	$(PYTHON) -m benchmarks.loaders.setup
 
 clean: ## remove caches and builds; data, runs and the environment stay
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

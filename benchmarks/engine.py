@@ -28,8 +28,10 @@ if __name__ == "__main__":  # a launcher puts this file's folder first on the pa
 
 import torch
 
-from pretrain.build import Inputs, PreparedBatch, schedule_of
+from pretrain.build.feeder import PreparedBatch
+from pretrain.build.trainer import schedule_of
 from pretrain.config.schema.experiment import Experiment
+from pretrain.data.tally import Tally
 from pretrain.distributed import startup
 from pretrain.distributed.collectives import broadcast_object
 from pretrain.distributed.rank import Rank, detect
@@ -45,6 +47,7 @@ from pretrain.engine.state import TrainState
 from pretrain.engine.stop import StopRequest
 from pretrain.models.interop import WeightsMetadata, save_weights
 from pretrain.models.zoo import build_model, init_weights
+from pretrain.objectives.protocol import Inputs
 from pretrain.objectives.registry import Context, build_objective
 from pretrain.telemetry.console import Reporter
 from pretrain.telemetry.sinks import JsonlSink
@@ -126,7 +129,7 @@ def build_ours(
     sinks = [JsonlSink(folder.metrics)] if rank.is_main else []
     return Trainer(
         rank=rank, backend=backend, folder=folder, objective=objective, batches=marks, schedule=schedule_of(experiment),
-        evaluate=dict, seed_step=lambda step, micro_step: None, checkpointer=checkpointer,
+        evaluate=dict, seed_step=lambda step, micro_step: None, tally=Tally(0), checkpointer=checkpointer,
         telemetry=Telemetry(sinks, reporter, log_every=10, work=work), stop_request=StopRequest(), device=device,
         watchdog=Watchdog(folder.heartbeats, rank.rank, rank.host, {}).start(), num_steps=marks.steps,
         global_batch_size=experiment.global_batch_size, accumulation_steps=1, evaluate_every=None, save_every=None,

@@ -24,6 +24,7 @@ STAGES = {
     "demo": ("pipelines.demo", "the whole job on embedded real data, in minutes on a CPU"),
     "sweep": ("pipelines.sweep", "a fine-tuning grid: best on the dev split, mean and spread on the test set"),
     "evaluate": ("pipelines.evaluate", "trained weights → accuracy, class by class, and against another model"),
+    "probe": ("pipelines.probe", "frozen features → few-shot, nearest neighbours and logistic regression on a set"),
     "predict": ("pipelines.predict", "images → the most probable classes, with their names"),
     "collect": ("pipelines.collect", "finished sweeps → one table beside the published results"),
     "average": ("pipelines.average", "several trained weights → their mean, as one file"),

@@ -134,13 +134,8 @@ def load_classifier(
     state, metadata = load_source(path, weights, say)
     if not metadata.num_classes:
         raise CheckpointError(f"{source}: the weights have no head, so they name no classes; fine-tune them first")
-    model, metadata = _at_resolution(state, metadata, img_size, filter, say)
-    transform = metadata.eval_transform
-    if transform is None:
-        transform = EvalTransformConfig()
-        say(
-            "the weights do not say how images are resized for them: the short side to 8/7 of the size, then the centre"
-        )
+    model, metadata = network_of(state, metadata, img_size, filter, say)
+    transform = eval_transform_of(metadata, say)
     chosen = pick_device(device)
     height, width = metadata.img_size
     return Classifier(
@@ -166,13 +161,28 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def _at_resolution(
+def eval_transform_of(metadata: WeightsMetadata, say: Callable[[str], None]) -> EvalTransformConfig:
+    """How images are made for weights; where they do not say it, the usual way, with a remark."""
+    if metadata.eval_transform is not None:
+        return metadata.eval_transform
+    say("the weights do not say how images are resized for them: the short side to 8/7 of the size, then the centre")
+    return EvalTransformConfig()
+
+
+def network_of(
     state: dict[str, Tensor],
     metadata: WeightsMetadata,
     img_size: int | tuple[int, int] | None,
     filter: Filter,
     say: Callable[[str], None],
 ) -> tuple[nn.Module, WeightsMetadata]:
+    """Saved tensors as a network on the CPU, at another resolution where that is wanted.
+
+    Weights without a head get one that says nothing, since every network here has one.
+
+    Raises:
+        CheckpointError: of a resolution that cannot be changed. ConfigError: an impossible resolution.
+    """
     wanted = metadata.img_size if img_size is None else (img_size, img_size) if isinstance(img_size, int) else img_size
     config = metadata.model
     if wanted != metadata.img_size:
@@ -180,8 +190,9 @@ def _at_resolution(
             config = ModelConfig.model_validate({**config.model_dump(exclude_defaults=True), "img_size": wanted})
         except ValueError as error:
             raise ConfigError(f"img_size {wanted}: {error}") from error
-    model = build_model(config, metadata.num_classes)
-    adapted, report = adapt_state_dict(state, metadata, model, head="keep", filter=filter, seed=0)
+    model = build_model(config, metadata.num_classes or 1)
+    head = "keep" if metadata.num_classes else "replace"
+    adapted, report = adapt_state_dict(state, metadata, model, head=head, filter=filter, seed=0)
     model.load_state_dict(adapted)
     for name, (old, new) in report.resized.items():
         say(f"resized: {name} from grid {old} to {new}")

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.probe import RESULT_FILE as PROBE_FILE
 from pipelines.published import published
-from pipelines.sweep import RESULT_FILE
+from pipelines.sweep import RESULT_FILE as SWEEP_FILE
 from pretrain.errors import DataError
 from pretrain.files import write_atomic
 
@@ -28,7 +29,10 @@ HEAD = ("data set", "from", "metric", "mean", "std", "seeds", "best trial", "pub
 
 @dataclass(frozen=True)
 class Row:
-    """One cell of the results: a metric of one sweep. Accuracies in per cent."""
+    """One cell of the results: a metric of one sweep or probe. Accuracies in per cent.
+
+    ``best``: the settings that were chosen; ``fine_tuned``: of a sweep, which the paper's figures are for.
+    """
 
     dataset: str
     source: str
@@ -39,10 +43,13 @@ class Row:
     best: str
     hours: float
     command: str
+    fine_tuned: bool
 
     @property
     def published(self) -> str:
-        """The paper's figures on this data set."""
+        """The paper's figures on this data set, which are of fine-tuned models."""
+        if not (self.fine_tuned and self.metric.endswith("/top1")):
+            return ""
         return "; ".join(f"{row.model} {row.value:.2f}" for row in published(self.dataset))
 
     def cells(self) -> tuple[str, ...]:
@@ -71,24 +78,26 @@ def main(argv: Sequence[str]) -> int:
 
 
 def rows_of(folder: Path) -> Iterator[Row]:
-    """A row for each metric of every finished sweep below a folder.
+    """A row for each metric of every finished sweep and probe below a folder.
 
     Raises:
         DataError: no such folder, nothing finished in it, or a result that cannot be read.
     """
-    found = sorted(folder.rglob(RESULT_FILE)) if folder.is_dir() else []
+    found = sorted(path for name in READERS for path in folder.rglob(name)) if folder.is_dir() else []
     if not found:
         raise DataError(
-            f"{folder}: no {RESULT_FILE} in or below it; run python -m pipelines sweep to its end, or name its folder"
+            f"{folder}: no {' or '.join(READERS)} in or below it; run python -m pipelines sweep or probe to its end, "
+            "or name its folder"
         )
     for path in found:
         try:
-            yield from _rows(path, json.loads(path.read_text()))
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: not the result of a sweep ({error!r}); run the sweep again") from error
+            yield from READERS[path.name](path, json.loads(path.read_text()))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = "sweep" if path.name == SWEEP_FILE else "probe"
+            raise DataError(f"{path}: not the result of a {what} ({error!r}); run it again") from error
 
 
-def _rows(path: Path, result: dict[str, Any]) -> Iterator[Row]:
+def _of_sweep(path: Path, result: dict[str, Any]) -> Iterator[Row]:
     jobs = [*result["trials"], *result["runs"]]
     for metric, spread in result["test"].items():
         if spread["mean"] is None:
@@ -103,7 +112,27 @@ def _rows(path: Path, result: dict[str, Any]) -> Iterator[Row]:
             best=result["best"].removeprefix("dev_"),
             hours=sum(job["seconds"] for job in jobs) * result["ranks"] / 3600,
             command=result["command"],
+            fine_tuned=True,
         )
+
+
+def _of_probe(path: Path, result: dict[str, Any]) -> Iterator[Row]:
+    for metric, spread in result["test"].items():
+        yield Row(
+            dataset=path.parent.name,
+            source=result["from"],
+            metric=metric,
+            mean=100 * spread["mean"],
+            std=100 * spread["std"],
+            num_seeds=spread["num_seeds"],
+            best=f"l2 {result['chosen']['l2']:g}" if metric.startswith("logistic") else "",
+            hours=result["seconds"] * result["ranks"] / 3600,
+            command=result["command"],
+            fine_tuned=False,
+        )
+
+
+READERS: dict[str, Callable[[Path, dict[str, Any]], Iterator[Row]]] = {SWEEP_FILE: _of_sweep, PROBE_FILE: _of_probe}
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -142,10 +171,10 @@ WRITERS: dict[str, Callable[[Sequence[Row]], str]] = {".md": markdown, ".csv": _
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipelines collect",
-        description="Puts the results of sweeps into one table, beside the published ones.",
+        description="Puts the results of sweeps and probes into one table, beside the published ones.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="sweeps, or folders of sweeps")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="sweeps and probes, or folders of them")
     parser.add_argument("--out", type=Path, action="append", default=[], help="a .md, .csv or .html file; repeatable")
     return parser

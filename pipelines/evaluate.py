@@ -14,8 +14,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.overlap import warn_of_trained_images
 from pipelines.predict import add_weights_arguments
-from pretrain.errors import ConfigError, DataError, UserError
+from pretrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,7 +113,7 @@ def _look(
         say=say,
     )
     columns = matching_outputs(classifier, args.shards, args.match)
-    _warn_of_overlap(source, args, table, say)
+    warn_of_trained_images(source, args.weights, table, say)
     with LazyBar("evaluating", -(-card.num_samples // rank.world), "images") as bar:
         outcomes, num_bad = outcomes_of(
             classifier,
@@ -161,28 +162,6 @@ def matching_outputs(classifier: Classifier, shards: Path, match: str | None) ->
             f"by {match}; pack the set with its other labels, or fine-tune the model on it"
         )
     return np.array([output[label] for label in wanted], dtype=np.int64)
-
-
-def _warn_of_overlap(source: Path, args: argparse.Namespace, table: ShardTable, say: Callable[[str], None]) -> None:
-    """Says how many images of the set the weights were trained on, where that can be known."""
-    from pipelines.weights import experiment_of, weights_path
-    from pretrain.data.overlap import num_in_common
-    from pretrain.data.sources import open_packed
-
-    experiment = experiment_of(weights_path(source, args.weights, lambda line: None))
-    if experiment is None:
-        return
-    for trained_on in experiment.data.sources:
-        try:
-            packed = open_packed(trained_on.shards, experiment.cluster, allow_pipe=False)
-            common = num_in_common(packed.table, table)
-        except UserError:  # the training set cannot be had from here
-            continue
-        if common:
-            say(
-                f"warning: {common:,} of the {table.num_samples:,} images of {args.shards} are also in "
-                f"{packed.location}, on which {source} was trained: the figures say little about new images"
-            )
 
 
 def _compared(args: argparse.Namespace, outcomes: Outcomes, other: Outcomes) -> dict[str, Any]:

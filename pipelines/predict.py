@@ -175,14 +175,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of every stage that uses trained weights."""
+def add_weights_arguments(parser: argparse.ArgumentParser, *, classifies: bool = True) -> None:
+    """The options of every stage that uses trained weights; ``classifies``: it looks at their logits."""
     parser.add_argument(
         "--from", dest="source", required=True, type=Path, metavar="RUN_OR_WEIGHTS", help="run, checkpoint, any weights"
     )
     parser.add_argument("--weights", choices=("raw", "ema"), default="raw", help="of a run: trained, or their average")
     parser.add_argument("--img-size", type=positive, help="pixels; by default the weights' own")
-    parser.add_argument("--activation", choices=("softmax", "sigmoid"), help="by default that of the run's objective")
+    if classifies:
+        parser.add_argument(
+            "--activation", choices=("softmax", "sigmoid"), help="by default that of the run's objective"
+        )
     parser.add_argument("--device", help="cpu, cuda, cuda:1; by default the GPU where there is one")
     parser.add_argument("--micro-batch-size", type=positive, default=64, help="images in one forward pass (64)")
 

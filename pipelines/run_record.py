@@ -16,21 +16,27 @@ from statistics import median
 from typing import Any
 
 from pipelines.slurm import starts
-from pretrain.config.loader import Resolved, load_experiment
+from pretrain.config.loader import Resolved, read_settings
+from pretrain.config.saved import load_saved
 from pretrain.distributed.watchdog import Beat, read_beats
+from pretrain.engine import history
 from pretrain.engine.run_folder import FATAL, LEASE_S, RunFolder
 from pretrain.errors import ConfigError, UserError
 
 TRAIN, EVAL = "train", "eval"
 RATE_LINES = 20  # lines of metrics that the rate is the median of
 LOG_TAIL_BYTES = 1 << 18
+CONFIG = "config.resolved.yaml"
 # What a run folder of ours has at least one of.
-TRACES = ("config.resolved.yaml", "metrics.jsonl", "exit.json", "lock.json", "log.txt", starts.STARTS_FILE)
+TRACES = (CONFIG, "metrics.jsonl", "exit.json", "lock.json", "log.txt", starts.STARTS_FILE)
 
 
 @dataclass(frozen=True)
 class Incident:
-    """Something that is worth a mark on a curve: ``kind`` is restart, resume, skipped_update, bad_samples or end."""
+    """Something that is worth a mark on a curve.
+
+    ``kind`` is restart, resume, fork, change, rollback, skipped_update, bad_samples or end.
+    """
 
     time: float
     step: int
@@ -49,6 +55,7 @@ class RunRecord:
         lease: lock.json: who trains into the folder now; ``heartbeat`` in seconds since the epoch.
         beats: what each rank last said that it was doing.
         history: the starts and ends of its Slurm jobs, in order.
+        events: the lines of history.jsonl, in order: launches, resumes, forks, changes, rollbacks.
         read_at: seconds since the epoch.
     """
 
@@ -58,6 +65,7 @@ class RunRecord:
     lease: dict[str, Any] | None
     beats: list[Beat]
     history: list[starts.Start | starts.End] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
     read_at: float = field(default_factory=time.time)
 
     @classmethod
@@ -78,20 +86,43 @@ class RunRecord:
             lease=_read_json(path / "lock.json"),
             beats=read_beats(folder.heartbeats),
             history=starts.read(path),
+            events=[event for event in history.read(folder.history) if _is_event(event)],
         )
 
     @cached_property
-    def resolved(self) -> Resolved | None:
-        """The config that the run was started with; None where it never came so far, or the file is damaged."""
+    def _config(self) -> tuple[Resolved | None, str | None]:
         try:
-            return load_experiment(self.path / "config.resolved.yaml")
+            return load_saved(self.path / CONFIG), None
+        except UserError as error:
+            return None, str(error) if (self.path / CONFIG).exists() else None
+
+    @property
+    def resolved(self) -> Resolved | None:
+        """The config that the run was started with; None where it never came so far, or this version cannot use it."""
+        return self._config[0]
+
+    @property
+    def config_problem(self) -> str | None:
+        """Why the config that is there cannot be used: which key, and the version that wrote it."""
+        return self._config[1]
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All settings; of a config that this version cannot use, what its file says, as far as it is readable."""
+        if self.resolved is not None:
+            return self.resolved.to_dict()
+        try:
+            return read_settings(self.path / CONFIG)
         except UserError:
-            return None
+            return {}
 
     @property
     def num_steps(self) -> int | None:
         """The length of the run in steps."""
-        return self.resolved.experiment.num_steps if self.resolved is not None else None
+        if self.resolved is not None:
+            return self.resolved.experiment.num_steps
+        value, _, unit = str(self.settings.get("duration", "")).partition(" ")
+        return int(value) if unit == "steps" and value.isdecimal() else None
 
     @property
     def step(self) -> int:
@@ -150,6 +181,11 @@ class RunRecord:
         return max(0, self.num_steps - self.step) * self.step_s
 
     @property
+    def launches(self) -> list[dict[str, Any]]:
+        """Every command that trained into the folder, with its machine, in order; older runs have none."""
+        return [event for event in self.events if event["kind"] == "launch"]
+
+    @property
     def starts(self) -> list[starts.Start]:
         """Each time a Slurm job began to train, in order."""
         return [entry for entry in self.history if isinstance(entry, starts.Start)]
@@ -157,7 +193,8 @@ class RunRecord:
     @property
     def num_restarts(self) -> int:
         """How often the run was started again, by whatever launcher."""
-        return max(len(self.starts) - 1, len(self.lines.get("resume", {})), 0)
+        resumes = sum(event["kind"] == "resume" for event in self.events)
+        return max(len(self.starts) - 1, resumes, len(self.lines.get("resume", {})), 0)
 
     @property
     def last_error(self) -> str | None:
@@ -175,8 +212,9 @@ class RunRecord:
         return (found or ends or [None])[-1]
 
     def incidents(self) -> list[Incident]:
-        """Restarts, resumes, skipped updates, bad samples and ends, in the order of time."""
-        return sorted([*self._of_history(), *self._of_metrics()], key=lambda incident: incident.time)
+        """Restarts, resumes, forks, changes, rollbacks, skipped updates, bad samples and ends, in the order of time."""
+        found = [*self._of_history(), *self._of_events(), *self._of_metrics()]
+        return sorted(found, key=lambda incident: incident.time)
 
     def _of_history(self) -> Iterator[Incident]:
         before: starts.Start | None = None
@@ -188,9 +226,15 @@ class RunRecord:
                 yield Incident(entry.time, entry.step, "restart", text)
             before = entry if isinstance(entry, starts.Start) else before
 
+    def _of_events(self) -> Iterator[Incident]:
+        for event in self.events:
+            if (text := _told(event)) is not None:
+                yield Incident(float(event["time"]), int(event["step"]), event["kind"], text)
+
     def _of_metrics(self) -> Iterator[Incident]:
-        for step, line in sorted(self.lines.get("resume", {}).items()):
-            yield Incident(float(line["time"]), step, "resume", f"resumed at step {step}")
+        if not any(event["kind"] == "resume" for event in self.events):  # written before runs had a history
+            for step, line in sorted(self.lines.get("resume", {}).items()):
+                yield Incident(float(line["time"]), step, "resume", f"resumed at step {step}")
         counts = {
             "skipped_updates": ("skipped_update", "updates skipped"),
             "bad_samples": ("bad_samples", "bad samples"),
@@ -220,6 +264,27 @@ def _read_lines(path: Path) -> dict[str, dict[int, dict[str, Any]]]:
         except (ValueError, TypeError, KeyError):
             continue
     return lines
+
+
+def _is_event(event: Any) -> bool:
+    return isinstance(event, dict) and {"kind", "step", "time"} <= event.keys()
+
+
+def _told(event: dict[str, Any]) -> str | None:
+    """What an event of the history says to a person; None for those that are no incident."""
+    if event["kind"] == "resume":
+        return f"resumed from {event.get('checkpoint')}, written by {event.get('written_by')} ranks"
+    if event["kind"] == "fork":
+        return f"forked from {event.get('checkpoint')}"
+    if event["kind"] == "rollback":
+        first, last = event.get("skipped_window", ("?", "?"))
+        return f"rolled back to step {event.get('back_to')}; samples {first} to {last} of the stream were left out"
+    if event["kind"] == "change":
+        settings = [f"{each['key']}: {each['old']} → {each['new']}" for each in event.get("settings", [])]
+        return "; ".join(
+            [*settings, "learning rate {:.4g} → {:.4g}".format(*event["lr"])] if "lr" in event else settings
+        )
+    return None
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

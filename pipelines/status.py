@@ -60,6 +60,7 @@ def describe(record: RunRecord) -> dict[str, Any]:
         "job": job,
         "nodes": list(last_start.nodes) if last_start is not None else [],
         "last_error": record.last_error,
+        "config_problem": record.config_problem,
         "doing": accuse(record.beats) if state == "running" and record.beats else None,
         "last_line_age_s": round(record.read_at - float(line["time"]), 1) if "time" in line else None,
     }
@@ -89,6 +90,8 @@ def render(status: dict[str, Any]) -> str:
         lines.append(f"  doing       {status['doing']}")
     if status["last_error"]:
         lines.append(f"  last error  {status['last_error']}")
+    if status["config_problem"]:
+        lines.append(f"  config      {status['config_problem']}")
     return "\n".join(lines)
 
 

@@ -26,8 +26,9 @@ from rich.table import Table
 from pipelines.jobs import POLL_S, Job, free_port, last_value
 from pipelines.predict import positive
 from pipelines.progress import LazyBar
-from pretrain.check import check
+from pretrain.check.experiment import check
 from pretrain.config.loader import load_experiment
+from pretrain.config.saved import load_saved
 from pretrain.config.schema.sweep import SweepConfig
 from pretrain.errors import ConfigError, SetupError
 from pretrain.files import write_atomic
@@ -245,7 +246,7 @@ def finished(sweep: Sweep, trial: Trial, metric: str) -> Outcome | None:
         return None
     source = [] if sweep.source is None else [f"init.from={sweep.source}"]
     wanted = load_experiment(sweep.config, overrides=[*sweep.overrides, *trial.overrides, *source])
-    if load_experiment(saved).digest != wanted.digest:
+    if load_saved(saved).digest != wanted.digest:
         raise ConfigError(f"{folder} is a run with other settings; give the sweep another folder: --out DIR")
     try:
         verdict = json.loads((folder / "exit.json").read_text())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,19 +17,23 @@ import numpy as np
 
 from pipelines.packing.pool import run_tasks
 from pipelines.progress import LazyBar
-from pipelines.sources.names import expand_braces, is_url, split_of
+from pipelines.sources.names import expand_braces, is_remote, split_of
 from pipelines.sources.protocol import NOT_STATED
+from pipelines.sources.remote import RemoteFiles, add_options, place_of
 from pipelines.sources.webdataset_shards import read_class_names
 from pipelines.verification.correlation import label_correlation
 from pipelines.verification.shards import Job, Report, check_shard
 from pretrain.data.card import CARD_FILE, CLASSES_FILE, READABLE_FILE, Card, encode_classes, load_classes
 from pretrain.data.index import TABLE_FILE, ShardRow, ShardTable
+from pretrain.data.location import Location
+from pretrain.data.transport import Missing
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import digest, write_atomic
 
 EXAMPLES = """examples:
   python -m pipelines verify data/mine                       every split below it
   python -m pipelines verify /shards/imagenet/train --class-names synsets.txt
+  python -m pipelines verify s3://bucket/mine/train          a packed set, wherever the stream reads from
   python -m pipelines verify 'https://host/set/train-{0000..0127}.tar' --out index/
 Shards without an index get it: beside them where they are local, in --out where they are remote."""
 
@@ -56,20 +61,21 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Target:
-    """One split: its tars' names, the folder of its index, and the URL in front of the names where they are remote."""
+    """One split: its tars' names, the folder of its index, and where the tars are if they are remote."""
 
     names: tuple[str, ...]
     folder: Path
-    base: str = ""
+    location: Location | None = None
 
     def __str__(self) -> str:
-        return self.base or str(self.folder)
+        return str(self.location or self.folder)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
     args = _parser().parse_args(argv)
-    verdicts = [verify(target, args) for target in _targets(args)]
+    with tempfile.TemporaryDirectory(prefix="verify-") as temporary:
+        verdicts = [verify(target, args) for target in _targets(args, Path(temporary))]
     if args.json:
         print(json.dumps([vars(verdict) for verdict in verdicts]))
     else:
@@ -84,7 +90,14 @@ def verify(target: Target, args: argparse.Namespace) -> Verdict:
     table = _table(target, verdict)
     classes = _classes(target, args.class_names)
     ids = {identifier: index for index, (identifier, _) in enumerate(classes)}
-    job = Job(target.folder, target.base, ids, decode=not args.no_decode, stock=not args.no_webdataset)
+    job = Job(
+        target.folder,
+        target.location,
+        RemoteFiles.of(args),
+        ids,
+        decode=not args.no_decode,
+        stock=not args.no_webdataset,
+    )
     rows = {row.name: row for row in table.rows} if table else {}
     reports = _run(target, job, rows, args.workers)
     for report in reports:
@@ -223,10 +236,15 @@ def _write_card(
     write_atomic(target.folder / CARD_FILE, card.to_json())
 
 
-def _targets(args: argparse.Namespace) -> list[Target]:
-    targets = []
-    for place in args.places:
-        targets += _remote_target(place, args.out) if is_url(place) else _local_targets(Path(place), args.out)
+def _targets(args: argparse.Namespace, temporary: Path) -> list[Target]:
+    targets, remote = [], RemoteFiles.of(args)
+    for number, place in enumerate(args.places):
+        if not is_remote(place):
+            targets += _local_targets(Path(place), args.out)
+        elif ".tar" in place:
+            targets.append(_remote_tars(place, args.out, remote))
+        else:
+            targets.append(_remote_set(place, args.out or temporary / str(number), remote))
     return targets
 
 
@@ -243,12 +261,35 @@ def _local_targets(place: Path, out: Path | None) -> list[Target]:
     return [Target(tuple(sorted(path.name for path in folder.glob("*.tar"))), folder) for folder in folders]
 
 
-def _remote_target(pattern: str, out: Path | None) -> list[Target]:
+def _remote_tars(pattern: str, out: Path | None, remote: RemoteFiles) -> Target:
+    """Tars that are named one by one; their index goes into ``out``."""
     if out is None:
         raise ConfigError("--out DIR is missing: where the index of remote shards is put, to be copied beside them")
+    places = [place_of(url) for url in expand_braces(pattern)]
+    locations = sorted({str(location) for location, _ in places})
+    if len(locations) > 1:
+        raise ConfigError(f"{pattern} names several places ({', '.join(locations[:3])}); a set is indexed as a whole")
+    location = places[0][0]
+    remote.check(location)
     out.mkdir(parents=True, exist_ok=True)
-    base, _, names = pattern.rpartition("/")
-    return [Target(tuple(expand_braces(names)), out, base)]
+    return Target(tuple(name for _, name in places), out, location)
+
+
+def _remote_set(place: str, folder: Path, remote: RemoteFiles) -> Target:
+    """A set that has its index: that is fetched into ``folder``."""
+    location = Location.parse(place)
+    remote.check(location)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (TABLE_FILE, CARD_FILE, CLASSES_FILE):
+        try:
+            remote.fetch(location, name, folder / name)
+        except Missing as error:
+            (folder / name).unlink(missing_ok=True)
+            raise DataError(
+                f"{error}. Shards without index and card get them by naming the tars: python -m pipelines verify "
+                f"'{location.url('shard-{000000..000127}.tar')}' --out index/"
+            ) from error
+    return Target(tuple(row.name for row in ShardTable.load(folder).rows), folder, location)
 
 
 def _print(verdict: Verdict) -> None:
@@ -269,12 +310,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("places", nargs="+", metavar="DIR_OR_URL", help="folder of a split, or of splits; or a pattern of URLs")
+    add("places", nargs="+", metavar="DIR_OR_URL", help="folder of a split, or of splits; URL; URLs of tars")
     add("--out", type=Path, help="remote shards: folder for their index, to be copied beside them")
     add("--class-names", type=Path, metavar="FILE", help="a class per line, id or id,name; default: classes.csv")
     add("--num-classes", type=int, default=0, help="width of the label space of a new index (largest label + 1)")
     add("--name", default="", help="name on a new card")
     add("--licence", default="", help="licence on a new card")
+    add_options(add)
     add("--no-decode", action="store_true", help="do not decode every image")
     add("--no-webdataset", action="store_true", help="do not read with stock webdataset too")
     add("--workers", type=int, help="processes (one per core)")

@@ -105,6 +105,8 @@ def _ago(seconds: float | None) -> str:
 def _note(state: dict[str, Any]) -> str:
     if state["last_error"]:
         return str(state["last_error"])
+    if state["config_problem"]:
+        return "its config is not valid in this version: see python -m pipelines status"
     if state["evaluation"]:
         return "  ".join(f"{name} {value:.4f}" for name, value in state["evaluation"].items() if name.endswith("top1"))
     return str(state["doing"] or "")

@@ -48,7 +48,7 @@ def weights_path(source: Path, weights: Literal["raw", "ema"], say: Callable[[st
 
 def experiment_of(weights: Path) -> Experiment | None:
     """The experiment that trained a checkpoint's weights file; None for any other file."""
-    from pretrain.config.loader import load_experiment
+    from pretrain.config.saved import load_saved
 
     config = weights.parent / RESOLVED_CONFIG
-    return load_experiment(config).experiment if config.is_file() else None
+    return load_saved(config).experiment if config.is_file() else None

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def execute(arguments: argparse.Namespace, overrides: Sequence[str], entry: Entry) -> int:
     """Checks, prints or runs what the command line asks for; returns the exit code."""
-    from pretrain.check import check
+    from pretrain.check.experiment import check
     from pretrain.config.loader import load_experiment
     from pretrain.distributed.rank import detect
 
@@ -119,7 +119,7 @@ def fail(error: UserError) -> int:
 
 def run(resolved: Resolved, rank: Rank, stop_request: StopRequest, entry: Entry) -> int:
     """One job from the checks to the verdict; returns the exit code. Collective: yes."""
-    from pretrain.check import check
+    from pretrain.check.experiment import check
     from pretrain.distributed.rank import job
     from pretrain.engine.run_folder import FATAL, RunFolder, Verdict
 
@@ -151,19 +151,20 @@ def train(
     resolved: Resolved, rank: Rank, device: torch.device, folder: RunFolder, stop_request: StopRequest, entry: Entry
 ) -> Verdict:
     """Builds the trainer, puts it where the run stands, and trains. Collective: yes."""
-    from pretrain import build
+    from pretrain.build.record import record_run
+    from pretrain.build.trainer import build_trainer, lanes_of
     from pretrain.distributed.watchdog import Watchdog
     from pretrain.engine.resume import choose_start, load_start
     from pretrain.telemetry.console import Reporter
 
     reporter = Reporter(rank.is_main, folder.log)
     stop_request.watch_file(folder.stop_file)
-    resolved, start = choose_start(resolved, folder, rank, reporter.say, build.lanes_of)
+    resolved, start = choose_start(resolved, folder, rank, reporter.say, lanes_of)
     if rank.is_main:
-        build.record_run(resolved, folder, rank, device)
+        record_run(resolved, folder, rank, device, 0 if start is None else start.step)
     limits = resolved.experiment.cluster.phase_limits_s.model_dump()
     watchdog = Watchdog(folder.heartbeats, rank.rank, rank.host, limits).start()
-    trainer = build.build_trainer(
+    trainer = build_trainer(
         resolved,
         rank,
         device,

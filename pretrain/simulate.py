@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.check import check, resolve_micro_batch
+from pretrain.check.experiment import check
+from pretrain.check.memory import resolve_micro_batch
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data import lanes

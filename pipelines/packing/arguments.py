@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ from pipelines.sources.imagenet21k import ImageNet21kSource
 from pipelines.sources.manifest import ManifestSource
 from pipelines.sources.parquet import ParquetSource
 from pipelines.sources.protocol import Source
+from pipelines.sources.remote import OPTIONS as REMOTE_OPTIONS
+from pipelines.sources.remote import RemoteFiles, add_options
 from pipelines.sources.torchvision_sets import TorchvisionSource
 from pipelines.sources.webdataset_shards import WebDatasetSource
 from pretrain.data.decode import MAX_PIXELS
@@ -104,21 +107,24 @@ SOURCES: dict[str, SourceKind] = {
         most=2,
     ),
     "webdataset": SourceKind(
-        lambda args: WebDatasetSource(args.paths, class_names=args.class_names, name=args.name),
-        "tars, folders, URLs, or patterns such as shard-{000..127}.tar",
-        ("class_names", "drop_list", *SAID),
+        lambda args: WebDatasetSource(
+            args.paths, class_names=args.class_names, name=args.name, remote=RemoteFiles.of(args)
+        ),
+        "tars, folders, URLs (http, s3, pipe:COMMAND), or patterns such as shard-{000..127}.tar",
+        ("class_names", "drop_list", *REMOTE_OPTIONS, *SAID),
         least=1,
         most=None,
     ),
 }
 # Option of some sources → its value when it is not given.
-SOURCE_OPTIONS = {
+SOURCE_OPTIONS: dict[str, Any] = {
     "nested_labels": False,
     "image_column": "",
     "label_column": "",
     "class_names": None,
     "root": None,
     "drop_list": None,
+    **REMOTE_OPTIONS,
     "licence": "",
     "release": "",
 }
@@ -341,6 +347,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--image-column", default="", help="parquet: column of the images")
     add("--label-column", default="", help="parquet: column of the labels")
     add("--class-names", type=Path, metavar="FILE", help="webdataset: a class per line, id or id,name")
+    add_options(add)
     add("--root", type=Path, help="manifest: where relative paths count from (its folder)")
     add = parser.add_argument_group("labels").add_argument
     add("--nested-labels", action="store_true", help="folder: every folder above a file is a label")

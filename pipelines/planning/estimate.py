@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipelines.planning import layouts
 from pipelines.planning.layouts import Layout, Machine
-from pretrain.check import GIB, RESERVED_BYTES
+from pretrain.check.memory import GIB, RESERVED_BYTES
 from pretrain.config.devices import Device
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data import lanes

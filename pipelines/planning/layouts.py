@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pretrain.check import num_optimizer_temporaries
+from pretrain.check.memory import num_optimizer_temporaries
 from pretrain.config.devices import Device
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS

@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.planning import layouts
 from pipelines.planning.estimate import DEFAULT_DECODE_RATE, DEFAULT_MFU, Plan, gib
 from pipelines.planning.layouts import Layout
-from pretrain.check import RESERVED_BYTES
+from pretrain.check.memory import RESERVED_BYTES
 
 MAX_COLUMNS = 6
 EXA = 1e18

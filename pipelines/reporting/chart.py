@@ -13,25 +13,38 @@ from pipelines.run_record import Incident
 WIDTH, HEIGHT = 520, 250
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 34
 NUM_COLOURS = 8
+FEW_POINTS = 20  # of a curve with no more each is a dot
 LOG_RANGE = 200.0  # a curve that spans more is drawn with a logarithmic axis
 
 
-def chart(title: str, curves: Mapping[str, Curve], incidents: Sequence[Incident], *, unit: str, about: str) -> str:
+def chart(
+    title: str,
+    curves: Mapping[str, Curve],
+    incidents: Sequence[Incident],
+    *,
+    unit: str,
+    about: str,
+    last_step: int = 0,
+    may_be_logarithmic: bool = True,
+) -> str:
     """One chart with a line for each run.
 
     Args:
         title: the metric.
         curves: run → its curve; at least one has a point.
         incidents: vertical marks, with what happened as their tooltip.
-        unit: of the values.
+        unit: of the values; of % none is above 100.
         about: what the metric is.
+        last_step: where the axis ends at least, so that all charts of a report have the same.
+        may_be_logarithmic: where the values span more than ``LOG_RANGE``.
     """
     drawn = {name: curve for name, curve in curves.items() if curve.steps}
     steps = [step for curve in drawn.values() for step in curve.steps]
     values = [value for curve in drawn.values() for value in curve.values]
-    x = Axis(min(steps), max(steps), LEFT, WIDTH - RIGHT)
-    logarithmic = min(values) > 0 and max(values) / min(values) > LOG_RANGE
-    y = Axis(min(values), max(values), HEIGHT - BOTTOM, TOP, logarithmic=logarithmic, roomy=True)
+    x = Axis(0, max(*steps, last_step, 1), LEFT, WIDTH - RIGHT)
+    logarithmic = may_be_logarithmic and min(values) > 0 and max(values) / min(values) > LOG_RANGE
+    most = 100.0 if unit == "%" and max(values) <= 100 else math.inf
+    y = Axis(min(values), max(values), HEIGHT - BOTTOM, TOP, logarithmic=logarithmic, roomy=True, most=most)
     parts = [_grid(x, y), *(_mark(incident, x) for incident in incidents if x.low <= incident.step <= x.high)]
     names = list(curves)
     for name, curve in drawn.items():
@@ -51,6 +64,7 @@ def chart(title: str, curves: Mapping[str, Curve], incidents: Sequence[Incident]
         f'<figure class="chart" data-chart="{content}"><figcaption title="{html.escape(about, quote=True)}">{caption}'
         f'<output></output></figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
         + "".join(parts)
+        + f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 2}">step</text>'
         + '<line class="cursor" y1="12" y2="216" x1="-9" x2="-9"/></svg></figure>'
     )
 
@@ -63,10 +77,19 @@ class Axis:
         start, end: pixels of its two ends.
         logarithmic: powers of ten are equally far apart.
         roomy: some room beyond both ends.
+        most: no room beyond this number.
     """
 
     def __init__(
-        self, low: float, high: float, start: float, end: float, *, logarithmic: bool = False, roomy: bool = False
+        self,
+        low: float,
+        high: float,
+        start: float,
+        end: float,
+        *,
+        logarithmic: bool = False,
+        roomy: bool = False,
+        most: float = math.inf,
     ) -> None:
         self.logarithmic, self.start, self.end = logarithmic, start, end
         if logarithmic:
@@ -74,7 +97,7 @@ class Axis:
         if low == high:
             low, high = low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5)
         room = 0.05 * (high - low) if roomy else 0.0
-        self.low, self.high = low - room, high + room
+        self.low, self.high = low - room, min(high + room, max(most, low + room))
 
     def __call__(self, value: float) -> float:
         """The pixel of a number."""
@@ -110,7 +133,11 @@ def _line(curve: Curve, x: Axis, y: Axis, colour: int) -> str:
     if len(curve.steps) == 1:
         place = points.split(",")
         return f'<circle class="c{colour}" cx="{place[0]}" cy="{place[1]}" r="3"/>'
-    return f'<polyline class="c{colour}" points="{points}"/>'
+    dots = "".join(
+        f'<circle class="c{colour} dot" cx="{x(step):.1f}" cy="{y(value):.1f}" r="2.2"/>'
+        for step, value in zip(curve.steps, curve.values, strict=True)
+    )
+    return f'<polyline class="c{colour}" points="{points}"/>' + (dots if len(curve.steps) <= FEW_POINTS else "")
 
 
 def _mark(incident: Incident, x: Axis) -> str:

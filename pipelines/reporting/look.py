@@ -18,21 +18,27 @@ figcaption { font-weight: 600; font-size: .9rem; display: flex; gap: 8px; align-
 figcaption output { margin-left: auto; font-weight: 400; font-size: .8rem; color: var(--dim); text-align: right; }
 svg { width: 100%; height: auto; display: block; }
 svg text { font-size: 11px; fill: var(--dim); } svg text.y { text-anchor: end; } svg text.x { text-anchor: middle; }
+svg text.axis { text-anchor: end; }
 .grid { stroke: var(--line); } .cursor { stroke: var(--dim); }
 polyline { fill: none; stroke-width: 1.6; stroke-linejoin: round; }
 .mark line { stroke: var(--mark); stroke-dasharray: 3 3; stroke-width: 1.4; }
 .mark.skipped_update line, .mark.bad_samples line, .mark.rollback line { stroke: var(--bad); }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td { overflow-wrap: anywhere; } td.n, th.n { text-align: right; }
+td { overflow-wrap: break-word; } .state, td:first-child { white-space: nowrap; }
+.wide td:first-child, .wide th:first-child { position: sticky; left: 0; background: var(--bg); }
+.name { display: inline-block; margin-right: 14px; }
+.facts { max-width: 44em; } .facts td:first-child { color: var(--dim); width: 14em; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px; overflow-x: auto;
   font-size: .82rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-details summary { cursor: pointer; color: var(--dim); }
+details { margin: 6px 0; } details summary { cursor: pointer; color: var(--dim); }
 .key { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 6px; }
 .state { padding: 1px 8px; border-radius: 10px; border: 1px solid var(--line); font-size: .8rem; }
 .wide { overflow-x: auto; } img { max-width: 100%; background: #fff; border-radius: 6px; }
 """ + "\n".join(
-    f"polyline.c{i}, circle.c{i} {{ stroke: var(--c{i}); }} .key.c{i} {{ background: var(--c{i}); }}" for i in range(8)
+    f"polyline.c{i}, circle.c{i} {{ stroke: var(--c{i}); }}\n"
+    f"circle.c{i} {{ fill: var(--c{i}); }} .key.c{i} {{ background: var(--c{i}); }}"
+    for i in range(8)
 )
 
 # Shows the values under the pointer; everything else is there without it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import json
 import statistics
 import time
@@ -11,14 +10,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.reporting import look, paper, series
+from pipelines.reporting import look, paper, series, starts
 from pipelines.reporting.chart import NUM_COLOURS, chart, number
+from pipelines.reporting.markup import duration, table, text, when
 from pipelines.reporting.series import RunView
+from pipelines.run_record import CONFIG
 from pretrain.data.card import CARD_FILE, Card
 from pretrain.errors import DataError
 from pretrain.models import budget
 
 PICTURES = (".png",)
+MOST_COLUMNS = 3
 
 
 def page(views: Sequence[RunView], *, pictures: Path | None, price: float | None, command: Sequence[str]) -> str:
@@ -35,30 +37,26 @@ def page(views: Sequence[RunView], *, pictures: Path | None, price: float | None
         _differences(views) if len(views) > 1 else _written(views[0]),
         _pictures(pictures),
         *(_card(view) for view in _one_per_set(views)),
-        _environments(views),
-        _commands(views, command),
+        starts.environments(views),
+        starts.commands(views, command),
         *(_config(view) for view in views),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="data:,">'  # or a browser asks for one
-        f"<title>{_text(title)}</title><style>{look.STYLE}</style></head><body>\n"
+        f"<title>{text(title)}</title><style>{look.STYLE}</style></head><body>\n"
         + "\n".join(section for section in sections if section)
         + f"\n<script>{look.SCRIPT}</script></body></html>\n"
     )
 
 
-def _text(value: Any) -> str:
-    return html.escape(str(value))
-
-
 def _head(views: Sequence[RunView], title: str) -> str:
     written = time.strftime("%Y-%m-%d %H:%M:%S")
-    lines = [f"<h1>{_text(title)}</h1>", f'<p class="dim">Report of {written}</p>']
+    lines = [f"<h1>{text(title)}</h1>", f'<p class="dim">Report of {written}</p>']
     if len(views) > 1:
         keys = "".join(
-            f'<span class="key c{index % NUM_COLOURS}"></span>{_text(view.name)} &nbsp; '
+            f'<span class="name"><span class="key c{index % NUM_COLOURS}"></span>{text(view.name)}</span> '
             for index, view in enumerate(views)
         )
         lines.append(f"<p>{keys}</p>")
@@ -70,26 +68,27 @@ def _summary(views: Sequence[RunView], price: float | None) -> str:
     for index, view in enumerate(views):
         for name, value in _facts(view, price):
             rows.setdefault(name, [""] * len(views))[index] = value
-    heads = [""] + [_text(view.name) for view in views] if len(views) > 1 else []
-    body = [[_text(name), *values] for name, values in rows.items()]
-    return _table(body, heads)
+    heads = [""] + [text(view.name) for view in views] if len(views) > 1 else []
+    body = [[text(name), *values] for name, values in rows.items()]
+    if len(views) > MOST_COLUMNS:  # a row for each run is easier to read then
+        heads, *body = [list(cells) for cells in zip(heads, *body, strict=True)]
+    return f'<div class="{"facts" if len(views) == 1 else "all"}">{table(body, heads)}</div>'
 
 
 def _facts(view: RunView, price: float | None) -> Iterator[tuple[str, str]]:
     record = view.record
-    yield "state", f'<span class="state">{_text(record.state)}</span>'
+    yield "state", f'<span class="state">{text(record.state)}</span>'
     total = f" of {record.num_steps:,}" if record.num_steps else ""
     yield "step", f"{record.step:,}{total}"
     if record.num_restarts:
         yield "restarts", str(record.num_restarts)
     if record.last_error:
-        yield "last error", _text(record.last_error)
+        yield "last error", text(record.last_error)
     experiment = record.resolved.experiment if record.resolved else None
     if experiment is None:
-        there = (record.path / "config.resolved.yaml").exists()
-        yield "config", "not readable by this version" if there else "not written"
+        yield "config", text(record.config_problem or "not written")
     if experiment is not None:
-        yield "model", _text(experiment.model.name if experiment.model.is_timm else experiment.model.variant)
+        yield "model", text(experiment.model.name if experiment.model.is_timm else experiment.model.variant)
         if budget.can_tell(experiment.model) and not experiment.model.is_timm:
             yield "parameters", f"{budget.num_parameters(experiment.model, experiment.num_outputs):,}"
             images = record.step * experiment.global_batch_size
@@ -98,26 +97,23 @@ def _facts(view: RunView, price: float | None) -> Iterator[tuple[str, str]]:
     if "loss" in view.curves:
         yield "last loss", number(view.curves["loss"].values[-1])
     for key, curve in view.evaluations.items():
-        if key.rsplit("/", 1)[-1] in ("top1", "map", "precision_at_1"):
-            yield f"{key}", f"{100 * curve.values[-1]:.2f} % (best {100 * max(curve.values):.2f} %)"
+        if key.rsplit("/", 1)[-1] in ("top1", "mAP", "precision_at_1"):
+            best = max(curve.values)
+            yield key, f"{curve.values[-1]:.2f} %" + (f" (best {best:.2f} %)" if best > curve.values[-1] else "")
     if "images_per_s" in view.curves:
         yield "images/s, median", number(statistics.median(view.curves["images_per_s"].values))
     if "mfu" in view.curves:
-        yield "MFU, median", f"{100 * statistics.median(view.curves['mfu'].values):.1f} %"
+        yield "MFU, median", f"{statistics.median(view.curves['mfu'].values):.1f} %"
     if view.hours:
-        yield "hours of training steps", f"{view.hours:.3g}"
-        if view.devices:
-            yield "device-hours", f"{view.hours * view.devices:.3g} on {view.devices} ranks"
+        yield "training steps took", duration(view.hours)
+        if view.device_hours is not None:
+            ranks = sorted({int(launch["world_size"]) for launch in view.launches})
+            yield (
+                "device-hours",
+                f"{view.device_hours:.3g} on {' and '.join(map(str, ranks))} rank{'s' * (ranks != [1])}",
+            )
             if price is not None:
-                yield "cost", f"{view.hours * view.devices * price:,.2f} at {price:g} per device-hour"
-
-
-def _table(rows: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> str:
-    if not rows:
-        return ""
-    head = "<tr>" + "".join(f"<th>{cell}</th>" for cell in heads) + "</tr>" if heads else ""
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table>{head}{body}</table></div>'
+                yield "cost", f"{view.device_hours * price:,.2f} at {price:g} per device-hour"
 
 
 def _part(view: RunView, *, few_shot: bool) -> dict[str, series.Curve]:
@@ -132,32 +128,30 @@ def _charts(title: str, views: Sequence[RunView], curves_of: Any) -> str:
         none = "<p>There is no line of training yet.</p>"
         return f"<h2>{title}</h2>{none}" if title == "Training" else ""
     marks = [incident for view in views for incident in view.incidents]
+    last = max(view.record.step for view in views)
     charts = [
         chart(
-            key,
+            series.title_of(key),
             {view.name: curves_of(view).get(key, series.Curve([], [])) for view in views},
             marks,
             unit=series.unit_of(key),
             about=series.meaning_of(key),
+            last_step=last,
+            may_be_logarithmic=key not in series.LINEAR,
         )
         for key in keys
     ]
-    return f'<h2>{title}</h2><div class="charts">{"".join(charts)}</div>'
+    legend = "" if not marks else '<p class="dim">Dashed: restarts, changes and incidents, listed below.</p>'
+    return f'<h2>{title}</h2>{legend if title == "Training" else ""}<div class="charts">{"".join(charts)}</div>'
 
 
 def _incidents(views: Sequence[RunView]) -> str:
     rows = [
-        [_text(view.name), f"{incident.step:,}", _when(incident.time), _text(incident.kind), _text(incident.text)]
+        [text(view.name), f"{incident.step:,}", when(incident.time), text(incident.kind), text(incident.text)]
         for view in views
         for incident in view.incidents
     ]
-    return (
-        "<h2>Restarts, changes and incidents</h2>" + _table(rows, ["run", "step", "time", "kind", ""]) if rows else ""
-    )
-
-
-def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""
+    return "<h2>Restarts, changes and incidents</h2>" + table(rows, ["run", "step", "time", "kind", ""]) if rows else ""
 
 
 def _transfer(views: Sequence[RunView]) -> str:
@@ -170,36 +164,36 @@ def _transfer(views: Sequence[RunView]) -> str:
     for (source, _), runs in groups.items():
         keys = [key for key in runs[0].evaluations if key.endswith("/top1")]
         for key in keys:
-            scores = [100 * run.evaluations[key].values[-1] for run in runs if key in run.evaluations]
+            scores = [run.evaluations[key].values[-1] for run in runs if key in run.evaluations]
             spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
             published = paper.published(runs[0].settings, source)
             rows.append(
                 [
-                    _text(", ".join(run.name for run in runs)),
-                    _text(source),
-                    _text(key),
+                    text(", ".join(run.name for run in runs)),
+                    text(source),
+                    text(key),
                     f"{statistics.mean(scores):.2f}{spread}",
                     str(len(scores)),
                     published or "–",
                 ]
             )
     heads = ["runs", "from", "measured", "top-1 in %", "runs counted", "the paper's"]
-    return "<h2>Transfer</h2>" + _table(rows, heads) if rows else ""
+    return "<h2>Transfer</h2>" + table(rows, heads) if rows else ""
 
 
 def _written(view: RunView) -> str:
-    rows = [[f"<code>{_text(key)}</code>", _text(value), _text(place)] for key, (value, place) in view.written.items()]
+    rows = [[f"<code>{text(key)}</code>", text(value), text(place)] for key, (value, place) in view.written.items()]
     note = '<p class="dim">Settings that were written somewhere, and where; all others have their defaults.</p>'
-    return "<h2>Settings</h2>" + note + _table(rows, ["key", "value", "written in"]) if rows else ""
+    return "<h2>Settings</h2>" + note + table(rows, ["key", "value", "written in"]) if rows else ""
 
 
 def _differences(views: Sequence[RunView]) -> str:
     rows = [
-        [f"<code>{_text(key)}</code>", *(_text(value) for value in values)]
+        [f"<code>{text(key)}</code>", *(text(value) for value in values)]
         for key, values in series.different_settings(views).items()
     ]
-    heads = ["key", *(_text(view.name) for view in views)]
-    return "<h2>Settings that differ</h2>" + _table(rows, heads) if rows else ""
+    heads = ["key", *(text(view.name) for view in views)]
+    return "<h2>Settings that differ</h2>" + table(rows, heads) if rows else ""
 
 
 def _pictures(folder: Path | None) -> str:
@@ -208,7 +202,7 @@ def _pictures(folder: Path | None) -> str:
     shown = []
     for file in sorted(path for path in folder.iterdir() if path.suffix in PICTURES):
         content = base64.b64encode(file.read_bytes()).decode()
-        name = _text(file.stem.replace("_", " "))
+        name = text(file.stem.replace("_", " "))
         shown.append(
             f'<figure><figcaption>{name}</figcaption><img alt="{name}" src="data:image/png;base64,{content}"></figure>'
         )
@@ -226,40 +220,16 @@ def _card(view: RunView) -> str:
     try:
         card = Card.load(folder)
     except DataError as error:
-        return f"<h2>Data: {_text(folder)}</h2><p>{_text(error)}</p>"
-    rows = [[_text(name), _text(value)] for name, value in card.model_dump().items() if value not in ("", {}, None)]
-    return f"<h2>Data: {_text(folder)}</h2>" + _table(rows)
-
-
-def _environments(views: Sequence[RunView]) -> str:
-    parts = []
-    for view in views:
-        kept = {key: value for key, value in view.environment.items() if key not in ("provenance", "command")}
-        if kept:
-            rows = [[_text(key), _text(_plain(value))] for key, value in kept.items()]
-            parts.append(f"<details><summary>{_text(view.name)}</summary>{_table(rows)}</details>")
-    return "<h2>Environment</h2>" + "".join(parts) if parts else ""
-
-
-def _plain(value: Any) -> str:
-    return ", ".join(f"{key} {entry}" for key, entry in value.items()) if isinstance(value, dict) else str(value)
-
-
-def _commands(views: Sequence[RunView], command: Sequence[str]) -> str:
-    lines = [
-        f"# {view.name}\n{' '.join(view.environment['command'])}" for view in views if "command" in view.environment
+        return f"<h2>Data: {text(folder)}</h2><p>{text(error)}</p>"
+    rows = [
+        [text(name), text(value)] for name, value in card.model_dump().items() if value not in ("", {}, [], (), None)
     ]
-    for view in views:
-        shards = view.settings.get("data.shards")
-        record = Path(shards).parent / "pack.json" if shards else None
-        if record is not None and record.is_file():
-            lines.append(f"# {shards}: see {record}")
-    lines.append(f"# this report\n{' '.join(command)}")
-    return f"<h2>Commands</h2><pre>{_text(chr(10).join(lines))}</pre>"
+    return f"<h2>Data: {text(folder)}</h2>" + table(rows)
 
 
 def _config(view: RunView) -> str:
-    if view.record.resolved is None:
+    try:
+        content = (view.record.path / CONFIG).read_text(errors="replace")
+    except OSError:
         return ""
-    content = _text(view.record.resolved.to_yaml())
-    return f"<details><summary>Complete config of {_text(view.name)}</summary><pre>{content}</pre></details>"
+    return f"<details><summary>Complete config of {text(view.name)}</summary><pre>{text(content)}</pre></details>"

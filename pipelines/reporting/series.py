@@ -6,7 +6,7 @@ The lines of metrics.jsonl are the only source; a part that is missing is left o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,25 @@ CURVES = (
     "skipped_updates",
     "bad_samples",
 )
-NOT_DRAWN = frozenset({"num_samples", "seconds", "kind", "step", "time"})
+TITLES = {
+    "lr": "learning rate",
+    "grad_norm": "norm of the gradient",
+    "weight_norm": "norm of the weights",
+    "images_per_s": "throughput",
+    "images_per_s_per_device": "throughput of one device",
+    "mfu": "MFU",
+    "data_wait": "waiting for data",
+    "memory_gib": "memory of the largest rank",
+    "step_s": "time of a step",
+    "slowest_rank_ratio": "slowest rank over the median",
+    "skipped_updates": "skipped updates",
+    "bad_samples": "bad samples",
+}
+LINEAR = frozenset({"lr"})  # falls to nothing at its end, which is not what the axis should show
+SHARE = "share, 0-1"
+NOT_DRAWN = frozenset({"num_samples", "num_classes", "seconds", "kind", "step", "time"})
 MAX_POINTS = 800
-QUIET_KINDS = frozenset({"train", "eval", "save"})
+QUIET_KINDS = frozenset({"train", "eval", "save", "resume", "rollback"})  # the history tells of the last two
 
 
 @dataclass(frozen=True)
@@ -59,7 +75,8 @@ class RunView:
         written: dotted key → (value, where it was written), for what is not a default.
         environment: environment.json.
         hours: of training, as far as lines say.
-        devices: ranks of the last start.
+        launches: every start, with its command and machine.
+        device_hours: the same times the ranks that trained each of the steps; None where that is not known.
     """
 
     name: str
@@ -71,27 +88,55 @@ class RunView:
     written: dict[str, tuple[Any, str]] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     hours: float = 0.0
-    devices: int | None = None
+    device_hours: float | None = None
+    launches: list[dict[str, Any]] = field(default_factory=list)
 
 
 def view(record: RunRecord, name: str, environment: Mapping[str, Any]) -> RunView:
     """The run as a report shows it."""
-    train, evaluations = record.train, record.evaluations
-    settings = {} if record.resolved is None else dict(flatten(record.resolved.to_dict()))
+    train, evaluations, launches = record.train, record.evaluations, launches_of(record, environment)
+    settings = dict(flatten(record.settings))
     provenance = environment.get("provenance", {})
     written = {key: (settings[key], place) for key, place in provenance.items() if place != DEFAULT and key in settings}
     return RunView(
         name=name,
         record=record,
-        curves={key: curve for key in CURVES if (curve := _curve(train, key)).steps and not _is_quiet(key, curve)},
+        curves=_curves(train),
         evaluations={key: _curve(evaluations, key) for key in _evaluated(evaluations)},
         incidents=incidents(record),
         settings=settings,
         written=written,
         environment=dict(environment),
         hours=training_hours(train),
-        devices=environment.get("world_size"),
+        device_hours=device_hours(train, launches),
+        launches=launches,
     )
+
+
+def _curves(train: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
+    """What the lines of training have and is worth a chart."""
+    found = {key: curve for key in CURVES if (curve := _curve(train, key)).steps and not _is_quiet(key, curve)}
+    if found.get("images_per_s_per_device") == found.get("images_per_s"):  # one device
+        found.pop("images_per_s_per_device", None)
+    if "slowest_rank_ratio" in found and set(found["slowest_rank_ratio"].values) == {1.0}:  # one rank
+        del found["slowest_rank_ratio"]
+    return found
+
+
+def outcome(events: Sequence[Mapping[str, Any]], start: float, end: float) -> str:
+    """What came of the start of a run between two times, in the words of its history."""
+    said = []
+    for event in events:
+        if not start <= float(event["time"]) < end:
+            continue
+        if event["kind"] == "start":
+            said.append("from the beginning")
+        elif event["kind"] in ("resume", "fork"):
+            said.append(f"{event['kind']} of {Path(str(event.get('checkpoint'))).name}")
+        elif event["kind"] in ("change", "rollback"):
+            keys = [each["key"] for each in event.get("settings", [])]
+            said.append(" ".join([event["kind"], ", ".join(keys)]).strip())
+    return "; ".join(said) or "did not come to training"
 
 
 def _is_quiet(key: str, curve: Curve) -> bool:
@@ -102,7 +147,7 @@ def _is_quiet(key: str, curve: Curve) -> bool:
 def incidents(record: RunRecord) -> list[Incident]:
     """What the record tells, and every other event of the metrics (a change, a fork, a rollback) by its kind."""
     found = list(record.incidents())
-    known = {incident.kind for incident in found} | QUIET_KINDS | {"resume"}
+    known = {incident.kind for incident in found} | QUIET_KINDS
     for kind, lines in record.lines.items():
         if kind not in known:
             for step, line in lines.items():
@@ -115,19 +160,42 @@ def _told(kind: str, line: Mapping[str, Any]) -> str:
     return f"{kind} at step {line['step']}" + (f": {details}" if details else "")
 
 
+def launches_of(record: RunRecord, environment: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every start of the run; of a run without that record the last one, from environment.json."""
+    if record.launches or not environment:
+        return record.launches
+    return [{"kind": "launch", "step": 0, "time": 0.0, **environment}]
+
+
 def training_hours(lines: Sequence[Mapping[str, Any]]) -> float:
     """Hours of the steps between the lines; what was lost by a crash and done again counts once."""
-    seconds, before = 0.0, 0
+    return sum(seconds for _, seconds in _timed(lines)) / 3600
+
+
+def device_hours(lines: Sequence[Mapping[str, Any]], launches: Sequence[Mapping[str, Any]]) -> float | None:
+    """The same, each step times the ranks of the start that wrote its line; None where a start does not say them."""
+    if not launches or any("world_size" not in launch for launch in launches):
+        return None
+    total = 0.0
+    for line, seconds in _timed(lines):
+        before = [launch for launch in launches if float(launch["time"]) <= float(line.get("time", 0))]
+        total += seconds * int((before or launches)[-1 if before else 0]["world_size"])
+    return total / 3600
+
+
+def _timed(lines: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], float]]:
+    """Each line with the seconds of the steps since the one before."""
+    before = 0
     for line in lines:
         if "step_s" in line:
-            seconds += float(line["step_s"]) * (int(line["step"]) - before)
+            yield line, float(line["step_s"]) * (int(line["step"]) - before)
         before = int(line["step"])
-    return seconds / 3600
 
 
 def _evaluated(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     keys = dict.fromkeys(key for line in lines for key in line)
-    return [key for key in keys if key.rsplit("/", 1)[-1] not in NOT_DRAWN and _curve(lines, key).steps]
+    shown = (key for key in keys if key.rsplit("/", 1)[-1] not in NOT_DRAWN and not key.endswith("_std"))
+    return [key for key in shown if _curve(lines, key).steps]
 
 
 def _curve(lines: Sequence[Mapping[str, Any]], key: str) -> Curve:
@@ -136,7 +204,8 @@ def _curve(lines: Sequence[Mapping[str, Any]], key: str) -> Curve:
         for line in lines
         if isinstance(line.get(key), (int, float)) and math.isfinite(line[key])
     ]
-    points = thinned(points)
+    scale = 100.0 if unit_of(key) == "%" else 1.0
+    points = thinned([(step, scale * value) for step, value in points])
     return Curve([step for step, _ in points], [value for _, value in points])
 
 
@@ -152,10 +221,15 @@ def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     return sorted(kept)
 
 
+def title_of(key: str) -> str:
+    """What stands above the chart of a metric."""
+    return TITLES.get(key, key)
+
+
 def unit_of(key: str) -> str:
-    """The unit of a metric, empty for plain numbers."""
+    """The unit of a metric as it is drawn, empty for plain numbers; shares are drawn in %."""
     metric = find_metric(key)
-    return "" if metric is None or metric.unit == "1" else metric.unit
+    return "" if metric is None or metric.unit == "1" else "%" if metric.unit == SHARE else metric.unit
 
 
 def meaning_of(key: str) -> str:
@@ -174,7 +248,7 @@ def different_settings(views: Sequence[RunView]) -> dict[str, list[Any]]:
     """Dotted key → each run's value, for the settings in which runs differ."""
     keys = dict.fromkeys(key for shown in views for key in shown.settings)
     rows = {key: [shown.settings.get(key, "–") for shown in views] for key in keys}
-    return {key: values for key, values in rows.items() if any(value != values[0] for value in values)}
+    return {key: values for key, values in rows.items() if key != "name" and any(each != values[0] for each in values)}
 
 
 def transfers(views: Sequence[RunView]) -> list[tuple[RunView, str]]:

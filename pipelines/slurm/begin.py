@@ -20,7 +20,7 @@ from pipelines.slurm import scheduler, starts
 from pipelines.slurm.layout import Layout, largest_layout
 from pipelines.slurm.scheduler import Job
 from pipelines.slurm.verdict import EXIT_GAVE_UP
-from pretrain.check import check
+from pretrain.check.experiment import check
 from pretrain.config.loader import Resolved, load_experiment
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data import lanes

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.check import check
+from pretrain.check.experiment import check
 from pretrain.config.loader import load_experiment
 from pretrain.config.schema.chain import ChainConfig, FinetuneConfig, PretrainConfig, StageConfig
 from pretrain.config.schema.experiment import Experiment

@@ -10,7 +10,7 @@ from pathlib import Path
 from pretrain.errors import DataError
 
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
-_BRACES = re.compile(r"\{([^{}]*)\}")
+_BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")  # {name} alone is no choice, as in a shell
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -35,6 +35,11 @@ def is_url(text: str) -> bool:
     return text.startswith(("http://", "https://"))
 
 
+def is_remote(text: str) -> bool:
+    """An address that the stream reads: of a web server, of an S3-compatible store, or a command."""
+    return is_url(text) or text.startswith(("s3://", "pipe:"))
+
+
 def find_files(patterns: Sequence[str], suffix: str) -> list[str]:
     """Files and URLs that patterns and folders mean, each once, in order.
 
@@ -44,7 +49,7 @@ def find_files(patterns: Sequence[str], suffix: str) -> list[str]:
     found: list[str] = []
     for pattern in patterns:
         names = list(expand_braces(pattern))
-        if is_url(pattern):
+        if is_remote(pattern):
             found += names
             continue
         before = len(found)

@@ -6,20 +6,18 @@ Local tars are read at random where they lie. Remote ones are fetched once into 
 from __future__ import annotations
 
 import hashlib
-import shutil
-import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipelines.sources.names import find_files, is_url, split_of
+from pipelines.sources.names import find_files, is_remote, split_of
 from pipelines.sources.protocol import NOT_STATED, Item, Source
+from pipelines.sources.remote import RemoteFiles, place_of
 from pipelines.sources.samples import samples_of
 from pipelines.sources.tars import Member, RangeReader, file_fingerprint, members_of
 from pretrain.data.card import CLASSES_FILE, load_classes
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import TEMPORARY_SUFFIX
 
-TIMEOUT_S = 60
 LARGEST_LABEL = 10_000_000  # more classes than that are no class numbers
 
 
@@ -33,11 +31,22 @@ class WebDatasetSource(Source):
         patterns: tars, folders, URLs, or patterns with braces and wildcards.
         class_names: file with a line per class (the id, or ``id,name``), for labels that are numbers.
         name: of the data set.
+        remote: fetches what lies elsewhere.
     """
 
-    def __init__(self, patterns: Sequence[str], *, class_names: Path | None = None, name: str = "") -> None:
+    def __init__(
+        self,
+        patterns: Sequence[str],
+        *,
+        class_names: Path | None = None,
+        name: str = "",
+        remote: RemoteFiles | None = None,
+    ) -> None:
         self.urls = find_files(patterns, ".tar")
-        self.name = name or Path(self.urls[0]).resolve().parent.name
+        self.remote = remote or RemoteFiles()
+        for url in self.units():
+            self.remote.check(place_of(url)[0])
+        self.name = name or _name_of(self.urls[0])
         self.origin = f"shards {' '.join(patterns)}"
         self.licence = NOT_STATED
         self.multi_label = True  # known when all labels are read; see items
@@ -54,7 +63,7 @@ class WebDatasetSource(Source):
 
     def units(self) -> list[str]:
         """See ``Source.units``: the remote shards."""
-        return [url for url in self.urls if is_url(url)]
+        return [url for url in self.urls if is_remote(url)]
 
     def use(self, folder: Path) -> None:
         """See ``Source.use``."""
@@ -64,7 +73,7 @@ class WebDatasetSource(Source):
         """Fetches one shard."""
         target = folder / _local_name(unit)
         temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
-        fetch(unit, temporary)
+        self.remote.fetch(*place_of(unit), temporary)
         temporary.rename(target)
 
     def items(self) -> Iterator[Item]:
@@ -78,7 +87,7 @@ class WebDatasetSource(Source):
                 labels = tuple(classes.number(label, f"{url}: {sample.key}") for label in sample.labels)
                 is_multi = is_multi or sample.is_multi
                 key = f"{self._prefix[part].removesuffix('.tar')}/{sample.key}.{sample.extension}"
-                yield Item(key, labels, sample.image.size, split_of(url), part, sample.image.offset)
+                yield Item(key, labels, sample.image.size, split_of(_address(url)), part, sample.image.offset)
         self.multi_label = is_multi
         self.classes = list(classes.names.items())
 
@@ -91,7 +100,7 @@ class WebDatasetSource(Source):
 
     def _path(self, part: int) -> Path:
         url = self.urls[part]
-        if not is_url(url):
+        if not is_remote(url):
             return Path(url)
         assert self._folder is not None
         return self._folder / _local_name(url)
@@ -134,30 +143,29 @@ class _Classes:
         return self._index.setdefault(identifier, len(self._index))
 
 
-def fetch(url: str, path: Path) -> None:
-    """Writes what an http address holds to a file, which is complete or an error.
-
-    Raises:
-        DataError: it cannot be reached, or ends too early.
-    """
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, open(path, "wb") as file:
-            shutil.copyfileobj(answer, file, 1 << 20)
-            expected = int(answer.headers.get("Content-Length", -1))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{url} cannot be fetched ({error}); the same command tries again") from error
-    size = path.stat().st_size
-    if expected not in (-1, size):
-        raise DataError(f"{url}: {size} of {expected} bytes came; the same command tries again")
+def _name_of(url: str) -> str:
+    """The last folder on the way to a shard."""
+    if not is_remote(url):
+        return Path(url).resolve().parent.name
+    location = place_of(url)[0]
+    return "shards" if location.kind == "pipe" else location.base.partition("?")[0].rpartition("/")[2]
 
 
 def _prefixes(urls: list[str]) -> list[str]:
     """The shortest end of each address, the same depth for all, that tells them apart."""
     for depth in (1, 2, 3):
-        ends = ["/".join(Path(url).parts[-depth:]) for url in urls]
+        ends = ["/".join(Path(_address(url)).parts[-depth:]) for url in urls]
         if len(set(ends)) == len(ends):
             return ends
     return urls
+
+
+def _address(url: str) -> str:
+    """A URL without its query; of a command, the word that names the shard."""
+    if url.startswith("pipe:"):
+        name = place_of(url)[1]
+        return next(word.strip("'\"") for word in reversed(url.split()) if name in word)
+    return url.partition("?")[0] if is_remote(url) else url
 
 
 def _local_name(url: str) -> str:

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.packing.pool import Progress
+from pipelines.sources.remote import RemoteFiles
 from pipelines.sources.samples import samples_of
 from pipelines.sources.tars import Member, RangeReader, members_of
-from pipelines.sources.webdataset_shards import fetch
 from pretrain.data.decode import decode_strictly
 from pretrain.data.faults import BadSample
 from pretrain.data.index import Record, Records, ShardRow, encode_records, records_name
+from pretrain.data.location import Location
 from pretrain.errors import DataError
 from pretrain.files import TEMPORARY_SUFFIX, digest, write_atomic
 
@@ -31,14 +32,16 @@ class Job:
 
     Attributes:
         folder: where the index is, and the tars unless they are remote.
-        base: URL in front of the tars' names; "": they are local.
+        location: of the tars where they are remote; None: they are in the folder.
+        remote: fetches them.
         class_ids: id → index, for labels that are names.
         decode: every image is decoded.
         stock: every shard is read by webdataset too.
     """
 
     folder: Path
-    base: str = ""
+    location: Location | None = None
+    remote: RemoteFiles = field(default_factory=RemoteFiles)
     class_ids: dict[str, int] = field(default_factory=dict)
     decode: bool = True
     stock: bool = True
@@ -84,11 +87,13 @@ def check_shard(job: Job, task: tuple[str, ShardRow | None], progress: Progress)
     name, row = task
     report = Report(name)
     path = job.folder / name
-    fetched = path.with_name(f"{name}.fetched{TEMPORARY_SUFFIX}") if job.base else None
+    fetched = path.with_name(f"{name}.fetched{TEMPORARY_SUFFIX}") if job.location else None
     try:
-        if fetched:
-            fetch(f"{job.base}/{name}", fetched)
+        if fetched and job.location:
+            job.remote.fetch(job.location, name, fetched)
             path = fetched
+            if row is not None and not (records := job.folder / records_name(name)).exists():
+                job.remote.fetch(job.location, records.name, records)
         _check(job, report, path, row)
     except (DataError, OSError) as error:
         report.add(str(error))

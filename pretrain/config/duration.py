@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import core_schema
+from pretrain.config.written import NUMBER, Written, number_text
 
 UNITS = ("steps", "epochs", "samples")
-_PATTERN = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*([a-z]+)\s*$")
+_PATTERN = re.compile(rf"^\s*({NUMBER})\s*([a-z]+)\s*$")
 
 
 @dataclass(frozen=True)
-class Duration:
+class Duration(Written):
     """A length of training: a value ≥ 0 and its unit (``steps``, ``epochs`` or ``samples``)."""
+
+    schema_pattern: ClassVar[str] = r"^\s*[0-9][0-9_.eE+-]*\s*(steps?|epochs?|samples?)\s*$"
 
     value: float
     unit: str
@@ -56,17 +56,4 @@ class Duration:
         return samples / global_batch_size
 
     def __str__(self) -> str:
-        value = int(self.value) if self.value == int(self.value) else self.value
-        return f"{value} {self.unit}"
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
-        )
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        return {"type": "string", "pattern": r"^\s*[0-9][0-9_.eE+-]*\s*(steps?|epochs?|samples?)\s*$"}
+        return f"{number_text(self.value)} {self.unit}"

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+import pretrain
 from pretrain.config import changes, tree, typed
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.tree import COMMAND_LINE, Items, Leaf, Node, Section
@@ -24,6 +25,7 @@ from pretrain.errors import ConfigError
 Model = TypeVar("Model", bound=BaseModel)
 
 DEFAULT = "default"
+WRITTEN_BY = "# vit-pretrain "  # and the version, as the first line of a resolved config
 _CORE_TAG_NAMES = ("str", "int", "float", "bool", "null", "timestamp", "map", "seq", "value")
 _CORE_TAGS = {f"tag:yaml.org,2002:{name}" for name in _CORE_TAG_NAMES}
 
@@ -52,7 +54,8 @@ class Resolved:
 
     def to_yaml(self) -> str:
         """The complete resolved config; loading it gives an equal experiment."""
-        return yaml.dump(self._complete, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+        text = yaml.dump(self._complete, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+        return f"{WRITTEN_BY}{pretrain.__version__}\n{text}"
 
     @property
     def digest(self) -> str:
@@ -68,19 +71,28 @@ class Resolved:
         return self.path
 
 
-def load_experiment(path: str | Path, *, cluster: str | Path | None = None, overrides: Sequence[str] = ()) -> Resolved:
+def load_experiment(
+    path: str | Path,
+    *,
+    cluster: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    without: Sequence[str] = (),
+) -> Resolved:
     """Reads a config: its ``extends`` first, the file over them, then the cluster file, then the overrides.
 
     Args:
         path: YAML of the experiment. ``extends`` names a file or a list of files, relative to the file it stands in.
         cluster: YAML whose keys are those of the ``cluster`` section.
         overrides: ``key.sub=value``; the value is YAML (a list, null, a quoted string).
+        without: sections of the file that are passed over.
 
     Raises:
         ConfigError: a file cannot be read, or settings are wrong: all problems, with file, line, key and remedy.
     """
     reader = _Reader()
     settings: Node = reader.read(str(path))
+    assert isinstance(settings, Section)
+    settings = Section({key: node for key, node in settings.children.items() if key not in without}, settings.where)
     if cluster is not None:
         settings = tree.merge(settings, Section({"cluster": reader.read(str(cluster))}))
     for override in overrides:
@@ -106,6 +118,36 @@ def load_file(path: str | Path, schema: type[Model]) -> Model:
     reader = _Reader()
     settings = reader.read(str(path))
     loaded, problems = typed.validate(settings, schema, str(path))
+    if reader.problems or problems or loaded is None:
+        raise ConfigError(_join(reader.problems + problems))
+    return loaded
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """What a YAML file and those that it extends say, held against no schema: for showing it.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    return typed.free_value(_Reader().read(str(path)))
+
+
+def load_settings(overrides: Sequence[str], schema: type[Model]) -> Model:
+    """Reads one section from ``key.sub=value`` alone.
+
+    Args:
+        overrides: as on the command line.
+        schema: model of the section.
+
+    Raises:
+        ConfigError: settings are missing or wrong: all problems, with key and remedy.
+    """
+    reader = _Reader()
+    settings = Section(where=COMMAND_LINE)
+    for override in overrides:
+        settings = tree.merge(settings, reader.override(override))
+    assert isinstance(settings, Section)
+    loaded, problems = typed.validate(settings, schema, COMMAND_LINE)
     if reader.problems or problems or loaded is None:
         raise ConfigError(_join(reader.problems + problems))
     return loaded

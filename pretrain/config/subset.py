@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import core_schema
+from pretrain.config.written import NUMBER, Written, number_text
 
-_PATTERN = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*(%|samples?)\s*$")
+_PATTERN = re.compile(rf"^\s*({NUMBER})\s*(%|samples?)\s*$")
 
 
 @dataclass(frozen=True)
-class Subset:
+class Subset(Written):
     """A share in per cent, or a number of samples."""
+
+    schema_pattern: ClassVar[str] = r"^\s*[0-9][0-9_.eE+-]*\s*(%|samples?)\s*$"
 
     value: float
     unit: Literal["%", "samples"]
@@ -43,17 +43,4 @@ class Subset:
         return round(num_samples * self.value / 100) if self.unit == "%" else int(self.value)
 
     def __str__(self) -> str:
-        value = int(self.value) if self.value == int(self.value) else self.value
-        return f"{value} {self.unit}"
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
-        )
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        return {"type": "string", "pattern": r"^\s*[0-9][0-9_.eE+-]*\s*(%|samples?)\s*$"}
+        return f"{number_text(self.value)} {self.unit}"

@@ -52,9 +52,9 @@ def validate(tree: Section, schema: type[Model], file: str) -> tuple[Model | Non
 
 def known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Yields every dotted key of ``schema``, sections included."""
-    for key, info in _fields(schema).items():
+    for key, info in fields_of(schema).items():
         yield prefix + key
-        section = _model_of(info.annotation)
+        section = model_of(info.annotation)
         if section is not None:
             yield from known_keys(section, f"{prefix}{key}.")
 
@@ -81,7 +81,7 @@ def free_value(node: Node) -> Any:
 
 
 def _section_values(tree: Section, schema: type[BaseModel], prefix: str, problems: list[str]) -> dict[str, Any]:
-    fields, values = _fields(schema), {}
+    fields, values = fields_of(schema), {}
     for key, node in tree.children.items():
         if key not in fields:
             problems.append(_unknown_key(prefix + key, node.where, list(fields)))
@@ -102,13 +102,13 @@ def _unknown_key(key: str, where: str, siblings: list[str]) -> str:
 
 def _value(node: Node, annotation: Any, key: str, problems: list[str]) -> Any:
     options = _options(annotation)
-    section = _model_of(annotation)
+    section = model_of(annotation)
     if section is not None:
         if isinstance(node, Section):
             return _section_values(node, section, f"{key}.", problems)
         if isinstance(node, Leaf) and node.is_null:
             return _ABSENT  # null takes a section back to its defaults
-        problems.append(f"{node.where}: {key}: expected a section with the keys {', '.join(_fields(section))}")
+        problems.append(f"{node.where}: {key}: expected a section with the keys {', '.join(fields_of(section))}")
         return _ABSENT
     mapping = next((option for option in options if get_origin(option) is dict), None)
     if mapping is not None:
@@ -155,7 +155,8 @@ def _scalar(text: str, options: tuple[Any, ...]) -> Any:
     return text
 
 
-def _fields(schema: type[BaseModel]) -> dict[str, FieldInfo]:
+def fields_of(schema: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Key as it is written → field."""
     return {info.alias or name: info for name, info in schema.model_fields.items()}
 
 
@@ -168,7 +169,8 @@ def _options(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _model_of(annotation: Any) -> type[BaseModel] | None:
+def model_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that an annotation stands for, alone or with null."""
     models = [option for option in _options(annotation) if isinstance(option, type) and issubclass(option, BaseModel)]
     return models[0] if models else None
 
@@ -213,10 +215,10 @@ def _locate(
                 node, where = node.items[part], node.items[part].where
             kind = next((get_args(option)[0] for option in _options(kind) if get_origin(option) is tuple), kind)
             continue
-        section = _model_of(kind)
+        section = model_of(kind)
         mapping = next((option for option in _options(kind) if get_origin(option) is dict), None)
-        if section is not None and part in _fields(section):
-            info = _fields(section)[str(part)]
+        if section is not None and part in fields_of(section):
+            info = fields_of(section)[str(part)]
             kind = info.annotation
         elif mapping is not None:
             info, kind = None, get_args(mapping)[1]
@@ -233,19 +235,19 @@ def _locate(
 
 def _wrong_value(node: Node, info: FieldInfo) -> str:
     got = "a section" if isinstance(node, Section) else "a list" if isinstance(node, Items) else f"{node.text!r}"
-    expected = _describe(info.annotation, info.metadata)
+    expected = describe(info.annotation, info.metadata)
     quoted = isinstance(node, Leaf) and node.quoted and str not in _options(info.annotation)
     return f"{got} is not {expected}" + ("; remove the quotes" if quoted else "")
 
 
-def _describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+def describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     """What a key accepts, in words."""
     if get_origin(annotation) is Annotated:
         base, *more = get_args(annotation)
-        return _describe(base, [*metadata, *more])
+        return describe(base, [*metadata, *more])
     if get_origin(annotation) in (Union, types.UnionType):
         parts = get_args(annotation)
-        words = [_describe(part, metadata) for part in parts if part is not type(None)]
+        words = [describe(part, metadata) for part in parts if part is not type(None)]
         return " or ".join(_unique(words) + (["null"] if type(None) in parts else []))
     if get_origin(annotation) is Literal:
         values = [str(value) for value in get_args(annotation)]
@@ -253,8 +255,8 @@ def _describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     if get_origin(annotation) is tuple:
         arguments = get_args(annotation)
         if arguments[-1] is Ellipsis:
-            return f"a list, each {_describe(arguments[0])}"
-        return f"a list of {len(arguments)}, each {_describe(arguments[0])}"
+            return f"a list, each {describe(arguments[0])}"
+        return f"a list of {len(arguments)}, each {describe(arguments[0])}"
     if get_origin(annotation) is dict:
         return "a section"
     return _describe_scalar(annotation, metadata)

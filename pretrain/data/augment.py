@@ -63,29 +63,40 @@ class TrainTransform:
             parts.append(seeds.uniform(self.seed, f"augment.{name}", *keys, np.arange(policy.num_numbers)))
         return np.concatenate(parts, axis=1)
 
-    def __call__(self, data: bytes, numbers: Numbers) -> Pixels:
+    def __call__(self, data: bytes, numbers: Numbers, out: Pixels | None = None) -> Pixels:
         """One image, uint8 (H, W, 3).
 
         Args:
             data: the encoded image.
             numbers: its row of ``numbers``.
+            out: memory for the image, contiguous; None: new memory.
 
         Raises:
-            BadSample: the bytes are no readable image.
+            BadSample: the bytes are no readable image; ``out`` may hold a part of it.
         """
-        return self.of_image(open_image(data), numbers)
+        return self.of_image(open_image(data), numbers, out)
 
-    def of_image(self, image: EncodedImage, numbers: Numbers) -> Pixels:
+    def of_image(self, image: EncodedImage, numbers: Numbers, out: Pixels | None = None) -> Pixels:
         """As a call, of an image whose header was read."""
+        if out is None:
+            out = np.empty((self.height, self.width, 3), dtype=np.uint8)
+        flipped = numbers[NUMBERS_PER_CROP] < self.config.hflip
         crop = CROPS[self.config.crop]
-        pixels = crop(image, self.config, self.height, self.width, numbers[:NUMBERS_PER_CROP])
-        if numbers[NUMBERS_PER_CROP] < self.config.hflip:
-            pixels = np.asarray(cv2.flip(pixels, 1), dtype=np.uint8)
-        first = NUMBERS_PER_CROP + 1
+        numbers_of_crop = numbers[:NUMBERS_PER_CROP]
+        pixels = crop(image, self.config, self.height, self.width, numbers_of_crop, None if flipped else out)
+        if flipped:
+            cv2.flip(pixels, 1, dst=out)
+        elif pixels is not out:
+            out[...] = pixels
+        return self._apply_policies(out, numbers[NUMBERS_PER_CROP + 1 :]) if self.policies else out
+
+    def _apply_policies(self, out: Pixels, numbers: Numbers) -> Pixels:
+        pixels = out
         for policy in self.policies.values():
-            pixels = policy(np.ascontiguousarray(pixels), numbers[first : first + policy.num_numbers])
-            first += policy.num_numbers
-        return pixels
+            pixels = policy(np.ascontiguousarray(pixels), numbers[: policy.num_numbers])
+            numbers = numbers[policy.num_numbers :]
+        out[...] = pixels
+        return out
 
 
 @dataclass(frozen=True)

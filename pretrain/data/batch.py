@@ -6,13 +6,14 @@ Legend: b images in the micro-batch · H, W pixels · M labels per sample at mos
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pretrain.data.faults import Fault
+from pretrain.data.lent_memory import Block
 
-PADDING_LABEL = -1
 NO_SLOT = -1
 
 
@@ -27,6 +28,7 @@ class Batch:
         slots: int64 (b,), number of each draw in the global stream; -1 in evaluation.
         valid: bool (b,), True = a real image that counts, False = padding.
         faults: samples that could not be used while this batch was made.
+        block: in the data process that makes the batch, the memory that the images lie in; None: memory of their own.
     """
 
     images: Tensor
@@ -35,6 +37,7 @@ class Batch:
     slots: Tensor
     valid: Tensor
     faults: list[Fault] = field(default_factory=list)
+    block: Block | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -49,4 +52,18 @@ class Batch:
         return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "faults"}
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("faults", "block")}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For the way to the rank: PyTorch would send a file descriptor, by a connection, for every small tensor."""
+        small = {name: tensor.numpy() for name, tensor in self._tensors().items() if name != "images"}
+        images = self.images if self.block is None else (self.block, tuple(self.images.shape))
+        return {**small, "images": images, "faults": self.faults}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        images, faults = state.pop("images"), state.pop("faults")
+        small = {name: torch.from_numpy(array) for name, array in state.items()}
+        if not isinstance(images, Tensor):
+            content, (size, channels, height, width) = images
+            images = torch.from_numpy(content).view(size, height, width, channels).permute(0, 3, 1, 2)
+        self.__dict__.update(small, images=images, faults=faults, block=None)

@@ -25,19 +25,38 @@ Numbers = NDArray[np.float64]
 
 
 def inception_crop(
-    image: EncodedImage, config: TrainTransformConfig, height: int, width: int, numbers: Numbers
+    image: EncodedImage,
+    config: TrainTransformConfig,
+    height: int,
+    width: int,
+    numbers: Numbers,
+    out: Pixels | None = None,
 ) -> Pixels:
     """A random area and ratio, resized; see ``inception_box``."""
     box = inception_box(image.height, image.width, config, numbers)
-    return cut(image, box, height, width, config.resize_filter)
+    return cut(image, box, height, width, config.resize_filter, out)
 
 
-def squash(image: EncodedImage, config: TrainTransformConfig, height: int, width: int, numbers: Numbers) -> Pixels:
+def squash(
+    image: EncodedImage,
+    config: TrainTransformConfig,
+    height: int,
+    width: int,
+    numbers: Numbers,
+    out: Pixels | None = None,
+) -> Pixels:
     """The whole image."""
-    return cut(image, (0, 0, image.height, image.width), height, width, config.resize_filter)
+    return cut(image, (0, 0, image.height, image.width), height, width, config.resize_filter, out)
 
 
-def simple_crop(image: EncodedImage, config: TrainTransformConfig, height: int, width: int, numbers: Numbers) -> Pixels:
+def simple_crop(
+    image: EncodedImage,
+    config: TrainTransformConfig,
+    height: int,
+    width: int,
+    numbers: Numbers,
+    out: Pixels | None = None,
+) -> Pixels:
     """The short side resized to the model's, 4 pixels reflected at each edge, then a random place of the model's size.
 
     Source: DeiT III (2204.07118), section 3.2, "simple random crop"; as in its code the long side is rounded down.
@@ -51,7 +70,12 @@ def simple_crop(image: EncodedImage, config: TrainTransformConfig, height: int, 
 
 
 def resmall_crop(
-    image: EncodedImage, config: TrainTransformConfig, height: int, width: int, numbers: Numbers
+    image: EncodedImage,
+    config: TrainTransformConfig,
+    height: int,
+    width: int,
+    numbers: Numbers,
+    out: Pixels | None = None,
 ) -> Pixels:
     """The short side resized to ``config.short_side``, the aspect kept, then a random place of the model's size.
 
@@ -64,7 +88,8 @@ def resmall_crop(
     return _random_place(resized, height, width, numbers)
 
 
-CROPS: dict[str, Callable[[EncodedImage, TrainTransformConfig, int, int, Numbers], Pixels]] = {
+# the last argument is memory that the result may be written to: (H, W, 3), contiguous
+CROPS: dict[str, Callable[[EncodedImage, TrainTransformConfig, int, int, Numbers, Pixels | None], Pixels]] = {
     "inception": inception_crop,
     "simple": simple_crop,
     "resmall": resmall_crop,
@@ -105,7 +130,7 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def cut(image: EncodedImage, box: Box, height: int, width: int, filter: str) -> Pixels:
+def cut(image: EncodedImage, box: Box, height: int, width: int, filter: str, out: Pixels | None = None) -> Pixels:
     """Decodes ``box``, as small as the filter allows, and resizes it to ``height`` × ``width``.
 
     An antialiased filter sees at least twice as many pixels a side as it gives, or the full size. The pixels are those
@@ -113,11 +138,11 @@ def cut(image: EncodedImage, box: Box, height: int, width: int, filter: str) -> 
     smaller decode as its edges.
     """
     if filter not in ANTIALIASED:  # a smaller decode would be an antialias of its own
-        return resize(image.decode_box(box), height, width, filter)
+        return resize(image.decode_box(box), height, width, filter, out)
     _, _, box_height, box_width = box
     min_height = min(image.height, math.ceil(OVERSAMPLING * image.height * height / box_height))
     min_width = min(image.width, math.ceil(OVERSAMPLING * image.width * width / box_width))
-    return resize(image.decode_box(box, min_height, min_width), height, width, filter)
+    return resize(image.decode_box(box, min_height, min_width), height, width, filter, out)
 
 
 def _random_place(pixels: Pixels, height: int, width: int, numbers: Numbers) -> Pixels:

@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
+from pretrain.data import lent_memory
 from pretrain.data.ahead import FetchAhead
 from pretrain.data.augment import EvalTransform, TrainTransform
-from pretrain.data.batch import NO_SLOT, PADDING_LABEL, Batch
+from pretrain.data.batch import NO_SLOT, Batch
 from pretrain.data.decode import Pixels
-from pretrain.data.faults import BadSample, Fault
-from pretrain.data.index import ShardTable
+from pretrain.data.faults import BadSample
+from pretrain.data.index import PADDING_LABEL, ShardTable
 from pretrain.data.mixture import Mixture
 from pretrain.data.reader import MixedReader, Sample, ShardReader
 from pretrain.data.store import Store
@@ -76,16 +77,24 @@ class TrainDataset(Dataset[Any]):
         self._fetch_ahead(position, draws.sample_ids)
         numbers = self.transform.numbers(draws.epochs, draws.sample_ids, self.order.copy_numbers(draws.slots))
         batch = _empty_batch(len(draws.sample_ids), self.transform.height, self.transform.width, self.reader.max_labels)
-        batch.slots.copy_(torch.from_numpy(draws.slots))
-        for row, sample_id in enumerate(draws.sample_ids):
-            sample, pixels = self._sample(int(sample_id), numbers[row], batch.faults)
-            _fill(batch, row, sample, pixels)
+        places, labels = self.reader.places(draws.sample_ids)
+        batch.labels.numpy()[...] = labels
+        batch.sample_ids.numpy()[...] = draws.sample_ids
+        batch.slots.numpy()[...] = draws.slots
+        batch.valid.fill_(True)
+        rows = batch.images.permute(0, 2, 3, 1).numpy()
+        for row, sample_id in enumerate(draws.sample_ids.tolist()):
+            try:
+                self.transform(self.reader.read_at(sample_id, places[row]), numbers[row], rows[row])
+            except BadSample as bad:
+                self._replace(batch, row, sample_id, bad, numbers[row])
         return batch
 
-    def _sample(self, sample_id: int, numbers: NDArray[np.float64], faults: list[Fault]) -> tuple[Sample, Pixels]:
-        sample, pixels, found = self.reader.read_or_neighbour(sample_id, lambda data: self.transform(data, numbers))
-        faults.extend(found)
-        return sample, pixels
+    def _replace(self, batch: Batch, row: int, sample_id: int, bad: BadSample, numbers: NDArray[np.float64]) -> None:
+        """Puts the next good sample of the shard in the place of a bad one."""
+        sample, pixels, fault = self.reader.neighbour(sample_id, bad, lambda data: self.transform(data, numbers))
+        _fill(batch, row, sample, pixels)
+        batch.faults.append(fault)
 
     def close(self) -> None:
         """Ends what fetches ahead in this process."""
@@ -164,35 +173,40 @@ class EvalDataset(Dataset[Any]):
                 _fill(batch, row, *self.reader.read_decoded(sample_id, self.transform))
             except BadSample as bad:  # another image in its place would count twice
                 batch.faults.append(self.reader.fault(sample_id, bad))
+        batch.images[~batch.valid] = 0
         return batch
 
 
 def _empty_batch(size: int, height: int, width: int, max_labels: int) -> Batch:
-    """A batch in which every row is padding."""
+    """A batch in which every row is padding; its images are not initialised.
+
+    In a data process they lie in memory that the rank sees too. Elsewhere the whole batch would be copied there once it
+    is made, and mapping new memory costs more than a copy.
+    """
+    shape, block = (size, height, width, 3), None
+    if get_worker_info() is not None:
+        block = lent_memory.take(math.prod(shape))
+        if block is None:
+            storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
+            content = torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # pyright: ignore[reportCallIssue]
+        else:
+            content = torch.from_numpy(block.content).view(shape)
+    else:
+        content = torch.empty(shape, dtype=torch.uint8)
     return Batch(
-        images=_no_images(size, height, width).permute(0, 3, 1, 2),  # channels last, as decoders write them
+        images=content.permute(0, 3, 1, 2),  # channels last, as decoders write them
         labels=torch.full((size, max_labels), PADDING_LABEL, dtype=torch.int64),
         sample_ids=torch.full((size,), NO_SAMPLE, dtype=torch.int64),
         slots=torch.full((size,), NO_SLOT, dtype=torch.int64),
         valid=torch.zeros(size, dtype=torch.bool),
+        block=block,
     )
-
-
-def _no_images(size: int, height: int, width: int) -> torch.Tensor:
-    """Zeros, uint8 (size, height, width, 3); in a data process in the memory that it shares with the rank.
-
-    Elsewhere the whole batch would be copied there once it is made. PyTorch's own collation does the same.
-    """
-    shape = (size, height, width, 3)
-    if get_worker_info() is None:
-        return torch.zeros(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")  # which the system has zeroed
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # pyright: ignore[reportCallIssue]
 
 
 def _fill(batch: Batch, row: int, sample: Sample, pixels: Pixels) -> None:
     """Puts one image, uint8 (H, W, 3), into its row."""
     batch.images.numpy()[row] = pixels.transpose(2, 0, 1)  # both are channels last: one copy of a block
+    batch.labels.numpy()[row] = PADDING_LABEL
     batch.labels.numpy()[row, : len(sample.labels)] = sample.labels
     batch.sample_ids.numpy()[row] = sample.sample_id
     batch.valid.numpy()[row] = True

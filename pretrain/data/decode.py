@@ -106,7 +106,7 @@ class _JpegImage:
         if self._orientation != 1:  # the rows and columns of a smaller copy would count from other edges
             return inside(self.decode(), box)
         eighths = dct_eighths(self.height, self.width, min_height or self.height, min_width or self.width)
-        top, left, height, width = scaled_box(box, self.height, self.width, eighths)
+        top, left, height, width = box if eighths == 8 else scaled_box(box, self.height, self.width, eighths)
         if turbojpeg.available():
             with contextlib.suppress(turbojpeg.DecodeError):  # then Pillow has the last word, as below
                 part = turbojpeg.decode_part(self._data, top, left, height, width, eighths)
@@ -136,8 +136,10 @@ def dct_eighths(height: int, width: int, min_height: int, min_width: int) -> int
 
     Source: simplejpeg's rule for ``min_factor=2``, so that a part is decoded at the scale of the whole.
     """
-    fitting = (n for n in range(1, 5) if -(-height * n // 8) >= min_height and -(-width * n // 8) >= min_width)
-    return next(fitting, 8)
+    for eighths in (1, 2, 3, 4):
+        if -(-height * eighths // 8) >= min_height and -(-width * eighths // 8) >= min_width:
+            return eighths
+    return 8
 
 
 def scaled_box(box: Box, height: int, width: int, eighths: int) -> Box:

@@ -10,7 +10,7 @@ from typing import Any
 import urllib3
 
 from pretrain.data.location import Location
-from pretrain.data.transport import PIECE_BYTES, Missing, TransportError, byte_range, gathered
+from pretrain.data.transport import PIECE_BYTES, Missing, TransportError, byte_range, gathered, paced
 from pretrain.errors import DataError
 
 _TRY_AGAIN = frozenset({408, 425, 429})
@@ -34,22 +34,24 @@ class HttpTransport:
 
     def get(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         """See ``Transport.get``."""
+        return gathered(self._stream(name, start, size), size, self.timeout_s)
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """See ``Transport.pieces``."""
+        yield from paced(self._stream(name, 0, None), self.timeout_s)
+
+    def _stream(self, name: str, start: int, size: int | None) -> Iterator[bytes]:
         headers = {} if size is None else {"Range": byte_range(start, size)}
         try:
             response = self._request("GET", name, headers)
             try:
                 self._check(response, name, start, size)
-                data = gathered(response.stream(PIECE_BYTES), size, self.timeout_s)
+                yield from response.stream(PIECE_BYTES)
                 response.release_conn()
-                return data
             finally:
                 response.close()
         except urllib3.exceptions.HTTPError as error:
             raise TransportError(_in_words(error)) from error
-
-    def pieces(self, name: str) -> Iterator[bytes]:
-        """See ``Transport.pieces``."""
-        yield self.get(name)
 
     def sizes(self, names: list[str]) -> Iterator[tuple[str, int | None]]:
         """See ``Transport.sizes``: a HEAD for each file, some at a time."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ FORMAT = "webdataset-index"
 VERSION = 1
 TABLE_FILE = "index.json"
 RECORDS_SUFFIX = ".records.safetensors"
+PADDING_LABEL = -1  # fills rows of samples that have fewer labels than others
 REMEDY = "Pack the set again, or copy it again from where it was packed."
 
 _COLUMNS = {
@@ -90,7 +91,7 @@ class ShardTable:
         """Shard and record of each sample id, both int64 of its shape."""
         sample_ids = np.asarray(sample_ids, dtype=np.int64)
         assert np.all((sample_ids >= 0) & (sample_ids < self.num_samples)), "a sample id lies outside the set"
-        shards = np.searchsorted(self.starts, sample_ids, side="right") - 1
+        shards = self.starts.searchsorted(sample_ids, side="right") - 1
         return shards, sample_ids - self.starts[shards]
 
     def records_path(self, shard: int) -> Path:
@@ -237,6 +238,19 @@ class Records:
             member=self._row("members", "member_starts", index).tobytes().decode(),
             source=self._row("sources", "source_starts", index).tobytes().decode(errors="surrogateescape"),
         )
+
+    def places(self, indices: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
+        """Offset, size and CRC-32 of some images, in their order; indices (b,)."""
+        return zip(*(self.columns[name][indices].tolist() for name in ("offsets", "sizes", "crc32")), strict=True)
+
+    def labels(self, indices: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+        """The labels of some images, int64 (b, width), padded; indices (b,)."""
+        starts, labels = self.columns["label_starts"], self.columns["labels"]
+        first = starts[indices][:, None] + np.arange(width)
+        inside = first < starts[indices + 1][:, None]
+        found = np.full(first.shape, PADDING_LABEL, dtype=np.int64)
+        found[inside] = labels[first[inside]]
+        return found
 
     def _row(self, values: str, starts: str, index: int) -> NDArray[Any]:
         return self.columns[values][self.columns[starts][index] : self.columns[starts][index + 1]]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.data.batch import PADDING_LABEL
-from pretrain.data.index import Records, ShardTable
+from pretrain.data.index import PADDING_LABEL, Records, ShardTable
 
 
 def read_labels(table: ShardTable) -> NDArray[np.int64]:

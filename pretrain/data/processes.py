@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import sys
 import types
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pretrain.data import lent_memory
+from pretrain.data.tally import take_row
 from pretrain.data.worker import become_helper, fork_server, signals_blocked
 from pretrain.errors import DataError
 
@@ -53,6 +56,7 @@ def loader(dataset: Dataset[Any], places: Any, *, num_workers: int, prefetch_fac
             _say_deaths(dead, deaths, error)
         finally:
             made._shutdown_workers()
+            lent_memory.forget({process.pid for process in made._workers})
 
 
 def _say_deaths(dead: list[int], times: int, error: Exception) -> None:
@@ -97,8 +101,10 @@ def _close_all() -> None:
 def _start(rank_pid: int, worker: int) -> None:
     """The first thing that a data process does."""
     become_helper(rank_pid)
+    take_row(worker + 1)
     import cv2
 
+    gc.freeze()  # what is imported stays; the collector need not walk through it again and again
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 

@@ -7,13 +7,13 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.data.faults import BadSample, Fault
-from pretrain.data.index import Record, Records, ShardTable
+from pretrain.data.index import PADDING_LABEL, Record, Records, ShardTable
 from pretrain.data.selection import Selection
 from pretrain.data.store import LocalStore, Store
 from pretrain.data.transport import Unreachable
@@ -32,6 +32,15 @@ class Sample:
     sample_id: int
     data: bytes
     labels: tuple[int, ...]
+
+
+class Place(NamedTuple):
+    """Where the bytes of one image lie, and their CRC-32."""
+
+    shard: str
+    offset: int
+    size: int
+    crc32: int
 
 
 class ShardReader:
@@ -58,18 +67,48 @@ class ShardReader:
             DataError: the shard or its record file is missing or stale.
         """
         shard, record = self.record(sample_id)
+        data = self.read_at(sample_id, Place(shard, record.offset, record.size, record.crc32))
+        return Sample(sample_id, data, record.labels)
+
+    def read_at(self, sample_id: int, place: Place) -> bytes:
+        """The bytes of a sample whose place is known, as ``read``."""
+        shard, offset, size, packed_crc = place
         for attempt in range(1, MAX_FETCHES + 1):  # noqa: B007, it is told below
             try:
-                data = self.store.read(shard, record.offset, record.size)
+                data = self.store.read(shard, offset, size)
             except Unreachable as error:
-                raise DataError(f"member {record.member} of shard {error}") from error
+                raise DataError(f"member {self.record(sample_id)[1].member} of shard {error}") from error
             crc = zlib.crc32(data)
-            if crc == record.crc32:
-                return Sample(sample_id, data, record.labels)
-            if not self.store.forget(shard, record.offset, record.size):  # also the last time: it must not be kept
+            if crc == packed_crc:
+                return data
+            if not self.store.forget(shard, offset, size):  # also the last time: it must not be kept
                 break
         fetched = f" in each of {attempt} fetches" if attempt > 1 else ""
-        raise BadSample("crc", f"CRC-32 {crc:08x}{fetched}, packed as {record.crc32:08x}")
+        raise BadSample("crc", f"CRC-32 {crc:08x}{fetched}, packed as {packed_crc:08x}")
+
+    def places(self, sample_ids: NDArray[np.int64], max_labels: int) -> tuple[list[Place], NDArray[np.int64]]:
+        """What the index says about several samples at once, which costs little more than about one.
+
+        Args:
+            sample_ids: (b,)
+            max_labels: M, at least as many as a sample has.
+
+        Returns:
+            The places, and the labels, int64 (b, M), padded.
+
+        Raises:
+            DataError: a record file is missing or stale.
+        """
+        shards, indices = self.table.locate(sample_ids)
+        places: list[Any] = [None] * len(sample_ids)
+        labels = np.full((len(sample_ids), max_labels), PADDING_LABEL, dtype=np.int64)
+        for shard in np.unique(shards).tolist():
+            rows = np.flatnonzero(shards == shard)
+            records, name = self._open(shard), self.table.rows[shard].name
+            for row, place in zip(rows.tolist(), records.places(indices[rows]), strict=True):
+                places[row] = Place(name, *place)
+            labels[rows] = records.labels(indices[rows], max_labels)
+        return places, labels
 
     def record(self, sample_id: int) -> tuple[str, Record]:
         """The name of a sample's shard, and what the index says about the sample."""
@@ -102,13 +141,24 @@ class ShardReader:
         try:
             return *self.read_decoded(sample_id, decode), []
         except BadSample as bad:
-            for neighbour in self.selection.neighbours(sample_id, MAX_NEIGHBOURS):
-                try:
-                    sample, decoded = self.read_decoded(neighbour, decode)
-                except BadSample:
-                    continue
-                return sample, decoded, [self.fault(sample_id, bad, replaced_by=neighbour)]
-            raise
+            sample, decoded, fault = self.neighbour(sample_id, bad, decode)
+            return sample, decoded, [fault]
+
+    def neighbour(
+        self, sample_id: int, bad: BadSample, decode: Callable[[bytes], Decoded]
+    ) -> tuple[Sample, Decoded, Fault]:
+        """The next good sample of the shard in the place of one that is bad: ``bad`` says why.
+
+        Raises:
+            BadSample: ``bad``; none of the next ones is good either.
+        """
+        for neighbour in self.selection.neighbours(sample_id, MAX_NEIGHBOURS):
+            try:
+                sample, decoded = self.read_decoded(neighbour, decode)
+            except BadSample:
+                continue
+            return sample, decoded, self.fault(sample_id, bad, replaced_by=neighbour)
+        raise bad
 
     def fault(self, sample_id: int, bad: BadSample, *, replaced_by: int = -1) -> Fault:
         """The record of a sample that could not be used."""
@@ -141,37 +191,56 @@ class MixedReader:
     Args:
         readers: of the sets.
         first_sample_ids: of each.
-        places: where each lies, for messages.
+        folders: where each lies, for messages.
     """
 
-    def __init__(self, readers: Sequence[ShardReader], first_sample_ids: Sequence[int], places: Sequence[str]) -> None:
-        self.readers, self.first_sample_ids, self.places = tuple(readers), tuple(first_sample_ids), tuple(places)
+    def __init__(self, readers: Sequence[ShardReader], first_sample_ids: Sequence[int], folders: Sequence[str]) -> None:
+        self.readers, self.first_sample_ids, self.folders = tuple(readers), tuple(first_sample_ids), tuple(folders)
 
     @property
     def max_labels(self) -> int:
         """The most labels that one sample has."""
         return max(reader.table.max_labels for reader in self.readers)
 
-    def read_or_neighbour(
-        self, sample_id: int, decode: Callable[[bytes], Decoded]
-    ) -> tuple[Sample, Decoded, list[Fault]]:
-        """As ``ShardReader.read_or_neighbour``.
+    def places(self, sample_ids: NDArray[np.int64]) -> tuple[list[Place], NDArray[np.int64]]:
+        """As ``ShardReader.places``, with as many labels as any sample of the sets has."""
+        if len(self.readers) == 1:
+            return self.readers[0].places(sample_ids - self.first_sample_ids[0], self.max_labels)
+        places: list[Any] = [None] * len(sample_ids)
+        labels = np.full((len(sample_ids), self.max_labels), PADDING_LABEL, dtype=np.int64)
+        sets = np.searchsorted(self.first_sample_ids, sample_ids, side="right") - 1
+        for index in np.unique(sets).tolist():
+            rows = np.flatnonzero(sets == index)
+            inner = sample_ids[rows] - self.first_sample_ids[index]
+            found, labels[rows] = self.readers[index].places(inner, self.max_labels)
+            for row, place in zip(rows.tolist(), found, strict=True):
+                places[row] = place
+        return places, labels
+
+    def read_at(self, sample_id: int, place: Place) -> bytes:
+        """As ``ShardReader.read_at``."""
+        index, first = self._of(sample_id)
+        return self.readers[index].read_at(sample_id - first, place)
+
+    def neighbour(
+        self, sample_id: int, bad: BadSample, decode: Callable[[bytes], Decoded]
+    ) -> tuple[Sample, Decoded, Fault]:
+        """As ``ShardReader.neighbour``.
 
         Raises:
-            DataError: neither the sample nor the next ones can be used.
+            DataError: the next ones cannot be used either.
         """
         index, first = self._of(sample_id)
+        reader = self.readers[index]
         try:
-            sample, decoded, faults = self.readers[index].read_or_neighbour(sample_id - first, decode)
-        except BadSample as bad:
-            fault = self.readers[index].fault(sample_id - first, bad)
+            sample, decoded, fault = reader.neighbour(sample_id - first, bad, decode)
+        except BadSample:
+            fault = reader.fault(sample_id - first, bad)
             raise DataError(
-                f"shard {self.places[index]}/{fault.shard}: member {fault.member} cannot be used ({bad}), nor can the "
-                f"next {MAX_NEIGHBOURS} of the shard; copy or pack it again"
+                f"shard {self.folders[index]}/{fault.shard}: member {fault.member} cannot be used ({bad}), nor "
+                f"can the next {MAX_NEIGHBOURS} of the shard; copy or pack it again"
             ) from bad
-        moved = [
-            replace(fault, sample_id=fault.sample_id + first, replaced_by=fault.replaced_by + first) for fault in faults
-        ]
+        moved = replace(fault, sample_id=fault.sample_id + first, replaced_by=fault.replaced_by + first)
         return replace(sample, sample_id=sample.sample_id + first), decoded, moved
 
     def _of(self, sample_id: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from pretrain.data.cache import NodeCache
 from pretrain.data.faults import BadSample
 from pretrain.data.index import ShardRow, records_name
+from pretrain.data.tally import Tally
 from pretrain.data.transport import Retries, Transport, TransportError, Unreachable
 from pretrain.errors import DataError
 from pretrain.files import digest
@@ -36,6 +37,7 @@ class RemoteStore:
         rows: the table's shards; their digests name the content, so a set that was packed again is fetched again.
         chunk_bytes: what one request asks for.
         retries: how often.
+        tally: counts what is read, fetched and tried again.
     """
 
     keeps_up = True
@@ -48,8 +50,10 @@ class RemoteStore:
         *,
         chunk_bytes: int,
         retries: Retries,
+        tally: Tally | None = None,
     ) -> None:
         self.transport, self.cache, self.chunk_bytes, self.retries = transport, cache, chunk_bytes, retries
+        self.tally = tally
         self._rows: Mapping[str, ShardRow] = {row.name: row for row in rows}
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
@@ -62,6 +66,7 @@ class RemoteStore:
             first = chunk * self.chunk_bytes
             start, end = max(offset, first) - first, min(stop, first + self.chunk_bytes) - first
             parts.append(self._part(shard, chunk, start, end - start))
+        self._count(bytes_read=size)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def chunks(self, start: int, stop: int) -> range:
@@ -102,12 +107,17 @@ class RemoteStore:
 
     def _part(self, shard: str, chunk: int, start: int, size: int) -> bytes:
         key = self._key(shard, chunk)
+        found = self.cache.peek(key, start=start, size=size)
+        if found is not None:
+            self._count(cache_hits=1)
+            return found
+        self._count(cache_misses=1)
         if not self.transport.ranged:
             for _ in range(self.retries.attempts):  # what came may have been evicted before it was read
+                self._stream(shard, wait=True, wanted=key)
                 found = self.cache.peek(key, start=start, size=size)
                 if found is not None:
                     return found
-                self._stream(shard, wait=True, wanted=key)
             raise Unreachable(
                 f"{shard}: it does not stay in the cache while it is read: cluster.cache.max_bytes "
                 f"({self.cache.max_bytes:,}) is too small"
@@ -117,12 +127,21 @@ class RemoteStore:
     def _fetch(self, shard: str, chunk: int) -> bytes:
         start = chunk * self.chunk_bytes
         size = min(self.chunk_bytes, self._rows[shard].num_bytes - start)
-        return self.retries.fetch(self.transport, shard, start, size)
+        return self._asked(shard, start, size)
+
+    def _asked(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        data = self.retries.fetch(self.transport, name, start, size, retried=lambda: self._count(fetch_retries=1))
+        self._count(bytes_fetched=len(data))
+        return data
+
+    def _count(self, **counts: int) -> None:
+        if self.tally is not None:
+            self.tally.add(**counts)
 
     def _whole(self, name: str, wanted: str) -> bytes:
         """A record file; what has another digest is fetched again, for a cache or a connection may be at fault."""
         for _ in range(2):
-            data = self.retries.fetch(self.transport, name)
+            data = self._asked(name)
             if digest(data) == wanted:
                 return data
         raise DataError(
@@ -143,12 +162,14 @@ class RemoteStore:
                 except TransportError as error:
                     if attempt >= self.retries.attempts:
                         raise Unreachable(self.retries.gave_up(self.transport, shard, "", 0.0, error)) from error
+                    self._count(fetch_retries=1)
                     self.retries.pause(attempt, error)
                     attempt += 1
 
     def _keep_pieces(self, shard: str) -> None:
         size, pending, kept = self._rows[shard].num_bytes, bytearray(), 0
         for piece in self.transport.pieces(shard):
+            self._count(bytes_fetched=len(piece))
             pending += piece
             while len(pending) >= self.chunk_bytes:
                 self.cache.put(self._key(shard, kept // self.chunk_bytes), bytes(pending[: self.chunk_bytes]))

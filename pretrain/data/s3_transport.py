@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pretrain.data.location import Location
-from pretrain.data.transport import PIECE_BYTES, Missing, TransportError, byte_range, gathered
+from pretrain.data.transport import PIECE_BYTES, Missing, TransportError, byte_range, gathered, paced
 from pretrain.errors import DataError, SetupError
 
 _NOT_THERE = frozenset({"404", "NoSuchKey"})
@@ -45,6 +45,13 @@ class S3Transport:
 
     def get(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         """See ``Transport.get``."""
+        return gathered(self._stream(name, start, size), size, self.timeout_s)
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """See ``Transport.pieces``."""
+        yield from paced(self._stream(name, 0, None), self.timeout_s)
+
+    def _stream(self, name: str, start: int, size: int | None) -> Iterator[bytes]:
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
         from urllib3.exceptions import HTTPError
 
@@ -52,7 +59,7 @@ class S3Transport:
         try:
             answer = self._client.get_object(Bucket=self.bucket, Key=self._key(name), **wanted)
             with closing(answer["Body"]) as body:
-                return gathered(body.iter_chunks(PIECE_BYTES), size, self.timeout_s)
+                yield from body.iter_chunks(PIECE_BYTES)
         except ClientError as error:
             raise self._judged(error, name, start) from error
         except NoCredentialsError as error:
@@ -62,10 +69,6 @@ class S3Transport:
             ) from error
         except (BotoCoreError, HTTPError, OSError) as error:
             raise TransportError(f"{type(error).__name__}: {error}"[:200]) from error
-
-    def pieces(self, name: str) -> Iterator[bytes]:
-        """See ``Transport.pieces``."""
-        yield self.get(name)
 
     def sizes(self, names: list[str]) -> Iterator[tuple[str, int | None]]:
         """See ``Transport.sizes``: one listing of the prefix, a thousand objects a request."""

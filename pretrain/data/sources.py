@@ -22,6 +22,7 @@ from pretrain.data.order import Order
 from pretrain.data.remote_store import RemoteStore, automatic_chunk_bytes
 from pretrain.data.selection import Selection
 from pretrain.data.store import MAX_OPEN_SHARDS, LocalStore, Store
+from pretrain.data.tally import Tally
 from pretrain.data.transport import Missing, Retries, Transport, open_transport
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import digest, write_atomic
@@ -58,16 +59,19 @@ class PackedSet:
         """(id, name) in index order."""
         return load_classes(self.table.folder)
 
-    def store(self, cluster: ClusterConfig, lanes: int, *, max_open: int = MAX_OPEN_SHARDS) -> Store:
+    def store(
+        self, cluster: ClusterConfig, lanes: int, *, max_open: int = MAX_OPEN_SHARDS, tally: Tally | None = None
+    ) -> Store:
         """Where the bytes come from.
 
         Args:
             cluster: how to fetch them.
             lanes: L, for the automatic size of chunks; 1 for sets that are read in sequence.
             max_open: shards that are open at a time, in a folder.
+            tally: counts what is read and fetched.
         """
         if self.transport is None or self.cache is None:
-            return LocalStore(self.table.folder, max_open)
+            return LocalStore(self.table.folder, max_open, tally)
         chunk = cluster.cache.chunk_bytes
         return RemoteStore(
             self.transport,
@@ -75,6 +79,7 @@ class PackedSet:
             self.table.rows,
             chunk_bytes=automatic_chunk_bytes(self.num_bytes, lanes) if chunk == "auto" else chunk,
             retries=Retries(cluster.remote.attempts),
+            tally=tally,
         )
 
     def check_files(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pretrain.data.faults import BadSample
+from pretrain.data.tally import Tally
 from pretrain.errors import DataError
 
 MAX_OPEN_SHARDS = 64
@@ -42,13 +43,14 @@ class LocalStore:
     Args:
         folder: where the tars lie.
         max_open: the most files that are open at once; the one that was not used for longest is closed first.
+        tally: counts what is read.
     """
 
     keeps_up = False
 
-    def __init__(self, folder: str | Path, max_open: int = MAX_OPEN_SHARDS) -> None:
+    def __init__(self, folder: str | Path, max_open: int = MAX_OPEN_SHARDS, tally: Tally | None = None) -> None:
         self.folder = Path(folder)
-        self.max_open = max_open
+        self.max_open, self.tally = max_open, tally
         self._open: OrderedDict[str, int] = OrderedDict()
 
     @property
@@ -64,6 +66,8 @@ class LocalStore:
             raise BadSample("read", f"{error.strerror} at byte {offset}") from error
         if len(data) != size:
             raise BadSample("short_read", f"{len(data)} of {size} bytes at byte {offset}")
+        if self.tally is not None:
+            self.tally.add(bytes_read=size)
         return data
 
     def forget(self, shard: str, offset: int, size: int) -> bool:
@@ -88,7 +92,7 @@ class LocalStore:
         return self._open[shard]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "max_open": self.max_open, "_open": OrderedDict()}
+        return {**self.__dict__, "_open": OrderedDict()}
 
     def __del__(self) -> None:
         if os is not None:  # the interpreter may be on its way out

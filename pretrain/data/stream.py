@@ -24,6 +24,7 @@ from pretrain.data.processes import loader
 from pretrain.data.reader import MixedReader, ShardReader
 from pretrain.data.sources import check_cache, mix, open_packed, open_sources, sources_digest
 from pretrain.data.store import MAX_OPEN_SHARDS
+from pretrain.data.tally import Tally
 from pretrain.data.worker import fork_server
 from pretrain.errors import ConfigError, DataError
 
@@ -46,6 +47,7 @@ class TrainStream:
         classes: (id, name) in index order.
         order: position → samples.
         faults: what could not be used so far.
+        tally: bytes read and fetched so far, by all data processes of this rank.
 
     Raises:
         ConfigError: R ranks cannot draw the same batches, or b does not divide B / R.
@@ -78,6 +80,7 @@ class TrainStream:
         self.classes = self.sources[0].packed.classes
         path = None if quarantine is None else quarantine / f"rank-{rank:05d}.jsonl"
         self.faults = FaultLog(data.drawn_samples, data.max_bad_sample_rate, path)
+        self.tally = Tally(config.cluster.num_workers)
         if config.cluster.num_workers:
             fork_server()  # it imports PyTorch while the engine is being built
 
@@ -131,7 +134,11 @@ class TrainStream:
         cluster, lanes = self._config.cluster, self.order.lanes
         max_open = min(MAX_OPEN_SHARDS, 2 * len(lanes_of_rank(self._rank, self._world, lanes)))
         readers = [
-            ShardReader(source.packed.table, source.packed.store(cluster, lanes, max_open=max_open), source.selection)
+            ShardReader(
+                source.packed.table,
+                source.packed.store(cluster, lanes, max_open=max_open, tally=self.tally),
+                source.selection,
+            )
             for source in self.sources
         ]
         places = [str(source.packed.location) for source in self.sources]

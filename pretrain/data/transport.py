@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,8 +74,16 @@ class Retries:
     attempts: int = 6
     first_pause_s: float = FIRST_PAUSE_S
 
-    def fetch(self, transport: Transport, name: str, start: int = 0, size: int | None = None) -> bytes:
-        """``transport.get``, tried again.
+    def fetch(
+        self,
+        transport: Transport,
+        name: str,
+        start: int = 0,
+        size: int | None = None,
+        *,
+        retried: Callable[[], None] = lambda: None,
+    ) -> bytes:
+        """``transport.get``, tried again; ``retried`` is told each time.
 
         Raises:
             Unreachable: no try succeeded; names file, URL, bytes, tries and the last reason.
@@ -89,6 +97,7 @@ class Retries:
                 if attempt >= self.attempts:
                     part = "" if size is None else f", bytes {start} to {start + size - 1}"
                     raise Unreachable(self.gave_up(transport, name, part, time.monotonic() - began, error)) from error
+                retried()
                 self.pause(attempt, error)
                 attempt += 1
 
@@ -138,16 +147,26 @@ def gathered(pieces: Iterable[bytes], size: int | None, timeout_s: float) -> byt
     Raises:
         TransportError: too slow, too short or too long.
     """
-    began, got, total = time.monotonic(), [], 0
-    for piece in pieces:
-        got.append(piece)
-        total += len(piece)
-        elapsed = time.monotonic() - began
-        if elapsed > timeout_s * (1 + total // TIMED_BYTES):
-            raise TransportError(f"too slow: {total} bytes in {elapsed:.1f} s")
+    got = list(paced(pieces, timeout_s))
+    total = sum(map(len, got))
     if size is not None and total != size:
         raise TransportError(f"short read: {total} of {size} bytes" if total < size else f"{total} bytes, not {size}")
     return b"".join(got)
+
+
+def paced(pieces: Iterable[bytes], timeout_s: float) -> Iterator[bytes]:
+    """The pieces, within a time limit that grows with their bytes.
+
+    Raises:
+        TransportError: too slow.
+    """
+    began, total = time.monotonic(), 0
+    for piece in pieces:
+        total += len(piece)
+        yield piece
+        elapsed = time.monotonic() - began
+        if elapsed > timeout_s * (1 + total // TIMED_BYTES):
+            raise TransportError(f"too slow: {total} bytes in {elapsed:.1f} s")
 
 
 def byte_range(start: int, size: int) -> str:

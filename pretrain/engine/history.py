@@ -1,7 +1,8 @@
 """What happened to a run that its curve alone does not show: a line of ``history.jsonl`` for each.
 
-``start`` (from the seed or given weights), ``resume``, ``fork`` (with its parent), ``change`` (settings that differ
-from this step on: the curve may jump), ``rollback``. A report can mark these.
+``launch`` (every command that trained into the folder, with its machine), then what came of it: ``start`` (from the
+seed or given weights), ``resume``, ``fork`` (with its parent), ``change`` (settings that differ from this step on: the
+curve may jump), ``rollback``. A report marks these.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-KINDS = ("start", "resume", "fork", "change", "rollback")
+KINDS = ("launch", "start", "resume", "fork", "change", "rollback")
 
 
 def record(path: Path, kind: str, step: int, **details: Any) -> None:

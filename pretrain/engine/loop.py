@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -41,11 +41,24 @@ class MicroBatch(Protocol):
     def num_bad(self) -> int: ...
 
 
+class Tally(Protocol):
+    """What the loop sees of the counts that a rank's data processes keep."""
+
+    def totals(self) -> list[float]:
+        """This rank's counts since the start; as many on every rank."""
+        ...
+
+    def figures(self, totals: Sequence[float]) -> dict[str, float]:
+        """Metrics of the sums over all ranks."""
+        ...
+
+
 @dataclass
 class Boundary:
     """What all ranks agree on at the end of a step, after one collective and one read by the host.
 
-    ``times`` has one entry per rank; memory (bytes) and weight norm are measured where a line is due, else None.
+    ``times`` has one entry per rank; memory (bytes), weight norm and the counts of data processes (sums over ranks) are
+    measured where a line is due, else None.
     """
 
     loss: float
@@ -56,6 +69,7 @@ class Boundary:
     times: OwnTimes
     memory_bytes: float | None
     weight_norm: float | None
+    counts: list[float] | None = None
 
 
 @dataclass
@@ -68,6 +82,7 @@ class Trainer:
         schedule: state → learning rate of its next update.
         evaluate: → metrics of all evaluation sets, or None where a wish to stop came in between. Collective.
         seed_step: (step, micro_step) → reseeds element dropout.
+        tally: what was read and fetched.
         num_steps: of the whole schedule.
         evaluate_every, save_every: steps between two, or None.
         max_consecutive_skips: so many skipped updates in a row, and the run is rolled back.
@@ -82,6 +97,7 @@ class Trainer:
     schedule: Callable[[TrainState], float]
     evaluate: Callable[[], dict[str, float] | None]
     seed_step: Callable[[int, int], None]
+    tally: Tally
     checkpointer: Checkpointer
     telemetry: Telemetry
     stop_request: StopRequest
@@ -159,13 +175,16 @@ class Trainer:
         memory = memory_bytes(self.device) if measure else 0
         wishes = [float(self.stop_request.check() is not None), float(self.checkpointer.progress)]
         weights = square_sum(self.backend.slices()) if measure else torch.zeros((), dtype=torch.float64)
-        own = torch.tensor([*record, *wishes, *self.clock.take(), float(memory)], dtype=torch.float64).to(self.device)
+        counts = self.tally.totals() if measure else []
+        numbers = [*record, *wishes, *self.clock.take(), float(memory), *counts]
+        own = torch.tensor(numbers, dtype=torch.float64).to(self.device)
         own = torch.cat([loss.double().view(1), own, weights.to(self.device).view(1)])
         rows = [own]
         if is_distributed():
             rows = [torch.empty_like(own) for _ in range(dist.get_world_size())]
             dist.all_gather(rows, own)
-        losses, digests, bad, stop, saving, waited, forward, memories, squares = torch.stack(rows).T.tolist()
+        columns = torch.stack(rows).T.tolist()
+        losses, digests, bad, stop, saving, waited, forward, memories, *counted, squares = columns
         return Boundary(
             loss=sum(losses) / len(losses),
             batch_digest=int(sum(digests)),
@@ -175,6 +194,7 @@ class Trainer:
             times=OwnTimes(waited, forward),
             memory_bytes=max(memories) if measure else None,
             weight_norm=math.sqrt(sum(squares)) if measure else None,
+            counts=[sum(ranks) for ranks in counted] if measure else None,
         )
 
     def report(self, state: TrainState, lr: float, update: Update, boundary: Boundary, bad_samples: int) -> None:
@@ -189,6 +209,8 @@ class Trainer:
         }
         if boundary.weight_norm is not None and boundary.memory_bytes is not None:
             values |= {"weight_norm": boundary.weight_norm, "memory_gib": boundary.memory_bytes / 2**30}
+        if boundary.counts is not None:
+            values |= self.tally.figures(boundary.counts)
         self.telemetry.step(state.step, state.position, values, boundary.times)
         if not update.applied:
             self.telemetry.reporter.say(

@@ -14,7 +14,8 @@ from typing import Any
 
 from pretrain.config.changes import Change, changes, refuse_changes
 from pretrain.config.duration import Duration
-from pretrain.config.loader import Resolved, load_experiment
+from pretrain.config.loader import Resolved
+from pretrain.config.saved import load_saved
 from pretrain.config.schema.experiment import Experiment
 from pretrain.distributed.collectives import broadcast_object, raise_together
 from pretrain.distributed.rank import Rank
@@ -108,7 +109,7 @@ def _find(resolved: Resolved, folder: RunFolder, say: Callable[[str], None]) -> 
 
 def _accept_changes(resolved: Resolved, start: Start, lanes_of: Lanes, say: Callable[[str], None]) -> Start:
     """The start with what changes at it. Raises: ConfigError where a change is not allowed."""
-    saved = load_experiment(start.path / "config.resolved.yaml")
+    saved = load_saved(start.path / "config.resolved.yaml")
     allowed = resolved.experiment.resume.allow_changes
     if resolved.experiment.resume.cooldown is not None:
         start = replace(start, num_steps=_cooldown_end(resolved.experiment, saved.experiment, start))

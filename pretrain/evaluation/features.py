@@ -5,18 +5,17 @@ Legend: B images · N images of a set · D width of the features · M most label
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.data.stream import EvalStream
+from pretrain.data.batch import Batch
 from pretrain.distributed.collectives import all_gather_rows
-from pretrain.evaluation.context import Context
 from pretrain.models.zoo import classifier_layers
 
 
@@ -82,13 +81,27 @@ class HeadInput(AbstractContextManager["HeadInput"]):
         return taken
 
 
+class FrozenModel(Protocol):
+    """A model that is asked for features: ``evaluation.context.Context``, or one that a stage has read."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits of a batch on the device; calls ``model``."""
+        ...
+
+
 @torch.no_grad()
-def own_features(context: Context, stream: EvalStream) -> Iterator[Features]:
+def own_features(frozen: FrozenModel, stream: Iterable[Batch]) -> Iterator[Features]:
     """Features of this rank's share, batch by batch, on the device. Collective: at ZeRO-3."""
-    with HeadInput(context.model) as head_input:
+    with HeadInput(frozen.model) as head_input:
         for batch in stream:
-            batch = batch.to(context.device)
-            context.logits(batch)
+            batch = batch.to(frozen.device)
+            frozen.logits(batch)
             yield Features(head_input.take(), batch.labels, batch.sample_ids, batch.valid)
 
 
@@ -99,8 +112,8 @@ def joined(parts: list[Features]) -> Features:
     return Features(values[valid], labels[valid], sample_ids[valid], valid[valid])
 
 
-def all_features(context: Context, stream: EvalStream) -> Features:
+def all_features(frozen: FrozenModel, stream: Iterable[Batch]) -> Features:
     """Features of the whole set in the order of the sample ids, on the host of every rank. Collective: yes."""
-    found = joined([part.gathered().to("cpu") for part in own_features(context, stream)])
+    found = joined([part.gathered().to("cpu") for part in own_features(frozen, stream)])
     order = torch.argsort(found.sample_ids)
     return Features(found.values[order], found.labels[order], found.sample_ids[order], found.valid[order])

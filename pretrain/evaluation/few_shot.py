@@ -18,12 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.config.schema.evaluation import FEW_SHOT_L2, EvaluationSetConfig
-from pretrain.data.card import load_classes
-from pretrain.data.labels import read_labels
 from pretrain.distributed.collectives import all_reduce_sum
-from pretrain.errors import DataError
-from pretrain.evaluation.context import Context
-from pretrain.evaluation.features import all_features, joined, own_features
+from pretrain.evaluation.feature_sets import Pair
+from pretrain.evaluation.features import joined
 
 BIAS_CONSTANT = 100.0
 STD_FLOOR = 1e-5
@@ -85,51 +82,35 @@ def draw_support(labels: NDArray[np.int64], num_classes: int, seed: int) -> list
 
 
 class FewShot:
-    """Mean accuracy over the draws, for each number of shots: ``kind: few_shot``."""
+    """Mean accuracy over the draws, for each number of shots: ``kind: few_shot``.
 
-    def __init__(self, config: EvaluationSetConfig, context: Context) -> None:
-        assert config.train_shards is not None
-        self._config, self._context = config, context
-        self._test = context.stream(config, config.shards)
-        table = context.stream(config, config.train_shards).table
-        self._num_classes, self._folder = table.num_classes, table.folder
-        self._labels = single_labels(read_labels(table), config.train_shards)
-        self._check(config.train_shards)
+    Raises:
+        DataError: a class has too few images.
+    """
+
+    def __init__(self, config: EvaluationSetConfig, pair: Pair) -> None:
+        self._config, self._pair = config, pair
         most = max(config.shots)
-        orders = [draw_support(self._labels, self._num_classes, seed) for seed in range(config.num_seeds)]
+        pair.require_images(most)
+        orders = [draw_support(pair.train_labels, pair.num_classes, seed) for seed in range(config.num_seeds)]
         self._supports = [[order[:most] for order in of_classes] for of_classes in orders]
         wanted = np.unique(np.concatenate([ids for of_classes in self._supports for ids in of_classes]))
-        self._train = context.stream(config, config.train_shards, sample_ids=wanted)
-
-    def _check(self, shards: str) -> None:
-        counts = np.bincount(self._labels, minlength=self._num_classes)
-        rarest = int(counts.argmin())
-        if counts[rarest] < max(self._config.shots):
-            name = load_classes(self._folder)[rarest][1]
-            raise DataError(
-                f"shots: {max(self._config.shots)} images per class, but {shards} has {counts[rarest]} of class "
-                f"{rarest} ({name}); use fewer shots"
-            )
-        if self._test.table.num_classes != self._num_classes:
-            raise DataError(
-                f"{self._config.shards} has {self._test.table.num_classes} classes, {shards} {self._num_classes}; "
-                "they must be splits of one set"
-            )
+        self._train = pair.train.only(wanted)
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
         """``5_shot``, the mean accuracy over the draws, and ``5_shot_std`` for each number of shots. Collective."""
-        config, device = self._config, self._context.device
-        train = all_features(self._context, self._train)
+        config, device = self._config, self._pair.device
+        train = self._train.whole()
         row_of = {int(sample_id): row for row, sample_id in enumerate(train.sample_ids)}
-        test = joined(list(own_features(self._context, self._test)))
+        test = joined(list(self._pair.test.own()))
         correct = torch.zeros(len(config.shots), config.num_seeds, dtype=torch.int64, device=device)
         for seed, support in enumerate(self._supports):
             for index, shots in enumerate(config.shots):
                 chosen = np.concatenate([ids[:shots] for ids in support]).tolist()
                 rows = torch.tensor([row_of[sample_id] for sample_id in chosen if sample_id in row_of])
                 values, labels = train.values[rows].to(device), train.labels[rows, 0].to(device)
-                solution = FewShotRegression.fit(values, labels, self._num_classes, config.l2 or FEW_SHOT_L2)
+                solution = FewShotRegression.fit(values, labels, self._pair.num_classes, config.l2 or FEW_SHOT_L2)
                 correct[index, seed] = (solution(test.values).argmax(1) == test.labels[:, 0]).sum()
         counts = torch.cat([correct.flatten(), torch.tensor([len(test.values)], device=device)])
         *hits, num_samples = all_reduce_sum(counts).tolist()
@@ -141,21 +122,6 @@ class FewShot:
             result[f"{shots}_shot"] = float(own.mean())
             result[f"{shots}_shot_std"] = float(own.std(ddof=1)) if len(own) > 1 else 0.0
         return {**result, "num_samples": num_samples}
-
-
-def single_labels(labels: NDArray[np.int64], shards: str) -> NDArray[np.int64]:
-    """The one label of each image, (N,) from (N, M).
-
-    Raises:
-        DataError: an image has several labels, or none.
-    """
-    wrong = np.flatnonzero((labels >= 0).sum(1) != 1)
-    if len(wrong):
-        raise DataError(
-            f"{shards}: {len(wrong):,} images, the first is sample {wrong[0]}, do not have exactly one label; "
-            "few_shot, knn and logistic need one"
-        )
-    return labels.max(1) if labels.size else np.zeros(0, dtype=np.int64)
 
 
 def _with_constant(features: Tensor) -> Tensor:

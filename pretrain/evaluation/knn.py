@@ -17,10 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.config.schema.evaluation import EvaluationSetConfig
-from pretrain.data.labels import read_labels
-from pretrain.evaluation.context import Context
-from pretrain.evaluation.features import Features, joined, own_features
-from pretrain.evaluation.few_shot import single_labels
+from pretrain.evaluation.feature_sets import Pair
+from pretrain.evaluation.features import Features, joined
 from pretrain.evaluation.topk import TopK
 
 CHUNK = 4096
@@ -54,27 +52,22 @@ def votes(cosines: Tensor, labels: Tensor, num_classes: int, temperature: float)
 class NearestNeighbours:
     """``kind: knn``."""
 
-    def __init__(self, config: EvaluationSetConfig, context: Context) -> None:
-        assert config.train_shards is not None
-        self._config, self._context = config, context
-        self._train = context.stream(config, config.train_shards)
-        self._test = context.stream(config, config.shards)
-        single_labels(read_labels(self._train.table), config.train_shards)
+    def __init__(self, config: EvaluationSetConfig, pair: Pair) -> None:
+        self._config, self._pair = config, pair
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
         """``knn_top1``, ``knn_top5`` and ``num_samples``. Collective: yes."""
-        test = joined(list(own_features(self._context, self._test)))
+        test = joined(list(self._pair.test.own()))
         cosines, labels = nearest(test.values, self._chunks(), self._config.k)
-        meter = TopK(self._context.device)
-        scores = votes(cosines, labels, self._train.table.num_classes, self._config.temperature)
+        meter = TopK(self._pair.device)
+        scores = votes(cosines, labels, self._pair.num_classes, self._config.temperature)
         meter.update(scores, test.labels, test.valid)
-        result = meter.result()
-        return {f"knn_{name}" if name.startswith("top") else name: value for name, value in result.items()}
+        return meter.result("knn_")
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         waiting: list[Features] = []
-        for part in own_features(self._context, self._train):
+        for part in self._pair.train.own():
             waiting.append(part.gathered())
             if sum(len(one.values) for one in waiting) >= CHUNK:
                 yield _chunk(waiting)

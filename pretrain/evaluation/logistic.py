@@ -8,18 +8,23 @@ Legend: N training images · D width · K classes · B images classified.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from pretrain import seeds
 from pretrain.config.schema.evaluation import LOGISTIC_L2, EvaluationSetConfig
-from pretrain.data.labels import read_labels
-from pretrain.distributed.collectives import broadcast_tensor
-from pretrain.evaluation.context import Context
-from pretrain.evaluation.features import all_features, own_features
-from pretrain.evaluation.few_shot import STD_FLOOR, single_labels
+from pretrain.distributed.collectives import all_reduce_sum, broadcast_tensor
+from pretrain.errors import DataError
+from pretrain.evaluation.feature_sets import FeatureSet, Pair
+from pretrain.evaluation.few_shot import STD_FLOOR
 from pretrain.evaluation.topk import TopK
+
+HELD_OUT_PART = 5  # one image in so many, as VTAB-1k's 200 of 1,000
 
 
 @dataclass(frozen=True)
@@ -79,39 +84,87 @@ class LogisticRegression:
 
 
 class LogisticProbe:
-    """``kind: logistic``."""
+    """``kind: logistic``.
 
-    def __init__(self, config: EvaluationSetConfig, context: Context) -> None:
-        assert config.train_shards is not None
-        self._config, self._context = config, context
-        self._train = context.stream(config, config.train_shards)
-        self._test = context.stream(config, config.shards)
-        single_labels(read_labels(self._train.table), config.train_shards)
+    Raises:
+        DataError: all training images are of one class.
+    """
+
+    def __init__(self, config: EvaluationSetConfig, pair: Pair) -> None:
+        self._config, self._pair = config, pair
+        if len(np.unique(pair.train_labels)) < 2:
+            raise DataError(f"{pair.train.shards}: all images are of one class; there is nothing to tell apart")
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
         """``logistic_top1``, ``logistic_top5`` and ``num_samples``. Collective: yes."""
-        context = self._context
         solution = self._solve()
-        meter = TopK(context.device)
-        for part in own_features(context, self._test):
+        meter = TopK(self._pair.device)
+        for part in self._pair.test.own():
             meter.update(solution(part.values), part.labels, part.valid)
-        result = meter.result()
-        return {f"logistic_{name}" if name.startswith("top") else name: value for name, value in result.items()}
+        return meter.result("logistic_")
 
     def _solve(self) -> LogisticRegression:
-        train, num_classes = all_features(self._context, self._train), self._train.table.num_classes
-        width, device = train.values.shape[1], self._context.device
+        train, num_classes = self._pair.train.whole(), self._pair.num_classes
+        width = train.values.shape[1]
         whole = torch.zeros(width + 3, max(width, num_classes), dtype=torch.float64)
-        if self._context.rank == 0:
+        if self._pair.rank == 0:
             settings = {"l2": self._config.l2 or LOGISTIC_L2, "max_iterations": self._config.max_iterations}
             found, converged = LogisticRegression.fit(train.values, train.labels[:, 0], num_classes, **settings)
             whole[0, :width], whole[1, :width] = found.mean, found.std
             whole[2, :num_classes], whole[3:, :num_classes] = found.bias, found.weights
             if not converged:
-                self._context.say(
+                self._pair.say(
                     f"note: the logistic probe of {self._config.shards} stopped after {self._config.max_iterations} "
                     "iterations; raise max_iterations or l2"
                 )
-        whole = broadcast_tensor(whole.to(device))
+        whole = broadcast_tensor(whole.to(self._pair.device))
         return LogisticRegression(whole[0, :width], whole[1, :width], whole[3:, :num_classes], whole[2, :num_classes])
+
+
+def held_out(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """A fifth of the training images, True = choose a setting on it, (N,): those of the smallest seeded hash.
+
+    At least one image is held out, and of every class that has two or more at least one stays.
+
+    Args:
+        labels: of the training images in canonical order, (N,).
+    """
+    order = np.argsort(seeds.hash64("logistic", "dev", np.arange(len(labels))), kind="stable")
+    left = np.bincount(labels)
+    chosen = np.zeros(len(labels), dtype=bool)
+    wanted = -(-len(labels) // HELD_OUT_PART)
+    for place in order:
+        if wanted and left[labels[place]] > 1:
+            chosen[place] = True
+            left[labels[place]] -= 1
+            wanted -= 1
+    return chosen
+
+
+def accuracies_of(
+    grid: Sequence[float], pair: Pair, dev: FeatureSet | None, *, max_iterations: int
+) -> dict[float, float]:
+    """Accuracy for each weight of the penalty, on images that it was not fitted to. Collective: yes.
+
+    The grid is dealt to the ranks.
+
+    Args:
+        grid: values of ``l2``.
+        pair: its test images are not looked at.
+        dev: images to choose by; None: ``held_out`` of the training images.
+        max_iterations: of L-BFGS.
+    """
+    train = pair.train.whole()
+    values, labels = train.values, train.labels[:, 0]
+    if dev is None:
+        aside = torch.from_numpy(held_out(labels.numpy()))
+        fitted, judged = (values[~aside], labels[~aside]), (values[aside], labels[aside])
+    else:
+        others = dev.whole()
+        fitted, judged = (values, labels), (others.values, others.labels[:, 0])
+    found = torch.zeros(len(grid), dtype=torch.float64)
+    for place in range(pair.rank, len(grid), pair.world):
+        solution, _ = LogisticRegression.fit(*fitted, pair.num_classes, l2=grid[place], max_iterations=max_iterations)
+        found[place] = (solution(judged[0]).argmax(1) == judged[1]).double().mean()
+    return dict(zip(grid, all_reduce_sum(found).tolist(), strict=True))

@@ -8,6 +8,7 @@ from typing import Protocol
 from pretrain.config.schema.evaluation import EvaluationSetConfig
 from pretrain.evaluation.classification import Accuracy, MultiLabel
 from pretrain.evaluation.context import Context
+from pretrain.evaluation.feature_sets import Pair
 from pretrain.evaluation.few_shot import FewShot
 from pretrain.evaluation.knn import NearestNeighbours
 from pretrain.evaluation.logistic import LogisticProbe
@@ -21,13 +22,22 @@ class Evaluator(Protocol):
         ...
 
 
+PROBES: dict[str, Callable[[EvaluationSetConfig, Pair], Evaluator]] = {
+    "few_shot": FewShot,
+    "knn": NearestNeighbours,
+    "logistic": LogisticProbe,
+}
+
+
+def _probe(config: EvaluationSetConfig, context: Context) -> Evaluator:
+    return PROBES[config.kind](config, Pair.in_run(config, context))
+
+
 EVALUATORS: dict[str, Callable[[EvaluationSetConfig, Context], Evaluator]] = {
     "accuracy": Accuracy,
     "label_map": Accuracy,
     "multilabel": MultiLabel,
-    "few_shot": FewShot,
-    "knn": NearestNeighbours,
-    "logistic": LogisticProbe,
+    **dict.fromkeys(PROBES, _probe),
 }
 
 

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.data.batch import PADDING_LABEL
-from pretrain.data.index import ShardTable
+from pretrain.data.index import PADDING_LABEL, ShardTable
 from pretrain.data.labels import read_sources
 from pretrain.errors import DataError
 

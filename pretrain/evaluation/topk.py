@@ -49,8 +49,10 @@ class TopK:
             self._has_loss = True
             self._loss += torch.where(valid, losses, 0.0).sum(dtype=torch.float64)  # padding may be NaN
 
-    def result(self) -> dict[str, float]:
+    def result(self, prefix: str = "") -> dict[str, float]:
         """``top1``, ``top5`` (one for each k) in [0, 1], ``num_samples`` and, where losses were given, ``loss``.
+
+        The names of the accuracies begin with ``prefix``.
 
         Collective: every rank calls it, also one that saw no image.
         """
@@ -58,7 +60,7 @@ class TopK:
         loss = all_reduce_sum(self._loss[None]).tolist()[0]
         num_samples = counts[-1]
         counted = max(num_samples, 1)
-        result: dict[str, float] = {f"top{k}": hits / counted for k, hits in zip(self.ks, counts, strict=False)}
+        result: dict[str, float] = {f"{prefix}top{k}": hits / counted for k, hits in zip(self.ks, counts, strict=False)}
         result["num_samples"] = num_samples
         if self._has_loss:
             result["loss"] = loss / counted

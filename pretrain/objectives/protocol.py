@@ -9,6 +9,7 @@ Legend: B images · C H W · M most labels of an image · K classes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -16,7 +17,8 @@ from torch import Tensor
 Model = Callable[..., Tensor]
 
 
-class Inputs(Protocol):
+@dataclass(frozen=True)
+class Inputs:
     """One micro-batch on the device.
 
     Attributes:
@@ -28,16 +30,11 @@ class Inputs(Protocol):
         slots: int64 (B,) on the **host**: the number of each draw in the global stream, of which masks are a function.
     """
 
-    @property
-    def images(self) -> Tensor: ...
-    @property
-    def labels(self) -> Tensor: ...
-    @property
-    def drop_path(self) -> Tensor | None: ...
-    @property
-    def targets(self) -> Tensor | None: ...
-    @property
-    def slots(self) -> Tensor | None: ...
+    images: Tensor
+    labels: Tensor
+    drop_path: Tensor | None = None
+    targets: Tensor | None = None
+    slots: Tensor | None = None
 
 
 class Objective(Protocol):

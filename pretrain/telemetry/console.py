@@ -22,6 +22,10 @@ def _percent(value: float) -> str:
     return f"{value:.1%}"
 
 
+def _gigabytes(value: float) -> str:
+    return f"{value / 1e9:,.2f}"
+
+
 # Figures in their order: metric → (label, form). Those in _PLAIN are also in plain lines.
 _FIGURES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "loss": ("loss", lambda value: f"{value:.4f}"),
@@ -37,6 +41,10 @@ _FIGURES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "memory_gib": ("memory GiB", lambda value: f"{value:.2f}"),
     "skipped_updates": ("skipped updates", str),
     "bad_samples": ("bad samples", str),
+    "bytes_read": ("GB read", _gigabytes),
+    "bytes_fetched": ("GB fetched", _gigabytes),
+    "cache_hit_rate": ("cache hits", _percent),
+    "fetch_retries": ("retries", lambda value: f"{value:.0f}"),
 }
 _PLAIN = ("loss", "images_per_s", "mfu", "data_wait")
 

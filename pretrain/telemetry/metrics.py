@@ -55,6 +55,20 @@ TRAIN: dict[str, Metric] = {
     "bad_samples": Metric(
         "samples", "sum over ranks, since the start", "samples replaced because they could not be read or decoded"
     ),
+    "bytes_read": Metric("bytes", "sum over ranks, since the start", "bytes of images read, from disk or cache"),
+    "bytes_fetched": Metric(
+        "bytes",
+        "sum over ranks, since the start",
+        "bytes of shards that came over the network; absent where all sets lie in folders",
+    ),
+    "fetch_retries": Metric(
+        "requests", "sum over ranks, since the start", "requests that failed and were tried again; absent likewise"
+    ),
+    "cache_hit_rate": Metric(
+        "share, 0-1",
+        f"all ranks together, {_WINDOW}",
+        "chunks that were in the node's cache when they were read, and need not be waited for; absent likewise",
+    ),
     "batch_digest": Metric(
         "1", "sum over ranks", "order-free checksum of the global batch's (sample, slot) pairs: equal for equal batches"
     ),

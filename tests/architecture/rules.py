@@ -82,7 +82,6 @@ LIGHT = (
     "pretrain.errors",
     "pretrain.files",
     "pretrain.seeds",
-    "pretrain.check",
     "pretrain.config",
     "pretrain.data.index",
     "pretrain.data.lanes",
@@ -103,7 +102,7 @@ LIGHT = (
     "pipelines.probes.judgement",
     "pipelines.probes.node",
 )
-LIGHT_ROOMS = ("pretrain.config", "pipelines.slurm")
+LIGHT_ROOMS = ("pretrain.check", "pretrain.config", "pipelines.slurm")
 
 VAGUE_NAMES = frozenset({"utils", "util", "misc", "common", "helpers", "helper"})
 

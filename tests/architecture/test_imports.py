@@ -108,7 +108,7 @@ def test_a_violation_is_found(path: str, text: str, expected: str) -> None:
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pretrain.models import vit",
         ),
         ("pretrain/distributed/x.py", "import os\nos.environ['A']"),
-        ("pretrain/build.py", "from pretrain.models import vit\nfrom pretrain.data import index"),
+        ("pretrain/build/trainer.py", "from pretrain.models import vit\nfrom pretrain.data import index"),
         ("pipelines/x.py", "import subprocess\nfrom pretrain import run"),
         ("pretrain/data/__init__.py", '"""What this room is for."""'),
     ],

@@ -6,7 +6,6 @@ Every function here runs inside a rank of a pool (or alone) and returns plain nu
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,21 +26,10 @@ from pretrain.models.interop import WeightsMetadata, load_weights, save_weights
 from pretrain.models.layers.drop_path import drop_path_scales
 from pretrain.models.surgery import adapt_state_dict
 from pretrain.models.zoo import build_model, init_weights, uses_generator
-from pretrain.objectives.protocol import Objective
+from pretrain.objectives.protocol import Inputs, Objective
 from pretrain.optim.schedules import build_schedule
 
 BATCH, CLASSES, SIZE = 8, 5, 8
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """A micro-batch as an objective takes it."""
-
-    images: Tensor
-    labels: Tensor
-    drop_path: Tensor | None = None
-    targets: Tensor | None = None
-    slots: Tensor | None = None
 
 
 def experiment(**changes: object) -> Experiment:
@@ -108,7 +96,7 @@ def make(config: Experiment, kind: str = "deepspeed", weights: str | None = None
 
 def objective_for(config: Experiment, backend: Backend) -> Objective:
     """The objective with its teacher, as a run builds it."""
-    from pretrain.build import objective_of
+    from pretrain.build.objective import objective_of
 
     return objective_of(config, backend.model, torch.device("cpu"), lambda line: None)
 

@@ -1,25 +1,33 @@
-"""Every command that the docs show: the target exists, the stage runs, the config passes --check."""
+"""Every command that the docs show: the target exists, the stage runs, the config passes --check.
+
+Commands in ``sh`` blocks are run, or are of a kind in ``KNOWN``. Of those in running text, in tables and beside their
+output, which stand for many or lack a file, stage, target and options must exist; so must each file that is named.
+"""
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pipelines.__main__ import STAGES
 from tests.command import ROOT, Commands
 from tests.unit.pipelines.run_folders import write_run
 from tests.unit.pipelines.test_collect import write_sweep
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DIGITS = ["data.shards=data/demo/upstream/train", "data.num_samples=714", "data.num_classes=5"]
 # Shown but not run here: what they do is named.
 KNOWN = {
     "git clone": "the clone itself",
     ".venv/bin/tensorboard": "serves until it is stopped",
     "cd": "changes the folder",
     "cp": "copies a file",
-    "touch": "makes a file",
+    "source": "takes the environment into the shell",
     "sbatch": "needs a cluster; the script is checked by its own tests",
     "export": "sets a variable",
     "python benchmarks/": "benchmarks are run by make bench",
@@ -27,22 +35,22 @@ KNOWN = {
 
 
 def commands() -> list[tuple[str, str]]:
-    """(page, command) for every line of every ``sh`` block, with continued lines joined."""
-    found = []
+    """(page, command) for every line of every ``sh`` block, with continued lines joined; each command once."""
+    found: dict[str, str] = {}
     for page in PAGES:
         for block in re.findall(r"```(?:sh|bash)\n(.*?)```", page.read_text(), re.S):
             for line in block.replace("\\\n", " ").splitlines():
                 words = line.split(" #")[0].strip()
                 if words:
-                    found.append((page.name, words))
-    return found
+                    found.setdefault(words, page.name)
+    return [(page, words) for words, page in found.items()]
 
 
 @pytest.mark.parametrize(("page", "words"), commands(), ids=lambda value: value[:60])
 def test_command_of_the_docs(command: Commands, digits: None, tmp_path: Path, page: str, words: str) -> None:
     if any(words.startswith(known) for known in KNOWN):
         return
-    parts = shlex.split(words)
+    parts = [_stand_in(part, page, tmp_path) for part in shlex.split(words)]
     if parts[0] == "make":
         command.run("make", "--dry-run", *parts[1:], check=True)
     elif "run.py" in words or "finetune.py" in words:
@@ -71,11 +79,13 @@ def test_command_of_the_docs(command: Commands, digits: None, tmp_path: Path, pa
             runs = [word for word in arguments if word.startswith("runs")]
             for run in runs:
                 arguments[arguments.index(run)] = str(write_run(tmp_path / run.replace("/", "_")))
+        if arguments[0] == "bench-data" and "--images-per-second" not in arguments:  # which a GPU would be asked for
+            arguments += ["--images-per-second", "100", "--num-images", "50", *DIGITS]
         if arguments[0] == "doctor":
             done = command.run("python", "-m", "pipelines", *arguments, timeout_s=300)
             assert (done.returncode in (0, 1, 2) and " green, " in done.stdout + done.stderr) or "--json" in arguments
             return
-        if arguments[0] in ("figures", "average", "evaluate", "export", "predict"):
+        if arguments[0] in ("figures", "average", "evaluate", "export", "predict", "probe"):
             weights = str(_weights(tmp_path / "weights.safetensors"))
             arguments = [weights if word.startswith("runs/") else word for word in arguments]
         if arguments[0] == "collect":
@@ -90,6 +100,25 @@ def test_command_of_the_docs(command: Commands, digits: None, tmp_path: Path, pa
         command.run("python", "-m", "pipelines", *arguments, check=True)
     else:
         raise AssertionError(f"{page}: no test knows how to run {words!r}; add it here")
+
+
+def test_every_kind_that_is_not_run_is_shown_somewhere() -> None:
+    shown = [words for _, words in commands()]
+    assert [kind for kind in KNOWN if not any(words.startswith(kind) for words in shown)] == []
+
+
+def _stand_in(word: str, page: str, tmp_path: Path) -> str:
+    """The demo's data for a reader's, and for a config that the page shows that very text."""
+    if word.startswith("data/mine/"):
+        return word.replace("data/mine", "data/demo/upstream")
+    for text in re.findall(r"```yaml\n(.*?)```", next(p for p in PAGES if p.name == page).read_text(), re.S):
+        name = text.splitlines()[0].removeprefix("# ")
+        if name == word:
+            path = tmp_path / Path(name).name
+            folder = (ROOT / name).parent
+            path.write_text(re.sub(r"(?m)^extends: ", f"extends: {folder}/", text))
+            return str(path)
+    return word
 
 
 def _weights(path: Path) -> Path:
@@ -113,6 +142,76 @@ def _pictures(folder: Path) -> Path:
             (folder / name).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (20 + number, 16), colour).save(folder / name / f"{number}.png")
     return folder
+
+
+MENTION = re.compile(r"(?:python -m |`make |(?:pretrain/run|pipelines/finetune|benchmarks/\w+)\.py )[^`\n|│─]*")
+
+
+def mentions() -> Iterator[tuple[str, list[str]]]:
+    """(page, words) for every command of ours outside of the ``sh`` blocks."""
+    for page in PAGES:
+        text = re.sub(r"```(?:sh|bash)\n.*?```", "", page.read_text(), flags=re.S)
+        for found in MENTION.findall(text):
+            yield page.name, found.lstrip("`").replace("[", " ").replace("]", " ").split()
+
+
+def test_stages_targets_and_options_in_the_text_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    targets = re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text())
+    wrong = []
+    for page, words in mentions():
+        if words[0] == "make":
+            wrong += [f"{page}: {' '.join(words)}: no such target"] * (words[1] not in targets)
+            continue
+        known = _options(words, capsys)
+        options = [match[0] for word in words if (match := re.match(r"--[a-z][\w-]*", word))]
+        wrong += [f"{page}: {' '.join(words)}: {option}" for option in options if f"{option} " not in known]
+    assert not wrong, "\n".join(wrong)
+
+
+def _options(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Where the options of a command stand: its help, of a benchmark its source."""
+    if words[0] != "python":
+        if words[0].startswith("benchmarks/"):
+            return (ROOT / words[0]).read_text().replace('"', " ")
+        return _help(words[0].removesuffix(".py").replace("/", "."), (), capsys)
+    if words[2] != "pipelines":
+        return (ROOT / f"{words[2].replace('.', '/')}.py").read_text().replace('"', " ")
+    if len(words) == 3:
+        return ""
+    known = _help(STAGES[words[3]][0], (), capsys)
+    if words[3] == "pack" and len(words) > 4:  # each source has options of its own
+        known += _help(STAGES[words[3]][0], (words[4],), capsys)
+    return known
+
+
+_SEEN: dict[tuple[str, ...], str] = {}
+
+
+def _help(module: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> str:
+    """What ``--help`` prints."""
+    key = (module, *words)
+    if key not in _SEEN:
+        with pytest.raises(SystemExit) as left:
+            importlib.import_module(module).main([*words, "--help"])
+        assert left.value.code == 0
+        _SEEN[key] = re.sub(r"[\s,=\]]+", " ", capsys.readouterr().out)
+    return _SEEN[key]
+
+
+FILE = re.compile(r"`((?:pretrain|pipelines|tests|configs|slurm|benchmarks|docs)/[\w./-]+)(?:::(\w+))?`")
+NOT_THERE = {"slurm/site.sh": "the reader's own"}
+
+
+def test_files_that_the_text_names_exist() -> None:
+    wrong = []
+    for page in PAGES:
+        for name, function in FILE.findall(page.read_text()):
+            path = ROOT / name
+            if name in NOT_THERE or "NAME" in name:
+                continue
+            if not path.exists() or (function and not re.search(rf"(?m)^(def )?{function}\b", path.read_text())):
+                wrong.append(f"{page.name}: {name} {function}".strip())
+    assert not wrong, "\n".join(wrong)
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.check import check
+from pretrain.check.experiment import check
 from pretrain.config.loader import Resolved, load_experiment
 from pretrain.models.budget import training_flops
 from pretrain.models.variants import parameter_shapes

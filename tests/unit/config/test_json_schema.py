@@ -1,4 +1,4 @@
-"""The generated JSON schemas are current, and say the same of every config as the loader does."""
+"""The generated JSON schemas and the page of keys are current, and say the same of every config as the loader does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import jsonschema
 import pytest
 import yaml
 
-from pretrain.config import json_schema
+from pretrain.config import json_schema, keys
+from pretrain.config.changes import flatten
+from pretrain.config.loader import load_experiment
+from pretrain.config.schema.experiment import Experiment
+from pretrain.config.typed import known_keys
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMAS = ROOT / "configs" / "schema"
@@ -81,3 +85,24 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str], arguments: list[st
     assert json_schema.main(arguments) == code
     printed = capsys.readouterr()
     assert (printed.out == json_schema.schema_text(*arguments)) if code == 0 else printed.err.startswith("usage")
+
+
+def test_the_page_of_keys_is_current() -> None:
+    command = "python -m pretrain.config.keys > docs/config.md"
+    assert (ROOT / "docs" / "config.md").read_text() == keys.page(), f"run: {command}"
+
+
+def test_the_page_has_every_key_with_its_meaning_and_default() -> None:
+    listed = {key.name: key for section in keys.sections_of(Experiment) for key in section.keys}
+    sections = {section.name for section in keys.sections_of(Experiment)}
+    assert [key for key in known_keys(Experiment) if key not in listed and key not in sections] == []
+    for _, _, model in keys.FILES:
+        for section in keys.sections_of(model):
+            assert section.about, section.name
+            assert [key.name for key in section.keys if not key.meaning] == [], "give the field a description"
+    resolved = load_experiment(ROOT / "configs/pretrain/demo_digits.yaml")
+    defaults = {name: key.default for name, key in listed.items()}
+    for name, value in flatten(resolved.to_dict()):  # what a resolved config says of a key that nobody wrote
+        if resolved.provenance[name] == "default" and name in defaults:
+            whole = isinstance(value, float) and value.is_integer()
+            assert defaults[name].strip("`") in (keys.written(value), keys.written(int(value)) if whole else None), name

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 
 from pretrain.data import reader as reader_module
 from pretrain.data.decode import decode_strictly
 from pretrain.data.faults import BadSample
-from pretrain.data.index import ShardTable
-from pretrain.data.reader import ShardReader
+from pretrain.data.index import PADDING_LABEL, ShardTable
+from pretrain.data.reader import MixedReader, ShardReader
 from pretrain.data.store import LocalStore
 from pretrain.errors import DataError
 from tests.unit.data.sets import labels_of, write_set
@@ -94,3 +95,17 @@ def test_a_reader_can_be_sent_to_a_process(folder):
     reader = ShardReader(ShardTable.load(folder))
     reader.read(0)
     assert pickle.loads(pickle.dumps(reader)).read(9).labels == labels_of(9)
+
+
+def test_places_of_many_samples_are_those_of_their_records(tmp_path):
+    tables = [ShardTable.load(write_set(tmp_path / name, sizes)) for name, sizes in (("one", SIZES), ("two", [3, 5]))]
+    reader = MixedReader([ShardReader(table) for table in tables], [0, 10], ["one", "two"])
+    sample_ids = np.array([17, 3, 9, 0, 10, 12, 3, 5])
+    places, labels = reader.places(sample_ids)
+    assert labels.shape == (8, reader.max_labels)
+    for row, sample_id in enumerate(sample_ids.tolist()):
+        inner = reader.readers[sample_id >= 10]
+        sample = inner.read(sample_id % 10)
+        assert reader.read_at(sample_id, places[row]) == sample.data
+        padded = [*sample.labels, *[PADDING_LABEL] * reader.max_labels][: reader.max_labels]
+        assert labels[row].tolist() == padded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -10,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pretrain.data import transport as transport_module
+from pretrain.data.index import ShardTable
 from pretrain.data.lanes import allowed_worlds
+from pretrain.data.reader import ShardReader
 from pretrain.data.stream import EvalStream, TrainStream
 from pretrain.errors import ConfigError, DataError
 from tests.faulty_server import KINDS, folder_server, proxy_server, running
+from tests.s3_server import put_folder, s3_server
 from tests.unit.data.sets import experiment, write_set
 from tests.unit.data.test_reader import damage
 from tests.unit.data.test_stream import by_slot
@@ -45,21 +46,9 @@ def _quick(self: Any, attempts: int = 6, first_pause_s: float = 0.01) -> None:
 @pytest.fixture(scope="module")
 def bucket(folder) -> Iterator[str]:
     """An S3-compatible server with the set in a bucket; gives its endpoint."""
-    import boto3
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    client = boto3.client(
-        "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b"
-    )
-    client.create_bucket(Bucket=BUCKET)
-    for file in sorted(folder.iterdir()):
-        client.put_object(Bucket=BUCKET, Key=f"sets/train/{file.name}", Body=file.read_bytes())
-    yield endpoint
-    server.stop()
+    with s3_server() as endpoint:
+        put_folder(endpoint, folder, BUCKET, "sets/train")
+        yield endpoint
 
 
 def settings(shards: Any, cache: Path, **changes: Any):
@@ -239,12 +228,7 @@ def test_what_is_wrong_is_found_before_the_first_step(tmp_path, bucket, store, h
     folder = write_set(tmp_path / "train", SIZES)
     harm(folder)
     if store == "s3":
-        import boto3
-
-        client = boto3.client("s3", endpoint_url=bucket)
-        client.create_bucket(Bucket=(name := f"b{abs(hash(message)) % 10**9}"))
-        for file in folder.iterdir():
-            client.put_object(Bucket=name, Key=f"train/{file.name}", Body=file.read_bytes())
+        put_folder(bucket, folder, (name := f"b{abs(hash(message)) % 10**9}"), "train")
         config = settings(f"s3://{name}/train", tmp_path, cluster__remote={"s3_endpoint": bucket})
         with pytest.raises(DataError, match=message):
             TrainStream(config, 0, 1, 4)
@@ -333,3 +317,25 @@ def test_it_is_fetched_ahead(folder, tmp_path):
         assert server.requests - before <= 8
         batches.close()
         assert server.requests > 16  # far more than the 4 images needed
+
+
+def test_what_is_read_fetched_and_tried_again_is_counted(folder, tmp_path):
+    """Two data processes, and every first answer fails; then another run finds everything in the cache."""
+    with running(folder_server(folder.parent)) as server:
+        server.fault = lambda path, number: "error" if number == 0 and path.endswith(".tar") else None
+        cache = {"dir": str(tmp_path / "cache"), "chunk_bytes": 32768}
+        config = settings(f"{server.url}/train", tmp_path, cluster__num_workers=2, cluster__cache=cache)
+        alone = settings(f"{server.url}/train", tmp_path, cluster__cache=cache)
+        first, second = TrainStream(config, 0, 1, 4), TrainStream(alone, 0, 1, 4)
+        drawn = [sample_id for batch in first.iterate(0, 14) for sample_id in batch.sample_ids.tolist()]
+        list(second.iterate(0, 14))
+    parts = {key: count for key, count in server.seen.items() if key[0].endswith(".tar")}
+    assert set(parts.values()) == {2}
+    reader = ShardReader(ShardTable.load(folder))
+    bytes_read = sum(reader.record(sample_id)[1].size for sample_id in drawn)
+    counts = first.tally.figures(first.tally.totals())
+    assert counts.pop("cache_hit_rate") > 0.5
+    sent = sum(count for path, count in server.sent.items() if path.endswith(".tar"))
+    assert counts == {"bytes_read": bytes_read, "bytes_fetched": sent / 2, "fetch_retries": len(parts)}
+    again = second.tally.figures(second.tally.totals())
+    assert again == {"bytes_read": bytes_read, "bytes_fetched": 0, "fetch_retries": 0, "cache_hit_rate": 1}

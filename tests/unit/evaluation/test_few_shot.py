@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pretrain.errors import DataError
-from pretrain.evaluation.few_shot import FewShotRegression, draw_support, single_labels
+from pretrain.evaluation.feature_sets import single_labels
+from pretrain.evaluation.few_shot import FewShotRegression, draw_support
 
 
 def reference(x: np.ndarray, y: np.ndarray, test: np.ndarray, num_classes: int, l2: float) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 
 from pretrain.evaluation.knn import nearest, votes
-from pretrain.evaluation.logistic import LogisticRegression
+from pretrain.evaluation.logistic import LogisticRegression, held_out
 
 RNG = np.random.default_rng(0)
 TRAIN, LABELS = RNG.normal(size=(200, 12)), RNG.integers(0, 6, 200)
@@ -61,3 +61,10 @@ def test_a_solver_that_is_cut_short_says_so() -> None:
         torch.from_numpy(TRAIN), torch.from_numpy(LABELS), 6, l2=1e-6, max_iterations=1
     )
     assert not converged
+
+
+def test_a_fifth_is_held_out_and_every_class_keeps_an_image() -> None:
+    labels = np.array([0, 1, 1, 2] + [3] * 46)
+    chosen = held_out(labels)
+    assert chosen.sum() == 10 and set(labels[~chosen]) == {0, 1, 2, 3} and not chosen[[0, 3]].any()
+    assert (held_out(labels) == chosen).all() and not held_out(np.arange(5)).any()

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-
-
-@dataclass
-class Inputs:
-    images: Tensor
-    labels: Tensor
-    drop_path: Tensor | None = None
-    targets: Tensor | None = None
-    slots: Tensor | None = None
 
 
 def linear_model(num_classes: int, seed: int = 0) -> Any:

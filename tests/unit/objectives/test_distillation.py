@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from pretrain.config.schema.objective import ObjectiveConfig
 from pretrain.objectives.distillation import Distillation, Teacher
+from pretrain.objectives.protocol import Inputs
 from pretrain.objectives.registry import Context, build_objective
-from tests.unit.objectives.batches import Inputs, images, linear_model
+from tests.unit.objectives.batches import images, linear_model
 
 CLASSES, BATCH = 7, 6
 LABELS = torch.arange(BATCH)[:, None]

@@ -16,9 +16,9 @@ from pretrain.models.init import init_weights
 from pretrain.models.masked import Corruption
 from pretrain.models.zoo import build_model
 from pretrain.objectives.masked_patches import MaskedPatches, corruption, mean_colours
+from pretrain.objectives.protocol import Inputs
 from pretrain.objectives.registry import Context, build_objective
 from tests.golden.twins import small_config
-from tests.unit.objectives.batches import Inputs
 
 HALF = (0.5, 0.5, 0.5)
 

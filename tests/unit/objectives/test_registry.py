@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,11 +13,12 @@ from pretrain.errors import ConfigError
 from pretrain.models.zoo import build_model
 from pretrain.objectives.distillation import Distillation
 from pretrain.objectives.masked_patches import MaskedPatches
+from pretrain.objectives.protocol import Inputs
 from pretrain.objectives.registry import OBJECTIVES, Context, build_objective
 from pretrain.objectives.sigmoid import Sigmoid
 from pretrain.objectives.softmax import Softmax
 from tests.golden.twins import small_config
-from tests.unit.objectives.batches import Inputs, images, linear_model
+from tests.unit.objectives.batches import images, linear_model
 
 CONFIGS: list[dict[str, Any]] = [
     {"name": "softmax"},
@@ -76,8 +78,9 @@ def test_nothing_is_read_on_the_host(config: dict[str, Any]) -> None:
         model: Any = build_model(small_config(mask_token=masked, distilled=distilled), num_classes)
         teacher = build_model(small_config(), num_classes).eval()
         batch = Inputs(torch.empty(2, 3, 32, 48), torch.empty(2, 1, dtype=torch.int64), torch.empty(2, 3, 2))
-        mixed = Inputs(batch.images, batch.labels, batch.drop_path, targets=torch.empty(2, num_classes))
-    batch.slots = mixed.slots = torch.arange(2, device="cpu")
+        targets = torch.empty(2, num_classes)
+    batch = replace(batch, slots=torch.arange(2))
+    mixed = replace(batch, targets=targets)
     context = Context(3, patch=(8, 8), grid=(4, 6), teacher=torch.no_grad()(teacher), two_heads=distilled)
     for inputs in (batch, mixed):
         loss = build_objective(ObjectiveConfig(**config), num_classes, context)(model, inputs)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from pretrain.objectives.protocol import Inputs
 from pretrain.objectives.sigmoid import Sigmoid
-from tests.unit.objectives.batches import Inputs, images, linear_model
+from tests.unit.objectives.batches import images, linear_model
 
 LABELS = torch.tensor([[0, -1, -1], [1, 2, 6], [6, 6, -1], [-1, -1, -1]])
 TARGETS = torch.tensor(

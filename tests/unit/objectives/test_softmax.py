@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from pretrain.errors import DataError
+from pretrain.objectives.protocol import Inputs
 from pretrain.objectives.softmax import Softmax
-from tests.unit.objectives.batches import Inputs, images, linear_model
+from tests.unit.objectives.batches import images, linear_model
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config.loader import load_experiment
+from pretrain.engine.history import record
 from pretrain.engine.run_folder import RunFolder, Verdict
 from pretrain.files import write_atomic
 from pretrain.telemetry.sinks import JsonlSink
@@ -24,9 +25,12 @@ def write_run(
     steps: Iterable[int] = range(1, 101),
     resumed_at: int | None = None,
     verdict: Verdict | None = None,
-    extra: Iterable[tuple[str, int, dict[str, Any]]] = (),
+    happened: Iterable[tuple[str, int, dict[str, Any]]] = (),
 ) -> Path:
-    """A run of the demo's config; the curve falls smoothly and an update is skipped at step 60."""
+    """A run of the demo's config; the curve falls smoothly and an update is skipped at step 60.
+
+    A resume is on 4 ranks in place of 2. ``happened``: (kind, step, details) of more lines of the history.
+    """
     folder = RunFolder(path)
     path.mkdir(parents=True)
     settings = [*SETTINGS, f"name={path.name}", f"output_dir={path.parent}", *overrides]
@@ -40,19 +44,26 @@ def write_run(
         "provenance": resolved.provenance,
     }
     write_atomic(folder.environment, json.dumps(environment))
+    launch = {key: value for key, value in environment.items() if key != "provenance"} | {"launcher": "deepspeed"}
+    record(folder.history, "launch", 0, **launch)
+    record(folder.history, "start", 0, world_size=2)
     sink = JsonlSink(folder.metrics)
     for step in steps:
         if step == resumed_at:
             sink.write("resume", step, {"samples": step * 64})
+            record(folder.history, "launch", step, **launch | {"world_size": 4})
+            record(
+                folder.history, "resume", step, world_size=4, checkpoint=f"checkpoints/step-{step:08d}", written_by=2
+            )
         values = {"loss": 2 * math.exp(-step / 40), "lr": 1e-3, "grad_norm": 1.5, "step_s": 0.5, "data_wait": 0.1}
         values |= {"images_per_s": 128.0, "memory_gib": 0.8, "skipped_updates": int(step >= 60), "bad_samples": 0}
         sink.write("train", step, values)
         if step % 50 == 0:
             sink.write("eval", step, {"val/top1": step / 200, "val/5_shot": step / 300, "val/num_samples": 187})
-    for kind, step, values in extra:
-        sink.write(kind, step, values)
+    for kind, step, details in happened:
+        record(folder.history, kind, step, **details)
     sink.close()
     if verdict is not None:
-        record = {**asdict(verdict), "exit_code": verdict.exit_code, "job_id": "local", "restart_count": 0, "time": 0.0}
-        write_atomic(folder.exit, json.dumps(record))
+        found = {**asdict(verdict), "exit_code": verdict.exit_code, "job_id": "local", "restart_count": 0, "time": 0.0}
+        write_atomic(folder.exit, json.dumps(found))
     return path

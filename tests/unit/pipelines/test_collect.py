@@ -59,7 +59,7 @@ def test_one_table_in_every_format(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("content", "out", "message"),
     [
-        (None, "t.md", "no sweep.json in or below it"),
+        (None, "t.md", "no sweep.json or probe.json in or below it"),
         ("{}", "t.md", "not the result of a sweep"),
         ("nonsense", "t.md", "not the result of a sweep"),
         ("{}", "t.pdf", "must end in .md, .csv, .html"),

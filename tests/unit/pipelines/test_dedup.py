@@ -8,29 +8,12 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from pipelines.__main__ import main
 from pipelines.deduplication.hashes import NUM_BITS, WHOLE, grey_picture, hash_views
 from pipelines.deduplication.search import near_pairs
 from pretrain.data.index import ShardTable
-
-
-def photos() -> list[Image.Image]:
-    """Twelve different photos of real things: tiles of two large ones."""
-    tiles = []
-    for pixels in load_sample_images().images:  # pyright: ignore[reportAttributeAccessIssue]
-        for top in (0, 213):
-            for left in (0, 213, 426):
-                tiles.append(Image.fromarray(np.ascontiguousarray(pixels[top : top + 213, left : left + 213])))
-    return tiles
-
-
-def jpeg(image: Image.Image, quality: int = 95) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=quality)
-    return buffer.getvalue()
-
+from tests.unit.pipelines.photos import jpeg, tiles
 
 CHANGES = {
     "resized": lambda image: image.resize((97, 131)),
@@ -46,8 +29,8 @@ CHANGES = {
 def found(tmp_path_factory):
     """(summary, upstream key's file name → line of the drop list, folder)"""
     folder = tmp_path_factory.mktemp("dedup")
-    tiles = photos()
-    tests, others = tiles[:4], tiles[4:]
+    photos = tiles()
+    tests, others = photos[:4], photos[4:]
     for place in ("test", "upstream/a"):
         (folder / place).mkdir(parents=True)
     for index, image in enumerate(tests):
@@ -120,7 +103,7 @@ def test_packing_again_leaves_out_what_the_list_names(found):
 
 
 def test_a_mirrored_picture_has_the_hash_that_is_computed_for_it():
-    for image in photos():
+    for image in tiles():
         pixels = np.asarray(image)
         both = hash_views(grey_picture(pixels), (WHOLE,), mirrored=True)
         assert both[1] == hash_views(grey_picture(pixels[:, ::-1]), (WHOLE,))[0]

@@ -7,13 +7,19 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipelines import status
 from pipelines.__main__ import main
 from pipelines.run_record import RunRecord, find_runs
 from pipelines.slurm import starts
 from pretrain.config.loader import load_experiment
+from pretrain.config.schema.model import ModelConfig
+from pretrain.engine.run_folder import COMPLETE, Verdict
 from pretrain.errors import ConfigError
+from pretrain.models.init import initial_state
+from pretrain.models.interop import WeightsMetadata, save_weights
+from tests.unit.pipelines.run_folders import write_run
 
 DIGITS = "configs/pretrain/demo_digits.yaml"
 
@@ -141,3 +147,39 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (65, "1 min 5 s"), (7500, "2 h 5 min"), (90000, "1 d 1 h")])
 def test_durations(seconds: float, text: str) -> None:
     assert status._duration(seconds) == text
+
+
+@pytest.mark.parametrize("command", ["status", "watch", "report"])
+def test_a_config_of_another_version_is_named_and_gone_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    run = write_run(tmp_path / "old", verdict=Verdict(COMPLETE, "all steps done", 100))
+    text = (run / "config.resolved.yaml").read_text()
+    (run / "config.resolved.yaml").write_text(text.replace("optim:\n", "optim:\n  nesterov: true\n"))
+    out = tmp_path / "report.html"
+    assert main([command, str(run), *(["--out", str(out)] if command == "report" else [])]) == 0
+    said = capsys.readouterr().out + (out.read_text() if command == "report" else "")
+    assert "complete" in said and ("100 of 100" in said or "100 / 100" in said)
+    if command == "watch":
+        assert "not valid in this version" in said
+    else:
+        assert "optim.nesterov: unknown key" in said and "was written by 0.1.0" in said
+
+
+@pytest.mark.parametrize("arguments", [["predict", "IMAGE", "--from"], ["export", "--format", "timm", "--out", "x"]])
+def test_a_stage_that_needs_the_config_refuses_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    model = ModelConfig(variant="mu/8", img_size=32)
+    folder = tmp_path / "run/checkpoints/step-00000100"
+    folder.mkdir(parents=True)
+    about = WeightsMetadata.of(model, 5, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    save_weights(folder / "weights.safetensors", initial_state(model, 5, seed=0), about)
+    config = load_experiment(DIGITS).to_yaml().replace("optim:\n", "optim:\n  nesterov: true\n")
+    (folder / "config.resolved.yaml").write_text(config)
+    weights = str(folder / "weights.safetensors")
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    arguments = [str(tmp_path / "image.png") if word == "IMAGE" else word for word in arguments]
+    place = [*arguments, weights] if arguments[-1] == "--from" else [arguments[0], weights, *arguments[1:]]
+    assert main(place) == 2
+    assert "optim.nesterov: unknown key" in capsys.readouterr().err

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import functools
 import json
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -77,23 +74,6 @@ def test_foreign_shards_get_an_index_a_card_and_are_read(tmp_path, capsys):
     assert not again["made"] + again["errors"]
 
 
-def test_remote_shards_get_an_index_in_out(tmp_path, capsys):
-    foreign(tmp_path / "www" / "set")
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "www"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=functools.partial(server.serve_forever, 0.01), daemon=True)
-        thread.start()
-        pattern = f"http://127.0.0.1:{server.server_port}/set/x-{{000..001}}.tar"
-        (verdict,) = verdicts(capsys, pattern, "--out", tmp_path / "index")
-        server.shutdown()
-        thread.join()
-    assert (verdict["num_samples"], verdict["errors"]) == (6, [])
-    verdicts(capsys, tmp_path / "www" / "set")
-    local = ShardTable.load(tmp_path / "www" / "set")
-    assert ShardTable.load(tmp_path / "index").digest == local.digest
-    assert not list((tmp_path / "index").glob("*.tar*"))
-
-
 def _flip(folder):
     """One byte inside an image."""
     path = folder / "shard-000000.tar"
@@ -159,6 +139,8 @@ def test_correlation_tells_order_from_chance(num_classes, arrangement, is_ordere
     [
         (("nowhere",), "nowhere is not a folder"),
         (("http://host/x-{0..1}.tar",), "--out DIR is missing"),
+        (("pipe:cat /x/a.tar", "--out", "index"), "runs a shell command; if you trust it, add --allow-pipe"),
+        (("pipe:cat everything", "--out", "index"), "write {name} in the command"),
         (("set/x.tar",), "give the folder"),
     ],
 )

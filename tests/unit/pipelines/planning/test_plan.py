@@ -13,7 +13,7 @@ import pytest
 from pipelines import plan
 from pipelines.planning import layouts
 from pipelines.planning.estimate import Assumptions, Plan, make_plan
-from pretrain.check import resolve_micro_batch
+from pretrain.check.memory import resolve_micro_batch
 from pretrain.config.devices import find_device, load_devices
 from pretrain.config.loader import load_experiment
 from pretrain.errors import ConfigError

@@ -1,9 +1,5 @@
 from __future__ import annotations
 
-import functools
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
 
 from pipelines.__main__ import main
@@ -56,23 +52,6 @@ def test_packed_sets_are_merged_by_class_id(tmp_path):
     for (name,) in labels_of(source, tmp_path).values():
         counts[name] = counts.get(name, 0) + 1
     assert counts == {"cat": 3, "dog": 6, "ant": 2}
-
-
-def test_remote_shards_are_fetched_once(tmp_path):
-    write(tmp_path / "www" / "x-0.tar", {"a.jpg": CAT, "a.cls": b"0"})
-    write(tmp_path / "www" / "x-1.tar", {"b.jpg": DOG, "b.cls": b"1"})
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "www"))
-    handler.log_message = lambda *_: None  # pyright: ignore
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        source = WebDatasetSource([f"http://127.0.0.1:{server.server_port}/x-{{0..1}}.tar"])
-        found = listed(source, tmp_path / "work")
-        with pytest.raises(DataError, match="cannot be fetched"):
-            source.prepare(f"http://127.0.0.1:{server.server_port}/x-2.tar", tmp_path / "work")
-        server.shutdown()
-        thread.join()
-    assert {key: row[1] for key, row in found.items()} == {"x-0/a.jpg": CAT, "x-1/b.jpg": DOG}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pretrain.build import check_host_memory, record_initial_weights
+from pretrain.build.weights import check_host_memory, record_initial_weights
 from pretrain.engine.run_folder import RunFolder
 from pretrain.errors import ConfigError, SetupError
 from pretrain.models.init import init_weights

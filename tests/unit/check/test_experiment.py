@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from pipelines import pack
-from pretrain.check import GIB, RESERVED_BYTES, check, resolve_micro_batch
+from pretrain.check.experiment import check
+from pretrain.check.memory import GIB, RESERVED_BYTES, resolve_micro_batch
 from pretrain.config.loader import Resolved, load_experiment
 from pretrain.errors import ConfigError, DataError
 from pretrain.models import budget
@@ -340,7 +341,7 @@ def test_overrides_are_checked_by_name(load: Load) -> None:
 def test_nothing_here_imports_torch(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(SMALL)
     code = (
-        "import sys; from pretrain.check import check; from pretrain.config.loader import load_experiment\n"
+        "import sys; from pretrain.check.experiment import check; from pretrain.config.loader import load_experiment\n"
         f"assert check(load_experiment({str(tmp_path / 'x.yaml')!r}))\n"
         "heavy = {'torch', 'torchvision', 'webdataset', 'cv2', 'deepspeed'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"

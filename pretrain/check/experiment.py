@@ -9,29 +9,18 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
+from pretrain.check.data import report_data
+from pretrain.check.memory import Backend, gib, known_memory, memory_of, resolve_micro_batch
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.model import ModelConfig
-from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS, OptimConfig
+from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS
 from pretrain.config.typed import known_keys, nearest_key
 from pretrain.data import lanes
-from pretrain.data.index import TABLE_FILE
-from pretrain.data.location import Location
-from pretrain.data.sources import Source, needed_bytes, open_packed, open_sources
-from pretrain.data.transport import TransportError, open_transport
-from pretrain.errors import ConfigError, DataError
+from pretrain.errors import ConfigError
 from pretrain.models import budget, variants
-from pretrain.models.zero_memory import Buckets, MemoryBytes
 from pretrain.optim import groups
-
-Backend = Literal["deepspeed", "accelerate"]
-
-GIB = 2**30
-RESERVED_BYTES = 2 * GIB  # CUDA context, communication library, fragmentation: what the memory model leaves out
-RANKS_PER_NODE = 8  # where --check must guess how many share a cache
-LARGEST_BLIND_MICRO_BATCH = 64  # where the device's memory is not known
 
 
 def check(
@@ -61,7 +50,7 @@ def check(
     experiment = resolved.experiment
     backend = experiment.cluster.backend if experiment.cluster.backend != "auto" else backend
     ranks = world or _expected_world(experiment)
-    memory = _known_memory(experiment, device_memory_bytes)
+    memory = known_memory(experiment, device_memory_bytes)
     sections: list[Callable[[], list[str]]] = [
         lambda: _report_model(experiment),
         lambda: _report_steps(experiment),
@@ -72,52 +61,7 @@ def check(
         lambda: _report_evaluation(experiment),
     ]
     head = [f"config      {resolved.path}, digest {resolved.digest}"]
-    return head + _run(sections, resolved) + _run([lambda: _report_data(experiment, require_data)], resolved)
-
-
-def resolve_micro_batch(
-    experiment: Experiment,
-    world: int,
-    device_memory_bytes: int | None = None,
-    *,
-    backend: Backend = "deepspeed",
-) -> tuple[int, int]:
-    """Images per device in one pass, and how many passes make a step.
-
-    ``auto`` takes the largest even divisor of B / R that the memory allows; where the memory is not known, at most 64.
-
-    Args:
-        experiment: the settings.
-        world: R.
-        device_memory_bytes: as detected; ``cluster.device_memory_gib`` goes before it.
-        backend: what ``cluster.backend: auto`` means to the caller.
-
-    Returns:
-        (micro_batch_size, accumulation_steps), whose product is B / R.
-
-    Raises:
-        ConfigError: R does not divide B, the micro-batch does not divide B / R, or none fits into the memory.
-    """
-    total, wanted = experiment.global_batch_size, experiment.cluster.micro_batch_size
-    if total % world:
-        raise ConfigError(f"global_batch_size: {total} cannot be cut into equal parts for {world} ranks")
-    per_rank = total // world
-    memory = _known_memory(experiment, device_memory_bytes) if budget.can_tell(experiment.model) else None
-    if wanted == "auto":
-        chosen = _largest_that_fits(experiment, world, memory, backend)
-        return chosen, per_rank // chosen
-    if per_rank % wanted:
-        allowed = ", ".join(str(size) for size in _divisors(per_rank))
-        raise ConfigError(
-            f"cluster.micro_batch_size: {wanted} does not divide the {per_rank} images per rank "
-            f"({total} over {world} ranks); possible: {allowed}"
-        )
-    if memory is not None and (needed := _peak_bytes(experiment, world, wanted, backend)) > memory:
-        raise ConfigError(
-            f"cluster.micro_batch_size: {wanted} needs about {_gib(needed)} of {_gib(memory)} per device; "
-            + _memory_remedy(experiment)
-        )
-    return wanted, per_rank // wanted
+    return head + _run(sections, resolved) + _run([lambda: report_data(experiment, require_data)], resolved)
 
 
 def _run(sections: list[Callable[[], list[str]]], resolved: Resolved) -> list[str]:
@@ -136,63 +80,6 @@ def _run(sections: list[Callable[[], list[str]]], resolved: Resolved) -> list[st
 
 def _expected_world(experiment: Experiment) -> int:
     return 1 if experiment.cluster.num_devices == "auto" else experiment.cluster.num_devices
-
-
-def _known_memory(experiment: Experiment, detected: int | None) -> int | None:
-    stated = experiment.cluster.device_memory_gib
-    return detected if stated == "auto" else int(stated * GIB)
-
-
-def _largest_that_fits(experiment: Experiment, world: int, memory: int | None, backend: Backend) -> int:
-    per_rank = experiment.global_batch_size // world
-    sizes = [size for size in _divisors(per_rank) if size % 2 == 0] or [per_rank]
-    if memory is None:
-        return max([size for size in sizes if size <= LARGEST_BLIND_MICRO_BATCH] or sizes[:1])
-    limit = memory - RESERVED_BYTES
-    fitting = [size for size in sizes if _peak_bytes(experiment, world, size, backend) <= limit]
-    if not fitting:
-        needed = _peak_bytes(experiment, world, sizes[0], backend)
-        raise ConfigError(
-            f"cluster.micro_batch_size: even {sizes[0]} images need about {_gib(needed)} and {_gib(RESERVED_BYTES)} "
-            f"reserve of {_gib(memory)} per device; {_memory_remedy(experiment)}"
-        )
-    return fitting[-1]
-
-
-def num_optimizer_temporaries(optim: OptimConfig) -> int:
-    """fp32 tensors per parameter that the optimiser makes while it updates, on a GPU."""
-    return {"adamw": 1, "sgd": int(optim.weight_decay > 0)}.get(optim.name, 2)
-
-
-def _memory(experiment: Experiment, world: int, micro_batch_size: int, backend: Backend) -> MemoryBytes:
-    cluster = experiment.cluster
-    return budget.memory_bytes(
-        experiment.model,
-        experiment.num_outputs,
-        precision=experiment.precision,
-        zero_stage=cluster.zero_stage if backend == "deepspeed" else 0,
-        num_devices=world,
-        micro_batch_size=micro_batch_size,
-        checkpointing=cluster.activation_checkpointing,
-        num_optimizer_states=experiment.optim.num_states,
-        num_temporaries=num_optimizer_temporaries(experiment.optim),
-        accumulates=experiment.global_batch_size // world > micro_batch_size,
-        buckets=Buckets.of(cluster.deepspeed),
-    )
-
-
-def _peak_bytes(experiment: Experiment, world: int, micro_batch_size: int, backend: Backend) -> int:
-    return _memory(experiment, world, micro_batch_size, backend).peak
-
-
-def _memory_remedy(experiment: Experiment) -> str:
-    cluster = experiment.cluster
-    ways = ["a smaller micro-batch"] if cluster.micro_batch_size != "auto" else []
-    if cluster.activation_checkpointing == "none":
-        ways.append("cluster.activation_checkpointing: full")
-    if cluster.zero_stage < 3:
-        ways.append(f"cluster.zero_stage: {cluster.zero_stage + 1}")
-    return f"try {', '.join([*ways, 'more devices'])}"
 
 
 def check_statistics(experiment: Experiment, names: Sequence[str]) -> None:
@@ -275,13 +162,13 @@ def _report_batch(
         from pretrain.models.timm_cost import meta_model
 
         check_statistics(experiment, statistics_names(meta_model(experiment.model, experiment.num_outputs)))
-    held = _memory(experiment, ranks, micro, backend)
-    capacity = f"of {_gib(memory)}" if memory is not None else "(capacity not known, not checked)"
+    held = memory_of(experiment, ranks, micro, backend)
+    capacity = f"of {gib(memory)}" if memory is not None else "(capacity not known, not checked)"
     return [
         *lines,
-        f"memory      {_gib(held.peak)} per device {capacity}: weights {_gib(held.weights)}, gradients "
-        f"{_gib(held.gradients)}, optimiser {_gib(held.optimizer)}, buckets {_gib(held.buffers)}, "
-        f"activations {_gib(held.activations + held.working)}",
+        f"memory      {gib(held.peak)} per device {capacity}: weights {gib(held.weights)}, gradients "
+        f"{gib(held.gradients)}, optimiser {gib(held.optimizer)}, buckets {gib(held.buffers)}, "
+        f"activations {gib(held.activations + held.working)}",
     ]
 
 
@@ -321,8 +208,8 @@ def _whole_tensor_remedy(experiment: Experiment, ranks: int) -> str:
         return text
     precision = "autocast" if experiment.precision == "bf16" else experiment.precision
     whole = experiment.model_copy(update={"precision": precision})
-    held = _memory(whole, ranks, 1, "accelerate")
-    return f"{text}: each device then holds {_gib(held.weights + held.gradients + held.optimizer)} beside activations"
+    held = memory_of(whole, ranks, 1, "accelerate")
+    return f"{text}: each device then holds {gib(held.weights + held.gradients + held.optimizer)} beside activations"
 
 
 def _report_start(experiment: Experiment, require_data: bool) -> list[str]:
@@ -367,95 +254,6 @@ def _report_evaluation(experiment: Experiment) -> list[str]:
     return [f"evaluation  {', '.join(sets)}, {every}"] if sets else []
 
 
-def _report_data(experiment: Experiment, require_data: bool) -> list[str]:
-    data = experiment.data
-    keys = [f"data.mixture.{place}.shards" for place in range(len(data.mixture))] or ["data.shards"]
-    places = {key: (source.shards, source.num_samples, True) for key, source in zip(keys, data.sources, strict=True)}
-    for name, split in experiment.evaluation.sets.items():
-        own = not split.has_own_classes
-        places[f"evaluation.sets.{name}.shards"] = (split.shards, split.num_samples, own)
-        if split.train_shards is not None and split.num_train_samples is not None:
-            places[f"evaluation.sets.{name}.train_shards"] = (split.train_shards, split.num_train_samples, own)
-    lines: list[str] = []
-    absent: set[str] = set()
-    for key, (shards, num_samples, same_classes) in places.items():
-        location = Location.parse(shards)
-        if location.is_remote or _has_shards(Path(location.base)):
-            try:
-                lines.append(_check_split(experiment, key, shards, num_samples, same_classes))
-                continue
-            except DataError:
-                if require_data or not location.is_remote or _answers(location, experiment):
-                    raise
-        if require_data:
-            raise DataError(
-                f"{key}: no shards in {shards}; make them with python -m pipelines pack, or correct the path"
-            )
-        absent.add(key)
-        lines.append(f"data        {shards}: data not found, not checked; {num_samples:,} samples as configured")
-    if absent.isdisjoint(keys):
-        opened = open_sources(experiment)
-        if len(opened) > 1 or not all(source.selection.is_all for source in opened):
-            drawn = [f"{int(source.selection.sizes.sum()):,} of {source.packed.location}" for source in opened]
-            lines.append(f"data        an epoch draws {data.drawn_samples:,} samples: {', '.join(drawn)}")
-        lines += _report_cache(opened, experiment)
-    return list(dict.fromkeys(lines))
-
-
-def _report_cache(sources: Sequence[Source], experiment: Experiment) -> list[str]:
-    """How much of the cache a full node uses; the stream itself refuses a cap that is too small."""
-    cluster = experiment.cluster
-    if not any(source.packed.location.is_remote for source in sources):
-        return []
-    world = cluster.num_devices if cluster.num_devices != "auto" else 1
-    per_node = min(world, RANKS_PER_NODE)
-    num_lanes = lanes.resolve_lanes(experiment.global_batch_size, experiment.data.lanes)
-    needed = needed_bytes(sources, experiment, num_lanes, world, per_node, experiment.data.shuffle_window)
-    return [f"cache       {_gib(needed)} of {_gib(cluster.cache.max_bytes)} in use on a node of {per_node} ranks"]
-
-
-def _answers(location: Location, experiment: Experiment) -> bool:
-    """Whether there is anything at a remote place; a machine without a network cannot check the data."""
-    transport = open_transport(location, experiment.cluster.remote, allow_pipe=experiment.data.allow_pipe)
-    try:
-        transport.get(TABLE_FILE)
-    except (TransportError, DataError):
-        return False
-    return True
-
-
-def _has_shards(folder: Path) -> bool:
-    return (folder / TABLE_FILE).exists() or any(folder.glob("*.tar"))
-
-
-def _check_split(experiment: Experiment, key: str, shards: str, num_samples: int, same_classes: bool) -> str:
-    packed = open_packed(shards, experiment.cluster, allow_pipe=experiment.data.allow_pipe)
-    table = packed.table
-    num_classes = experiment.data.num_classes if same_classes else table.num_classes
-    count_key = key.replace(".train_shards", ".num_train_samples").replace(".shards", ".num_samples")
-    training = not key.startswith("evaluation")
-    counts = [("data.num_classes", table.num_classes, num_classes)]
-    if not training or experiment.data.sources[_place_in_mixture(key)].drop_list is None:
-        counts.insert(0, (count_key, table.num_samples, num_samples))
-    for name, found, expected in counts:
-        if found != expected:
-            raise DataError(
-                f"{packed.location.url(TABLE_FILE)}: the set has {found:,}, {name} says {expected:,}; "
-                f"set {name}: {found}, or {key} to the set that was meant"
-            )
-    packed.check_files()
-    if training and table.max_labels > 1 and experiment.objective.name == "softmax":
-        raise ConfigError(
-            f"objective.name: softmax takes one label per image, but {shards} has up to {table.max_labels}; use sigmoid"
-        )
-    return f"data        {shards}: {table.num_samples:,} samples in {len(table.rows):,} shards, digest {table.digest}"
-
-
-def _place_in_mixture(key: str) -> int:
-    match = re.search(r"mixture\.(\d+)", key)
-    return int(match[1]) if match else 0
-
-
 def _refuse(problems: list[str]) -> None:
     if problems:
         raise ConfigError("\n".join(problems))
@@ -465,12 +263,3 @@ def _place(message: str, resolved: Resolved) -> str:
     """The file and line of the key that a message starts with; the config file where it starts with none."""
     match = re.match(r"([a-z_]+(?:\.[a-z_]+)*): ", message)
     return resolved.where(match[1]) if match else resolved.path
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
-
-
-def _gib(num_bytes: Any) -> str:
-    gib = num_bytes / GIB
-    return f"{gib:,.1f} GiB" if gib >= 1 else f"{num_bytes / 2**20:,.1f} MiB"

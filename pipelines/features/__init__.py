@@ -1,0 +1,1 @@
+"""Features of frozen weights, computed once and kept on the disk."""

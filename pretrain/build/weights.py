@@ -1,0 +1,113 @@
+"""A model whole on the CPU, with its first weights: from the seed, or from a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from torch import Tensor, nn
+
+from pretrain.check.experiment import check_statistics
+from pretrain.config.schema.experiment import Experiment
+from pretrain.engine.checkpoint_folder import weights_file
+from pretrain.engine.run_folder import RunFolder
+from pretrain.engine.statistics import statistics_names
+from pretrain.errors import ConfigError, SetupError
+from pretrain.files import write_atomic
+from pretrain.models.exchange.formats import is_model_folder, load_any
+from pretrain.models.init import digest
+from pretrain.models.interop import WeightsMetadata
+from pretrain.models.surgery import adapt_state_dict
+from pretrain.models.zoo import build_model, init_weights, tensor_shapes
+
+LARGEST_WHOLE_MODEL = 2_000_000_000  # parameters
+
+
+def build_initialised_model(
+    experiment: Experiment,
+    say: Callable[[str], None],
+    *,
+    local_world: int,
+    head: Literal["keep", "replace"],
+    with_init: bool,
+) -> nn.Module:
+    """The whole model on the CPU, with weights from the seed or, ``with_init``, from ``init.from``.
+
+    Raises:
+        ConfigError: an impossible architecture. CheckpointError: weights that do not fit it. SetupError: no memory.
+    """
+    check_host_memory(experiment, local_world)
+    model = build_model(experiment.model, experiment.num_outputs)
+    check_statistics(experiment, statistics_names(model))
+    source = experiment.init.from_
+    if source is None or not with_init:
+        init_weights(model, experiment.seed)
+        return model
+    path, (tensors, about) = read_weights(source, say, experiment.init.weights)
+    adapted, report = adapt_state_dict(
+        tensors,
+        about,
+        model,
+        head=head,
+        filter=experiment.init.pos_embed_filter,
+        seed=experiment.seed,
+    )
+    model.load_state_dict(adapted)
+    say(f"weights from {path}")
+    for line in [*report.lines(), *_other_normalisation(about, experiment)]:
+        say(f"  {line}")
+    return model
+
+
+def check_host_memory(experiment: Experiment, local_world: int) -> None:
+    """Whether every rank of this node can build the whole model on the CPU before it is sharded.
+
+    Raises:
+        ConfigError: more parameters than that route is meant for. SetupError: too little memory is free.
+    """
+    shapes = tensor_shapes(experiment.model, experiment.num_outputs)
+    num_parameters = sum(math.prod(shape) for shape in shapes.values())
+    if num_parameters > LARGEST_WHOLE_MODEL:
+        raise ConfigError(
+            f"model: {num_parameters / 1e9:.2f} billion parameters; models are built whole on every rank's CPU, which "
+            f"goes up to {LARGEST_WHOLE_MODEL / 1e9:.0f} billion: choose a smaller one"
+        )
+    needed, free = num_parameters * 4 * local_world, psutil.virtual_memory().available
+    if needed > free:
+        raise SetupError(
+            f"building the model whole on {local_world} ranks needs {needed / 2**30:.1f} GiB of host memory on this "
+            f"node, {free / 2**30:.1f} GiB are free: start fewer ranks per node, or free some"
+        )
+
+
+def read_weights(
+    source: str, say: Callable[[str], None], kind: Literal["raw", "ema"] = "raw"
+) -> tuple[Path, tuple[dict[str, Tensor], WeightsMetadata]]:
+    """The file that ``init.from`` or ``objective.teacher`` stands for, its tensors and what it says about itself.
+
+    Raises:
+        CheckpointError: nothing of that kind, or damaged.
+    """
+    path = Path(source) if is_model_folder(source) else weights_file(Path(source), kind, say)
+    return path, load_any(path)
+
+
+def record_initial_weights(model: nn.Module, folder: RunFolder, say: Callable[[str], None]) -> None:
+    """Writes a digest of every initial tensor, so that two runs can be compared before their first step."""
+    digests = digest(model)
+    write_atomic(folder.path / "initial_weights.json", json.dumps(digests, indent=1))
+    whole = hashlib.blake2b(json.dumps(digests, sort_keys=True).encode(), digest_size=8).hexdigest()
+    say(f"{len(digests)} initial tensors, digest {whole}; each in {folder.path / 'initial_weights.json'}")
+
+
+def _other_normalisation(about: WeightsMetadata, experiment: Experiment) -> list[str]:
+    """A remark where the weights were trained on pixels normalised otherwise."""
+    ours, theirs = (experiment.data.mean, experiment.data.std), (about.mean, about.std)
+    if ours == theirs:
+        return []
+    return [f"note: they were trained with data.mean {theirs[0]} and data.std {theirs[1]}; this run has {ours}"]

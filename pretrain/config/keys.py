@@ -1,0 +1,169 @@
+"""Every key of every config as a page, generated from the models.
+
+python -m pretrain.config.keys > docs/config.md
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from pretrain.config.changes import decides_result
+from pretrain.config.devices import DeviceTable
+from pretrain.config.schema.chain import ChainConfig
+from pretrain.config.schema.experiment import Experiment
+from pretrain.config.typed import describe, fields_of, model_of
+
+REQUIRED = "*required*"
+SECTION_IN_LISTS = "NUMBER"
+SECTION_BY_NAME = "NAME"
+INTRODUCTION = """\
+# Config keys
+
+Generated from the schema: `python -m pretrain.config.keys > docs/config.md`. Editors that read the first line of our \
+configs complete and check these keys while you type.
+
+An experiment is one YAML file, perhaps over others (`extends: base.yaml`, or a list; paths count from the file). Any \
+key goes over the file's on the command line: `optim.lr=3e-4 "optim.betas=[0.9, 0.95]"`. A file given with `--cluster` \
+has the keys of the section `cluster` at its top level. A list of sections is changed whole. `--print-config` shows \
+the result of all this.
+
+A duration is `90 epochs`, `20_000 steps` or `303e6 samples`. On a resume a key may change if its meaning ends with ⟳: \
+it does not decide the result. Any other must be allowed by name ([checkpoints](checkpoints.md)).
+"""
+FILES: tuple[tuple[str, str, type[BaseModel]], ...] = (
+    ("The experiment", "", Experiment),
+    ("A chain of jobs", "The file of `python -m pipelines chain` ([Slurm](slurm.md)).", ChainConfig),
+    ("Devices", "[configs/devices.yaml](../configs/devices.yaml), or the file given with `--devices`.", DeviceTable),
+)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: dotted name, what it accepts, its default and its meaning, in words."""
+
+    name: str
+    accepts: str
+    default: str
+    meaning: str
+
+
+@dataclass
+class KeySection:
+    """The keys of one section; ``name`` is empty at the top of a file."""
+
+    name: str
+    about: str
+    keys: list[Key] = field(default_factory=list)
+
+
+def sections_of(model: type[BaseModel], prefix: str = "", about: str | None = None) -> Iterator[KeySection]:
+    """The section of a model and those below it, each after the one that holds it."""
+    section = KeySection(prefix, _about(model) if about is None else about)
+    below: list[KeySection] = []
+    for name, info in fields_of(model).items():
+        key = f"{prefix}.{name}" if prefix else name
+        part = "" if model_of(info.annotation) else _part_of(info.annotation)
+        inner = model_of(info.annotation) or (_inner(info.annotation) if part else None)
+        if inner is None or part:
+            section.keys.append(Key(key, _accepts(info, inner), _default(info), _meaning(info)))
+        if inner is not None:
+            below += sections_of(inner, f"{key}.{part}" if part else key, None if part else _section_about(info, inner))
+    yield section
+    yield from below
+
+
+def _about(model: type[BaseModel]) -> str:
+    """The first paragraph of the model's docstring, on one line."""
+    return " ".join((inspect.getdoc(model) or "").split("\n\n")[0].split())
+
+
+def _section_about(info: FieldInfo, model: type[BaseModel]) -> str:
+    text = info.description or _about(model)
+    optional = type(None) in get_args(info.annotation) and "null" not in text
+    return f"{text} null (the default): none." if optional else text
+
+
+def _inner(annotation: Any) -> type[BaseModel] | None:
+    """The section that the values of a mapping or the items of a list are."""
+    kinds = [kind for kind in get_args(annotation) if kind not in (str, Ellipsis)]
+    return model_of(kinds[0]) if len(kinds) == 1 else None
+
+
+def _part_of(annotation: Any) -> str:
+    """What stands for a name or a place in the keys below; empty for a scalar."""
+    if _inner(annotation) is None:
+        return ""
+    return {dict: SECTION_BY_NAME, tuple: SECTION_IN_LISTS}.get(get_origin(annotation) or type(None), "")
+
+
+def _accepts(info: FieldInfo, inner: type[BaseModel] | None) -> str:
+    if inner is not None:
+        return "sections by name" if get_origin(info.annotation) is dict else "a list of sections"
+    if get_origin(info.annotation) is dict:
+        return "keys and values"
+    return describe(info.annotation, info.metadata)
+
+
+def _default(info: FieldInfo) -> str:
+    if info.default_factory is not None:
+        value = info.default_factory()  # type: ignore[call-arg]
+    elif info.default is PydanticUndefined:
+        return REQUIRED
+    else:
+        value = info.default
+    return f"`{written(value)}`"
+
+
+def written(value: Any) -> str:
+    """A default as it stands in a YAML file."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(written, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {written(part)}' for key, part in value.items())}}}"
+    return str(value) if value != "" else '""'
+
+
+def _meaning(info: FieldInfo) -> str:
+    return " ".join((info.description or "").split())
+
+
+def _cell(text: str) -> str:
+    """Text that neither ends a table's cell nor becomes markup."""
+    return re.sub(r"([|*])", r"\\\1", text).replace("<", "&lt;")
+
+
+def _table(section: KeySection, resumes: bool) -> Iterator[str]:
+    yield "| key | accepts | default | meaning |"
+    yield "|---|---|---|---|"
+    for key in section.keys:
+        mark = " ⟳" if resumes and not decides_result(key.name) else ""
+        yield f"| `{key.name}` | {_cell(key.accepts)} | {key.default} | {_cell(key.meaning)}{mark} |"
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [INTRODUCTION]
+    for title, about, model in FILES:
+        lines += [f"## {title}\n"] + ([f"{about}\n"] if about else [])
+        for section in sections_of(model):
+            if section.name:
+                lines.append(f"### {section.name}\n")
+            lines.append(f"{_cell(section.about)}\n")
+            if section.keys:
+                lines += [*_table(section, resumes=model is Experiment), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
