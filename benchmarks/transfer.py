@@ -19,6 +19,7 @@ import argparse
 import os
 import platform
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -46,6 +47,7 @@ from pretrain.errors import ConfigError, UserError
 from pretrain.files import write_atomic
 
 CLIPART = Path("/usr/share/openclipart/png")
+PICTURE = Path("results_scale.svg")  # beside the tables, and beside the page
 PACKAGES = ("torch", "timm", "accelerate", "scikit-learn")
 
 
@@ -153,6 +155,16 @@ def wanted(cells: dict[str, Cell], only: Sequence[str]) -> set[str]:
         chosen |= more
 
 
+def draw(experiment: Experiment, out: Path) -> None:
+    """The curves over the upstream size as an SVG, as far as there are any."""
+    from pipelines.drawing.pictures import draw_curves, encode
+
+    curves = experiment.tables.curves("test/top1")
+    if curves:
+        figure = draw_curves(curves, "images of the upstream set", "upstream test, top-1 in %")
+        write_atomic(out, encode(figure, "svg"))
+
+
 def report(experiment: Experiment, command: str, page: Path | None) -> str:
     """Writes the tables and says what they were made by."""
     tables, missing = experiment.tables.all(), experiment.tables.missing()
@@ -165,13 +177,16 @@ def report(experiment: Experiment, command: str, page: Path | None) -> str:
     parts = {**tables, "run": run, "missing": left}
     text = "\n".join(f"## {name}\n\n{part}" for name, part in parts.items())
     write_atomic(experiment.out / "tables.md", text)
+    draw(experiment, experiment.out / PICTURE)
     if page is not None:
         fill(page, parts)
+        draw(experiment, page.parent / PICTURE)
     return text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """See the module."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the runs on their way end too
     words = sys.argv[1:] if argv is None else list(argv)
     options = _parser().parse_args(words)
     try:

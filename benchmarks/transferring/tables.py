@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.transferring.cells import POSITIONS, SHARES, SOURCES, TARGETS, Cell, Plan
+from benchmarks.transferring.cells import POSITIONS, SHARES, SOURCES, TARGETS, Cell, Plan, is_same_set
 from benchmarks.transferring.runs import Results
 from benchmarks.transferring.sets import SETS
 from pretrain.errors import DataError
@@ -49,8 +49,7 @@ class Tables:
             rows += [(f"{source}, frozen features", "frozen", source), (f"{source}, fine-tuned", "transfer", source)]
         head = ["", *(f"{target}, {SETS[target].metric}" for target in TARGETS)]
         lines = [
-            [title, *(self._shown(f"{kind}/{target}/{start}", f"test/{SETS[target].metric}") for target in TARGETS)]
-            for title, kind, start in rows
+            [title, *(self._transferred(kind, target, start) for target in TARGETS)] for title, kind, start in rows
         ]
         return markdown(head, lines)
 
@@ -64,6 +63,19 @@ class Tables:
             for model in MODELS
         ]
         return markdown(head, lines)
+
+    def curves(self, metric: str) -> dict[str, dict[float, list[float]]]:
+        """Model → upstream images → a metric in per cent for each seed; points without a seed are left out."""
+        whole = self._plan.cells["scale/vit_small/100"].settings["data.num_samples"]
+        found: dict[str, dict[float, list[float]]] = {}
+        for model, title in MODELS.items():
+            for share in SHARES:
+                percent = share.split()[0]
+                values = self.values(f"scale/{model}/{percent}", metric)
+                if values:
+                    points = found.setdefault(title, {})
+                    points[round(whole * float(percent) / 100)] = [100 * value for value in values]
+        return found
 
     def positions(self) -> str:
         """Kinds of position embedding."""
@@ -127,6 +139,11 @@ class Tables:
         name = self._results.final(cell, seed)
         line = None if name is None else self._results.lines.get(name)
         return line is not None and not line["failed"]
+
+    def _transferred(self, kind: str, target: str, start: str) -> str:
+        if is_same_set(target, start):
+            return "same set"
+        return self._shown(f"{kind}/{target}/{start}", f"test/{SETS[target].metric}")
 
     def _upstream(self, key: str) -> list[str]:
         few = f"{self._plan.scale.shots}_shot"

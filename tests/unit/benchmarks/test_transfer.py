@@ -70,7 +70,7 @@ def test_seed_0_of_everything_comes_first(plan: Plan) -> None:
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
     assert len({run.name for run in runs}) == len(runs)
     trials = [run.rate for run in runs if run.cell.key == "scale/resnet/100"]
-    assert trials == [*FULL.rates, None, None]
+    assert trials == [*FULL.upstream_rates, None, None]
 
 
 def test_only_takes_what_is_needed_along(plan: Plan) -> None:
@@ -84,16 +84,17 @@ def test_only_takes_what_is_needed_along(plan: Plan) -> None:
 
 def test_the_dev_split_chooses_and_a_failed_trial_is_the_worst(plan: Plan, tmp_path: Path) -> None:
     results, cell = Results(tmp_path / "results.jsonl", plan.cells), plan.cells["scale/vit_small/100"]
-    first, second = (Run(cell, 0, rate).name for rate in FULL.rates)
+    first, second, third = (Run(cell, 0, rate).name for rate in FULL.upstream_rates)
+    results.add(line(third, dev__top1=0.4))
     results.add(line(first, dev__top1=0.5, test__top1=0.9))
     assert results.rate(cell) is None  # a trial is still out
     results.add(line(second, dev__top1=0.6, test__top1=0.1))
-    assert results.rate(cell) == results.rate(plan.cells["positions/none"]) == FULL.rates[1]
+    assert results.rate(cell) == results.rate(plan.cells["positions/none"]) == FULL.upstream_rates[1]
     assert results.final(cell, 0) == second
     results.add(line(second))
     assert results.final(cell, 0) == first
     results.add(line(first, dev__top1=float("nan")))
-    assert results.final(cell, 0) is None
+    assert results.final(cell, 0) == third
 
 
 def test_results_are_read_again_and_a_line_cut_short_is_passed_over(plan: Plan, tmp_path: Path) -> None:
@@ -120,15 +121,16 @@ def test_tables_show_mean_and_spread_and_what_is_missing(plan: Plan, tmp_path: P
     tables = Tables(plan, results, 3)
     assert len(tables.missing()) == len(plan.cells)
     cell = plan.cells["scale/vit_small/100"]
-    for rate, value in zip(FULL.rates, (0.1, 0.7), strict=True):
+    for rate, value in zip(FULL.upstream_rates, (0.1, 0.7, 0.2), strict=True):
         results.add(line(Run(cell, 0, rate).name, dev__top1=value, test__top1=value))
     values = [0.7, 0.72, 0.77]
     for seed in (1, 2):
         results.add(line(Run(cell, seed).name, test__top1=values[seed]))
     wanted_text = f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
     assert f"| 1-D learned | {wanted_text} | – | – |" in tables.positions()
+    assert tables.transfer().count("same set") == 4
     assert tables.positions().count("\n") == 2 + len(POSITIONS)
-    assert "0.001: 10.0, 0.003: **70.0**" in tables.rates()
+    assert "0.0003: 10.0, 0.001: **70.0**, 0.003: 20.0" in tables.rates()
     assert not any(text.startswith(cell.key) for text in tables.missing())
 
 
