@@ -134,6 +134,11 @@ def load_classifier(
     state, metadata = load_source(path, weights, say)
     if not metadata.num_classes:
         raise CheckpointError(f"{source}: the weights have no head, so they name no classes; fine-tune them first")
+    if metadata.task != "classification":
+        raise CheckpointError(
+            f"{source}: the weights were trained for {metadata.task}, not for "
+            "classification; pipelines.network loads them"
+        )
     model, metadata = network_of(state, metadata, img_size, filter, say)
     transform = eval_transform_of(metadata, say)
     chosen = pick_device(device)
@@ -204,6 +209,7 @@ def network_of(
         metadata.class_names,
         class_ids=metadata.class_ids,
         eval_transform=metadata.eval_transform,
+        scale=metadata.scale,
     )
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pipelines.overlap import warn_of_trained_images
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pipelines.evaluating.outcomes import Outcomes
     from pretrain.data.index import ShardTable
     from pretrain.distributed.rank import Rank
+    from pretrain.models.interop import Task
 
 SHOWN_CONFUSIONS = 10
 COLLECTIVE_TIMEOUT_S = 1800
@@ -57,6 +59,15 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _module_for(task: Task) -> ModuleType | None:
+    """What evaluates weights that were trained for something else than classes."""
+    if task == "regression":
+        from pipelines.evaluating import regression
+
+        return regression
+    return None
+
+
 def evaluate(args: argparse.Namespace, rank: Rank) -> dict[str, Any]:
     """All figures, which are also what ``--json`` prints. Collective: yes.
 
@@ -65,6 +76,7 @@ def evaluate(args: argparse.Namespace, rank: Rank) -> dict[str, Any]:
         CheckpointError: weights that cannot be used.
     """
     from pipelines.evaluating import measures
+    from pipelines.weights import task_of
 
     started = time.monotonic()
 
@@ -72,6 +84,9 @@ def evaluate(args: argparse.Namespace, rank: Rank) -> dict[str, Any]:
         if rank.is_main:
             print(line, file=sys.stderr)
 
+    task = task_of(args.source, args.weights)
+    if task != "classification":
+        return _evaluate_other(task, args, rank, say, started)
     outcomes, table, num_bad = _look(args.source, args, rank, say)
     result: dict[str, Any] = {
         "from": str(args.source),
@@ -89,6 +104,27 @@ def evaluate(args: argparse.Namespace, rank: Rank) -> dict[str, Any]:
     result["seconds"] = round(time.monotonic() - started, 2)
     if args.out is not None and rank.is_main:
         _write(args.out, result, outcomes, table)
+    return result
+
+
+def _evaluate_other(
+    task: Task, args: argparse.Namespace, rank: Rank, say: Callable[[str], None], started: float
+) -> dict[str, Any]:
+    """Figures of what is no classifier, whose module says what they are."""
+    for option in ("against", "match", "activation"):
+        if getattr(args, option) is not None:
+            raise ConfigError(f"--{option} is for classes; {args.source} was trained for {task}: leave it out")
+    module = _module_for(task)
+    assert module is not None
+    found = module.evaluate(args, rank, say)
+    result: dict[str, Any] = {"from": str(args.source), "shards": str(args.shards), "img_size": args.img_size}
+    result |= {"task": task, **found, "seconds": round(time.monotonic() - started, 2)}
+    if args.out is not None and rank.is_main:
+        from pretrain.files import write_atomic
+
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_atomic(args.out / module.TABLE_FILE, _csv(module.table(result)))
+        write_atomic(args.out / "result.json", json.dumps(result | {"command": sys.argv}, indent=1))
     return result
 
 
@@ -232,6 +268,9 @@ def _csv(rows: Sequence[Sequence[object]]) -> str:
 
 
 def _text(result: dict[str, Any]) -> str:
+    other = _module_for(result.get("task", "classification"))
+    if other is not None:
+        return other.text(result)
     lines = [_accuracy_line(result["from"], result)]
     if "calibration_error" in result:
         lines.append(f"expected calibration error {result['calibration_error']:.4f} (15 bins)")

@@ -88,7 +88,7 @@ def pack(request: PackRequest) -> Result:
             _refuse_old(state, out)
         else:
             write_state(out, options, plan.listing, fingerprint, splits)
-        _write_shards(plan, Writing(source, options.of_images, plan.multi_label), request, num_workers)
+        _write_shards(plan, Writing(source, options.of_images, plan.multi_label, plan.target), request, num_workers)
         if task:
             return Result("task", [], about.notes)
         return Result("packed", _finish(plan, about, options, out, work), about.notes)
@@ -118,7 +118,8 @@ def merge(request: PackRequest) -> Result:
         table, about = load_listing(work)
         inputs = request.inputs_of(options, work.folder)
         content = load_content(table, work) if options.duplicates != "keep" else None
-        plan = make_plan(table, about.classes, options, inputs.with_content(content), multi_label=about.multi_label)
+        kind = {"multi_label": about.multi_label, "target": about.target}
+        plan = make_plan(table, about.classes, options, inputs.with_content(content), **kind)
         _check_whole(plan, out, work.num_tasks)
         _check_rate(plan, out, request.max_bad_rate)
         return Result("merged", _finish(plan, about, options, out, work), about.notes)
@@ -138,12 +139,15 @@ def _planned(request: PackRequest, work: Work, fingerprint: str) -> tuple[Plan, 
     content = None
     if options.duplicates != "keep":
         content = digest_content(table, source, work, cores, task)
-    plan = make_plan(table, about.classes, options, request.inputs.with_content(content), multi_label=about.multi_label)
+    kind = {"multi_label": about.multi_label, "target": about.target}
+    plan = make_plan(table, about.classes, options, request.inputs.with_content(content), **kind)
     share = plan.num_items // (task.count if task else 1)
     return plan, about, request.num_workers or max(1, min(cores, share // IMAGES_PER_WORKER))
 
 
 def _finish(plan: Plan, about: About, options: PackOptions, out: Path, work: Work) -> list[Card]:
+    for folder in (out, *(out / split.name for split in plan.splits)):
+        _remove_leftovers(folder)
     if plan.duplicates is not None and len(plan.duplicates.copies):
         write_atomic(out / DROPPED_FILE, encode_lines(plan.duplicates.entries()))
     cards = [finish_split(out / split.name, split, plan, about, options) for split in plan.splits]
@@ -188,12 +192,17 @@ def _clean(plan: Plan, out: Path, mine: Sequence[tuple[Path, Shard]], *, alone: 
     for split in plan.splits:
         (out / split.name).mkdir(exist_ok=True)
         if alone:
-            for leftover in (out / split.name).glob(f"*{TEMPORARY_SUFFIX}"):
-                leftover.unlink()
+            _remove_leftovers(out / split.name)
     if not alone:
         for folder, shard in mine:
             for leftover in folder.glob(f"{shard.name.removesuffix('.tar')}.*{TEMPORARY_SUFFIX}"):
                 leftover.unlink(missing_ok=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What a kill left half written; nobody else is writing there."""
+    for leftover in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+        leftover.unlink()
 
 
 def _check_whole(plan: Plan, out: Path, num_tasks: int) -> None:
@@ -244,16 +253,29 @@ def _finished(out: Path, splits: Sequence[str]) -> list[Card]:
 
 
 def _result(result: Result, out: Path, seconds: float) -> dict[str, Any]:
-    keys = ("num_samples", "num_classes", "num_shards", "num_bytes", "max_labels", "quarantined", "index_digest")
+    keys = (
+        "num_samples",
+        "num_classes",
+        "num_shards",
+        "num_bytes",
+        "max_labels",
+        "labels",
+        "quarantined",
+        "index_digest",
+    )
     splits = {card.split: {key: getattr(card, key) for key in keys} for card in result.cards}
     return {"status": result.status, "out": str(out), "seconds": round(seconds, 2), "splits": splits}
+
+
+def _what(labels: str) -> str:
+    return "numbers each" if labels == "vector" else "classes"
 
 
 def _print(result: dict[str, Any], notes: Sequence[str]) -> None:
     for split, row in result["splits"].items():
         bad = sum(row["quarantined"].values())
         print(
-            f"{result['out']}/{split}: {row['num_samples']:,} images, {row['num_classes']:,} classes, "
+            f"{result['out']}/{split}: {row['num_samples']:,} images, {row['num_classes']:,} {_what(row['labels'])}, "
             f"{row['num_shards']:,} shards, {row['num_bytes'] / 1e6:,.1f} MB" + (f", {bad} quarantined" if bad else "")
         )
     for note in notes:

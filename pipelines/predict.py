@@ -10,15 +10,21 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from pretrain.errors import DataError
+from pretrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pipelines.classifier import Prediction
+    from pretrain.data.decode import Pixels
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 FORMATS = ("table", "jsonl", "csv")
+TOP = 5
+Say = Callable[[str], None]
+Answered = TypeVar("Answered")
 EXAMPLES = """\
 examples:
   python -m pipelines predict photo.jpg --from runs/my_run
@@ -34,11 +40,11 @@ class Source(NamedTuple):
     read: Callable[[], bytes]
 
 
-class Row(NamedTuple):
-    """The answer for one image: classes, the best first; or why there is none."""
+class Answer(NamedTuple):
+    """What is said of one image: lines; or why there are none."""
 
     name: str
-    predictions: list[Prediction]
+    text: str
     problem: str = ""
 
 
@@ -47,58 +53,91 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     from pretrain.files import write_atomic
 
-    write = {"table": _table, "jsonl": _jsonl, "csv": _csv}[args.format]
     lines: list[str] = []
     take: Callable[[str], None] = print if args.out is None else lines.append
     num_bad = 0
-    for number, row in enumerate(predict(args)):
-        if number == 0 and args.format == "csv":
-            take(_line(["image", "rank", "index", "id", "name", "score"]))
-        if row.problem:
+    for answer in predict(args):
+        if answer.problem:
             num_bad += 1
-            print(f"not read: {row.name}: {row.problem}", file=sys.stderr)
+            print(f"not read: {answer.name}: {answer.problem}", file=sys.stderr)
         else:
-            take(write(row))
+            take(answer.text)
     if args.out is not None:
         write_atomic(args.out, "".join(line + "\n" for line in lines))
     return 1 if num_bad else 0
 
 
-def predict(args: argparse.Namespace) -> Iterator[Row]:
+def predict(args: argparse.Namespace) -> Iterator[Answer]:
     """The answers, in the order of the images, a micro-batch at a time.
 
     Raises:
-        DataError: a path that does not exist or holds no image.
+        DataError: a path that does not exist or holds no image. ConfigError: an option would be ignored.
     """
-    from pipelines.classifier import load_classifier, stack
-    from pretrain.data.faults import BadSample
+    from pipelines.weights import task_of
 
-    sources = images_of(args.images)
-    first = next(sources)  # nothing is loaded for a wrong path
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    next(images_of(args.images))  # nothing is loaded for a wrong path
+    task = task_of(args.source, args.weights)
+    if task == "classification":
+        yield from predict_classes(args, say)
+        return
+    for option in ("top", "activation"):
+        if getattr(args, option) is not None:
+            raise ConfigError(f"--{option} is for classes; {args.source} was trained for {task}: leave it out")
+    from pipelines.predicting.regression import predict_numbers
+
+    yield from predict_numbers(args, say)
+
+
+def predict_classes(args: argparse.Namespace, say: Say) -> Iterator[Answer]:
+    """The best classes of each image, the best first; a header first in CSV."""
+    from pipelines.classifier import load_classifier
+
     classifier = load_classifier(
         args.source,
         weights=args.weights,
         img_size=args.img_size,
         activation=args.activation,
         device=args.device,
-        say=lambda line: print(line, file=sys.stderr),
+        say=say,
     )
+    if args.format == "csv":
+        yield Answer("", as_csv(["image", "rank", "index", "id", "name", "score"]))
+    write = {"table": _table, "jsonl": _jsonl, "csv": _csv}[args.format]
 
-    def all_sources() -> Iterator[Source]:
-        yield first
-        yield from sources
+    def best(images: Tensor) -> list[list[Prediction]]:
+        return classifier.best(classifier.probabilities(images), args.top or TOP)
 
-    remaining = all_sources()
+    for name, found, problem in answers(args, classifier.transform, best):
+        yield Answer(name, "" if found is None else write(name, found), problem)
+
+
+def answers(
+    args: argparse.Namespace, transform: Callable[[bytes], Pixels], answer: Callable[[Tensor], Sequence[Answered]]
+) -> Iterator[tuple[str, Answered | None, str]]:
+    """(name, what is said of it, or None and why) of each image.
+
+    Args:
+        args: which images, and how many at a time.
+        transform: bytes → pixels.
+        answer: pixels uint8 (B, 3, H, W) → what is said of each.
+    """
+    from pipelines.classifier import stack
+    from pretrain.data.faults import BadSample
+
+    remaining = images_of(args.images)
     while several := list(islice(remaining, args.micro_batch_size)):
         rows, pixels = [], []
         for source in several:
             try:
-                pixels.append(classifier.transform(source.read()))
-                rows.append(Row(source.name, []))
+                pixels.append(transform(source.read()))
+                rows.append((source.name, ""))
             except (BadSample, OSError) as error:
-                rows.append(Row(source.name, [], str(error)))
-        answers = iter(classifier.best(classifier.probabilities(stack(pixels)), args.top) if pixels else [])
-        yield from (row if row.problem else row._replace(predictions=next(answers)) for row in rows)
+                rows.append((source.name, str(error)))
+        found = iter(answer(stack(pixels)) if pixels else [])
+        yield from ((name, None if problem else next(found), problem) for name, problem in rows)
 
 
 def images_of(paths: Sequence[Path]) -> Iterator[Source]:
@@ -139,22 +178,22 @@ def _packed(folder: Path) -> Iterator[Source]:
         yield Source(f"{shard}/{record.member}", lambda sample_id=sample_id: reader.read(sample_id).data)
 
 
-def _table(row: Row) -> str:
-    return f"{row.name}  " + "  ".join(f"{one.name} {one.score:.1%}" for one in row.predictions)
+def _table(name: str, found: Sequence[Prediction]) -> str:
+    return f"{name}  " + "  ".join(f"{one.name} {one.score:.1%}" for one in found)
 
 
-def _jsonl(row: Row) -> str:
-    return json.dumps({"image": row.name, "predictions": [vars(one) for one in row.predictions]}, ensure_ascii=False)
+def _jsonl(name: str, found: Sequence[Prediction]) -> str:
+    return json.dumps({"image": name, "predictions": [vars(one) for one in found]}, ensure_ascii=False)
 
 
-def _csv(row: Row) -> str:
+def _csv(name: str, found: Sequence[Prediction]) -> str:
     return "\n".join(
-        _line([row.name, rank, one.index, one.id, one.name, f"{one.score:.6g}"])
-        for rank, one in enumerate(row.predictions, start=1)
+        as_csv([name, rank, one.index, one.id, one.name, f"{one.score:.6g}"]) for rank, one in enumerate(found, start=1)
     )
 
 
-def _line(cells: Sequence[object]) -> str:
+def as_csv(cells: Sequence[object]) -> str:
+    """One line of a CSV file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(cells)
     return text.getvalue()
@@ -163,13 +202,13 @@ def _line(cells: Sequence[object]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipelines predict",
-        description="Classifies images with trained weights.",
+        description="Says what trained weights see in images: classes, or the numbers of a regression.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER|SHARDS", help="what to classify")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER|SHARDS", help="what to look at")
     add_weights_arguments(parser)
-    parser.add_argument("--top", type=positive, default=5, help="classes per image (5)")
+    parser.add_argument("--top", type=positive, help=f"classes per image ({TOP})")
     parser.add_argument("--format", choices=FORMATS, default="table", help="of the answer")
     parser.add_argument("--out", type=Path, help="a file instead of the terminal; it appears when it is whole")
     return parser

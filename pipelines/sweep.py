@@ -23,6 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.data_record import record_of
 from pipelines.jobs import POLL_S, Job, free_port, last_value
 from pipelines.predict import positive
 from pipelines.progress import LazyBar
@@ -30,8 +31,11 @@ from pretrain.check.experiment import check
 from pretrain.config.loader import load_experiment
 from pretrain.config.saved import load_saved
 from pretrain.config.schema.sweep import SweepConfig
+from pretrain.config.target import LOWER_IS_BETTER
+from pretrain.data.sources import open_packed
 from pretrain.errors import ConfigError, SetupError
 from pretrain.files import write_atomic
+from pretrain.telemetry.metrics import in_units
 from pretrain.telemetry.sinks import read_metrics
 
 RESULT_FILE = "sweep.json"
@@ -87,6 +91,11 @@ class Sweep:
     ranks: int
     parallel: int
 
+    @property
+    def chooses(self) -> bool:
+        """Whether trials are run: not where the grid has one combination and no dev split is named."""
+        return bool(self.settings.dev) or math.prod(len(values) for values in self.settings.grid.values()) > 1
+
     def dev_trials(self) -> list[Trial]:
         """A trial for each combination of the grid."""
         keys = list(self.settings.grid)
@@ -129,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
     args = _parser().parse_intermixed_args(argv)
     sweep, console = read_sweep(args), Console(highlight=False, soft_wrap=True)
-    trials = sweep.dev_trials()
+    trials = sweep.dev_trials() if sweep.chooses else []
     for trial in trials:
         _check(sweep, trial, sweep.settings.metric, require_data=not args.dry_run)
     test = _check(sweep, sweep.final_trials(0)[0], None, require_data=not args.dry_run)
@@ -139,8 +148,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     started = time.monotonic()
     dev = run(sweep, trials, sweep.settings.metric, "trials")
-    best = best_of(dev, sweep.settings.metric)
-    console.print(f"best: {dev[best].name} with {sweep.settings.metric} {dev[best].value:.4f}")
+    best = best_of(dev, sweep.settings.metric) if dev else 0
+    if dev:
+        console.print(f"best: {dev[best].name} with {sweep.settings.metric} {dev[best].value:.4f}")
     final = {metric: [] for metric in test}
     runs = run(sweep, sweep.final_trials(best), test[0], "runs of the best")
     for outcome in (outcome for outcome in runs if outcome.value is not None):
@@ -151,9 +161,10 @@ def main(argv: Sequence[str]) -> int:
         "from": sweep.source,
         "metric": sweep.settings.metric,
         "trials": [asdict(outcome) for outcome in dev],
-        "best": dev[best].name,
+        "best": sweep.dev_trials()[best].name,
         "runs": [asdict(outcome) for outcome in runs],
         "test": {metric: _spread(values) for metric, values in final.items()},
+        "data": _records(sweep),
         "ranks": sweep.ranks,
         "command": " ".join(["python -m pipelines sweep", *map(_quoted, argv)]),
         "seconds": round(time.monotonic() - started, 1),
@@ -191,7 +202,7 @@ def read_sweep(args: argparse.Namespace) -> Sweep:
 
 
 def _check(sweep: Sweep, trial: Trial, metric: str | None, *, require_data: bool) -> list[str]:
-    """Checks a trial before anything is started; returns the metrics ``SET/top1`` of its evaluation sets."""
+    """Checks a trial before anything is started; returns the chief metric ``SET/top1`` of each evaluation set."""
     resolved = load_experiment(sweep.config, overrides=[*sweep.overrides, *trial.overrides])
     check(resolved, world=sweep.ranks, require_data=require_data, backend="accelerate")
     sets = list(resolved.experiment.evaluation.sets)
@@ -202,7 +213,21 @@ def _check(sweep: Sweep, trial: Trial, metric: str | None, *, require_data: bool
             f"{sweep.config}: sweep.metric: {metric} is of no evaluation set of the trials ({', '.join(sets)}); name "
             "the dev split under sweep.dev, as evaluation.sets"
         )
-    return [f"{name}/top1" for name in sets]
+    return [f"{name}/{chosen.chief_metric}" for name, chosen in resolved.experiment.evaluation.sets.items()]
+
+
+def _records(sweep: Sweep) -> dict[str, Any]:
+    """What the final runs trained on and were measured on: ``train``, and each evaluation set by its name."""
+    experiment = load_experiment(
+        sweep.config, overrides=[*sweep.overrides, *sweep.final_trials(0)[0].overrides]
+    ).experiment
+    places = {name: own.shards for name, own in experiment.evaluation.sets.items()}
+    places |= {"train": experiment.data.sources[0].shards}
+    allow_pipe = experiment.data.allow_pipe
+    return {
+        name: record_of(open_packed(shards, experiment.cluster, allow_pipe=allow_pipe))
+        for name, shards in places.items()
+    }
 
 
 def run(sweep: Sweep, trials: Sequence[Trial], metric: str, what: str) -> list[Outcome]:
@@ -268,7 +293,8 @@ def best_of(outcomes: Sequence[Outcome], metric: str) -> int:
     Raises:
         SetupError: every trial failed.
     """
-    values = [-math.inf if outcome.value is None else outcome.value for outcome in outcomes]
+    sign = -1 if metric.rpartition("/")[2] in LOWER_IS_BETTER else 1
+    values = [-math.inf if outcome.value is None else sign * outcome.value for outcome in outcomes]
     if max(values) == -math.inf:
         reasons = "\n".join(f"  {outcome.name}: {outcome.reason}" for outcome in outcomes)
         raise SetupError(f"no trial came to a {metric}:\n{reasons}")
@@ -326,13 +352,12 @@ def _quoted(word: str) -> str:
 def _show(console: Console, result: dict[str, Any], folder: Path) -> None:
     table = Table("trial", result["metric"], title=result["config"])
     for trial in result["trials"]:
-        value = (
-            "failed: " + trial["reason"].splitlines()[0] if trial["value"] is None else f"{100 * trial['value']:.2f} %"
-        )
+        failed = trial["value"] is None
+        value = "failed: " + trial["reason"].splitlines()[0] if failed else in_units(result["metric"], trial["value"])
         table.add_row(trial["name"] + (" (best)" if trial["name"] == result["best"] else ""), value)
     for metric, spread in result["test"].items():
         if spread["mean"] is not None:
-            figures = f"{100 * spread['mean']:.2f} ± {100 * spread['std']:.2f} %"
+            figures = f"{in_units(metric, spread['mean'])} ± {in_units(metric, spread['std'])}"
             table.add_row(f"{metric}, {len(spread['values'])} seeds on the whole training set", figures)
     console.print(table)
     console.print(f"{folder / RESULT_FILE}, in {result['seconds']} s")

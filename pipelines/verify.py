@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.packing.moments import Moments
 from pipelines.packing.pool import run_tasks
 from pipelines.progress import LazyBar
 from pipelines.sources.names import expand_braces, is_remote, split_of
@@ -171,11 +172,26 @@ def _make_index(
     if min((int(report.labels.min(initial=0)) for report in reports), default=0) < 0:
         raise DataError(f"{target}: a label is below 0; samples without a class cannot be trained on")
     rows = [report.row for report in reports if report.row]
-    max_labels = max(report.max_labels for report in reports)
-    table = ShardTable(target.folder, rows, num_classes=num_classes, max_labels=max_labels)
+    if length := _vector_length(target, reports):
+        table = ShardTable(target.folder, rows, num_classes=length, max_labels=0, target="vector")
+    else:
+        max_labels = max(report.max_labels for report in reports)
+        table = ShardTable(target.folder, rows, num_classes=num_classes, max_labels=max_labels)
     table.save()
     verdict.made.append(TABLE_FILE)
     return table
+
+
+def _vector_length(target: Target, reports: Sequence[Report]) -> int:
+    """Numbers of each vector; 0: the samples have labels."""
+    lengths = {len(report.moments.mean): report.name for report in reports if report.row and report.row.num_samples}
+    if len(lengths) > 1:
+        (one, first), (other, second), *_ = lengths.items()
+        raise DataError(
+            f"{target}: samples of {first} have targets of {one} numbers, of {second} {other} (0: labels); index them "
+            "as two sets"
+        )
+    return next(iter(lengths), 0)
 
 
 def _check_card(
@@ -208,9 +224,10 @@ def _write_card(
     """The card of a set that somebody else packed; says no more than what was seen."""
     named = classes + [(str(index), str(index)) for index in range(len(classes), table.num_classes)]
     encoded = encode_classes(named)
-    counts = np.zeros(table.num_classes, dtype=np.int64)
+    counts, moments = np.zeros(table.num_classes, dtype=np.int64), Moments()
     for report in reports:
         counts += np.bincount(report.labels, minlength=table.num_classes)
+        moments.merge(report.moments)
     card = Card(
         name=args.name or target.folder.resolve().name,
         split=split_of(f"{target}/{target.names[0]}"),
@@ -222,11 +239,13 @@ def _write_card(
         licence=args.licence or NOT_STATED,
         num_samples=table.num_samples,
         num_classes=table.num_classes,
-        labels="multi" if table.max_labels > 1 else "single",
+        labels=("multi" if table.max_labels > 1 else "single") if table.target == "labels" else table.target,
         max_labels=table.max_labels,
         num_shards=len(table.rows),
         num_bytes=sum(row.num_bytes for row in table.rows),
         class_counts=counts.tolist() if table.max_labels == 1 else [],
+        target_mean=moments.mean.tolist(),
+        target_std=moments.std.tolist(),
         shuffle_seed=0,
         classes_digest=digest(encoded),
         index_digest=table.digest,

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pretrain.config.schema.experiment import Experiment
-    from pretrain.models.interop import WeightsMetadata
+    from pretrain.models.interop import Task, WeightsMetadata
 
 RESOLVED_CONFIG = "config.resolved.yaml"
 
@@ -36,6 +36,15 @@ def load_source(
     if metadata.eval_transform is None and (made_by := experiment_of(path)) is not None:
         metadata = metadata.model_copy(update={"eval_transform": made_by.data.eval_transform})
     return state, metadata
+
+
+def task_of(source: Path, weights: Literal["raw", "ema"]) -> Task:
+    """What the weights were trained for; errors as ``load_source``. Reads no tensor of a weights file of ours."""
+    from pretrain.models.interop import read_metadata
+
+    path = weights_path(source, weights, lambda line: None)
+    metadata = read_metadata(path) if path.suffix == ".safetensors" else None
+    return "classification" if metadata is None else metadata.task
 
 
 def weights_path(source: Path, weights: Literal["raw", "ema"], say: Callable[[str], None]) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.classifier import Classifier
+from pretrain.data.augment import EvalTransform
 from pretrain.data.batch import Batch
 from pretrain.data.dataset import EvalDataset, Failure
 from pretrain.data.index import ShardTable
@@ -97,14 +99,47 @@ def outcomes_of(
             f"{needed / 2**30:.1f} GiB, the limit is {MAX_SCORES_BYTES >> 30}; evaluate a smaller set"
         )
     chosen = None if columns is None else torch.from_numpy(columns).to(classifier.device)
-    dataset = EvalDataset(
+    arrays, num_bad = rows_of_set(
         table,
         classifier.transform,
-        rank=rank.rank,
-        world=rank.world,
+        rank,
+        lambda batch: _outcome(classifier, batch, chosen, keep_scores),
         micro_batch_size=micro_batch_size,
+        num_workers=num_workers,
+        show=show,
     )
-    parts: list[list[NDArray[np.generic]]] = []
+    return Outcomes(*arrays), num_bad
+
+
+def rows_of_set(
+    table: ShardTable,
+    transform: EvalTransform,
+    rank: Rank,
+    look: Callable[[Batch], list[NDArray[Any]]],
+    *,
+    micro_batch_size: int,
+    num_workers: int,
+    show: Callable[[int], None],
+) -> tuple[list[NDArray[Any]], int]:
+    """What is seen in every image of a set, in the set's order. Collective: yes; every rank returns all of it.
+
+    Args:
+        table: the set.
+        transform: how its images are made.
+        rank: this process; rank r takes the images i ≡ r.
+        look: a micro-batch → arrays with a row for each of its valid images, the sample ids first.
+        micro_batch_size: images in one forward pass.
+        num_workers: data processes.
+        show: called with the number of images that this rank is done with.
+
+    Returns:
+        The arrays, and the number of images that could not be read (they are left out).
+
+    Raises:
+        DataError: a shard cannot be read.
+    """
+    dataset = EvalDataset(table, transform, rank=rank.rank, world=rank.world, micro_batch_size=micro_batch_size)
+    parts: list[list[NDArray[Any]]] = []
     num_bad = done = 0
     made = loader(
         dataset, range(len(dataset)), num_workers=min(num_workers, len(dataset) - 1), prefetch_factor=PREFETCH
@@ -113,13 +148,13 @@ def outcomes_of(
         for batch in made:
             if isinstance(batch, Failure):
                 raise batch.error
-            parts.append(_outcome(classifier, batch, chosen, keep_scores))
+            parts.append(look(batch))
             num_bad, done = num_bad + len(batch.faults), done + len(batch)
             show(done)
     gathered = gather_objects(([np.concatenate(column) for column in zip(*parts, strict=True)], num_bad))
     arrays = [np.concatenate(column) for column in zip(*(mine for mine, _ in gathered), strict=True)]
     order = np.argsort(arrays[0], kind="stable")
-    return Outcomes(*(array[order] for array in arrays)), sum(bad for _, bad in gathered)
+    return [array[order] for array in arrays], sum(bad for _, bad in gathered)
 
 
 def _outcome(

@@ -19,6 +19,7 @@ from pipelines.packing.plan import PackOptions, PlanInputs
 from pipelines.packing.split_lists import SplitLists
 from pipelines.packing.state import Task
 from pipelines.packing.wordnet import DEBIAN_FILE, WordNet
+from pipelines.sources.digit_canvases import DigitCanvasSource
 from pipelines.sources.digits import DigitsSource
 from pipelines.sources.fashion_mnist import FashionMnistSource
 from pipelines.sources.folder import FolderSource
@@ -29,6 +30,7 @@ from pipelines.sources.protocol import Source
 from pipelines.sources.remote import OPTIONS as REMOTE_OPTIONS
 from pipelines.sources.remote import RemoteFiles, add_options
 from pipelines.sources.torchvision_sets import TorchvisionSource
+from pipelines.sources.vtab import VtabSource
 from pipelines.sources.webdataset_shards import WebDatasetSource
 from pretrain.data.decode import MAX_PIXELS
 from pretrain.errors import ConfigError
@@ -37,7 +39,8 @@ from pretrain.files import file_digest, write_atomic
 DEFAULT_MAX_BAD_RATE = 0.01
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 INPUTS_FOLDER = "inputs"
-OF_SOURCE = ("image_column", "label_column", "class_names", "root")  # options that decide what a source lists
+# Options that decide what a source lists.
+OF_SOURCE = ("image_column", "label_column", "target_column", "class_names", "root")
 
 EXAMPLES = """examples:
   python -m pipelines pack digits --classes 0-4 --holdout 0.2 --out data/digits_upstream
@@ -57,6 +60,7 @@ class SourceKind:
         options: those of ``SOURCE_OPTIONS`` that it understands.
         least: how many positional arguments it needs.
         most: how many it takes; None: any number.
+        one_of: what the first may be; (): anything.
     """
 
     make: Callable[[argparse.Namespace], Source]
@@ -64,11 +68,15 @@ class SourceKind:
     options: tuple[str, ...] = ()
     least: int = 0
     most: int | None = 1
+    one_of: tuple[str, ...] = ()
 
 
 SAID = ("licence", "release")  # what a source that the user knows best cannot say itself
 SOURCES: dict[str, SourceKind] = {
     "digits": SourceKind(lambda args: DigitsSource(), most=0),
+    "digit-canvases": SourceKind(
+        lambda args: DigitCanvasSource(args.paths[0]), "what is asked: position", least=1, one_of=("position",)
+    ),
     "fashion-mnist": SourceKind(
         lambda args: FashionMnistSource(Path(args.paths[0]) if args.paths else None), "[where its IDX files are]"
     ),
@@ -86,16 +94,20 @@ SOURCES: dict[str, SourceKind] = {
     ),
     "manifest": SourceKind(
         lambda args: ManifestSource(Path(args.paths[0]), root=args.root, name=args.name),
-        "a .csv, .tsv or .jsonl with path or url, label or labels, and perhaps split",
+        "a .csv, .tsv or .jsonl with path or url, label, labels or target, and perhaps split",
         ("root", *SAID),
         least=1,
     ),
     "parquet": SourceKind(
         lambda args: ParquetSource(
-            args.paths, image_column=args.image_column, label_column=args.label_column, name=args.name
+            args.paths,
+            image_column=args.image_column,
+            label_column=args.label_column,
+            target_column=args.target_column,
+            name=args.name,
         ),
         "files, folders or patterns",
-        ("image_column", "label_column", *SAID),
+        ("image_column", "label_column", "target_column", *SAID),
         least=1,
         most=None,
     ),
@@ -105,6 +117,12 @@ SOURCES: dict[str, SourceKind] = {
         SAID,
         least=1,
         most=2,
+    ),
+    "vtab": SourceKind(
+        lambda args: VtabSource(Path(args.paths[0]), name=args.name),
+        "the folder of a VTAB-1k task, with train800.txt, val200.txt, train800val200.txt and test.txt",
+        SAID,
+        least=1,
     ),
     "webdataset": SourceKind(
         lambda args: WebDatasetSource(
@@ -121,6 +139,7 @@ SOURCE_OPTIONS: dict[str, Any] = {
     "nested_labels": False,
     "image_column": "",
     "label_column": "",
+    "target_column": "",
     "class_names": None,
     "root": None,
     "drop_list": None,
@@ -255,6 +274,8 @@ def _check_paths(args: argparse.Namespace, kind: SourceKind) -> None:
             f"the source {args.source} needs a PATH ({kind.paths}): python -m pipelines pack {args.source} PATH "
             "--out DIR"
         )
+    if kind.one_of and args.paths[0] not in kind.one_of:
+        raise ConfigError(f"the source {args.source} knows no {args.paths[0]!r}; choose {' or '.join(kind.one_of)}")
     if kind.most is not None and count > kind.most:
         takes = f"only {kind.most} PATH ({kind.paths})" if kind.most else "no PATH"
         raise ConfigError(f"the source {args.source} takes {takes}; {args.paths[kind.most]} would be ignored")
@@ -346,6 +367,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("sources").add_argument
     add("--image-column", default="", help="parquet: column of the images")
     add("--label-column", default="", help="parquet: column of the labels")
+    add("--target-column", default="", help="parquet: column of the numbers of a regression, in the place of labels")
     add("--class-names", type=Path, metavar="FILE", help="webdataset: a class per line, id or id,name")
     add_options(add)
     add("--root", type=Path, help="manifest: where relative paths count from (its folder)")

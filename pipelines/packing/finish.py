@@ -6,11 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from pipelines.packing.listing import About
+from pipelines.packing.moments import Moments
 from pipelines.packing.plan import PackOptions, Plan, Shard, Split
 from pipelines.sources.protocol import Source
 from pretrain.data.card import CARD_FILE, CLASSES_FILE, READABLE_FILE, Card, encode_classes
@@ -37,7 +38,9 @@ def finish_split(folder: Path, split: Split, plan: Plan, source: About | Source,
         write_atomic(folder / QUARANTINE_FILE, encode_lines(quarantined))
     counted = Counts(len(plan.classes))
     rows = [counted.add(folder, shard.name) for shard in split.shards]
-    table = ShardTable(folder, rows, num_classes=len(plan.classes), max_labels=counted.max_labels)
+    is_labelled = plan.target == "labels"
+    max_labels = counted.max_labels if is_labelled else 0
+    table = ShardTable(folder, rows, num_classes=len(plan.classes), max_labels=max_labels, target=plan.target)
     classes = encode_classes(list(plan.classes))
     card = Card(
         name=options.name or source.name,
@@ -48,17 +51,20 @@ def finish_split(folder: Path, split: Split, plan: Plan, source: About | Source,
         homepage=source.homepage,
         num_samples=table.num_samples,
         num_classes=len(plan.classes),
-        labels="multi" if plan.multi_label or source.multi_label else "single",
-        max_labels=counted.max_labels,
+        labels=_kind_of_labels(plan, source),
+        max_labels=max_labels,
         num_shards=len(rows),
         num_bytes=sum(row.num_bytes for row in rows),
         held_out=plan.held_out,
         selection=plan.selection,
+        lists=dict(source.lists),
         quarantined=dict(sorted(Counter(entry["kind"] for entry in quarantined).items())),
         dropped=plan.dropped,
         changed=dict(sorted(counted.changes.items())),
         short_sides={str(size): counted.short_sides[size] for size in sorted(counted.short_sides)},
-        class_counts=counted.classes.tolist(),
+        class_counts=counted.classes.tolist() if is_labelled else [],
+        target_mean=counted.moments.mean.tolist(),
+        target_std=counted.moments.std.tolist(),
         options=_shown_options(options),
         shuffle_seed=options.seed,
         classes_digest=digest(classes),
@@ -71,6 +77,12 @@ def finish_split(folder: Path, split: Split, plan: Plan, source: About | Source,
     return card
 
 
+def _kind_of_labels(plan: Plan, source: About | Source) -> Literal["single", "multi", "vector", "mask"]:
+    if plan.target == "labels":
+        return "multi" if plan.multi_label or source.multi_label else "single"
+    return plan.target
+
+
 class Counts:
     """What a split's record files add up to.
 
@@ -79,6 +91,7 @@ class Counts:
         max_labels: the most labels that one image has.
         short_sides: lower end of a bucket → images.
         changes: what was changed → images.
+        moments: of the vectors.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -86,6 +99,7 @@ class Counts:
         self.max_labels = 1
         self.short_sides: Counter[int] = Counter()
         self.changes: Counter[str] = Counter()
+        self.moments = Moments()
 
     def add(self, folder: Path, name: str) -> ShardRow:
         """Counts one shard and returns its row of the table."""
@@ -96,6 +110,8 @@ class Counts:
         self.max_labels = max(self.max_labels, int(np.diff(starts).max(initial=0)))
         self.short_sides.update({int(size): count for size, count in records.info.get("short_sides", {}).items()})
         self.changes.update(records.info.get("changes", {}))
+        if "vectors" in records.columns:
+            self.moments.add(records.vectors)
         return ShardRow(name, len(records), records.info["num_bytes"], digest(path.read_bytes()))
 
 

@@ -22,6 +22,7 @@ from pipelines.packing.table import ItemTable, Rows
 from pipelines.packing.wordnet import WordNet
 from pipelines.sources.protocol import Item
 from pretrain import seeds
+from pretrain.config.target import IN_WORDS, Target
 from pretrain.errors import ConfigError, DataError
 
 TAR_BLOCK = 512
@@ -126,6 +127,7 @@ class Plan:
         multi_label: images may have several labels.
         dropped: reason → images that the plan leaves out.
         duplicates: which images are copies of others.
+        target: what an image has.
     """
 
     classes: tuple[tuple[str, str], ...]
@@ -136,6 +138,7 @@ class Plan:
     multi_label: bool = False
     dropped: dict[str, int] = field(default_factory=dict)
     duplicates: Duplicates | None = None
+    target: Target = "labels"
 
     @property
     def num_items(self) -> int:
@@ -150,6 +153,7 @@ def make_plan(
     inputs: PlanInputs | None = None,
     *,
     multi_label: bool = False,
+    target: Target = "labels",
 ) -> Plan:
     """Relabels, selects, holds out, shuffles and cuts into shards.
 
@@ -159,19 +163,22 @@ def make_plan(
         options: what is wanted.
         inputs: contents of the files that the options name.
         multi_label: the source's images may have several labels.
+        target: what the source's images have.
 
     Raises:
-        ConfigError: a class is unknown, or the selection leaves nothing.
+        ConfigError: a class is unknown, the selection leaves nothing, or an option is about labels that there are not.
         DataError: two images have one key, or a class has too few images.
     """
     inputs = inputs or PlanInputs()
+    if target != "labels":
+        _check_about_images(options, inputs, target)
     table = items if isinstance(items, ItemTable) else ItemTable.of(items)
     hashes = table.key_hashes()
     table.check_unique(hashes)
     listing = table.listing(hashes, classes)
     dropped: Counter[str] = Counter()
     table, classes, may_be_multi = _relabelled(table, classes, options, inputs)
-    rows = np.flatnonzero(table.num_labels > 0)
+    rows = np.flatnonzero(table.num_labels > 0) if target == "labels" else np.arange(len(table))
     dropped["no label chosen"] += len(table) - len(rows)
     rows = _without_dropped(table, rows, inputs.dropped_keys, dropped)
     duplicates = None
@@ -183,7 +190,7 @@ def make_plan(
     by_split = _by_split(table, rows, hashes, options, inputs.split_lists, dropped)
     if options.per_class:
         by_split["train"] = _few(table, by_split.get("train", rows[:0]), hashes, options, classes)
-    _check_not_empty(by_split, options)
+    _check_not_empty(by_split, table.split_names, options)
     splits = [
         Split(name, _cut(table, _shuffled(rows, hashes, options.seed), options))
         for name, rows in by_split.items()
@@ -198,7 +205,21 @@ def make_plan(
         multi_label=multi_label or may_be_multi or options.duplicates == "merge",
         dropped={reason: count for reason, count in dropped.items() if count},
         duplicates=duplicates,
+        target=target,
     )
+
+
+def _check_about_images(options: PackOptions, inputs: PlanInputs, target: Target) -> None:
+    given = {
+        "--classes": options.classes,
+        "--per-class": options.per_class,
+        "--label-map": inputs.label_map,
+        "--hierarchy": inputs.wordnet,
+        "--duplicates merge": options.duplicates == "merge",
+    }
+    for name, value in given.items():
+        if value:
+            raise ConfigError(f"{name} is about class labels, but the images of this source have {IN_WORDS[target]}")
 
 
 def _relabelled(
@@ -272,8 +293,9 @@ def _few(
     return rows[by_class[rank < options.per_class]]
 
 
-def _check_not_empty(splits: dict[str, NDArray[np.int64]], options: PackOptions) -> None:
-    if not len(splits["train"]):
+def _check_not_empty(splits: dict[str, NDArray[np.int64]], table_splits: Sequence[str], options: PackOptions) -> None:
+    has_train = "train" in table_splits  # the lists of VTAB-1k are called otherwise
+    if (has_train and not len(splits["train"])) or not any(map(len, splits.values())):
         raise ConfigError("no training image is left; choose more classes or a smaller --holdout")
     if options.holdout and not len(splits["val"]):
         raise ConfigError(f"--holdout {options.holdout:g} holds out none of {len(splits['train'])} images; raise it")

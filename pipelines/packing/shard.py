@@ -16,6 +16,8 @@ from typing import Any
 from pipelines.packing.images import TOO_SMALL, ImageOptions, make_image
 from pipelines.packing.plan import Shard
 from pipelines.sources.protocol import Item, Source
+from pipelines.sources.vectors import TARGET_KEY
+from pretrain.config.target import Target
 from pretrain.data.faults import BadSample
 from pretrain.data.index import Record, Records, encode_records, records_name
 from pretrain.errors import DataError
@@ -32,6 +34,7 @@ class Writing:
     source: Source
     images: ImageOptions = field(default_factory=ImageOptions)
     multi_label: bool = False
+    target: Target = "labels"
 
 
 def num_bad(quarantined: list[dict[str, Any]]) -> int:
@@ -102,11 +105,13 @@ def _add_sample(tar: tarfile.TarFile, key: str, item: Item, writing: Writing, se
         seen.changes[image.change] += 1
     member = f"{key}.{image.extension}"
     offset = _add_member(tar, member, image.data)
-    if writing.multi_label:
+    if writing.target == "vector":
+        _add_member(tar, f"{key}.json", json.dumps({TARGET_KEY: item.vector}).encode())
+    elif writing.multi_label:
         _add_member(tar, f"{key}.json", json.dumps({"labels": item.labels}).encode())
     else:
         _add_member(tar, f"{key}.cls", str(item.labels[0]).encode())
-    return Record(offset, len(image.data), zlib.crc32(image.data), item.labels, member, item.key)
+    return Record(offset, len(image.data), zlib.crc32(image.data), item.labels, member, item.key, item.vector)
 
 
 def size_bucket(short_side: int) -> str:

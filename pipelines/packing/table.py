@@ -1,6 +1,7 @@
 """The list of a source's images as columns: some 70 bytes an image, on the disk where several processes share it.
 
-Labels are in CSR form: row i has ``labels[label_starts[i]:label_starts[i + 1]]``. Keys likewise, as UTF-8 bytes.
+Labels are in CSR form: row i has ``labels[label_starts[i]:label_starts[i + 1]]``. Keys likewise, as UTF-8 bytes. A list
+of vectors has a column ``vectors`` of N · D numbers too.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _DTYPES = {
     "parts": np.int32,
     "offsets": np.int64,
 }
+_OPTIONAL_DTYPES = {"vectors": np.float64}
 
 
 class ItemTable:
@@ -61,7 +63,13 @@ class ItemTable:
             split=self.split_names[columns["splits"][row]],
             part=int(columns["parts"][row]),
             offset=int(columns["offsets"][row]),
+            vector=self._vector(row),
         )
+
+    def _vector(self, row: int) -> tuple[float, ...]:
+        if "vectors" not in self.columns:
+            return ()
+        return tuple(self.columns["vectors"].reshape(len(self), -1)[row].tolist())
 
     def key(self, row: int) -> str:
         """The key of a row."""
@@ -105,7 +113,7 @@ class ItemTable:
         """Digest of what is listed, in whatever order: by it a later run knows that the source has not changed."""
         splits = np.array([seeds.hash64(name) for name in self.split_names], dtype=np.uint64)
         of_split = splits[self.columns["splits"]] if len(splits) else self.columns["splits"]
-        rows = seeds.hash64(hashes, self.columns["num_bytes"], of_split, self._label_hashes())
+        rows = seeds.hash64(hashes, self.columns["num_bytes"], of_split, self._label_hashes(), *self._vector_bits())
         return digest(json.dumps(list(classes)).encode() + np.sort(rows).astype("<u8").tobytes())
 
     def _label_hashes(self) -> NDArray[np.uint64]:
@@ -114,17 +122,24 @@ class ItemTable:
         sums = np.concatenate([[np.uint64(0)], np.cumsum(seeds.hash64(self.columns["labels"], place))])
         return sums[starts[1:]] - sums[starts[:-1]]  # modulo 2 ** 64
 
+    def _vector_bits(self) -> list[NDArray[np.uint64]]:
+        if "vectors" not in self.columns:
+            return []
+        return list(self.columns["vectors"].reshape(len(self), -1).view(np.uint64).T)
+
     @classmethod
     def of(cls, items: Iterable[Item]) -> ItemTable:
         """Draws the items once, in constant memory beside the columns."""
         keys, key_starts, labels, label_starts = bytearray(), array("q", [0]), array("i"), array("q", [0])
         numbers = {name: array("q") for name in ("num_bytes", "splits", "parts", "offsets")}
         split_names: dict[str, int] = {}
+        vectors = array("d")
         for item in items:
             keys += item.key.encode(errors="surrogateescape")
             key_starts.append(len(keys))
             labels.extend(item.labels)
             label_starts.append(len(labels))
+            vectors.extend(item.vector)
             values = (item.num_bytes, split_names.setdefault(item.split, len(split_names)), item.part, item.offset)
             for column, value in zip(numbers.values(), values, strict=True):
                 column.append(value)
@@ -137,6 +152,8 @@ class ItemTable:
             )
             for name, values in raw.items()
         }
+        if vectors:
+            columns["vectors"] = np.frombuffer(vectors, dtype=np.float64)
         return cls(columns, list(split_names))
 
     def save(self, folder: Path) -> None:
@@ -154,7 +171,8 @@ class ItemTable:
     @classmethod
     def load(cls, folder: Path) -> ItemTable:
         """Maps what ``save`` wrote, so that the processes of a machine share it."""
-        columns = {name: _load_column(folder / f"{name}.npy") for name in _DTYPES}
+        present = [name for name in _OPTIONAL_DTYPES if (folder / f"{name}.npy").exists()]
+        columns = {name: _load_column(folder / f"{name}.npy") for name in [*_DTYPES, *present]}
         return cls(columns, json.loads((folder / SPLITS_FILE).read_bytes()))
 
 

@@ -29,7 +29,8 @@ class DigitsSource(Source):
         self.notes: list[str] = []
 
     @cached_property
-    def _arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Images (1797, 8, 8) and what they show."""
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
@@ -41,12 +42,12 @@ class DigitsSource(Source):
 
     def items(self) -> list[Item]:
         """See ``Source.items``."""
-        images, targets = self._arrays
+        images, targets = self.arrays
         return [Item(f"digit-{number:04d}", (int(label),), images[0].size) for number, label in enumerate(targets)]
 
     def read(self, item: Item) -> tuple[bytes, str]:
         """See ``Source.read``."""
-        return encode_grey(self._arrays[0][int(item.key.removeprefix("digit-"))]), "png"
+        return encode_grey(self.arrays[0][int(item.key.removeprefix("digit-"))]), "png"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_arrays"}
+        return {name: value for name, value in self.__dict__.items() if name != "arrays"}

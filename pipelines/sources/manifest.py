@@ -1,6 +1,7 @@
-"""A table of images: CSV, TSV or JSON lines, with a path or URL, one or more labels, and perhaps a split.
+"""A table of images: CSV, TSV or JSON lines, with a path or URL, labels or numbers, and perhaps a split.
 
 Columns: ``path`` or ``url`` (or ``image``, either) · ``label`` or ``labels`` · ``split`` · ``id``
+In the place of labels, for a regression: ``target``, or one column ``target.NAME`` for each number.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from typing import Any
 
 from pipelines.sources.names import is_url
 from pipelines.sources.protocol import NOT_STATED, UNKNOWN_NUM_BYTES, Item, Source
+from pipelines.sources.vectors import VectorLength, to_vector
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import file_digest
 
 SEPARATOR = "|"
 PLACES = ("path", "url", "image")
 LABELS = ("label", "labels")
-KNOWN = frozenset([*PLACES, *LABELS, "split", "id"])
+TARGET = "target"
+KNOWN = frozenset([*PLACES, *LABELS, TARGET, "split", "id"])
 TIMEOUT_S = 30
 TRIES = 4
 
@@ -31,8 +34,8 @@ TRIES = 4
 class ManifestSource(Source):
     """The images that a file names; paths count from its folder, or from ``root``.
 
-    In CSV and TSV, ``labels`` separates labels by ``|``; in JSON lines it is a list. Classes are numbered by name, or
-    as numbers where all labels are numbers.
+    In CSV and TSV, ``labels`` and ``target`` separate their parts by ``|``; in JSON lines they are lists. Classes are
+    numbered by name, or as numbers where all labels are numbers.
 
     Args:
         path: the file: .csv, .tsv or .jsonl.
@@ -51,10 +54,29 @@ class ManifestSource(Source):
         if not path.is_file():
             raise DataError(f"{path} does not exist; give the .csv, .tsv or .jsonl that names the images")
         self.origin = f"manifest {path} ({file_digest(path)})"
-        self.multi_label = any("labels" in row for _, row in self._first_row())
+        _, row = self._first_row()
+        self._named = [name for name in row if name.startswith(f"{TARGET}.")]
+        self.multi_label = "labels" in row
+        self.target = "vector" if self._named or TARGET in row else "labels"
 
     def items(self) -> Iterator[Item]:
         """See ``Source.items``."""
+        return self._with_vectors() if self.target == "vector" else self._with_labels()
+
+    def _with_vectors(self) -> Iterator[Item]:
+        lengths = VectorLength()
+        for line, row in self._rows():
+            where = f"{self.path}:{line}"
+            value = [row.get(name) for name in self._named] or row.get(TARGET)
+            if isinstance(value, str):
+                value = value.split(SEPARATOR)
+            vector = lengths.check(to_vector(value, where), where)
+            place = self._place(row, line)
+            yield Item(place, (), self._size(place, line), str(row.get("split") or "train"), vector=vector)
+        names = [name.removeprefix(f"{TARGET}.") for name in self._named]
+        self.classes = [(name, name) for name in names] or lengths.classes
+
+    def _with_labels(self) -> Iterator[Item]:
         names = {name for line, row in self._rows() for name in self._labels(row, line)}
         if all(name.isdecimal() for name in names):
             self.classes = [(str(number), str(number)) for number in range(max(map(int, names), default=-1) + 1)]
@@ -62,9 +84,7 @@ class ManifestSource(Source):
             self.classes = [(name, name) for name in sorted(names)]
         index = {identifier: number for number, (identifier, _) in enumerate(self.classes)}
         for line, row in self._rows():
-            place = next((str(row[name]) for name in PLACES if row.get(name)), "")
-            if not place:
-                raise DataError(f"{self.path}:{line}: no {' or '.join(PLACES)}")
+            place = self._place(row, line)
             labels = tuple(dict.fromkeys(index[name] for name in self._labels(row, line)))
             yield Item(place, labels, self._size(place, line), str(row.get("split") or "train"))
 
@@ -73,6 +93,12 @@ class ManifestSource(Source):
         path = urllib.parse.urlsplit(item.key).path if is_url(item.key) else item.key
         extension = PurePosixPath(path).suffix[1:].lower() or "img"
         return (_download(item.key) if is_url(item.key) else (self.root / item.key).read_bytes()), extension
+
+    def _place(self, row: dict[str, Any], line: int) -> str:
+        place = next((str(row[name]) for name in PLACES if row.get(name)), "")
+        if not place:
+            raise DataError(f"{self.path}:{line}: no {' or '.join(PLACES)}")
+        return place
 
     def _size(self, place: str, line: int) -> int:
         if is_url(place):
@@ -96,18 +122,26 @@ class ManifestSource(Source):
             raise DataError(f"{self.path}:{line}: no label")
         return texts
 
-    def _first_row(self) -> list[tuple[int, dict[str, Any]]]:
+    def _first_row(self) -> tuple[int, dict[str, Any]]:
         rows = self._rows()
         first = next(rows, None)
         if first is None:
             raise DataError(f"{self.path} names no image")
         line, row = first
-        if not set(row) & set(PLACES) or not set(row) & set(LABELS):
+        labels = sorted(set(row) & set(LABELS))
+        targets = [name for name in row if name.partition(".")[0] == TARGET]
+        if not set(row) & set(PLACES) or not (labels or targets):
             raise ConfigError(
-                f"{self.path}:{line}: the columns {', '.join(row)} hold no {'/'.join(PLACES)} or no {'/'.join(LABELS)}"
+                f"{self.path}:{line}: the columns {', '.join(row)} hold no {'/'.join(PLACES)} or no "
+                f"{'/'.join((*LABELS, TARGET))}"
             )
-        self.notes = [f"column {name} ignored" for name in row if name not in KNOWN]
-        return [first]
+        if (labels and targets) or (TARGET in targets and len(targets) > 1):
+            raise ConfigError(
+                f"{self.path}:{line}: the columns {' and '.join((*labels, *targets))} are two answers for one image; "
+                "leave one out"
+            )
+        self.notes = [f"column {name} ignored" for name in row if name not in KNOWN and name not in targets]
+        return first
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """(line, row) of the file."""

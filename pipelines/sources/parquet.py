@@ -1,4 +1,4 @@
-"""Parquet files as on Hugging Face: a column of images as {bytes, path} (or bytes), and one of labels.
+"""Parquet files as on Hugging Face: a column of images as {bytes, path} (or bytes), and one of labels or numbers.
 
 Row groups cannot be read at random without reading hundreds of neighbours, so each file is laid out once as plain bytes
 in the pack's working folder, which takes as much room again until the pack is done.
@@ -17,6 +17,7 @@ import numpy as np
 from pipelines.sources.names import find_files, split_of
 from pipelines.sources.protocol import NOT_STATED, Item, Source
 from pipelines.sources.tars import RangeReader, file_fingerprint
+from pipelines.sources.vectors import VectorLength, to_vector
 from pretrain.errors import ConfigError, DataError, SetupError
 from pretrain.files import TEMPORARY_SUFFIX, write_atomic
 
@@ -32,11 +33,18 @@ class ParquetSource(Source):
         patterns: files, folders, or patterns with braces and wildcards.
         image_column: column of the images; "": the only one with bytes in it.
         label_column: column of the labels, an integer, a text, or a list of either; "": label, labels, or fine_label.
+        target_column: column of a number, or of a list of them, that is there in the place of labels; "": labels are.
         name: of the data set.
     """
 
     def __init__(
-        self, patterns: Sequence[str], *, image_column: str = "", label_column: str = "", name: str = ""
+        self,
+        patterns: Sequence[str],
+        *,
+        image_column: str = "",
+        label_column: str = "",
+        target_column: str = "",
+        name: str = "",
     ) -> None:
         self.paths = [Path(path) for path in find_files(patterns, ".parquet")]
         self.name = name or self.paths[0].resolve().parent.name
@@ -48,11 +56,15 @@ class ParquetSource(Source):
         self._reader = RangeReader()
         schema = _pyarrow().read_schema(self.paths[0])
         self.image_column = image_column or _image_column(schema, self.paths[0])
-        self.label_column = label_column or _label_column(schema, self.paths[0])
+        if label_column and target_column:
+            raise ConfigError("--label-column and --target-column are two answers for one image; leave one out")
+        self.target = "vector" if target_column else "labels"
+        self.label_column = target_column or label_column or _label_column(schema, self.paths[0])
         for column in (self.image_column, self.label_column):
             if column not in schema.names:
                 raise ConfigError(f"{self.paths[0]} has no column {column!r}; it has {', '.join(schema.names)}")
-        self.multi_label = str(schema.field(self.label_column).type).startswith(("list", "large_list"))
+        is_list = str(schema.field(self.label_column).type).startswith(("list", "large_list"))
+        self.multi_label = self.target == "labels" and is_list
         self._names = _class_names(schema.metadata or {}, self.label_column)
 
     def fingerprint(self) -> str:
@@ -86,6 +98,20 @@ class ParquetSource(Source):
 
     def items(self) -> Iterator[Item]:
         """See ``Source.items``."""
+        return self._with_vectors() if self.target == "vector" else self._with_labels()
+
+    def _with_vectors(self) -> Iterator[Item]:
+        lengths = VectorLength()
+        for part, path in enumerate(self.paths):
+            laid_out = self._laid_out(path)
+            starts = np.cumsum([0, *laid_out["sizes"]]).tolist()
+            for row, (size, value) in enumerate(zip(laid_out["sizes"], laid_out["labels"], strict=True)):
+                where = f"{path}, row {row}, column {self.label_column}"
+                vector = lengths.check(to_vector(value, where), where)
+                yield Item(f"{path.stem}/{row:08d}", (), size, split_of(str(path)), part, starts[row], vector)
+        self.classes = [(self.label_column, self.label_column)] if lengths.length == 1 else lengths.classes
+
+    def _with_labels(self) -> Iterator[Item]:
         index = self._index_of_labels()
         for part, path in enumerate(self.paths):
             laid_out = self._laid_out(path)

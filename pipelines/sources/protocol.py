@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
+
+from pretrain.config.target import Target
+from pretrain.data.card import SplitList
 
 NOT_STATED = "not stated"  # the licence, where nobody says it
 UNKNOWN_NUM_BYTES = 128 * 1024  # planned for an image whose size is only known when it is read
@@ -21,6 +25,7 @@ class Item(NamedTuple):
         split: the part of the source that it belongs to.
         part: which of the source's own files holds it; 0 where there is but one, or where the key says it.
         offset: of its first byte in that file, or its row.
+        vector: the numbers that belong to it, in a source of vectors; all of one length.
     """
 
     key: str
@@ -29,6 +34,7 @@ class Item(NamedTuple):
     split: str = "train"
     part: int = 0
     offset: int = 0
+    vector: tuple[float, ...] = ()
 
 
 class Source(ABC):
@@ -41,10 +47,12 @@ class Source(ABC):
         homepage: where to read more.
         release: which edition of the data set, where there are several.
         multi_label: an image may have several labels.
+        target: what an image has: labels, or in their place a vector, whose numbers ``classes`` then names.
         images: what is done to them where the user does not say: "rgb" makes each a plain RGB file, "keep" packs its
             bytes as they are.
         classes: (id, name) in index order, filled by ``items``.
         notes: what was left aside, filled by ``items``.
+        lists: split → the file of the source that names its images, where there is one; filled by ``items``.
     """
 
     name: str
@@ -53,9 +61,11 @@ class Source(ABC):
     homepage: str = ""
     release: str = ""
     multi_label: bool = False
+    target: Target = "labels"
     images: ClassVar[Literal["rgb", "keep"]] = "rgb"
     classes: list[tuple[str, str]]
     notes: list[str]
+    lists: Mapping[str, SplitList] = MappingProxyType({})
 
     @abstractmethod
     def items(self) -> Iterable[Item]:

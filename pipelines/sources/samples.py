@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from pipelines.sources.tars import Member
+from pipelines.sources.vectors import TARGET_KEY, to_vector
 from pretrain.errors import DataError
 
 IMAGES = frozenset(["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "img"])
@@ -18,13 +19,14 @@ JSON_KEYS = ("labels", "label", "cls", "class_id", "class")
 
 
 class Sample(NamedTuple):
-    """One sample: its key, where its image is, and its labels as they stand in the tar."""
+    """One sample: its key, where its image is, and its labels as they stand in the tar, or in their place a vector."""
 
     key: str
     image: Member
     extension: str
     labels: tuple[int | str, ...]
     is_multi: bool
+    vector: tuple[float, ...] = ()
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -80,9 +82,11 @@ def _sample(key: str, group: dict[str, Member], read: Callable[[Member], bytes],
             found = _labels(extension, read(group[extension]))
             if found is not None:
                 return Sample(key, group[images[0]], images[0], *found)
+    if "json" in group and (vector := _vector(read(group["json"]), f"{where}: {key}")):
+        return Sample(key, group[images[0]], images[0], (), False, vector)
     raise DataError(
         f"{where}: the sample {key!r} has no label among {', '.join(sorted(group))}; known are KEY.cls (a number or "
-        f"name), KEY.txt, and KEY.json with one of {', '.join(JSON_KEYS)}"
+        f"name), KEY.txt, and KEY.json with one of {', '.join(JSON_KEYS)}, or with {TARGET_KEY}: [numbers]"
     )
 
 
@@ -100,3 +104,12 @@ def _labels(extension: str, data: bytes) -> tuple[tuple[int | str, ...], bool] |
     if isinstance(value, list):
         return tuple(value), True
     return ((value,), False) if isinstance(value, (int, str)) else None
+
+
+def _vector(data: bytes, where: str) -> tuple[float, ...]:
+    """The numbers of KEY.json, or () where it has none."""
+    try:
+        content = json.loads(data)
+    except ValueError:
+        return ()
+    return to_vector(content[TARGET_KEY], where) if isinstance(content, dict) and TARGET_KEY in content else ()

@@ -14,6 +14,7 @@ from pipelines.sources.protocol import NOT_STATED, Item, Source
 from pipelines.sources.remote import RemoteFiles, place_of
 from pipelines.sources.samples import samples_of
 from pipelines.sources.tars import Member, RangeReader, file_fingerprint, members_of
+from pipelines.sources.vectors import VectorLength
 from pretrain.data.card import CLASSES_FILE, load_classes
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import TEMPORARY_SUFFIX
@@ -49,7 +50,7 @@ class WebDatasetSource(Source):
         self.name = name or _name_of(self.urls[0])
         self.origin = f"shards {' '.join(patterns)}"
         self.licence = NOT_STATED
-        self.multi_label = True  # known when all labels are read; see items
+        self.multi_label = True  # known when all labels are read, like target; see items
         self.classes: list[tuple[str, str]] = []
         self.notes: list[str] = []
         self._given = read_class_names(class_names) if class_names else []
@@ -80,20 +81,30 @@ class WebDatasetSource(Source):
         """See ``Source.items``."""
         classes = _Classes()
         is_multi = False
+        vectors = VectorLength()
         for part, url in enumerate(self.urls):
             path = self._path(part)
             classes.begin(self._own_classes(path))
             for sample in samples_of(members_of(path), lambda member, path=path: self._read(path, member), url):
                 labels = tuple(classes.number(label, f"{url}: {sample.key}") for label in sample.labels)
                 is_multi = is_multi or sample.is_multi
+                vectors.check(sample.vector, f"{url}: {sample.key}")
                 key = f"{self._prefix[part].removesuffix('.tar')}/{sample.key}.{sample.extension}"
-                yield Item(key, labels, sample.image.size, split_of(_address(url)), part, sample.image.offset)
+                split = split_of(_address(url))
+                yield Item(key, labels, sample.image.size, split, part, sample.image.offset, sample.vector)
         self.multi_label = is_multi
         self.classes = list(classes.names.items())
+        if vectors.length:
+            self.target, self.classes = "vector", self._numbers(vectors)
 
     def read(self, item: Item) -> tuple[bytes, str]:
         """See ``Source.read``."""
         return self._reader.read(self._path(item.part), item.offset, item.num_bytes), item.key.rpartition(".")[2]
+
+    def _numbers(self, vectors: VectorLength) -> list[tuple[str, str]]:
+        """The names of the numbers: those of the first set that has as many, else none."""
+        known = [self._own_classes(self._path(part)) for part in range(len(self.urls))]
+        return next((names for names in known if len(names) == vectors.length), vectors.classes)
 
     def _read(self, path: Path, member: Member) -> bytes:
         return self._reader.read(path, member.offset, member.size)

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.packing.moments import Moments
 from pipelines.packing.pool import Progress
 from pipelines.sources.remote import RemoteFiles
 from pipelines.sources.samples import samples_of
 from pipelines.sources.tars import Member, RangeReader, members_of
+from pipelines.sources.vectors import VectorLength
 from pretrain.data.decode import decode_strictly
 from pretrain.data.faults import BadSample
 from pretrain.data.index import Record, Records, ShardRow, encode_records, records_name
@@ -56,7 +58,8 @@ class Report:
         row: of the table, as the shard would be indexed now; None: it cannot be read.
         labels: int32 (n,), the most special label of each sample.
         max_labels: the most labels of one sample.
-        highest: the largest label.
+        highest: the largest label; -1 where there are none.
+        moments: of the vectors, where samples have those.
         problems: the first few, in words.
         num_problems: how many there are.
     """
@@ -66,6 +69,7 @@ class Report:
     labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     max_labels: int = 1
     highest: int = -1
+    moments: Moments = field(default_factory=Moments)
     problems: list[str] = field(default_factory=list)
     num_problems: int = 0
 
@@ -106,9 +110,14 @@ def check_shard(job: Job, task: tuple[str, ShardRow | None], progress: Progress)
 
 def _check(job: Job, report: Report, path: Path, row: ShardRow | None) -> None:
     found = list(_scan(job, report, path))
-    report.labels = np.array([record.labels[-1] for record in found], dtype=np.int32)
+    report.labels = np.array([record.labels[-1] for record in found if record.labels], dtype=np.int32)
     report.max_labels = max((len(record.labels) for record in found), default=1)
-    report.highest = max((max(record.labels) for record in found), default=-1)
+    report.highest = max((max(record.labels, default=-1) for record in found), default=-1)
+    lengths = VectorLength()
+    for record in found:
+        lengths.check(record.vector, f"{report.name}: {record.source}")
+    if lengths.length:
+        report.moments.add(np.array([record.vector for record in found]))
     if job.stock:
         _compare_with_webdataset(report, path, found)
     if row is None:
@@ -140,11 +149,11 @@ def _scan(job: Job, report: Report, path: Path) -> Iterator[Record]:
                 except BadSample as bad:
                     report.add(f"{sample.image.name}: cannot be decoded ({bad.detail})")
             labels = tuple(_label(job, label, sample.key) for label in sample.labels)
-            if not labels:
+            if not labels and not sample.vector:
                 report.add(f"{sample.key}: no label")
                 continue
             image = sample.image
-            yield Record(image.offset, image.size, zlib.crc32(data), labels, image.name, sample.key)
+            yield Record(image.offset, image.size, zlib.crc32(data), labels, image.name, sample.key, sample.vector)
     finally:
         reader.close()
 
@@ -173,6 +182,8 @@ def _compare_with_index(report: Report, found: list[Record], known: Records) -> 
             report.add(f"{record.member}: lies elsewhere than the index says")
         elif now.crc32 != record.crc32:
             report.add(f"{record.member}: wrong checksum")
+        elif now.vector != record.vector:
+            report.add(f"{record.member}: the tar says target {list(now.vector)}, the index {list(record.vector)}")
         elif now.labels != record.labels:
             report.add(f"{record.member}: the tar says labels {list(now.labels)}, the index {list(record.labels)}")
     for member in by_member.keys() - indexed:

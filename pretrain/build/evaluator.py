@@ -17,6 +17,7 @@ from pretrain.engine.stop import StopRequest
 from pretrain.evaluation.context import Context as EvaluationContext
 from pretrain.evaluation.interrupt import Interrupted
 from pretrain.evaluation.registry import build_evaluators
+from pretrain.models.target_scale import TargetScale
 from pretrain.objectives.protocol import Inputs
 
 PROBE_SAMPLES = 8
@@ -34,6 +35,8 @@ class Evaluator:
         to_images: Callable[[Tensor], Tensor],
         stop_request: StopRequest,
         say: Callable[[str], None],
+        *,
+        scale: TargetScale | None = None,
     ) -> None:
         self._experiment, self._device = experiment, device
         self._backend, self._to_images = backend, to_images
@@ -47,6 +50,7 @@ class Evaluator:
             to_images,
             say,
             wants_stop=lambda: stop_request.check() is not None,
+            scale=scale,
         )
         self._evaluators = build_evaluators(context)
         self._probe: Batch | None = None
@@ -83,7 +87,7 @@ class Evaluator:
         batch = self._probe.to(self._device)
         self._backend.train(False)
         slots = torch.arange(len(batch.images))
-        inputs = Inputs(images=self._to_images(batch.images), labels=batch.labels, slots=slots)
+        inputs = Inputs(images=self._to_images(batch.images), labels=batch.labels, targets=batch.targets, slots=slots)
         loss = float(objective(self._backend.forward, inputs))
         self._backend.train(True)
         return loss

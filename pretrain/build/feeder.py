@@ -72,7 +72,7 @@ class Feeder:
         return PreparedBatch(inputs, digest, len(batch.faults))
 
     def augment(self, moved: Batch, slots: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
-        """Normalised images, erased and mixed, and the mixed targets (None where nothing is mixed).
+        """Normalised images, erased and mixed, and the mixed targets (unmixed: those of the set, or None).
 
         Args:
             moved: the micro-batch on the device.
@@ -82,5 +82,5 @@ class Feeder:
         if self._erase is not None:
             images = self._erase(images, slots)
         if self._mix is None:
-            return images, None
+            return images, moved.targets
         return self._mix(images, dense_targets(moved.labels, self._experiment.data.num_classes), slots)

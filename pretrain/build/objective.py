@@ -10,6 +10,7 @@ from torch import nn
 from pretrain.build.weights import read_weights
 from pretrain.config.schema.experiment import Experiment
 from pretrain.errors import ConfigError
+from pretrain.models.target_scale import TargetScale
 from pretrain.models.variants import resolve
 from pretrain.models.zoo import build_frozen, takes_any_size
 from pretrain.objectives.distillation import Teacher
@@ -18,9 +19,22 @@ from pretrain.objectives.registry import Context, build_objective
 
 
 def objective_of(
-    experiment: Experiment, model: nn.Module, device: torch.device, say: Callable[[str], None]
+    experiment: Experiment,
+    model: nn.Module,
+    device: torch.device,
+    say: Callable[[str], None],
+    *,
+    scale: TargetScale | None = None,
 ) -> Objective:
-    """The experiment's objective with all that it needs to know of model and data, its teacher included."""
+    """The experiment's objective with all that it needs to know of model and data, its teacher included.
+
+    Args:
+        experiment: its settings.
+        model: what is trained.
+        device: where.
+        say: one line for the user.
+        scale: of a regression's targets.
+    """
     shape = None if experiment.model.is_timm else resolve(experiment.model)
     context = Context(
         seed=experiment.seed,
@@ -30,6 +44,7 @@ def objective_of(
         grid=None if shape is None else shape.grid,
         teacher=build_teacher(experiment, device, say) if experiment.objective.name == "distillation" else None,
         two_heads=bool(getattr(model, "has_two_heads", False)),
+        scale=scale,
     )
     return build_objective(experiment.objective, experiment.num_outputs, context)
 

@@ -19,6 +19,7 @@ from pretrain.build.weights import build_initialised_model, record_initial_weigh
 from pretrain.check.memory import resolve_micro_batch
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
+from pretrain.data.card import Card
 from pretrain.data.lanes import resolve_lanes
 from pretrain.data.stream import TrainStream
 from pretrain.distributed.rank import Rank
@@ -32,6 +33,7 @@ from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.state import TrainState
 from pretrain.engine.stop import StopRequest
 from pretrain.models.interop import WeightsMetadata, save_weights
+from pretrain.models.target_scale import TargetScale
 from pretrain.models.zoo import uses_generator
 from pretrain.optim.schedules import build_schedule
 from pretrain.telemetry.console import Reporter
@@ -60,7 +62,6 @@ def build_trainer(
     )
     if rank.is_main and start is None:
         record_initial_weights(model, folder, reporter.say)
-    objective = objective_of(experiment, model, device, reporter.say)
     draws = uses_generator(model)
     stream = TrainStream(
         experiment,
@@ -70,9 +71,11 @@ def build_trainer(
         local_world=rank.local_world,
         quarantine=folder.path / "quarantine",
     )
+    scale = scale_of(experiment, stream.card)
+    objective = objective_of(experiment, model, device, reporter.say, scale=scale)
     feeder = Feeder(experiment, model, stream, device)
     backend = build_backend(experiment, model, rank, device, kind, micro_batch)
-    evaluate = Evaluator(experiment, rank, device, backend, feeder.to_images, stop_request, reporter.say)
+    evaluate = Evaluator(experiment, rank, device, backend, feeder.to_images, stop_request, reporter.say, scale=scale)
     schedule = schedule_of(experiment)
     of_labels = experiment.objective.name != "masked_patches"
     about = WeightsMetadata.of(
@@ -83,6 +86,7 @@ def build_trainer(
         tuple(stream.class_names) if of_labels else None,
         class_ids=tuple(identifier for identifier, _ in stream.classes) if of_labels else None,
         eval_transform=experiment.data.eval_transform,
+        scale=scale,
     )
     checkpointer = Checkpointer(
         folder=folder.checkpoints,
@@ -130,6 +134,11 @@ def build_trainer(
         max_consecutive_skips=experiment.guard.max_consecutive_skips,
         max_rollbacks=experiment.guard.max_rollbacks,
     )
+
+
+def scale_of(experiment: Experiment, card: Card) -> TargetScale | None:
+    """The units of a regression's targets: those of its (first) training set."""
+    return TargetScale.of(card.target_mean, card.target_std) if experiment.objective.name == "regression" else None
 
 
 def lanes_of(experiment: Experiment) -> int:

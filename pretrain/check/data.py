@@ -8,10 +8,11 @@ from pathlib import Path
 
 from pretrain.check.memory import gib
 from pretrain.config.schema.experiment import Experiment
+from pretrain.config.target import wanted_by
 from pretrain.data import lanes
 from pretrain.data.index import TABLE_FILE
 from pretrain.data.location import Location
-from pretrain.data.sources import Source, needed_bytes, open_packed, open_sources
+from pretrain.data.sources import Source, check_target, needed_bytes, open_packed, open_sources
 from pretrain.data.transport import TransportError, open_transport
 from pretrain.errors import ConfigError, DataError
 
@@ -22,6 +23,7 @@ def report_data(experiment: Experiment, require_data: bool) -> list[str]:
     data = experiment.data
     keys = [f"data.mixture.{place}.shards" for place in range(len(data.mixture))] or ["data.shards"]
     places = {key: (source.shards, source.num_samples, True) for key, source in zip(keys, data.sources, strict=True)}
+    kinds = {f"evaluation.sets.{name}": split.kind for name, split in experiment.evaluation.sets.items()}
     for name, split in experiment.evaluation.sets.items():
         own = not split.has_own_classes
         places[f"evaluation.sets.{name}.shards"] = (split.shards, split.num_samples, own)
@@ -33,7 +35,8 @@ def report_data(experiment: Experiment, require_data: bool) -> list[str]:
         location = Location.parse(shards)
         if location.is_remote or _has_shards(Path(location.base)):
             try:
-                lines.append(_check_split(experiment, key, shards, num_samples, same_classes))
+                kind = kinds.get(key.rpartition(".")[0])
+                lines.append(_check_split(experiment, key, shards, num_samples, same_classes, kind))
                 continue
             except DataError:
                 if require_data or not location.is_remote or _answers(location, experiment):
@@ -79,9 +82,13 @@ def _has_shards(folder: Path) -> bool:
     return (folder / TABLE_FILE).exists() or any(folder.glob("*.tar"))
 
 
-def _check_split(experiment: Experiment, key: str, shards: str, num_samples: int, same_classes: bool) -> str:
+def _check_split(
+    experiment: Experiment, key: str, shards: str, num_samples: int, same_classes: bool, kind: str | None
+) -> str:
     packed = open_packed(shards, experiment.cluster, allow_pipe=experiment.data.allow_pipe)
     table = packed.table
+    name = experiment.objective.name
+    check_target(packed, wanted_by(kind or name), f"{key}: kind: {kind}" if kind else f"objective.name: {name}")
     num_classes = experiment.data.num_classes if same_classes else table.num_classes
     count_key = key.replace(".train_shards", ".num_train_samples").replace(".shards", ".num_samples")
     training = not key.startswith("evaluation")

@@ -13,6 +13,7 @@ from pathlib import Path
 from pretrain.check.data import report_data
 from pretrain.check.memory import Backend, gib, known_memory, memory_of, resolve_micro_batch
 from pretrain.config.loader import Resolved
+from pretrain.config.schema.evaluation import IMAGENET_REAL, NUMBERS
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.model import ModelConfig
 from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS
@@ -21,6 +22,8 @@ from pretrain.data import lanes
 from pretrain.errors import ConfigError
 from pretrain.models import budget, variants
 from pretrain.optim import groups
+
+OUTPUTS = {"masked_patches": "colours", "regression": "numbers"}  # what the head gives, where it is no class
 
 
 def check(
@@ -108,7 +111,7 @@ def _report_model(experiment: Experiment) -> list[str]:
     body = budget.num_parameters(model, num_outputs, with_head=False)
     total = budget.num_parameters(model, num_outputs)
     flops = budget.training_flops(model, num_outputs, experiment.num_steps * experiment.global_batch_size)
-    outputs = "classes" if num_outputs == experiment.data.num_classes else "colours"
+    outputs = OUTPUTS.get(experiment.objective.name, "classes")
     return [
         f"model       {_shape(model)}, {body / 1e6:,.2f} M parameters without head, {total / 1e6:,.2f} M with its "
         f"{num_outputs:,} {outputs}",
@@ -245,7 +248,7 @@ def _report_evaluation(experiment: Experiment) -> list[str]:
         raise ConfigError("evaluation.every: would be ignored without evaluation.sets; add a set or remove it")
     for name, chosen in evaluation.sets.items():
         for key, path in (("targets", chosen.targets), ("class_map", chosen.class_map)):
-            if path is not None and not Path(path).is_file():
+            if path is not None and path not in (IMAGENET_REAL, NUMBERS) and not Path(path).is_file():
                 raise ConfigError(f"evaluation.sets.{name}.{key}: {path} does not exist; correct the path")
     every = f"every {evaluation.every} and at the end" if evaluation.every is not None else "at the end"
     sets = [

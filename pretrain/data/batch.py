@@ -1,6 +1,6 @@
 """One micro-batch as the engine gets it.
 
-Legend: b images in the micro-batch · H, W pixels · M labels per sample at most.
+Legend: b images in the micro-batch · H, W pixels · M labels per sample at most · D numbers of a vector.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Batch:
         sample_ids: int64 (b,), numbers in the set's canonical order.
         slots: int64 (b,), number of each draw in the global stream; -1 in evaluation.
         valid: bool (b,), True = a real image that counts, False = padding.
+        targets: what a set has in the place of labels: vectors, float32 (b, D); None where it has labels.
         faults: samples that could not be used while this batch was made.
         block: in the data process that makes the batch, the memory that the images lie in; None: memory of their own.
     """
@@ -36,6 +37,7 @@ class Batch:
     sample_ids: Tensor
     slots: Tensor
     valid: Tensor
+    targets: Tensor | None = None
     faults: list[Fault] = field(default_factory=list)
     block: Block | None = None
 
@@ -52,7 +54,8 @@ class Batch:
         return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("faults", "block")}
+        found = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("faults", "block")}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def __getstate__(self) -> dict[str, Any]:
         """For the way to the rank: PyTorch would send a file descriptor, by a connection, for every small tensor."""
@@ -66,4 +69,4 @@ class Batch:
         if not isinstance(images, Tensor):
             content, (size, channels, height, width) = images
             images = torch.from_numpy(content).view(size, height, width, channels).permute(0, 3, 1, 2)
-        self.__dict__.update(small, images=images, faults=faults, block=None)
+        self.__dict__.update({"targets": None} | small, images=images, faults=faults, block=None)

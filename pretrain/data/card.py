@@ -22,6 +22,18 @@ READABLE_FILE = "card.md"
 CLASSES_FILE = "classes.csv"
 
 
+class SplitList(BaseModel):
+    """A list of images that makes a split."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_samples: int = Field(description="Images that it names.")
+    digest: str = Field(description="BLAKE2b-128 of the file.")
+
+    def __str__(self) -> str:
+        return f"{self.num_samples:,} images ({self.digest})"
+
+
 class Card(BaseModel):
     """One split of a data set."""
 
@@ -35,13 +47,18 @@ class Card(BaseModel):
     licence: str = Field(description="Licence and terms of the images.")
     homepage: str = Field("", description="Where to read more.")
     num_samples: int = Field(description="Images in this split.")
-    num_classes: int = Field(description="Classes; the labels are 0 … num_classes − 1.")
-    labels: Literal["single", "multi"] = Field(description="One label per image, or any number.")
+    num_classes: int = Field(description="Classes; the labels are 0 … num_classes − 1. Of vectors: their length.")
+    labels: Literal["single", "multi", "vector", "mask"] = Field(
+        description="What an image has: one label (single), any number of them (multi), a vector, or a mask."
+    )
     max_labels: int = Field(description="The most labels that one image has.")
     num_shards: int = Field(description="Tars.")
     num_bytes: int = Field(description="Bytes of all tars.")
     held_out: str = Field("", description="The rule by which images were held out of training.")
     selection: str = Field("", description="Which part of the source was taken.")
+    lists: dict[str, SplitList] = Field(
+        default_factory=dict, description="Split → the list of the source that names its images, for every split."
+    )
     quarantined: dict[str, int] = Field(default_factory=dict, description="Reason → images of this split left out.")
     dropped: dict[str, int] = Field(default_factory=dict, description="Reason → images of the source not planned for.")
     changed: dict[str, int] = Field(default_factory=dict, description="What was changed → images of this split.")
@@ -49,6 +66,10 @@ class Card(BaseModel):
         default_factory=dict, description="Shorter side in pixels, from this up to twice as much → images."
     )
     class_counts: list[int] = Field(default_factory=list, description="Images that have each class.")
+    target_mean: list[float] = Field(default_factory=list, description="Mean of each number of the vectors.")
+    target_std: list[float] = Field(
+        default_factory=list, description="Standard deviation of each number of the vectors, of the whole population."
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="Options that are not as they come.")
     shuffle_seed: int = Field(description="Seed of the global shuffle.")
     classes_digest: str = Field(description="BLAKE2b-128 of classes.csv.")
@@ -91,6 +112,7 @@ class Card(BaseModel):
         lines = [f"# {self.name}, {self.split}", "", "| | | |", "|---|---|---|", *lines, ""]
         lines += _histogram("Shorter side in pixels", self.short_sides)
         lines += self._class_lines(classes) if classes and self.class_counts else []
+        lines += self._target_lines(classes) if classes and self.target_mean else []
         return "\n".join(lines).encode()
 
     def _class_lines(self, classes: list[tuple[str, str]]) -> list[str]:
@@ -104,8 +126,20 @@ class Card(BaseModel):
             lines.append(f"| {index} | {identifier} | {name} | {self.class_counts[index]:,} |")
         return [*lines, ""]
 
+    def _target_lines(self, classes: list[tuple[str, str]]) -> list[str]:
+        lines = [
+            "## Numbers of an image",
+            "",
+            "| index | id | name | mean | standard deviation |",
+            "|---|---|---|---|---|",
+        ]
+        for index, (mean, std) in enumerate(zip(self.target_mean, self.target_std, strict=True)):
+            identifier, name = (_shown(text) for text in classes[index])
+            lines.append(f"| {index} | {identifier} | {name} | {mean:.6g} | {std:.6g} |")
+        return [*lines, ""]
 
-_OWN_SECTION = ("name", "short_sides", "class_counts")
+
+_OWN_SECTION = ("name", "short_sides", "class_counts", "target_mean", "target_std")
 _SHOWN_CLASSES = 20
 
 

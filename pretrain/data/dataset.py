@@ -76,7 +76,7 @@ class TrainDataset(Dataset[Any]):
         draws = self.order.batch(position, self.rank, self.world, start=first, stop=stop)
         self._fetch_ahead(position, draws.sample_ids)
         numbers = self.transform.numbers(draws.epochs, draws.sample_ids, self.order.copy_numbers(draws.slots))
-        batch = _empty_batch(len(draws.sample_ids), self.transform.height, self.transform.width, self.reader.max_labels)
+        batch = _empty_batch(len(draws.sample_ids), self.transform, self.reader.max_labels, self.reader.table)
         places, labels = self.reader.places(draws.sample_ids)
         batch.labels.numpy()[...] = labels
         batch.sample_ids.numpy()[...] = draws.sample_ids
@@ -86,6 +86,8 @@ class TrainDataset(Dataset[Any]):
         for row, sample_id in enumerate(draws.sample_ids.tolist()):
             try:
                 self.transform(self.reader.read_at(sample_id, places[row]), numbers[row], rows[row])
+                if batch.targets is not None:
+                    batch.targets.numpy()[row] = self.reader.record(sample_id).vector
             except BadSample as bad:
                 self._replace(batch, row, sample_id, bad, numbers[row])
         return batch
@@ -164,7 +166,7 @@ class EvalDataset(Dataset[Any]):
 
     def _batch(self, index: int) -> Batch:
         numbers = index * self.micro_batch_size + np.arange(self.micro_batch_size)
-        batch = _empty_batch(len(numbers), self.transform.height, self.transform.width, self.table.max_labels)
+        batch = _empty_batch(len(numbers), self.transform, self.table.max_labels, self.table)
         for row, place in enumerate((numbers * self.world + self.rank).tolist()):
             if place >= self.num_samples:
                 break
@@ -177,13 +179,13 @@ class EvalDataset(Dataset[Any]):
         return batch
 
 
-def _empty_batch(size: int, height: int, width: int, max_labels: int) -> Batch:
-    """A batch in which every row is padding; its images are not initialised.
+def _empty_batch(size: int, transform: TrainTransform | EvalTransform, max_labels: int, table: ShardTable) -> Batch:
+    """A batch in which every row is padding, for samples of a set like ``table``; its images are not initialised.
 
     In a data process they lie in memory that the rank sees too. Elsewhere the whole batch would be copied there once it
     is made, and mapping new memory costs more than a copy.
     """
-    shape, block = (size, height, width, 3), None
+    shape, block = (size, transform.height, transform.width, 3), None
     if get_worker_info() is not None:
         block = lent_memory.take(math.prod(shape))
         if block is None:
@@ -199,6 +201,7 @@ def _empty_batch(size: int, height: int, width: int, max_labels: int) -> Batch:
         sample_ids=torch.full((size,), NO_SAMPLE, dtype=torch.int64),
         slots=torch.full((size,), NO_SLOT, dtype=torch.int64),
         valid=torch.zeros(size, dtype=torch.bool),
+        targets=torch.zeros(size, table.num_classes) if table.target == "vector" else None,
         block=block,
     )
 
@@ -210,6 +213,8 @@ def _fill(batch: Batch, row: int, sample: Sample, pixels: Pixels) -> None:
     batch.labels.numpy()[row, : len(sample.labels)] = sample.labels
     batch.sample_ids.numpy()[row] = sample.sample_id
     batch.valid.numpy()[row] = True
+    if batch.targets is not None:
+        batch.targets.numpy()[row] = sample.vector
 
 
 class MicroSteps(Sequence[tuple[int, int]]):

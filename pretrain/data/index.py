@@ -4,7 +4,8 @@ DIR/index.json                          one row per shard: name, samples, bytes,
 DIR/shard-000000.tar                    an ordinary WebDataset shard
 DIR/shard-000000.records.safetensors    offsets, sizes, CRC-32 and labels of its images, read when the shard is
 
-Labels are in CSR form: record i has ``labels[label_starts[i]:label_starts[i + 1]]``. Names likewise, as UTF-8 bytes.
+Labels are in CSR form: record i has ``labels[label_starts[i]:label_starts[i + 1]]``. Names likewise, as UTF-8 bytes. A
+set of vectors has a column ``vectors`` of N · D numbers; columns that a set does not need are absent.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import ArrayLike, NDArray
 
+from pretrain.config.target import Target
 from pretrain.errors import DataError
 from pretrain.files import digest, write_atomic
 
@@ -41,6 +43,7 @@ _COLUMNS = {
     "sources": np.uint8,
     "source_starts": np.int64,
 }
+_OPTIONAL_COLUMNS = {"vectors": np.float64}
 
 
 def records_name(shard: str) -> str:
@@ -64,19 +67,23 @@ class ShardTable:
     Attributes:
         folder: where tars and record files lie.
         rows: the shards.
-        num_classes: width of the label space.
+        num_classes: width of the label space; of vectors their length.
         max_labels: the most labels that one sample has.
+        target: what a sample carries beside its image.
         sizes: int64 (S,), samples per shard.
         starts: int64 (S + 1,), sample id of each shard's first record; the last one is the number of samples.
         digest: names the table's content.
         find_records: shard name → its record file, where that is not in the folder (a set that lies elsewhere).
     """
 
-    def __init__(self, folder: Path, rows: Sequence[ShardRow], *, num_classes: int, max_labels: int) -> None:
+    def __init__(
+        self, folder: Path, rows: Sequence[ShardRow], *, num_classes: int, max_labels: int, target: Target = "labels"
+    ) -> None:
         self.folder = Path(folder)
         self.rows = tuple(rows)
         self.num_classes = num_classes
         self.max_labels = max_labels
+        self.target: Target = target
         self.sizes = np.array([row.num_samples for row in self.rows], dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         self.digest = digest(_canonical(self._content()))
@@ -136,7 +143,8 @@ class ShardTable:
         content = _read_table(path)
         try:
             rows = [ShardRow(*row) for row in content["shards"]]
-            table = cls(Path(folder), rows, num_classes=content["num_classes"], max_labels=content["max_labels"])
+            settings = {name: content[name] for name in ("num_classes", "max_labels")}
+            table = cls(Path(folder), rows, **settings, target=content.get("target", "labels"))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: not a complete index ({error!r}). {REMEDY}") from error
         if table.digest != content.get("digest"):
@@ -153,6 +161,7 @@ class ShardTable:
             "num_samples": int(self.sizes.sum()),
             "num_classes": self.num_classes,
             "max_labels": self.max_labels,
+            **({} if self.target == "labels" else {"target": self.target}),
             "columns": ["name", "num_samples", "num_bytes", "records"],
             "shards": [[row.name, row.num_samples, row.num_bytes, row.records] for row in self.rows],
         }
@@ -203,6 +212,7 @@ class Record:
         labels: class indices, ascending from general to special where they are nested.
         member: name inside the tar, such as 000000042.jpg.
         source: the packer's key, such as the path of the file that was packed.
+        vector: the numbers that belong to the image, in a set of vectors.
     """
 
     offset: int
@@ -211,6 +221,7 @@ class Record:
     labels: tuple[int, ...]
     member: str
     source: str
+    vector: tuple[float, ...] = ()
 
 
 class Records:
@@ -237,7 +248,13 @@ class Records:
             labels=tuple(int(label) for label in self._row("labels", "label_starts", index)),
             member=self._row("members", "member_starts", index).tobytes().decode(),
             source=self._row("sources", "source_starts", index).tobytes().decode(errors="surrogateescape"),
+            vector=tuple(self.vectors[index].tolist()) if "vectors" in columns else (),
         )
+
+    @property
+    def vectors(self) -> NDArray[np.float64]:
+        """float64 (N, D), of a set of vectors."""
+        return self.columns["vectors"].reshape(len(self), -1)
 
     def places(self, indices: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
         """Offset, size and CRC-32 of some images, in their order; indices (b,)."""
@@ -289,7 +306,8 @@ def _parse(data: memoryview) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     header = json.loads(bytes(data[8 : 8 + length]))
     body = data[8 + length :]
     columns = {}
-    for name, dtype in _COLUMNS.items():
+    present = {name: dtype for name, dtype in _OPTIONAL_COLUMNS.items() if name in header}
+    for name, dtype in (_COLUMNS | present).items():
         begin, end = header[name]["data_offsets"]
         if end > len(body):
             raise ValueError(f"column {name} ends behind the end of the file")
@@ -312,6 +330,8 @@ def encode_records(records: Sequence[Record], info: dict[str, Any]) -> bytes:
         texts = [getattr(record, name).encode(errors="surrogateescape") for record in records]
         arrays[name + "s"] = np.frombuffer(b"".join(texts), dtype=np.uint8)
         arrays[name + "_starts"] = np.array(_starts([len(text) for text in texts]), dtype=np.int64)
+    if records and records[0].vector:
+        arrays["vectors"] = np.array([number for record in records for number in record.vector], dtype=np.float64)
     # one metadata key only: safetensors writes several in no fixed order
     return safetensors.numpy.save(arrays, metadata={"info": json.dumps(info, sort_keys=True)})
 

@@ -27,11 +27,12 @@ Decoded = TypeVar("Decoded")
 
 @dataclass(frozen=True)
 class Sample:
-    """The encoded bytes of one image and its labels."""
+    """The encoded bytes of one image and what belongs to it: labels, or a vector of numbers."""
 
     sample_id: int
     data: bytes
     labels: tuple[int, ...]
+    vector: tuple[float, ...] = ()
 
 
 class Place(NamedTuple):
@@ -68,7 +69,7 @@ class ShardReader:
         """
         shard, record = self.record(sample_id)
         data = self.read_at(sample_id, Place(shard, record.offset, record.size, record.crc32))
-        return Sample(sample_id, data, record.labels)
+        return Sample(sample_id, data, record.labels, record.vector)
 
     def read_at(self, sample_id: int, place: Place) -> bytes:
         """The bytes of a sample whose place is known, as ``read``."""
@@ -198,6 +199,11 @@ class MixedReader:
         self.readers, self.first_sample_ids, self.folders = tuple(readers), tuple(first_sample_ids), tuple(folders)
 
     @property
+    def table(self) -> ShardTable:
+        """The first set's; all have targets of one kind and as many classes."""
+        return self.readers[0].table
+
+    @property
     def max_labels(self) -> int:
         """The most labels that one sample has."""
         return max(reader.table.max_labels for reader in self.readers)
@@ -221,6 +227,11 @@ class MixedReader:
         """As ``ShardReader.read_at``."""
         index, first = self._of(sample_id)
         return self.readers[index].read_at(sample_id - first, place)
+
+    def record(self, sample_id: int) -> Record:
+        """What the index says about a sample."""
+        index, first = self._of(sample_id)
+        return self.readers[index].record(sample_id - first)[1]
 
     def neighbour(
         self, sample_id: int, bad: BadSample, decode: Callable[[bytes], Decoded]

@@ -12,6 +12,7 @@ import numpy as np
 from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.source import SourceConfig
+from pretrain.config.target import IN_WORDS, Target, makers_of, wanted_by
 from pretrain.data.cache import NodeCache, default_folder
 from pretrain.data.card import CARD_FILE, CLASSES_FILE, Card, load_classes
 from pretrain.data.drop_list import load_drop_list
@@ -181,11 +182,27 @@ def open_sources(config: Experiment) -> tuple[Source, ...]:
         found = packed.table.num_samples - selection.num_dropped
         _expect(packed, f"{key}.num_samples", found, source.num_samples, selection.num_dropped)
         _expect(packed, "data.num_classes", packed.card.num_classes, config.data.num_classes, 0)
+        wanted = sources[0].packed.table.target if sources else wanted_by(config.objective.name)
+        check_target(packed, wanted, f"objective.name: {config.objective.name}")
         if sources:
             _same_classes(sources[0].packed, packed)
         sources.append(Source(source, packed, selection, first))
         first += packed.table.num_samples
     return tuple(sources)
+
+
+def check_target(packed: PackedSet, wanted: Target | None, setting: str) -> None:
+    """Whether the samples carry what a setting needs; None: it takes any.
+
+    Raises:
+        DataError: they carry something else.
+    """
+    found = packed.table.target
+    if wanted not in (None, found):
+        raise DataError(
+            f"{packed.location}: its images have {IN_WORDS[found]}, but {setting} needs {IN_WORDS[wanted]}; name "
+            f"another set, or {makers_of(found)} there"
+        )
 
 
 def select(packed: PackedSet, source: SourceConfig) -> Selection:

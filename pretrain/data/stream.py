@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.experiment import Experiment
+from pretrain.config.target import wanted_by
 from pretrain.data.augment import EvalTransform, TrainTransform
 from pretrain.data.batch import Batch
 from pretrain.data.dataset import EvalDataset, Failure, MicroSteps, TrainDataset
@@ -22,7 +23,7 @@ from pretrain.data.lanes import check_world, resolve_lanes
 from pretrain.data.order import lanes_of_rank
 from pretrain.data.processes import loader
 from pretrain.data.reader import MixedReader, ShardReader
-from pretrain.data.sources import check_cache, mix, open_packed, open_sources, sources_digest
+from pretrain.data.sources import check_cache, check_target, mix, open_packed, open_sources, sources_digest
 from pretrain.data.store import MAX_OPEN_SHARDS
 from pretrain.data.tally import Tally
 from pretrain.data.worker import fork_server
@@ -166,9 +167,11 @@ class EvalStream:
         sample_ids: only these samples; None: all.
         transform: in the place of the experiment's evaluation transform.
         any_classes: the set may be labelled otherwise than the training set.
+        kind: of the evaluation that asks, which decides what an image must have; None: the training's objective.
 
     Raises:
-        DataError: the shards are missing or truncated, or have other classes than the training set.
+        DataError: the shards are missing or truncated, have other classes than the training set, or images that carry
+            something else than is evaluated.
     """
 
     def __init__(
@@ -182,12 +185,15 @@ class EvalStream:
         sample_ids: NDArray[np.int64] | None = None,
         transform: EvalTransformConfig | None = None,
         any_classes: bool = False,
+        kind: str | None = None,
     ) -> None:
         self._config = config
         packed = open_packed(shards, config.cluster, allow_pipe=config.data.allow_pipe)
         if rank == 0 or not packed.location.is_remote:
             packed.check_files()
         self.table, self.card = packed.table, packed.card
+        asks = f"objective.name: {config.objective.name}" if kind is None else f"kind: {kind}"
+        check_target(packed, wanted_by(kind or config.objective.name), asks)
         if not any_classes and self.table.num_classes != config.data.num_classes:
             raise DataError(
                 f"{shards}: {self.table.num_classes} classes, but data.num_classes is {config.data.num_classes}; "

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.config.target import LOWER_IS_BETTER
 from pretrain.engine.checkpoint_folder import complete_checkpoints, read_marker, remove, step_of
-
-LOWER_IS_BETTER = frozenset({"loss"})
 
 
 @dataclass(frozen=True)

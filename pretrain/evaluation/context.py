@@ -16,6 +16,7 @@ from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
 from pretrain.data.stream import EvalStream
 from pretrain.evaluation.interrupt import InterruptibleStream
+from pretrain.models.target_scale import TargetScale
 
 # Source: google-research/big_vision, evaluators/common_fewshot.py: resize(256) of both sides, central_crop(224); and
 # its `resize`, which is bilinear without antialias.
@@ -33,6 +34,7 @@ class Context:
         model: the module, whose last layers are listened to for features.
         forward: normalised images → logits (B, K); calls ``model``.
         to_images: uint8 images on the device → normalised floats.
+        scale: of a regression's targets; None elsewhere.
         say: one line for the user.
         wants_stop: whether this rank was asked to stop; looked at between batches.
     """
@@ -46,6 +48,7 @@ class Context:
     to_images: Callable[[Tensor], Tensor]
     say: Callable[[str], None]
     wants_stop: Callable[[], bool] = lambda: False
+    scale: TargetScale | None = None
 
     def stream(
         self, config: EvaluationSetConfig, shards: str, sample_ids: NDArray[np.int64] | None = None
@@ -64,6 +67,7 @@ class Context:
             sample_ids=sample_ids,
             transform=self.transform(config),
             any_classes=config.has_own_classes,
+            kind=config.kind,
             wants_stop=self.wants_stop,
             device=self.device,
         )

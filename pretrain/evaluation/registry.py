@@ -12,6 +12,7 @@ from pretrain.evaluation.feature_sets import Pair
 from pretrain.evaluation.few_shot import FewShot
 from pretrain.evaluation.knn import NearestNeighbours
 from pretrain.evaluation.logistic import LogisticProbe
+from pretrain.evaluation.regression import VectorErrors
 
 
 class Evaluator(Protocol):
@@ -37,6 +38,7 @@ EVALUATORS: dict[str, Callable[[EvaluationSetConfig, Context], Evaluator]] = {
     "accuracy": Accuracy,
     "label_map": Accuracy,
     "multilabel": MultiLabel,
+    "regression": VectorErrors,
     **dict.fromkeys(PROBES, _probe),
 }
 

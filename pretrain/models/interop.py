@@ -21,10 +21,12 @@ from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.files import sync
+from pretrain.models.target_scale import TargetScale
 from pretrain.models.variants import ViTShape, resolve
 from pretrain.models.zoo import tensor_shapes
 
 FORMAT_VERSION = 1
+Task = Literal["classification", "regression"]
 _HEADER_KEY = "pretrain.weights"
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -34,6 +36,7 @@ class WeightsMetadata(Strict):
 
     What only a Vision Transformer has is None for timm's backbones, which their name and kwargs describe.
     ``num_classes: 0`` says that there is no head; ``eval_transform: None`` that it is not known how images are resized.
+    Of a regression ``target_mean`` and ``target_std`` are the units of its ``num_classes`` numbers.
     """
 
     version: Literal[1] = FORMAT_VERSION
@@ -51,6 +54,8 @@ class WeightsMetadata(Strict):
     class_names: tuple[str, ...] | None = None
     class_ids: tuple[str, ...] | None = None
     eval_transform: EvalTransformConfig | None = None
+    target_mean: tuple[float, ...] | None = None
+    target_std: tuple[PositiveFloat, ...] | None = None
 
     @classmethod
     def of(
@@ -63,6 +68,7 @@ class WeightsMetadata(Strict):
         *,
         class_ids: tuple[str, ...] | None = None,
         eval_transform: EvalTransformConfig | None = None,
+        scale: TargetScale | None = None,
     ) -> WeightsMetadata:
         """The metadata of weights of ``model``, trained on pixels in [0, 1] normalised by ``mean`` and ``std``."""
         return cls(
@@ -74,7 +80,21 @@ class WeightsMetadata(Strict):
             class_names=class_names,
             class_ids=class_ids,
             eval_transform=eval_transform,
+            target_mean=None if scale is None else scale.mean,
+            target_std=None if scale is None else scale.std,
         )
+
+    @property
+    def task(self) -> Task:
+        """What the head gives: logits of classes, or numbers."""
+        return "classification" if self.target_mean is None else "regression"
+
+    @property
+    def scale(self) -> TargetScale | None:
+        """The units of a regression; None of what is none."""
+        if self.target_mean is None or self.target_std is None:
+            return None
+        return TargetScale(self.target_mean, self.target_std)
 
     @field_serializer("eval_transform")
     def _without_ignored_keys(self, transform: EvalTransformConfig | None) -> dict[str, Any] | None:
@@ -100,9 +120,16 @@ class WeightsMetadata(Strict):
                 raise ValueError(f"{name} {getattr(self, name)} is not the model's {geometry.get(name)}")
         if self.model.is_timm and not self.num_classes:
             raise ValueError(f"{self.model.name} without a head is not kept: give it num_classes")
-        for what, given in (("names", self.class_names), ("ids", self.class_ids)):
+        if (self.target_mean is None) != (self.target_std is None):
+            raise ValueError("target_mean and target_std go together")
+        for what, given in (
+            ("class names", self.class_names),
+            ("class ids", self.class_ids),
+            ("target means", self.target_mean),
+            ("target standard deviations", self.target_std),
+        ):
             if given is not None and len(given) != self.num_classes:
-                raise ValueError(f"{len(given)} class {what} for {self.num_classes} classes")
+                raise ValueError(f"{len(given)} {what} for {self.num_classes} classes")
         return self
 
 
@@ -166,6 +193,22 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(
             f"{path}: not a whole safetensors file ({error}); it was truncated or damaged: copy or export it again"
         ) from error
+
+
+def read_metadata(path: str | Path) -> WeightsMetadata | None:
+    """What a safetensors file says about itself, without its tensors; None: it is no weights file of ours.
+
+    Raises:
+        CheckpointError: as ``load_weights``.
+    """
+    path = Path(path)
+    _refuse_foreign(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); copy or export it again") from error
+    return _parse(path, header) if is_weights_header(header) else None
 
 
 def is_weights_header(header: Mapping[str, str]) -> bool:

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from pretrain.config.schema.objective import ObjectiveConfig
 from pretrain.errors import ConfigError
+from pretrain.models.target_scale import TargetScale
 from pretrain.objectives.distillation import Distillation
 from pretrain.objectives.masked_patches import MaskedPatches
 from pretrain.objectives.protocol import Objective
+from pretrain.objectives.regression import Regression
 from pretrain.objectives.sigmoid import Sigmoid
 from pretrain.objectives.softmax import Softmax
 
@@ -26,6 +28,7 @@ class Context:
         patch, grid: of the Vision Transformer.
         teacher: normalised images → fp32 logits, without gradients.
         two_heads: the model can give the logits of a class head and a distillation head.
+        scale: of a regression's targets.
     """
 
     seed: int = 0
@@ -35,6 +38,7 @@ class Context:
     grid: tuple[int, int] | None = None
     teacher: Callable[[Tensor], Tensor] | None = None
     two_heads: bool = False
+    scale: TargetScale | None = None
 
 
 def _distillation(config: ObjectiveConfig, context: Context) -> Objective:
@@ -58,11 +62,17 @@ def _masked_patches(config: ObjectiveConfig, context: Context) -> Objective:
     )
 
 
+def _regression(config: ObjectiveConfig, context: Context) -> Objective:
+    assert context.scale is not None, "the caller brings the units of the targets"
+    return Regression(context.scale, config.regression, config.beta)
+
+
 OBJECTIVES: dict[str, Callable[[ObjectiveConfig, Context], Objective]] = {
     "softmax": lambda config, context: Softmax(config.label_smoothing),
     "sigmoid": lambda config, context: Sigmoid(config.reduction, config.binarise),
     "distillation": _distillation,
     "masked_patches": _masked_patches,
+    "regression": _regression,
 }
 
 

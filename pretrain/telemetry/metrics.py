@@ -91,6 +91,9 @@ EVENTS: dict[str, Metric] = {
     "knn_top5": Metric("share, 0-1", "mean over images", "top-5 of that vote"),
     "logistic_top1": Metric("share, 0-1", "mean over images", "top-1 of the logistic regression on features"),
     "logistic_top5": Metric("share, 0-1", "mean over images", "top-5 of that regression"),
+    "mae": Metric("the data's", "mean over numbers and images", "mean absolute error of a regression"),
+    "rmse": Metric("the data's", "mean over numbers", "root of the mean squared error of a regression"),
+    "r2": Metric("1", "mean over numbers", "R² of a regression: 1 is perfect, 0 what their mean would get"),
     "num_samples": Metric("images", "sum over ranks", "images evaluated"),
     "seconds": Metric("s", "rank 0", "duration of the event"),
 }
@@ -101,6 +104,17 @@ METRICS: dict[str, Metric] = {**TRAIN, **EVENTS}
 def find_metric(name: str) -> Metric | None:
     """The metric of a reported name: ``set/top1`` is ``top1`` of a set, ``set/5_shot`` is ``N_shot``."""
     return METRICS.get(re.sub(r"^\d+_", "N_", name.rsplit("/", 1)[-1]))
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric is a share, which people read in per cent."""
+    metric = find_metric(name)
+    return metric is not None and metric.unit.startswith("share")
+
+
+def in_units(name: str, value: float) -> str:
+    """A figure for people: shares in per cent, others as they are."""
+    return f"{100 * value:.2f} %" if is_share(name) else f"{value:.4g}"
 
 
 def checked(values: dict[str, float]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.config.schema.experiment import Experiment
-from tests.distributed.test_equality_laws import settings
+from tests.distributed.test_equality_laws import OTHER_TARGETS, settings
 from tests.distributed.training import BATCH, train_with
 from tests.pool import Pool, RankFailureError
 
@@ -46,6 +46,15 @@ def test_three_layouts_in_a_row(pools: dict[int, Pool], tmp_path: Path, chain: t
     resumed = second_run["losses"] | third_run["losses"]
     assert list(resumed) == list(range(SAVE_AT, STEPS))
     for step, loss in resumed.items():
+        assert loss == pytest.approx(straight["losses"][step], rel=1e-5), step
+
+
+@pytest.mark.parametrize("name", OTHER_TARGETS)
+def test_other_targets_than_labels(pools: dict[int, Pool], tmp_path: Path, name: str) -> None:
+    more = OTHER_TARGETS[name]
+    straight = run(pools, (1, 2, "deepspeed"), {"steps": 6, "save_at": SAVE_AT, "folder": str(tmp_path)}, **more)
+    resumed = run(pools, (3, 4, "deepspeed"), {"steps": 6, "folder": str(tmp_path), "resume": True}, **more)
+    for step, loss in resumed["losses"].items():
         assert loss == pytest.approx(straight["losses"][step], rel=1e-5), step
 
 

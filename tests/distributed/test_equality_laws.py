@@ -30,6 +30,12 @@ def reference(pool2: Pool) -> list[float]:
     return values
 
 
+@pytest.fixture(scope="module")
+def other_references() -> dict[str, list[float]]:
+    """Ten losses of one rank by objective, each made when it is first wanted."""
+    return {}
+
+
 CASES = {
     "zero1": (1, 4, "deepspeed", {}),
     "zero2": (2, 4, "deepspeed", {}),
@@ -61,6 +67,24 @@ def test_four_ranks(pool4: Pool, reference: list[float], stage: int, micro: int,
 def test_one_rank_with_twice_the_passes(pool1: Pool, reference: list[float]) -> None:
     assert losses(pool1, settings(0, 4)) == pytest.approx(reference, rel=1e-5)
     assert losses(pool1, settings(1, 8)) == pytest.approx(reference, rel=1e-5)
+
+
+OTHER_TARGETS: dict[str, dict[str, object]] = {
+    "regression": {"objective__name": "regression", "objective__regression": "smooth_l1"},
+}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("name", OTHER_TARGETS)
+def test_other_targets_than_labels(
+    pool1: Pool, pool2: Pool, other_references: dict[str, list[float]], name: str, stage: int
+) -> None:
+    """Two ranks in two passes give the losses of one rank with the whole batch."""
+    if name not in other_references:
+        other_references[name] = losses(pool1, settings(0, 8, **OTHER_TARGETS[name]))
+        assert other_references[name][9] < other_references[name][1]
+    found = losses(pool2, settings(stage, 2, **OTHER_TARGETS[name]))
+    assert found == pytest.approx(other_references[name], rel=1e-5)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

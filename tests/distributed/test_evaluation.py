@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from pretrain.config.schema.experiment import Experiment
+from pretrain.data.card import Card
 from pretrain.data.device import to_model_input
 from pretrain.distributed.rank import detect
 from pretrain.engine.backends import build_backend
 from pretrain.errors import DataError
 from pretrain.evaluation.context import Context
 from pretrain.evaluation.registry import build_evaluators
+from pretrain.models.target_scale import TargetScale
 from pretrain.models.zoo import build_model, init_weights
 from tests.pool import Pool
 from tests.unit.data.sets import experiment, write_set
@@ -69,7 +71,9 @@ def measured(config: Experiment, stage: int | None) -> dict[str, dict[str, float
         backend.train(False)
         model, forward = backend.model, backend.forward
     to_images = functools.partial(to_model_input, mean=config.data.mean, std=config.data.std)
-    context = Context(config, rank.rank, rank.world, device, model, forward, to_images, lambda line: None)
+    card = Card.load(config.data.sources[0].shards)
+    scale = TargetScale.of(card.target_mean, card.target_std)
+    context = Context(config, rank.rank, rank.world, device, model, forward, to_images, lambda line: None, scale=scale)
     return {name: evaluator() for name, evaluator in build_evaluators(context).items()}
 
 
@@ -86,6 +90,23 @@ def test_ranks_agree_and_their_number_has_no_effect(folder: Path, pool1: Pool, p
         assert all(other == first for other in others), "to the bit"
         for name, metrics in alone.items():
             assert first[name] == pytest.approx(metrics, abs=1e-12), name
+
+
+OTHER_TARGETS = {"regression": "vector"}
+
+
+@pytest.mark.parametrize("kind", OTHER_TARGETS)
+def test_other_targets_than_labels(tmp_path: Path, pool1: Pool, pool2: Pool, kind: str) -> None:
+    write_set(tmp_path / "set", TEST, noise=True, target=OTHER_TARGETS[kind])
+    chosen = {"kind": kind, "shards": str(tmp_path / "set"), "num_samples": sum(TEST)}
+    config = experiment(
+        tmp_path / "set", sum(TEST), objective__name=kind, evaluation__sets={"x": chosen}, precision="fp32",
+        evaluation__micro_batch_size=MICRO, model__head_init="normal",
+    )  # fmt: skip
+    (alone,) = pool1.run(measured, config, None)
+    first, second = pool2.run(measured, config, None)
+    assert first == second and first["x"] == pytest.approx(alone["x"], rel=1e-5)
+    assert alone["x"]["num_samples"] == sum(TEST)
 
 
 @pytest.mark.slow

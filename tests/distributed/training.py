@@ -25,6 +25,7 @@ from pretrain.engine.state import TrainState
 from pretrain.models.interop import WeightsMetadata, load_weights, save_weights
 from pretrain.models.layers.drop_path import drop_path_scales
 from pretrain.models.surgery import adapt_state_dict
+from pretrain.models.target_scale import TargetScale
 from pretrain.models.zoo import build_model, init_weights, uses_generator
 from pretrain.objectives.protocol import Inputs, Objective
 from pretrain.optim.schedules import build_schedule
@@ -69,7 +70,10 @@ def global_batch(step: int, config: Experiment) -> Inputs:
     slots = torch.arange(step * BATCH, (step + 1) * BATCH)
     depth, rate = config.model.depth or 1, 0.0 if config.model.is_timm else config.model.drop_path
     scales = drop_path_scales(slots.numpy(), rate, depth, seed=config.seed)
-    return Inputs(images, labels, scales, slots=slots)
+    targets = None
+    if config.objective.name == "regression":
+        targets = 3 + 2 * torch.randn(BATCH, CLASSES, generator=generator)
+    return Inputs(images, labels, scales, targets, slots)
 
 
 def make(config: Experiment, kind: str = "deepspeed", weights: str | None = None) -> tuple[Backend, int]:
@@ -98,7 +102,8 @@ def objective_for(config: Experiment, backend: Backend) -> Objective:
     """The objective with its teacher, as a run builds it."""
     from pretrain.build.objective import objective_of
 
-    return objective_of(config, backend.model, torch.device("cpu"), lambda line: None)
+    scale = TargetScale((3.0,) * CLASSES, (2.0,) * CLASSES)
+    return objective_of(config, backend.model, torch.device("cpu"), lambda line: None, scale=scale)
 
 
 def one_step(
@@ -123,7 +128,9 @@ def one_step(
         if uses_generator(backend.model):
             torch.manual_seed(seeds.integer_seed(config.seed, "dropout", step, index, rank))
         with backend.micro_step(boundary=index == accumulation - 1):
-            loss = objective(backend.forward, Inputs(images, batch.labels[part], scales, slots=batch.slots[part]))
+            targets = None if batch.targets is None else batch.targets[part]
+            inputs = Inputs(images, batch.labels[part], scales, targets, batch.slots[part])
+            loss = objective(backend.forward, inputs)
             backend.backward(loss)
         losses.append(loss.detach())
     mean = torch.stack(losses).mean()
@@ -142,7 +149,8 @@ def checkpointer(
     def probe() -> float:
         backend.train(False)
         batch = global_batch(99, config)
-        loss = float(objective(backend.forward, Inputs(batch.images, batch.labels, slots=batch.slots)))
+        inputs = Inputs(batch.images, batch.labels, targets=batch.targets, slots=batch.slots)
+        loss = float(objective(backend.forward, inputs))
         backend.train(True)
         return loss
 

@@ -25,8 +25,8 @@ class CheckpointConfig(Strict):
     )
     keep_best: str | None = Field(
         default=None,
-        description="Also keep the best by this metric of the evaluations, such as val/top1 (loss: the lowest, else "
-        "the highest); an evaluation that is better than all before saves a checkpoint. null: none.",
+        description="Also keep the best by this metric of the evaluations, such as val/top1 (loss, mae, rmse: the "
+        "lowest, else the highest); an evaluation that is better than all before saves a checkpoint. null: none.",
     )
     on_error: Literal["stop", "continue"] = Field(
         default="stop",

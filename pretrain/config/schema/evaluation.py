@@ -11,7 +11,7 @@ from pretrain.config.schema.base import PositiveFloat, PositiveInt, Strict
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.source import PLACES
 
-Kind = Literal["accuracy", "multilabel", "label_map", "few_shot", "knn", "logistic"]
+Kind = Literal["accuracy", "multilabel", "label_map", "few_shot", "knn", "logistic", "regression"]
 FEATURE_KINDS = ("few_shot", "knn", "logistic")  # look at what the head sees, not at its logits
 # (settings, kinds that have them)
 SETTINGS_OF_KINDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
@@ -23,6 +23,17 @@ SETTINGS_OF_KINDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("k", "temperature"), ("knn",)),
     (("max_iterations",), ("logistic",)),
 )
+# Words in the place of a file.
+IMAGENET_REAL = "imagenet_real"  # of targets: the list that timm brings
+NUMBERS = "numbers"  # of class_map: the classes' ids are the numbers of their outputs
+CHIEF_METRICS: dict[Kind, str] = {
+    "accuracy": "top1",
+    "label_map": "top1",
+    "multilabel": "mAP",
+    "knn": "knn_top1",
+    "logistic": "logistic_top1",
+    "regression": "mae",
+}
 FEW_SHOT_L2 = 2.0**10
 LOGISTIC_L2 = 1.0
 
@@ -33,7 +44,8 @@ class EvaluationSetConfig(Strict):
     kind: Kind = Field(
         default="accuracy",
         description="accuracy: top-1 and top-5. multilabel: precision@1 and mean average precision. label_map: "
-        "accuracy where the set has other classes than the head (ImageNet-1k with a head of ImageNet-21k). On frozen "
+        "accuracy where the set has other classes than the head (ImageNet-1k with a head of ImageNet-21k). regression: "
+        "mean absolute error, root of the mean squared error and R², for objective.name: regression. On frozen "
         "features, with a labelled train set beside it: few_shot (regularised least squares), knn, logistic "
         "(regression).",
     )
@@ -47,12 +59,14 @@ class EvaluationSetConfig(Strict):
     targets: str | None = Field(
         default=None,
         description="accuracy, label_map: JSON of labels in the place of the set's own, as ReaL's: a list of lists in "
-        "the order of the file names, or file name to list. An image with none does not count.",
+        "the order of the file names, or file name to list; imagenet_real: ReaL's labels, as timm brings them. An "
+        "image with none does not count.",
     )
     class_map: str | None = Field(
         default=None,
         description="label_map only: CSV with the columns class (of this set) and output (of the head), each an id or "
-        "a number; null: classes and outputs of equal id belong together.",
+        "a number; null: classes and outputs of equal id belong together; numbers: the ids of the classes are the "
+        "numbers of their outputs, as ImageNet-V2's folders are called.",
     )
     train_shards: str | None = Field(
         default=None, description="few_shot, knn, logistic: folder of the labelled images."
@@ -90,6 +104,11 @@ class EvaluationSetConfig(Strict):
         if len(set(self.shots)) != len(self.shots):
             raise ValueError("shots: one of them stands there twice; remove it")
         return self
+
+    @property
+    def chief_metric(self) -> str:
+        """The figure by which a model is judged on the set, where one is wanted."""
+        return f"{max(self.shots)}_shot" if self.kind == "few_shot" else CHIEF_METRICS[self.kind]
 
     @property
     def uses_features(self) -> bool:

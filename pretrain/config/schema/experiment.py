@@ -17,6 +17,7 @@ from pretrain.config.schema.objective import NUM_COLOURS, ObjectiveConfig
 from pretrain.config.schema.optim import OptimConfig
 from pretrain.config.schema.sweep import SweepConfig
 from pretrain.config.schema.telemetry import GuardConfig, TelemetryConfig
+from pretrain.config.target import IN_WORDS, makers_of, wanted_by
 
 FORMAT_VERSION = 1
 
@@ -82,6 +83,20 @@ class Experiment(Strict):
         return self
 
     @model_validator(mode="after")
+    def _evaluation_fits_targets(self) -> Experiment:
+        target = wanted_by(self.objective.name)
+        for name, chosen in self.evaluation.sets.items():
+            wanted = wanted_by(chosen.kind)
+            if target is not None and wanted not in (None, target) and not chosen.uses_features:
+                assert wanted is not None
+                remedy = f"set kind: {makers_of(target)}" if target != "labels" else "choose a kind for labels"
+                raise ValueError(
+                    f"evaluation.sets.{name}.kind: {chosen.kind} needs {IN_WORDS[wanted]}, objective.name: "
+                    f"{self.objective.name} learns from {IN_WORDS[target]}; {remedy}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _checkpoints_are_kept(self) -> Experiment:
         config = self.checkpoint
         if config.keep_every is not None and self.steps(config.keep_every) % max(1, self.steps(config.every)):
@@ -100,8 +115,11 @@ class Experiment(Strict):
             raise ValueError(
                 "objective.binarise acts on mixed targets; without data.mixing (or data.augreg) it would be ignored"
             )
-        if mixes and self.objective.name == "masked_patches":
-            raise ValueError("data.mixing mixes labels, which objective.name: masked_patches ignores; remove it")
+        if mixes and wanted_by(self.objective.name) != "labels":
+            raise ValueError(
+                f"data.mixing (or data.augreg) mixes labels, of which objective.name: {self.objective.name} has none; "
+                "remove it"
+            )
         if mixes and self.cluster.micro_batch_size != "auto" and self.cluster.micro_batch_size % 2:
             raise ValueError(
                 f"cluster.micro_batch_size: {self.cluster.micro_batch_size} is odd, but data.mixing mixes pairs of "

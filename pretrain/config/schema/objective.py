@@ -14,6 +14,7 @@ OBJECTIVE_SETTINGS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("sigmoid",), ("reduction", "binarise")),
     (("distillation",), ("teacher", "distillation", "alpha", "tau", "kl_reduction")),
     (("masked_patches",), ("corrupted",)),
+    (("regression",), ("regression", "beta")),
 )
 NUM_COLOURS = 512  # classes of masked_patches: 3 bits for each of red, green and blue
 
@@ -21,10 +22,11 @@ NUM_COLOURS = 512  # classes of masked_patches: 3 bits for each of red, green an
 class ObjectiveConfig(Strict):
     """What is minimised."""
 
-    name: Literal["softmax", "sigmoid", "distillation", "masked_patches"] = Field(
+    name: Literal["softmax", "sigmoid", "distillation", "masked_patches", "regression"] = Field(
         default="softmax",
         description="softmax: one label per image. sigmoid: any number of labels per image. distillation: DeiT's, with "
-        "a teacher. masked_patches: the mean colours of corrupted patches, without labels (ViT, B.1.2).",
+        "a teacher. masked_patches: the mean colours of corrupted patches, without labels (ViT, B.1.2). "
+        "regression: a vector of numbers per image, standardised by the training set.",
     )
     label_smoothing: Probability = Field(
         default=0.0, description="Share of the target spread over all classes (softmax and distillation)."
@@ -55,6 +57,12 @@ class ObjectiveConfig(Strict):
     corrupted: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.5, description="masked_patches only: share of the patches that are corrupted and predicted."
     )
+    regression: Literal["mse", "l1", "smooth_l1"] = Field(
+        default="mse", description="regression only: the loss of a standardised error: squared, absolute, or Huber's."
+    )
+    beta: PositiveFloat = Field(
+        default=1.0, description="smooth_l1 only: the error, in standard deviations, from which on it is linear."
+    )
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> ObjectiveConfig:
@@ -67,6 +75,8 @@ class ObjectiveConfig(Strict):
         for name in ("tau", "kl_reduction"):
             if name in self.model_fields_set and self.distillation == "hard":
                 raise ValueError(f"{name} belongs to distillation: soft; with hard it would be ignored")
+        if "beta" in self.model_fields_set and self.regression != "smooth_l1":
+            raise ValueError(f"beta belongs to regression: smooth_l1; with {self.regression} it would be ignored")
         if self.name == "distillation" and self.teacher is None:
             raise ValueError("teacher: is missing; name the teacher's run folder, checkpoint or weights file")
         return self

@@ -60,7 +60,9 @@ class TrainSetConfig(Strict):
         description="Samples that the set is expected to have, without those of drop_list; checked against the index. "
         "Of a mixture: the sum."
     )
-    num_classes: PositiveInt = Field(description="Classes that the set is expected to have: the width of the head.")
+    num_classes: PositiveInt = Field(
+        description="Classes that the set is expected to have, or numbers in each of its vectors: the head's width."
+    )
     drop_list: str | None = Field(default=None, description=DROP_LIST)
     subset: Subset | None = Field(default=None, description=SUBSET)
     mixture: tuple[WeightedSourceConfig, ...] = Field(

@@ -13,14 +13,17 @@ class SweepConfig(Strict):
     """A grid of trials, judged on images that are neither trained on nor in the test set; then runs of the best."""
 
     grid: Annotated[dict[str, list[Any]], Field(min_length=1)] = Field(
-        description="Dotted key → its values, such as optim.lr: [0.001, 0.003]; every combination is a trial."
+        description="Dotted key → its values, such as optim.lr: [0.001, 0.003]; every combination is a trial. With one "
+        "combination and no dev there is nothing to choose, and no trial is run."
     )
     dev: dict[str, Any] = Field(
         default_factory=dict,
         description="Dotted key → value of the trials only: a training set without the dev split, and that split as an "
         "evaluation set.",
     )
-    metric: str = Field(default="dev/top1", description="What is the largest of the best trial: SET/METRIC.")
+    metric: str = Field(
+        default="dev/top1", description="What the best trial has most of (loss, mae, rmse: least): SET/METRIC."
+    )
     num_seeds: PositiveInt = Field(
         default=3, description="Runs of the best trial's settings on the whole training set: seed, seed + 1, …"
     )

@@ -15,25 +15,30 @@ from pipelines.packing.plan import PackOptions, Plan, Shard, Split
 from pipelines.packing.shard import Writing, write_shard
 from pipelines.sources.protocol import Item, Source
 from pretrain.config.schema.experiment import Experiment
+from pretrain.config.target import Target
 
 NUM_CLASSES = 7
 SIZE = 8
 
 
 class CodedSource(Source):
-    """Image i is one colour that says i; its labels are i mod 7 and, in a multi-label set, some more."""
+    """Image i is one colour that says i; its labels are i mod 7 and, in a multi-label set, some more; or a vector."""
 
     name = "coded"
     origin = "made in a test"
     licence = "none"
 
-    def __init__(self, *, multi_label: bool = False, image_format: str = "png", noise: bool = False) -> None:
-        self.multi_label, self.image_format, self.noise = multi_label, image_format, noise
+    def __init__(
+        self, *, multi_label: bool = False, image_format: str = "png", noise: bool = False, target: Target = "labels"
+    ) -> None:
+        self.multi_label, self.image_format, self.noise, self.target = multi_label, image_format, noise, target
         self.classes = [(f"c{index}", f"class {index}") for index in range(NUM_CLASSES)]
         self.notes: list[str] = []
 
     def items(self, count: int = 0) -> list[Item]:
         numbers = range(count)
+        if self.target == "vector":
+            return [Item(f"image-{number:06d}", (), SIZE * SIZE, vector=vector_of(number)) for number in numbers]
         return [Item(f"image-{number:06d}", labels_of(number, self.multi_label), SIZE * SIZE) for number in numbers]
 
     def read(self, item: Item) -> tuple[bytes, str]:
@@ -60,6 +65,11 @@ def labels_of(number: int, multi_label: bool = False) -> tuple[int, ...]:
     return tuple(sorted({first, number % 3, number % 5})) if multi_label else (first,)
 
 
+def vector_of(number: int) -> tuple[float, ...]:
+    """As many numbers as there are classes, of units far apart; the last never changes."""
+    return (number / 3, *(1000.0 * number**power for power in range(1, NUM_CLASSES - 1)), 5.0)
+
+
 def write_set(folder: Path, sizes: Sequence[int], **source: Any) -> Path:
     """Packs ``sum(sizes)`` coded images into shards of exactly these sizes; returns the split's folder."""
     coded = CodedSource(**source)
@@ -71,9 +81,11 @@ def write_set(folder: Path, sizes: Sequence[int], **source: Any) -> Path:
     ]
     folder.mkdir(parents=True, exist_ok=True)
     for shard in shards:
-        write_shard(Writing(coded, multi_label=coded.multi_label), (folder, shard), lambda count: None)
+        writing = Writing(coded, multi_label=coded.multi_label, target=coded.target)
+        write_shard(writing, (folder, shard), lambda count: None)
     split = Split("train", tuple(shards))
-    finish_split(folder, split, Plan(tuple(coded.classes), (split,), "", "", ""), coded, PackOptions("coded"))
+    plan = Plan(tuple(coded.classes), (split,), "", "", "", target=coded.target)
+    finish_split(folder, split, plan, coded, PackOptions("coded"))
     return folder
 
 

@@ -10,11 +10,13 @@ import torch
 
 from pretrain.config.schema.objective import ObjectiveConfig
 from pretrain.errors import ConfigError
+from pretrain.models.target_scale import TargetScale
 from pretrain.models.zoo import build_model
 from pretrain.objectives.distillation import Distillation
 from pretrain.objectives.masked_patches import MaskedPatches
 from pretrain.objectives.protocol import Inputs
 from pretrain.objectives.registry import OBJECTIVES, Context, build_objective
+from pretrain.objectives.regression import Regression
 from pretrain.objectives.sigmoid import Sigmoid
 from pretrain.objectives.softmax import Softmax
 from tests.golden.twins import small_config
@@ -28,14 +30,18 @@ CONFIGS: list[dict[str, Any]] = [
     {"name": "distillation", "teacher": "t"},
     {"name": "distillation", "teacher": "t", "distillation": "soft", "tau": 3.0},
     {"name": "masked_patches"},
+    {"name": "regression"},
+    {"name": "regression", "regression": "smooth_l1", "beta": 0.5},
 ]
-OF_LABELS = [config for config in CONFIGS if config["name"] != "masked_patches"]
+OF_LABELS = [config for config in CONFIGS if config["name"] not in ("masked_patches", "regression")]
+OF_VECTORS = [config for config in CONFIGS if config["name"] == "regression"]
+SCALE = TargetScale((1.0, 2.0, 3.0, 4.0, 5.0), (1.0, 0.1, 2.0, 3.0, 1.0))
 TEACHER = linear_model(5, seed=4)
 
 
 def build(config: dict[str, Any], num_classes: int, **context: Any) -> Any:
     half = (0.5, 0.5, 0.5)
-    given = Context(3, half, half, patch=(8, 8), grid=(4, 6), teacher=TEACHER, **context)
+    given = Context(3, half, half, patch=(8, 8), grid=(4, 6), teacher=TEACHER, scale=SCALE, **context)
     return build_objective(ObjectiveConfig(**config), num_classes, given)
 
 
@@ -49,12 +55,16 @@ def test_settings_arrive() -> None:
         Distillation(TEACHER, two_heads=False),
         Distillation(TEACHER, "soft", tau=3.0, two_heads=False),
         MaskedPatches((4, 6), (8, 8), half, half, seed=3),
+        Regression(SCALE),
+        Regression(SCALE, "smooth_l1", beta=0.5),
     ]
     assert {config["name"] for config in CONFIGS} == set(OBJECTIVES), "each objective stands in the table above"
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-@pytest.mark.parametrize("config", OF_LABELS)
+@pytest.mark.parametrize(
+    ("config", "mixed"),
+    [*((config, mixed) for config in OF_LABELS for mixed in (False, True)), *((config, True) for config in OF_VECTORS)],
+)
 def test_the_loss_is_the_mean_over_the_images(config: dict[str, Any], mixed: bool) -> None:
     """Two micro-batches of 3 average to one of 6: accumulation changes nothing."""
     objective, model = build(config, 5), linear_model(5)
@@ -82,7 +92,8 @@ def test_nothing_is_read_on_the_host(config: dict[str, Any]) -> None:
     batch = replace(batch, slots=torch.arange(2))
     mixed = replace(batch, targets=targets)
     context = Context(3, patch=(8, 8), grid=(4, 6), teacher=torch.no_grad()(teacher), two_heads=distilled)
-    for inputs in (batch, mixed):
+    context = replace(context, scale=TargetScale((0.0,) * num_classes, (1.0,) * num_classes))
+    for inputs in (mixed,) if config in OF_VECTORS else (batch, mixed):
         loss = build_objective(ObjectiveConfig(**config), num_classes, context)(model, inputs)
         loss.backward()
         assert loss.is_meta and model.head.weight.grad is not None

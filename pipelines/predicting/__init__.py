@@ -1,0 +1,1 @@
+"""What ``predict`` says of an image that is not classified."""

@@ -1,0 +1,57 @@
+"""Vectors of numbers in the place of labels, as the targets of a regression."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pretrain.errors import DataError
+
+TARGET_KEY = "target"  # in KEY.json of a tar
+
+
+def to_vector(value: Any, where: str) -> tuple[float, ...]:
+    """A number or a list of numbers as a vector.
+
+    Raises:
+        DataError: it is something else, is empty, or a number is not finite.
+    """
+    try:
+        numbers = tuple(float(number) for number in (value if isinstance(value, (list, tuple)) else [value]))
+    except (TypeError, ValueError):
+        numbers = ()
+    if not numbers or not all(math.isfinite(number) for number in numbers):
+        raise DataError(f"{where}: the target {value!r} is no list of finite numbers, at least one; mend or remove it")
+    return numbers
+
+
+class VectorLength:
+    """Sees to it that all vectors of a source have one length."""
+
+    def __init__(self) -> None:
+        self._length: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Of each; 0 where no sample has any."""
+        return self._length or 0
+
+    def check(self, vector: tuple[float, ...], where: str) -> tuple[float, ...]:
+        """The vector itself.
+
+        Raises:
+            DataError: it is longer or shorter than the first.
+        """
+        if self._length is None:
+            self._length = len(vector)
+        if len(vector) != self._length:
+            raise DataError(
+                f"{where}: a target of {len(vector)} numbers, those before it have {self._length}; a set has targets "
+                "of one length, or labels in all their places"
+            )
+        return vector
+
+    @property
+    def classes(self) -> list[tuple[str, str]]:
+        """(id, name) of the numbers where nobody names them."""
+        return [(str(index), str(index)) for index in range(self.length)]
