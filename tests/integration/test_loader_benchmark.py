@@ -11,7 +11,7 @@ from tests.command import Commands
 
 @pytest.mark.slow
 def test_the_loaders_are_compared(command: Commands) -> None:
-    loaders = ["ours", "stock_webdataset", "timm_reader"]
+    loaders = ["ours", "stock_webdataset"]
     few = ["--limit", "70", "--images", "64", "--rounds", "1", "--workers", "1", "--sizes", "256", "original"]
     done = command.run("python", "benchmarks/loader.py", *few, "--loaders", *loaders, check=True, timeout_s=290)
     found = json.loads(done.stdout.splitlines()[-1])
