@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.transferring.cells import POSITIONS, SHARES, SOURCES, TARGETS, Cell, Plan, is_same_set
+from benchmarks.transferring.cells import LONGER, POSITIONS, SHARES, SOURCES, TARGETS, Cell, Plan, is_same_set
 from benchmarks.transferring.runs import Results
 from benchmarks.transferring.sets import SETS
 from pretrain.errors import DataError
@@ -23,6 +23,7 @@ POSITION_NAMES = {
     "relative_1d": "relative keys, 1-D",
     "relative_bias": "relative bias, 2-D",
 }
+HOWS = {"frozen": "frozen", "fine-tuned": "transfer"}
 UPSTREAM_METRICS = ("test/top1", "few_digits", "few_photos")
 
 
@@ -36,6 +37,7 @@ class Tables:
         """Name → table."""
         return {
             "transfer": self.transfer(),
+            "longer": self.longer(),
             "scale": self.scale(),
             "positions": self.positions(),
             "resolution": self.resolution(),
@@ -51,6 +53,25 @@ class Tables:
         lines = [
             [title, *(self._transferred(kind, target, start) for target in TARGETS)] for title, kind, start in rows
         ]
+        return markdown(head, lines)
+
+    def longer(self) -> str:
+        """Length of the pretraining × target."""
+        targets = ("digits", "fashion-1000", "photos")
+        steps = self._plan.scale.steps["upstream"] * self._plan.budget
+        head = ["pretrained on", "steps", "its own test", *(f"{target}, {how}" for target in targets for how in HOWS)]
+        lines = []
+        for source, key in {"nothing": "", **SOURCES}.items():
+            start = source if key else "scratch"
+            for factor, prefix, own in ((1, "", key), (LONGER, "longer_", f"longer/{source}")):
+                if not key and factor > 1:
+                    continue
+                figures = [
+                    self._transferred(f"{prefix}{kind}", target, start) for target in targets for kind in HOWS.values()
+                ]
+                metric = SETS[source].metric if key else ""
+                length = f"{steps * factor:,.0f}" if key else "0"
+                lines.append([source, length, self._shown(own, f"test/{metric}") if key else "", *figures])
         return markdown(head, lines)
 
     def scale(self) -> str:
@@ -92,7 +113,7 @@ class Tables:
                 ("interpolated", f"transfer/photos/{source}", f"frozen/photos/{source}"),
                 ("new", f"resolution/{source}/new", f"resolution_frozen/{source}/new"),
             ):
-                figures = [self._shown(frozen, "test/top1"), self._shown(tuned, "test/top1")]
+                figures = [self._shown(frozen, "test/logistic_top1"), self._shown(tuned, "test/top1")]
                 lines.append([source, title, *figures])
         return markdown(["pretrained on", "position embedding", "frozen features, top1", "fine-tuned, top1"], lines)
 
@@ -143,7 +164,8 @@ class Tables:
     def _transferred(self, kind: str, target: str, start: str) -> str:
         if is_same_set(target, start):
             return "same set"
-        return self._shown(f"{kind}/{target}/{start}", f"test/{SETS[target].metric}")
+        probed = "logistic_" if "frozen" in kind and not SETS[target].multi_label else ""
+        return self._shown(f"{kind}/{target}/{start}", f"test/{probed}{SETS[target].metric}")
 
     def _upstream(self, key: str) -> list[str]:
         few = f"{self._plan.scale.shots}_shot"
