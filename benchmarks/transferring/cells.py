@@ -199,12 +199,12 @@ class Plan:
     def _resolutions(self) -> list[Cell]:
         """The position embedding at the photos' resolution anew; resized, it is the transfer itself."""
         cells = []
-        for name, source in SOURCES.items() if self.photos else ():
-            tuned = Cell(
-                f"resolution/{name}/new", self._finetuning("photos"), f"transfer/photos/{name}", "", source, "new"
-            )
-            frozen = replace(self._frozen("photos", name, source), key=f"resolution_frozen/{name}/new", positions="new")
-            cells += [tuned, frozen]
+        for name in SOURCES if self.photos else ():
+            for length, source in (("", SOURCES[name]), ("longer_", f"longer/{name}")):
+                rates, key = f"transfer/photos/{name}", f"{name}/new"
+                tuned = Cell(f"{length}resolution/{key}", self._finetuning("photos"), rates, "", source, "new")
+                frozen = replace(self._frozen("photos", name, source), key=f"{length}resolution_frozen/{key}")
+                cells += [tuned, replace(frozen, positions="new")]
         return cells
 
     @property

@@ -107,15 +107,20 @@ class Tables:
 
     def resolution(self) -> str:
         """Resized and new position embeddings on the photos."""
-        lines = []
+        steps, lines = self._plan.scale.steps["upstream"] * self._plan.budget, []
         for source in SOURCES:
-            for title, tuned, frozen in (
-                ("interpolated", f"transfer/photos/{source}", f"frozen/photos/{source}"),
-                ("new", f"resolution/{source}/new", f"resolution_frozen/{source}/new"),
-            ):
-                figures = [self._shown(frozen, "test/logistic_top1"), self._shown(tuned, "test/top1")]
-                lines.append([source, title, *figures])
-        return markdown(["pretrained on", "position embedding", "frozen features, top1", "fine-tuned, top1"], lines)
+            for length, factor in (("", 1), ("longer_", LONGER)):
+                for title, frozen, tuned in (
+                    ("interpolated", f"frozen/photos/{source}", f"transfer/photos/{source}"),
+                    ("new", f"resolution_frozen/{source}/new", f"resolution/{source}/new"),
+                ):
+                    figures = [
+                        self._shown(f"{length}{frozen}", "test/logistic_top1"),
+                        self._shown(f"{length}{tuned}", "test/top1"),
+                    ]
+                    lines.append([source, f"{steps * factor:,.0f}", title, *figures])
+        head = ["pretrained on", "steps", "position embedding", "frozen features, top1", "fine-tuned, top1"]
+        return markdown(head, lines)
 
     def rates(self) -> str:
         """What each learning rate reached on the dev split with seed 0."""
