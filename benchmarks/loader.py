@@ -174,7 +174,7 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     ends = time.monotonic() + 60 * options.minutes
     photos = list(collect(options.photos, options.limit))
     report: dict[str, Any] = {"benchmark": "loader", "rounds": options.rounds, "images": options.images, "missing": {}}
-    report["source"] = str(options.photos) if options.photos else "pieces of scikit-learn's two sample photos"
+    report["source"] = "a folder" if options.photos else "pieces of scikit-learn's two sample photos"
     report["cores"], report["load_average"] = os.cpu_count(), []
     left = len(options.sizes) * len(options.workers)
     for size in options.sizes:
