@@ -179,7 +179,8 @@ def _options(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
             return (ROOT / words[0]).read_text().replace('"', " ")
         return _help(words[0].removesuffix(".py").replace("/", "."), (), capsys)
     if words[2] != "pipelines":
-        return (ROOT / f"{words[2].replace('.', '/')}.py").read_text().replace('"', " ")
+        place = ROOT / words[2].replace(".", "/")
+        return (place / "__main__.py" if place.is_dir() else place.with_suffix(".py")).read_text().replace('"', " ")
     if len(words) == 3 or words[3].isupper():  # any of them
         return ""
     known = _help(STAGES[words[3]][0], (), capsys)
