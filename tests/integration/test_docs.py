@@ -31,6 +31,8 @@ KNOWN = {
     "sbatch": "needs a cluster; the script is checked by its own tests",
     "export": "sets a variable",
     "python benchmarks/": "benchmarks are run by make bench",
+    "apt-get install": "needs root and a network",
+    "python -m benchmarks.transfer": "takes an hour; its tiny form: tests/integration/test_transfer_experiment.py",
     "python -m pipelines evaluate data/demo/positions": "needs the set; tests/unit/pipelines/test_numbers.py",
     "python -m pipelines predict data/demo/positions": "likewise",
 }
