@@ -13,6 +13,7 @@ from pretrain.evaluation.few_shot import FewShot
 from pretrain.evaluation.knn import NearestNeighbours
 from pretrain.evaluation.logistic import LogisticProbe
 from pretrain.evaluation.regression import VectorErrors
+from pretrain.evaluation.segmentation import MaskOverlap
 
 
 class Evaluator(Protocol):
@@ -39,6 +40,7 @@ EVALUATORS: dict[str, Callable[[EvaluationSetConfig, Context], Evaluator]] = {
     "label_map": Accuracy,
     "multilabel": MultiLabel,
     "regression": VectorErrors,
+    "segmentation": MaskOverlap,
     **dict.fromkeys(PROBES, _probe),
 }
 
