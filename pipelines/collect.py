@@ -7,14 +7,17 @@ import csv
 import html
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipelines.probe import RESULT_FILE as PROBE_FILE
 from pipelines.published import published
 from pipelines.sweep import RESULT_FILE as SWEEP_FILE
+from pipelines.vtab_tasks import GROUPS, TASKS, Group, task_of, why_not
 from pretrain.errors import DataError
 from pretrain.files import write_atomic
 from pretrain.telemetry.metrics import is_share
@@ -32,7 +35,11 @@ HEAD = ("data set", "from", "metric", "mean", "std", "seeds", "best trial", "pub
 class Row:
     """One cell of the results: a metric of one sweep or probe. Shares, such as accuracies, in per cent.
 
-    ``best``: the settings that were chosen; ``fine_tuned``: of a sweep, which the paper's figures are for.
+    Attributes:
+        values: of each seed; empty for a probe.
+        best: the settings that were chosen.
+        beside: the data set in the table of published results; "": there are none, such as for probes.
+        data: what the result says of its sets.
     """
 
     dataset: str
@@ -44,14 +51,14 @@ class Row:
     best: str
     hours: float
     command: str
-    fine_tuned: bool
+    values: tuple[float, ...] = ()
+    beside: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def published(self) -> str:
         """The paper's figures on this data set, which are of fine-tuned models."""
-        if not (self.fine_tuned and self.metric.endswith("/top1")):
-            return ""
-        return "; ".join(f"{row.model} {row.value:.2f}" for row in published(self.dataset))
+        return "; ".join(f"{row.model} {row.value:.2f}" for row in published(self.beside))
 
     def cells(self) -> tuple[str, ...]:
         """In the order of ``HEAD``."""
@@ -71,7 +78,11 @@ def main(argv: Sequence[str]) -> int:
             raise DataError(f"--out {out}: the name must end in {', '.join(SUFFIXES)}, which says the format")
     rows = [row for folder in args.folders for row in rows_of(folder)]
     rows.sort(key=lambda row: (row.dataset, row.source, row.metric))
+    means, notes = vtab_means(rows)
+    rows += means
     print(markdown(rows))
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     for out in args.out:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, WRITERS[out.suffix](rows))
@@ -114,8 +125,65 @@ def _of_sweep(path: Path, result: dict[str, Any]) -> Iterator[Row]:
             best=result["best"].removeprefix("dev_"),
             hours=sum(job["seconds"] for job in jobs) * result["ranks"] / 3600,
             command=result["command"],
-            fine_tuned=True,
+            values=tuple(factor * value for value in spread["values"]),
+            beside=_beside(path.parent.name, metric, result.get("data", {})),
+            data=result.get("data", {}),
         )
+
+
+def _beside(dataset: str, metric: str, data: Mapping[str, Any]) -> str:
+    """The published results' name of a cell, such as ``imagenet_real`` for the set ``real`` of imagenet_l16_512."""
+    evaluated, _, kind = metric.partition("/")
+    if kind != "top1":
+        return ""
+    if (task := task_of(data)) is not None:
+        return f"vtab/{task}"
+    plain = next((name for name in (dataset, dataset.partition("_")[0]) if published(name)), dataset)
+    return (
+        f"{plain}_{evaluated}" if published(f"{plain}_{evaluated}") else plain if evaluated in ("val", "test") else ""
+    )
+
+
+def vtab_means(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """VTAB-1k's mean over its 19 tasks and over its groups, for each source that has all of them in the right form.
+
+    Returns:
+        The rows, and for every other source with a task why it has none.
+    """
+    means, notes = [], []
+    for source in dict.fromkeys(row.source for row in rows):
+        own = {task: row for row in rows if row.source == source and (task := _vtab_task(row)) is not None}
+        wrong = [f"{task}: {reason}" for task, row in own.items() for reason in why_not(task, row.data, row.metric)]
+        missing = [task for task in TASKS if task not in own]
+        if own and not wrong and not missing:
+            means += [_vtab_mean(source, own, group) for group in (*GROUPS, None)]
+        elif own:
+            wrong += [f"no result on {', '.join(missing)}"] if missing else []
+            notes.append(f"{source}: no mean over VTAB-1k: {'; '.join(wrong)}")
+    return means, notes
+
+
+def _vtab_task(row: Row) -> str | None:
+    return task_of(row.data) if row.metric.endswith("/top1") else None
+
+
+def _vtab_mean(source: str, own: Mapping[str, Row], group: Group | None) -> Row:
+    """The mean over tasks; its spread is that of the seeds' means."""
+    tasks = [row for task, row in own.items() if group in (TASKS[task].group, None)]
+    num_seeds = min(row.num_seeds for row in tasks)
+    by_seed = [statistics.mean(row.values[seed] for row in tasks) for seed in range(num_seeds)]
+    return Row(
+        dataset=f"VTAB-1k {group} ({len(tasks)})" if group else f"VTAB-1k ({len(tasks)})",
+        source=source,
+        metric="mean of top1",
+        mean=statistics.mean(row.mean for row in tasks),
+        std=statistics.stdev(by_seed) if num_seeds > 1 else 0.0,
+        num_seeds=num_seeds,
+        best="",
+        hours=sum(row.hours for row in tasks),
+        command="python -m pipelines collect",
+        beside=f"vtab_{group}" if group else "vtab",
+    )
 
 
 def _of_probe(path: Path, result: dict[str, Any]) -> Iterator[Row]:
@@ -130,7 +198,6 @@ def _of_probe(path: Path, result: dict[str, Any]) -> Iterator[Row]:
             best=f"l2 {result['chosen']['l2']:g}" if metric.startswith("logistic") else "",
             hours=result["seconds"] * result["ranks"] / 3600,
             command=result["command"],
-            fine_tuned=False,
         )
 
 

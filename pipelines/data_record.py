@@ -18,4 +18,5 @@ def record_of(packed: PackedSet) -> dict[str, Any]:
         "num_samples": card.num_samples,
         "num_classes": card.num_classes,
         "index_digest": card.index_digest,
+        "lists": {split: entry.model_dump() for split, entry in card.lists.items()},
     }

@@ -149,6 +149,8 @@ def _planned(request: PackRequest, work: Work, fingerprint: str) -> tuple[Plan, 
 
 
 def _finish(plan: Plan, about: About, options: PackOptions, out: Path, work: Work) -> list[Card]:
+    for folder in (out, *(out / split.name for split in plan.splits)):
+        _remove_leftovers(folder)
     if plan.duplicates is not None and len(plan.duplicates.copies):
         write_atomic(out / DROPPED_FILE, encode_lines(plan.duplicates.entries()))
     cards = [finish_split(out / split.name, split, plan, about, options) for split in plan.splits]
@@ -193,12 +195,17 @@ def _clean(plan: Plan, out: Path, mine: Sequence[tuple[Path, Shard]], *, alone: 
     for split in plan.splits:
         (out / split.name).mkdir(exist_ok=True)
         if alone:
-            for leftover in (out / split.name).glob(f"*{TEMPORARY_SUFFIX}"):
-                leftover.unlink()
+            _remove_leftovers(out / split.name)
     if not alone:
         for folder, shard in mine:
             for leftover in folder.glob(f"{shard.name.removesuffix('.tar')}.*{TEMPORARY_SUFFIX}"):
                 leftover.unlink(missing_ok=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What a kill left half written; nobody else is writing there."""
+    for leftover in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+        leftover.unlink()
 
 
 def _check_whole(plan: Plan, out: Path, num_tasks: int) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.data_record import record_of
 from pipelines.jobs import POLL_S, Job, free_port, last_value
 from pipelines.predict import positive
 from pipelines.progress import LazyBar
@@ -31,6 +32,7 @@ from pretrain.config.loader import load_experiment
 from pretrain.config.saved import load_saved
 from pretrain.config.schema.sweep import SweepConfig
 from pretrain.config.target import LOWER_IS_BETTER
+from pretrain.data.sources import open_packed
 from pretrain.errors import ConfigError, SetupError
 from pretrain.files import write_atomic
 from pretrain.telemetry.metrics import in_units
@@ -89,6 +91,11 @@ class Sweep:
     ranks: int
     parallel: int
 
+    @property
+    def chooses(self) -> bool:
+        """Whether trials are run: not where the grid has one combination and no dev split is named."""
+        return bool(self.settings.dev) or math.prod(len(values) for values in self.settings.grid.values()) > 1
+
     def dev_trials(self) -> list[Trial]:
         """A trial for each combination of the grid."""
         keys = list(self.settings.grid)
@@ -131,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
     args = _parser().parse_intermixed_args(argv)
     sweep, console = read_sweep(args), Console(highlight=False, soft_wrap=True)
-    trials = sweep.dev_trials()
+    trials = sweep.dev_trials() if sweep.chooses else []
     for trial in trials:
         _check(sweep, trial, sweep.settings.metric, require_data=not args.dry_run)
     test = _check(sweep, sweep.final_trials(0)[0], None, require_data=not args.dry_run)
@@ -141,8 +148,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     started = time.monotonic()
     dev = run(sweep, trials, sweep.settings.metric, "trials")
-    best = best_of(dev, sweep.settings.metric)
-    console.print(f"best: {dev[best].name} with {sweep.settings.metric} {dev[best].value:.4f}")
+    best = best_of(dev, sweep.settings.metric) if dev else 0
+    if dev:
+        console.print(f"best: {dev[best].name} with {sweep.settings.metric} {dev[best].value:.4f}")
     final = {metric: [] for metric in test}
     runs = run(sweep, sweep.final_trials(best), test[0], "runs of the best")
     for outcome in (outcome for outcome in runs if outcome.value is not None):
@@ -153,9 +161,10 @@ def main(argv: Sequence[str]) -> int:
         "from": sweep.source,
         "metric": sweep.settings.metric,
         "trials": [asdict(outcome) for outcome in dev],
-        "best": dev[best].name,
+        "best": sweep.dev_trials()[best].name,
         "runs": [asdict(outcome) for outcome in runs],
         "test": {metric: _spread(values) for metric, values in final.items()},
+        "data": _records(sweep),
         "ranks": sweep.ranks,
         "command": " ".join(["python -m pipelines sweep", *map(_quoted, argv)]),
         "seconds": round(time.monotonic() - started, 1),
@@ -205,6 +214,20 @@ def _check(sweep: Sweep, trial: Trial, metric: str | None, *, require_data: bool
             "the dev split under sweep.dev, as evaluation.sets"
         )
     return [f"{name}/{chosen.chief_metric}" for name, chosen in resolved.experiment.evaluation.sets.items()]
+
+
+def _records(sweep: Sweep) -> dict[str, Any]:
+    """What the final runs trained on and were measured on: ``train``, and each evaluation set by its name."""
+    experiment = load_experiment(
+        sweep.config, overrides=[*sweep.overrides, *sweep.final_trials(0)[0].overrides]
+    ).experiment
+    places = {name: own.shards for name, own in experiment.evaluation.sets.items()}
+    places |= {"train": experiment.data.sources[0].shards}
+    allow_pipe = experiment.data.allow_pipe
+    return {
+        name: record_of(open_packed(shards, experiment.cluster, allow_pipe=allow_pipe))
+        for name, shards in places.items()
+    }
 
 
 def run(sweep: Sweep, trials: Sequence[Trial], metric: str, what: str) -> list[Outcome]:

@@ -129,6 +129,34 @@ def draw_heads(pixels: Sequence[Array], maps: Array, label: str) -> Figure:
     return figure
 
 
+def draw_curves(
+    curves: Mapping[str, Mapping[float, Sequence[float]]], xlabel: str, ylabel: str, *, log_x: bool = True
+) -> Figure:
+    """A curve for each name: the mean of the values at each x, with their sample standard deviation as bars.
+
+    Args:
+        curves: name → x → values, one for each seed.
+        xlabel, ylabel: of the axes.
+        log_x: a logarithmic x axis, with a tick at each x.
+    """
+    figure, axis = plt.subplots(figsize=(5.0, 3.4), layout="constrained")
+    for name, points in curves.items():
+        places = sorted(points)
+        means = [float(np.mean(points[x])) for x in places]
+        spreads = [float(np.std(points[x], ddof=1)) if len(points[x]) > 1 else 0.0 for x in places]
+        axis.errorbar(places, means, yerr=spreads, marker="o", capsize=3, label=name)
+    if log_x:
+        places = sorted({x for points in curves.values() for x in points})
+        axis.set_xscale("log")
+        axis.set_xticks(places, [f"{x:,.0f}" for x in places])
+        axis.minorticks_off()
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return figure
+
+
 def _lit(image: Array, attention: Array) -> Array:
     """The image, dark where there is little attention."""
     scaled = attention / max(float(attention.max()), 1e-12)

@@ -31,6 +31,7 @@ from pipelines.sources.protocol import Source
 from pipelines.sources.remote import OPTIONS as REMOTE_OPTIONS
 from pipelines.sources.remote import RemoteFiles, add_options
 from pipelines.sources.torchvision_sets import TorchvisionSource
+from pipelines.sources.vtab import VtabSource
 from pipelines.sources.webdataset_shards import WebDatasetSource, read_class_names
 from pretrain.data.decode import MAX_PIXELS
 from pretrain.errors import ConfigError
@@ -129,6 +130,12 @@ SOURCES: dict[str, SourceKind] = {
         SAID,
         least=1,
         most=2,
+    ),
+    "vtab": SourceKind(
+        lambda args: VtabSource(Path(args.paths[0]), name=args.name),
+        "the folder of a VTAB-1k task, with train800.txt, val200.txt, train800val200.txt and test.txt",
+        SAID,
+        least=1,
     ),
     "webdataset": SourceKind(
         lambda args: WebDatasetSource(

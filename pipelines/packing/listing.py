@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from pipelines.packing.table import ItemTable
 from pipelines.progress import LazyBar
 from pipelines.sources.protocol import Source
 from pretrain.config.target import Target
+from pretrain.data.card import SplitList
 from pretrain.files import write_atomic
 
 ROWS_PER_CHUNK = 4096
@@ -39,22 +41,26 @@ class About:
     multi_label: bool
     classes: list[tuple[str, str]]
     notes: list[str]
+    lists: dict[str, SplitList]
     target: Target = "labels"
 
     @classmethod
     def of(cls, source: Source) -> About:
         """Copies a source's words."""
-        return cls(**{name: getattr(source, name) for name in cls.__dataclass_fields__})
+        words: dict[str, Any] = {name: getattr(source, name) for name in cls.__dataclass_fields__}
+        return cls(**{**words, "lists": dict(source.lists)})
 
     @classmethod
     def load(cls, path: Path) -> About:
         """Reads what ``save`` wrote."""
         content = json.loads(path.read_bytes())
-        return cls(**content | {"classes": [tuple(entry) for entry in content["classes"]]})
+        lists = {split: SplitList.model_validate(entry) for split, entry in content["lists"].items()}
+        return cls(**content | {"classes": [tuple(entry) for entry in content["classes"]], "lists": lists})
 
     def save(self, path: Path) -> None:
         """Writes it as JSON."""
-        write_atomic(path, json.dumps(asdict(self)))
+        lists = {split: entry.model_dump() for split, entry in self.lists.items()}
+        write_atomic(path, json.dumps(asdict(self) | {"lists": lists}))
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def make_plan(
     by_split = _by_split(table, rows, hashes, options, inputs.split_lists, dropped)
     if options.per_class:
         by_split["train"] = _few(table, by_split.get("train", rows[:0]), hashes, options, classes)
-    _check_not_empty(by_split, options)
+    _check_not_empty(by_split, table.split_names, options)
     splits = [
         Split(name, _cut(table, _shuffled(rows, hashes, options.seed), options))
         for name, rows in by_split.items()
@@ -296,8 +296,9 @@ def _few(
     return rows[by_class[rank < options.per_class]]
 
 
-def _check_not_empty(splits: dict[str, NDArray[np.int64]], options: PackOptions) -> None:
-    if not len(splits["train"]):
+def _check_not_empty(splits: dict[str, NDArray[np.int64]], table_splits: Sequence[str], options: PackOptions) -> None:
+    has_train = "train" in table_splits  # the lists of VTAB-1k are called otherwise
+    if (has_train and not len(splits["train"])) or not any(map(len, splits.values())):
         raise ConfigError("no training image is left; choose more classes or a smaller --holdout")
     if options.holdout and not len(splits["val"]):
         raise ConfigError(f"--holdout {options.holdout:g} holds out none of {len(splits['train'])} images; raise it")

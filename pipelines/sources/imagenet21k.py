@@ -1,11 +1,13 @@
 """ImageNet-21k as it is distributed: one tar of per-synset tars (or a folder of those), read without unpacking.
 
 ``fall11_whole.tar`` is a plain tar; ``winter21_whole.tar.gz`` must be unpacked with gunzip first, since a compressed
-file cannot be read at random.
+file cannot be read at random. Of a per-synset tar that is damaged the images before the damage are listed; the rest
+stands in the list as one image that cannot be read, so it is quarantined with its reason and counts as bad.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -13,6 +15,8 @@ from pipelines.packing.wordnet import synset_names
 from pipelines.sources.protocol import Item, Source
 from pipelines.sources.tars import Member, RangeReader, Section, file_fingerprint, members_in, members_of
 from pretrain.errors import DataError
+
+DAMAGED = -1  # the offset of what cannot be read
 
 
 class ImageNet21kSource(Source):
@@ -54,25 +58,57 @@ class ImageNet21kSource(Source):
                 known.add(synset)
                 self.classes.append((synset, names.get(synset, synset)))
             key = f"{synset}/{PurePosixPath(member.name).name}"
+            if member.offset == DAMAGED:
+                self.notes.append(f"{synset}.tar cannot be read to its end; the images before that are packed")
             yield Item(key, (len(self.classes) - 1,), member.size, part=part, offset=member.offset)
         if not self.classes:
             raise DataError(f"{self.path} holds no per-synset tars such as n02084071.tar")
 
     def read(self, item: Item) -> tuple[bytes, str]:
         """See ``Source.read``."""
+        if item.offset == DAMAGED:
+            raise OSError(self._damage(item))
         data = self._reader.read(self._files[item.part], item.offset, item.num_bytes)
         return data, PurePosixPath(item.key).suffix[1:].lower() or "jpg"
 
     def _members(self) -> Iterator[tuple[int, str, Member]]:
         if self.path.is_dir():
             for part, file in enumerate(self._files):
-                yield from ((part, file.stem, member) for member in members_of(file))
+                yield from ((part, file.stem, member) for member in _to_the_damage(members_of(file), file.stem))
             return
+        for synset, outer in self._inner_tars():
+            for inner in _to_the_damage(self._members_of_inner(outer), synset):
+                is_whole = inner.offset != DAMAGED
+                yield 0, synset, inner._replace(offset=outer.offset + inner.offset) if is_whole else inner
+
+    def _inner_tars(self) -> Iterator[tuple[str, Member]]:
+        for outer in members_of(self.path):
+            name = PurePosixPath(outer.name)
+            if name.suffix == ".tar":
+                yield name.stem, outer
+
+    def _members_of_inner(self, outer: Member) -> Iterator[Member]:
         with open(self.path, "rb") as file:
-            for outer in members_of(self.path):
-                name = PurePosixPath(outer.name)
-                if name.suffix != ".tar":
-                    continue
-                section = Section(file, outer.offset, outer.size)
-                for inner in members_in(section, f"{self.path}:{outer.name}"):  # pyright: ignore[reportArgumentType]
-                    yield 0, name.stem, inner._replace(offset=outer.offset + inner.offset)
+            section = Section(file, outer.offset, outer.size)
+            yield from members_in(section, f"{self.path}:{outer.name}")  # pyright: ignore[reportArgumentType]
+
+    def _damage(self, item: Item) -> str:
+        """What is wrong with the tar of an item, in words: it is read again up to there."""
+        synset = item.key.partition("/")[0]
+        try:
+            if self.path.is_dir():
+                deque(members_of(self._files[item.part]), maxlen=0)
+            else:
+                for _, outer in (pair for pair in self._inner_tars() if pair[0] == synset):
+                    deque(self._members_of_inner(outer), maxlen=0)
+        except DataError as error:
+            return str(error)
+        return f"{synset}.tar has changed since it was listed"
+
+
+def _to_the_damage(members: Iterator[Member], synset: str) -> Iterator[Member]:
+    """The members of one tar; where it breaks off, one that stands for what is lost."""
+    try:
+        yield from members
+    except DataError:
+        yield Member(f"rest of {synset}.tar", DAMAGED, 0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
 
 from pretrain.config.target import Target
+from pretrain.data.card import SplitList
 
 NOT_STATED = "not stated"  # the licence, where nobody says it
 UNKNOWN_NUM_BYTES = 128 * 1024  # planned for an image whose size is only known when it is read
@@ -52,6 +54,7 @@ class Source(ABC):
             bytes as they are.
         classes: (id, name) in index order, filled by ``items``.
         notes: what was left aside, filled by ``items``.
+        lists: split → the file of the source that names its images, where there is one; filled by ``items``.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Source(ABC):
     images: ClassVar[Literal["rgb", "keep"]] = "rgb"
     classes: list[tuple[str, str]]
     notes: list[str]
+    lists: Mapping[str, SplitList] = MappingProxyType({})
 
     @abstractmethod
     def items(self) -> Iterable[Item]:

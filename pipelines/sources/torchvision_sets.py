@@ -22,6 +22,7 @@ SPLITS: dict[str, dict[str, str]] = {
     "Flowers102": {"train": "train", "val": "val", "test": "test"},
     "Food101": {"train": "train", "test": "test"},
     "GTSRB": {"train": "train", "test": "test"},
+    "ImageNet": {"train": "train", "val": "val"},
     "Imagenette": {"train": "train", "val": "val"},
     "OxfordIIITPet": {"trainval": "train", "test": "test"},
     "PCAM": {"train": "train", "val": "val", "test": "test"},
@@ -30,6 +31,7 @@ SPLITS: dict[str, dict[str, str]] = {
     "StanfordCars": {"train": "train", "test": "test"},
     "SVHN": {"train": "train", "test": "test"},
 }
+KEYS_ARE_FILES = ("ImageNet",)  # by whose file names other labels, such as ReaL's, are listed
 FILE_LISTS = ("_image_files", "_images", "_samples", "samples")
 LABEL_LISTS = ("_labels", "targets", "labels")
 
@@ -59,16 +61,16 @@ class TorchvisionSource(Source):
         """See ``Source.items``."""
         for part, (_, ours) in enumerate(self.arguments):
             data = self._part(part, download=True)
-            names = [str(name) for name in getattr(data, "classes", [])]
             labels = _labels(data)
-            self.classes = self.classes or [(str(index), name) for index, name in enumerate(names)]
+            self.classes = self.classes or _classes(data)
             highest = max(labels, default=-1)
             for index in range(len(self.classes), highest + 1):
                 self.classes.append((str(index), str(index)))
             files = _files(data)
             for row, label in enumerate(labels):
                 size = files[row].stat().st_size if files else _pixel_bytes(data)
-                yield Item(f"{ours}-{row:07d}", (label,), size, ours, part, row)
+                named = f"{ours}/{files[row].name}" if self.dataset in KEYS_ARE_FILES else f"{ours}-{row:07d}"
+                yield Item(named, (label,), size, ours, part, row)
 
     def read(self, item: Item) -> tuple[bytes, str]:
         """See ``Source.read``."""
@@ -134,6 +136,13 @@ def _split_arguments(dataset: str) -> list[tuple[dict[str, Any], str]]:
             )
         return [({"split": theirs}, ours) for theirs, ours in splits.items()]
     return [({}, "train")]
+
+
+def _classes(data: Any) -> list[tuple[str, str]]:
+    """(id, name) in index order; ImageNet's have WordNet ids and several words as names."""
+    names = [", ".join(name) if isinstance(name, tuple) else str(name) for name in getattr(data, "classes", [])]
+    ids = getattr(data, "wnids", None) or range(len(names))
+    return [(str(identifier), name) for identifier, name in zip(ids, names, strict=True)]
 
 
 def _labels(data: Any) -> list[int]:

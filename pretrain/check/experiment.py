@@ -13,6 +13,7 @@ from pathlib import Path
 from pretrain.check.data import report_data
 from pretrain.check.memory import Backend, gib, known_memory, memory_of, resolve_micro_batch
 from pretrain.config.loader import Resolved
+from pretrain.config.schema.evaluation import IMAGENET_REAL, NUMBERS
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.model import ModelConfig
 from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS
@@ -247,7 +248,7 @@ def _report_evaluation(experiment: Experiment) -> list[str]:
         raise ConfigError("evaluation.every: would be ignored without evaluation.sets; add a set or remove it")
     for name, chosen in evaluation.sets.items():
         for key, path in (("targets", chosen.targets), ("class_map", chosen.class_map)):
-            if path is not None and not Path(path).is_file():
+            if path is not None and path not in (IMAGENET_REAL, NUMBERS) and not Path(path).is_file():
                 raise ConfigError(f"evaluation.sets.{name}.{key}: {path} does not exist; correct the path")
     every = f"every {evaluation.every} and at the end" if evaluation.every is not None else "at the end"
     sets = [

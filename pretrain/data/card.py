@@ -22,6 +22,18 @@ READABLE_FILE = "card.md"
 CLASSES_FILE = "classes.csv"
 
 
+class SplitList(BaseModel):
+    """A list of images that makes a split."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_samples: int = Field(description="Images that it names.")
+    digest: str = Field(description="BLAKE2b-128 of the file.")
+
+    def __str__(self) -> str:
+        return f"{self.num_samples:,} images ({self.digest})"
+
+
 class Card(BaseModel):
     """One split of a data set."""
 
@@ -44,6 +56,9 @@ class Card(BaseModel):
     num_bytes: int = Field(description="Bytes of all tars.")
     held_out: str = Field("", description="The rule by which images were held out of training.")
     selection: str = Field("", description="Which part of the source was taken.")
+    lists: dict[str, SplitList] = Field(
+        default_factory=dict, description="Split → the list of the source that names its images, for every split."
+    )
     quarantined: dict[str, int] = Field(default_factory=dict, description="Reason → images of this split left out.")
     dropped: dict[str, int] = Field(default_factory=dict, description="Reason → images of the source not planned for.")
     changed: dict[str, int] = Field(default_factory=dict, description="What was changed → images of this split.")

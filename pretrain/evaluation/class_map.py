@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pretrain.config.schema.evaluation import NUMBERS
 from pretrain.errors import DataError
 
 Classes = Sequence[tuple[str, str]]  # (id, name) in the order of the numbers
@@ -44,15 +45,21 @@ class ClassMap:
         """Reads a CSV with the columns ``class`` and ``output``, each an id or a number.
 
         Args:
-            path: the file; None: classes and outputs of equal id belong together.
+            path: the file; None: classes and outputs of equal id belong together; ``numbers``: the classes' ids are the
+                numbers of their outputs, as the folders of ImageNet-V2 are called.
             classes: of the set.
             outputs: of the head: the classes of the training set.
 
         Raises:
             DataError: not such a file, a class or output that there is none of, an output of two classes, or no pair.
         """
-        where = path or "classes.csv of both sets"
-        pairs = _pairs_by_id(classes, outputs) if path is None else _read_pairs(Path(path), classes, outputs)
+        where = f"class_map: {path}" if path == NUMBERS else path or "classes.csv of both sets"
+        if path is None:
+            pairs = _pairs_by_id(classes, outputs)
+        elif path == NUMBERS:
+            pairs = [(number, int(key)) for number, (key, _) in enumerate(classes) if _is_output(key, outputs)]
+        else:
+            pairs = _read_pairs(Path(path), classes, outputs)
         found: list[list[int]] = [[] for _ in classes]
         owner: dict[int, int] = {}
         for number, output in pairs:
@@ -67,6 +74,11 @@ class ClassMap:
                 f"{outputs[0][0]!r} do not meet: name the pairs in a file, class_map: FILE"
             )
         return cls(found, [identifier for identifier, _ in classes])
+
+    @property
+    def missing(self) -> list[str]:
+        """Ids of the classes that no output stands for."""
+        return list(self._without)
 
     def to(self, device: torch.device) -> ClassMap:
         """The same with its tables on ``device``."""
@@ -90,6 +102,10 @@ class ClassMap:
 def _pairs_by_id(classes: Classes, outputs: Classes) -> list[tuple[int, int]]:
     numbers = {identifier: number for number, (identifier, _) in enumerate(outputs)}
     return [(number, numbers[key]) for number, (key, _) in enumerate(classes) if key in numbers]
+
+
+def _is_output(key: str, outputs: Classes) -> bool:
+    return key.isdecimal() and int(key) < len(outputs)
 
 
 def _read_pairs(path: Path, classes: Classes, outputs: Classes) -> list[tuple[int, int]]:

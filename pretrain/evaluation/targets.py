@@ -7,6 +7,7 @@ image's labels, and images without any are left out. Its ``real.json`` is a list
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 from pathlib import Path, PurePosixPath
@@ -15,9 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.config.schema.evaluation import IMAGENET_REAL
 from pretrain.data.index import PADDING_LABEL, ShardTable
-from pretrain.data.labels import read_sources
+from pretrain.data.labels import read_labels, read_sources
 from pretrain.errors import DataError
+
+LEAST_AGREEMENT = 0.5
+ENOUGH_TO_JUDGE = 1_000  # images
 
 
 def load_targets(path: str | Path, table: ShardTable) -> NDArray[np.int64]:
@@ -25,13 +30,16 @@ def load_targets(path: str | Path, table: ShardTable) -> NDArray[np.int64]:
 
     Args:
         path: JSON: a list with one list of class numbers per image, in the order of the packed files' names; or an
-            object from file name to list. An empty list: the image does not count.
+            object from file name to list. An empty list: the image does not count. ``imagenet_real``: ReaL's own list.
         table: the set.
 
     Raises:
-        DataError: not such a file, another number of images, an image that is missing, a number that is no class.
+        DataError: not such a file, another number of images, an image that is missing, a number that is no class, or
+            a list that seems to be in another order.
     """
+    path = _imagenet_real() if str(path) == IMAGENET_REAL else path
     content = _read(Path(path))
+    is_list = isinstance(content, list)
     names = [PurePosixPath(source).name for source in read_sources(table)]
     if isinstance(content, list):
         if len(content) != len(names):
@@ -44,7 +52,35 @@ def load_targets(path: str | Path, table: ShardTable) -> NDArray[np.int64]:
     targets = np.full((len(rows), max(1, *map(len, rows)) if rows else 1), PADDING_LABEL, dtype=np.int64)
     for index, row in enumerate(rows):
         targets[index, : len(row)] = row
+    if is_list:
+        _check_order(targets, table, path)
     return targets
+
+
+def _imagenet_real() -> Path:
+    """The file in timm's package, which is not imported for it."""
+    found = importlib.util.find_spec("timm")
+    places = [] if found is None else list(found.submodule_search_locations or [])
+    path = Path(places[0], "data", "_info", "imagenet_real_labels.json") if places else None
+    if path is None or not path.is_file():
+        raise DataError(f"targets: {IMAGENET_REAL} is a file of timm's, which is not installed; name real.json instead")
+    return path
+
+
+def _check_order(targets: NDArray[np.int64], table: ShardTable, path: str | Path) -> None:
+    """A list in another order is no error that could be seen, except that it agrees with the labels by chance alone.
+
+    ReaL's lists hold the original label of about nine images in ten.
+    """
+    own = read_labels(table)
+    labelled = (targets >= 0).any(1) & (own >= 0).any(1)
+    agreeing = (targets[:, :, None] == np.where(own >= 0, own, -2)[:, None, :]).any((1, 2))
+    share = float(agreeing[labelled].mean()) if labelled.any() else 1.0
+    if share < LEAST_AGREEMENT and len(targets) >= ENOUGH_TO_JUDGE:
+        raise DataError(
+            f"{path}: only {share:.0%} of its lists hold the image's own label in {table.folder}, so the packed files "
+            "are probably not those that it lists in the order of their names; give an object from file name to list"
+        )
 
 
 def _read(path: Path) -> list[Any] | dict[str, Any]:

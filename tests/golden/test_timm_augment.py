@@ -14,6 +14,8 @@ from torchvision.transforms import functional as tv
 
 from pretrain import seeds
 from pretrain.config.schema.augmentation import parse_timm_policy
+from pretrain.config.schema.data import TrainTransformConfig
+from pretrain.data.augment import TrainTransform
 from pretrain.data.policies import timm as ours
 from pretrain.data.policies.color import ColorJitter, ThreeAugment
 
@@ -98,6 +100,32 @@ def test_jitter_is_torchvisions(pixels: np.ndarray, factor: float) -> None:
             expected = function(expected, 0.6 + 0.8 * number)
         made = jitter(pixels, np.array([number, number, number, *order]))
         assert np.array_equal(made, np.asarray(expected))
+
+
+@pytest.mark.parametrize("share", [-0.5, -0.3, -0.001, 0.0, 0.004, 0.1, 0.4999])
+def test_the_hue_is_turned_as_torchvision_does(pixels: np.ndarray, share: float) -> None:
+    jitter, number = ColorJitter(0.4, 0.5), share + 0.5
+    for order, functions in (
+        ([0.1, 0.2, 0.3, 0.0], (tv.adjust_hue, tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation)),
+        ([0.3, 0.2, 0.0, 0.1], (tv.adjust_saturation, tv.adjust_hue, tv.adjust_contrast, tv.adjust_brightness)),
+    ):
+        expected: Any = Image.fromarray(pixels)
+        for function in functions:
+            expected = function(expected, 0.5 * (2 * number - 1) if function is tv.adjust_hue else 0.9)
+        numbers = np.array([(0.9 - 0.6) / 0.8] * 3 + [*order[:3], number, order[3]])
+        assert np.array_equal(jitter(pixels, numbers), np.asarray(expected))
+    alone = ColorJitter(0.0, 0.25)(pixels, np.array([0.5] * 3 + [0.1, 0.2, 0.3, number, 0.15]))
+    image: Any = Image.fromarray(pixels)
+    assert np.array_equal(alone, np.asarray(tv.adjust_hue(image, 0.25 * (2 * number - 1))))
+
+
+def test_the_hue_has_its_range_and_leaves_the_other_numbers() -> None:
+    """Uniform in ± h over images, and the three factors and their order are those of a jitter without a hue."""
+    ids, epochs = np.arange(400), np.zeros(400, dtype=np.int64)
+    configs = [TrainTransformConfig(color_jitter=0.3, color_jitter_hue=hue) for hue in (0.0, 0.1)]
+    plain, turned = (TrainTransform(config, 32, 32, seed=5).numbers(epochs, ids) for config in configs)
+    assert np.array_equal(turned[:, :-2], plain)
+    assert stats.kstest(turned[:, -2], "uniform").pvalue > 0.01
 
 
 def test_a_strong_jitter_stops_at_zero(pixels: np.ndarray) -> None:

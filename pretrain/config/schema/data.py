@@ -57,6 +57,11 @@ class TrainTransformConfig(Strict):
         description="Brightness, contrast and saturation each by a factor within 1 ± this, in random order, after the "
         "operations above. timm drops its colour jitter beside auto_augment; here it acts.",
     )
+    color_jitter_hue: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        default=0.0,
+        description="The colour jitter's fourth operation: the hue turned by a share of the circle within ± this "
+        "(torchvision's hue); with color_jitter 0 the only one.",
+    )
     random_erasing: RandomErasingConfig | None = Field(
         default=None, description="Rectangles of noise in the normalised image; null: none."
     )

@@ -23,6 +23,9 @@ SETTINGS_OF_KINDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("k", "temperature"), ("knn",)),
     (("max_iterations",), ("logistic",)),
 )
+# Words in the place of a file.
+IMAGENET_REAL = "imagenet_real"  # of targets: the list that timm brings
+NUMBERS = "numbers"  # of class_map: the classes' ids are the numbers of their outputs
 CHIEF_METRICS: dict[Kind, str] = {
     "accuracy": "top1",
     "label_map": "top1",
@@ -58,12 +61,14 @@ class EvaluationSetConfig(Strict):
     targets: str | None = Field(
         default=None,
         description="accuracy, label_map: JSON of labels in the place of the set's own, as ReaL's: a list of lists in "
-        "the order of the file names, or file name to list. An image with none does not count.",
+        "the order of the file names, or file name to list; imagenet_real: ReaL's labels, as timm brings them. An "
+        "image with none does not count.",
     )
     class_map: str | None = Field(
         default=None,
         description="label_map only: CSV with the columns class (of this set) and output (of the head), each an id or "
-        "a number; null: classes and outputs of equal id belong together.",
+        "a number; null: classes and outputs of equal id belong together; numbers: the ids of the classes are the "
+        "numbers of their outputs, as ImageNet-V2's folders are called.",
     )
     train_shards: str | None = Field(
         default=None, description="few_shot, knn, logistic: folder of the labelled images."

@@ -13,7 +13,8 @@ class SweepConfig(Strict):
     """A grid of trials, judged on images that are neither trained on nor in the test set; then runs of the best."""
 
     grid: Annotated[dict[str, list[Any]], Field(min_length=1)] = Field(
-        description="Dotted key → its values, such as optim.lr: [0.001, 0.003]; every combination is a trial."
+        description="Dotted key → its values, such as optim.lr: [0.001, 0.003]; every combination is a trial. With one "
+        "combination and no dev there is nothing to choose, and no trial is run."
     )
     dev: dict[str, Any] = Field(
         default_factory=dict,

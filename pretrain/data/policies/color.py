@@ -17,24 +17,49 @@ SOLARIZE_FROM = 128
 class ColorJitter:
     """Brightness, contrast and saturation, each by a factor uniform in [max(0, 1 − s), 1 + s], in random order.
 
-    Source: torchvision's ColorJitter(s, s, s), whose pixels these are.
+    With a hue h, the hue is turned by a share of the circle uniform in [−h, h], somewhere among these.
+
+    Source: torchvision's ColorJitter(s, s, s, h), whose pixels these are.
+
+    Args:
+        strength: s; 0: these three are left out.
+        hue: h, 0 … 0.5; 0: the hue is left out, and needs no numbers.
     """
 
     strength: float
+    hue: float = 0.0
 
-    num_numbers = 6  # a factor for each, and their order
+    @property
+    def num_numbers(self) -> int:
+        """A factor and a place in the order for each; see ``Policy``."""
+        return 8 if self.hue else 6
 
     def __call__(self, pixels: Pixels, numbers: Numbers) -> Pixels:
         """See ``Policy``."""
         lowest = max(0.0, 1.0 - self.strength)
         factors = lowest + (1.0 + self.strength - lowest) * numbers[:3]
         image = Image.fromarray(pixels)
-        for which in numbers[3:].argsort(kind="stable"):
-            image = _JITTERED[which](image).enhance(float(factors[which]))
+        places = np.concatenate([numbers[3:6], numbers[7:]])  # those of the hue stand last
+        for which in places.argsort(kind="stable"):
+            if which == len(_JITTERED):
+                image = turn_hue(image, self.hue * float(2 * numbers[6] - 1))
+            elif self.strength:
+                image = _JITTERED[which](image).enhance(float(factors[which]))
         return np.asarray(image)
 
 
 _JITTERED = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+
+
+def turn_hue(image: Image.Image, share: float) -> Image.Image:
+    """The hue turned by a share of the circle, −0.5 … 0.5, in 255 steps cut off to whole ones.
+
+    Source: torchvision's adjust_hue of Pillow images.
+    """
+    hue, saturation, value = image.convert("HSV").split()
+    steps = np.int32(share * 255).astype(np.uint8)  # a negative one wraps, as the sum does
+    turned = Image.fromarray(np.asarray(hue) + steps)
+    return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
 
 
 @dataclass(frozen=True)

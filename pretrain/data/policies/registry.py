@@ -29,11 +29,17 @@ def _timm(config: TrainTransformConfig, mean: Mean) -> Policy | None:
     return TimmRandAugment(parse_timm_policy(config.auto_augment), mean, filter)
 
 
+def _jitter(config: TrainTransformConfig, mean: Mean) -> Policy | None:
+    if not config.color_jitter and not config.color_jitter_hue:
+        return None
+    return ColorJitter(config.color_jitter, config.color_jitter_hue)
+
+
 POLICIES: dict[str, Callable[[TrainTransformConfig, Mean], Policy | None]] = {
     "randaugment": _big_vision,
     "auto_augment": _timm,
     "three_augment": lambda config, mean: ThreeAugment() if config.three_augment else None,
-    "color_jitter": lambda config, mean: ColorJitter(config.color_jitter) if config.color_jitter else None,
+    "color_jitter": _jitter,
 }
 
 

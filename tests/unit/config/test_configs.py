@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.published import published
+from pipelines.vtab_tasks import TASKS
 from pretrain.check.experiment import check
 from pretrain.config.loader import Resolved, load_experiment
 from pretrain.models.budget import training_flops
@@ -141,6 +143,45 @@ def test_fine_tuning_follows_table_4(name: str, steps: int, rates: tuple[float, 
     assert (optim.name, optim.momentum, optim.weight_decay, optim.clip_grad) == ("sgd", 0.9, 0.0, 1.0)
     assert (experiment.global_batch_size, experiment.model.img_size, optim.schedule.name) == (512, 384, "cosine")
     assert experiment.evaluation.sets
+
+
+# Source: ViT (2010.11929), Table 4: the share of the training images that choose the rate.
+@pytest.mark.parametrize(
+    ("name", "share"), [("imagenet", 0.01), ("cifar10", 0.02), ("cifar100", 0.02), ("pets", 0.1), ("flowers", 0.1)]
+)
+def test_the_sweeps_follow_table_4(name: str, share: float) -> None:
+    experiment = load("finetune", name).experiment
+    sweep = experiment.sweep
+    assert sweep is not None
+    rates = [0.003, 0.01, 0.03, 0.06] if name == "imagenet" else [0.001, 0.003, 0.01, 0.03]
+    assert sweep.grid == {"optim.lr": rates} and sweep.num_seeds == 3
+    dev = sweep.dev["evaluation.sets"]["dev"]["num_samples"]
+    assert dev + sweep.dev["data.num_samples"] == experiment.data.num_samples
+    assert dev == pytest.approx(share * experiment.data.num_samples, abs=1)
+
+
+def test_the_19_tasks_of_vtab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = sorted(path.stem for path in (CONFIGS / "finetune" / "vtab").glob("*.yaml") if path.stem != "base_vtab")
+    assert names == sorted(TASKS)
+    monkeypatch.chdir(tmp_path)
+    for name, task in TASKS.items():
+        resolved = load("finetune", f"vtab/{name}")
+        experiment = resolved.experiment
+        data, optim, test = experiment.data, experiment.optim, experiment.evaluation.sets["test"]
+        assert (data.num_samples, data.num_classes, test.num_samples) == (1_000, task.num_classes, task.num_test)
+        assert (data.shards, test.shards) == (f"data/vtab/{name}/train800val200", f"data/vtab/{name}/test")
+        assert (experiment.num_steps, experiment.global_batch_size, optim.lr) == (2_500, 512, 0.01)
+        assert (optim.name, optim.momentum, experiment.model.img_size) == ("sgd", 0.9, 384)
+        assert experiment.name == f"finetune_vtab_{name}" and experiment.sweep is not None
+        text = (CONFIGS / "finetune" / "vtab" / f"{name}.yaml").read_text()
+        assert f"pack vtab /path/to/vtab-1k/{name} --out data/vtab/{name}\n" in text
+        assert f"--config configs/finetune/vtab/{name}.yaml" in text and f"vtab-1k, {task.group}" in text.lower()
+        figures = [row.value for row in published(f"vtab/{name}")]
+        assert all(f"{value} from" in text for value in (figures[0], figures[2]))
+        assert check(resolved, backend="accelerate")
+        flops = training_flops(experiment.model, experiment.num_outputs, 2_500 * 512)
+        exaflops = re.search(r"([0-9.]+) exaFLOPs", text)
+        assert exaflops is not None and float(exaflops[1]) == pytest.approx(flops / 1e18, rel=2e-3)
 
 
 def test_the_demo_runs_on_two_cpu_ranks() -> None:

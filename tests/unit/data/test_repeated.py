@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pretrain.data.lanes import allowed_worlds
 from pretrain.data.mixture import Mixture
@@ -14,6 +16,7 @@ from pretrain.data.sources import mix, open_sources
 from pretrain.data.stream import TrainStream
 from pretrain.errors import ConfigError
 from tests.unit.data.sets import experiment, write_set
+from tests.unit.data.test_mixture import mixtures
 
 SIZES = [40, 9, 31, 47, 1]  # 128 in all, so that nothing is left out
 NUM = sum(SIZES)
@@ -71,6 +74,43 @@ def test_ranks_and_slices_make_no_difference(folder: Any, batch: int, lanes: int
             numbers = [made.copy_numbers(part.slots) for part in parts]
             rows = [made.copy_numbers(whole.slots)[rank * per_rank :][start:stop] for rank in range(world)]  # type: ignore
             assert np.array_equal(np.concatenate(numbers), np.concatenate(rows))  # type: ignore[arg-type]
+
+
+@settings(max_examples=40, deadline=None)
+@given(plain=mixtures(), copies=st.integers(2, 8), seed=st.integers(0, 5), data=st.data())
+def test_a_mixture_is_repeated_as_one_set_is(plain: Mixture, copies: int, seed: int, data: st.DataObject) -> None:
+    """Batch s has the images s · Q … (s + 1) · Q − 1 of the mixture without copies; laws as for one set."""
+    lanes, batch = plain.lanes, plain.global_batch_size
+    if copies > lanes:
+        return
+    single, repeated = (Mixture(plain.parts, plain.quanta, seed=seed, copies=number) for number in (1, copies))
+    images = -(-batch // copies)
+    step = data.draw(st.integers(0, 200))
+    first = step * images // batch
+    drawn = [single.batch(number * batch) for number in range(first, first + 3)]
+    by_slot = {
+        slot: (sample_id, epoch)
+        for one in drawn
+        for sample_id, slot, epoch in zip(*(column.tolist() for column in one), strict=True)
+    }
+    wanted = sorted(by_slot[slot] for slot in range(step * images, (step + 1) * images))
+    draws = repeated.batch(step * batch)
+    found = list(zip(draws.sample_ids.tolist(), draws.epochs.tolist(), strict=True))
+    assert draws.slots.size == batch and set(draws.slots // batch) == {step}
+    numbers = repeated.copy_numbers(draws.slots)
+    assert numbers is not None
+    for copy in range(copies):
+        of_copy = [pair for pair, number in zip(found, numbers.tolist(), strict=True) if number == copy]
+        assert sorted(of_copy) == wanted if copy < copies - 1 else set(of_copy) <= set(wanted)
+    lane_of = (draws.slots % lanes).tolist()
+    places = [(row % images, lane) for row, lane in enumerate(lane_of)]  # the copies of an image stand Q rows apart
+    assert len(set(places)) == batch
+    world = data.draw(st.sampled_from(allowed_worlds(batch, lanes, batch)))
+    parts = [repeated.batch(step * batch, rank, world) for rank in range(world)]
+    assert all(
+        np.array_equal(np.concatenate([getattr(part, field) for part in parts]), getattr(draws, field))
+        for field in ("sample_ids", "slots", "epochs")
+    )
 
 
 def test_copies_are_augmented_by_themselves(folder: Any) -> None:

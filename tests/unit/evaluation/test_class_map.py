@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pretrain.data.index import ShardTable
+from pretrain.data.labels import read_labels, read_sources
 from pretrain.errors import DataError
 from pretrain.evaluation.class_map import ClassMap
 from pretrain.evaluation.targets import load_targets
@@ -36,6 +37,14 @@ def test_a_file_may_name_ids_or_numbers_and_several_outputs(tmp_path: Path) -> N
     class_map = ClassMap.load(str(path), SET, HEAD)
     assert scores(class_map) == [3.0, 2.0, 9.0], "a dog is a dog or a pug, whichever is higher"
     assert class_map.summary() == "3 of 3 classes have an output of the head"
+
+
+def test_ids_that_are_numbers_of_outputs() -> None:
+    folders = [("0", "0"), ("10", "10"), ("2", "2")]  # in the order in which a folder of them is packed
+    class_map = ClassMap.load("numbers", folders, HEAD)
+    assert class_map.missing == ["10"] and scores(class_map)[2] == scores(ClassMap.load(None, [HEAD[2]], HEAD))[0]
+    with pytest.raises(DataError, match="class_map: numbers: no class of the set has an output"):
+        ClassMap.load("numbers", [("cat", "cat")], HEAD)
 
 
 @pytest.mark.parametrize(
@@ -89,3 +98,20 @@ def test_bad_targets(table: ShardTable, tmp_path: Path, content: str, words: lis
         load_targets(path, table)
     assert all(word in str(caught.value) for word in words), caught.value
     assert np.asarray(table.sizes).tolist() == [3, 2]
+
+
+def test_reals_own_labels_come_with_timm_and_another_order_is_seen(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    table = ShardTable.load(write_set(tmp_path_factory.mktemp("many") / "val", [1200]))
+    own = read_labels(table)[:, 0].tolist()
+    names = read_sources(table)
+    in_order = [[own[names.index(name)], 6] for name in sorted(names)]
+    path = tmp_path / "real.json"
+    path.write_text(json.dumps(in_order))
+    assert (load_targets(path, table)[:, 0] == own).all()
+    path.write_text(json.dumps([[(label + 1) % 6] for label, _ in in_order]))
+    with pytest.raises(DataError, match="lists hold the image's own label"):
+        load_targets(path, table)
+    with pytest.raises(DataError, match=r"imagenet_real_labels\.json: labels of 50,000 images, but .* has 1,200"):
+        load_targets("imagenet_real", table)

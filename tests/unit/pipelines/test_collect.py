@@ -11,6 +11,7 @@ import pytest
 
 from pipelines.__main__ import main
 from pipelines.collect import HEAD
+from pipelines.vtab_tasks import FORM, TASKS
 
 
 def write_sweep(folder: Path, dataset: str, values: list[float], source: str | None = "runs/l16") -> None:
@@ -54,6 +55,47 @@ def test_one_table_in_every_format(tmp_path: Path, capsys: pytest.CaptureFixture
     parser = Cells()
     parser.feed(outs[2].read_text())
     assert set(HEAD) <= set(parser.found) and rows[2]["command"] in parser.found
+
+
+def write_vtab(folder: Path, task: str, seeds: list[float], num_test: int) -> None:
+    """A finished sweep of a task, as ``sweep`` leaves it."""
+    write_sweep(folder, task, seeds)
+    lists = {split: {"num_samples": number, "digest": task} for split, number in FORM.items()}
+    sets = {"train": ("train800val200", 1_000), "test": ("test", num_test)}
+    data = {
+        name: {"name": task, "split": split, "num_samples": size, "lists": lists}
+        for name, (split, size) in sets.items()
+    }
+    path = folder / task / "sweep.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": data}))
+
+
+def table_of(folder: Path, out: Path) -> dict[str, dict[str, str]]:
+    assert main(["collect", str(folder), "--out", str(out)]) == 0
+    return {row["data set"]: row for row in csv.DictReader(out.read_text().splitlines())}
+
+
+def test_the_mean_of_vtab_is_that_of_all_19_tasks_in_their_form(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "runs"
+    for number, (task, about) in enumerate(TASKS.items()):
+        value = 0.01 * number
+        write_vtab(folder, task, [0.5 + value, 0.52 + value, 0.54 + value], about.num_test)
+    rows = table_of(folder, tmp_path / "a.csv")
+    whole = rows["VTAB-1k (19)"]
+    assert (whole["mean"], whole["std"], whole["seeds"]) == ("61.00", "2.00", "3"), "mean of 0 … 18 is 9, of seeds 52"
+    assert whole["published"] == "H/14 JFT-300M 77.63; L/16 JFT-300M 76.28; L/16 ImageNet-21k 72.72"
+    assert rows["VTAB-1k natural (7)"]["mean"] == "55.00" and rows["VTAB-1k structured (8)"]["mean"] == "66.50"
+    assert rows["VTAB-1k specialized (4)"]["published"].startswith("H/14 JFT-300M 87.00")
+    assert rows["svhn"]["published"].startswith("H/14 JFT-300M 88.90") and "note" not in capsys.readouterr().err
+    (folder / "kitti" / "sweep.json").unlink()
+    assert "VTAB-1k (19)" not in table_of(folder, tmp_path / "b.csv")
+    assert "no mean over VTAB-1k: no result on kitti" in capsys.readouterr().err
+    (folder / "kitti").rmdir()
+    write_vtab(folder, "kitti", [0.5], 700)
+    assert "VTAB-1k (19)" not in table_of(folder, tmp_path / "c.csv")
+    assert "no mean over VTAB-1k: kitti: 700 test images, not 711" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

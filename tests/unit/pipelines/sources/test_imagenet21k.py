@@ -2,11 +2,17 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import tarfile
 
 import pytest
+from PIL import Image
 
+from pipelines.__main__ import main
 from pipelines.sources.imagenet21k import ImageNet21kSource
+from pretrain.data.decode import decode_strictly
+from pretrain.data.index import ShardTable
+from pretrain.data.reader import ShardReader
 from pretrain.errors import DataError
 from tests.unit.pipelines.photos import encode
 from tests.unit.pipelines.sources.listing import listed
@@ -57,6 +63,57 @@ def test_a_folder_of_synset_tars_lists_the_same(tmp_path, whole):
         listed(ImageNet21kSource(whole), tmp_path),
     )
     assert {key: row[1:] for key, row in found.items()} == {key: row[1:] for key, row in expected.items()}
+
+
+def odd(image_format: str, mode: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(encode(5))).convert(mode).save(buffer, format=image_format)
+    return buffer.getvalue()
+
+
+@pytest.fixture(params=["tar of tars", "folder"])
+def with_odd_files(request, tmp_path):
+    """Forty good images, four odd ones that can be packed, a text, half a JPEG, and a tar that breaks off."""
+    good = {f"n01_{number}.JPEG": encode(number) for number in range(40)}
+    fine = {
+        "n02_cmyk.JPEG": odd("JPEG", "CMYK"), "n02_png.JPEG": odd("PNG", "RGBA"),
+        "n02_grey.JPEG": odd("JPEG", "L"), "n02_gif.JPEG": odd("GIF", "P"),
+    }  # fmt: skip
+    bad = {"n02_readme.txt": b"Images of things", "n02_half.JPEG": encode(6)[:-400]}
+    broken = tar_of({f"n03_{number}.JPEG": encode(number) for number in range(50, 53)})
+    tars = {"n01.tar": tar_of(good), "n02.tar": tar_of(fine | bad), "n03.tar": broken[: broken.index(encode(52)) + 100]}
+    tars["n04.tar"] = b"no tar at all"
+    if request.param == "folder":
+        folder = tmp_path / "tars"
+        folder.mkdir()
+        for name, data in tars.items():
+            (folder / name).write_bytes(data)
+        return folder
+    (tmp_path / "whole.tar").write_bytes(tar_of(tars))
+    return tmp_path / "whole.tar"
+
+
+def test_odd_files_are_converted_or_quarantined_and_stop_nothing(with_odd_files, tmp_path, capsys):
+    arguments = ["pack", "imagenet21k", str(with_odd_files), "--out", str(tmp_path / "out"), "--workers", "1"]
+    assert main([*arguments, "--max-bad-rate", "0.1"]) == 0
+    assert "note: n03.tar cannot be read to its end; the images before that are packed" in capsys.readouterr().out
+    folder = tmp_path / "out" / "train"
+    reader = ShardReader(ShardTable.load(folder))
+    found = {}
+    for sample_id in range(reader.table.num_samples):
+        record = reader.record(sample_id)[1]
+        found[record.source] = (record.member.partition(".")[2], decode_strictly(reader.read(sample_id).data).mode)
+    names = {"n02/n02_cmyk.JPEG": "jpg", "n02/n02_grey.JPEG": "jpg", "n02/n02_png.JPEG": "png"}
+    names |= {"n02/n02_gif.JPEG": "png", "n03/n03_50.JPEG": "jpeg", "n03/n03_51.JPEG": "jpeg"}
+    assert {key: found[key] for key in names} == {key: (extension, "RGB") for key, extension in names.items()}
+    assert len(found) == 40 + len(names)
+    lines = [json.loads(line) for line in (folder / "quarantine.jsonl").read_text().splitlines()]
+    reasons = {line["source"]: f"{line['kind']}: {line['detail']}" for line in lines}
+    assert set(reasons) == {"n02/n02_readme.txt", "n02/n02_half.JPEG", "n03/rest of n03.tar", "n04/rest of n04.tar"}
+    assert "n03.tar is truncated: its member n03_52.JPEG" in reasons["n03/rest of n03.tar"]
+    assert "n04.tar is no complete tar" in reasons["n04/rest of n04.tar"]
+    assert main([*arguments[:3], "--out", str(tmp_path / "strict"), "--workers", "1"]) == 2
+    assert "of 50 images cannot be used" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

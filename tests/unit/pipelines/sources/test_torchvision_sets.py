@@ -1,14 +1,23 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
+import pickle
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
+from torchvision.datasets import CIFAR10, Flowers102
 
+from pipelines.__main__ import main
 from pipelines.sources.torchvision_sets import TorchvisionSource
+from pretrain.data.card import load_classes
+from pretrain.data.index import ShardTable
+from pretrain.data.reader import ShardReader
 from pretrain.errors import ConfigError, SetupError
 from tests.unit.pipelines.photos import encode
 from tests.unit.pipelines.sources.listing import listed
@@ -32,6 +41,62 @@ def test_pets_are_packed_as_the_files_that_they_are(tmp_path):
     }
     assert [data for _, data, _ in found.values()] == [encode(0), encode(2), encode(1)]
     assert source.classes == [("0", "Abyssinian"), ("1", "Beagle")]
+
+
+def md5_of(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def test_cifar_is_packed_from_its_pickles(tmp_path, monkeypatch):
+    """Files in CIFAR's own form; torchvision checks their md5, so its list gets those of these files."""
+    base, generator = tmp_path / "cifar-10-batches-py", np.random.default_rng(0)
+    base.mkdir()
+    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
+    data = {name: generator.integers(0, 256, (4, 3072), dtype=np.uint8) for name in names}
+    for number, name in enumerate(names):
+        labels = [(number + index) % 10 for index in range(4)]
+        (base / name).write_bytes(pickle.dumps({"data": data[name], "labels": labels}, protocol=2))
+    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}, protocol=2))
+    for attribute, of_split in (("train_list", names[:5]), ("test_list", names[5:])):
+        monkeypatch.setattr(CIFAR10, attribute, [[name, md5_of(base / name)] for name in of_split])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5_of(base / "batches.meta")})
+    out = tmp_path / "out"
+    assert main(["pack", "torchvision", "CIFAR10", str(tmp_path), "--out", str(out), "--workers", "1"]) == 0
+    for split, of_split in (("train", names[:5]), ("test", names[5:])):
+        reader = ShardReader(ShardTable.load(out / split))
+        expected = np.concatenate([data[name] for name in of_split]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        assert reader.table.num_samples == len(expected) and load_classes(out / split)[3] == ("3", "d")
+        for sample_id in range(len(expected)):
+            row = int(reader.record(sample_id)[1].source.rpartition("-")[2])
+            sample = reader.read(sample_id)
+            assert np.array_equal(np.asarray(Image.open(io.BytesIO(sample.data))), expected[row])
+            assert sample.labels == ((row // 4 + row % 4) % 10 if split == "train" else (5 + row) % 10,)
+    (base / "data_batch_2").write_bytes(b"damaged")
+    assert main(["pack", "torchvision", "CIFAR10", str(tmp_path), "--out", str(tmp_path / "again")]) == 2
+
+
+def test_flowers_are_packed_from_their_mat_files(tmp_path, monkeypatch):
+    base = tmp_path / "flowers-102"
+    (base / "jpg").mkdir(parents=True)
+    for number in range(1, 8):
+        (base / "jpg" / f"image_{number:05d}.jpg").write_bytes(encode(number))
+    savemat(base / "imagelabels.mat", {"labels": np.array([[1, 2, 102, 1, 2, 3, 4]])})
+    savemat(
+        base / "setid.mat", {"trnid": np.array([[1, 3]]), "valid": np.array([[2, 7]]), "tstid": np.array([[4, 5, 6]])}
+    )
+    names = {"label": "imagelabels.mat", "setid": "setid.mat"}
+    sums = {key: (name, md5_of(base / name)) for key, name in names.items()}
+    monkeypatch.setattr(Flowers102, "_file_dict", {**Flowers102._file_dict, **sums})
+    found = listed(TorchvisionSource("Flowers102", tmp_path), tmp_path)
+    assert [(item.split, item.labels, data) for item, data, _ in found.values()] == [
+        ("train", (0,), encode(1)),
+        ("train", (101,), encode(3)),
+        ("val", (1,), encode(2)),
+        ("val", (3,), encode(7)),
+        ("test", (0,), encode(4)),
+        ("test", (1,), encode(5)),
+        ("test", (2,), encode(6)),
+    ]
 
 
 def test_arrays_become_png(tmp_path):

@@ -1,0 +1,123 @@
+"""A task of VTAB-1k in the common folder form: images, and four lists that say which image is in which split.
+
+FOLDER/train800.txt   val200.txt   train800val200.txt   test.txt     a line: path below FOLDER, blank, class number
+
+Source: Zhai et al., "A Large-scale Study of Representation Learning with the Visual Task Adaptation Benchmark"
+(1910.04867), section 2: 1,000 training images, of which 200 may choose settings. Its lists follow TensorFlow Datasets'
+order, so they cannot be made again from the raw data sets; the folders that are passed around carry them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from pipelines.sources.protocol import NOT_STATED, Item, Source
+from pipelines.vtab_tasks import FORM, TASKS
+from pretrain.data.card import SplitList
+from pretrain.errors import DataError
+from pretrain.files import digest
+
+SPLITS = ("train800", "val200", "train800val200", "test")
+
+
+class Line(NamedTuple):
+    """A line of a list."""
+
+    path: str
+    label: int
+
+
+class VtabSource(Source):
+    """One task; its four splits overlap: ``train800val200`` is ``train800`` and ``val200``.
+
+    Args:
+        root: the task's folder, named like the task.
+        name: of the task; by default the folder's.
+    """
+
+    homepage = "https://github.com/google-research/task_adaptation"
+
+    def __init__(self, root: Path, *, name: str = "") -> None:
+        self.root = root
+        self.name = name or root.resolve().name
+        self.origin = f"folder {root.resolve()} with the lists of VTAB-1k"
+        self.licence = NOT_STATED
+        self.classes: list[tuple[str, str]] = []
+        self.notes: list[str] = []
+
+    def items(self) -> Iterator[Item]:
+        """See ``Source.items``."""
+        found = {split: self._lines(split) for split in SPLITS}
+        self._check_union(found)
+        highest = max(line.label for lines in found.values() for line in lines)
+        task = TASKS.get(self.name)
+        num_classes = highest + 1 if task is None else task.num_classes
+        if highest >= num_classes:
+            raise DataError(f"{self.root}: class {highest} in its lists, but {self.name} has {num_classes} classes")
+        self.classes = [(str(number), str(number)) for number in range(num_classes)]
+        self._note_form(found)
+        for part, (split, lines) in enumerate(found.items()):
+            for line in lines:
+                yield Item(f"{split}/{line.path}", (line.label,), self._size(line.path, split), split, part)
+
+    def read(self, item: Item) -> tuple[bytes, str]:
+        """See ``Source.read``."""
+        path = item.key.partition("/")[2]
+        return (self.root / path).read_bytes(), PurePosixPath(path).suffix[1:].lower()
+
+    def _lines(self, split: str) -> list[Line]:
+        path = self.root / f"{split}.txt"
+        try:
+            data = path.read_bytes()
+            lines = [
+                self._line(text, path, number) for number, text in enumerate(data.decode().splitlines(), 1) if text
+            ]
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{path}: cannot be read ({error}); the folder of a VTAB-1k task holds {', '.join(SPLITS)} as .txt"
+            ) from error
+        if not lines:
+            raise DataError(f"{path}: names no image")
+        twice = next((name for name, count in Counter(line.path for line in lines).items() if count > 1), None)
+        if twice:
+            raise DataError(f"{path}: {twice} stands there twice")
+        self.lists = {**self.lists, split: SplitList(num_samples=len(lines), digest=digest(data))}
+        return lines
+
+    def _line(self, text: str, path: Path, number: int) -> Line:
+        name, _, label = text.strip().rpartition(" ")
+        if not name or not label.isdecimal():
+            raise DataError(f"{path}:{number}: {text!r} is no path and number of a class, such as images/000001.jpg 7")
+        return Line(name.strip(), int(label))
+
+    def _check_union(self, found: dict[str, list[Line]]) -> None:
+        """Whether train800val200 is train800 and val200: by path, or where it has copies, by the images' bytes."""
+        both, one = found["train800"] + found["val200"], found["train800val200"]
+        if Counter(both) == Counter(one):
+            return
+        if Counter(map(self._content, both)) != Counter(map(self._content, one)):
+            raise DataError(
+                f"{self.root}/train800val200.txt: its {len(one)} images are not the {len(both)} of train800.txt and "
+                "val200.txt with their classes; correct the lists, or take them from another copy of the task"
+            )
+
+    def _content(self, line: Line) -> tuple[str, int]:
+        self._size(line.path, "train800val200")
+        return digest((self.root / line.path).read_bytes()), line.label
+
+    def _note_form(self, found: dict[str, list[Line]]) -> None:
+        for split, wanted in FORM.items():
+            if len(found[split]) != wanted:
+                self.notes.append(
+                    f"{split}.txt names {len(found[split])} images, VTAB-1k has {wanted}: results on this set are not "
+                    "labelled VTAB-1k"
+                )
+
+    def _size(self, path: str, split: str) -> int:
+        try:
+            return (self.root / path).stat().st_size
+        except OSError as error:
+            raise DataError(f"{self.root}/{split}.txt: {path} cannot be found ({error.strerror})") from error
