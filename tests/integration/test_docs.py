@@ -33,6 +33,8 @@ KNOWN = {
     "python benchmarks/": "benchmarks are run by make bench",
     "python -m pipelines evaluate data/demo/positions": "needs the set; tests/unit/pipelines/test_numbers.py",
     "python -m pipelines predict data/demo/positions": "likewise",
+    "python -m pipelines evaluate data/demo/masks": "needs the set; tests/unit/pipelines/test_pixels.py",
+    "python -m pipelines predict data/demo/masks": "likewise",
 }
 
 

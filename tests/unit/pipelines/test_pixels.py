@@ -1,4 +1,4 @@
-"""predict and evaluate on weights with a dense head: masks as files, scikit-learn's figures; export without the head."""
+"""predict and evaluate with a dense head: masks as files, scikit-learn's figures; export without the head."""
 
 from __future__ import annotations
 
