@@ -40,8 +40,9 @@ docs: $(INSTALLED) ## the documentation as a site in site/, without network; a d
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 	@echo "site/index.html; with search: $(PYTHON) -m http.server --directory site --bind 127.0.0.1"
 
-bench: $(INSTALLED) ## every benchmark; each ends with one line of JSON
-	@for file in benchmarks/*.py; do [ -e "$$file" ] || continue; echo "$$file"; $(PYTHON) "$$file" || exit 1; done
+BENCH ?=
+bench: $(INSTALLED) ## every benchmark, and docs/benchmarks.md from what they say; BENCH="--only engine" or --photos DIR
+	$(PYTHON) -m benchmarks $(BENCH)
 
 bench-setup: $(INSTALLED) ## environments under .bench/ for the loaders that benchmarks/loader.py compares with
 	$(PYTHON) -m benchmarks.loaders.setup

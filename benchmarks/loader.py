@@ -4,11 +4,12 @@
     python -m benchmarks.loader --photos FOLDER           # a folder of JPEGs, of any depth
     python -m benchmarks.loader                           # JPEGs cut from scikit-learn's two sample photos
 
-Every loader makes shuffled batches of 64 random crops (5-100 % of the area) of 224 px with flips. It runs in a process
-of its own; all of them stay, take turns in every round, and the median of the rounds counts, so that a slow minute of
-the machine hits all. CPU seconds are those of the process and its workers. A peer that is not installed is named. Ends
-with one line of JSON: ``ratio_fastest_peer`` and ``ratio_stock_webdataset`` are our images per CPU-second over theirs,
-at the photos' own size with one worker.
+Original size and capped at 256 px, with one and with two workers: about 10 minutes on a quiet machine. Every loader
+makes shuffled batches of 64 random crops (5-100 % of the area) of 224 px with flips. It runs in a process of its own;
+all of them stay, take turns in every round, and the median of the rounds counts, so that a slow minute of the machine
+hits all. CPU seconds are those of the process and its workers. A peer that is not installed is named. Ends with one
+line of JSON: ``ratio_fastest_peer`` and ``ratio_stock_webdataset`` are our images per CPU-second over theirs, at the
+photos' own size with one worker.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from benchmarks.loaders.setup import PACKAGES, ROOT, failure_of, python_of
 
 LOADERS = ["ours", "stock_webdataset", "torchvision_decoder", "timm_reader", "litdata", "mosaicml", "dali"]
 CAP, QUALITY = 256, 90
+LEAST_ROUNDS = 3
 
 
 class Running:
@@ -127,23 +130,28 @@ def prepare(folder: Path, photos: list[bytes]) -> None:
     subprocess.run([*command, str(folder / "packed")], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def compare(folder: Path, workers: int, options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
-    """Medians of every loader, and why some have none."""
-    running, missing = {}, {}
+def compare(
+    folder: Path, workers: int, options: argparse.Namespace, seconds: float
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Medians of every loader, and why some have none; no round begins after ``seconds``, but for the first three."""
+    running, missing, began = {}, {}, time.monotonic()
     try:
         for name in options.loaders:
             if name in PACKAGES and (not python_of(name).exists() or failure_of(name).exists()):
                 missing[name] = "not installed: make bench-setup"
                 continue
-            started = Running(name, folder, workers, folder / f"{name}.log")
-            running[name] = started
+            running[name] = Running(name, folder, workers, folder / f"{name}.log")
+        for name, started in list(running.items()):
             if started.answer() is None:
                 missing[name] = (started.log.read_text().strip().splitlines() or ["ended at its start"])[-1][:200]
                 running.pop(name).close()
         rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in running}
         for number in range(options.rounds):
+            if number >= LEAST_ROUNDS and time.monotonic() - began > seconds:
+                break
             names = list(running)
-            for name in names[number % len(names) :] + names[: number % len(names)]:
+            turn = number % max(1, len(names))
+            for name in names[turn:] + names[:turn]:
                 measured = running[name].measure(options.images)
                 if measured is not None:
                     rounds[name].append(measured)
@@ -157,15 +165,18 @@ def _medians(found: list[dict[str, Any]]) -> dict[str, float]:
     return {
         "images_per_cpu_s": statistics.median(one["images"] / one["cpu_seconds"] for one in found),
         "images_per_s": statistics.median(one["images"] / one["seconds"] for one in found),
+        "rounds": len(found),
     }
 
 
 def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """The whole comparison."""
+    ends = time.monotonic() + 60 * options.minutes
     photos = list(collect(options.photos, options.limit))
     report: dict[str, Any] = {"benchmark": "loader", "rounds": options.rounds, "images": options.images, "missing": {}}
     report["source"] = "a folder" if options.photos else "pieces of scikit-learn's two sample photos"
     report["cores"], report["load_average"] = os.cpu_count(), []
+    left = len(options.sizes) * len(options.workers)
     for size in options.sizes:
         chosen = photos if size == "original" else [capped(data) for data in photos]
         folder = work / size
@@ -173,18 +184,26 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         kib = sum(map(len, chosen)) / len(chosen) / 1024
         print(f"{size}: {len(chosen)} photos of {kib:.0f} KiB on average, from {report['source']}", flush=True)
         for workers in options.workers:
-            rows, missing = compare(folder, workers, options)
+            rows, missing = compare(folder, workers, options, (ends - time.monotonic()) / left)
+            left -= 1
             report["missing"] |= missing
             report["load_average"].append(round(os.getloadavg()[0], 1))
             report[f"{size}_{workers}"] = rows
             print(f"  {workers} worker{'s' * (workers > 1)}, load average {report['load_average'][-1]}")
-            for name, row in rows.items():
-                rates = f"{row['images_per_cpu_s']:>8.0f} images per CPU-second{row['images_per_s']:>8.0f} images/s"
-                print(f"    {name:<20}{rates}")
-            sys.stdout.flush()
+            print("\n".join(_table(rows)), flush=True)
     for name, reason in report["missing"].items():
         print(f"not measured: {name}: {reason}")
     return report | _ratios(report.get("original_1", {}))
+
+
+def _table(rows: dict[str, dict[str, float]]) -> list[str]:
+    """The fastest first, each with how many times its images per CPU-second ours are."""
+    lines, ours = [], rows.get("ours", {}).get("images_per_cpu_s")
+    for name, row in sorted(rows.items(), key=lambda item: -item[1]["images_per_cpu_s"]):
+        times = f"   ours: {ours / row['images_per_cpu_s']:.2f} ×" if ours and name != "ours" else ""
+        rates = f"{row['images_per_cpu_s']:>8.0f} images per CPU-second{row['images_per_s']:>8.0f} images/s"
+        lines.append(f"    {name:<20}{rates}{times}")
+    return lines
 
 
 def _ratios(rows: dict[str, Any]) -> dict[str, float]:
@@ -203,8 +222,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="folder of JPEGs; without it, pieces of two sample photos")
     parser.add_argument("--limit", type=int, default=1000, help="photos at most")
-    parser.add_argument("--images", type=int, default=512, help="images of one measurement")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=320, help="images of one measurement")
+    parser.add_argument("--rounds", type=int, default=5, help=f"at most; {LEAST_ROUNDS} at least")
+    parser.add_argument("--minutes", type=float, default=11, help="of the whole run; then no new round begins")
     parser.add_argument("--sizes", nargs="+", choices=["original", "256"], default=["original", "256"])
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--loaders", nargs="+", choices=LOADERS, default=LOADERS)

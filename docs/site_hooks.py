@@ -24,10 +24,9 @@ MORE = "More"
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Folders in the navigation become their pages, and pages that it lacks its last section."""
     pages = sorted(path.relative_to(config.docs_dir).as_posix() for path in Path(config.docs_dir).rglob("*.md"))
-    config.nav = [_expanded(entry, pages) for entry in config.nav or []]
-    missing = sorted(set(pages) - set(_named(config.nav)))
-    if missing:
-        config.nav.append({MORE: missing})
+    nav = [_expanded(entry, pages) for entry in config.nav or []]
+    missing = sorted(set(pages) - set(_named(nav)))
+    config.nav = [*nav, {MORE: missing}] if missing else nav
     return config
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pretrain.engine.run_folder import RunFolder, Verdict
 
 INTERRUPTED = 130
+NOT_READ = 141  # as a shell has it for a pipe that was closed
 EXAMPLE = "example: deepspeed --num_gpus 2 pretrain/run.py --config configs/pretrain/demo_digits.yaml optim.lr=3e-4"
 
 
@@ -91,11 +92,11 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str], entry: Entr
         resolved = load_experiment(arguments.config, cluster=arguments.cluster, overrides=overrides)
         entry = entry.resolve(resolved)
         if arguments.print_config:
-            print(resolved.to_yaml(), end="")
+            print(resolved.to_yaml(), end="", flush=True)
             return 0
         if arguments.check:
             lines = check(resolved, world=None, require_data=arguments.require_data, backend=entry.backend)
-            print("\n".join(lines))
+            print("\n".join(lines), flush=True)
             return 0
         if arguments.simulate:
             from pretrain.simulate import simulate
@@ -106,6 +107,9 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str], entry: Entr
         return run(resolved, rank, stop_request, entry)
     except UserError as error:
         return fail(error)
+    except BrokenPipeError:  # the reader, such as head, has heard enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOT_READ
     except KeyboardInterrupt:
         return INTERRUPTED
 

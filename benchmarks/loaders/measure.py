@@ -55,7 +55,23 @@ def _cpu_seconds() -> float:
     for process in (own, *own.children(recursive=True)):
         try:
             times = process.cpu_times()
+            total += _cpu_clock(process.pid) or times.user + times.system
         except psutil.NoSuchProcess:
             continue
-        total += times.user + times.system + times.children_user + times.children_system
+        total += times.children_user + times.children_system
     return total
+
+
+def _cpu_clock(process_id: int) -> float | None:
+    """CPU seconds of a living process and its threads, to the nanosecond; None: this system has no such clock.
+
+    psutil's figures are counted in ticks of 10 ms, in which ours makes ten images.
+
+    Source: Linux, include/linux/posix-timers_types.h: the clock of a process is its inverted number and CPUCLOCK_SCHED.
+    """
+    if sys.platform != "linux":
+        return None
+    try:
+        return time.clock_gettime(~process_id << 3 | 2)
+    except OSError:
+        return None

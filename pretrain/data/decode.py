@@ -263,7 +263,7 @@ def _deep_grey_to_rgb(values: NDArray[np.generic]) -> Pixels:
 
 def _jpeg_orientation(data: bytes) -> int:
     """EXIF orientation 1 … 8; the header is parsed only where a file has one."""
-    if b"Exif\x00\x00" not in data[:_EXIF_WITHIN_BYTES]:
+    if data.find(b"Exif\x00\x00", 0, _EXIF_WITHIN_BYTES) < 0:
         return 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

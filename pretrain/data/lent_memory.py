@@ -7,6 +7,7 @@ to the content any more, whatever was made of it meanwhile (views, slices): the 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import weakref
@@ -58,13 +59,12 @@ class Block:
 
 def take(num_bytes: int) -> Block | None:
     """A free block of this process; None: all are lent, or this system has no such memory."""
-    if not hasattr(os, "memfd_create"):
-        return None
     found = next((block for block in _own if block.lend(num_bytes)), None)
-    if found is None and len(_own) < MAX_BLOCKS:
-        found = Block(len(_own), num_bytes)
-        found.lend(num_bytes)
-        _own.append(found)
+    if found is None and len(_own) < MAX_BLOCKS and hasattr(os, "memfd_create"):
+        with contextlib.suppress(OSError):  # a sandbox may forbid it
+            found = Block(len(_own), num_bytes)
+            found.lend(num_bytes)
+            _own.append(found)
     return found
 
 

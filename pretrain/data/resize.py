@@ -35,9 +35,10 @@ def _pytorchs(operation: Callable[..., Tensor]) -> Filter:
 def _channels_last(pixels: Pixels) -> Tensor:
     """The same memory as (1, 3, h, w).
 
-    The batch dimension first: with its stride right, PyTorch knows channels-last and takes twice as quick a way.
+    By ``reshape``, which gives the batch dimension its stride: so PyTorch knows channels-last, and takes twice as quick
+    a way. NumPy turns axes several times as fast as PyTorch does.
     """
-    return torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    return torch.from_numpy(pixels.reshape(1, *pixels.shape).transpose(0, 3, 1, 2))
 
 
 FILTERS: dict[str, Filter] = {

@@ -99,6 +99,7 @@ class _Decoder:
         library.tj3Set(self._handle, _STOP_ON_WARNING, 1)
         library.tj3Set(self._handle, _SCAN_LIMIT, _MAX_SCANS)
         self._opened: bytes | None = None
+        self._eighths = 8
         self.size, self.imcu_width = (0, 0), 0
 
     def open(self, data: bytes) -> None:
@@ -107,23 +108,23 @@ class _Decoder:
             return
         self._opened = None
         self._check(self._library.tj3DecompressHeader(self._handle, data, len(data)))
-        if self._get(_COLORSPACE) > 2 or self._get(_SUBSAMPLING) not in _IMCU_WIDTH:
+        get, handle = self._library.tj3Get, self._handle
+        imcu_width = _IMCU_WIDTH.get(get(handle, _SUBSAMPLING))
+        if imcu_width is None or get(handle, _COLORSPACE) > 2:
             raise DecodeError("an unusual colour space or subsampling")
-        self.size = self._get(_HEIGHT), self._get(_WIDTH)
-        self.imcu_width = _IMCU_WIDTH[self._get(_SUBSAMPLING)]
+        self.size, self.imcu_width = (get(handle, _HEIGHT), get(handle, _WIDTH)), imcu_width
         self._opened = data
 
     def decode(self, data: bytes, region: _Region, eighths: int) -> NDArray[np.uint8]:
         library = self._library
-        self._check(library.tj3SetCroppingRegion(self._handle, _Region(0, 0, 0, 0)))  # else the new scale must fit it
-        self._check(library.tj3SetScalingFactor(self._handle, _Fraction(*_FRACTIONS[eighths])))
+        if eighths != self._eighths:
+            self._check(library.tj3SetCroppingRegion(self._handle, _Region(0, 0, 0, 0)))  # the new scale must fit it
+            self._check(library.tj3SetScalingFactor(self._handle, _Fraction(*_FRACTIONS[eighths])))
+            self._eighths = eighths
         self._check(library.tj3SetCroppingRegion(self._handle, region))
         pixels = np.empty((region.h, region.w, 3), dtype=np.uint8)
         self._check(library.tj3Decompress8(self._handle, data, len(data), pixels.ctypes.data, 3 * region.w, _RGB))
         return pixels
-
-    def _get(self, parameter: int) -> int:
-        return self._library.tj3Get(self._handle, parameter)
 
     def _check(self, code: int) -> None:
         if code != 0:

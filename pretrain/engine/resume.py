@@ -25,6 +25,7 @@ from pretrain.engine.loop import Trainer
 from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.state import TrainState
 from pretrain.errors import CheckpointError, ConfigError, UserError
+from pretrain.telemetry.sinks import read_metrics
 
 # What decides which samples a position stands for.
 STREAM_KEYS = ("seed", "data.num_samples", "data.lanes", "data.shuffle_window", "data.subset", "data.mixture")
@@ -197,7 +198,17 @@ def load_start(trainer: Trainer, start: Start | None, say: Callable[[str], None]
         )
     trainer.telemetry.event("resume", loaded.step, {"samples": loaded.position})
     say(f"step {loaded.step}: loaded {start.path}, written by {ranks} ranks; verified")
+    if not start.is_fork and _owes_evaluation(trainer, loaded):
+        trainer.run_evaluation(loaded)  # a wish to stop in it is met at the end of the next step
     return loaded
+
+
+def _owes_evaluation(trainer: Trainer, state: TrainState) -> bool:
+    """Whether a stop came in the place of the evaluation that was due at this step. Collective: yes."""
+    if not trainer.evaluate_every or state.step % trainer.evaluate_every or state.step >= trainer.last_step(state):
+        return False
+    missing = trainer.rank.is_main and state.step not in read_metrics(trainer.folder.metrics, "eval")
+    return broadcast_object(missing)
 
 
 def _record(trainer: Trainer, kind: str, step: int, **details: Any) -> None:

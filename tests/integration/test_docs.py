@@ -180,7 +180,7 @@ def _options(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         return _help(words[0].removesuffix(".py").replace("/", "."), (), capsys)
     if words[2] != "pipelines":
         return (ROOT / f"{words[2].replace('.', '/')}.py").read_text().replace('"', " ")
-    if len(words) == 3:
+    if len(words) == 3 or words[3].isupper():  # any of them
         return ""
     known = _help(STAGES[words[3]][0], (), capsys)
     if words[3] == "pack" and len(words) > 4:  # each source has options of its own

@@ -130,3 +130,10 @@ def test_the_polyak_average_is_evaluated_saved_and_fine_tuned_from(
     assert "step-00000012/weights_ema.safetensors" in tuned.stdout
     refused = command.run(*finetune("alone", tmp_path / "c", "--from", str(pretrained), "init.weights=ema"))
     assert refused.returncode == 2 and "has no Polyak average" in refused.stderr
+
+
+def test_a_reader_that_has_heard_enough_is_no_error(command: Commands) -> None:
+    script = f"python pretrain/run.py --config {PRETRAIN} --print-config | head -1; exit ${{PIPESTATUS[0]}}"
+    done = command.run("bash", "-c", script)
+    assert done.stdout.startswith("# vit-pretrain ") and done.stderr == "", done.stderr
+    assert done.returncode in (0, 141)  # 0 where the pipe took all of it

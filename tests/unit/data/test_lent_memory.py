@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pretrain.data import lent_memory
-from pretrain.data.stream import TrainStream
+from pretrain.data.stream import EvalStream, TrainStream
 from tests.unit.data.sets import experiment, number_of, write_set
 
 
@@ -74,3 +74,14 @@ def test_batches_that_are_kept_are_not_overwritten(tmp_path: Any) -> None:
         kept = [(batch.sample_ids, batch.images) for number, batch in enumerate(batches) if number % 2]
     assert all(number_of(images) == ids.tolist() for ids, images in kept)
     assert len({images.data_ptr() for _, images in kept}) == 20
+
+
+def test_padding_is_zero_in_memory_that_was_used_before(tmp_path: Any) -> None:
+    shards = write_set(tmp_path / "set", [49])
+    config = experiment(shards, 49, cluster__num_workers=1)
+    places, seen = set(), 0
+    for batch in EvalStream(config, str(shards), 0, 1, 4):
+        places.add(batch.images.data_ptr())
+        seen += int(batch.valid.sum())
+        assert not batch.images[~batch.valid].any() and batch.images[batch.valid][:, 2].all()
+    assert seen == 49 and len(places) < 13, "the last of 13 batches, with three rows of padding, lies where others lay"

@@ -1,0 +1,208 @@
+"""Runs the benchmarks that the docs name and writes what came out to docs/benchmarks.md.
+
+    make bench                                                   # all of them, at their full size
+    make bench BENCH="--photos DIR"                              # with the photos that some of them ask for
+    python -m benchmarks --only engine memory --quick
+
+Each runs in a process of its own and ends with one line of JSON. What it said last is kept in benchmarks/results.json
+with its command, date, machine, versions and the load average at its start; the page is written from that, so that a
+benchmark that was not run again keeps its figures and their date. One that fails is named, the others run, and the
+exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.page import page
+from pretrain.errors import ConfigError, SetupError, UserError
+from pretrain.files import write_atomic
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "benchmarks" / "results.json"
+PACKAGES = ("torch", "deepspeed", "timm", "torchvision", "transformers", "webdataset", "numpy")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """How one benchmark is run.
+
+    Attributes:
+        quick: words for a size that takes seconds; its figures mean little.
+        photos: the option that names a folder of photos, where it takes one.
+        by_name: it takes hours, so that it runs only when it is named.
+    """
+
+    quick: tuple[str, ...]
+    photos: str | None = None
+    by_name: bool = False
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "engine": Benchmark(("--variant", "Ti/16", "--img-size", "64", "--rounds", "2", "--steps", "4")),
+    "train_step": Benchmark(("--variant", "Ti/16", "--img-size", "64", "--batch", "2", "--rounds", "1")),
+    "memory": Benchmark(("--variant", "Ti/16", "--img-size", "64", "--rounds", "1")),
+    "loader": Benchmark(
+        ("--limit", "64", "--images", "64", "--rounds", "1", "--sizes", "original", "--workers", "1"), photos="--photos"
+    ),
+    "dedup": Benchmark(("--test", "10", "--others", "40", "--million", "10000"), photos="--images"),
+    "transfer": Benchmark(("--out", "runs/transfer_quick", "--quick"), photos="--photos", by_name=True),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs what is asked for; the exit code is 1 when one of them failed."""
+    options = _parser().parse_args(argv)
+    try:
+        return run_all(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is in the page", file=sys.stderr)
+        return 130
+
+
+def run_all(options: argparse.Namespace) -> int:
+    """Runs the chosen benchmarks one after the other; the page is written after each.
+
+    Raises:
+        ConfigError: a name is unknown, or the photos are no folder. SetupError: the page cannot be written.
+    """
+    unknown = [name for name in options.only if name not in BENCHMARKS]
+    if unknown:
+        raise ConfigError(f"--only {' '.join(unknown)}: no such benchmark; there are {', '.join(BENCHMARKS)}")
+    if options.photos is not None and not options.photos.is_dir():
+        raise ConfigError(f"--photos {options.photos}: no such folder")
+    names = options.only or [name for name, benchmark in BENCHMARKS.items() if not benchmark.by_name]
+    failed = []
+    for name in names:
+        command = command_of(name, BENCHMARKS[name], options)
+        print(f"==== {shlex.join(command)}", flush=True)
+        found = run_one(name, command)
+        if found is None:
+            failed.append(name)
+            continue
+        keep(name, found, quick=options.quick)
+    if failed:
+        print(f"error: {', '.join(failed)} failed; see above. The page keeps what it had of them", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def command_of(name: str, benchmark: Benchmark, options: argparse.Namespace) -> list[str]:
+    """The command of a benchmark, as it can be typed."""
+    words = ["python", "-m", f"benchmarks.{name}", *(benchmark.quick if options.quick else ())]
+    if benchmark.photos is not None and options.photos is not None:
+        words += [benchmark.photos, str(options.photos)]
+    return words
+
+
+def run_one(name: str, command: Sequence[str]) -> dict[str, Any] | None:
+    """What the page keeps of one benchmark; None when it failed."""
+    record = {
+        "command": shlex.join(command),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "load_average": round(os.getloadavg()[0], 1),
+        "machine": machine(),
+        "versions": versions(),
+    }
+    began = time.monotonic()
+    last = ""
+    with subprocess.Popen([sys.executable, *command[1:]], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = line.strip() or last
+    if process.returncode:
+        print(f"error: {name} left with {process.returncode}", file=sys.stderr)
+        return None
+    try:
+        result = json.loads(last)
+    except ValueError:
+        result = {}  # it writes a page of its own
+    if "skipped" in result:
+        print(f"error: {name} was skipped: {result['skipped']}", file=sys.stderr)
+        return None
+    return {**record, "seconds": round(time.monotonic() - began, 1), "result": result}
+
+
+def keep(name: str, found: Mapping[str, Any], *, quick: bool) -> None:
+    """Puts one result to the others, and writes the page; a quick one does not take the place of one at full size.
+
+    Raises:
+        SetupError: it cannot be written.
+    """
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if quick and not results.get(name, {}).get("quick", True):
+        print(f"{name}: the page keeps its figures at full size")
+        return
+    results[name] = {**found, "quick": quick}
+    try:
+        write_atomic(RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        write_atomic(PAGE, page({name: results[name] for name in BENCHMARKS if name in results}))
+    except OSError as error:
+        raise SetupError(f"{PAGE} cannot be written: {error}") from error
+
+
+def machine() -> str:
+    """Processor, cores, memory and GPUs, in words."""
+    gib = psutil.virtual_memory().total / 2**30
+    return f"{os.cpu_count()} × {_processor()}, {gib:.0f} GiB, {_gpus() or 'no GPU'}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _gpus() -> str:
+    """The GPUs that the driver names, without importing torch."""
+    asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        names = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return f"{len(names)} × {names[0]}" if names else ""
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what is measured or compared with."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
+    parser.add_argument("--quick", action="store_true", help="small sizes: whether they run, not what they measure")
+    parser.add_argument("--photos", type=Path, metavar="DIR", help="a folder of JPEGs, for loader, dedup and transfer")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
