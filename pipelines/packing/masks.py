@@ -51,5 +51,5 @@ def make_mask(
     if largest >= options.num_classes:
         raise BadSample("mask", f"a pixel is {largest}, but there are {options.num_classes} classes (255: none)")
     if mask.shape != size:
-        mask = np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
+        mask = np.asarray(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
     return encode_grey(mask), mask
