@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import shlex
 import signal
 import sys
 import time
@@ -40,7 +39,7 @@ from benchmarks.transferring.runs import (
     line_of,
     settings_of,
 )  # fmt: skip
-from benchmarks.transferring.sets import pack_sets
+from benchmarks.transferring.sets import SETS, pack_sets
 from benchmarks.transferring.tables import Tables, fill
 from pipelines.predict import positive
 from pretrain.errors import ConfigError, UserError
@@ -165,9 +164,20 @@ def draw(experiment: Experiment, out: Path) -> None:
         write_atomic(out, encode(figure, "svg"))
 
 
+def features(experiment: Experiment) -> str:
+    """The table of how much the features of digits differ, of all networks that are there."""
+    from benchmarks.transferring.spread import measure
+
+    tables = experiment.tables
+    names = [name for key in tables.pretrained().values() for name in tables.networks(key)]
+    runs = {name: experiment.out / "runs" / name for name in names}
+    return tables.features(measure(runs, experiment.plan.data / SETS["digits"].test, experiment.out / "features"))
+
+
 def report(experiment: Experiment, command: str, page: Path | None) -> str:
     """Writes the tables and says what they were made by."""
     tables, missing = experiment.tables.all(), experiment.tables.missing()
+    tables["features"] = features(experiment)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
     run = (
         f"`{command}`\n\n{time.strftime('%Y-%m-%d')}; {os.cpu_count()} CPU cores ({platform.machine()}), one "
@@ -184,11 +194,21 @@ def report(experiment: Experiment, command: str, page: Path | None) -> str:
     return text
 
 
+def command_of(options: argparse.Namespace) -> str:
+    """The command that makes the same figures, with a word in the place of the photos' folder."""
+    words = ["python -m benchmarks.transfer", "--out", str(options.out), "--parallel", str(options.parallel)]
+    for name in ("seeds", "budget", "clipart"):
+        if (value := getattr(options, name)) != _parser().get_default(name):
+            words += [f"--{name}", str(value)]
+    words += ["--photos", "PHOTOS"] if options.photos is not None else []
+    words += ["--quick"] if options.quick else []
+    return " ".join([*words, *(part for prefix in options.only for part in ("--only", prefix))])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """See the module."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the runs on their way end too
-    words = sys.argv[1:] if argv is None else list(argv)
-    options = _parser().parse_args(words)
+    options = _parser().parse_args(argv)
     try:
         data = options.out / "data"
         pack_sets(data, options.clipart, options.photos, options.quick)
@@ -196,8 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = Plan(scale, data, options.photos is not None or options.quick, options.budget)
         experiment = Experiment(plan, options.out, 1 if options.quick else options.seeds, options.only)
         failed = [] if options.tables else experiment.go(options.parallel)
-        command = options.command or "python -m benchmarks.transfer " + shlex.join(words)
-        print(report(experiment, command, options.page))
+        print(report(experiment, command_of(options), options.page))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -230,7 +249,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="all cells in seconds, on digits: whether it runs at all")
     parser.add_argument("--tables", action="store_true", help="run nothing, write the tables of what is done")
     parser.add_argument("--page", type=Path, help="page whose marked parts are replaced, such as docs/results.md")
-    parser.add_argument("--command", help=argparse.SUPPRESS)
     return parser
 
 

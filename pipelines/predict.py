@@ -179,6 +179,8 @@ def _packed(folder: Path) -> Iterator[Source]:
     from pretrain.data.reader import ShardReader
 
     table = ShardTable.load(folder)
+    if not table.num_samples:
+        raise DataError(f"{folder}: holds no image; pack it again, or name another split")
     reader = ShardReader(table)
     for sample_id in range(table.num_samples):
         shard, record = reader.record(sample_id)

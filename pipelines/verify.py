@@ -17,6 +17,7 @@ import numpy as np
 
 from pipelines.packing.moments import Moments
 from pipelines.packing.pool import run_tasks
+from pipelines.packing.state import STATE_FILE
 from pipelines.progress import LazyBar
 from pipelines.sources.names import expand_braces, is_remote, split_of
 from pipelines.sources.protocol import NOT_STATED
@@ -129,6 +130,11 @@ def _run(target: Target, job: Job, rows: dict[str, ShardRow], workers: int | Non
 
 def _table(target: Target, verdict: Verdict) -> ShardTable | None:
     if not (target.folder / TABLE_FILE).is_file():
+        if (target.folder.parent / STATE_FILE).is_file() and not (target.folder / CARD_FILE).is_file():
+            raise DataError(  # an index of what is there so far would make the pack look finished
+                f"{target.folder} is not completely packed yet; run the same python -m pipelines pack … again (or pack "
+                f"merge {target.folder.parent}), it goes on from there"
+            )
         return None
     table = ShardTable.load(target.folder)
     indexed, there = {row.name for row in table.rows}, set(target.names)

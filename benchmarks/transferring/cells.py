@@ -20,6 +20,7 @@ SOURCES = {"openclipart": "upstream/openclipart", "fashion": "scale/vit_small/10
 TARGETS = ("digits", "fashion-1000", "openclipart", "photos")
 UPSTREAM_RATES = (3e-4, 1e-3, 3e-3)
 RATES = (1e-3, 3e-3)  # of a fine-tuning
+LONGER = 4  # times the steps
 CROPS = {"crop": "inception", "min_area": 0.5, "ratio": [0.8, 1.25]}
 WHOLE = {"crop": "resize"}
 HEAD_RATES = (3e-3, 3e-2)  # of a new head on a frozen network
@@ -59,7 +60,7 @@ FULL = Scale(
         # BiT: GroupNorm and weight standardisation. A quarter as wide as R50x1 where images of 28 pixels allow it
         "resnet": {"name": "timm/resnetv2_50x1_bit", "kwargs": {"channels": [128, 128, 256, 512], "stem_chs": 32}},
     },
-    steps={"upstream": 480, "digits": 120, "fashion-1000": 240, "openclipart": 240, "photos": 120},
+    steps={"upstream": 480, "digits": 120, "fashion-1000": 240, "openclipart": 240, "photos": 240},
     batches=_BATCHES,
 )
 QUICK = Scale(
@@ -104,9 +105,16 @@ class Cell:
         """The file that a user would start."""
         return (
             "pretrain/run.py"
-            if self.key.split("/")[0] in ("upstream", "scale", "positions")
+            if self.key.split("/")[0] in ("upstream", "scale", "positions", "longer")
             else "pipelines/finetune.py"
         )
+
+
+def _objective(dataset: str) -> dict[str, Any]:
+    """Settings of a set with several labels; none where softmax will do."""
+    if not SETS[dataset].multi_label:
+        return {}
+    return {"objective": {"name": "sigmoid", "reduction": "sum_classes"}, "model.head_bias": -4.0}
 
 
 def is_same_set(target: str, source: str) -> bool:
@@ -133,7 +141,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Lays out the cells in the order in which they answer: the cheap ones that others wait for come first."""
-        cells = [*self._scales(), *self._upstream(), *self._transfers(), *self._positions(), *self._resolutions()]
+        cells = [*self._scales(), *self._upstream(), *self._transfers(), *self._longer()]
+        cells += [*self._positions(), *self._resolutions()]
         self.cells.update({cell.key: cell for cell in cells})
 
     def _scales(self) -> list[Cell]:
@@ -148,11 +157,26 @@ class Plan:
         return cells
 
     def _upstream(self) -> list[Cell]:
-        settings = self._pretraining("openclipart", "vit_small") | {
-            "objective": {"name": "sigmoid", "reduction": "sum_classes"},
-            "model.head_bias": -4.0,
-        }
+        settings = self._pretraining("openclipart", "vit_small")
         return [Cell(SOURCES["openclipart"], settings, self.scale.upstream_rates, "dev/mAP")]
+
+    def _longer(self) -> list[Cell]:
+        """Both pretrainings four times as long, and what becomes of their transfers to the small sets."""
+        cells = []
+        for name, source in SOURCES.items():
+            steps = self._steps("upstream") * LONGER
+            length = {"duration": f"{steps} steps", "optim.schedule.warmup": f"{steps // 10} steps"}
+            long = Cell(f"longer/{name}", self._pretraining(name, "vit_small") | length, source)
+            cells.append(long)
+            for target in ("digits", "fashion-1000", "photos"):
+                if target in self._targets and not is_same_set(target, name):
+                    rates = f"transfer/{target}/{name}"
+                    cells.append(
+                        Cell(f"longer_transfer/{target}/{name}", self._finetuning(target), rates, "", long.key)
+                    )
+                    frozen = self._frozen(target, name, long.key)
+                    cells.append(replace(frozen, key=f"longer_frozen/{target}/{name}"))
+        return cells
 
     def _transfers(self) -> list[Cell]:
         """Fine-tuned from either source and from scratch; and on frozen features, of random weights too."""
@@ -175,12 +199,12 @@ class Plan:
     def _resolutions(self) -> list[Cell]:
         """The position embedding at the photos' resolution anew; resized, it is the transfer itself."""
         cells = []
-        for name, source in SOURCES.items() if self.photos else ():
-            tuned = Cell(
-                f"resolution/{name}/new", self._finetuning("photos"), f"transfer/photos/{name}", "", source, "new"
-            )
-            frozen = replace(self._frozen("photos", name, source), key=f"resolution_frozen/{name}/new", positions="new")
-            cells += [tuned, frozen]
+        for name in SOURCES if self.photos else ():
+            for length, source in (("", SOURCES[name]), ("longer_", f"longer/{name}")):
+                rates, key = f"transfer/photos/{name}", f"{name}/new"
+                tuned = Cell(f"{length}resolution/{key}", self._finetuning("photos"), rates, "", source, "new")
+                frozen = replace(self._frozen("photos", name, source), key=f"{length}resolution_frozen/{key}")
+                cells += [tuned, replace(frozen, positions="new")]
         return cells
 
     @property
@@ -194,13 +218,10 @@ class Plan:
             for target in ("digits", "photos")
             if target in self._targets
         }
-        return self._training(dataset, "upstream", model, self.scale.img_size, few)
+        return self._training(dataset, "upstream", model, self.scale.img_size, few) | _objective(dataset)
 
     def _finetuning(self, target: str) -> dict[str, Any]:
-        settings = self._training(target, target, "vit_small", self._size_of(target), {})
-        if SETS[target].multi_label:
-            settings |= {"objective": {"name": "sigmoid", "reduction": "sum_classes"}, "model.head_bias": -4.0}
-        return settings
+        return self._training(target, target, "vit_small", self._size_of(target), {}) | _objective(target)
 
     def _frozen(self, target: str, name: str, source: str | None) -> Cell:
         """What the features are worth as they are: a logistic regression, or a head alone where labels are several."""
@@ -217,7 +238,7 @@ class Plan:
         self, dataset: str, budget: str, model: str, img_size: int, more_sets: Mapping[str, Any]
     ) -> dict[str, Any]:
         chosen, about = SETS[dataset], card(self.data / SETS[dataset].train)
-        steps = max(1, round(self.scale.steps[budget] * self.budget))
+        steps = self._steps(budget)
         splits = {"dev": chosen.dev, "test": chosen.test}
         return {
             "duration": f"{steps} steps",
@@ -234,6 +255,9 @@ class Plan:
                 **more_sets,
             },
         }
+
+    def _steps(self, budget: str) -> int:
+        return max(1, round(self.scale.steps[budget] * self.budget))
 
     def _size_of(self, target: str) -> int:
         return self.scale.high if target == "photos" else self.scale.img_size

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.transferring.cells import POSITIONS, SHARES, SOURCES, TARGETS, Cell, Plan, is_same_set
+from benchmarks.transferring.cells import LONGER, POSITIONS, SHARES, SOURCES, TARGETS, Cell, Plan, is_same_set
 from benchmarks.transferring.runs import Results
 from benchmarks.transferring.sets import SETS
 from pretrain.errors import DataError
 from pretrain.files import write_atomic
 
 MISSING = "–"
+UNDONE = {"failed": "not done"}
 MODELS = {"vit_small": "ViT, small", "vit_large": "ViT, larger", "resnet": "ResNet (BiT)"}
 POSITION_NAMES = {
     "none": "none",
@@ -23,6 +24,7 @@ POSITION_NAMES = {
     "relative_1d": "relative keys, 1-D",
     "relative_bias": "relative bias, 2-D",
 }
+HOWS = {"frozen": "frozen", "fine-tuned": "transfer"}
 UPSTREAM_METRICS = ("test/top1", "few_digits", "few_photos")
 
 
@@ -36,6 +38,7 @@ class Tables:
         """Name → table."""
         return {
             "transfer": self.transfer(),
+            "longer": self.longer(),
             "scale": self.scale(),
             "positions": self.positions(),
             "resolution": self.resolution(),
@@ -53,12 +56,61 @@ class Tables:
         ]
         return markdown(head, lines)
 
+    def longer(self) -> str:
+        """Length of the pretraining × target."""
+        targets = ("digits", "fashion-1000", "photos")
+        steps = self._plan.scale.steps["upstream"] * self._plan.budget
+        head = [
+            "pretrained on",
+            "steps",
+            "CPU-s a run",
+            "its own test",
+            *(f"{target}, {how}" for target in targets for how in HOWS),
+        ]
+        lines = []
+        for source, key in {"nothing": "", **SOURCES}.items():
+            start = source if key else "scratch"
+            for factor, prefix, own in ((1, "", key), (LONGER, "longer_", f"longer/{source}")):
+                if not key and factor > 1:
+                    continue
+                figures = [
+                    self._transferred(f"{prefix}{kind}", target, start) for target in targets for kind in HOWS.values()
+                ]
+                metric = SETS[source].metric if key else ""
+                length = f"{steps * factor:,.0f}" if key else "0"
+                seconds = self._seconds(own) if key else ""
+                lines.append([source, length, seconds, self._shown(own, f"test/{metric}") if key else "", *figures])
+        return markdown(head, lines)
+
+    def pretrained(self) -> dict[tuple[str, str], str]:
+        """(pretrained on, steps) → key of the cell whose networks those are; the untrained ones too."""
+        steps = self._plan.scale.steps["upstream"] * self._plan.budget
+        found = {("nothing", "0"): "frozen/digits/scratch"}
+        for source, key in SOURCES.items():
+            found[source, f"{steps:,.0f}"] = key
+            found[source, f"{steps * LONGER:,.0f}"] = f"longer/{source}"
+        return found
+
+    def networks(self, key: str) -> list[str]:
+        """Names of a cell's runs that are done, one for each seed."""
+        names = [self._results.final(self._plan.cells[key], seed) for seed in self._seeds]
+        return [name for name in names if name is not None and not self._results.lines.get(name, UNDONE)["failed"]]
+
+    def features(self, measured: Mapping[str, tuple[float, float]]) -> str:
+        """Spread and effective rank of the features of digits; ``measured`` is run → both."""
+        lines = []
+        for (source, steps), key in self.pretrained().items():
+            values = [measured[name] for name in self.networks(key)]
+            columns = zip(*values, strict=True) if values else ((), ())
+            lines.append([source, steps, *(plain(column, len(self._seeds)) for column in columns)])
+        return markdown(["pretrained on", "steps", "spread / mean of the features", "effective rank"], lines)
+
     def scale(self) -> str:
         """Model × share of the upstream set."""
         few = f"{self._plan.scale.shots}-shot"
-        head = ["pretrained on", "model", "upstream test, top1", f"digits, {few}", f"photos, {few}"]
+        head = ["pretrained on", "model", "upstream test, top1", f"digits, {few}", f"photos, {few}", "CPU-s a run"]
         lines = [
-            [share, MODELS[model], *self._upstream(f"scale/{model}/{share.split()[0]}")]
+            [share, MODELS[model], *self._upstream(key := f"scale/{model}/{share.split()[0]}"), self._seconds(key)]
             for share in SHARES
             for model in MODELS
         ]
@@ -86,15 +138,20 @@ class Tables:
 
     def resolution(self) -> str:
         """Resized and new position embeddings on the photos."""
-        lines = []
+        steps, lines = self._plan.scale.steps["upstream"] * self._plan.budget, []
         for source in SOURCES:
-            for title, tuned, frozen in (
-                ("interpolated", f"transfer/photos/{source}", f"frozen/photos/{source}"),
-                ("new", f"resolution/{source}/new", f"resolution_frozen/{source}/new"),
-            ):
-                figures = [self._shown(frozen, "test/top1"), self._shown(tuned, "test/top1")]
-                lines.append([source, title, *figures])
-        return markdown(["pretrained on", "position embedding", "frozen features, top1", "fine-tuned, top1"], lines)
+            for length, factor in (("", 1), ("longer_", LONGER)):
+                for title, frozen, tuned in (
+                    ("interpolated", f"frozen/photos/{source}", f"transfer/photos/{source}"),
+                    ("new", f"resolution_frozen/{source}/new", f"resolution/{source}/new"),
+                ):
+                    figures = [
+                        self._shown(f"{length}{frozen}", "test/logistic_top1"),
+                        self._shown(f"{length}{tuned}", "test/top1"),
+                    ]
+                    lines.append([source, f"{steps * factor:,.0f}", title, *figures])
+        head = ["pretrained on", "steps", "position embedding", "frozen features, top1", "fine-tuned, top1"]
+        return markdown(head, lines)
 
     def rates(self) -> str:
         """What each learning rate reached on the dev split with seed 0."""
@@ -143,12 +200,18 @@ class Tables:
     def _transferred(self, kind: str, target: str, start: str) -> str:
         if is_same_set(target, start):
             return "same set"
-        return self._shown(f"{kind}/{target}/{start}", f"test/{SETS[target].metric}")
+        probed = "logistic_" if "frozen" in kind and not SETS[target].multi_label else ""
+        return self._shown(f"{kind}/{target}/{start}", f"test/{probed}{SETS[target].metric}")
 
     def _upstream(self, key: str) -> list[str]:
         few = f"{self._plan.scale.shots}_shot"
         names = [name if "/" in name else f"{name}/{few}" for name in UPSTREAM_METRICS]
         return [self._shown(key, name) for name in names]
+
+    def _seconds(self, key: str) -> str:
+        """Mean CPU time of a cell's runs."""
+        found = [self._results.lines[name]["cpu_seconds"] for name in self.networks(key)]
+        return f"{statistics.mean(found):.0f}" if found and None not in found else MISSING
 
     def _shown(self, key: str, metric: str) -> str:
         return shown(self.values(key, metric), len(self._seeds))
@@ -156,13 +219,18 @@ class Tables:
 
 def shown(values: Sequence[float], num_seeds: int) -> str:
     """Mean ± sample standard deviation in per cent; how many seeds, where it is not all."""
+    return plain([100 * value for value in values], num_seeds, digits=1)
+
+
+def plain(values: Sequence[float], num_seeds: int, *, digits: int = 2) -> str:
+    """Mean ± sample standard deviation; how many seeds, where it is not all."""
     if not values:
         return MISSING
     if not all(map(math.isfinite, values)):
         return "not finite"
-    text = f"{100 * statistics.mean(values):.1f}"
+    text = f"{statistics.mean(values):.{digits}f}"
     if len(values) > 1:
-        text += f" ± {100 * statistics.stdev(values):.1f}"
+        text += f" ± {statistics.stdev(values):.{digits}f}"
     return text if len(values) == num_seeds else f"{text} ({len(values)} of {num_seeds} seeds)"
 
 

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipelines.classifier import Classifier
 from pretrain.data.augment import EvalTransform
@@ -24,6 +22,7 @@ from pretrain.data.processes import loader
 from pretrain.distributed.collectives import gather_objects
 from pretrain.distributed.rank import Rank
 from pretrain.errors import DataError
+from pretrain.evaluation.class_map import ClassMap
 
 TOP = 5
 PREFETCH = 2
@@ -39,7 +38,7 @@ class Outcomes:
         labels: int64 (N, M), padded with -1.
         best: int64 (N, min(5, K)), the most probable classes, the best first.
         confidence: float32 (N,), the probability of the best one.
-        scores: float32 (N, K) of every class, or (N, 0) where they were not kept.
+        scores: float32 (N, K), the logit of every class, or (N, 0) where they were not kept.
     """
 
     sample_ids: NDArray[np.int64]
@@ -58,6 +57,15 @@ class Outcomes:
         """(N,), True = one of the best five classes is among the image's labels."""
         return (self.best[:, :, None] == self.labels[:, None, :]).any((1, 2))
 
+    def with_labels(self, labels: NDArray[np.int64]) -> Outcomes:
+        """Judged by other labels: only the images that have one.
+
+        Args:
+            labels: of every sample of the set, (N of the set, M), padded with -1.
+        """
+        other = replace(self, labels=labels[self.sample_ids])
+        return other.select(np.any(other.labels >= 0, axis=1))
+
     def select(self, rows: NDArray[np.bool_]) -> Outcomes:
         """Only some images."""
         return Outcomes(**{item.name: getattr(self, item.name)[rows] for item in fields(self)})
@@ -68,7 +76,7 @@ def outcomes_of(
     table: ShardTable,
     rank: Rank,
     *,
-    columns: NDArray[np.int64] | None = None,
+    class_map: ClassMap | None = None,
     keep_scores: bool = False,
     micro_batch_size: int = 64,
     num_workers: int = 2,
@@ -80,8 +88,8 @@ def outcomes_of(
         classifier: the model.
         table: the set.
         rank: this process; rank r takes the images i ≡ r.
-        columns: int64 (K,), the model's output that stands for each class of the set; None: output k is class k.
-        keep_scores: keep every probability, which mean average precision needs.
+        class_map: the model's outputs that stand for each class of the set; None: output k is class k.
+        keep_scores: keep every logit, which mean average precision needs.
         micro_batch_size: images in one forward pass.
         num_workers: data processes.
         show: called with the number of images that this rank is done with.
@@ -98,7 +106,7 @@ def outcomes_of(
             f"{table.folder}: the scores of {table.num_samples:,} images × {num_classes:,} classes need "
             f"{needed / 2**30:.1f} GiB, the limit is {MAX_SCORES_BYTES >> 30}; evaluate a smaller set"
         )
-    chosen = None if columns is None else torch.from_numpy(columns).to(classifier.device)
+    chosen = None if class_map is None else class_map.to(classifier.device)
     arrays, num_bad = rows_of_set(
         table,
         classifier.transform,
@@ -158,14 +166,14 @@ def rows_of_set(
 
 
 def _outcome(
-    classifier: Classifier, batch: Batch, columns: Tensor | None, keep_scores: bool
+    classifier: Classifier, batch: Batch, class_map: ClassMap | None, keep_scores: bool
 ) -> list[NDArray[np.generic]]:
     """The rows of one micro-batch without its padding, in the order of the fields of ``Outcomes``."""
     logits = classifier.logits(batch.images)
-    if columns is not None:
-        logits = logits[:, columns]
+    if class_map is not None:
+        logits = class_map(logits)
     probabilities = classifier.activated(logits)
     values, indices = probabilities.topk(min(TOP, probabilities.shape[1]), dim=1)
-    kept = probabilities if keep_scores else probabilities[:, :0]
+    kept = logits if keep_scores else logits[:, :0]
     tensors = [batch.sample_ids, batch.labels, indices, values[:, 0], kept]
     return [tensor.cpu()[batch.valid].numpy() for tensor in tensors]

@@ -28,9 +28,9 @@ from pipelines.progress import LazyBar
 from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.data.augment import EvalTransform
-from pretrain.data.batch import PADDING_LABEL, Batch
+from pretrain.data.batch import Batch
 from pretrain.data.dataset import NO_SAMPLE, EvalDataset, Failure
-from pretrain.data.index import ShardTable
+from pretrain.data.index import PADDING_LABEL, ShardTable
 from pretrain.data.labels import read_labels
 from pretrain.data.processes import loader
 from pretrain.data.sources import PackedSet

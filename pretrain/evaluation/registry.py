@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from pretrain.config.schema.evaluation import EvaluationSetConfig
+from pretrain.data.location import Location
+from pretrain.data.overlap import num_in_common
+from pretrain.data.sources import open_packed
 from pretrain.evaluation.classification import Accuracy, MultiLabel
 from pretrain.evaluation.context import Context
 from pretrain.evaluation.feature_sets import Pair
@@ -14,6 +17,8 @@ from pretrain.evaluation.knn import NearestNeighbours
 from pretrain.evaluation.logistic import LogisticProbe
 from pretrain.evaluation.regression import VectorErrors
 from pretrain.evaluation.segmentation import MaskOverlap
+
+MOST_COMPARED = 2_000_000  # training images whose checksums are read for a warning
 
 
 class Evaluator(Protocol):
@@ -52,4 +57,25 @@ def build_evaluators(context: Context) -> dict[str, Evaluator]:
         DataError: a set is missing, damaged, or not what its kind needs.
     """
     sets = context.experiment.evaluation.sets
+    if context.rank == 0:
+        _warn_of_overlap(context)
     return {name: EVALUATORS[config.kind](config, context) for name, config in sets.items()}
+
+
+def _warn_of_overlap(context: Context) -> None:
+    """Says how many images of the sets are trained on, where both lie in folders and that costs little."""
+    experiment = context.experiment
+    for source in experiment.data.sources:
+        if Location.parse(source.shards).is_remote or source.num_samples > MOST_COMPARED:
+            continue
+        trained_on = open_packed(source.shards, experiment.cluster).table
+        for name, chosen in experiment.evaluation.sets.items():
+            if Location.parse(chosen.shards).is_remote:
+                continue
+            table = open_packed(chosen.shards, experiment.cluster).table
+            if common := num_in_common(trained_on, table):
+                context.say(
+                    f"warning: {common:,} of the {table.num_samples:,} images of {chosen.shards} "
+                    f"(evaluation.sets.{name}) are also in {source.shards}, which is trained on: {name} says little "
+                    "about new images"
+                )

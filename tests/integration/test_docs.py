@@ -31,6 +31,8 @@ KNOWN = {
     "sbatch": "needs a cluster; the script is checked by its own tests",
     "export": "sets a variable",
     "python benchmarks/": "benchmarks are run by make bench",
+    "apt-get install": "needs root and a network",
+    "python -m benchmarks.transfer": "takes an hour; its tiny form: tests/integration/test_transfer_experiment.py",
     "python -m pipelines evaluate data/demo/positions": "needs the set; tests/unit/pipelines/test_numbers.py",
     "python -m pipelines predict data/demo/positions": "likewise",
     "python -m pipelines evaluate data/demo/masks": "needs the set; tests/unit/pipelines/test_pixels.py",
@@ -179,7 +181,8 @@ def _options(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
             return (ROOT / words[0]).read_text().replace('"', " ")
         return _help(words[0].removesuffix(".py").replace("/", "."), (), capsys)
     if words[2] != "pipelines":
-        return (ROOT / f"{words[2].replace('.', '/')}.py").read_text().replace('"', " ")
+        place = ROOT / words[2].replace(".", "/")
+        return (place / "__main__.py" if place.is_dir() else place.with_suffix(".py")).read_text().replace('"', " ")
     if len(words) == 3 or words[3].isupper():  # any of them
         return ""
     known = _help(STAGES[words[3]][0], (), capsys)

@@ -9,14 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import confusion_matrix, precision_score, recall_score, top_k_accuracy_score
+from sklearn.metrics import (
+    average_precision_score,
+    confusion_matrix,
+    precision_score,
+    recall_score,
+    top_k_accuracy_score,
+)
 
 from pipelines import evaluate as stage
 from pipelines.__main__ import main
 from pipelines.classifier import load_classifier, stack
 from pipelines.evaluating.measures import calibration, paired_difference
 from pipelines.evaluating.outcomes import Outcomes
+from pipelines.evaluating.ranking import resampled
 from pretrain.data.index import ShardTable
+from pretrain.data.labels import read_sources
 from pretrain.data.reader import ShardReader
 from pretrain.distributed.rank import detect
 from pretrain.models.interop import save_weights
@@ -135,6 +143,112 @@ def test_images_that_the_model_was_trained_on_are_told(
     assert main(["pack", "folder", str(other), "--out", str(tmp_path / "set"), "--seed", "1"]) == 0
     _, _, error = run(capsys, tmp_path / "set" / "train", "--from", tmp_path / "weights.safetensors")
     assert "warning: 7 of the 7 images" in error, "the first images have the same bytes"
+
+
+def scored(weights: Path, packed: Path) -> tuple[np.ndarray, list[tuple[int, ...]]]:
+    """Logits and labels of every image, one by one."""
+    table, classifier = ShardTable.load(packed), load_classifier(weights)
+    samples = [ShardReader(table).read(index) for index in range(table.num_samples)]
+    logits = classifier.logits(stack(classifier.transform(sample.data) for sample in samples))
+    return logits.numpy(), [tuple(sample.labels) for sample in samples]
+
+
+@pytest.fixture(scope="module")
+def multi(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos with one to three labels."""
+    folder = tmp_path_factory.mktemp("multi")
+    photos = write_photos(folder / "photos", {"a": 40})
+    rows = ["path,labels"]
+    for number, path in enumerate(sorted(photos.rglob("*.jpg"))):
+        chosen = [NAMES[(number + step) % 7] for step in range(1 + number % 3)]
+        rows.append(f"{path.relative_to(photos)},{'|'.join(chosen)}")
+    (photos / "m.csv").write_text("\n".join(rows) + "\n")
+    assert main(["pack", "manifest", str(photos / "m.csv"), "--out", str(folder / "packed")]) == 0
+    return folder / "packed" / "train"
+
+
+def test_several_labels_per_image_are_ranked_as_by_scikit_learn(
+    tmp_path: Path, multi: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, other, out = (
+        save(tmp_path / "w.safetensors"),
+        save(tmp_path / "v.safetensors", gelu="tanh"),
+        tmp_path / "out",
+    )
+    code, text, error = run(capsys, multi, "--from", weights, "--against", other, "--out", out, "--json")
+    assert code == 0, error
+    result = json.loads(text)
+    expected = []
+    for path in (weights, other):
+        logits, labels = scored(path, multi)
+        shown = np.array([[k in own for k in range(7)] for own in labels])
+        score: Any = average_precision_score
+        expected.append(score(shown, logits, average=None))
+    assert result["mAP"] == pytest.approx(np.mean(expected[0])) and result["num_classes"] == 7
+    rows = list(csv.DictReader((out / "per_class.csv").read_text().splitlines()))
+    assert [float(row["average_precision"]) for row in rows] == pytest.approx(list(expected[0]))
+    difference = result["against"]["mAP_difference"]
+    assert difference["difference"] == pytest.approx(np.mean(expected[1]) - np.mean(expected[0]))
+    assert difference["low"] <= difference["difference"] <= difference["high"]
+    _, text, _ = run(capsys, multi, "--from", weights, "--against", other)
+    assert "precision@1" in text and " mAP, 95 % interval " in text and not (out / "confusion.csv").exists()
+
+
+def test_the_interval_of_map_is_that_of_resampling_the_images() -> None:
+    rng = np.random.default_rng(0)
+    scores, shown = np.round(rng.normal(size=(60, 5)), 1), rng.random((60, 5)) < 0.2  # with equal scores
+    counts = rng.multinomial(60, np.full(60, 1 / 60), size=20)
+    expected = []
+    for row in counts:
+        drawn = np.repeat(np.arange(60), row)
+        each = [average_precision_score(shown[drawn, k], scores[drawn, k]) for k in range(5) if shown[drawn, k].any()]
+        expected.append(np.mean(each))
+    np.testing.assert_allclose(resampled(scores, shown, counts), expected, atol=1e-12)
+
+
+def test_labels_of_a_file_as_reals(tmp_path: Path, packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, path = save(tmp_path / "w.safetensors"), tmp_path / "real.json"
+    path.write_text(json.dumps([[0]] * sum(CLASSES.values())))
+    code, _, error = run(capsys, packed, "--from", weights, "--targets", path)
+    assert code == 2 and "two images are called" in error
+    renamed = write_photos(tmp_path / "photos", CLASSES)
+    for folder in renamed.iterdir():
+        for file in folder.iterdir():
+            file.rename(folder / f"{folder.name}_{file.name}")
+    assert main(["pack", "folder", str(renamed), "--out", str(tmp_path / "set")]) == 0
+    shards = tmp_path / "set" / "train"
+    logits, labels = scored(weights, shards)
+    names = [Path(name).name for name in read_sources(ShardTable.load(shards))]
+    real = [[] if index % 4 == 0 else [*own, (own[0] + 1) % 7] for index, own in enumerate(labels)]
+    ordered = [real[names.index(name)] for name in sorted(names)]
+    path.write_text(json.dumps(ordered))
+    code, text, error = run(capsys, shards, "--from", weights, "--targets", path, "--json")
+    counted = [index for index, own in enumerate(real) if own]
+    assert code == 0 and f"{len(counted)} of the {len(real)} images have a label there" in error
+    result = json.loads(text)
+    hits = [int(logits[index].argmax()) in real[index] for index in counted]
+    assert result["num_samples"] == len(counted) and result["top1"] == pytest.approx(np.mean(hits))
+    assert result["most_confused"] == []
+
+
+def test_classes_whose_ids_are_the_numbers_of_outputs(
+    tmp_path: Path, packed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = write_photos(tmp_path / "photos", {"0": 3, "10": 4, "2": 5})  # as ImageNet-V2's folders
+    assert main(["pack", "folder", str(photos), "--out", str(tmp_path / "v2")]) == 0
+    shards = tmp_path / "v2" / "train"
+    weights = save(tmp_path / "w.safetensors", names=tuple(f"n{number:02d}" for number in range(11)))
+    code, text, _ = run(capsys, shards, "--from", weights, "--match", "numbers", "--json")
+    logits, labels = scored(weights, shards)
+    said = logits[:, [0, 10, 2]].argmax(1)
+    assert code == 0 and json.loads(text)["top1"] == pytest.approx(np.mean(said == np.array(labels)[:, 0]))
+    (tmp_path / "map.csv").write_text("class,output\n0,n00\n10,n10\n")
+    code, text, error = run(capsys, shards, "--from", weights, "--class-map", tmp_path / "map.csv", "--json")
+    assert code == 0 and "2 of 3 classes have an output of the head" in error
+    said = logits[:, [0, 10]].argmax(1)
+    assert json.loads(text)["top1"] == pytest.approx(np.mean(said == np.array(labels)[:, 0]))
+    code, _, error = run(capsys, shards, "--from", weights, "--match", "ids", "--class-map", tmp_path / "map.csv")
+    assert code == 2 and "give one" in error
 
 
 def outcomes(hits: np.ndarray, confidence: np.ndarray | None = None) -> Outcomes:

@@ -50,6 +50,15 @@ def test_an_index_that_is_lost_is_made_again(packed, capsys):
     assert (again.num_samples, again.sizes.tolist()) == (before.num_samples, before.sizes.tolist())
 
 
+def test_a_pack_that_is_not_finished_gets_no_index(packed, capsys):
+    """It would make the pack look finished, without the shards that are missing."""
+    for name in ("index.json", "card.json"):
+        (packed / "train" / name).unlink()
+    assert main(["verify", str(packed / "train")]) == 2
+    assert "is not completely packed yet; run the same python -m pipelines pack" in capsys.readouterr().err
+    assert not (packed / "train" / "index.json").exists()
+
+
 def foreign(folder, count=6, label=lambda number: number % 3, per_shard=3):
     folder.mkdir(parents=True)
     for first in range(0, count, per_shard):
