@@ -56,11 +56,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _module_for(task: Task) -> ModuleType | None:
     """What evaluates weights that were trained for something else than classes."""
-    if task == "regression":
-        from pipelines.evaluating import regression
+    if task == "classification":
+        return None
+    from pipelines.evaluating import regression, segmentation
 
-        return regression
-    return None
+    return {"regression": regression, "segmentation": segmentation}[task]
 
 
 def evaluate(args: argparse.Namespace, rank: Rank) -> dict[str, Any]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pretrain.models.interop import WeightsMetadata
+    from pretrain.models.target_scale import TargetScale
 
 FORMATS = ("timm", "hf", "npz", "onnx")
 SUFFIXES = {"npz": ".npz", "onnx": ".onnx"}  # the others are folders
@@ -129,16 +130,37 @@ def _for_inference(
     """The weights without what only training uses, and with ``drop_head`` without the head and its tanh layer."""
     from pretrain.models.interop import expected_shapes
 
+    if metadata.task == "segmentation" and not drop_head:
+        raise ConfigError(
+            "the weights have a dense head (a class for every pixel), which no other program's model has a place for; "
+            "give --drop-head to export the backbone, or use the weights file as it is"
+        )
     if metadata.model.is_timm and drop_head:
         raise ConfigError(f"--drop-head: {metadata.model.name} is exported with its head only; leave the option out")
     changes: dict[str, Any] = {} if metadata.model.is_timm else {"mask_token": False}
     update: dict[str, Any] = {}
     if drop_head:
         changes["representation_size"] = None
-        update = {"num_classes": 0, "class_names": None, "class_ids": None}
+        changes["head"] = "pooled"
+        update = dict.fromkeys(("class_names", "class_ids", "target_mean", "target_std"), None) | {"num_classes": 0}
+    elif metadata.scale is not None:
+        state = _in_units(state, metadata.scale, metadata)
+        update = {"target_mean": None, "target_std": None}
     update["model"] = metadata.model.model_copy(update=changes)
     metadata = metadata.model_copy(update=update)
     return {name: state[name].float() for name in expected_shapes(metadata)}, metadata
+
+
+def _in_units(state: dict[str, Tensor], scale: TargetScale, metadata: WeightsMetadata) -> dict[str, Tensor]:
+    """A regression whose head gives the data's own units: other programs know of no standardised targets."""
+    import torch
+
+    if metadata.model.is_timm:
+        raise ConfigError(f"a regression by {metadata.model.name} is not exported: its head's units would be lost")
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (scale.mean, scale.std))
+    head = {"head.weight": state["head.weight"].double() * std[:, None]}
+    head["head.bias"] = state["head.bias"].double() * std + mean
+    return state | {name: tensor.float() for name, tensor in head.items()}
 
 
 def _write_and_check(

@@ -1,4 +1,4 @@
-"""Trained weights as an object that gives what their head was trained to give: numbers, for a regression.
+"""Trained weights as an object that gives what their head was trained to give: numbers, or the class of every pixel.
 
 >>> regressor = load_regressor("runs/ages")           # doctest: +SKIP
 >>> regressor.predict(["face.jpg"])[0]                # doctest: +SKIP
@@ -14,12 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipelines.classifier import eval_transform_of, network_of, pick_device, stack
 from pipelines.weights import load_source
 from pretrain.data.augment import EvalTransform
+from pretrain.data.decode import open_image
 from pretrain.data.device import to_model_input
 from pretrain.errors import CheckpointError
 from pretrain.models.interop import Task, WeightsMetadata
@@ -73,6 +77,34 @@ class Regressor(Network):
         """
         pixels = [self.transform(image if isinstance(image, bytes) else Path(image).read_bytes()) for image in images]
         return [dict(zip(self.names, row, strict=True)) for row in self.values(stack(pixels)).tolist()]
+
+
+class Segmenter(Network):
+    """A network that gives a class for every pixel."""
+
+    def masks(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W) on the CPU: the most probable class of each pixel, of pixels uint8 (B, 3, H, W)."""
+        return self.outputs(images).argmax(1).to(torch.uint8).cpu()
+
+    def predict(self, image: bytes | str | Path) -> NDArray[np.uint8]:
+        """The most probable class of every pixel of an image, uint8 of its own height and width.
+
+        The logits are interpolated to that size, so that edges are as fine as the image's pixels.
+
+        Raises:
+            BadSample: no readable image. OSError: no such file.
+        """
+        data = image if isinstance(image, bytes) else Path(image).read_bytes()
+        decoded = open_image(data)
+        pixels = self.transform.of_pixels(decoded.decode())
+        logits = self.outputs(stack([pixels]))
+        whole = F.interpolate(logits, (decoded.height, decoded.width), mode="bilinear", align_corners=False)
+        return whole[0].argmax(0).to(torch.uint8).cpu().numpy()
+
+
+def load_segmenter(source: str | Path, **options: Any) -> Segmenter:
+    """Reads weights with a dense head; arguments and errors as ``load_network``."""
+    return Segmenter(**vars(load_network(source, "segmentation", **options)))
 
 
 def load_regressor(source: str | Path, **options: Any) -> Regressor:

@@ -20,6 +20,7 @@ from typing import Any
 from pipelines.packing.arguments import PackRequest, parse
 from pipelines.packing.finish import QUARANTINE_FILE, encode_lines, finish_split, quarantined_in
 from pipelines.packing.listing import About, digest_content, list_source, load_content, load_listing, prepare_units
+from pipelines.packing.masks import MaskOptions
 from pipelines.packing.plan import PackOptions, Plan, Shard, make_plan
 from pipelines.packing.pool import run_tasks
 from pipelines.packing.shard import Writing, is_done, num_bad, write_shard
@@ -88,7 +89,9 @@ def pack(request: PackRequest) -> Result:
             _refuse_old(state, out)
         else:
             write_state(out, options, plan.listing, fingerprint, splits)
-        _write_shards(plan, Writing(source, options.of_images, plan.multi_label, plan.target), request, num_workers)
+        masks = MaskOptions(len(plan.classes), options.reduce_zero_label)
+        writing = Writing(source, options.of_images, plan.multi_label, plan.target, masks)
+        _write_shards(plan, writing, request, num_workers)
         if task:
             return Result("task", [], about.notes)
         return Result("packed", _finish(plan, about, options, out, work), about.notes)

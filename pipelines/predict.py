@@ -80,12 +80,19 @@ def predict(args: argparse.Namespace) -> Iterator[Answer]:
 
     next(images_of(args.images))  # nothing is loaded for a wrong path
     task = task_of(args.source, args.weights)
+    if task != "segmentation" and args.masks is not None:
+        raise ConfigError(f"--masks is for segmentation; {args.source} was trained for {task}: leave it out")
     if task == "classification":
         yield from predict_classes(args, say)
         return
     for option in ("top", "activation"):
         if getattr(args, option) is not None:
             raise ConfigError(f"--{option} is for classes; {args.source} was trained for {task}: leave it out")
+    if task == "segmentation":
+        from pipelines.predicting.segmentation import predict_masks
+
+        yield from predict_masks(args, say)
+        return
     from pipelines.predicting.regression import predict_numbers
 
     yield from predict_numbers(args, say)
@@ -204,7 +211,7 @@ def as_csv(cells: Sequence[object]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipelines predict",
-        description="Says what trained weights see in images: classes, or the numbers of a regression.",
+        description="Says what trained weights see in images: classes, numbers, or a class for every pixel.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -213,6 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top", type=positive, help=f"classes per image ({TOP})")
     parser.add_argument("--format", choices=FORMATS, default="table", help="of the answer")
     parser.add_argument("--out", type=Path, help="a file instead of the terminal; it appears when it is whole")
+    parser.add_argument("--masks", type=Path, metavar="FOLDER", help="segmentation: where a PNG for each image goes")
     return parser
 
 

@@ -171,14 +171,18 @@ def _make_index(
     args: argparse.Namespace,
     verdict: Verdict,
 ) -> ShardTable:
-    highest = max(report.highest for report in reports)
+    highest = max(max(report.highest, report.highest_in_masks) for report in reports)
     num_classes = max(args.num_classes, len(classes)) or highest + 1
     if highest >= num_classes:
         raise DataError(f"{target}: a label is {highest}, but there are {num_classes} classes")
     if min((int(report.labels.min(initial=0)) for report in reports), default=0) < 0:
         raise DataError(f"{target}: a label is below 0; samples without a class cannot be trained on")
     rows = [report.row for report in reports if report.row]
-    if length := _vector_length(target, reports):
+    if masks := sum(report.num_masks for report in reports):
+        if masks < sum(row.num_samples for row in rows):
+            raise DataError(f"{target}: only {masks} samples have a mask; index them apart")
+        table = ShardTable(target.folder, rows, num_classes=num_classes, max_labels=0, target="mask")
+    elif length := _vector_length(target, reports):
         table = ShardTable(target.folder, rows, num_classes=length, max_labels=0, target="vector")
     else:
         max_labels = max(report.max_labels for report in reports)

@@ -23,6 +23,7 @@ from pipelines.sources.digit_canvases import DigitCanvasSource
 from pipelines.sources.digits import DigitsSource
 from pipelines.sources.fashion_mnist import FashionMnistSource
 from pipelines.sources.folder import FolderSource
+from pipelines.sources.image_pairs import ImagePairSource
 from pipelines.sources.imagenet21k import ImageNet21kSource
 from pipelines.sources.manifest import ManifestSource
 from pipelines.sources.parquet import ParquetSource
@@ -31,7 +32,7 @@ from pipelines.sources.remote import OPTIONS as REMOTE_OPTIONS
 from pipelines.sources.remote import RemoteFiles, add_options
 from pipelines.sources.torchvision_sets import TorchvisionSource
 from pipelines.sources.vtab import VtabSource
-from pipelines.sources.webdataset_shards import WebDatasetSource
+from pipelines.sources.webdataset_shards import WebDatasetSource, read_class_names
 from pretrain.data.decode import MAX_PIXELS
 from pretrain.errors import ConfigError
 from pretrain.files import file_digest, write_atomic
@@ -75,7 +76,10 @@ SAID = ("licence", "release")  # what a source that the user knows best cannot s
 SOURCES: dict[str, SourceKind] = {
     "digits": SourceKind(lambda args: DigitsSource(), most=0),
     "digit-canvases": SourceKind(
-        lambda args: DigitCanvasSource(args.paths[0]), "what is asked: position", least=1, one_of=("position",)
+        lambda args: DigitCanvasSource(args.paths[0]),
+        "what is asked: position or mask",
+        least=1,
+        one_of=("position", "mask"),
     ),
     "fashion-mnist": SourceKind(
         lambda args: FashionMnistSource(Path(args.paths[0]) if args.paths else None), "[where its IDX files are]"
@@ -93,10 +97,19 @@ SOURCES: dict[str, SourceKind] = {
         least=1,
     ),
     "manifest": SourceKind(
-        lambda args: ManifestSource(Path(args.paths[0]), root=args.root, name=args.name),
-        "a .csv, .tsv or .jsonl with path or url, label, labels or target, and perhaps split",
-        ("root", *SAID),
+        lambda args: ManifestSource(Path(args.paths[0]), root=args.root, name=args.name, classes=_class_names(args)),
+        "a .csv, .tsv or .jsonl with path or url, label, labels, target or mask, and perhaps split",
+        ("root", "class_names", "reduce_zero_label", *SAID),
         least=1,
+    ),
+    "masks": SourceKind(
+        lambda args: ImagePairSource(
+            Path(args.paths[0]), Path(args.paths[1]), _class_names(args, needed=True), name=args.name
+        ),
+        "the folder of the images, and that of their masks (PNGs of the same names)",
+        ("class_names", "reduce_zero_label", *SAID),
+        least=2,
+        most=2,
     ),
     "parquet": SourceKind(
         lambda args: ParquetSource(
@@ -140,6 +153,7 @@ SOURCE_OPTIONS: dict[str, Any] = {
     "image_column": "",
     "label_column": "",
     "target_column": "",
+    "reduce_zero_label": False,
     "class_names": None,
     "root": None,
     "drop_list": None,
@@ -257,6 +271,12 @@ def parse(argv: Sequence[str]) -> PackRequest:
     )
 
 
+def _class_names(args: argparse.Namespace, *, needed: bool = False) -> list[tuple[str, str]]:
+    if args.class_names is None and needed:
+        raise ConfigError(f"the source {args.source} needs --class-names FILE: a class per line, in the masks' order")
+    return [] if args.class_names is None else read_class_names(args.class_names)
+
+
 def _merge_request(args: argparse.Namespace, argv: Sequence[str]) -> PackRequest:
     taken = {"merge", "--json", "--max-bad-rate"}
     ignored = [word for word in argv if word.startswith("-") and word.partition("=")[0] not in taken]
@@ -368,7 +388,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--image-column", default="", help="parquet: column of the images")
     add("--label-column", default="", help="parquet: column of the labels")
     add("--target-column", default="", help="parquet: column of the numbers of a regression, in the place of labels")
-    add("--class-names", type=Path, metavar="FILE", help="webdataset: a class per line, id or id,name")
+    names = "webdataset, masks, manifest of masks: a class per line, id or id,name"
+    add("--class-names", type=Path, metavar="FILE", help=names)
+    add("--reduce-zero-label", action="store_true", help="masks: 0 is no class, and k + 1 stands for class k (ADE20K)")
     add_options(add)
     add("--root", type=Path, help="manifest: where relative paths count from (its folder)")
     add = parser.add_argument_group("labels").add_argument

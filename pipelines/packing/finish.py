@@ -62,7 +62,7 @@ def finish_split(folder: Path, split: Split, plan: Plan, source: About | Source,
         dropped=plan.dropped,
         changed=dict(sorted(counted.changes.items())),
         short_sides={str(size): counted.short_sides[size] for size in sorted(counted.short_sides)},
-        class_counts=counted.classes.tolist() if is_labelled else [],
+        class_counts=[] if plan.target == "vector" else counted.classes.tolist(),
         target_mean=counted.moments.mean.tolist(),
         target_std=counted.moments.std.tolist(),
         options=_shown_options(options),
@@ -110,6 +110,8 @@ class Counts:
         self.max_labels = max(self.max_labels, int(np.diff(starts).max(initial=0)))
         self.short_sides.update({int(size): count for size, count in records.info.get("short_sides", {}).items()})
         self.changes.update(records.info.get("changes", {}))
+        for number, count in records.info.get("mask_classes", {}).items():
+            self.classes[int(number)] += count
         if "vectors" in records.columns:
             self.moments.add(records.vectors)
         return ShardRow(name, len(records), records.info["num_bytes"], digest(path.read_bytes()))

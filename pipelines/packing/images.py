@@ -44,12 +44,13 @@ class ImageOptions:
 
 
 class PackedImage(NamedTuple):
-    """Bytes to pack, their extension, (height, width), and what was changed in one word, or ""."""
+    """Bytes to pack, their extension, (height, width), what was changed in one word, or "", and the size before."""
 
     data: bytes
     extension: str
     size: tuple[int, int]
     change: str
+    original: tuple[int, int]
 
 
 def make_image(data: bytes, extension: str, options: ImageOptions) -> PackedImage:
@@ -68,7 +69,7 @@ def make_image(data: bytes, extension: str, options: ImageOptions) -> PackedImag
     if min(height, width) < options.min_side:
         raise BadSample(TOO_SMALL, f"{width}×{height} pixels; --min-side is {options.min_side}")
     if options.mode == "keep":
-        return PackedImage(data, extension, (height, width), "")
+        return PackedImage(data, extension, (height, width), "", (height, width))
     own = FORMAT_OF.get(decoded.format)
     wanted = LOSSY[options.encode][0] if options.encode else own or "PNG"
     shrinks = 0 < options.short_side < min(height, width)
@@ -76,13 +77,14 @@ def make_image(data: bytes, extension: str, options: ImageOptions) -> PackedImag
         stripped = STRIPPERS[own](data)
         if stripped is not None:
             extension = extension if extension in SAME_EXTENSIONS[own] else EXTENSIONS[own]
-            return PackedImage(stripped, extension, (height, width), "" if stripped == data else "metadata removed")
+            change = "" if stripped == data else "metadata removed"
+            return PackedImage(stripped, extension, (height, width), change, (height, width))
     image = Image.fromarray(decoded.pixels)
     if shrinks:
         image = image.resize(_capped(height, width, options.short_side), Image.Resampling.LANCZOS)
     change = "made smaller" if shrinks else decoded.oddity or ("other format" if own != wanted else "encoded anew")
     new = _encode(image, wanted, options.quality, None if shrinks else decoded)
-    return PackedImage(new, EXTENSIONS[wanted], (image.height, image.width), change)
+    return PackedImage(new, EXTENSIONS[wanted], (image.height, image.width), change, (height, width))
 
 
 def _capped(height: int, width: int, short_side: int) -> tuple[int, int]:

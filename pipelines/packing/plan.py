@@ -59,6 +59,7 @@ class PackOptions:
     min_side: int = 0
     max_pixels: int = 0
     drop_list: str = ""
+    reduce_zero_label: bool = False
     of_source: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,6 +173,8 @@ def make_plan(
     inputs = inputs or PlanInputs()
     if target != "labels":
         _check_about_images(options, inputs, target)
+    if target != "mask" and options.reduce_zero_label:
+        raise ConfigError("--reduce-zero-label is about masks, which this source has not; leave it out")
     table = items if isinstance(items, ItemTable) else ItemTable.of(items)
     hashes = table.key_hashes()
     table.check_unique(hashes)

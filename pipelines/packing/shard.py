@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipelines.packing.images import TOO_SMALL, ImageOptions, make_image
+from pipelines.packing.masks import MASK_EXTENSION, MaskOptions, make_mask
 from pipelines.packing.plan import Shard
 from pipelines.sources.protocol import Item, Source
 from pipelines.sources.vectors import TARGET_KEY
-from pretrain.config.target import Target
+from pretrain.config.target import IGNORED_PIXEL, Target
 from pretrain.data.faults import BadSample
 from pretrain.data.index import Record, Records, encode_records, records_name
 from pretrain.errors import DataError
@@ -35,6 +38,7 @@ class Writing:
     images: ImageOptions = field(default_factory=ImageOptions)
     multi_label: bool = False
     target: Target = "labels"
+    masks: MaskOptions = field(default_factory=MaskOptions)
 
 
 def num_bad(quarantined: list[dict[str, Any]]) -> int:
@@ -66,7 +70,7 @@ def write_shard(writing: Writing, task: tuple[Path, Shard], progress: Callable[[
     temporary = folder / (shard.name + TEMPORARY_SUFFIX)
     records: list[Record] = []
     quarantined: list[dict[str, Any]] = []
-    seen = _Seen(Counter(), Counter())
+    seen = _Seen(Counter(), Counter(), Counter())
     with open(temporary, "wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for number, item in enumerate(shard.items, start=shard.first):
@@ -82,36 +86,46 @@ def write_shard(writing: Writing, task: tuple[Path, Shard], progress: Callable[[
     os.replace(temporary, folder / shard.name)
     info = {"num_bytes": num_bytes, "quarantined": quarantined}
     info |= {"short_sides": dict(seen.short_sides), "changes": dict(seen.changes)}
+    info |= {"mask_classes": dict(seen.classes)} if seen.classes else {}
     write_atomic(folder / records_name(shard.name), encode_records(records, info))
     return num_bad(quarantined)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the card counts: images by the bucket of their shorter side, and by what was changed."""
+    """What the card counts: images by the bucket of their shorter side, by what was changed, and by class in masks."""
 
     short_sides: Counter[str]
     changes: Counter[str]
+    classes: Counter[str]
 
 
 def _add_sample(tar: tarfile.TarFile, key: str, item: Item, writing: Writing, seen: _Seen) -> Record:
+    is_masked, mask = writing.target == "mask", b""
     try:
         data, extension = writing.source.read(item)
+        mask = writing.source.read_mask(item) if is_masked else b""
     except OSError as error:
         raise BadSample("read", error.strerror or str(error) or type(error).__name__) from error
     image = make_image(data, extension, writing.images)
+    if is_masked:
+        mask, classes = make_mask(mask, image.original, image.size, writing.masks)
+        seen.classes.update(str(number) for number in np.unique(classes[classes != IGNORED_PIXEL]))
     seen.short_sides[size_bucket(min(image.size))] += 1
     if image.change:
         seen.changes[image.change] += 1
     member = f"{key}.{image.extension}"
     offset = _add_member(tar, member, image.data)
-    if writing.target == "vector":
+    place = None
+    if is_masked:
+        place = (_add_member(tar, f"{key}.{MASK_EXTENSION}", mask), len(mask), zlib.crc32(mask))
+    elif writing.target == "vector":
         _add_member(tar, f"{key}.json", json.dumps({TARGET_KEY: item.vector}).encode())
     elif writing.multi_label:
         _add_member(tar, f"{key}.json", json.dumps({"labels": item.labels}).encode())
     else:
         _add_member(tar, f"{key}.cls", str(item.labels[0]).encode())
-    return Record(offset, len(image.data), zlib.crc32(image.data), item.labels, member, item.key, item.vector)
+    return Record(offset, len(image.data), zlib.crc32(image.data), item.labels, member, item.key, item.vector, place)
 
 
 def size_bucket(short_side: int) -> str:

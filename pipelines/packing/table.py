@@ -1,7 +1,7 @@
 """The list of a source's images as columns: some 70 bytes an image, on the disk where several processes share it.
 
 Labels are in CSR form: row i has ``labels[label_starts[i]:label_starts[i + 1]]``. Keys likewise, as UTF-8 bytes. A list
-of vectors has a column ``vectors`` of N · D numbers too.
+of vectors has a column ``vectors`` of N · D numbers too, a list with masks the places of those, like the keys.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _DTYPES = {
     "parts": np.int32,
     "offsets": np.int64,
 }
-_OPTIONAL_DTYPES = {"vectors": np.float64}
+_OPTIONAL_DTYPES = {"vectors": np.float64, "masks": np.uint8, "mask_starts": np.int64}
 
 
 class ItemTable:
@@ -64,7 +64,14 @@ class ItemTable:
             part=int(columns["parts"][row]),
             offset=int(columns["offsets"][row]),
             vector=self._vector(row),
+            mask=self._mask_bytes(row).decode(errors="surrogateescape"),
         )
+
+    def _mask_bytes(self, row: int) -> bytes:
+        if "masks" not in self.columns:
+            return b""
+        starts = self.columns["mask_starts"]
+        return self.columns["masks"][starts[row] : starts[row + 1]].tobytes()
 
     def _vector(self, row: int) -> tuple[float, ...]:
         if "vectors" not in self.columns:
@@ -113,7 +120,7 @@ class ItemTable:
         """Digest of what is listed, in whatever order: by it a later run knows that the source has not changed."""
         splits = np.array([seeds.hash64(name) for name in self.split_names], dtype=np.uint64)
         of_split = splits[self.columns["splits"]] if len(splits) else self.columns["splits"]
-        rows = seeds.hash64(hashes, self.columns["num_bytes"], of_split, self._label_hashes(), *self._vector_bits())
+        rows = seeds.hash64(hashes, self.columns["num_bytes"], of_split, self._label_hashes(), *self._target_bits())
         return digest(json.dumps(list(classes)).encode() + np.sort(rows).astype("<u8").tobytes())
 
     def _label_hashes(self) -> NDArray[np.uint64]:
@@ -122,7 +129,9 @@ class ItemTable:
         sums = np.concatenate([[np.uint64(0)], np.cumsum(seeds.hash64(self.columns["labels"], place))])
         return sums[starts[1:]] - sums[starts[:-1]]  # modulo 2 ** 64
 
-    def _vector_bits(self) -> list[NDArray[np.uint64]]:
+    def _target_bits(self) -> list[NDArray[np.uint64]]:
+        if "masks" in self.columns:
+            return [np.array([seeds.hash64(self._mask_bytes(row).hex()) for row in range(len(self))], dtype=np.uint64)]
         if "vectors" not in self.columns:
             return []
         return list(self.columns["vectors"].reshape(len(self), -1).view(np.uint64).T)
@@ -133,13 +142,15 @@ class ItemTable:
         keys, key_starts, labels, label_starts = bytearray(), array("q", [0]), array("i"), array("q", [0])
         numbers = {name: array("q") for name in ("num_bytes", "splits", "parts", "offsets")}
         split_names: dict[str, int] = {}
-        vectors = array("d")
+        vectors, masks, mask_starts = array("d"), bytearray(), array("q", [0])
         for item in items:
             keys += item.key.encode(errors="surrogateescape")
             key_starts.append(len(keys))
             labels.extend(item.labels)
             label_starts.append(len(labels))
             vectors.extend(item.vector)
+            masks += item.mask.encode(errors="surrogateescape")
+            mask_starts.append(len(masks))
             values = (item.num_bytes, split_names.setdefault(item.split, len(split_names)), item.part, item.offset)
             for column, value in zip(numbers.values(), values, strict=True):
                 column.append(value)
@@ -154,6 +165,9 @@ class ItemTable:
         }
         if vectors:
             columns["vectors"] = np.frombuffer(vectors, dtype=np.float64)
+        if masks:
+            columns["masks"] = np.frombuffer(masks, dtype=np.uint8)
+            columns["mask_starts"] = np.frombuffer(mask_starts, dtype=np.int64)
         return cls(columns, list(split_names))
 
     def save(self, folder: Path) -> None:

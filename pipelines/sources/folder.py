@@ -37,7 +37,7 @@ class FolderSource(Source):
             raise DataError(f"{self.root} is not a folder; give the folder that holds one folder per class")
         images: list[tuple[str, int]] = []
         ignored: Counter[str] = Counter()
-        for path, num_bytes in _files(self.root, ""):
+        for path, num_bytes in files_below(self.root, ""):
             suffix = PurePosixPath(path).suffix.lower()
             if suffix[1:] in EXTENSIONS:
                 images.append((path, num_bytes))
@@ -76,7 +76,9 @@ class FolderSource(Source):
             )
 
 
-def _files(root: Path, relative: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[str, int]]:
+def files_below(
+    root: Path, relative: str, above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[tuple[str, int]]:
     """(path below root, bytes) of every file, sorted by name, links followed unless they lead back up."""
     folder = root / relative if relative else root
     status = os.stat(folder)
@@ -88,6 +90,6 @@ def _files(root: Path, relative: str, above: frozenset[tuple[int, int]] = frozen
     for entry in found:
         path = f"{relative}/{entry.name}" if relative else entry.name
         if entry.is_dir():
-            yield from _files(root, path, above | {here})
+            yield from files_below(root, path, above | {here})
         elif entry.is_file():
             yield path, entry.stat().st_size

@@ -1,7 +1,8 @@
 """A table of images: CSV, TSV or JSON lines, with a path or URL, labels or numbers, and perhaps a split.
 
 Columns: ``path`` or ``url`` (or ``image``, either) · ``label`` or ``labels`` · ``split`` · ``id``
-In the place of labels, for a regression: ``target``, or one column ``target.NAME`` for each number.
+In the place of labels, for a regression: ``target``, or one column ``target.NAME`` for each number; for segmentation:
+``mask``, the path of a PNG.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,7 +27,8 @@ SEPARATOR = "|"
 PLACES = ("path", "url", "image")
 LABELS = ("label", "labels")
 TARGET = "target"
-KNOWN = frozenset([*PLACES, *LABELS, TARGET, "split", "id"])
+MASK = "mask"
+KNOWN = frozenset([*PLACES, *LABELS, TARGET, MASK, "split", "id"])
 TIMEOUT_S = 30
 TRIES = 4
 
@@ -41,9 +43,12 @@ class ManifestSource(Source):
         path: the file: .csv, .tsv or .jsonl.
         root: where relative paths count from.
         name: of the data set.
+        classes: (id, name) in the order of the masks' numbers, where the manifest names masks.
     """
 
-    def __init__(self, path: Path, *, root: Path | None = None, name: str = "") -> None:
+    def __init__(
+        self, path: Path, *, root: Path | None = None, name: str = "", classes: Sequence[tuple[str, str]] = ()
+    ) -> None:
         self.path, self.root = path, root or path.parent
         self.name = name or path.stem
         self.licence = NOT_STATED
@@ -57,11 +62,28 @@ class ManifestSource(Source):
         _, row = self._first_row()
         self._named = [name for name in row if name.startswith(f"{TARGET}.")]
         self.multi_label = "labels" in row
-        self.target = "vector" if self._named or TARGET in row else "labels"
+        self.target = "vector" if self._named or TARGET in row else "mask" if MASK in row else "labels"
+        if (self.target == "mask") != bool(classes):
+            problem = (
+                "masks need --class-names FILE, a class per line"
+                if not classes
+                else ("--class-names is for masks; the names of labels and numbers are those of the manifest")
+            )
+            raise ConfigError(f"{path}: {problem}")
+        self.classes = list(classes)
 
     def items(self) -> Iterator[Item]:
         """See ``Source.items``."""
-        return self._with_vectors() if self.target == "vector" else self._with_labels()
+        makers = {"vector": self._with_vectors, "mask": self._with_masks, "labels": self._with_labels}
+        return makers[self.target]()
+
+    def _with_masks(self) -> Iterator[Item]:
+        for line, row in self._rows():
+            place, mask = self._place(row, line), str(row.get(MASK) or "")
+            if not mask:
+                raise DataError(f"{self.path}:{line}: no {MASK}")
+            size = self._size(place, line) + self._size(mask, line)
+            yield Item(place, (), size, str(row.get("split") or "train"), mask=mask)
 
     def _with_vectors(self) -> Iterator[Item]:
         lengths = VectorLength()
@@ -93,6 +115,10 @@ class ManifestSource(Source):
         path = urllib.parse.urlsplit(item.key).path if is_url(item.key) else item.key
         extension = PurePosixPath(path).suffix[1:].lower() or "img"
         return (_download(item.key) if is_url(item.key) else (self.root / item.key).read_bytes()), extension
+
+    def read_mask(self, item: Item) -> bytes:
+        """See ``Source.read_mask``."""
+        return _download(item.mask) if is_url(item.mask) else (self.root / item.mask).read_bytes()
 
     def _place(self, row: dict[str, Any], line: int) -> str:
         place = next((str(row[name]) for name in PLACES if row.get(name)), "")
@@ -129,13 +155,13 @@ class ManifestSource(Source):
             raise DataError(f"{self.path} names no image")
         line, row = first
         labels = sorted(set(row) & set(LABELS))
-        targets = [name for name in row if name.partition(".")[0] == TARGET]
+        targets = [name for name in row if name.partition(".")[0] == TARGET or name == MASK]
         if not set(row) & set(PLACES) or not (labels or targets):
             raise ConfigError(
                 f"{self.path}:{line}: the columns {', '.join(row)} hold no {'/'.join(PLACES)} or no "
-                f"{'/'.join((*LABELS, TARGET))}"
+                f"{'/'.join((*LABELS, TARGET, MASK))}"
             )
-        if (labels and targets) or (TARGET in targets and len(targets) > 1):
+        if (labels and targets) or ({TARGET, MASK} & set(targets) and len(targets) > 1):
             raise ConfigError(
                 f"{self.path}:{line}: the columns {' and '.join((*labels, *targets))} are two answers for one image; "
                 "leave one out"

@@ -26,6 +26,7 @@ class Item(NamedTuple):
         part: which of the source's own files holds it; 0 where there is but one, or where the key says it.
         offset: of its first byte in that file, or its row.
         vector: the numbers that belong to it, in a source of vectors; all of one length.
+        mask: in a source of masks: where its mask is, in the source's own words.
     """
 
     key: str
@@ -35,6 +36,7 @@ class Item(NamedTuple):
     part: int = 0
     offset: int = 0
     vector: tuple[float, ...] = ()
+    mask: str = ""
 
 
 class Source(ABC):
@@ -47,7 +49,7 @@ class Source(ABC):
         homepage: where to read more.
         release: which edition of the data set, where there are several.
         multi_label: an image may have several labels.
-        target: what an image has: labels, or in their place a vector, whose numbers ``classes`` then names.
+        target: what an image has: labels, or in their place a vector, whose numbers ``classes`` then names, or a mask.
         images: what is done to them where the user does not say: "rgb" makes each a plain RGB file, "keep" packs its
             bytes as they are.
         classes: (id, name) in index order, filled by ``items``.
@@ -84,6 +86,14 @@ class Source(ABC):
         Raises:
             OSError: it cannot be read.
         """
+
+    def read_mask(self, item: Item) -> bytes:
+        """The bytes of an image's mask: one channel, or a palette, of class numbers.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        raise NotImplementedError
 
     def units(self) -> Sequence[str]:
         """Names of the source's files that cannot be read at random and are laid out on the disk first."""

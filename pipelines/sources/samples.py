@@ -15,11 +15,15 @@ from pretrain.errors import DataError
 
 IMAGES = frozenset(["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "img"])
 LABELS = ("cls", "json", "txt")
+MASK = "seg.png"
 JSON_KEYS = ("labels", "label", "cls", "class_id", "class")
 
 
 class Sample(NamedTuple):
-    """One sample: its key, where its image is, and its labels as they stand in the tar, or in their place a vector."""
+    """One sample: its key, where its image is, and its labels as they stand in the tar, or in their place a vector.
+
+    Where there is a mask, it is the answer, and labels beside it are left aside.
+    """
 
     key: str
     image: Member
@@ -27,6 +31,7 @@ class Sample(NamedTuple):
     labels: tuple[int | str, ...]
     is_multi: bool
     vector: tuple[float, ...] = ()
+    mask: Member | None = None
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -72,11 +77,14 @@ def samples_of(members: Iterable[Member], read: Callable[[Member], bytes], where
 
 
 def _sample(key: str, group: dict[str, Member], read: Callable[[Member], bytes], where: str) -> Sample:
+    mask = group.pop(MASK, None)
     images = [extension for extension in group if extension.rpartition(".")[2] in IMAGES]
     if len(images) != 1:
         raise DataError(
             f"{where}: the sample {key!r} has {len(images)} images among {', '.join(sorted(group))}; one is needed"
         )
+    if mask is not None:
+        return Sample(key, group[images[0]], images[0], (), False, mask=mask)
     for extension in LABELS:
         if extension in group:
             found = _labels(extension, read(group[extension]))
@@ -86,7 +94,8 @@ def _sample(key: str, group: dict[str, Member], read: Callable[[Member], bytes],
         return Sample(key, group[images[0]], images[0], (), False, vector)
     raise DataError(
         f"{where}: the sample {key!r} has no label among {', '.join(sorted(group))}; known are KEY.cls (a number or "
-        f"name), KEY.txt, and KEY.json with one of {', '.join(JSON_KEYS)}, or with {TARGET_KEY}: [numbers]"
+        f"name), KEY.txt, and KEY.json with one of {', '.join(JSON_KEYS)}, or with {TARGET_KEY}: [numbers]; "
+        f"KEY.{MASK} for a mask"
     )
 
 

@@ -81,7 +81,7 @@ class WebDatasetSource(Source):
         """See ``Source.items``."""
         classes = _Classes()
         is_multi = False
-        vectors = VectorLength()
+        vectors, num_masks, num_samples = VectorLength(), 0, 0
         for part, url in enumerate(self.urls):
             path = self._path(part)
             classes.begin(self._own_classes(path))
@@ -91,20 +91,42 @@ class WebDatasetSource(Source):
                 vectors.check(sample.vector, f"{url}: {sample.key}")
                 key = f"{self._prefix[part].removesuffix('.tar')}/{sample.key}.{sample.extension}"
                 split = split_of(_address(url))
-                yield Item(key, labels, sample.image.size, split, part, sample.image.offset, sample.vector)
+                num_samples, num_masks = num_samples + 1, num_masks + (sample.mask is not None)
+                size, mask = sample.image.size, ""
+                if sample.mask is not None:
+                    size, mask = size + sample.mask.size, f"{size}:{sample.mask.offset}:{sample.mask.size}"
+                yield Item(key, labels, size, split, part, sample.image.offset, sample.vector, mask)
         self.multi_label = is_multi
         self.classes = list(classes.names.items())
+        if num_masks:
+            self.target, self.classes = "mask", self._classes_of_masks()
+            if num_masks < num_samples:
+                raise DataError(f"{num_samples - num_masks} of {num_samples} samples have no mask; pack them apart")
         if vectors.length:
             self.target, self.classes = "vector", self._numbers(vectors)
 
     def read(self, item: Item) -> tuple[bytes, str]:
         """See ``Source.read``."""
-        return self._reader.read(self._path(item.part), item.offset, item.num_bytes), item.key.rpartition(".")[2]
+        size = int(item.mask.partition(":")[0]) if item.mask else item.num_bytes
+        return self._reader.read(self._path(item.part), item.offset, size), item.key.rpartition(".")[2]
+
+    def read_mask(self, item: Item) -> bytes:
+        """See ``Source.read_mask``."""
+        _, offset, size = map(int, item.mask.split(":"))
+        return self._reader.read(self._path(item.part), offset, size)
 
     def _numbers(self, vectors: VectorLength) -> list[tuple[str, str]]:
         """The names of the numbers: those of the first set that has as many, else none."""
         known = [self._own_classes(self._path(part)) for part in range(len(self.urls))]
         return next((names for names in known if len(names) == vectors.length), vectors.classes)
+
+    def _classes_of_masks(self) -> list[tuple[str, str]]:
+        """Of the first set, whose numbers all masks then have."""
+        classes = [self._own_classes(self._path(part)) for part in range(len(self.urls))]
+        if not classes[0] or any(other != classes[0] for other in classes):
+            what = "have different classes" if classes[0] else "say nowhere what the classes of their masks are"
+            raise DataError(f"the shards {what}; give --class-names FILE, a class per line, or pack them apart")
+        return classes[0]
 
     def _read(self, path: Path, member: Member) -> bytes:
         return self._reader.read(path, member.offset, member.size)

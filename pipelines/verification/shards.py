@@ -18,10 +18,12 @@ from pipelines.sources.remote import RemoteFiles
 from pipelines.sources.samples import samples_of
 from pipelines.sources.tars import Member, RangeReader, members_of
 from pipelines.sources.vectors import VectorLength
+from pretrain.config.target import IGNORED_PIXEL
 from pretrain.data.decode import decode_strictly
 from pretrain.data.faults import BadSample
 from pretrain.data.index import Record, Records, ShardRow, encode_records, records_name
 from pretrain.data.location import Location
+from pretrain.data.masks import read_mask
 from pretrain.errors import DataError
 from pretrain.files import TEMPORARY_SUFFIX, digest, write_atomic
 
@@ -60,6 +62,8 @@ class Report:
         max_labels: the most labels of one sample.
         highest: the largest label; -1 where there are none.
         moments: of the vectors, where samples have those.
+        num_masks: samples with a mask.
+        highest_in_masks: the largest class in them, as far as they were decoded.
         problems: the first few, in words.
         num_problems: how many there are.
     """
@@ -70,6 +74,8 @@ class Report:
     max_labels: int = 1
     highest: int = -1
     moments: Moments = field(default_factory=Moments)
+    num_masks: int = 0
+    highest_in_masks: int = -1
     problems: list[str] = field(default_factory=list)
     num_problems: int = 0
 
@@ -149,13 +155,32 @@ def _scan(job: Job, report: Report, path: Path) -> Iterator[Record]:
                 except BadSample as bad:
                     report.add(f"{sample.image.name}: cannot be decoded ({bad.detail})")
             labels = tuple(_label(job, label, sample.key) for label in sample.labels)
-            if not labels and not sample.vector:
+            mask = None
+            if sample.mask is not None:
+                mask = _mask(report, sample.mask, read(sample.mask), job)
+            if not labels and not sample.vector and mask is None:
                 report.add(f"{sample.key}: no label")
                 continue
             image = sample.image
-            yield Record(image.offset, image.size, zlib.crc32(data), labels, image.name, sample.key, sample.vector)
+            yield Record(
+                image.offset, image.size, zlib.crc32(data), labels, image.name, sample.key, sample.vector, mask
+            )
     finally:
         reader.close()
+
+
+def _mask(report: Report, member: Member, data: bytes, job: Job) -> tuple[int, int, int]:
+    """Where a mask is; the largest of its classes is noted."""
+    if job.decode:
+        try:
+            classes = read_mask(data)
+            report.highest_in_masks = max(
+                report.highest_in_masks, int(classes[classes != IGNORED_PIXEL].max(initial=0))
+            )
+        except BadSample as bad:
+            report.add(f"{member.name}: {bad.detail}")
+    report.num_masks += 1
+    return member.offset, member.size, zlib.crc32(data)
 
 
 def _label(job: Job, label: int | str, key: str) -> int:
@@ -182,6 +207,8 @@ def _compare_with_index(report: Report, found: list[Record], known: Records) -> 
             report.add(f"{record.member}: lies elsewhere than the index says")
         elif now.crc32 != record.crc32:
             report.add(f"{record.member}: wrong checksum")
+        elif now.mask != record.mask:
+            report.add(f"{record.member}: its mask is not the one that was indexed")
         elif now.vector != record.vector:
             report.add(f"{record.member}: the tar says target {list(now.vector)}, the index {list(record.vector)}")
         elif now.labels != record.labels:

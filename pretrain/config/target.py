@@ -12,7 +12,8 @@ IN_WORDS: dict[Target, str] = {
     "mask": "segmentation masks",
 }
 # Objectives and kinds of evaluation of these names want such a set; all others want labels, or look at images alone.
-WANTED: dict[str, Target] = {"regression": "vector"}
+WANTED: dict[str, Target] = {"regression": "vector", "segmentation": "mask"}
+IGNORED_PIXEL = 255  # of a mask: it has no class and does not count
 LOWER_IS_BETTER = frozenset({"loss", "mae", "rmse"})  # of the metrics that a best one is chosen by
 
 

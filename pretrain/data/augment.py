@@ -8,8 +8,9 @@ Legend: b images · H, W pixels of the model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
@@ -19,9 +20,20 @@ from pretrain import seeds
 from pretrain.config.schema.data import EvalTransformConfig, TrainTransformConfig
 from pretrain.data.crops import CROPS, NUMBERS_PER_CROP, Numbers
 from pretrain.data.decode import EncodedImage, Pixels, inside, open_image
+from pretrain.data.masks import Mask, open_mask
 from pretrain.data.policies.protocol import Policy
 from pretrain.data.policies.registry import build_policies
 from pretrain.data.resize import resize
+
+if TYPE_CHECKING:
+    from pretrain.data.reader import Sample
+
+
+class View(NamedTuple):
+    """What is seen of a sample: an image, uint8 (H, W, 3), and in a set of masks the classes of its pixels, (H, W)."""
+
+    pixels: Pixels
+    mask: Mask | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,25 @@ class TrainTransform:
             out[...] = pixels
         return self._apply_policies(out, numbers[NUMBERS_PER_CROP + 1 :]) if self.policies else out
 
+    def pair(self, sample: Sample, numbers: Numbers, out: Pixels | None = None) -> View:
+        """As a call, and the sample's mask cut and flipped alike.
+
+        Raises:
+            BadSample: the image or the mask is unreadable, or they have different sizes.
+        """
+        image = open_image(sample.data)
+        if sample.mask is None:
+            return View(self.of_image(image, numbers, out))
+        mask = open_mask(sample.mask, image.height, image.width)
+        cut = self._of_masks.of_image(mask, numbers[: NUMBERS_PER_CROP + 1])
+        return View(self.of_image(image, numbers, out), cut[:, :, 0])
+
+    @cached_property
+    def _of_masks(self) -> TrainTransform:
+        """The same crop and flip by the nearest pixel, and nothing that changes colours."""
+        colours = {"randaugment": None, "auto_augment": None, "three_augment": False, "color_jitter": 0.0}
+        return replace(self, config=self.config.model_copy(update={"resize_filter": "nearest", **colours}))
+
     def _apply_policies(self, out: Pixels, numbers: Numbers) -> Pixels:
         pixels = out
         for policy in self.policies.values():
@@ -119,7 +150,23 @@ class EvalTransform:
         Raises:
             BadSample: the bytes are no readable image.
         """
-        pixels = open_image(data).decode()
+        return self.of_pixels(open_image(data).decode())
+
+    def pair(self, sample: Sample) -> View:
+        """As a call, and the sample's mask cut alike.
+
+        Raises:
+            BadSample: the image or the mask is unreadable, or they have different sizes.
+        """
+        pixels = open_image(sample.data).decode()
+        if sample.mask is None:
+            return View(self.of_pixels(pixels))
+        mask = open_mask(sample.mask, *pixels.shape[:2]).decode()
+        nearest = replace(self, config=self.config.model_copy(update={"resize_filter": "nearest"}))
+        return View(self.of_pixels(pixels), nearest.of_pixels(mask)[:, :, 0])
+
+    def of_pixels(self, pixels: Pixels) -> Pixels:
+        """As a call, of an image that was decoded at full size."""
         if self.config.resize == "squash":
             return resize(pixels, self.height, self.width, self.config.resize_filter)
         wanted = (round(self.height / self.config.crop_fraction), round(self.width / self.config.crop_fraction))

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
+from pretrain.config.target import IGNORED_PIXEL
 from pretrain.data import lent_memory
 from pretrain.data.ahead import FetchAhead
-from pretrain.data.augment import EvalTransform, TrainTransform
+from pretrain.data.augment import EvalTransform, TrainTransform, View
 from pretrain.data.batch import NO_SLOT, Batch
-from pretrain.data.decode import Pixels
 from pretrain.data.faults import BadSample
 from pretrain.data.index import PADDING_LABEL, ShardTable
 from pretrain.data.mixture import Mixture
@@ -85,17 +85,19 @@ class TrainDataset(Dataset[Any]):
         rows = batch.images.permute(0, 2, 3, 1).numpy()
         for row, sample_id in enumerate(draws.sample_ids.tolist()):
             try:
-                self.transform(self.reader.read_at(sample_id, places[row]), numbers[row], rows[row])
-                if batch.targets is not None:
-                    batch.targets.numpy()[row] = self.reader.record(sample_id).vector
+                if batch.targets is None:
+                    self.transform(self.reader.read_at(sample_id, places[row]), numbers[row], rows[row])
+                else:
+                    sample = self.reader.read(sample_id)
+                    _fill_target(batch.targets, row, sample, self.transform.pair(sample, numbers[row], rows[row]))
             except BadSample as bad:
                 self._replace(batch, row, sample_id, bad, numbers[row])
         return batch
 
     def _replace(self, batch: Batch, row: int, sample_id: int, bad: BadSample, numbers: NDArray[np.float64]) -> None:
         """Puts the next good sample of the shard in the place of a bad one."""
-        sample, pixels, fault = self.reader.neighbour(sample_id, bad, lambda data: self.transform(data, numbers))
-        _fill(batch, row, sample, pixels)
+        sample, view, fault = self.reader.neighbour(sample_id, bad, lambda sample: self.transform.pair(sample, numbers))
+        _fill(batch, row, sample, view)
         batch.faults.append(fault)
 
     def close(self) -> None:
@@ -172,7 +174,7 @@ class EvalDataset(Dataset[Any]):
                 break
             sample_id = place if self.sample_ids is None else int(self.sample_ids[place])
             try:
-                _fill(batch, row, *self.reader.read_decoded(sample_id, self.transform))
+                _fill(batch, row, *self.reader.read_decoded(sample_id, self.transform.pair))
             except BadSample as bad:  # another image in its place would count twice
                 batch.faults.append(self.reader.fault(sample_id, bad))
         batch.images[~batch.valid] = 0
@@ -201,20 +203,32 @@ def _empty_batch(size: int, transform: TrainTransform | EvalTransform, max_label
         sample_ids=torch.full((size,), NO_SAMPLE, dtype=torch.int64),
         slots=torch.full((size,), NO_SLOT, dtype=torch.int64),
         valid=torch.zeros(size, dtype=torch.bool),
-        targets=torch.zeros(size, table.num_classes) if table.target == "vector" else None,
+        targets=_empty_targets(size, transform, table),
         block=block,
     )
 
 
-def _fill(batch: Batch, row: int, sample: Sample, pixels: Pixels) -> None:
-    """Puts one image, uint8 (H, W, 3), into its row."""
-    batch.images.numpy()[row] = pixels.transpose(2, 0, 1)  # both are channels last: one copy of a block
+def _empty_targets(size: int, transform: TrainTransform | EvalTransform, table: ShardTable) -> torch.Tensor | None:
+    if table.target == "vector":
+        return torch.zeros(size, table.num_classes)
+    if table.target == "mask":
+        return torch.full((size, transform.height, transform.width), IGNORED_PIXEL, dtype=torch.uint8)
+    return None
+
+
+def _fill_target(targets: torch.Tensor, row: int, sample: Sample, view: View) -> None:
+    targets.numpy()[row] = sample.vector if view.mask is None else view.mask
+
+
+def _fill(batch: Batch, row: int, sample: Sample, view: View) -> None:
+    """Puts one sample into its row."""
+    batch.images.numpy()[row] = view.pixels.transpose(2, 0, 1)  # both are channels last: one copy of a block
     batch.labels.numpy()[row] = PADDING_LABEL
     batch.labels.numpy()[row, : len(sample.labels)] = sample.labels
     batch.sample_ids.numpy()[row] = sample.sample_id
     batch.valid.numpy()[row] = True
     if batch.targets is not None:
-        batch.targets.numpy()[row] = sample.vector
+        _fill_target(batch.targets, row, sample, view)
 
 
 class MicroSteps(Sequence[tuple[int, int]]):

@@ -5,7 +5,8 @@ DIR/shard-000000.tar                    an ordinary WebDataset shard
 DIR/shard-000000.records.safetensors    offsets, sizes, CRC-32 and labels of its images, read when the shard is
 
 Labels are in CSR form: record i has ``labels[label_starts[i]:label_starts[i + 1]]``. Names likewise, as UTF-8 bytes. A
-set of vectors has a column ``vectors`` of N · D numbers; columns that a set does not need are absent.
+set of vectors has a column ``vectors`` of N · D numbers, a set of masks columns that say where those lie; columns that
+a set does not need are absent.
 """
 
 from __future__ import annotations
@@ -43,7 +44,12 @@ _COLUMNS = {
     "sources": np.uint8,
     "source_starts": np.int64,
 }
-_OPTIONAL_COLUMNS = {"vectors": np.float64}
+_OPTIONAL_COLUMNS = {
+    "vectors": np.float64,
+    "mask_offsets": np.int64,
+    "mask_sizes": np.int64,
+    "mask_crc32": np.uint32,
+}
 
 
 def records_name(shard: str) -> str:
@@ -213,6 +219,7 @@ class Record:
         member: name inside the tar, such as 000000042.jpg.
         source: the packer's key, such as the path of the file that was packed.
         vector: the numbers that belong to the image, in a set of vectors.
+        mask: where its mask is, in a set of masks: offset, size and CRC-32.
     """
 
     offset: int
@@ -222,6 +229,7 @@ class Record:
     member: str
     source: str
     vector: tuple[float, ...] = ()
+    mask: tuple[int, int, int] | None = None
 
 
 class Records:
@@ -249,7 +257,22 @@ class Records:
             member=self._row("members", "member_starts", index).tobytes().decode(),
             source=self._row("sources", "source_starts", index).tobytes().decode(errors="surrogateescape"),
             vector=tuple(self.vectors[index].tolist()) if "vectors" in columns else (),
+            mask=self._mask(index) if "mask_offsets" in columns else None,
         )
+
+    def _mask(self, index: int) -> tuple[int, int, int]:
+        offset, size, crc32 = (int(self.columns[name][index]) for name in ("mask_offsets", "mask_sizes", "mask_crc32"))
+        return offset, size, crc32
+
+    def spans(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First byte, and end, of all that is read of some samples; all int64 (b,)."""
+        columns = self.columns
+        starts = columns["offsets"][indices].astype(np.int64)
+        ends = starts + columns["sizes"][indices]
+        if "mask_offsets" not in columns:
+            return starts, ends
+        masks = columns["mask_offsets"][indices]
+        return np.minimum(starts, masks), np.maximum(ends, masks + columns["mask_sizes"][indices])
 
     @property
     def vectors(self) -> NDArray[np.float64]:
@@ -332,6 +355,10 @@ def encode_records(records: Sequence[Record], info: dict[str, Any]) -> bytes:
         arrays[name + "_starts"] = np.array(_starts([len(text) for text in texts]), dtype=np.int64)
     if records and records[0].vector:
         arrays["vectors"] = np.array([number for record in records for number in record.vector], dtype=np.float64)
+    if records and records[0].mask is not None:
+        masks = np.array([record.mask for record in records], dtype=np.int64)
+        for column, name in enumerate(("mask_offsets", "mask_sizes", "mask_crc32")):
+            arrays[name] = masks[:, column].astype(_OPTIONAL_COLUMNS[name])
     # one metadata key only: safetensors writes several in no fixed order
     return safetensors.numpy.save(arrays, metadata={"info": json.dumps(info, sort_keys=True)})
 

@@ -27,12 +27,13 @@ Decoded = TypeVar("Decoded")
 
 @dataclass(frozen=True)
 class Sample:
-    """The encoded bytes of one image and what belongs to it: labels, or a vector of numbers."""
+    """The encoded bytes of one image and what belongs to it: labels, a vector of numbers, or an encoded mask."""
 
     sample_id: int
     data: bytes
     labels: tuple[int, ...]
     vector: tuple[float, ...] = ()
+    mask: bytes | None = None
 
 
 class Place(NamedTuple):
@@ -69,7 +70,8 @@ class ShardReader:
         """
         shard, record = self.record(sample_id)
         data = self.read_at(sample_id, Place(shard, record.offset, record.size, record.crc32))
-        return Sample(sample_id, data, record.labels, record.vector)
+        mask = None if record.mask is None else self.read_at(sample_id, Place(shard, *record.mask))
+        return Sample(sample_id, data, record.labels, record.vector, mask)
 
     def read_at(self, sample_id: int, place: Place) -> bytes:
         """The bytes of a sample whose place is known, as ``read``."""
@@ -118,21 +120,19 @@ class ShardReader:
 
     def spans(self, shard: int, records: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First byte, and end, of some images of a shard; all int64 (b,)."""
-        columns = self._open(shard).columns
-        starts = columns["offsets"][records].astype(np.int64)
-        return starts, starts + columns["sizes"][records]
+        return self._open(shard).spans(records)
 
-    def read_decoded(self, sample_id: int, decode: Callable[[bytes], Decoded]) -> tuple[Sample, Decoded]:
-        """One sample and what ``decode`` makes of its bytes.
+    def read_decoded(self, sample_id: int, decode: Callable[[Sample], Decoded]) -> tuple[Sample, Decoded]:
+        """One sample and what ``decode`` makes of it.
 
         Raises:
             BadSample: as ``read``, or raised by ``decode``.
         """
         sample = self.read(sample_id)
-        return sample, decode(sample.data)
+        return sample, decode(sample)
 
     def read_or_neighbour(
-        self, sample_id: int, decode: Callable[[bytes], Decoded]
+        self, sample_id: int, decode: Callable[[Sample], Decoded]
     ) -> tuple[Sample, Decoded, list[Fault]]:
         """One sample, or the next good one of its shard where it is bad: the same one on every rank and in every run.
 
@@ -146,7 +146,7 @@ class ShardReader:
             return sample, decoded, [fault]
 
     def neighbour(
-        self, sample_id: int, bad: BadSample, decode: Callable[[bytes], Decoded]
+        self, sample_id: int, bad: BadSample, decode: Callable[[Sample], Decoded]
     ) -> tuple[Sample, Decoded, Fault]:
         """The next good sample of the shard in the place of one that is bad: ``bad`` says why.
 
@@ -228,13 +228,13 @@ class MixedReader:
         index, first = self._of(sample_id)
         return self.readers[index].read_at(sample_id - first, place)
 
-    def record(self, sample_id: int) -> Record:
-        """What the index says about a sample."""
+    def read(self, sample_id: int) -> Sample:
+        """As ``ShardReader.read``."""
         index, first = self._of(sample_id)
-        return self.readers[index].record(sample_id - first)[1]
+        return replace(self.readers[index].read(sample_id - first), sample_id=sample_id)
 
     def neighbour(
-        self, sample_id: int, bad: BadSample, decode: Callable[[bytes], Decoded]
+        self, sample_id: int, bad: BadSample, decode: Callable[[Sample], Decoded]
     ) -> tuple[Sample, Decoded, Fault]:
         """As ``ShardReader.neighbour``.
 

@@ -1,4 +1,4 @@
-"""Resizing of 8-bit RGB images, in the four ways that the recipes name.
+"""Resizing of 8-bit RGB images, in the four ways that the recipes name, and masks.
 
 bilinear and area are OpenCV's; the antialiased ones are PyTorch's, which follow Pillow's filters to one or two levels.
 """
@@ -46,6 +46,7 @@ FILTERS: dict[str, Filter] = {
     "bilinear_aa": _pytorchs(torch.ops.aten._upsample_bilinear2d_aa.out),  # what F.interpolate calls, into our memory
     "bicubic_aa": _pytorchs(torch.ops.aten._upsample_bicubic2d_aa.out),
     "area": _opencvs(cv2.INTER_AREA),
+    "nearest": _opencvs(cv2.INTER_NEAREST_EXACT),  # for masks: the pixel whose centre is nearest
 }
 ANTIALIASED = frozenset({"bilinear_aa", "bicubic_aa", "area"})
 

@@ -16,6 +16,7 @@ from pretrain.evaluation.few_shot import FewShot
 from pretrain.evaluation.knn import NearestNeighbours
 from pretrain.evaluation.logistic import LogisticProbe
 from pretrain.evaluation.regression import VectorErrors
+from pretrain.evaluation.segmentation import MaskOverlap
 
 MOST_COMPARED = 2_000_000  # training images whose checksums are read for a warning
 
@@ -44,6 +45,7 @@ EVALUATORS: dict[str, Callable[[EvaluationSetConfig, Context], Evaluator]] = {
     "label_map": Accuracy,
     "multilabel": MultiLabel,
     "regression": VectorErrors,
+    "segmentation": MaskOverlap,
     **dict.fromkeys(PROBES, _probe),
 }
 

@@ -51,6 +51,7 @@ def forward_macs(model: ModelConfig, num_classes: int, *, with_head: bool = True
         keys = shape.num_patches * 2 * width * (width + 1)  # k and v of each patch, logits and weighted sum
         pool = keys + 2 * width * width + 2 * width * shape.mlp_dim
     head = width * hidden + hidden * num_classes if hidden else width * num_classes
+    head *= shape.num_patches if model.head == "dense" else 1
     body = embed + shape.depth * (dense + attention) + pool
     return body + head * (2 if model.distilled else 1) if with_head else body
 
@@ -220,7 +221,11 @@ def _selective_bytes(shape: ViTShape, model: ModelConfig, precision: Precision) 
 
 
 def _ends_bytes(shape: ViTShape, model: ModelConfig, num_classes: int, precision: Precision) -> int:
-    """Image, final norm, fp32 head, and for the loss the log-probabilities (or logits) and targets."""
+    """Image, final norm, fp32 head, and for the loss the log-probabilities (or logits) and targets.
+
+    A dense head keeps the tokens in fp32, its normed ones among them, and for the loss the log-probabilities of every
+    pixel and int64 classes.
+    """
     image = NUM_CHANNELS * math.prod(shape.img_size) * _COMPUTE_BYTES[precision]
     pool_first = model.pool == "avg_norm"
     norm = (
@@ -230,12 +235,16 @@ def _ends_bytes(shape: ViTShape, model: ModelConfig, num_classes: int, precision
     )
     hidden = representation_size(model) or 0
     head = _FP32 * (shape.embed_dim + 2 * hidden)
+    outputs = 2 * _FP32 * num_classes
+    if model.head == "dense":
+        head = _FP32 * shape.num_patches * shape.embed_dim * (2 if pool_first else 1)
+        outputs = (_FP32 * num_classes + 8) * math.prod(shape.img_size)
     masks = shape.num_tokens * shape.embed_dim if model.dropout else 0
     pool = 0
     if model.pool == "map":  # the patches, their keys and values, and the MLP of one token
         pool = 3 * shape.num_patches * shape.embed_dim + 6 * shape.embed_dim + 2 * shape.mlp_dim
     stem = _stem_bytes(shape, precision) if shape.stem_blocks else 0
-    return image + stem + norm + head + masks + pool * _COMPUTE_BYTES[precision] + 2 * _FP32 * num_classes
+    return image + stem + norm + head + masks + pool * _COMPUTE_BYTES[precision] + outputs
 
 
 def _stem_bytes(shape: ViTShape, precision: Precision) -> int:
@@ -260,9 +269,17 @@ def footprint(
         parameters=num_parameters(model, num_classes),
         largest_unit=_block_parameters(resolve(model)),
         kept=activation_bytes(model, num_classes, precision=precision, checkpointing=checkpointing),
-        working=working_bytes(model, precision=precision, checkpointing=checkpointing),
+        working=max(
+            working_bytes(model, precision=precision, checkpointing=checkpointing), _loss_bytes(model, num_classes)
+        ),
         copies=_cast_bytes(model, num_classes, precision),
     )
+
+
+def _loss_bytes(model: ModelConfig, num_classes: int) -> int:
+    """Bytes per image at the start of the backward pass: gradients of log-probabilities and logits of every pixel."""
+    pixels = math.prod(resolve(model).img_size) if model.head == "dense" else 0
+    return 2 * _FP32 * num_classes * pixels
 
 
 def _block_parameters(shape: ViTShape) -> int:

@@ -26,7 +26,7 @@ from pretrain.models.variants import ViTShape, resolve
 from pretrain.models.zoo import tensor_shapes
 
 FORMAT_VERSION = 1
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "regression", "segmentation"]
 _HEADER_KEY = "pretrain.weights"
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -86,7 +86,9 @@ class WeightsMetadata(Strict):
 
     @property
     def task(self) -> Task:
-        """What the head gives: logits of classes, or numbers."""
+        """What the head gives: logits of an image's classes, numbers, or logits of every pixel's classes."""
+        if self.model.head == "dense":
+            return "segmentation"
         return "classification" if self.target_mean is None else "regression"
 
     @property

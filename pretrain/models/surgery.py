@@ -156,6 +156,11 @@ def adapt_state_dict(
 
         return adapt_timm_state(state, source, model, head=head, filter=filter, seed=seed)
     _check_architecture(source, model)
+    if head == "keep" and source.model.head != model.config.head:
+        raise CheckpointError(
+            f"the weights have model.head: {source.model.head}, the model {model.config.head}; set init.head: replace "
+            "for a new head"
+        )
     expected = parameter_shapes(model.config, model.num_classes)
     report, adapted, left = SurgeryReport(), {}, dict(state)
     _switch_norm(left, expected, report)

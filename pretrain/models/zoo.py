@@ -13,11 +13,14 @@ from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import ConfigError
 from pretrain.models import init, variants
 from pretrain.models.deit import DistilledVisionTransformer
+from pretrain.models.dense import DenseTransformer
 from pretrain.models.masked import MaskedPatchTransformer
 from pretrain.models.vit import build_vit
 
 
 def _vit(model: ModelConfig, num_classes: int) -> nn.Module:
+    if model.head == "dense":
+        return DenseTransformer(model, num_classes)
     if model.distilled:
         return DistilledVisionTransformer(model, num_classes)
     return MaskedPatchTransformer(model, num_classes) if model.mask_token else build_vit(model, num_classes)

@@ -26,7 +26,8 @@ class Inputs:
         labels: int64 (B, M), padded with −1.
         drop_path: None, or (B, depth, 2) of 0 or 1 / keep (see ``models.layers.drop_path``).
         targets: None, or what goes before ``labels``: the share of each class, fp32 (B, K), which mixing made of them;
-            or, of a set that has vectors in their place, those, fp32 (B, K), in the units of the data.
+            or, of a set that has vectors in their place, those, fp32 (B, K), in the units of the data; or
+            masks, uint8 (B, H, W).
         slots: int64 (B,) on the **host**: the number of each draw in the global stream, of which masks are a function.
     """
 

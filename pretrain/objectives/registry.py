@@ -14,6 +14,7 @@ from pretrain.objectives.distillation import Distillation
 from pretrain.objectives.masked_patches import MaskedPatches
 from pretrain.objectives.protocol import Objective
 from pretrain.objectives.regression import Regression
+from pretrain.objectives.segmentation import Segmentation
 from pretrain.objectives.sigmoid import Sigmoid
 from pretrain.objectives.softmax import Softmax
 
@@ -73,6 +74,7 @@ OBJECTIVES: dict[str, Callable[[ObjectiveConfig, Context], Objective]] = {
     "distillation": _distillation,
     "masked_patches": _masked_patches,
     "regression": _regression,
+    "segmentation": lambda config, context: Segmentation(),
 }
 
 
@@ -84,7 +86,7 @@ def build_objective(config: ObjectiveConfig, num_classes: int, context: Context 
     """
     if config.name not in OBJECTIVES:
         raise ConfigError(f"objective.name: unknown objective {config.name!r}; known are {', '.join(OBJECTIVES)}")
-    if config.name in ("softmax", "distillation") and num_classes < 2:
+    if config.name in ("softmax", "distillation", "segmentation") and num_classes < 2:
         raise ConfigError(
             f"objective.name: {config.name} over {num_classes} class is always 0; use sigmoid or more classes"
         )

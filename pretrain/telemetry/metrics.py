@@ -82,7 +82,7 @@ EVENTS: dict[str, Metric] = {
     "top5": Metric("share, 0-1", "mean over images", "images with a label among their five highest logits"),
     "precision_at_1": Metric("share, 0-1", "mean over images", "images whose highest logit is one of their labels"),
     "mAP": Metric("share, 0-1", "mean over classes with an image", "average precision of a class, no interpolation"),
-    "num_classes": Metric("classes", "all ranks", "classes with an image, over which mAP is the mean"),
+    "num_classes": Metric("classes", "all ranks", "classes over which mAP (those with an image) or mIoU is the mean"),
     "N_shot": Metric(
         "share, 0-1", "mean over images and draws", "accuracy of the regression on N images per class: `5_shot`"
     ),
@@ -94,6 +94,10 @@ EVENTS: dict[str, Metric] = {
     "mae": Metric("the data's", "mean over numbers and images", "mean absolute error of a regression"),
     "rmse": Metric("the data's", "mean over numbers", "root of the mean squared error of a regression"),
     "r2": Metric("1", "mean over numbers", "R² of a regression: 1 is perfect, 0 what their mean would get"),
+    "mIoU": Metric("share, 0-1", "mean over classes in masks or answers", "intersection over union of pixels"),
+    "pixel_accuracy": Metric(
+        "share, 0-1", "mean over pixels with a class", "pixels whose highest logit is their class"
+    ),
     "num_samples": Metric("images", "sum over ranks", "images evaluated"),
     "seconds": Metric("s", "rank 0", "duration of the event"),
 }

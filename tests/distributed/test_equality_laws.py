@@ -71,6 +71,12 @@ def test_one_rank_with_twice_the_passes(pool1: Pool, reference: list[float]) -> 
 
 OTHER_TARGETS: dict[str, dict[str, object]] = {
     "regression": {"objective__name": "regression", "objective__regression": "smooth_l1"},
+    "segmentation": {
+        "objective__name": "segmentation",
+        "model__head": "dense",
+        "model__representation_size": None,
+        "data__eval_transform": {"resize": "squash"},
+    },
 }
 
 

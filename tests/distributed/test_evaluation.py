@@ -92,7 +92,7 @@ def test_ranks_agree_and_their_number_has_no_effect(folder: Path, pool1: Pool, p
             assert first[name] == pytest.approx(metrics, abs=1e-12), name
 
 
-OTHER_TARGETS = {"regression": "vector"}
+OTHER_TARGETS = {"regression": "vector", "segmentation": "mask"}
 
 
 @pytest.mark.parametrize("kind", OTHER_TARGETS)
@@ -102,6 +102,7 @@ def test_other_targets_than_labels(tmp_path: Path, pool1: Pool, pool2: Pool, kin
     config = experiment(
         tmp_path / "set", sum(TEST), objective__name=kind, evaluation__sets={"x": chosen}, precision="fp32",
         evaluation__micro_batch_size=MICRO, model__head_init="normal",
+        model__head="dense" if kind == "segmentation" else "pooled",
     )  # fmt: skip
     (alone,) = pool1.run(measured, config, None)
     first, second = pool2.run(measured, config, None)

@@ -73,6 +73,9 @@ def global_batch(step: int, config: Experiment) -> Inputs:
     targets = None
     if config.objective.name == "regression":
         targets = 3 + 2 * torch.randn(BATCH, CLASSES, generator=generator)
+    if config.objective.name == "segmentation":
+        targets = torch.randint(CLASSES, (BATCH, size, size), generator=generator, dtype=torch.uint8)
+        targets[::3, : size // 2] = 255  # on one rank more of the pixels have no class than on the other
     return Inputs(images, labels, scales, targets, slots)
 
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config.schema.model import ModelConfig
 from pretrain.models.cost import forward_macs, training_flops
-from pretrain.models.vit import build_vit
+from pretrain.models.zoo import build_model
 
 
 @pytest.mark.parametrize(
@@ -26,12 +26,13 @@ from pretrain.models.vit import build_vit
         {"variant": "nano/8", "img_size": 32, "pos_embed": "rope_2d"},
         {"variant": "R50+S/16"},
         {"variant": "R50+S/32", "img_size": (224, 288)},
+        {"variant": "S/16", "img_size": (64, 96), "head": "dense"},
     ],
 )
 def test_macs_equal_torchs_count(changes: dict[str, Any]) -> None:
     config, num_classes, num_images = ModelConfig(**changes), 100, 2
     with torch.device("meta"):
-        model = build_vit(config, num_classes)
+        model: Any = build_model(config, num_classes)
         images = torch.empty(num_images, 3, *model.shape.img_size)
     with FlopCounterMode(display=False) as counter:
         model(images)

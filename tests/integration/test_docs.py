@@ -35,6 +35,8 @@ KNOWN = {
     "python -m benchmarks.transfer": "takes an hour; its tiny form: tests/integration/test_transfer_experiment.py",
     "python -m pipelines evaluate data/demo/positions": "needs the set; tests/unit/pipelines/test_numbers.py",
     "python -m pipelines predict data/demo/positions": "likewise",
+    "python -m pipelines evaluate data/demo/masks": "needs the set; tests/unit/pipelines/test_pixels.py",
+    "python -m pipelines predict data/demo/masks": "likewise",
 }
 
 

@@ -11,7 +11,7 @@ from pretrain.config.schema.base import PositiveFloat, PositiveInt, Strict
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.source import PLACES
 
-Kind = Literal["accuracy", "multilabel", "label_map", "few_shot", "knn", "logistic", "regression"]
+Kind = Literal["accuracy", "multilabel", "label_map", "few_shot", "knn", "logistic", "regression", "segmentation"]
 FEATURE_KINDS = ("few_shot", "knn", "logistic")  # look at what the head sees, not at its logits
 # (settings, kinds that have them)
 SETTINGS_OF_KINDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
@@ -33,6 +33,7 @@ CHIEF_METRICS: dict[Kind, str] = {
     "knn": "knn_top1",
     "logistic": "logistic_top1",
     "regression": "mae",
+    "segmentation": "mIoU",
 }
 FEW_SHOT_L2 = 2.0**10
 LOGISTIC_L2 = 1.0
@@ -45,7 +46,8 @@ class EvaluationSetConfig(Strict):
         default="accuracy",
         description="accuracy: top-1 and top-5. multilabel: precision@1 and mean average precision. label_map: "
         "accuracy where the set has other classes than the head (ImageNet-1k with a head of ImageNet-21k). regression: "
-        "mean absolute error, root of the mean squared error and R², for objective.name: regression. On frozen "
+        "mean absolute error, root of the mean squared error and R², for objective.name: regression. "
+        "segmentation: mean intersection over union and pixel accuracy, for objective.name: segmentation. On frozen "
         "features, with a labelled train set beside it: few_shot (regularised least squares), knn, logistic "
         "(regression).",
     )

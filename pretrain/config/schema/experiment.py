@@ -17,7 +17,7 @@ from pretrain.config.schema.objective import NUM_COLOURS, ObjectiveConfig
 from pretrain.config.schema.optim import OptimConfig
 from pretrain.config.schema.sweep import SweepConfig
 from pretrain.config.schema.telemetry import GuardConfig, TelemetryConfig
-from pretrain.config.target import IN_WORDS, makers_of, wanted_by
+from pretrain.config.target import IGNORED_PIXEL, IN_WORDS, makers_of, wanted_by
 
 FORMAT_VERSION = 1
 
@@ -94,6 +94,42 @@ class Experiment(Strict):
                     f"evaluation.sets.{name}.kind: {chosen.kind} needs {IN_WORDS[wanted]}, objective.name: "
                     f"{self.objective.name} learns from {IN_WORDS[target]}; {remedy}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _masks_have_a_dense_head(self) -> Experiment:
+        dense, name = self.model.head == "dense", self.objective.name
+        if dense != (name == "segmentation"):
+            raise ValueError(
+                f"objective.name: {name} needs model.head: {'dense' if not dense else 'pooled'}"
+                + (f", which is for name: vit, not {self.model.name}" if not dense and self.model.is_timm else "")
+            )
+        if not dense:
+            return self
+        transform = self.data.augmentation
+        for key in ("randaugment", "auto_augment", "random_erasing"):
+            if getattr(transform, key) is not None:
+                raise ValueError(
+                    f"data.train_transform.{key} (or data.augreg) changes where things are in an image, but not in its "
+                    "mask; remove it, or use three_augment or color_jitter, which change colours only"
+                )
+        transforms = {"data.eval_transform": self.data.eval_transform}
+        for key, chosen in self.evaluation.sets.items():
+            if chosen.uses_features:
+                raise ValueError(
+                    f"evaluation.sets.{key}.kind: {chosen.kind} looks at one vector per image, which model.head: dense "
+                    "has not; set kind: segmentation"
+                )
+            if chosen.transform is not None:
+                transforms[f"evaluation.sets.{key}.transform"] = chosen.transform
+        for key, chosen in transforms.items():
+            if chosen.resize != "squash":
+                raise ValueError(
+                    f"{key}.resize: {chosen.resize} cuts pixels away, which then would not be judged; with masks use "
+                    "squash, which sees the whole image"
+                )
+        if self.data.num_classes > IGNORED_PIXEL:
+            raise ValueError(f"data.num_classes: {self.data.num_classes}; masks have at most {IGNORED_PIXEL} classes")
         return self
 
     @model_validator(mode="after")

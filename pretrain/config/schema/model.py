@@ -117,6 +117,11 @@ class ModelConfig(Strict):
         description="rope_2d only: positions are scaled as if the grid (h, w) were this one, such as that of the "
         "pretraining when fine-tuning at another resolution; null: positions are patch indices.",
     )
+    head: Literal["pooled", "dense"] = Field(
+        default="pooled",
+        description="pooled: logits of the image. dense: logits of every pixel, by a linear layer on each patch token "
+        "and bilinear interpolation, for objective.name: segmentation.",
+    )
     representation_size: PositiveInt | Literal["width"] | None = Field(
         default=None,
         description="Width of the tanh layer before the head (the paper's pretraining head); null: linear head.",
@@ -165,6 +170,22 @@ class ModelConfig(Strict):
             raise ValueError("distilled: true needs pool: token, a linear head and no mask_token")
         if self.distilled and self.num_registers:
             raise ValueError("distilled: true has no num_registers; remove one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _dense_head_has_patch_tokens(self) -> ModelConfig:
+        if self.head == "dense":
+            others = {
+                "pool: map": self.pool == "map",
+                "representation_size": self.representation_size is not None,
+                "distilled": self.distilled,
+                "mask_token": self.mask_token,
+            }
+            ignored = [name for name, given in others.items() if given]
+            if ignored:
+                raise ValueError(
+                    f"head: dense is one layer on each patch token; {ignored[0]} would be ignored: remove it"
+                )
         return self
 
     @model_validator(mode="after")

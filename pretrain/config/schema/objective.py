@@ -22,11 +22,12 @@ NUM_COLOURS = 512  # classes of masked_patches: 3 bits for each of red, green an
 class ObjectiveConfig(Strict):
     """What is minimised."""
 
-    name: Literal["softmax", "sigmoid", "distillation", "masked_patches", "regression"] = Field(
+    name: Literal["softmax", "sigmoid", "distillation", "masked_patches", "regression", "segmentation"] = Field(
         default="softmax",
         description="softmax: one label per image. sigmoid: any number of labels per image. distillation: DeiT's, with "
         "a teacher. masked_patches: the mean colours of corrupted patches, without labels (ViT, B.1.2). "
-        "regression: a vector of numbers per image, standardised by the training set.",
+        "regression: a vector of numbers per image, standardised by the training set. segmentation: "
+        "a class for every pixel (model.head: dense).",
     )
     label_smoothing: Probability = Field(
         default=0.0, description="Share of the target spread over all classes (softmax and distillation)."

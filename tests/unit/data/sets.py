@@ -11,8 +11,10 @@ import numpy as np
 from PIL import Image
 
 from pipelines.packing.finish import finish_split
+from pipelines.packing.masks import MaskOptions
 from pipelines.packing.plan import PackOptions, Plan, Shard, Split
 from pipelines.packing.shard import Writing, write_shard
+from pipelines.sources.png import encode_grey
 from pipelines.sources.protocol import Item, Source
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.target import Target
@@ -39,6 +41,8 @@ class CodedSource(Source):
         numbers = range(count)
         if self.target == "vector":
             return [Item(f"image-{number:06d}", (), SIZE * SIZE, vector=vector_of(number)) for number in numbers]
+        if self.target == "mask":
+            return [Item(f"image-{number:06d}", (), SIZE * SIZE, mask=str(number)) for number in numbers]
         return [Item(f"image-{number:06d}", labels_of(number, self.multi_label), SIZE * SIZE) for number in numbers]
 
     def read(self, item: Item) -> tuple[bytes, str]:
@@ -49,6 +53,13 @@ class CodedSource(Source):
         buffer = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format=self.image_format)
         return buffer.getvalue(), self.image_format
+
+    def read_mask(self, item: Item) -> bytes:
+        """Stripes of the image's size: some pixels have no class."""
+        shape = (3 * SIZE, 4 * SIZE) if self.noise else (SIZE, SIZE)
+        columns = np.arange(shape[1], dtype=np.uint8) // 2 + int(item.mask)
+        classes = np.broadcast_to(columns % (NUM_CLASSES + 1), shape).astype(np.uint8)
+        return encode_grey(np.where(classes == NUM_CLASSES, 255, classes).astype(np.uint8))
 
 
 def colour_of(number: int) -> tuple[int, int, int]:
@@ -81,7 +92,8 @@ def write_set(folder: Path, sizes: Sequence[int], **source: Any) -> Path:
     ]
     folder.mkdir(parents=True, exist_ok=True)
     for shard in shards:
-        writing = Writing(coded, multi_label=coded.multi_label, target=coded.target)
+        masks = MaskOptions(NUM_CLASSES)
+        writing = Writing(coded, multi_label=coded.multi_label, target=coded.target, masks=masks)
         write_shard(writing, (folder, shard), lambda count: None)
     split = Split("train", tuple(shards))
     plan = Plan(tuple(coded.classes), (split,), "", "", "", target=coded.target)

@@ -45,6 +45,7 @@ def test_published_parameter_counts(variant: str, with_head: int, without_head_m
         {"variant": "nano/8", "img_size": 32, "mlp_dim": 50},
         {"variant": "G/14", "pool": "map", "class_token": False, "qk_norm": True, "layer_scale": 1e-4},
         {"variant": "R50+L/32", "num_registers": 4},
+        {"variant": "S/16", "head": "dense", "pool": "norm_avg"},
     ],
 )
 def test_count_and_names_equal_the_built_model(changes: dict[str, Any]) -> None:

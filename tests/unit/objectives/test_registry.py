@@ -17,6 +17,7 @@ from pretrain.objectives.masked_patches import MaskedPatches
 from pretrain.objectives.protocol import Inputs
 from pretrain.objectives.registry import OBJECTIVES, Context, build_objective
 from pretrain.objectives.regression import Regression
+from pretrain.objectives.segmentation import Segmentation
 from pretrain.objectives.sigmoid import Sigmoid
 from pretrain.objectives.softmax import Softmax
 from tests.golden.twins import small_config
@@ -32,8 +33,9 @@ CONFIGS: list[dict[str, Any]] = [
     {"name": "masked_patches"},
     {"name": "regression"},
     {"name": "regression", "regression": "smooth_l1", "beta": 0.5},
+    {"name": "segmentation"},
 ]
-OF_LABELS = [config for config in CONFIGS if config["name"] not in ("masked_patches", "regression")]
+OF_LABELS = [config for config in CONFIGS if config["name"] not in ("masked_patches", "regression", "segmentation")]
 OF_VECTORS = [config for config in CONFIGS if config["name"] == "regression"]
 SCALE = TargetScale((1.0, 2.0, 3.0, 4.0, 5.0), (1.0, 0.1, 2.0, 3.0, 1.0))
 TEACHER = linear_model(5, seed=4)
@@ -57,6 +59,7 @@ def test_settings_arrive() -> None:
         MaskedPatches((4, 6), (8, 8), half, half, seed=3),
         Regression(SCALE),
         Regression(SCALE, "smooth_l1", beta=0.5),
+        Segmentation(),
     ]
     assert {config["name"] for config in CONFIGS} == set(OBJECTIVES), "each objective stands in the table above"
 
@@ -83,17 +86,19 @@ def test_the_loss_is_the_mean_over_the_images(config: dict[str, Any], mixed: boo
 def test_nothing_is_read_on_the_host(config: dict[str, Any]) -> None:
     """Meta tensors have no values: a loss that needed one would raise."""
     masked, distilled = config["name"] == "masked_patches", config["name"] == "distillation"
+    dense = config["name"] == "segmentation"
     num_classes = 512 if masked else 11
     with torch.device("meta"):
-        model: Any = build_model(small_config(mask_token=masked, distilled=distilled), num_classes)
+        head = "dense" if dense else "pooled"
+        model: Any = build_model(small_config(mask_token=masked, distilled=distilled, head=head), num_classes)
         teacher = build_model(small_config(), num_classes).eval()
         batch = Inputs(torch.empty(2, 3, 32, 48), torch.empty(2, 1, dtype=torch.int64), torch.empty(2, 3, 2))
-        targets = torch.empty(2, num_classes)
+        targets = torch.empty(2, 32, 48, dtype=torch.uint8) if dense else torch.empty(2, num_classes)
     batch = replace(batch, slots=torch.arange(2))
     mixed = replace(batch, targets=targets)
     context = Context(3, patch=(8, 8), grid=(4, 6), teacher=torch.no_grad()(teacher), two_heads=distilled)
     context = replace(context, scale=TargetScale((0.0,) * num_classes, (1.0,) * num_classes))
-    for inputs in (mixed,) if config in OF_VECTORS else (batch, mixed):
+    for inputs in (mixed,) if dense or config in OF_VECTORS else (batch, mixed):
         loss = build_objective(ObjectiveConfig(**config), num_classes, context)(model, inputs)
         loss.backward()
         assert loss.is_meta and model.head.weight.grad is not None

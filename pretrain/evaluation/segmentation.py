@@ -1,0 +1,79 @@
+"""How well the pixels' classes are found: ``kind: segmentation``.
+
+Legend: B images · H, W pixels · K classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pretrain.config.schema.evaluation import EvaluationSetConfig
+from pretrain.config.target import IGNORED_PIXEL
+from pretrain.distributed.collectives import all_reduce_sum
+from pretrain.evaluation.context import Context
+
+
+class MaskOverlap:
+    """Mean intersection over union and pixel accuracy, at the model's resolution."""
+
+    def __init__(self, config: EvaluationSetConfig, context: Context) -> None:
+        self._context = context
+        self._stream = context.stream(config, config.shards)
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, float]:
+        """``mIoU``, ``pixel_accuracy``, ``num_classes`` (over which mIoU is the mean) and ``num_samples``.
+
+        Counts are whole numbers, so that every number of ranks gives the same bits. Collective: yes.
+        """
+        num_classes, device = self._stream.table.num_classes, self._context.device
+        matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+        num_samples = torch.zeros((), dtype=torch.int64, device=device)
+        for batch in self._stream:
+            batch = batch.to(device)
+            assert batch.targets is not None
+            found = self._context.logits(batch).argmax(1)
+            matrix += confusion(found[batch.valid], batch.targets[batch.valid], num_classes)
+            num_samples += batch.valid.sum()
+        total = all_reduce_sum(matrix).cpu().numpy()
+        return {**overlap(total), "num_samples": float(all_reduce_sum(num_samples[None])[0])}
+
+
+def confusion(found: Tensor, true: Tensor, num_classes: int) -> Tensor:
+    """int64 (K, K): pixels of the true class (row) that were found to be of another (column).
+
+    Args:
+        found: classes, integers (B, H, W).
+        true: classes, or 255 where a pixel has none and does not count; integers (B, H, W).
+        num_classes: K.
+    """
+    counts = true != IGNORED_PIXEL
+    pairs = true[counts].long() * num_classes + found[counts].long()
+    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def per_class_iou(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Intersection over union of each class, float64 (K,); nan of one that no pixel is or was found to be."""
+    hits = np.diag(matrix).astype(np.float64)
+    union = matrix.sum(0) + matrix.sum(1) - np.diag(matrix)
+    return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+
+
+def overlap(matrix: NDArray[np.int64]) -> dict[str, float]:
+    """``mIoU`` over the classes that some pixel is or was found to be, how many these are, and ``pixel_accuracy``.
+
+    Args:
+        matrix: int64 (K, K), see ``confusion``.
+
+    Source: mIoU: Everingham et al. 2015, "The Pascal Visual Object Classes Challenge", section 4.2, over all images.
+    """
+    each, total = per_class_iou(matrix), int(matrix.sum())
+    shown = ~np.isnan(each)
+    return {
+        "mIoU": float(each[shown].mean()) if shown.any() else 0.0,
+        "pixel_accuracy": float(np.trace(matrix)) / max(total, 1),
+        "num_classes": int(shown.sum()),
+    }
