@@ -139,6 +139,9 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_intermixed_args(argv)
     sweep, console = read_sweep(args), Console(highlight=False, soft_wrap=True)
     trials = sweep.dev_trials() if sweep.chooses else []
+    if args.trial is not None:
+        print("\n".join(sweep.arguments(_trial(sweep, trials, args.trial))))
+        return 0
     for trial in trials:
         _check(sweep, trial, sweep.settings.metric, require_data=not args.dry_run)
     test = _check(sweep, sweep.final_trials(0)[0], None, require_data=not args.dry_run)
@@ -199,6 +202,14 @@ def read_sweep(args: argparse.Namespace) -> Sweep:
         ranks=args.ranks,
         parallel=args.parallel,
     )
+
+
+def _trial(sweep: Sweep, trials: Sequence[Trial], number: int) -> Trial:
+    """Raises ConfigError where there is no such trial."""
+    if not 0 <= number < len(trials):
+        numbers = f"0 to {len(trials) - 1}" if trials else "none: it has one combination and no dev split"
+        raise ConfigError(f"{sweep.config}: --trial {number}: the sweep's trials are {numbers}")
+    return trials[number]
 
 
 def _check(sweep: Sweep, trial: Trial, metric: str | None, *, require_data: bool) -> list[str]:
@@ -377,4 +388,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--parallel", type=positive, default=1, help="runs at a time, each on GPUs of its own (1)")
     parser.add_argument("--out", type=Path, help="folder of the run folders (RUN_transfer/CONFIG)")
     parser.add_argument("--dry-run", action="store_true", help="check, and print the commands only")
+    parser.add_argument(
+        "--trial", type=int, metavar="I", help="print the arguments of trial I, one a line, for a job that runs it"
+    )
     return parser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -77,6 +78,10 @@ def test_a_dry_run_prints_commands_that_pass_their_check(
     lines = done.stdout.splitlines()
     assert len(lines) == 4 and not (tmp_path / "out").exists()
     assert [line.rpartition("name=")[2] for line in lines] == ["dev_lr1e-7", "dev_lr0.003", "seed5", "seed6"]
+    trial = command.run(*sweep_command(config, source, tmp_path / "out", "--trial", "1"), check=True)
+    assert shlex.split(lines[1])[2:] == trial.stdout.splitlines()
+    refused = command.run(*sweep_command(config, source, tmp_path / "out", "--trial", "2"))
+    assert refused.returncode == 2 and "--trial 2: the sweep's trials are 0 to 1" in refused.stderr
 
 
 @pytest.mark.parametrize(

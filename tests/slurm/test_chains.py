@@ -68,6 +68,28 @@ def test_the_sweep_waits_for_what_it_starts_from(cluster: Cluster, straight: Pat
         assert f"lr: {lr}" in (run / "config.resolved.yaml").read_text()
 
 
+def test_the_trials_of_a_sweep_are_an_array(cluster: Cluster, straight: Path, tmp_path: Path) -> None:
+    """The job behind the array finds its trials done, and runs the best of them alone."""
+    sets = {"dev": {"shards": "data/demo/downstream/val", "num_samples": 466}}
+    sweep = {"grid": {"optim.lr": [1e-7, 0.003]}, "dev": {"evaluation.sets": sets}, "num_seeds": 1}
+    config = tmp_path / "digits.yaml"
+    config.write_text(json.dumps({"extends": str(Path(FINETUNE).resolve()), "sweep": sweep}))
+    settings = [*TINY_FINETUNE, "--out", tmp_path / "out"]
+    array = cluster.submit("--array=0-1", *ONE_GPU, "slurm/sweep.sh", straight, config, *settings)
+    after = [f"--dependency=afterany:{array}", "--cpus-per-task=1", "--mem=1G"]
+    words = ["slurm/stage.sh", "sweep", "--config", config, "--from", straight, *settings]
+    job = cluster.submit(*after, *words)
+    assert ended(cluster, array) == {"COMPLETED"}, [cluster.log(f"{array}_{task}") for task in (0, 1)]
+    before = {name: (tmp_path / "out" / name / "metrics.jsonl").read_bytes() for name in ("dev_lr1e-07", "dev_lr0.003")}
+    assert cluster.wait(job)["JobState"] == "COMPLETED", cluster.log(job)
+    assert all((tmp_path / "out" / name / "metrics.jsonl").read_bytes() == text for name, text in before.items())
+    result = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert [trial["name"] for trial in result["trials"]] == list(before) and len(result["runs"]) == 1
+    beyond = cluster.submit("--array=2", *ONE_GPU, "slurm/sweep.sh", straight, config, *settings)
+    assert ended(cluster, beyond) == {"FAILED"}
+    assert "--trial 2: the sweep's trials are 0 to 1" in cluster.log(f"{beyond}_2")
+
+
 def test_evaluation_on_two_ranks(cluster: Cluster, straight: Path, tmp_path: Path) -> None:
     """The job measures what the run itself measured at its end."""
     two = ["--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1"]
@@ -143,7 +165,15 @@ def test_bad_input_is_refused_within_seconds(cluster: Cluster, tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
-SCRIPTS = ("pretrain_vit_h.sh", "pretrain_vit_l.sh", "finetune.sh", "pack_shards.sh", "evaluate.sh", "stage.sh")
+SCRIPTS = (
+    "pretrain_vit_h.sh",
+    "pretrain_vit_l.sh",
+    "finetune.sh",
+    "sweep.sh",
+    "pack_shards.sh",
+    "evaluate.sh",
+    "stage.sh",
+)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
