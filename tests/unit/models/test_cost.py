@@ -21,6 +21,7 @@ from pretrain.models.cost import (
 from pretrain.models.variants import parameter_shapes
 from pretrain.models.vit import build_vit
 from pretrain.models.zero_memory import Buckets, communication_bytes
+from pretrain.models.zoo import build_model
 
 JFT_IMAGES = 303e6
 
@@ -81,13 +82,14 @@ def test_published_training_cost(variant: str, epochs: int, exaflops: float) -> 
 def kept_bytes(config: ModelConfig, num_classes: int, precision: str, checkpointing: str, num_images: int) -> int:
     """Bytes of what lives between the forward and the backward pass and was made after the weights."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = build_vit(config, num_classes).to(dtype)
+    model: Any = build_model(config, num_classes).to(dtype)
     model.set_grad_checkpointing(checkpointing)
-    labels = torch.zeros(num_images, dtype=torch.int64)
+    pixels = model.shape.img_size if config.head == "dense" else ()
+    labels = torch.zeros(num_images, *pixels, dtype=torch.uint8)
     live = LiveStorages(model.parameters())
     with live, torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
         images = torch.randn(num_images, 3, *model.shape.img_size)
-        loss = torch.nn.functional.cross_entropy(model(images), labels)
+        loss = torch.nn.functional.cross_entropy(model(images), labels.long())
         del images
     total = live.total()
     loss.backward()
@@ -134,6 +136,8 @@ def test_activations_are_what_stays_alive(changes: dict[str, Any], precision: An
         ({"pos_embed": "relative_1d"}, "fp32"),
         ({"pos_embed_placement": "every_layer"}, "autocast"),
         ({"pos_embed": "sincos2d_timm", "pos_embed_placement": "every_layer_shared"}, "fp32"),
+        ({"head": "dense", "img_size": 64}, "fp32"),
+        ({"head": "dense", "img_size": 64, "pool": "avg_norm"}, "bf16"),
         ({"variant": "R50+Ti/16", "depth": 2}, "fp32"),
         ({"variant": "R50+Ti/32", "depth": 2}, "autocast"),
     ],
