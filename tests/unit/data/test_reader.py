@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from pretrain.data import reader as reader_module
-from pretrain.data.decode import decode_strictly
+from pretrain.data.decode import Decoded, decode_strictly
 from pretrain.data.faults import BadSample
 from pretrain.data.index import PADDING_LABEL, ShardTable
-from pretrain.data.reader import MixedReader, ShardReader
+from pretrain.data.reader import MixedReader, Sample, ShardReader
 from pretrain.data.store import LocalStore
 from pretrain.errors import DataError
 from tests.unit.data.sets import labels_of, write_set
@@ -32,6 +32,10 @@ def damage(folder, *sample_ids: int) -> None:
         (folder / shard).write_bytes(bytes(data))
 
 
+def decoded(sample: Sample) -> Decoded:
+    return decode_strictly(sample.data)
+
+
 def test_samples_have_their_labels(folder):
     reader = ShardReader(ShardTable.load(folder))
     assert [reader.read(index).labels for index in range(10)] == [labels_of(index) for index in range(10)]
@@ -49,7 +53,7 @@ def test_a_changed_byte_is_found(folder):
 )
 def test_a_bad_sample_is_replaced_by_the_next_good_one_of_its_shard(folder, bad, asked, replacement):
     damage(folder, *bad)
-    sample, _, faults = ShardReader(ShardTable.load(folder)).read_or_neighbour(asked, decode_strictly)
+    sample, _, faults = ShardReader(ShardTable.load(folder)).read_or_neighbour(asked, decoded)
     assert (sample.sample_id, sample.labels) == (replacement, labels_of(replacement))
     (fault,) = faults
     assert (fault.sample_id, fault.replaced_by, fault.kind) == (asked, replacement, "crc")
@@ -60,14 +64,14 @@ def test_a_bad_sample_is_replaced_by_the_next_good_one_of_its_shard(folder, bad,
 def test_a_shard_of_bad_samples_has_no_replacement(folder):
     damage(folder, 6, 7, 8, 9)
     with pytest.raises(BadSample, match="crc"):
-        ShardReader(ShardTable.load(folder)).read_or_neighbour(7, decode_strictly)
+        ShardReader(ShardTable.load(folder)).read_or_neighbour(7, decoded)
 
 
 def test_a_shard_that_has_gone_is_no_bad_sample(folder):
     reader = ShardReader(ShardTable.load(folder))
     (folder / "shard-000001.tar").unlink()
     with pytest.raises(DataError, match=r"shard-000001\.tar cannot be opened"):
-        reader.read_or_neighbour(7, decode_strictly)
+        reader.read_or_neighbour(7, decoded)
 
 
 def test_a_stale_record_file_is_found_when_its_shard_is_first_read(folder):

@@ -21,7 +21,7 @@ def test_figures_are_those_of_scikit_learn(absent: tuple[int, ...]) -> None:
     matrix = confusion(torch.from_numpy(found), torch.from_numpy(true), K).numpy()
     counts = true != 255
     np.testing.assert_array_equal(matrix, confusion_matrix(true[counts], found[counts], labels=range(K)))
-    each = jaccard_score(true[counts], found[counts], labels=classes, average=None)
+    each = jaccard_score(true[counts], found[counts], labels=classes, average=None)  # pyright: ignore[reportArgumentType]
     np.testing.assert_allclose(per_class_iou(matrix)[classes], each)
     assert np.isnan(per_class_iou(matrix)[list(absent)]).all()
     figures = overlap(matrix)

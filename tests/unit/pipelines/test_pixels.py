@@ -55,7 +55,7 @@ def test_evaluate(packed: Path, weights: Path, tmp_path: Path, capsys: pytest.Ca
     true = np.stack([view.mask for view in views if view.mask is not None])
     found = segmenter.masks(stack(view.pixels for view in views)).numpy()
     counts, result = true != 255, json.loads(text)
-    each = jaccard_score(true[counts], found[counts], labels=range(NUM_CLASSES), average=None)
+    each = jaccard_score(true[counts], found[counts], labels=range(NUM_CLASSES), average=None)  # pyright: ignore[reportArgumentType]
     assert result["mIoU"] == pytest.approx(np.mean(each)) and result["num_samples"] == COUNT
     assert result["pixel_accuracy"] == pytest.approx(accuracy_score(true[counts], found[counts]))
     rows = list(csv.DictReader((tmp_path / "out" / "per_class.csv").read_text().splitlines()))
