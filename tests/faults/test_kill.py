@@ -52,7 +52,8 @@ def assert_equal_from_the_resume_on(run: Path, straight: Path, *, resumes: int) 
 def test_killed_at_a_random_step(command: Commands, straight: Path, tmp_path: Path) -> None:
     run, words = tmp_path / "run", pretrain("deepspeed", tmp_path)
     step = random.Random(str(tmp_path)).randrange(5, STEPS)
-    kill_when(command, words, lambda: max(read_metrics(run / "metrics.jsonl"), default=0) >= step)
+    saved = run / "checkpoints" / "step-00000004"
+    kill_when(command, words, lambda: max(read_metrics(run / "metrics.jsonl"), default=0) >= step and saved.exists())
     assert not (run / "exit.json").exists()
     command.run(*words, check=True)
     assert_equal_from_the_resume_on(run, straight, resumes=1)

@@ -42,7 +42,10 @@ def write(folder: Path, settings: str) -> Path:
         (f"kind: few_shot, {LEARNED}, shots: [5, 5]", ["shots: one of them stands there twice"]),
         ("kind: multilabel, targets: real.json", ["targets belongs to kind: accuracy or label_map"]),
         ("class_map: map.csv", ["class_map belongs to kind: label_map"]),
-        ("kind: mean_ap", ["kind: 'mean_ap' is not accuracy, multilabel, label_map, few_shot, knn, logistic or "]),
+        (
+            "kind: mean_ap",
+            ["kind: 'mean_ap' is not accuracy, multilabel, label_map, few_shot, knn, logistic, regression or "],
+        ),
     ],
 )
 def test_refused(tmp_path: Path, settings: str, words: list[str]) -> None:

@@ -302,7 +302,7 @@ def test_two_packs_into_one_folder_are_refused(tmp_path, photos, capsys):
         (("digits", "--max-pixels", 10**9), "--max-pixels 1000000000 is out of range"),
         (("digits", "--short-side", 9), "--short-side changes images; it needs --images rgb"),
         (("folder", ".", "--wordnet", "x"), "--wordnet is the file of --hierarchy"),
-        (("imagenet21k", "a.tar", "--class-names", "x"), "--class-names belongs to webdataset"),
+        (("imagenet21k", "a.tar", "--class-names", "x"), "--class-names belongs to manifest, masks, webdataset"),
         (("webdataset", "/does/not/exist.tar"), "/does/not/exist.tar does not exist"),
     ],
 )

@@ -131,4 +131,4 @@ def test_limits_of_size(options, kind):
 
 def test_keep_keeps_every_byte():
     data = encoded(picture("RGBA"), "PNG")
-    assert make_image(data, "png", ImageOptions("keep")) == (data, "png", (HEIGHT, WIDTH), "")
+    assert make_image(data, "png", ImageOptions("keep")) == (data, "png", (HEIGHT, WIDTH), "", (HEIGHT, WIDTH))
