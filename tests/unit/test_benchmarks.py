@@ -15,15 +15,16 @@ from benchmarks.page import SECTIONS, page
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = {"seconds": 1.5, "kept_mib_per_image": 1234.5, "analytic_mib_per_image": 1234.0, "recomputed_share": 0.0}
+MAKES_DATA = {"figure_ground"}  # measures nothing: it makes the images and masks that docs/dense.md trains on
 MEMORY = {"policies": {"none": ROW}}
 
 
 def test_every_benchmark_is_in_the_table_and_on_the_page() -> None:
     programs = {path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py") if "def main(" in path.read_text()}
-    assert programs <= set(runner.BENCHMARKS) == set(SECTIONS)
+    assert programs - MAKES_DATA <= set(runner.BENCHMARKS) == set(SECTIONS)
     for document in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         named = set(re.findall(r"python (?:-m )?benchmarks[./](\w+)", document.read_text()))
-        assert named <= set(runner.BENCHMARKS), document
+        assert named - MAKES_DATA <= set(runner.BENCHMARKS), document
 
 
 def test_the_page_is_that_of_the_results() -> None:
