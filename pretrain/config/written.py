@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -11,15 +12,15 @@ from pydantic_core import core_schema
 NUMBER = r"[0-9][0-9_]*(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?"
 
 
-class Written:
+class Written(ABC):
     """A value that ``parse`` reads from text and ``str`` writes; ``schema_pattern`` tells editors how it looks."""
 
     schema_pattern: ClassVar[str]
 
     @classmethod
+    @abstractmethod
     def parse(cls, text: object) -> Written:
         """Raises ValueError, saying what is allowed."""
-        raise NotImplementedError
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
