@@ -10,12 +10,12 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pipelines.predict import add_weights_arguments
+from pipelines.ranks import joined
 from pretrain.config.schema.evaluation import IMAGENET_REAL, NUMBERS
 from pretrain.errors import ConfigError
 
@@ -39,15 +39,7 @@ examples:
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
     args = _parser().parse_args(argv)
-    from pretrain.distributed import startup
-    from pretrain.distributed.rank import detect
-
-    rank = detect()
-    with ExitStack() as stack:
-        if rank.world > 1:
-            device = startup.start(rank, timeout_s=COLLECTIVE_TIMEOUT_S)
-            args.device = args.device or str(device)
-            stack.callback(startup.leave)
+    with joined(args, COLLECTIVE_TIMEOUT_S) as rank:
         result = evaluate(args, rank)
     if rank.is_main:
         print(json.dumps(result) if args.json else _text(result))

@@ -11,12 +11,12 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.overlap import warn_of_overlap, warn_of_trained_images
 from pipelines.predict import add_weights_arguments, positive
+from pipelines.ranks import joined
 from pretrain.config.loader import load_settings
 from pretrain.config.schema.evaluation import FEATURE_KINDS, EvaluationSetConfig
 from pretrain.errors import ConfigError
@@ -54,15 +54,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
     args = _parser().parse_args(argv)
     _check(args)
-    from pretrain.distributed import startup
-    from pretrain.distributed.rank import detect
-
-    rank = detect()
-    with ExitStack() as stack:
-        if rank.world > 1:
-            device = startup.start(rank, timeout_s=COLLECTIVE_TIMEOUT_S)
-            args.device = args.device or str(device)
-            stack.callback(startup.leave)
+    with joined(args, COLLECTIVE_TIMEOUT_S) as rank:
         result = probe(args, rank)
         result["command"] = shlex.join(["python", "-m", "pipelines", "probe", *argv])
         if rank.is_main:
