@@ -123,20 +123,27 @@ def _curves(train: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
     return found
 
 
-def outcome(events: Sequence[Mapping[str, Any]], start: float, end: float) -> str:
-    """What came of the start of a run between two times, in the words of its history."""
-    said = []
+def outcomes(events: Sequence[Mapping[str, Any]], num_launches: int) -> list[str]:
+    """What came of each launch, by the lines that follow it in the history.
+
+    The order of the lines tells, not their times: two may share a millisecond, and the clocks of nodes differ.
+    """
+    said: list[list[str]] = [[]]
     for event in events:
-        if not start <= float(event["time"]) < end:
-            continue
-        if event["kind"] == "start":
-            said.append("from the beginning")
-        elif event["kind"] in ("resume", "fork"):
-            said.append(f"{event['kind']} of {Path(str(event.get('checkpoint'))).name}")
-        elif event["kind"] in ("change", "rollback"):
-            keys = [each["key"] for each in event.get("settings", [])]
-            said.append(" ".join([event["kind"], ", ".join(keys)]).strip())
-    return "; ".join(said) or "did not come to training"
+        if event["kind"] == "launch":
+            said.append([])
+        else:
+            said[-1].append(_came(event))
+    return ["; ".join(filter(None, each)) or "did not come to training" for each in said[len(said) - num_launches :]]
+
+
+def _came(event: Mapping[str, Any]) -> str:
+    if event["kind"] == "start":
+        return "from the beginning"
+    if event["kind"] in ("resume", "fork"):
+        return f"{event['kind']} of {Path(str(event.get('checkpoint'))).name}"
+    keys = [each["key"] for each in event.get("settings", [])]  # a change, a rollback
+    return " ".join([event["kind"], ", ".join(keys)]).strip()
 
 
 def _is_quiet(key: str, curve: Curve) -> bool:

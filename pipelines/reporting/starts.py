@@ -41,14 +41,14 @@ def commands(views: Sequence[RunView], command: Sequence[str]) -> str:
     """Every start of every run with what came of it, then the data's and this report's."""
     rows = []
     for view in views:
-        for index, launch in enumerate(view.launches):
-            after = view.launches[index + 1]["time"] if index + 1 < len(view.launches) else float("inf")
+        came = series.outcomes(view.record.events, len(view.launches))
+        for launch, outcome in zip(view.launches, came, strict=True):
             rows.append(
                 [
                     text(view.name),
                     f"{launch['step']:,}",
                     when(float(launch["time"])),
-                    text(series.outcome(view.record.events, float(launch["time"]), float(after))),
+                    text(outcome),
                     text(f"{launch.get('world_size', '?')}, {launch.get('launcher', '?')}"),
                     f"<code>{text(shlex.join(launch.get('command', [])))}</code>",
                 ]

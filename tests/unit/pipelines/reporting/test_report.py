@@ -99,6 +99,17 @@ def test_every_start_is_listed_with_its_command_and_machine(tmp_path: Path) -> N
     assert machines.count("packages.torch") == 1, "what stayed is not said again"
 
 
+def test_what_came_of_a_start_is_told_by_the_order_of_the_lines() -> None:
+    resumed = {"kind": "resume", "time": 5.0, "checkpoint": "checkpoints/step-00000040"}
+    change = {"kind": "change", "time": 1.0, "settings": [{"key": "optim.lr"}, {"key": "seed"}]}
+    start, launch = {"kind": "start", "time": 5.0}, {"kind": "launch", "time": 5.0}
+    events = [launch, start, launch, launch, resumed, change]  # one millisecond, and a clock that is behind
+    told = ["from the beginning", "did not come to training", "resume of step-00000040; change optim.lr, seed"]
+    assert series.outcomes(events, 3) == told
+    assert series.outcomes([start], 1) == told[:1], "a run that has no record of its launches"
+    assert series.outcomes([start], 0) == []
+
+
 def test_device_hours_count_the_ranks_of_each_start() -> None:
     lines = [{"step": step, "time": 100.0 * step, "step_s": 3600.0} for step in (1, 2, 3, 4)]
     launches = [{"time": 0.0, "world_size": 2}, {"time": 250.0, "world_size": 8}]
