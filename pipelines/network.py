@@ -1,33 +1,31 @@
-"""Trained weights as an object that gives what their head was trained to give: numbers, or the class of every pixel.
+"""Trained weights as a model in evaluation mode, with all that it needs to see an image as it was trained to.
 
->>> regressor = load_regressor("runs/ages")           # doctest: +SKIP
->>> regressor.predict(["face.jpg"])[0]                # doctest: +SKIP
-{'age': 31.4}
+What its head was trained to give is the business of ``classifier``, ``regressor`` and ``segmenter``.
 
-Legend: B images · H, W pixels · D numbers of an image.
+Legend: B images · H, W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipelines.classifier import eval_transform_of, network_of, pick_device, stack
 from pipelines.weights import load_source
+from pretrain.config.schema.data import EvalTransformConfig
+from pretrain.config.schema.model import ModelConfig
 from pretrain.data.augment import EvalTransform
-from pretrain.data.decode import open_image
+from pretrain.data.decode import Pixels
 from pretrain.data.device import to_model_input
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, ConfigError, SetupError
 from pretrain.models.interop import Task, WeightsMetadata
-from pretrain.models.surgery import Filter
+from pretrain.models.surgery import Filter, adapt_state_dict
+from pretrain.models.zoo import build_model
 
 
 @dataclass(frozen=True)
@@ -51,70 +49,23 @@ class Network:
         metadata = self.metadata
         return self.model(to_model_input(images.to(self.device, non_blocking=True), metadata.mean, metadata.std))
 
+    def pixels(self, images: Sequence[bytes | str | Path]) -> Tensor:
+        """Encoded images, or paths of such files, as uint8 (B, 3, H, W).
+
+        Raises:
+            BadSample: one of them is no readable image. OSError: no such file.
+        """
+        return stack(self.transform(encoded(image)) for image in images)
+
     @property
     def names(self) -> tuple[str, ...]:
         """Of what it gives: classes, or numbers; as many digits as there are where nobody named them."""
         return self.metadata.class_names or tuple(str(number) for number in range(self.metadata.num_classes))
 
 
-class Regressor(Network):
-    """A network that gives numbers, in the units of the data that it was trained on."""
-
-    def values(self, images: Tensor) -> Tensor:
-        """fp32 (B, D) on the CPU, of pixels uint8 (B, 3, H, W)."""
-        scale = self.metadata.scale
-        assert scale is not None
-        return scale.restored(self.outputs(images)).cpu()
-
-    def predict(self, images: Sequence[bytes | str | Path]) -> list[dict[str, float]]:
-        """The numbers of each image, by name.
-
-        Args:
-            images: encoded images, or paths of such files; one micro-batch.
-
-        Raises:
-            BadSample: one of them is no readable image. OSError: no such file.
-        """
-        pixels = [self.transform(image if isinstance(image, bytes) else Path(image).read_bytes()) for image in images]
-        return [dict(zip(self.names, row, strict=True)) for row in self.values(stack(pixels)).tolist()]
-
-
-class Segmenter(Network):
-    """A network that gives a class for every pixel."""
-
-    def masks(self, images: Tensor) -> Tensor:
-        """uint8 (B, H, W) on the CPU: the most probable class of each pixel, of pixels uint8 (B, 3, H, W)."""
-        return self.outputs(images).argmax(1).to(torch.uint8).cpu()
-
-    def predict(self, image: bytes | str | Path) -> NDArray[np.uint8]:
-        """The most probable class of every pixel of an image, uint8 of its own height and width.
-
-        The logits are interpolated to that size, so that edges are as fine as the image's pixels.
-
-        Raises:
-            BadSample: no readable image. OSError: no such file.
-        """
-        data = image if isinstance(image, bytes) else Path(image).read_bytes()
-        decoded = open_image(data)
-        pixels = self.transform.of_pixels(decoded.decode())
-        logits = self.outputs(stack([pixels]))
-        whole = F.interpolate(logits, (decoded.height, decoded.width), mode="bilinear", align_corners=False)
-        return whole[0].argmax(0).to(torch.uint8).cpu().numpy()
-
-
-def load_segmenter(source: str | Path, **options: Any) -> Segmenter:
-    """Reads weights with a dense head; arguments and errors as ``load_network``."""
-    return Segmenter(**vars(load_network(source, "segmentation", **options)))
-
-
-def load_regressor(source: str | Path, **options: Any) -> Regressor:
-    """Reads weights of a regression; arguments and errors as ``load_network``."""
-    return Regressor(**vars(load_network(source, "regression", **options)))
-
-
 def load_network(
     source: str | Path,
-    task: Task,
+    task: Task | None,
     *,
     weights: Literal["raw", "ema"] = "raw",
     img_size: int | tuple[int, int] | None = None,
@@ -126,7 +77,7 @@ def load_network(
 
     Args:
         source: a run folder, a checkpoint, or a weights file.
-        task: what they must have been trained for.
+        task: what they must have been trained for; None: anything, or nothing (weights without a head).
         weights: of a run or checkpoint, the trained ones or their Polyak average.
         img_size: resolution in pixels, or (height, width); None: the weights' own. Another one resizes the position
             embedding.
@@ -139,10 +90,85 @@ def load_network(
         ConfigError: an impossible resolution. SetupError: no such path or device.
     """
     state, metadata = load_source(Path(source), weights, say)
-    if metadata.task != task or not metadata.num_classes:
+    if task is not None and (metadata.task != task or not metadata.num_classes):
         has = f"were trained for {metadata.task}" if metadata.num_classes else "have no head"
         raise CheckpointError(f"{source}: the weights {has}, not for {task}; name others")
     model, metadata = network_of(state, metadata, img_size, filter, say)
     transform = EvalTransform(eval_transform_of(metadata, say), *metadata.img_size)
     chosen = pick_device(device)
     return Network(model.float().eval().requires_grad_(False).to(chosen), metadata, transform, chosen)
+
+
+def network_of(
+    state: dict[str, Tensor],
+    metadata: WeightsMetadata,
+    img_size: int | tuple[int, int] | None,
+    filter: Filter,
+    say: Callable[[str], None],
+) -> tuple[nn.Module, WeightsMetadata]:
+    """Saved tensors as a network on the CPU, at another resolution where that is wanted.
+
+    Weights without a head get one that says nothing, since every network here has one.
+
+    Raises:
+        CheckpointError: of a resolution that cannot be changed. ConfigError: an impossible resolution.
+    """
+    wanted = metadata.img_size if img_size is None else (img_size, img_size) if isinstance(img_size, int) else img_size
+    config = metadata.model
+    if wanted != metadata.img_size:
+        try:
+            config = ModelConfig.model_validate({**config.model_dump(exclude_defaults=True), "img_size": wanted})
+        except ValueError as error:
+            raise ConfigError(f"img_size {wanted}: {error}") from error
+    model = build_model(config, metadata.num_classes or 1)
+    head = "keep" if metadata.num_classes else "replace"
+    adapted, report = adapt_state_dict(state, metadata, model, head=head, filter=filter, seed=0)
+    model.load_state_dict(adapted)
+    for name, (old, new) in report.resized.items():
+        say(f"resized: {name} from grid {old} to {new}")
+    return model, WeightsMetadata.of(
+        config,
+        metadata.num_classes,
+        metadata.mean,
+        metadata.std,
+        metadata.class_names,
+        class_ids=metadata.class_ids,
+        eval_transform=metadata.eval_transform,
+        scale=metadata.scale,
+    )
+
+
+def eval_transform_of(metadata: WeightsMetadata, say: Callable[[str], None]) -> EvalTransformConfig:
+    """How images are made for weights; where they do not say it, the usual way, with a remark."""
+    if metadata.eval_transform is not None:
+        return metadata.eval_transform
+    say("the weights do not say how images are resized for them: the short side to 8/7 of the size, then the centre")
+    return EvalTransformConfig()
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name; None: the GPU where there is one.
+
+    Raises:
+        SetupError: no such device here.
+    """
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise SetupError(f"device {device}: {str(error).splitlines()[0]}; use cpu, cuda or cuda:N") from error
+    return chosen
+
+
+def encoded(image: bytes | str | Path) -> bytes:
+    """The bytes of an image, or of the file at a path.
+
+    Raises:
+        OSError: no such file.
+    """
+    return image if isinstance(image, bytes) else Path(image).read_bytes()
+
+
+def stack(pixels: Iterable[Pixels]) -> Tensor:
+    """Images uint8 (H, W, 3) → one tensor (B, 3, H, W)."""
+    return torch.from_numpy(np.stack([image.transpose(2, 0, 1) for image in pixels]))

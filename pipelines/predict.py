@@ -131,7 +131,7 @@ def answers(
         transform: bytes → pixels.
         answer: pixels uint8 (B, 3, H, W) → what is said of each.
     """
-    from pipelines.classifier import stack
+    from pipelines.network import stack
     from pretrain.data.faults import BadSample
 
     remaining = images_of(args.images)

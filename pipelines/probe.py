@@ -151,7 +151,7 @@ def _measured(
     from pretrain.evaluation.registry import PROBES
 
     frozen, rank = cache.frozen, cache.rank
-    default = FEW_SHOT_TRANSFORM if config.kind == "few_shot" else frozen.transform
+    default = FEW_SHOT_TRANSFORM if config.kind == "few_shot" else frozen.transform.config
     features = {name: cache.features(packed, config.transform or default) for name, packed in sets.items()}
     pair = Pair.of(features["train"], features["test"], frozen.device, rank.rank, rank.world, cache.say)
     if config.kind == "few_shot" and args.shots is None:

@@ -16,14 +16,13 @@ import numpy as np
 from pipelines.classifier import Classifier, load_classifier
 from pipelines.evaluating import measures, ranking
 from pipelines.evaluating.outcomes import Outcomes, outcomes_of
+from pipelines.evaluating.rows import open_set
 from pipelines.evaluating.tables import as_csv
 from pipelines.overlap import warn_of_trained_images
 from pipelines.progress import LazyBar
-from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.evaluation import NUMBERS
 from pretrain.data.card import load_classes
 from pretrain.data.index import ShardTable
-from pretrain.data.sources import open_packed
 from pretrain.distributed.rank import Rank
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.class_map import ClassMap
@@ -65,11 +64,8 @@ def _figures(outcomes: Outcomes, table: ShardTable) -> dict[str, float]:
 def _look(
     source: Path, args: argparse.Namespace, rank: Rank, say: Callable[[str], None]
 ) -> tuple[Outcomes, ShardTable, int]:
-    packed = open_packed(str(args.shards), ClusterConfig())
-    packed.check_files()
+    packed = open_set(args)
     table, card = packed.table, packed.card
-    if not table.num_samples:
-        raise DataError(f"{args.shards}: holds no image; pack it again, or name another split")
     if args.targets is not None and table.max_labels > 1:
         raise ConfigError(f"--targets: {args.shards} has several labels per image; they take the place of a single one")
     targets = None if args.targets is None else load_targets(args.targets, table)

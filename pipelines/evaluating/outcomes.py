@@ -6,26 +6,20 @@ Legend: N images · K classes · M most labels of an image.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.classifier import Classifier
-from pretrain.data.augment import EvalTransform
+from pipelines.evaluating.rows import rows_of_set
 from pretrain.data.batch import Batch
-from pretrain.data.dataset import EvalDataset, Failure
 from pretrain.data.index import ShardTable
-from pretrain.data.processes import loader
-from pretrain.distributed.collectives import gather_objects
 from pretrain.distributed.rank import Rank
 from pretrain.errors import DataError
 from pretrain.evaluation.class_map import ClassMap
 
 TOP = 5
-PREFETCH = 2
 MAX_SCORES_BYTES = 4 << 30
 
 
@@ -119,57 +113,11 @@ def outcomes_of(
     return Outcomes(*arrays), num_bad
 
 
-def rows_of_set(
-    table: ShardTable,
-    transform: EvalTransform,
-    rank: Rank,
-    look: Callable[[Batch], list[NDArray[Any]]],
-    *,
-    micro_batch_size: int,
-    num_workers: int,
-    show: Callable[[int], None],
-) -> tuple[list[NDArray[Any]], int]:
-    """What is seen in every image of a set, in the set's order. Collective: yes; every rank returns all of it.
-
-    Args:
-        table: the set.
-        transform: how its images are made.
-        rank: this process; rank r takes the images i ≡ r.
-        look: a micro-batch → arrays with a row for each of its valid images, the sample ids first.
-        micro_batch_size: images in one forward pass.
-        num_workers: data processes.
-        show: called with the number of images that this rank is done with.
-
-    Returns:
-        The arrays, and the number of images that could not be read (they are left out).
-
-    Raises:
-        DataError: a shard cannot be read.
-    """
-    dataset = EvalDataset(table, transform, rank=rank.rank, world=rank.world, micro_batch_size=micro_batch_size)
-    parts: list[list[NDArray[Any]]] = []
-    num_bad = done = 0
-    made = loader(
-        dataset, range(len(dataset)), num_workers=min(num_workers, len(dataset) - 1), prefetch_factor=PREFETCH
-    )
-    with closing(made):
-        for batch in made:
-            if isinstance(batch, Failure):
-                raise batch.error
-            parts.append(look(batch))
-            num_bad, done = num_bad + len(batch.faults), done + len(batch)
-            show(done)
-    gathered = gather_objects(([np.concatenate(column) for column in zip(*parts, strict=True)], num_bad))
-    arrays = [np.concatenate(column) for column in zip(*(mine for mine, _ in gathered), strict=True)]
-    order = np.argsort(arrays[0], kind="stable")
-    return [array[order] for array in arrays], sum(bad for _, bad in gathered)
-
-
 def _outcome(
     classifier: Classifier, batch: Batch, class_map: ClassMap | None, keep_scores: bool
 ) -> list[NDArray[np.generic]]:
     """The rows of one micro-batch without its padding, in the order of the fields of ``Outcomes``."""
-    logits = classifier.logits(batch.images)
+    logits = classifier.outputs(batch.images)
     if class_map is not None:
         logits = class_map(logits)
     probabilities = classifier.activated(logits)

@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluating.outcomes import rows_of_set
-from pipelines.network import Regressor, load_regressor
+from pipelines.evaluating.rows import open_set, rows_of_stage
 from pipelines.overlap import warn_of_trained_images
-from pipelines.progress import LazyBar
-from pretrain.config.schema.cluster import ClusterConfig
+from pipelines.regressor import Regressor, load_regressor
 from pretrain.data.batch import Batch
-from pretrain.data.sources import check_target, open_packed
+from pretrain.data.sources import check_target
 from pretrain.distributed.rank import Rank
 from pretrain.errors import DataError
 from pretrain.evaluation.regression import errors, errors_of_one
@@ -30,8 +28,7 @@ def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None]) -
     Raises:
         DataError: a set that cannot be read, or that has other numbers. CheckpointError: weights of something else.
     """
-    packed = open_packed(str(args.shards), ClusterConfig())
-    packed.check_files()
+    packed = open_set(args)
     check_target(packed, "vector", f"{args.source}, a regression,")
     regressor = load_regressor(args.source, weights=args.weights, img_size=args.img_size, device=args.device, say=say)
     names = tuple(name for _, name in packed.classes)
@@ -41,18 +38,9 @@ def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None]) -
             "set with the same"
         )
     warn_of_trained_images(args.source, args.weights, packed.table, say)
-    with LazyBar("evaluating", -(-packed.card.num_samples // rank.world), "images") as bar:
-        (_, predicted, true), num_bad = rows_of_set(
-            packed.table,
-            regressor.transform,
-            rank,
-            lambda batch: _rows(regressor, batch),
-            micro_batch_size=args.micro_batch_size,
-            num_workers=args.num_workers,
-            show=bar.show if rank.is_main else lambda done: None,
-        )
-    if not len(true):
-        raise DataError(f"{args.shards}: none of its {packed.card.num_samples} images could be read")
+    (_, predicted, true), num_bad = rows_of_stage(
+        args, packed, regressor.transform, rank, lambda batch: _rows(regressor, batch)
+    )
     each = {name: errors_of_one(predicted[:, index], true[:, index]) for index, name in enumerate(names)}
     return {**errors(predicted, true), "num_samples": len(true), "num_bad": num_bad, "numbers": each}
 

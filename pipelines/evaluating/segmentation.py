@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluating.outcomes import rows_of_set
-from pipelines.network import load_segmenter
+from pipelines.evaluating.rows import open_set, rows_of_stage
 from pipelines.overlap import warn_of_trained_images
-from pipelines.progress import LazyBar
-from pretrain.config.schema.cluster import ClusterConfig
+from pipelines.segmenter import load_segmenter
 from pretrain.data.batch import Batch
-from pretrain.data.sources import check_target, open_packed
+from pretrain.data.sources import check_target
 from pretrain.distributed.collectives import gather_objects
 from pretrain.distributed.rank import Rank
 from pretrain.errors import DataError
@@ -34,8 +32,7 @@ def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None]) -
     Raises:
         DataError: a set that cannot be read, or with other classes. CheckpointError: weights of something else.
     """
-    packed = open_packed(str(args.shards), ClusterConfig())
-    packed.check_files()
+    packed = open_set(args)
     check_target(packed, "mask", f"{args.source}, a segmentation,")
     segmenter = load_segmenter(args.source, weights=args.weights, img_size=args.img_size, device=args.device, say=say)
     names = tuple(name for _, name in packed.classes)
@@ -52,18 +49,7 @@ def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None]) -
         matrix[...] += confusion(found[batch.valid], batch.targets[batch.valid], len(names)).numpy()
         return [batch.sample_ids[batch.valid].numpy()]
 
-    with LazyBar("evaluating", -(-packed.card.num_samples // rank.world), "images") as bar:
-        (seen,), num_bad = rows_of_set(
-            packed.table,
-            segmenter.transform,
-            rank,
-            look,
-            micro_batch_size=args.micro_batch_size,
-            num_workers=args.num_workers,
-            show=bar.show if rank.is_main else lambda done: None,
-        )
-    if not len(seen):
-        raise DataError(f"{args.shards}: none of its {packed.card.num_samples} images could be read")
+    (seen,), num_bad = rows_of_stage(args, packed, segmenter.transform, rank, look)
     total = np.sum(gather_objects(matrix), axis=0)
     each = dict(zip(names, _rows(total), strict=True))
     return {**overlap(total), "num_samples": len(seen), "num_bad": num_bad, "classes": each}

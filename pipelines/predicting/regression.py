@@ -6,8 +6,8 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 
-from pipelines.network import Regressor, load_regressor
 from pipelines.predict import Answer, Say, answers, as_csv
+from pipelines.regressor import Regressor, load_regressor
 
 
 def predict_numbers(args: argparse.Namespace, say: Say) -> Iterator[Answer]:

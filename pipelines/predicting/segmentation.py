@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.network import Segmenter, load_segmenter
 from pipelines.predict import Answer, Say, as_csv, images_of
+from pipelines.segmenter import Segmenter, load_segmenter
 from pipelines.sources.png import encode_grey
 from pretrain.data.faults import BadSample
 from pretrain.errors import ConfigError, DataError

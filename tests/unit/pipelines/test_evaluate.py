@@ -19,10 +19,11 @@ from sklearn.metrics import (
 
 from pipelines import evaluate as stage
 from pipelines.__main__ import main
-from pipelines.classifier import load_classifier, stack
+from pipelines.classifier import load_classifier
 from pipelines.evaluating.measures import calibration, paired_difference
 from pipelines.evaluating.outcomes import Outcomes
 from pipelines.evaluating.ranking import resampled
+from pipelines.network import stack
 from pretrain.data.index import ShardTable
 from pretrain.data.labels import read_sources
 from pretrain.data.reader import ShardReader
@@ -119,7 +120,7 @@ def test_classes_are_matched_by_id_and_never_guessed(
     hits = 0
     for index in range(table.num_samples):
         sample = ShardReader(table).read(index)
-        logits = classifier.logits(stack([classifier.transform(sample.data)]))[0, columns]
+        logits = classifier.outputs(stack([classifier.transform(sample.data)]))[0, columns]
         hits += int(logits.argmax()) in sample.labels
     assert json.loads(text)["top1"] == pytest.approx(hits / table.num_samples)
     other = save(tmp_path / "other.safetensors", names=("cat", "dog", "emu", "fox", "gnu", "hen", "yak"))
@@ -149,7 +150,7 @@ def scored(weights: Path, packed: Path) -> tuple[np.ndarray, list[tuple[int, ...
     """Logits and labels of every image, one by one."""
     table, classifier = ShardTable.load(packed), load_classifier(weights)
     samples = [ShardReader(table).read(index) for index in range(table.num_samples)]
-    logits = classifier.logits(stack(classifier.transform(sample.data) for sample in samples))
+    logits = classifier.outputs(stack(classifier.transform(sample.data) for sample in samples))
     return logits.numpy(), [tuple(sample.labels) for sample in samples]
 
 

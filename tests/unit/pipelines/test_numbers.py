@@ -14,8 +14,9 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 
 from pipelines import evaluate as stage
 from pipelines.__main__ import main
-from pipelines.classifier import load_classifier, stack
-from pipelines.network import load_regressor
+from pipelines.classifier import load_classifier
+from pipelines.network import stack
+from pipelines.regressor import load_regressor
 from pretrain.data.card import Card, load_classes
 from pretrain.data.device import to_model_input
 from pretrain.data.index import ShardTable

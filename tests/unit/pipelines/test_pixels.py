@@ -13,8 +13,8 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score
 
 from pipelines.__main__ import main
-from pipelines.classifier import stack
-from pipelines.network import load_segmenter
+from pipelines.network import stack
+from pipelines.segmenter import load_segmenter
 from pretrain.data.card import load_classes
 from pretrain.data.index import ShardTable
 from pretrain.data.masks import read_mask

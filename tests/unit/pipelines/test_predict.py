@@ -86,7 +86,7 @@ def test_another_resolution_resizes_the_position_embedding(tmp_path: Path, model
     said: list[str] = []
     larger = load_classifier(model_file, img_size=64, say=said.append)
     assert larger.metadata.img_size == (64, 64) and "resized: pos_embed from grid (4, 4) to (8, 8)" in said
-    assert larger.logits(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 11)
+    assert larger.outputs(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 11)
     with pytest.raises(ConfigError, match="img_size"):
         load_classifier(model_file, img_size=60)
 

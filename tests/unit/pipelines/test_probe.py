@@ -16,7 +16,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from pipelines import probe as stage
 from pipelines.__main__ import main
-from pipelines.classifier import load_classifier, stack
+from pipelines.classifier import load_classifier
+from pipelines.network import stack
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.data.augment import EvalTransform
 from pretrain.data.index import ShardTable
