@@ -22,13 +22,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from benchmarks.page import page
+from pretrain.distributed.invocation import installed
 from pretrain.errors import ConfigError, SetupError, UserError
 from pretrain.files import write_atomic
 
@@ -93,7 +93,7 @@ def run_all(options: argparse.Namespace) -> int:
     for name in names:
         command = command_of(name, BENCHMARKS[name], options)
         print(f"==== {shlex.join(command)}", flush=True)
-        found = run_one(name, command)
+        found = run_one(name, command, options)
         if found is None:
             failed.append(name)
             continue
@@ -111,14 +111,14 @@ def command_of(name: str, benchmark: Benchmark, options: argparse.Namespace) -> 
     return words
 
 
-def run_one(name: str, command: Sequence[str]) -> dict[str, Any] | None:
+def run_one(name: str, command: Sequence[str], options: argparse.Namespace) -> dict[str, Any] | None:
     """What the page keeps of one benchmark; None when it failed."""
     record = {
-        "command": shlex.join(command),
+        "command": shlex.join("DIR" if word == str(options.photos) else word for word in command),
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "load_average": round(os.getloadavg()[0], 1),
         "machine": machine(),
-        "versions": versions(),
+        "versions": {"python": platform.python_version(), **installed(PACKAGES)},
     }
     began = time.monotonic()
     last = ""
@@ -181,17 +181,6 @@ def _gpus() -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return f"{len(names)} × {names[0]}" if names else ""
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of what is measured or compared with."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _parser() -> argparse.ArgumentParser:

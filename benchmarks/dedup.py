@@ -99,7 +99,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = planted(args, Path(folder))
     result |= {"cost": cost(args.million)}
-    print(json.dumps({"benchmark": "dedup", "images": str(args.images), **result}))
+    print(json.dumps({"benchmark": "dedup", "images": args.images.name, **result}))
 
 
 def planted(args: argparse.Namespace, folder: Path) -> dict:

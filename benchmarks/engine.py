@@ -3,9 +3,10 @@
     python -m benchmarks.engine                                        # one rank on this machine's device
     torchrun --nproc_per_node 2 benchmarks/engine.py --zero-stage 2    # several
 
-Both loops train the same model on the same batch with the same DeepSpeed config and take turns in rounds; a step is
-timed from one batch asked for to the next, and the median of all counts. Ours does all that a run does: the meeting of
-the ranks, the guard, metrics.jsonl, the watchdog. Ends with one line of JSON: ``overhead`` is our step over theirs,
+Both loops train one model in one DeepSpeed engine on one batch and take turns, each first in every other round; a
+step is timed from one batch asked for to the next, and the median of all counts. Ours does all that a run does: the
+meeting of the ranks, the guard, metrics.jsonl, the watchdog. Ends with one line of JSON: ``overhead`` is our step over
+theirs,
 ``checkpoint_stall_sync_s`` and ``checkpoint_stall_async_s`` how long the training stands still for a save, and
 ``resume_s`` how long a checkpoint takes to be checked, loaded and verified.
 """
@@ -174,18 +175,17 @@ def run(options: argparse.Namespace, rank: Rank, device: torch.device, base: Pat
     images = torch.randn(options.batch, 3, options.img_size, options.img_size, device=device)
     labels = torch.randint(CLASSES, (options.batch, 1), device=device)
     batch = PreparedBatch(Inputs(images, labels, slots=torch.arange(options.batch)), digest=0, num_bad=0)
-    backends = []
-    for _ in range(2):
-        model = build_model(experiment.model, CLASSES)
-        init_weights(model, 0)
-        backends.append(build_backend(experiment, model, rank, device, "deepspeed", (options.batch, 1)))
+    model = build_model(experiment.model, CLASSES)
+    init_weights(model, 0)
+    backend = build_backend(experiment, model, rank, device, "deepspeed", (options.batch, 1))
     folder = RunFolder(base / "run")
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     ours_marks, bare_marks = (Marks(batch, options.steps, device) for _ in range(2))
-    trainer = build_ours(experiment, rank, device, backends[0], ours_marks, folder)
+    trainer = build_ours(experiment, rank, device, backend, ours_marks, folder)
     for index in range(options.rounds + 1):
-        bare_round(backends[1], trainer.objective, bare_marks())
-        trainer.fit(TrainState())
+        turns = [lambda: bare_round(backend, trainer.objective, bare_marks()), lambda: trainer.fit(TrainState())]
+        for turn in turns if index % 2 else reversed(turns):
+            turn()
         if index == 0:  # warm-up
             ours_marks.seconds.clear()
             bare_marks.seconds.clear()
@@ -193,7 +193,7 @@ def run(options: argparse.Namespace, rank: Rank, device: torch.device, base: Pat
     report = {"step_s": ours, "bare_step_s": bare, "overhead": ours / bare, "steps_timed": len(ours_marks.seconds)}
     report |= time_saves(trainer, options.rounds)
     report["resume_s"] = time_resume(trainer, options.rounds)
-    state_bytes = sum(view.nbytes for piece in backends[0].slices() for view in piece.owned_states().values())
+    state_bytes = sum(view.nbytes for piece in backend.slices() for view in piece.owned_states().values())
     trainer.watchdog.stop()
     return report | {"state_mib_per_rank": state_bytes / 2**20}
 

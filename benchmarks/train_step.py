@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--variant", default="S/16")
     parser.add_argument("--img-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=None, help="images per step: 8 on a CPU, 128 on a GPU")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--libraries", nargs="+", choices=list(LIBRARIES), default=list(LIBRARIES))
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()

@@ -42,18 +42,17 @@ def average(args: argparse.Namespace) -> int:
     import torch
 
     from pipelines.weights import load_source
+    from pretrain.config.changes import changes
     from pretrain.models.interop import save_weights
 
     total, about, first = {}, None, args.sources[0]
     for source in args.sources:
         state, metadata = load_source(source, args.weights, lambda line: print(line, file=sys.stderr))
         if about is not None and metadata != about:
-            differing = next(
-                name for name in type(about).model_fields if getattr(about, name) != getattr(metadata, name)
-            )
+            key, theirs, own = changes(about.model_dump(), metadata.model_dump())[0]
             raise CheckpointError(
-                f"{source}: its {differing} is {getattr(metadata, differing)}, that of {first} is "
-                f"{getattr(about, differing)}; only weights of one model on one set of classes have a mean"
+                f"{source}: its {key} is {own}, that of {first} is {theirs}; only weights of one model on one set of "
+                "classes have a mean"
             )
         about = metadata
         for name, tensor in state.items():  # in double precision, so that the order of the sources does not matter

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from pipelines.drawing.sources import Source
 
-KINDS = ("filters", "positions", "distance", "rollout", "heads")
-NEED_IMAGES = frozenset({"distance", "rollout", "heads"})
+KINDS = ("filters", "position_similarity", "attention_distance", "attention_rollout", "attention_heads")
+NEED_IMAGES = frozenset(kind for kind in KINDS if kind.startswith("attention"))
 NUMBERS = "figures.npz"
 SUMMARY = "figures.json"
 EXAMPLES = """\
 examples:
   python -m pipelines figures runs/vit_l16 --images photos/ --out figures/vit_l16
-  python -m pipelines figures L_32.npz runs/vit_l16/checkpoints/step-00090000 --out figures/two --only filters positions
+  python -m pipelines figures L_32.npz runs/vit_l16/checkpoints/step-00090000 --out figures/two --only filters
   python -m pipelines figures runs/vit_b16 --img-size 384 256 --out figures/resized
 """
 
@@ -74,9 +74,10 @@ def _measure(
     pixels: dict[str, list[Any]] = {}
     files = sources.find_images(args.images, args.num_images) if args.images else []
     for source in models:
+        no_table = f"pos_embed {source.metadata.model.pos_embed} has no table"
         for kind, measure, why in (
             ("filters", measures.patch_filters, "its patches are feature maps of a ResNet, not pixels"),
-            ("positions", measures.position_similarity, f"pos_embed {source.metadata.model.pos_embed} has no table"),
+            ("position_similarity", measures.position_similarity, no_table),
         ):
             if kind in kinds:
                 found = measure(source.model)
@@ -103,19 +104,19 @@ def _figures(
     from pipelines.drawing import pictures
 
     made: dict[str, Figure] = {}
-    simple = {"filters": pictures.draw_filters, "positions": pictures.draw_similarity}
-    simple["distance"] = pictures.draw_distance
-    for kind, make in simple.items():
+    for kind, make in (
+        ("filters", pictures.draw_filters),
+        ("position_similarity", pictures.draw_similarity),
+        ("attention_distance", pictures.draw_distance),
+    ):
         if kind in kinds and numbers[kind]:
-            made[{"positions": "position_similarity", "distance": "attention_distance"}.get(kind, kind)] = make(
-                numbers[kind]
-            )
-    if "rollout" in kinds:
+            made[kind] = make(numbers[kind])
+    if (kind := "attention_rollout") in kinds:
         first = next(iter(pixels.values()))[:num_maps]
-        made["attention_rollout"] = pictures.draw_rollout(first, numbers["rollout"])
-    if "heads" in kinds:
-        for index, (label, maps) in enumerate(numbers["heads"].items()):
-            name = "attention_heads" if len(numbers["heads"]) == 1 else f"attention_heads_{index + 1}"
+        made[kind] = pictures.draw_rollout(first, numbers[kind])
+    if (kind := "attention_heads") in kinds:
+        for index, (label, maps) in enumerate(numbers[kind].items()):
+            name = kind if len(numbers[kind]) == 1 else f"{kind}_{index + 1}"
             made[name] = pictures.draw_heads(pixels[label][:num_maps], maps, label)
     return made
 
@@ -171,7 +172,10 @@ def _summary(args: argparse.Namespace, models: Sequence[Source], arrays: dict[st
         "images": [str(path) for path in args.images or ()],
         "num_images": args.num_images,
         "arrays": {name: list(array.shape) for name, array in arrays.items()},
-        "units": {"distance": "pixels, by block and head", "positions": "cosine similarity (h, w, h, w)"},
+        "units": {
+            "attention_distance": "pixels, by block and head",
+            "position_similarity": "cosine similarity (h, w, h, w)",
+        },
     }
 
 

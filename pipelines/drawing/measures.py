@@ -136,22 +136,22 @@ def measure_attention(
     """Everything about attention on batches of normalised images.
 
     Returns:
-        ``distance`` (L, A) in pixels over all images; for the first ``num_maps`` images ``rollout`` (num_maps, h, w)
-        and the last block's ``heads`` (num_maps, A, h, w).
+        ``attention_distance`` (L, A) in pixels over all images; for the first ``num_maps`` images
+        ``attention_rollout`` (num_maps, h, w) and the last block's ``attention_heads`` (num_maps, A, h, w).
     """
     prefix, grid = model.shape.num_prefix_tokens, model.shape.grid
     has_class = model.config.class_token
     distances, sums, count = patch_distances(model), [], 0
-    maps: dict[str, list[Tensor]] = {"rollout": [], "heads": []}
+    maps: dict[str, list[Tensor]] = {"attention_rollout": [], "attention_heads": []}
     for images in batches():
         layers, per_layer = [], []
         for weights in attention_weights(model, images):
             per_layer.append(attention_distance(weights, distances, prefix) * len(images))
             layers.append(weights[: max(0, num_maps - count)])
         if count < num_maps:
-            maps["rollout"].append(rollout(layers, prefix, from_class_token=has_class))
-            maps["heads"].append(head_maps(layers[-1], prefix, from_class_token=has_class))
+            maps["attention_rollout"].append(rollout(layers, prefix, from_class_token=has_class))
+            maps["attention_heads"].append(head_maps(layers[-1], prefix, from_class_token=has_class))
         sums.append(torch.stack(per_layer))
         count += len(images)
     found = {name: torch.cat(parts).unflatten(-1, grid) for name, parts in maps.items()}
-    return {"distance": torch.stack(sums).sum(dim=0) / count, **found}
+    return {"attention_distance": torch.stack(sums).sum(dim=0) / count, **found}

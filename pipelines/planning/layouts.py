@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pretrain.check.memory import num_optimizer_temporaries
+from pretrain.check.memory import num_optimizer_temporaries, require_divisor
 from pretrain.config.devices import Device
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS
@@ -80,10 +80,15 @@ def possible_policies(experiment: Experiment) -> list[str]:
 
 
 def micro_batch_sizes(experiment: Experiment, num_devices: int) -> list[int]:
-    """Even divisors of the images per device, ascending; the configured size alone where there is one."""
+    """Even divisors of the images per device, ascending; the configured size alone where there is one.
+
+    Raises:
+        ConfigError: it does not divide the images per device.
+    """
     per_device = experiment.global_batch_size // num_devices
     wanted = experiment.cluster.micro_batch_size
     if wanted != "auto":
+        require_divisor(wanted, experiment.global_batch_size, num_devices)
         return [wanted]
     divisors = [size for size in range(1, per_device + 1) if per_device % size == 0]
     return [size for size in divisors if size % 2 == 0] or [per_device]

@@ -52,6 +52,12 @@ def members_in(file: IO[bytes], name: str) -> Iterator[Member]:
                     if member.offset_data + member.size > end:
                         raise DataError(f"{name} is truncated: its member {member.name} ends behind its end")
                     yield Member(member.name, member.offset_data, member.size)
+            file.seek(tar.offset)  # tarfile takes an unreadable header, and no more bytes, for the end
+            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                raise DataError(
+                    f"{name} is cut short or damaged: after {tar.offset:,} of its {end:,} bytes there is neither "
+                    "another member nor the mark of the end; copy it again"
+                )
     except tarfile.TarError as error:
         raise DataError(f"{name} is no complete tar ({error})") from error
 

@@ -115,6 +115,8 @@ def check_shard(job: Job, task: tuple[str, ShardRow | None], progress: Progress)
 
 
 def _check(job: Job, report: Report, path: Path, row: ShardRow | None) -> None:
+    if row is not None and path.stat().st_size != row.num_bytes:
+        raise DataError(f"has {path.stat().st_size:,} bytes, the index says {row.num_bytes:,}; copy it again")
     found = list(_scan(job, report, path))
     report.labels = np.array([record.labels[-1] for record in found if record.labels], dtype=np.int32)
     report.max_labels = max((len(record.labels) for record in found), default=1)
@@ -133,8 +135,6 @@ def _check(job: Job, report: Report, path: Path, row: ShardRow | None) -> None:
         report.row = ShardRow(report.name, len(found), path.stat().st_size, digest(data))
         return
     report.row = row
-    if path.stat().st_size != row.num_bytes:
-        report.add(f"has {path.stat().st_size} bytes; the index says {row.num_bytes}")
     known = Records.open(job.folder / records_name(report.name), digest_wanted=row.records, num_samples=row.num_samples)
     _compare_with_index(report, found, known)
 

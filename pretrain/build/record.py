@@ -7,7 +7,6 @@ import json
 import platform
 import sys
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ import torch
 from pretrain.config.devices import device_reported_as, load_devices
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
-from pretrain.distributed.invocation import invocation
+from pretrain.distributed.invocation import installed, invocation
 from pretrain.distributed.rank import Rank, environment
 from pretrain.engine import history
 from pretrain.engine.run_folder import RunFolder
@@ -41,7 +40,7 @@ def record_run(resolved: Resolved, folder: RunFolder, rank: Rank, device: torch.
         "python": sys.version,
         "platform": platform.platform(),
         "host": rank.host,
-        "packages": _packages(),
+        "packages": installed(RECORDED_PACKAGES),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "world_size": rank.world,
         "launcher": rank.launcher,
@@ -49,16 +48,6 @@ def record_run(resolved: Resolved, folder: RunFolder, rank: Rank, device: torch.
     }
     write_atomic(folder.environment, json.dumps({**found, "provenance": resolved.provenance}, indent=1))
     history.record(folder.history, "launch", step, digest=resolved.digest, **found)
-
-
-def _packages() -> dict[str, str]:
-    packages = {}
-    for package in RECORDED_PACKAGES:
-        try:
-            packages[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return packages
 
 
 def sinks_of(resolved: Resolved, folder: RunFolder, purge_step: int) -> list[Sink]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pretrain.check.data import report_data
 from pretrain.check.memory import Backend, gib, known_memory, memory_of, resolve_micro_batch
+from pretrain.check.weights import check_weights
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.evaluation import IMAGENET_REAL, NUMBERS
 from pretrain.config.schema.experiment import Experiment
@@ -239,6 +240,8 @@ def _report_start(experiment: Experiment, require_data: bool) -> list[str]:
     if experiment.init.from_ is None and unused:
         problems.append(f"init.{unused[0]}: would be ignored without init.from; set init.from or remove it")
     _refuse(problems)
+    if experiment.init.from_ is not None:
+        check_weights(Path(experiment.init.from_), experiment.model)
     return lines
 
 

@@ -50,18 +50,24 @@ def resolve_micro_batch(
     if wanted == "auto":
         chosen = _largest_that_fits(experiment, world, memory, backend)
         return chosen, per_rank // chosen
-    if per_rank % wanted:
-        allowed = ", ".join(str(size) for size in _divisors(per_rank))
-        raise ConfigError(
-            f"cluster.micro_batch_size: {wanted} does not divide the {per_rank} images per rank "
-            f"({total} over {world} ranks); possible: {allowed}"
-        )
+    require_divisor(wanted, total, world)
     if memory is not None and (needed := _peak_bytes(experiment, world, wanted, backend)) > memory:
         raise ConfigError(
             f"cluster.micro_batch_size: {wanted} needs about {gib(needed)} of {gib(memory)} per device; "
             + _memory_remedy(experiment)
         )
     return wanted, per_rank // wanted
+
+
+def require_divisor(micro_batch_size: int, global_batch_size: int, world: int) -> None:
+    """Raises ConfigError: the micro-batch does not divide the images of a rank."""
+    per_rank = global_batch_size // world
+    if per_rank % micro_batch_size:
+        allowed = ", ".join(str(size) for size in _divisors(per_rank))
+        raise ConfigError(
+            f"cluster.micro_batch_size: {micro_batch_size} does not divide the {per_rank} images per rank "
+            f"({global_batch_size} over {world} ranks); possible: {allowed}"
+        )
 
 
 def known_memory(experiment: Experiment, detected: int | None) -> int | None:

@@ -1,9 +1,10 @@
-"""The command that a person typed to start this process: the launcher's, where one stands between."""
+"""What was typed to start this process (the launcher's words, where one stands between), and with which packages."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -33,6 +34,17 @@ def from_launcher(words: Sequence[str]) -> list[str]:
 def without_rank(words: Iterable[str]) -> list[str]:
     """The words without what a launcher adds for each rank."""
     return [word for word in words if not word.startswith(ADDED_BY_LAUNCHERS)]
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def _words_of(process: psutil.Process) -> list[str]:

@@ -21,13 +21,13 @@ from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.files import sync
+from pretrain.models.architecture import HEADER_KEY
 from pretrain.models.target_scale import TargetScale
 from pretrain.models.variants import ViTShape, resolve
 from pretrain.models.zoo import tensor_shapes
 
 FORMAT_VERSION = 1
 Task = Literal["classification", "regression", "segmentation"]
-_HEADER_KEY = "pretrain.weights"
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -161,7 +161,7 @@ def save_weights(path: str | Path, state: Mapping[str, Tensor], metadata: Weight
     assert problem is None, problem
     partial = path.with_name(path.name + ".partial")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, partial, metadata={"format": "pt", _HEADER_KEY: metadata.model_dump_json()})
+    save_file(tensors, partial, metadata={"format": "pt", HEADER_KEY: metadata.model_dump_json()})
     sync(partial)
     os.replace(partial, path)
     sync(path.parent)
@@ -215,7 +215,7 @@ def read_metadata(path: str | Path) -> WeightsMetadata | None:
 
 def is_weights_header(header: Mapping[str, str]) -> bool:
     """Whether the texts of a safetensors header are those of a weights file of ours."""
-    return _HEADER_KEY in header
+    return HEADER_KEY in header
 
 
 def check_tensors(state: Mapping[str, Tensor], metadata: WeightsMetadata, path: str | Path) -> None:
@@ -243,10 +243,10 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _parse(path: Path, header: Mapping[str, str]) -> WeightsMetadata:
-    text = header.get(_HEADER_KEY)
+    text = header.get(HEADER_KEY)
     if text is None:
         raise CheckpointError(
-            f"{path}: its header has no {_HEADER_KEY!r}, so its grid, prefix tokens and normalisation are unknown and "
+            f"{path}: its header has no {HEADER_KEY!r}, so its grid, prefix tokens and normalisation are unknown and "
             "are not guessed; write it again with pretrain.models.interop.save_weights"
         )
     try:

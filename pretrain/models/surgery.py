@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.errors import CheckpointError
+from pretrain.models.architecture import require_same
 from pretrain.models.init import initial_value
 from pretrain.models.interop import WeightsMetadata
-from pretrain.models.variants import is_head_tensor, num_relative_rows, parameter_shapes, placement
+from pretrain.models.variants import is_head_tensor, num_relative_rows, parameter_shapes
 from pretrain.models.vit import VisionTransformer
 
 Grid = tuple[int, int]
@@ -151,11 +152,11 @@ def adapt_state_dict(
     Raises:
         CheckpointError: another architecture, a head that does not fit, or a tensor that nothing explains.
     """
-    if source.model.is_timm or not isinstance(model, VisionTransformer):
+    require_same(source.model, model.config)  # type: ignore[arg-type]
+    if not isinstance(model, VisionTransformer):
         from pretrain.models.timm_surgery import adapt_timm_state
 
         return adapt_timm_state(state, source, model, head=head, filter=filter, seed=seed)
-    _check_architecture(source, model)
     if head == "keep" and source.model.head != model.config.head:
         raise CheckpointError(
             f"the weights have model.head: {source.model.head}, the model {model.config.head}; set init.head: replace "
@@ -252,15 +253,8 @@ def _resize(
 
 
 def _note_positions(source: WeightsMetadata, model: VisionTransformer, report: SurgeryReport) -> None:
-    """Refuses positions that cannot move to another grid, and says what becomes of those without tensors."""
+    """Says what becomes of positions without tensors on another grid."""
     old, new, kind = source.shape.grid, model.shape.grid, model.config.pos_embed
-    if kind == "relative_1d" and (old != new or source.shape.num_tokens != model.shape.num_tokens):
-        raise CheckpointError(
-            f"tensor blocks.0.attn.rel_pos.relative_keys numbers offsets in a sequence of {source.shape.num_tokens} "
-            f"tokens on a grid of {old[0]}×{old[1]}; on {new[0]}×{new[1]} with {model.shape.num_tokens} tokens a "
-            "number is another direction, and nothing can be interpolated; set model.img_size and model.class_token as "
-            "in the weights, or name weights with pos_embed: relative_bias, rope_2d or a learned kind"
-        )
     if old != new and kind.startswith("sincos2d"):
         report.notes.append(f"{kind} is computed for the grid {new}; the weights have seen {old}")
     if kind == "rope_2d":
@@ -270,55 +264,6 @@ def _note_positions(source: WeightsMetadata, model: VisionTransformer, report: S
                 f"rope_2d positions span {spans[1]}, the weights have seen {spans[0]}; "
                 f"model.rope_grid: {list(spans[0])} scales them back"
             )
-
-
-def _check_architecture(source: WeightsMetadata, model: VisionTransformer) -> None:
-    """Refuses what the shapes of the tensors would not show, or would show less clearly."""
-    theirs, ours = source.shape, model.shape
-    if source.model.distilled != model.config.distilled:
-        raise CheckpointError(
-            f"the weights are of a model with{'' if source.model.distilled else 'out'} a distillation token; set "
-            f"model.distilled: {str(source.model.distilled).lower()}, or name other weights"
-        )
-    for name, found, wanted in (
-        ("num_registers", source.model.num_registers, model.config.num_registers),
-        ("qk_norm", source.model.qk_norm, model.config.qk_norm),
-        ("layer_scale", source.model.layer_scale is not None, model.config.layer_scale is not None),
-        ("pos_embed", source.model.pos_embed, model.config.pos_embed),
-        ("pos_embed_placement", placement(source.model), placement(model.config)),
-        ("pos_embed_prefix", source.model.pos_embed_prefix, model.config.pos_embed_prefix),
-        ("rope_temperature", source.model.rope_temperature, model.config.rope_temperature),
-    ):
-        if found != wanted:
-            raise CheckpointError(
-                f"the weights have model.{name}: {_shown(getattr(source.model, name))}, the model has "
-                f"{_shown(getattr(model.config, name))}; set it as in the weights, or name other weights"
-            )
-    if ours.num_prefix_tokens > theirs.num_prefix_tokens:
-        raise CheckpointError(
-            "tensor cls_token of the model is not in the weights, which were trained without a class token; "
-            "set model.class_token: false and model.pool: norm_avg or avg_norm"
-        )
-    pairs = {name: (getattr(theirs, name), getattr(ours, name)) for name in ("patch", "depth", "embed_dim", "mlp_dim")}
-    pairs["num_heads"] = (theirs.num_heads, ours.num_heads)
-    pairs |= {name: (getattr(source.model, name), getattr(model.config, name)) for name in ("gelu", "layer_norm_eps")}
-    tensors = {"patch": "patch_embed.proj.weight", "depth": f"blocks.{min(theirs.depth, ours.depth)}.norm1.weight"}
-    tensors |= {"embed_dim": "pos_embed", "mlp_dim": "blocks.0.mlp.fc1.weight", "num_heads": "blocks.0.attn.qkv.weight"}
-    for name, (found, wanted) in pairs.items():
-        if found != wanted:
-            where = f", which shows in tensor {tensors[name]}" if name in tensors else ""
-            remedy = f"model.variant: {source.model.variant}" + (
-                "" if name == "patch" else f" and model.{name}: {found}"
-            )
-            raise CheckpointError(
-                f"the weights are a {source.model.variant} with {name} {found}, the model {model.config.variant} has "
-                f"{wanted}{where}; set {remedy}, or name other weights"
-            )
-
-
-def _shown(value: object) -> str:
-    """A setting as YAML writes it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -39,12 +39,7 @@ def adapt_timm_state(
         CheckpointError: another architecture, a resolution that it cannot change to, a head that does not fit, or a
             tensor that nothing explains.
     """
-    if not (source.model.is_timm and isinstance(model, TimmBackbone)):
-        raise CheckpointError(
-            f"the weights are of model.name: {source.model.name}, the model is "
-            f"{getattr(model.config, 'name', '')}; set "
-            "model.name as in the weights, or name other weights"
-        )
+    assert source.model.is_timm and isinstance(model, TimmBackbone)
     with torch.device("meta"):
         old = build_frozen(source.model, source.num_classes)
     _check_architecture(source, old, model)

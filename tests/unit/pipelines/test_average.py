@@ -37,7 +37,7 @@ def test_the_mean_of_every_tensor(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("changes", "out", "message"),
     [
-        ({"gelu": "tanh"}, "out.safetensors", "its model is"),
+        ({"gelu": "tanh"}, "out.safetensors", "its model.gelu is tanh, that of"),
         ({}, "out.npz", "must end in .safetensors"),
         ({}, "a.safetensors", "exists"),
     ],

@@ -95,7 +95,7 @@ def test_attention_distance() -> None:
     """By loops over images, queries and keys, with the pixels between the patches' centres."""
     model, images = vit(), torch.randn(3, 3, 16, 24)
     batches = lambda: iter([images[:2], images[2:]])  # noqa: E731
-    found = measures.measure_attention(model, batches, 1)["distance"]
+    found = measures.measure_attention(model, batches, 1)["attention_distance"]
     places = [(row * 8, column * 8) for row in range(2) for column in range(3)]
     for layer, weights in enumerate(layers_by_hand(model, images)):
         for head in range(2):
@@ -122,10 +122,10 @@ def test_rollout(class_token: bool) -> None:
             step = weights[image].mean(dim=0).double().numpy() + np.eye(prefix + 6)
             product = (step / step.sum(axis=1, keepdims=True)) @ product
         expected = product[0, prefix:] if class_token else product[prefix:, prefix:].mean(axis=0)
-        np.testing.assert_allclose(found["rollout"][image].numpy().ravel(), expected, rtol=1e-4)
+        np.testing.assert_allclose(found["attention_rollout"][image].numpy().ravel(), expected, rtol=1e-4)
     last = layers_by_hand(model, images)[-1]
     rows = last[:, :, 0, prefix:] if class_token else last[:, :, prefix:, prefix:].mean(dim=2)
-    torch.testing.assert_close(found["heads"], rows.unflatten(-1, (2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["attention_heads"], rows.unflatten(-1, (2, 3)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -195,8 +195,9 @@ def test_two_checkpoints_side_by_side(tmp_path: Path, photos: Path) -> None:
     for path in out.glob("*.svg"):
         ElementTree.parse(path)
     numbers = np.load(out / figures.NUMBERS)
-    assert numbers["positions/0"].shape == (4, 4, 4, 4) and numbers["positions/1"].shape == (4, 6, 4, 6)
-    assert numbers["rollout/1"].shape == (2, 4, 6) and numbers["distance/1"].shape[0] == 3
+    assert numbers["position_similarity/0"].shape == (4, 4, 4, 4)
+    assert numbers["position_similarity/1"].shape == (4, 6, 4, 6)
+    assert numbers["attention_rollout/1"].shape == (2, 4, 6) and numbers["attention_distance/1"].shape[0] == 3
     about = json.loads((out / figures.SUMMARY).read_text())
     assert [entry["label"] for entry in about["checkpoints"]] == ["a", "b"]
     assert set(about["arrays"]) == set(numbers.files)
@@ -205,8 +206,8 @@ def test_two_checkpoints_side_by_side(tmp_path: Path, photos: Path) -> None:
 def test_resized_positions_of_any_shape(tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = [str(saved(tmp_path / "a.safetensors")), "--img-size", "32", "64", "--out", str(out)]
-    assert figures.main([*arguments, "--only", "positions"]) == 0
-    assert np.load(out / figures.NUMBERS)["positions/0"].shape == (4, 8, 4, 8)
+    assert figures.main([*arguments, "--only", "position_similarity"]) == 0
+    assert np.load(out / figures.NUMBERS)["position_similarity/0"].shape == (4, 8, 4, 8)
 
 
 def test_a_checkpoint_without_attention(tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_a_checkpoint_without_attention(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (["--only", "rollout"], ConfigError, "needs --images"),
+        (["--only", "attention_rollout"], ConfigError, "needs --images"),
         (["--only", "filters", "--images", "x.png"], ConfigError, "--images would be ignored"),
         (["--images", "nowhere"], DataError, "nowhere: does not exist"),
         (["--num-maps", "0"], ConfigError, "--num-maps"),

@@ -104,7 +104,10 @@ def _relabel(folder):
         (_flip, "wrong checksum"),
         (_relabel, "the tar says labels"),
         (lambda folder: (folder / "shard-000000.tar").unlink(), "in index.json, but not there"),
-        (lambda folder: (folder / "shard-000000.tar").write_bytes(b""), "shard-000000.tar"),
+        (
+            lambda folder: (folder / "shard-000000.tar").write_bytes(b""),
+            "has 0 bytes, the index says",
+        ),
         (lambda folder: (folder / "shard-000000.records.safetensors").write_bytes(b"x" * 99), "stale or damaged"),
         (
             lambda folder: (folder / "card.json").write_text(
@@ -119,6 +122,26 @@ def test_what_is_wrong_is_found(packed, damage, message, capsys):
     damage(packed / "train")
     (verdict,) = verdicts(capsys, packed / "train", code=1)
     assert any(message in line for line in verdict["errors"]), verdict["errors"]
+
+
+def _cut_between_members(data: bytes) -> bytes:
+    return data[: data.index(b"0002.jpg")]
+
+
+def _spoil_a_header(data: bytes) -> bytes:
+    place = data.index(b"0001.jpg")
+    return data[:place] + b"x" + data[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", [_cut_between_members, _spoil_a_header])
+def test_a_foreign_shard_that_ends_too_early_is_no_shorter_shard(tmp_path, damage, capsys):
+    """Readers of tars take both for the end."""
+    folder = foreign(tmp_path / "set")
+    path = folder / "x-000.tar"
+    path.write_bytes(damage(path.read_bytes()))
+    (verdict,) = verdicts(capsys, folder, code=1)
+    assert any("is cut short or damaged" in line and "x-000.tar" in line for line in verdict["errors"]), verdict
+    assert not (folder / "index.json").exists()
 
 
 def test_shards_in_the_order_of_classes_raise_a_warning(tmp_path, capsys):

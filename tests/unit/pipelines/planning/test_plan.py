@@ -174,6 +174,7 @@ def test_a_packed_set_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--device", "abacus"], "unknown device 'abacus'"),
         (["cluster.num_devices=7"], "7 ranks cannot share"),
         (["global_batch_size=63"], "63 is odd"),
+        (["cluster.micro_batch_size=7"], "cluster.micro_batch_size: 7 does not divide the"),
         (["--mfu", "40"], "--mfu 40"),
         (["--price", "-1"], "--price -1"),
         (["--devices", "nowhere.yaml"], "nowhere.yaml: cannot read"),

@@ -1,0 +1,33 @@
+"""What can be known of the weights that a run starts from, before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pretrain.config.saved import load_saved
+from pretrain.config.schema.model import ModelConfig
+from pretrain.engine.run_folder import RunFolder
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.models.architecture import model_in_file, require_same
+
+
+def check_weights(source: Path, model: ModelConfig) -> None:
+    """Whether weights of ours are of the model's architecture. Those of other libraries are looked at by the run.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    theirs = model_in_file(source) if source.is_file() else _model_of_run(source)
+    if theirs is None:
+        return
+    try:
+        require_same(theirs, model)
+    except CheckpointError as error:
+        raise ConfigError(f"init.from: {source}: {error}") from error
+
+
+def _model_of_run(folder: Path) -> ModelConfig | None:
+    try:
+        return load_saved(RunFolder(folder).config).experiment.model
+    except ConfigError:  # another library's folder, or an older version: the run looks at the weights themselves
+        return None
