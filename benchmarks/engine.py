@@ -3,10 +3,10 @@
     python -m benchmarks.engine                                        # one rank on this machine's device
     torchrun --nproc_per_node 2 benchmarks/engine.py --zero-stage 2    # several
 
-Both loops train one model in one DeepSpeed engine on one batch and take turns, each first in every other round; a
-step is timed from one batch asked for to the next, and the median of all counts. Ours does all that a run does: the
-meeting of the ranks, the guard, metrics.jsonl, the watchdog. Ends with one line of JSON: ``overhead`` is our step over
-theirs,
+Both loops train one model in one DeepSpeed engine on one batch and take turns step by step: a machine whose speed
+wanders hits both. Our step is timed from one batch asked for to the next, and does all that a run does: the meeting of
+the ranks, the guard, metrics.jsonl, the watchdog. Ends with one line of JSON: ``overhead`` is the median ratio of our
+step to the bare one before it,
 ``checkpoint_stall_sync_s`` and ``checkpoint_stall_async_s`` how long the training stands still for a save, and
 ``resume_s`` how long a checkpoint takes to be checked, loaded and verified.
 """
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -74,51 +74,57 @@ def experiment_of(options: argparse.Namespace, world: int) -> Experiment:
     )
 
 
-class Marks:
-    """The same batch again and again, and when each was asked for."""
+class Turns:
+    """The same batch again and again for our loop; before each, the bare loop takes a step in the same engine.
 
-    def __init__(self, batch: PreparedBatch, steps: int, device: torch.device) -> None:
-        self.batch, self.steps, self.device = batch, steps, device
-        self.seconds: list[float] = []
+    Attributes:
+        pairs: seconds of a step of the bare loop, and of ours right after it.
+    """
+
+    def __init__(
+        self, batch: PreparedBatch, steps: int, device: torch.device, backend: Backend, objective: Any
+    ) -> None:
+        self.batch, self.steps, self._device = batch, steps, device
+        self._engine, self.objective = backend._engine, objective  # type: ignore[attr-defined]
+        self.pairs: list[tuple[float, float]] = []
 
     def __call__(self, state: TrainState | None = None) -> Generator[PreparedBatch, None, None]:
-        """One round; the last step has no successor and is not timed."""
-        before = None
+        """One round. Our last step, which saves, has no successor and is not timed."""
         for _ in range(self.steps):
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-            now = time.perf_counter()
-            if before is not None:
-                self.seconds.append(now - before)
-            before = now
+            began = self._now()
+            self._bare_step()
+            between = self._now()
             yield self.batch
+            self.pairs.append((between - began, self._now() - between))
 
+    def _bare_step(self) -> None:
+        """What DeepSpeed's documentation shows: forward, backward, step."""
+        loss = self.objective(self._engine, self.batch.inputs)
+        self._engine.backward(loss)
+        self._engine.step()
 
-def bare_round(backend: Any, objective: Any, batches: Iterator[PreparedBatch]) -> None:
-    """What DeepSpeed's documentation shows: forward, backward, step."""
-    engine = backend._engine
-    for batch in batches:
-        loss = objective(engine, batch.inputs)
-        engine.backward(loss)
-        engine.step()
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
 
 def build_ours(
-    experiment: Experiment, rank: Rank, device: torch.device, backend: Backend, marks: Marks, folder: RunFolder
+    experiment: Experiment, rank: Rank, device: torch.device, backend: Backend, turns: Turns, folder: RunFolder
 ) -> Trainer:
     """A trainer as ``pretrain.build`` makes it, but on one batch that is there already."""
-    objective = build_objective(experiment.objective, CLASSES, Context(seed=0, mean=HALF, std=HALF))
+    objective = turns.objective
 
     @torch.no_grad()
     def probe() -> float:
         backend.train(False)
-        loss = float(objective(backend.forward, marks.batch.inputs))
+        loss = float(objective(backend.forward, turns.batch.inputs))
         backend.train(True)
         return loss
 
     about = WeightsMetadata.of(experiment.model, CLASSES, HALF, HALF)
     reporter = Reporter(False)
-    reporter.start("engine", marks.steps, 0)
+    reporter.start("engine", turns.steps, 0)
     checkpointer = Checkpointer(
         folder=folder.checkpoints, rank=rank, backend=backend,
         write_weights=lambda path, tensors: save_weights(path, tensors, about),
@@ -129,10 +135,10 @@ def build_ours(
     work = Work(batch_size=experiment.global_batch_size, world=rank.world, num_samples=1_000_000)
     sinks = [JsonlSink(folder.metrics)] if rank.is_main else []
     return Trainer(
-        rank=rank, backend=backend, folder=folder, objective=objective, batches=marks, schedule=schedule_of(experiment),
+        rank=rank, backend=backend, folder=folder, objective=objective, batches=turns, schedule=schedule_of(experiment),
         evaluate=dict, seed_step=lambda step, micro_step: None, tally=Tally(0), checkpointer=checkpointer,
         telemetry=Telemetry(sinks, reporter, log_every=10, work=work), stop_request=StopRequest(), device=device,
-        watchdog=Watchdog(folder.heartbeats, rank.rank, rank.host, {}).start(), num_steps=marks.steps,
+        watchdog=Watchdog(folder.heartbeats, rank.rank, rank.host, {}).start(), num_steps=turns.steps,
         global_batch_size=experiment.global_batch_size, accumulation_steps=1, evaluate_every=None, save_every=None,
         max_consecutive_skips=20, max_rollbacks=0,
     )  # fmt: skip
@@ -180,17 +186,20 @@ def run(options: argparse.Namespace, rank: Rank, device: torch.device, base: Pat
     backend = build_backend(experiment, model, rank, device, "deepspeed", (options.batch, 1))
     folder = RunFolder(base / "run")
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
-    ours_marks, bare_marks = (Marks(batch, options.steps, device) for _ in range(2))
-    trainer = build_ours(experiment, rank, device, backend, ours_marks, folder)
-    for index in range(options.rounds + 1):
-        turns = [lambda: bare_round(backend, trainer.objective, bare_marks()), lambda: trainer.fit(TrainState())]
-        for turn in turns if index % 2 else reversed(turns):
-            turn()
-        if index == 0:  # warm-up
-            ours_marks.seconds.clear()
-            bare_marks.seconds.clear()
-    ours, bare = statistics.median(ours_marks.seconds), statistics.median(bare_marks.seconds)
-    report = {"step_s": ours, "bare_step_s": bare, "overhead": ours / bare, "steps_timed": len(ours_marks.seconds)}
+    objective = build_objective(experiment.objective, CLASSES, Context(seed=0, mean=HALF, std=HALF))
+    turns = Turns(batch, options.steps, device, backend, objective)
+    trainer = build_ours(experiment, rank, device, backend, turns, folder)
+    for _ in range(options.rounds):
+        trainer.fit(TrainState())
+    bare, ours = zip(*turns.pairs[options.steps - 1 :], strict=True)  # after a round of warm-up
+    ratios = [own / other for other, own in zip(bare, ours, strict=True)]
+    report: dict[str, Any] = {
+        "step_s": statistics.median(ours),
+        "bare_step_s": statistics.median(bare),
+        "overhead": statistics.median(ratios),
+        "overhead_quartiles": [statistics.quantiles(ratios)[place] for place in (0, 2)],
+        "steps_timed": len(ratios),
+    }
     report |= time_saves(trainer, options.rounds)
     report["resume_s"] = time_resume(trainer, options.rounds)
     state_bytes = sum(view.nbytes for piece in backend.slices() for view in piece.owned_states().values())
@@ -206,8 +215,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=None, help="images per rank and step: 8 on a CPU, 128 on a GPU")
     parser.add_argument("--precision", default=None, help="fp32 on a CPU, bf16 on a GPU")
     parser.add_argument("--zero-stage", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8, help="in a round of each loop")
+    parser.add_argument("--rounds", type=int, default=6, help="the first one warms up")
+    parser.add_argument("--steps", type=int, default=16, help="of each loop in a round")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     rank = detect()

@@ -126,5 +126,6 @@ def look(shared: Looking, looks: list[Look], progress: Progress) -> list[Match]:
 
 def _in_words(candidate: Candidate) -> str:
     side = candidate.view.right - candidate.view.left
-    crop = "" if side > 0.95 else ", the test image is a crop of it" if candidate.test_is_part else ", cropped"
-    return f"near-duplicate{crop}{', mirrored' if candidate.mirrored else ''}"
+    crop = "" if side > 0.95 else "the test image is a crop of it" if candidate.test_is_part else "cropped"
+    details = ", ".join(filter(None, [crop, "mirrored" if candidate.mirrored else ""]))
+    return f"near-duplicate ({details})" if details else "near-duplicate"

@@ -72,12 +72,14 @@ def _without_images(target: Path) -> None:
 
 
 def _resnet(path: Path) -> None:
+    from pretrain.config.schema.data import EvalTransformConfig
     from pretrain.config.schema.model import ModelConfig
     from pretrain.models.interop import WeightsMetadata, save_weights
     from pretrain.models.zoo import build_model
 
     config = ModelConfig(name="timm/resnet10t", img_size=32)
-    about = WeightsMetadata.of(config, 5, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    half = (0.5, 0.5, 0.5)
+    about = WeightsMetadata.of(config, 5, half, half, eval_transform=EvalTransformConfig())
     save_weights(path, build_model(config, 5).state_dict(), about)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipelines.__main__ import main
+from pipelines.deduplication.compare import SIDE, likeness, shrunk
 from pipelines.deduplication.hashes import NUM_BITS, WHOLE, grey_picture, hash_views
-from pipelines.deduplication.search import near_pairs
+from pipelines.deduplication.search import CROWD, near_pairs
 from pretrain.data.index import ShardTable
 from tests.unit.pipelines.photos import jpeg, tiles
 
@@ -42,6 +44,7 @@ def found(tmp_path_factory):
     (folder / "upstream" / "a" / "exact.jpg").write_bytes((folder / "test" / "0.jpg").read_bytes())
     (folder / "upstream" / "a" / "white.png").write_bytes(_white(200))
     (folder / "test" / "white.png").write_bytes(_white(90))
+    (folder / "test" / "part.jpg").write_bytes(jpeg(others[0].crop((20, 25, 180, 190))))
     packed = str(folder / "packed")
     arguments = ["pack", "folder", str(folder / "upstream"), "--images", "keep", "--shard-samples", "6"]
     assert main([*arguments, "--out", packed]) == 0
@@ -69,11 +72,14 @@ def _white(side: int) -> bytes:
 
 def test_every_planted_copy_is_found_and_nothing_else(found):
     lines, _, _ = found
-    assert set(lines) == {"exact.jpg", *(f"copy-{number}.jpg" for number in range(len(CHANGES)))}
+    assert set(lines) == {"exact.jpg", "other-0.jpg", *(f"copy-{number}.jpg" for number in range(len(CHANGES)))}
+    assert lines["other-0.jpg"]["because"].startswith("near-duplicate (the test image is a crop of it) of ")
+    assert lines["other-0.jpg"]["because"].endswith("test: part.jpg")
     for number, name in enumerate(CHANGES):
         because = lines[f"copy-{number}.jpg"]["because"]
         assert because.endswith(f"test: {number % 4}.jpg")
         assert ("mirrored" in because) == (name in ("mirrored", "all"))
+    assert lines["copy-4.jpg"]["because"].startswith("near-duplicate (cropped) of ")
     assert lines["exact.jpg"]["because"].startswith("exact copy of ")
 
 
@@ -99,7 +105,7 @@ def test_packing_again_leaves_out_what_the_list_names(found):
     assert main([*arguments, "--drop-list", str(folder / "out" / "drop.jsonl")]) == 0
     before, after = (ShardTable.load(folder / name / "train").num_samples for name in ("packed", "clean"))
     assert after == before - len(lines)
-    assert "drop list: 7" in (folder / "clean" / "train" / "card.md").read_text()
+    assert "drop list: 8" in (folder / "clean" / "train" / "card.md").read_text()
 
 
 def test_a_mirrored_picture_has_the_hash_that_is_computed_for_it():
@@ -108,6 +114,28 @@ def test_a_mirrored_picture_has_the_hash_that_is_computed_for_it():
         both = hash_views(grey_picture(pixels), (WHOLE,), mirrored=True)
         assert both[1] == hash_views(grey_picture(pixels[:, ::-1]), (WHOLE,))[0]
         assert both[0] != both[1]
+
+
+def test_light_and_dark_in_the_same_places_are_not_enough() -> None:
+    first, second = (grey_picture(np.asarray(image)) for image in tiles()[:2])
+    first, second = shrunk(first).astype(np.float32), shrunk(second).astype(np.float32)
+    coarse = cv2.GaussianBlur(first, (0, 0), 4)
+    other = np.clip(coarse + second - cv2.GaussianBlur(second, (0, 0), 4), 0, 255)  # the structure of another
+    found = likeness(first.astype(np.uint8), other.astype(np.uint8), WHOLE, mirrored=False)
+    assert found.grey > 0.8 > 0.5 > found.fine and found.score == found.fine
+
+
+def test_without_fine_structure_the_grey_values_decide() -> None:
+    ramp = np.linspace(100, 140, SIDE, dtype=np.float32)[:, None].repeat(SIDE, 1)
+    found = likeness(ramp.astype(np.uint8), (0.8 * ramp).astype(np.uint8), WHOLE, mirrored=False)
+    assert found.score == found.grey > 0.99
+
+
+def test_a_crowd_of_equal_hashes_says_nothing() -> None:
+    """Pictures that are nearly empty agree with all others of their kind."""
+    crowd = np.full(CROWD + 1, 12345, dtype=np.uint64)
+    assert not list(near_pairs(crowd[:3], crowd, 8))
+    assert {row for query, _, _ in near_pairs(crowd[:3], crowd[:-1], 8) for row in query.tolist()} == {0, 1, 2}
 
 
 @pytest.mark.parametrize(("distance", "least"), [(0, 1.0), (4, 0.999), (8, 0.9)])
