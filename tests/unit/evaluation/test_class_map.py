@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.__main__ import main
 from pretrain.data.index import ShardTable
 from pretrain.data.labels import read_labels, read_sources
 from pretrain.errors import DataError
 from pretrain.evaluation.class_map import ClassMap
 from pretrain.evaluation.targets import load_targets
 from tests.unit.data.sets import write_set
+from tests.unit.pipelines.photos import write_photos
 
 SET = [("n3", "cat"), ("n1", "dog"), ("n9", "teddy")]
 HEAD = [("n0", "thing"), ("n1", "dog"), ("n2", "pug"), ("n3", "cat")]
@@ -115,3 +117,15 @@ def test_reals_own_labels_come_with_timm_and_another_order_is_seen(
         load_targets(path, table)
     with pytest.raises(DataError, match=r"imagenet_real_labels\.json: labels of 50,000 images, but .* has 1,200"):
         load_targets("imagenet_real", table)
+
+
+def test_a_list_counts_by_the_names_of_a_set_that_was_shuffled(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", {"a": 12})
+    assert main(["pack", "folder", str(photos), "--out", str(tmp_path / "set")]) == 0
+    table = ShardTable.load(tmp_path / "set" / "train")
+    names = [Path(source).name for source in read_sources(table)]
+    assert names != sorted(names)
+    path = tmp_path / "real.json"
+    path.write_text(json.dumps([[0] if number % 2 else [] for number in range(12)]))
+    expected = [[0 if int(Path(name).stem) % 2 else -1] for name in names]
+    assert load_targets(path, table).tolist() == expected

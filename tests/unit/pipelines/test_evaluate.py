@@ -21,7 +21,7 @@ from pipelines import evaluate as stage
 from pipelines.__main__ import main
 from pipelines.classifier import load_classifier
 from pipelines.evaluating.measures import calibration, paired_difference
-from pipelines.evaluating.outcomes import Outcomes
+from pipelines.evaluating.outcomes import Outcomes, outcomes_of
 from pipelines.evaluating.ranking import resampled
 from pipelines.network import stack
 from pretrain.data.index import ShardTable
@@ -104,6 +104,13 @@ def test_two_ranks_give_the_figures_of_one(tmp_path: Path, packed: Path, pool1: 
         )
     ]
     assert two == [one, one]
+    in_order = list(range(sum(CLASSES.values())))
+    assert pool2.run(ids_in_a_rank, packed, weights, timeout_s=120) == [in_order, in_order]
+
+
+def ids_in_a_rank(shards: Path, weights: Path) -> list[int]:
+    found, _ = outcomes_of(load_classifier(weights), ShardTable.load(shards), detect(), num_workers=0)
+    return found.sample_ids.tolist()
 
 
 def test_classes_are_matched_by_id_and_never_guessed(
@@ -198,7 +205,9 @@ def test_several_labels_per_image_are_ranked_as_by_scikit_learn(
 def test_the_interval_of_map_is_that_of_resampling_the_images() -> None:
     rng = np.random.default_rng(0)
     scores, shown = np.round(rng.normal(size=(60, 5)), 1), rng.random((60, 5)) < 0.2  # with equal scores
+    shown[:, 4] = np.arange(60) == 7  # some resamples do not show this class
     counts = rng.multinomial(60, np.full(60, 1 / 60), size=20)
+    assert (counts[:, 7] == 0).any()
     expected = []
     for row in counts:
         drawn = np.repeat(np.arange(60), row)

@@ -17,13 +17,17 @@ from sklearn.neighbors import KNeighborsClassifier
 from pipelines import probe as stage
 from pipelines.__main__ import main
 from pipelines.classifier import load_classifier
+from pipelines.features.cache import FeatureCache
+from pipelines.features.frozen import load_frozen
 from pipelines.network import stack
+from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.data.augment import EvalTransform
 from pretrain.data.index import ShardTable
 from pretrain.data.reader import ShardReader
+from pretrain.data.sources import open_packed
 from pretrain.distributed.rank import detect
-from pretrain.models.interop import save_weights
+from pretrain.models.interop import load_weights, save_weights
 from tests.golden.exchange import SQUASH, metadata_of, model_of
 from tests.pool import Pool
 from tests.unit.pipelines.photos import write_photos
@@ -44,9 +48,9 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def weights(path: Path, **changes: Any) -> Path:
+def weights(path: Path, state: dict[str, torch.Tensor] | None = None, **changes: Any) -> Path:
     model = model_of(img_size=32, **changes)
-    save_weights(path, model.state_dict(), metadata_of(model, SQUASH))
+    save_weights(path, state or model.state_dict(), metadata_of(model, SQUASH))
     return path
 
 
@@ -117,9 +121,24 @@ def test_features_are_computed_once_and_never_of_other_weights(
     _, third, error = run(capsys, *arguments)
     assert error.count("are damaged; they are computed again") == 4
     assert json.loads(third)["test"] == json.loads(first)["test"]
-    weights(source, gelu="tanh")  # under the same name
-    _, _, error = run(capsys, *arguments)
-    assert error.count("computed, kept in") == 4 and "as kept in" not in error
+    other = {name: tensor + 1 for name, tensor in load_weights(source)[0].items()}
+    for state, changes in ((None, {"gelu": "tanh"}), (other, {})):  # under the same name
+        weights(source, state, **changes)
+        _, _, error = run(capsys, *arguments)
+        assert error.count("computed, kept in") == 4 and "as kept in" not in error
+
+
+def test_some_features_have_their_own_labels(sets: Path, tmp_path: Path) -> None:
+    frozen = load_frozen(weights(tmp_path / "w.safetensors"))
+    cache = FeatureCache(tmp_path / "cache", frozen, detect(), 4, 0, lambda line: None)
+    packed = open_packed(str(sets / "packed" / "train"), ClusterConfig())
+    features = cache.features(packed, frozen.transform.config)
+    all_of_them, chosen = features.whole(), np.array([7, 1, 4])
+    some = features.only(chosen).whole()
+    assert some.sample_ids.tolist() == sorted(chosen)
+    assert torch.equal(some.labels, all_of_them.labels[np.sort(chosen)])
+    assert len(set(some.labels[:, 0].tolist())) > 1
+    torch.testing.assert_close(some.values, all_of_them.values[np.sort(chosen)])
 
 
 def figures_in_a_rank(arguments: list[str]) -> dict[str, Any]:
