@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator
 
 import pytest
@@ -16,9 +17,12 @@ PACKS = {
 
 @pytest.fixture(scope="session")
 def digits() -> Iterator[None]:
-    """The demo's data sets; packing what is there already does nothing."""
+    """The demo's data sets; packing what is there already does nothing. One test process at a time."""
     commands = Commands()
-    for folder, options in PACKS.items():
-        commands.run("python", "-m", "pipelines", "pack", "digits", "--out", ROOT / folder, *options, check=True)
+    (ROOT / "data").mkdir(exist_ok=True)
+    with open(ROOT / "data" / ".tests.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for folder, options in PACKS.items():
+            commands.run("python", "-m", "pipelines", "pack", "digits", "--out", ROOT / folder, *options, check=True)
     yield
     commands.close()
