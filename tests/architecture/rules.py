@@ -88,6 +88,7 @@ LIGHT = (
     "pretrain.data.order",
     "pretrain.data.sources",
     "pretrain.engine.run_folder",
+    "pretrain.models.architecture",
     "pretrain.models.cost",
     "pretrain.models.variants",
     "pretrain.models.zero_memory",
