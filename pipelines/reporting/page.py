@@ -221,10 +221,7 @@ def _card(view: RunView) -> str:
         card = Card.load(folder)
     except DataError as error:
         return f"<h2>Data: {text(folder)}</h2><p>{text(error)}</p>"
-    rows = [
-        [text(name), text(value)] for name, value in card.model_dump().items() if value not in ("", {}, [], (), None)
-    ]
-    return f"<h2>Data: {text(folder)}</h2>" + table(rows)
+    return f"<h2>Data: {text(folder)}</h2>" + table([[text(name), text(value)] for name, value in card.facts()])
 
 
 def _config(view: RunView) -> str:

@@ -100,6 +100,18 @@ class Card(BaseModel):
         """card.json; equal cards give equal bytes."""
         return (json.dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n").encode()
 
+    def facts(self) -> list[tuple[str, str]]:
+        """(name, value in words) of what is known; long lists in short."""
+        own = {
+            "short_sides": ", ".join(f"{size} – {2 * int(size) - 1} px: {n:,}" for size, n in self.short_sides.items())
+        }
+        if counts := self.class_counts:
+            own["class_counts"] = f"{len(counts):,} classes of {min(counts):,} to {max(counts):,} images"
+        for name in ("target_mean", "target_std"):
+            own[name] = ", ".join(f"{number:.4g}" for number in getattr(self, name))
+        found = [(name, own[name] if name in own else _shown(getattr(self, name))) for name in type(self).model_fields]
+        return [(name, value) for name, value in found if value not in ("", "None", "[]")]
+
     def to_markdown(self, classes: list[tuple[str, str]] | None = None) -> bytes:
         """card.md.
 

@@ -24,6 +24,14 @@ def test_the_card_says_what_was_packed(folder):
         assert word in readable
 
 
+def test_facts_are_words_and_say_long_lists_in_short(folder):
+    known = {"short_sides": {"8": 1500}, "class_counts": [3, 2, 1200], "dropped": {"too small": 4}}
+    facts = dict(Card.load(folder).model_copy(update=known).facts())
+    assert facts["short_sides"] == "8 – 15 px: 1,500" and facts["dropped"] == "too small: 4"
+    assert facts["class_counts"] == "3 classes of 2 to 1,200 images"
+    assert "target_mean" not in facts and "quarantined" not in facts, "nothing is known of them"
+
+
 def test_classes_have_index_id_and_name(tmp_path):
     (tmp_path / "classes.csv").write_bytes(encode_classes([("n01", 'a "quoted", name'), ("n02", "ü")]))
     assert (tmp_path / "classes.csv").read_text().splitlines()[0] == "index,id,name"
