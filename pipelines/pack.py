@@ -19,6 +19,7 @@ from typing import Any
 
 from pipelines.packing.arguments import PackRequest, parse
 from pipelines.packing.finish import QUARANTINE_FILE, encode_lines, finish_split, quarantined_in
+from pipelines.packing.inputs import Inputs
 from pipelines.packing.listing import About, digest_content, list_source, load_content, load_listing, prepare_units
 from pipelines.packing.masks import MaskOptions
 from pipelines.packing.plan import PackOptions, Plan, Shard, make_plan
@@ -119,7 +120,7 @@ def merge(request: PackRequest) -> Result:
         if not work.num_tasks:
             raise ConfigError(f"{out} was not begun with --task; run the command that began it again")
         table, about = load_listing(work)
-        inputs = request.inputs_of(options, work.folder)
+        inputs = Inputs.kept_in(work.folder)
         content = load_content(table, work) if options.duplicates != "keep" else None
         kind = {"multi_label": about.multi_label, "target": about.target}
         plan = make_plan(table, about.classes, options, inputs.with_content(content), **kind)
@@ -135,7 +136,7 @@ def _planned(request: PackRequest, work: Work, fingerprint: str) -> tuple[Plan, 
     needs_work = bool(source.units()) or options.duplicates != "keep" or task is not None
     if needs_work:
         work.begin(options, fingerprint, task)
-        request.keep_inputs(work.folder)
+        request.inputs.keep(work.folder)
     prepare_units(source, work, cores, task)
     table, about = list_source(source, work, task)
     source.classes = about.classes

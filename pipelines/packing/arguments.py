@@ -3,164 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipelines.packing.drop_list import load_dropped_keys
-from pipelines.packing.labels import LabelMap
+from pipelines.packing.inputs import Inputs
 from pipelines.packing.plan import PackOptions, PlanInputs
-from pipelines.packing.split_lists import SplitLists
+from pipelines.packing.source_kinds import OF_SOURCE, SOURCE_OPTIONS, SOURCES, SourceKind
 from pipelines.packing.state import Task
-from pipelines.packing.wordnet import DEBIAN_FILE, WordNet
-from pipelines.sources.digit_canvases import DigitCanvasSource
-from pipelines.sources.digits import DigitsSource
-from pipelines.sources.fashion_mnist import FashionMnistSource
-from pipelines.sources.folder import FolderSource
-from pipelines.sources.image_pairs import ImagePairSource
-from pipelines.sources.imagenet21k import ImageNet21kSource
-from pipelines.sources.manifest import ManifestSource
-from pipelines.sources.parquet import ParquetSource
+from pipelines.packing.wordnet import DEBIAN_FILE
 from pipelines.sources.protocol import Source
-from pipelines.sources.remote import OPTIONS as REMOTE_OPTIONS
-from pipelines.sources.remote import RemoteFiles, add_options
-from pipelines.sources.torchvision_sets import TorchvisionSource
-from pipelines.sources.vtab import VtabSource
-from pipelines.sources.webdataset_shards import WebDatasetSource, read_class_names
+from pipelines.sources.remote import add_options
 from pretrain.data.decode import MAX_PIXELS
 from pretrain.errors import ConfigError
-from pretrain.files import file_digest, write_atomic
+from pretrain.files import file_digest
 
 DEFAULT_MAX_BAD_RATE = 0.01
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-INPUTS_FOLDER = "inputs"
-# Options that decide what a source lists.
-OF_SOURCE = ("image_column", "label_column", "target_column", "class_names", "root")
-
 EXAMPLES = """examples:
   python -m pipelines pack digits --classes 0-4 --holdout 0.2 --out data/digits_upstream
   python -m pipelines pack folder photos/ --out data/photos --holdout 0.1 --workers 8
   python -m pipelines pack folder clipart/ --nested-labels --out data/clipart
 Killed at any moment, the same command goes on where it was; finished, it has nothing to do.
 On a cluster, task I of N does its share (--task I/N), and then: python -m pipelines pack merge data/photos"""
-
-
-@dataclass(frozen=True)
-class SourceKind:
-    """One kind of source on the command line.
-
-    Attributes:
-        make: from the arguments.
-        paths: what the positional arguments behind it are, in words; "": it takes none.
-        options: those of ``SOURCE_OPTIONS`` that it understands.
-        least: how many positional arguments it needs.
-        most: how many it takes; None: any number.
-        one_of: what the first may be; (): anything.
-    """
-
-    make: Callable[[argparse.Namespace], Source]
-    paths: str = ""
-    options: tuple[str, ...] = ()
-    least: int = 0
-    most: int | None = 1
-    one_of: tuple[str, ...] = ()
-
-
-SAID = ("licence", "release")  # what a source that the user knows best cannot say itself
-SOURCES: dict[str, SourceKind] = {
-    "digits": SourceKind(lambda args: DigitsSource(), most=0),
-    "digit-canvases": SourceKind(
-        lambda args: DigitCanvasSource(args.paths[0]),
-        "what is asked: position or mask",
-        least=1,
-        one_of=("position", "mask"),
-    ),
-    "fashion-mnist": SourceKind(
-        lambda args: FashionMnistSource(Path(args.paths[0]) if args.paths else None), "[where its IDX files are]"
-    ),
-    "folder": SourceKind(
-        lambda args: FolderSource(Path(args.paths[0]), nested_labels=args.nested_labels, name=args.name),
-        "the root, one folder per class",
-        ("nested_labels", *SAID),
-        least=1,
-    ),
-    "imagenet21k": SourceKind(
-        lambda args: ImageNet21kSource(Path(args.paths[0]), name=args.name),
-        "the tar of per-synset tars, or a folder of them",
-        SAID,
-        least=1,
-    ),
-    "manifest": SourceKind(
-        lambda args: ManifestSource(Path(args.paths[0]), root=args.root, name=args.name, classes=_class_names(args)),
-        "a .csv, .tsv or .jsonl with path or url, label, labels, target or mask, and perhaps split",
-        ("root", "class_names", "reduce_zero_label", *SAID),
-        least=1,
-    ),
-    "masks": SourceKind(
-        lambda args: ImagePairSource(
-            Path(args.paths[0]), Path(args.paths[1]), _class_names(args, needed=True), name=args.name
-        ),
-        "the folder of the images, and that of their masks (PNGs of the same names)",
-        ("class_names", "reduce_zero_label", *SAID),
-        least=2,
-        most=2,
-    ),
-    "parquet": SourceKind(
-        lambda args: ParquetSource(
-            args.paths,
-            image_column=args.image_column,
-            label_column=args.label_column,
-            target_column=args.target_column,
-            name=args.name,
-        ),
-        "files, folders or patterns",
-        ("image_column", "label_column", "target_column", *SAID),
-        least=1,
-        most=None,
-    ),
-    "torchvision": SourceKind(
-        lambda args: TorchvisionSource(args.paths[0], Path(args.paths[1]) if len(args.paths) > 1 else None),
-        "the class, such as CIFAR10 or OxfordIIITPet, [and the folder of its files]",
-        SAID,
-        least=1,
-        most=2,
-    ),
-    "vtab": SourceKind(
-        lambda args: VtabSource(Path(args.paths[0]), name=args.name),
-        "the folder of a VTAB-1k task, with train800.txt, val200.txt, train800val200.txt and test.txt",
-        SAID,
-        least=1,
-    ),
-    "webdataset": SourceKind(
-        lambda args: WebDatasetSource(
-            args.paths, class_names=args.class_names, name=args.name, remote=RemoteFiles.of(args)
-        ),
-        "tars, folders, URLs (http, s3, pipe:COMMAND), or patterns such as shard-{000..127}.tar",
-        ("class_names", "drop_list", *REMOTE_OPTIONS, *SAID),
-        least=1,
-        most=None,
-    ),
-}
-# Option of some sources → its value when it is not given.
-SOURCE_OPTIONS: dict[str, Any] = {
-    "nested_labels": False,
-    "image_column": "",
-    "label_column": "",
-    "target_column": "",
-    "reduce_zero_label": False,
-    "class_names": None,
-    "root": None,
-    "drop_list": None,
-    **REMOTE_OPTIONS,
-    "licence": "",
-    "release": "",
-}
 
 
 @dataclass(frozen=True)
@@ -180,63 +46,6 @@ class PackRequest:
     def is_merge(self) -> bool:
         """Finish what tasks packed."""
         return self.source is None
-
-    def keep_inputs(self, folder: Path) -> None:
-        """Copies the files that the options name to where a merge finds them."""
-        self.inputs.keep(folder / INPUTS_FOLDER)
-
-    def inputs_of(self, options: PackOptions, folder: Path) -> Inputs:
-        """The files that the tasks of a pack kept."""
-        return Inputs.load(json.loads((folder / INPUTS_FOLDER / "inputs.json").read_bytes()))
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The files that the options name, and their content.
-
-    Attributes:
-        paths: option → file, or NAME=FILE for each split list.
-        content: what was read from them.
-    """
-
-    paths: dict[str, str | list[str]]
-    content: PlanInputs
-
-    @classmethod
-    def load(cls, paths: dict[str, str | list[str]]) -> Inputs:
-        """Reads the files."""
-        single = {name: Path(path) for name, path in paths.items() if isinstance(path, str)}
-        splits = paths.get("splits", [])
-        assert isinstance(splits, list)
-        content = PlanInputs(
-            label_map=LabelMap.load(single["label_map"]) if "label_map" in single else None,
-            wordnet=WordNet(single["wordnet"]) if "wordnet" in single else None,
-            split_lists=SplitLists.load(splits) if splits else None,
-            dropped_keys=load_dropped_keys(single["drop_list"]) if "drop_list" in single else frozenset(),
-        )
-        return cls(paths, content)
-
-    def with_content(self, content: NDArray[np.uint64] | None) -> PlanInputs:
-        """With the digests of the images' bytes."""
-        return replace(self.content, content=content)
-
-    def keep(self, folder: Path) -> None:
-        """Copies the files into ``folder``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        kept: dict[str, str | list[str]] = {}
-        for name, path in self.paths.items():
-            if isinstance(path, str):
-                kept[name] = str(_copy(Path(path), folder / name))
-            else:
-                pairs = [entry.partition("=") for entry in path]
-                kept[name] = [f"{split}={_copy(Path(file), folder / f'split-{split}')}" for split, _, file in pairs]
-        write_atomic(folder / "inputs.json", json.dumps(kept))
-
-
-def _copy(source: Path, target: Path) -> Path:
-    if not target.exists():
-        write_atomic(target, source.read_bytes())
-    return target
 
 
 def parse(argv: Sequence[str]) -> PackRequest:
@@ -269,12 +78,6 @@ def parse(argv: Sequence[str]) -> PackRequest:
         task=Task.parse(args.task) if args.task else None,
         json=args.json,
     )
-
-
-def _class_names(args: argparse.Namespace, *, needed: bool = False) -> list[tuple[str, str]]:
-    if args.class_names is None and needed:
-        raise ConfigError(f"the source {args.source} needs --class-names FILE: a class per line, in the masks' order")
-    return [] if args.class_names is None else read_class_names(args.class_names)
 
 
 def _merge_request(args: argparse.Namespace, argv: Sequence[str]) -> PackRequest:
