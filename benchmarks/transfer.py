@@ -22,7 +22,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 from benchmarks.transferring.cells import FULL, QUICK, Cell, Plan
@@ -42,6 +41,7 @@ from benchmarks.transferring.runs import (
 from benchmarks.transferring.sets import SETS, pack_sets
 from benchmarks.transferring.tables import Tables, fill
 from pipelines.predict import positive
+from pretrain.distributed.invocation import installed
 from pretrain.errors import ConfigError, UserError
 from pretrain.files import write_atomic
 
@@ -178,7 +178,7 @@ def report(experiment: Experiment, command: str, page: Path | None) -> str:
     """Writes the tables and says what they were made by."""
     tables, missing = experiment.tables.all(), experiment.tables.missing()
     tables["features"] = features(experiment)
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
+    versions = ", ".join(f"{name} {version}" for name, version in installed(PACKAGES).items())
     run = (
         f"`{command}`\n\n{time.strftime('%Y-%m-%d')}; {os.cpu_count()} CPU cores ({platform.machine()}), one "
         f"thread a run; Python {platform.python_version()}, {versions}; {experiment.tables.cost()}.\n"
