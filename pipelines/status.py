@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.run_record import RunRecord, find_runs
+from pipelines.times import duration
 from pretrain.distributed.watchdog import accuse
 from pretrain.errors import ConfigError
 
@@ -75,10 +76,10 @@ def render(status: dict[str, Any]) -> str:
         ready = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + status["eta_s"]))
         label = "time left" if status["state"] == "running" else "to train"
         lines.append(
-            f"  {label:<11} {_duration(status['eta_s'])}" + (f", until {ready}" if label == "time left" else "")
+            f"  {label:<11} {duration(status['eta_s'])}" + (f", until {ready}" if label == "time left" else "")
         )
     if status["loss"] is not None:
-        age = f", {_duration(status['last_line_age_s'])} ago" if status["last_line_age_s"] is not None else ""
+        age = f", {duration(status['last_line_age_s'])} ago" if status["last_line_age_s"] is not None else ""
         lines.append(f"  last line   loss {status['loss']:.4f}, {status['images_per_s']:,.0f} images/s{age}")
     if status["evaluation"]:
         values = "  ".join(f"{name} {value:.4f}" for name, value in status["evaluation"].items())
@@ -118,13 +119,3 @@ def _job_state(job: str) -> str:
     except subprocess.TimeoutExpired:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _duration(seconds: float) -> str:
-    whole = int(seconds)
-    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from pipelines.run_record import RunRecord, find_runs
 from pipelines.status import describe
+from pipelines.times import duration
 from pretrain.errors import ConfigError
 
 WIDE = 160
@@ -82,24 +83,20 @@ def table(states: Sequence[dict[str, Any]]) -> Table:
             _figure(state["loss"], ".4f"),
             _figure(state["images_per_s"], ",.0f"),
             _figure(state["data_wait"], ".0%"),
-            _ago(state["eta_s"]) if state["state"] in ("running", "starting") else "–",
-            _ago(state["last_line_age_s"]),
+            _length(state["eta_s"]) if state["state"] in ("running", "starting") else "–",
+            _length(state["last_line_age_s"]),
             str(state["restarts"]),
             _note(state),
         )
     return shown
 
 
+def _length(seconds: float | None) -> str:
+    return "–" if seconds is None else duration(seconds)
+
+
 def _figure(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
-
-
-def _ago(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    whole = int(seconds)
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {whole % 60:02} s" if minutes else f"{whole} s"
 
 
 def _note(state: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.planning import layouts
 from pipelines.planning.estimate import DEFAULT_DECODE_RATE, DEFAULT_MFU, Plan, gib
 from pipelines.planning.layouts import Layout
+from pipelines.times import duration
 from pretrain.check.memory import RESERVED_BYTES
 
 MAX_COLUMNS = 6
@@ -71,6 +72,15 @@ def as_text(plan: Plan, title: str, assumed: list[str]) -> str:
     return "\n".join([*lines, *(f"  - {line}" for line in assumed)])
 
 
+def _amount(value: float) -> str:
+    """A number of which small ones count too."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _length(days: float) -> str:
+    return f"{days:,.2f} days" if days >= 2 else duration(86400 * days)
+
+
 def _facts(plan: Plan) -> Iterator[str]:
     experiment, machine, data, disk = plan.experiment, plan.machine, plan.data, plan.disk
     yield (
@@ -84,12 +94,12 @@ def _facts(plan: Plan) -> Iterator[str]:
         f"{plan.train_flops / EXA:,.4g} with it (3 × forward, 2 per multiply-add; recomputation not counted)"
     )
     yield (
-        f"time        {plan.gpu_hours:,.0f} device-hours ({plan.gpu_hours / 24:,.0f} device-days) at "
-        f"{plan.assumptions.mfu:.0%} MFU: {plan.days:,.2f} days on {machine.num_devices} devices, "
+        f"time        {_amount(plan.gpu_hours)} device-hours ({_amount(plan.gpu_hours / 24)} device-days) at "
+        f"{plan.assumptions.mfu:.0%} MFU: {_length(plan.days)} on {machine.num_devices} devices, "
         f"{plan.images_per_s:,.0f} images/s"
     )
     if plan.cost is not None:
-        yield f"cost        {plan.cost:,.0f} at {plan.assumptions.price:g} per device-hour"
+        yield f"cost        {_amount(plan.cost)} at {plan.assumptions.price:g} per device-hour"
     yield (
         f"loader      {data.images_per_s:,.0f} images/s and {data.bytes_per_s / 1e6:,.0f} MB/s per node; "
         f"about {data.cores:,.1f} CPU cores per node for decoding ({data.processes} data processes are configured)"
@@ -101,8 +111,8 @@ def _facts(plan: Plan) -> Iterator[str]:
     )
     yield (
         f"disk        {disk.checkpoint_bytes / 1e9:,.2f} GB a checkpoint; {disk.held_bytes / 1e9:,.1f} GB held at most "
-        f"({experiment.checkpoint.keep_last} kept, one being written), {disk.written_bytes / 1e9:,.0f} GB written in "
-        f"{disk.num_saves:,} saves"
+        f"({experiment.checkpoint.keep_last} kept, one being written), {_amount(disk.written_bytes / 1e9)} GB written "
+        f"in {disk.num_saves:,} saves"
     )
     yield f"ranks       that draw the same batches: {_some(plan.worlds)}"
 

@@ -26,16 +26,3 @@ def table(rows: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> str:
 def when(seconds: float) -> str:
     """A point in time, empty for 0."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""
-
-
-def duration(hours: float) -> str:
-    """A length of time in the unit that fits."""
-    if hours >= 48:
-        return f"{hours / 24:.1f} days"
-    return (
-        f"{hours:.1f} hours"
-        if hours >= 1
-        else f"{60 * hours:.1f} minutes"
-        if hours >= 1 / 60
-        else f"{3600 * hours:.0f} s"
-    )

@@ -12,9 +12,10 @@ from typing import Any
 
 from pipelines.reporting import look, paper, series, starts
 from pipelines.reporting.chart import NUM_COLOURS, chart, number
-from pipelines.reporting.markup import duration, table, text, when
+from pipelines.reporting.markup import table, text, when
 from pipelines.reporting.series import RunView
 from pipelines.run_record import CONFIG
+from pipelines.times import duration
 from pretrain.data.card import CARD_FILE, Card
 from pretrain.errors import DataError
 from pretrain.models import budget
@@ -105,7 +106,7 @@ def _facts(view: RunView, price: float | None) -> Iterator[tuple[str, str]]:
     if "mfu" in view.curves:
         yield "MFU, median", f"{statistics.median(view.curves['mfu'].values):.1f} %"
     if view.hours:
-        yield "training steps took", duration(view.hours)
+        yield "training steps took", duration(3600 * view.hours)
         if view.device_hours is not None:
             ranks = sorted({int(launch["world_size"]) for launch in view.launches})
             yield (

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipelines import status
 from pipelines.__main__ import main
 from pipelines.run_record import RunRecord, find_runs
 from pipelines.slurm import starts
+from pipelines.times import duration
 from pretrain.config.loader import load_experiment
 from pretrain.config.schema.model import ModelConfig
 from pretrain.engine.run_folder import COMPLETE, Verdict
@@ -144,9 +144,12 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
         RunRecord.read(path)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (65, "1 min 5 s"), (7500, "2 h 5 min"), (90000, "1 d 1 h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(5, "5 s"), (65, "1 min 5 s"), (7500, "2 h 5 min"), (90000, "1 d 1 h"), (2.25, "2.2 s"), (59.7, "1 min 0 s")],
+)
 def test_durations(seconds: float, text: str) -> None:
-    assert status._duration(seconds) == text
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize("command", ["status", "watch", "report"])
