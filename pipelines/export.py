@@ -66,7 +66,7 @@ def export(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, An
     shutil.rmtree(workshop, ignore_errors=True)
     try:
         workshop.mkdir()
-        checked = _write_and_check(workshop / args.out.name, state, metadata, args)
+        checked = _write_and_check(workshop / args.out.name, state, metadata, args, say)
         _publish(workshop, args.out)
     except OSError as error:
         raise CheckpointError(f"--out {args.out} cannot be written: {error}; free space or choose another") from error
@@ -164,15 +164,24 @@ def _in_units(state: dict[str, Tensor], scale: TargetScale, metadata: WeightsMet
 
 
 def _write_and_check(
-    path: Path, state: dict[str, Tensor], metadata: WeightsMetadata, args: argparse.Namespace
+    path: Path,
+    state: dict[str, Tensor],
+    metadata: WeightsMetadata,
+    args: argparse.Namespace,
+    say: Callable[[str], None],
 ) -> list[str]:
     from pipelines.exporting import verification
     from pretrain.models.exchange.google import write_npz
     from pretrain.models.exchange.huggingface import write_huggingface
     from pretrain.models.exchange.onnx import write_onnx
+    from pretrain.models.exchange.positions import with_learned_table
     from pretrain.models.exchange.timm import write_timm
 
-    model = verification.built(state, metadata)
+    model, kind = verification.built(state, metadata), metadata.model.pos_embed
+    if args.format != "onnx":
+        state, metadata = with_learned_table(state, metadata)
+    if metadata.model.pos_embed != kind:
+        say(f"pos_embed: {kind} is written as a learned table of the same numbers")
     if args.format == "onnx":
         write_onnx(path, model, metadata)
     elif args.format == "npz":

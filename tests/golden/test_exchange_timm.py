@@ -14,6 +14,7 @@ from timm.data import create_transform, resolve_data_config
 
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.errors import CheckpointError
+from pretrain.models.exchange.positions import with_learned_table
 from pretrain.models.exchange.timm import CONFIG, WEIGHTS, read_timm, write_timm
 from pretrain.models.interop import load_weights
 from pretrain.models.zoo import build_model
@@ -66,6 +67,20 @@ def test_timm_loads_the_folder_and_agrees(model: Any, tmp_path: Path) -> None:
     assert twin.num_classes == metadata.num_classes
     assert tuple(twin.pretrained_cfg["label_names"]) == IDS
     assert tuple(twin.pretrained_cfg["label_descriptions"][each] for each in IDS) == NAMES
+
+
+@pytest.mark.parametrize("kind", ["sincos2d_big_vision", "sincos2d_timm", "learned_2d"])
+@pytest.mark.parametrize("class_token", [True, False])
+def test_positions_that_timm_has_not_are_written_as_a_table(kind: str, class_token: bool, tmp_path: Path) -> None:
+    pool = {"class_token": class_token, "pool": "token" if class_token else "avg_norm"}
+    model = model_of(pos_embed=kind, num_registers=2 * class_token, **pool)
+    state, metadata = with_learned_table(model.state_dict(), metadata_of(model))
+    assert metadata.model.pos_embed == "learned_1d"
+    write_timm(tmp_path, state, metadata)
+    twin: Any = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    images = images_of(model)
+    torch.testing.assert_close(logits_of(twin, images), logits_of(model, images), **LOGITS)
+    assert with_learned_table(state, metadata)[1] == metadata, "a learned table stays as it is"
 
 
 def test_a_folder_reads_back_the_same(model: Any, tmp_path: Path) -> None:
