@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.command import Commands
 from tests.pool import Nursery, Pool
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a shell's `make test &`: our children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
