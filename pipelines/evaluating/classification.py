@@ -19,7 +19,6 @@ from pipelines.evaluating.outcomes import Outcomes, outcomes_of
 from pipelines.evaluating.rows import open_set
 from pipelines.evaluating.tables import as_csv
 from pipelines.overlap import warn_of_trained_images
-from pipelines.progress import LazyBar
 from pretrain.config.schema.evaluation import NUMBERS
 from pretrain.data.card import load_classes
 from pretrain.data.index import ShardTable
@@ -81,19 +80,9 @@ def _look(
     if class_map is not None:
         say(f"{args.shards}: {class_map.summary()}")
     warn_of_trained_images(source, args.weights, table, say)
-    with LazyBar("evaluating", -(-card.num_samples // rank.world), "images") as bar:
-        outcomes, num_bad = outcomes_of(
-            classifier,
-            table,
-            rank,
-            class_map=class_map,
-            keep_scores=table.max_labels > 1,
-            micro_batch_size=args.micro_batch_size,
-            num_workers=args.num_workers,
-            show=bar.show if rank.is_main else lambda done: None,
-        )
-    if not len(outcomes.sample_ids):
-        raise DataError(f"{args.shards}: none of its {card.num_samples} images could be read")
+    outcomes, num_bad = outcomes_of(
+        args, packed, classifier, rank, class_map=class_map, keep_scores=table.max_labels > 1
+    )
     if targets is not None:
         outcomes = outcomes.with_labels(targets)
         say(f"{args.targets}: {len(outcomes.sample_ids):,} of the {card.num_samples:,} images have a label there")

@@ -5,7 +5,7 @@ Legend: N images · K classes · M most labels of an image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipelines.classifier import Classifier
 from pipelines.evaluating.rows import rows_of_set
 from pretrain.data.batch import Batch
-from pretrain.data.index import ShardTable
+from pretrain.data.sources import PackedSet
 from pretrain.distributed.rank import Rank
 from pretrain.errors import DataError
 from pretrain.evaluation.class_map import ClassMap
@@ -66,49 +66,39 @@ class Outcomes:
 
 
 def outcomes_of(
+    args: argparse.Namespace,
+    packed: PackedSet,
     classifier: Classifier,
-    table: ShardTable,
     rank: Rank,
     *,
     class_map: ClassMap | None = None,
     keep_scores: bool = False,
-    micro_batch_size: int = 64,
-    num_workers: int = 2,
-    show: Callable[[int], None] = lambda done: None,
 ) -> tuple[Outcomes, int]:
     """Looks at every image of a set. Collective: yes; every rank returns all of it.
 
     Args:
+        args: see ``rows_of_set``.
+        packed: the set.
         classifier: the model.
-        table: the set.
-        rank: this process; rank r takes the images i ≡ r.
+        rank: this process.
         class_map: the model's outputs that stand for each class of the set; None: output k is class k.
         keep_scores: keep every logit, which mean average precision needs.
-        micro_batch_size: images in one forward pass.
-        num_workers: data processes.
-        show: called with the number of images that this rank is done with.
 
     Returns:
         The outcomes, and the number of images that could not be read (they are left out).
 
     Raises:
-        DataError: a shard cannot be read, or the scores do not fit into memory.
+        DataError: a shard cannot be read, or not one image, or the scores do not fit into memory.
     """
-    num_classes = table.num_classes
-    if keep_scores and (needed := 4 * table.num_samples * num_classes) > MAX_SCORES_BYTES:
+    table = packed.table
+    if keep_scores and (needed := 4 * table.num_samples * table.num_classes) > MAX_SCORES_BYTES:
         raise DataError(
-            f"{table.folder}: the scores of {table.num_samples:,} images × {num_classes:,} classes need "
+            f"{table.folder}: the scores of {table.num_samples:,} images × {table.num_classes:,} classes need "
             f"{needed / 2**30:.1f} GiB, the limit is {MAX_SCORES_BYTES >> 30}; evaluate a smaller set"
         )
     chosen = None if class_map is None else class_map.to(classifier.device)
     arrays, num_bad = rows_of_set(
-        table,
-        classifier.transform,
-        rank,
-        lambda batch: _outcome(classifier, batch, chosen, keep_scores),
-        micro_batch_size=micro_batch_size,
-        num_workers=num_workers,
-        show=show,
+        args, packed, classifier.transform, rank, lambda batch: _outcome(classifier, batch, chosen, keep_scores)
     )
     return Outcomes(*arrays), num_bad
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluating.rows import open_set, rows_of_stage
+from pipelines.evaluating.rows import open_set, rows_of_set
 from pipelines.overlap import warn_of_trained_images
 from pipelines.regressor import Regressor, load_regressor
 from pretrain.data.batch import Batch
@@ -38,7 +38,7 @@ def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None]) -
             "set with the same"
         )
     warn_of_trained_images(args.source, args.weights, packed.table, say)
-    (_, predicted, true), num_bad = rows_of_stage(
+    (_, predicted, true), num_bad = rows_of_set(
         args, packed, regressor.transform, rank, lambda batch: _rows(regressor, batch)
     )
     each = {name: errors_of_one(predicted[:, index], true[:, index]) for index, name in enumerate(names)}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluating.rows import open_set, rows_of_stage
+from pipelines.evaluating.rows import open_set, rows_of_set
 from pipelines.overlap import warn_of_trained_images
 from pipelines.segmenter import load_segmenter
 from pretrain.data.batch import Batch
@@ -49,7 +49,7 @@ def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None]) -
         matrix[...] += confusion(found[batch.valid], batch.targets[batch.valid], len(names)).numpy()
         return [batch.sample_ids[batch.valid].numpy()]
 
-    (seen,), num_bad = rows_of_stage(args, packed, segmenter.transform, rank, look)
+    (seen,), num_bad = rows_of_set(args, packed, segmenter.transform, rank, look)
     total = np.sum(gather_objects(matrix), axis=0)
     each = dict(zip(names, _rows(total), strict=True))
     return {**overlap(total), "num_samples": len(seen), "num_bad": num_bad, "classes": each}

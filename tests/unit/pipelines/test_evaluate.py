@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipelines.classifier import load_classifier
 from pipelines.evaluating.measures import calibration, paired_difference
 from pipelines.evaluating.outcomes import Outcomes, outcomes_of
 from pipelines.evaluating.ranking import resampled
+from pipelines.evaluating.rows import open_set
 from pipelines.network import stack
 from pretrain.data.index import ShardTable
 from pretrain.data.labels import read_sources
@@ -109,7 +111,8 @@ def test_two_ranks_give_the_figures_of_one(tmp_path: Path, packed: Path, pool1: 
 
 
 def ids_in_a_rank(shards: Path, weights: Path) -> list[int]:
-    found, _ = outcomes_of(load_classifier(weights), ShardTable.load(shards), detect(), num_workers=0)
+    args = argparse.Namespace(shards=shards, micro_batch_size=8, num_workers=0)
+    found, _ = outcomes_of(args, open_set(args), load_classifier(weights), detect())
     return found.sample_ids.tolist()
 
 
