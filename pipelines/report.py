@@ -13,8 +13,12 @@ from typing import Any
 from pipelines.reporting import series
 from pipelines.reporting.page import page
 from pipelines.run_record import RunRecord, find_runs
+from pretrain import records
+from pretrain.engine import history
 from pretrain.errors import ConfigError, SetupError
 from pretrain.files import write_atomic
+from pretrain.names import printable, tell
+from pretrain.outputs import check_output_file
 
 EXAMPLES = """\
 examples:
@@ -27,6 +31,7 @@ examples:
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
     args = _parser().parse_args(argv)
+    check_output_file(args.out)
     if args.price is not None and args.price <= 0:
         raise ConfigError(f"--price {args.price:g}: must be more than 0")
     if args.figures is not None and not any(args.figures.glob("*.png")):
@@ -38,19 +43,19 @@ def main(argv: Sequence[str]) -> int:
     ]
     _refuse_empty(views)
     command = ["python", "-m", "pipelines", "report", *(shlex.quote(word) for word in argv)]
-    content = page(views, pictures=args.figures, price=args.price, command=command)
+    content = printable(page(views, pictures=args.figures, price=args.price, command=command))
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(args.out, content)
     except OSError as error:
         raise SetupError(f"--out {args.out} cannot be written: {error}; free space or choose another") from error
     if args.json:
-        print(json.dumps({"out": str(args.out), "runs": [str(path) for path in paths], "bytes": len(content.encode())}))
+        tell(json.dumps({"out": str(args.out), "runs": [str(path) for path in paths], "bytes": len(content.encode())}))
     else:
-        print(f"{args.out}: {len(views)} run{'s' if len(views) > 1 else ''}, {len(content.encode()) / 1e3:,.0f} kB")
+        tell(f"{args.out}: {len(views)} run{'s' if len(views) > 1 else ''}, {len(content.encode()) / 1e3:,.0f} kB")
         for view in views:
             if not view.curves:
-                print(f"note: {view.record.path} has no line of training yet ({view.record.state})", file=sys.stderr)
+                tell(f"note: {view.record.path} has no line of training yet ({view.record.state})", file=sys.stderr)
     return 0
 
 
@@ -72,11 +77,7 @@ def _refuse_empty(views: Sequence[series.RunView]) -> None:
 
 
 def _environment(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads((path / "environment.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    return records.read(path / "environment.json", history.ENVIRONMENT).value or {}
 
 
 def _parser() -> argparse.ArgumentParser:

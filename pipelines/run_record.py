@@ -6,9 +6,8 @@ was killed leaves what it leaves.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +15,19 @@ from statistics import median
 from typing import Any
 
 from pipelines.slurm import starts
+from pretrain import disk, records
 from pretrain.config.loader import Resolved, read_settings
 from pretrain.config.saved import load_saved
 from pretrain.distributed.watchdog import Beat, read_beats
 from pretrain.engine import history
-from pretrain.engine.run_folder import FATAL, LEASE_S, RunFolder
+from pretrain.engine.ownership import LEASE_S
+from pretrain.engine.process_identity import Identity, lives
+from pretrain.engine.run_folder import FATAL, RunFolder, read_lock, read_verdict
 from pretrain.errors import ConfigError, UserError
+from pretrain.telemetry.sinks import LINE, is_line
 
 TRAIN, EVAL = "train", "eval"
+LONGEST_S = 1e10  # some 300 years; more, or NaN, is not an estimate
 RATE_LINES = 20  # lines of metrics that the rate is the median of
 LOG_TAIL_BYTES = 1 << 18
 CONFIG = "config.resolved.yaml"
@@ -57,6 +61,7 @@ class RunRecord:
         history: the starts and ends of its Slurm jobs, in order.
         events: the lines of history.jsonl, in order: launches, resumes, forks, changes, rollbacks.
         read_at: seconds since the epoch.
+        damaged: which files, or how many of their lines, cannot be used and why.
     """
 
     path: Path
@@ -67,6 +72,7 @@ class RunRecord:
     history: list[starts.Start | starts.End] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     read_at: float = field(default_factory=time.time)
+    damaged: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path) -> RunRecord:
@@ -79,14 +85,22 @@ class RunRecord:
             what = "is no run folder (it holds none of a run's files)" if path.is_dir() else "does not exist"
             raise ConfigError(f"{path} {what}; name a folder such as runs/my_run")
         folder = RunFolder(path)
+        metrics = records.read_lines(folder.metrics, LINE)
+        events = records.read_lines(folder.history, history.SHAPE)
+        verdict, lease = read_verdict(path), read_lock(path)
         return cls(
             path=path,
-            lines=_read_lines(folder.metrics),
-            verdict=_read_json(folder.exit),
-            lease=_read_json(path / "lock.json"),
+            lines=_by_kind(line for line in metrics.values if is_line(line)),
+            verdict=verdict.value,
+            lease=lease.value,
             beats=read_beats(folder.heartbeats),
             history=starts.read(path),
-            events=[event for event in history.read(folder.history) if _is_event(event)],
+            events=events.values,
+            damaged=[
+                *filter(None, (verdict.problem, lease.problem)),
+                *_of_lines(folder.metrics, metrics),
+                *_of_lines(folder.history, events),
+            ],
         )
 
     @cached_property
@@ -145,8 +159,14 @@ class RunRecord:
 
     @property
     def is_held(self) -> bool:
-        """Whether a process trains into the folder: its lease has not expired."""
-        return self.lease is not None and self.read_at - float(self.lease.get("heartbeat", 0)) < LEASE_S
+        """Whether a process trains into the folder: asked of the kernel on its own machine; elsewhere an estimate.
+
+        (A look from outside cannot wait for the next sign of life, so there the clocks of both machines decide.)
+        """
+        if self.lease is None:
+            return False
+        alive = lives(Identity.of(self.lease))
+        return self.read_at - float(self.lease["heartbeat"]) < LEASE_S if alive is None else alive
 
     @property
     def state(self) -> str:
@@ -178,7 +198,8 @@ class RunRecord:
         """Seconds of training that are left at the last rate; evaluations and saves not counted."""
         if self.num_steps is None or self.step_s is None:
             return None
-        return max(0, self.num_steps - self.step) * self.step_s
+        seconds = max(0, self.num_steps - self.step) * self.step_s
+        return seconds if 0 <= seconds < LONGEST_S else None
 
     @property
     def launches(self) -> list[dict[str, Any]]:
@@ -234,7 +255,7 @@ class RunRecord:
     def _of_metrics(self) -> Iterator[Incident]:
         if not any(event["kind"] == "resume" for event in self.events):  # written before runs had a history
             for step, line in sorted(self.lines.get("resume", {}).items()):
-                yield Incident(float(line["time"]), step, "resume", f"resumed at step {step}")
+                yield Incident(float(line.get("time", 0)), step, "resume", f"resumed at step {step}")
         counts = {
             "skipped_updates": ("skipped_update", "updates skipped"),
             "bad_samples": ("bad_samples", "bad samples"),
@@ -244,30 +265,30 @@ class RunRecord:
             for line in self.train:
                 now = int(line.get(key, 0))
                 if now > before:
-                    yield Incident(float(line["time"]), int(line["step"]), kind, f"{now - before} {what}")
+                    yield Incident(float(line.get("time", 0)), int(line["step"]), kind, f"{now - before} {what}")
                 before = now
 
 
 def find_runs(folder: Path) -> list[Path]:
     """The run folders at or directly below ``folder``."""
-    candidates = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())] if folder.is_dir() else []
+    names = disk.current.entries(folder) if folder.is_dir() else []
+    candidates = [folder, *(folder / name for name in names if (folder / name).is_dir())]
     return [path for path in candidates if any((path / name).exists() for name in TRACES)]
 
 
-def _read_lines(path: Path) -> dict[str, dict[int, dict[str, Any]]]:
-    """Every line of metrics.jsonl; one that a kill cut short is passed over."""
-    lines: dict[str, dict[int, dict[str, Any]]] = {}
-    for text in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        try:
-            line = json.loads(text)
-            lines.setdefault(str(line["kind"]), {})[int(line["step"])] = line
-        except (ValueError, TypeError, KeyError):
-            continue
-    return lines
+def _by_kind(lines: Iterable[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
+    """The last line of each kind and step."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for line in lines:
+        found.setdefault(line["kind"], {})[line["step"]] = line
+    return found
 
 
-def _is_event(event: Any) -> bool:
-    return isinstance(event, dict) and {"kind", "step", "time"} <= event.keys()
+def _of_lines(path: Path, lines: records.Lines) -> Iterator[str]:
+    if lines.problem is not None:
+        yield lines.problem
+    if lines.num_damaged:
+        yield f"{path.name} has {lines.num_damaged} damaged line{'s' if lines.num_damaged > 1 else ''}"
 
 
 def _told(event: dict[str, Any]) -> str | None:
@@ -287,20 +308,10 @@ def _told(event: dict[str, Any]) -> str | None:
     return None
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
 def _errors_in(log: Path) -> list[str]:
     """The lines of a job's log that begin with ``error:``, from its last part."""
     try:
-        with open(log, "rb") as file:
-            file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+        text = disk.current.tail(log, LOG_TAIL_BYTES).decode(errors="replace")
     except OSError:
         return []
     return [line.removeprefix("error: ") for line in text.splitlines() if line.startswith("error: ")]

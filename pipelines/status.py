@@ -13,8 +13,10 @@ from typing import Any
 
 from pipelines.run_record import RunRecord, find_runs
 from pipelines.times import duration
+from pretrain import records
 from pretrain.distributed.watchdog import accuse
 from pretrain.errors import ConfigError
+from pretrain.names import tell
 
 EXAMPLES = """examples:
   python -m pipelines status runs/my_run
@@ -36,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     for path in [run for given in arguments.runs for run in _runs(given)]:
         status = describe(RunRecord.read(path))
-        print(json.dumps(status) if arguments.json else render(status), flush=True)
+        tell(json.dumps(status) if arguments.json else render(status), flush=True)
     return 0
 
 
@@ -62,6 +64,7 @@ def describe(record: RunRecord) -> dict[str, Any]:
         "nodes": list(last_start.nodes) if last_start is not None else [],
         "last_error": record.last_error,
         "config_problem": record.config_problem,
+        "damaged": record.damaged,
         "doing": accuse(record.beats) if state == "running" and record.beats else None,
         "last_line_age_s": round(record.read_at - float(line["time"]), 1) if "time" in line else None,
     }
@@ -80,7 +83,8 @@ def render(status: dict[str, Any]) -> str:
         )
     if status["loss"] is not None:
         age = f", {duration(status['last_line_age_s'])} ago" if status["last_line_age_s"] is not None else ""
-        lines.append(f"  last line   loss {status['loss']:.4f}, {status['images_per_s']:,.0f} images/s{age}")
+        speed = f", {status['images_per_s']:,.0f} images/s" if status["images_per_s"] is not None else ""
+        lines.append(f"  last line   loss {status['loss']:.4f}{speed}{age}")
     if status["evaluation"]:
         values = "  ".join(f"{name} {value:.4f}" for name, value in status["evaluation"].items())
         lines.append(f"  evaluation  {values}")
@@ -93,6 +97,7 @@ def render(status: dict[str, Any]) -> str:
         lines.append(f"  last error  {status['last_error']}")
     if status["config_problem"]:
         lines.append(f"  config      {status['config_problem']}")
+    lines += [f"  damaged     {problem}" for problem in status["damaged"]]
     return "\n".join(lines)
 
 
@@ -106,7 +111,7 @@ def _runs(given: Path) -> list[Path]:
 
 def _accuracies(record: RunRecord) -> dict[str, float]:
     line = record.evaluations[-1] if record.evaluations else {}
-    return {name: value for name, value in line.items() if name.endswith(("/top1", "/top5"))}
+    return {name: value for name, value in line.items() if name.endswith(("/top1", "/top5")) and records.number(value)}
 
 
 def _job_state(job: str) -> str:

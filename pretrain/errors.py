@@ -6,11 +6,17 @@ a ``UserError`` on stderr in a few lines, without a stack trace, and leave with 
 
 from __future__ import annotations
 
+from pretrain.redaction import redacted
+
 
 class UserError(Exception):
     """Base of every error whose cause lies in an input: a config, a data set, a checkpoint, the environment."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        """The message, without the credentials that a URL in it may have."""
+        return redacted(super().__str__())
 
 
 class ConfigError(UserError):

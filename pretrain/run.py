@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 if __name__ == "__main__":  # a launcher puts this file's folder first on the path; the project's root belongs there
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from pretrain.distributed.launchers import launchers
 from pretrain.engine.stop import StopRequest
-from pretrain.errors import PeerError, UserError
+from pretrain.errors import PeerError, SetupError, UserError
+from pretrain.names import tell
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +87,7 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str], entry: Entr
     from pretrain.distributed.rank import detect
 
     stop_request = StopRequest()
+    stop_request.watch_launchers(launchers())
     if not (arguments.check or arguments.print_config or arguments.simulate):
         stop_request.install()
     try:
@@ -92,17 +95,17 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str], entry: Entr
         resolved = load_experiment(arguments.config, cluster=arguments.cluster, overrides=overrides)
         entry = entry.resolve(resolved)
         if arguments.print_config:
-            print(resolved.to_yaml(), end="", flush=True)
+            tell(resolved.to_yaml(), end="", flush=True)
             return 0
         if arguments.check:
             lines = check(resolved, world=None, require_data=arguments.require_data, backend=entry.backend)
-            print("\n".join(lines), flush=True)
+            tell("\n".join(lines), flush=True)
             return 0
         if arguments.simulate:
             from pretrain.simulate import simulate
 
             simulation = simulate(resolved, arguments.simulate, arguments.simulate_rank, backend=entry.backend)
-            print("\n".join(simulation.lines([source.shards for source in resolved.experiment.data.sources])))
+            tell("\n".join(simulation.lines([source.shards for source in resolved.experiment.data.sources])))
             return 0
         return run(resolved, rank, stop_request, entry)
     except UserError as error:
@@ -117,7 +120,7 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str], entry: Entr
 def fail(error: UserError) -> int:
     """Says what is wrong in a few lines, from the rank that knows: its peers only know that it failed."""
     if not isinstance(error, PeerError):
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        tell(f"error: {error}", file=sys.stderr, flush=True)
     return error.exit_code
 
 
@@ -145,9 +148,12 @@ def run(resolved: Resolved, rank: Rank, stop_request: StopRequest, entry: Entry)
         verdict = Verdict(FATAL, str(error), 0)
         return fail(error)
     finally:  # without a verdict (a bug) the missing exit.json says that it was a crash
-        folder.close(verdict, job(), writes=rank.is_main or (verdict is not None and verdict.outcome == FATAL))
+        is_fatal = verdict is not None and verdict.outcome == FATAL
+        written = folder.close(verdict, job(), writes=rank.is_main or is_fatal)
     barrier()  # a launcher ends all ranks when one leaves with a code: nobody leaves before the verdict is written
-    assert verdict is not None
+    assert verdict is not None and written is not None
+    if written is not verdict:
+        return fail(SetupError(written.reason))
     return verdict.exit_code
 
 
@@ -157,6 +163,7 @@ def train(
     """Builds the trainer, puts it where the run stands, and trains. Collective: yes."""
     from pretrain.build.record import record_run
     from pretrain.build.trainer import build_trainer, lanes_of
+    from pretrain.distributed.collectives import raise_together
     from pretrain.distributed.watchdog import Watchdog
     from pretrain.engine.resume import choose_start, load_start
     from pretrain.telemetry.console import Reporter
@@ -164,8 +171,13 @@ def train(
     reporter = Reporter(rank.is_main, folder.log)
     stop_request.watch_file(folder.stop_file)
     resolved, start = choose_start(resolved, folder, rank, reporter.say, lanes_of)
-    if rank.is_main:
-        record_run(resolved, folder, rank, device, 0 if start is None else start.step)
+    error: SetupError | None = None
+    try:
+        if rank.is_main:
+            record_run(resolved, folder, rank, device, 0 if start is None else start.step)
+    except OSError as failure:
+        error = SetupError(f"run folder {folder.path} cannot be written: {failure}")
+    raise_together(error, doing="recording the start")
     limits = resolved.experiment.cluster.phase_limits_s.model_dump()
     watchdog = Watchdog(folder.heartbeats, rank.rank, rank.host, limits).start()
     trainer = build_trainer(

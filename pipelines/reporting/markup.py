@@ -7,11 +7,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from pretrain.redaction import redacted
+
 
 def text(value: Any) -> str:
-    """A value as text, which no markup can come of."""
+    """A value as text without secrets, which no markup can come of."""
     words = {None: "null", True: "true", False: "false"}  # as they stand in a config
-    return html.escape(words[value] if value is None or isinstance(value, bool) else str(value))
+    return html.escape(words[value] if value is None or isinstance(value, bool) else redacted(str(value)))
 
 
 def table(rows: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> str:

@@ -6,7 +6,6 @@ job script on stdout; what is for the user goes to stderr.
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import time
@@ -22,16 +21,18 @@ from pipelines.slurm.scheduler import Job
 from pipelines.slurm.verdict import EXIT_GAVE_UP
 from pretrain.check.experiment import check
 from pretrain.config.loader import Resolved, load_experiment
+from pretrain.config.overrides import override
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data import lanes
 from pretrain.data.location import Location
-from pretrain.engine.run_folder import LEASE_S
+from pretrain.engine import ownership
 from pretrain.errors import ConfigError, SetupError
 from pretrain.files import write_atomic
 from pretrain.models import budget
 from pretrain.run import Entry, parse_arguments
 
 HOST_GIB_PER_RANK = 1.0
+PATIENCE_S = 2.5 * ownership.HEARTBEAT_S  # longer silence is judged by the training itself
 ENTRIES = {
     "pretrain": ("pretrain/run.py", Entry("deepspeed", "keep")),
     "finetune": ("pipelines/finetune.py", Entry("accelerate", "replace")),
@@ -101,7 +102,7 @@ def read_training(kind: str, words: Sequence[str]) -> Training:
     parsed = parse_arguments(list(words), prog=script, example="", takes_weights=kind == "finetune")
     overrides = [*parsed.overrides, "cluster.num_devices=auto"]
     if kind == "finetune" and parsed.source is not None:
-        overrides.append(f"init.from={parsed.source}")
+        overrides.append(override("init.from", parsed.source))
     resolved = load_experiment(parsed.config, cluster=parsed.cluster, overrides=overrides)
     return Training(script, [*words, "cluster.num_devices=auto"], resolved, entry.resolve(resolved))
 
@@ -132,14 +133,9 @@ def refuse_a_held_folder(run: Path, job: Job) -> None:
     Raises:
         SetupError: names the job.
     """
-    try:
-        lease = json.loads((run / "lock.json").read_text())
-    except (OSError, ValueError):
-        return
-    age = time.time() - float(lease.get("heartbeat", 0))
-    if str(lease.get("job_id")) != job.job_id and age < LEASE_S:
+    if (owner := ownership.living_owner(run, patience_s=PATIENCE_S)) is not None and owner["job_id"] != job.job_id:
         raise SetupError(
-            f"run folder {run} is in use by job {lease.get('job_id')} on {lease.get('host')}, seen {age:.0f} s ago: "
+            f"run folder {run} is in use by job {owner['job_id']} on {owner['host']}: "
             "wait for it, stop it (touch STOP in the folder), or choose another name"
         )
 

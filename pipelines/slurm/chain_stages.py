@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -11,10 +10,11 @@ from pathlib import Path
 
 from pretrain.check.experiment import check
 from pretrain.config.loader import load_experiment
+from pretrain.config.overrides import override
 from pretrain.config.schema.chain import ChainConfig, FinetuneConfig, PretrainConfig, StageConfig
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.index import TABLE_FILE
-from pretrain.engine.run_folder import COMPLETE
+from pretrain.engine.run_folder import COMPLETE, read_verdict
 from pretrain.errors import ConfigError
 
 CHAINS = Path(os.environ.get("CHAINS_FOLDER", "runs/chains"))  # what was submitted is remembered here
@@ -95,11 +95,12 @@ def add_finetuning(sweep: FinetuneConfig, run: Path, add: Callable[..., None]) -
         ConfigError: a config is wrong.
     """
     names = [f"{Path(config).stem}_lr{lr}" for config in sweep.configs for lr in sweep.lrs]
-    outputs = [word.partition("=")[2] for word in sweep.overrides if word.startswith("output_dir=")]
-    folder = Path(outputs[-1] if outputs else f"{run}_transfer")
+    place = override("output_dir", f"{run}_transfer")  # as the script says it; the chain's own word comes after it
+    folder = Path(f"{run}_transfer")
     for config in sweep.configs:
         for lr in sweep.lrs:
-            load_experiment(config, overrides=[f"optim.lr={lr}", *sweep.overrides])
+            loaded = load_experiment(config, overrides=[f"optim.lr={lr}", place, *sweep.overrides])
+            folder = Path(loaded.experiment.output_dir)
     left = [index for index, name in enumerate(names) if not is_complete(folder / name)]
     array = ",".join(map(str, left)) if left and len(left) < len(names) else f"0-{len(names) - 1}"
     script = ["slurm/finetune.sh", str(run), *sweep.configs, f"lrs={','.join(sweep.lrs)}", *sweep.overrides]
@@ -135,7 +136,5 @@ def sbatch_options(script: str, words: Sequence[str]) -> dict[str, str]:
 
 def is_complete(run: Path) -> bool:
     """Whether the run has a verdict that says so."""
-    try:
-        return json.loads((run / "exit.json").read_text()).get("outcome") == COMPLETE
-    except (OSError, ValueError):
-        return False
+    verdict = read_verdict(run).value
+    return verdict is not None and verdict["outcome"] == COMPLETE

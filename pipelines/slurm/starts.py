@@ -6,16 +6,38 @@ The rule of requeueing is a function of these lines: whoever reads them sees why
 from __future__ import annotations
 
 import json
-import os
+import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from pretrain.files import TEMPORARY_SUFFIX
+from pretrain import disk, records
+from pretrain.files import make_folders
 
 STARTS_FILE = "starts.jsonl"
 MARKER = "COMPLETE.json"  # in each complete checkpoint
+_CHECKPOINT = re.compile(r"step-\d{8}")
+_COMMON: records.Shape = {
+    "event": records.text,
+    "job_id": records.text,
+    "restart_count": records.whole,
+    "step": records.whole,
+    "time": records.moment,
+}
+_START: records.Shape = {
+    **_COMMON,
+    "nodes": records.each(records.text),
+    "gpus": records.whole,
+    "ranks": records.whole,
+    "log": records.text,
+}
+_END: records.Shape = {
+    **_COMMON,
+    "code": lambda value: isinstance(value, int),
+    "outcome": records.text,
+    "decision": records.text,
+    "reason": records.text,
+}
 
 
 @dataclass(frozen=True)
@@ -57,29 +79,20 @@ class End:
 
 def append(run: Path, entry: Start | End) -> None:
     """Adds one line, durably."""
-    run.mkdir(parents=True, exist_ok=True)
+    make_folders(run)
     line = json.dumps({"event": type(entry).__name__.lower(), **asdict(entry)}, ensure_ascii=False)
-    with open(run / STARTS_FILE, "a") as file:
-        if file.tell() and not _ends_with_newline(run / STARTS_FILE):
-            file.write("\n")
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    disk.current.append(run / STARTS_FILE, f"{line}\n".encode(), durable=True)
 
 
 def read(run: Path) -> list[Start | End]:
-    """All lines in order; one that a failing node cut short is passed over."""
-    path, entries = run / STARTS_FILE, []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            fields: dict[str, Any] = json.loads(text)
-            event = fields.pop("event")
-            if event == "start":
-                entries.append(Start(**{**fields, "nodes": tuple(fields["nodes"])}))
-            elif event == "end":
-                entries.append(End(**fields))
-        except (ValueError, TypeError, KeyError):
+    """All lines in order; one that is damaged, or that a failing node cut short, is passed over."""
+    entries: list[Start | End] = []
+    for line in records.read_lines(run / STARTS_FILE, _COMMON).values:
+        shape = {"start": _START, "end": _END}.get(line["event"], {})
+        if line.keys() != shape.keys() or records.misfit(line, shape) is not None:
             continue
+        del line["event"]
+        entries.append(Start(**{**line, "nodes": tuple(line["nodes"])}) if shape is _START else End(**line))
     return entries
 
 
@@ -90,12 +103,12 @@ def starts(run: Path) -> list[Start]:
 
 def checkpoint_step(run: Path) -> int:
     """The step of the newest complete checkpoint; 0 without one."""
-    steps = [
-        int(marker.parent.name.removeprefix("step-"))
-        for marker in (run / "checkpoints").glob(f"step-*/{MARKER}")
-        if not marker.parent.name.endswith(TEMPORARY_SUFFIX)
-    ]
-    return max(steps, default=0)
+    folder = run / "checkpoints"
+    try:
+        names = [name for name in disk.current.entries(folder) if _CHECKPOINT.fullmatch(name)]
+        return max((int(name[5:]) for name in names if disk.current.exists(folder / name / MARKER)), default=0)
+    except OSError:  # not there, or a file server that does not answer: nothing that one could rely on
+        return 0
 
 
 def restarts_without_progress(entries: list[Start], job_id: str, step: int) -> int:
@@ -117,9 +130,3 @@ def restarts_without_progress(entries: list[Start], job_id: str, step: int) -> i
 def now() -> float:
     """Seconds since the epoch, to the millisecond."""
     return round(time.time(), 3)
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"

@@ -10,12 +10,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pretrain.engine.run_folder import COMPLETE, FATAL, REQUEUE
+from pretrain.engine.run_folder import COMPLETE, FATAL, read_verdict
 
 CRASH = "crash"
 EXIT_COMPLETE, EXIT_FATAL, EXIT_HUNG, EXIT_GAVE_UP = 0, 2, 70, 75
@@ -40,15 +39,13 @@ def read_outcome(run: Path, job_id: str, restart_count: int, code: int) -> Outco
         job_id, restart_count: this start.
         code: what srun returned; 143 where it ended the others after one rank had died.
     """
-    try:
-        verdict: dict[str, Any] = json.loads((run / "exit.json").read_text())
-    except (OSError, ValueError):
-        verdict = {}
+    record = read_verdict(run)
+    verdict: dict[str, Any] = record.value or {}
     is_fresh = (str(verdict.get("job_id")), verdict.get("restart_count")) == (job_id, restart_count)
-    if is_fresh and verdict.get("outcome") in (COMPLETE, REQUEUE, FATAL):
+    if is_fresh:
         return Outcome(str(verdict["outcome"]), str(verdict.get("reason", "")))
     what = "a rank hung" if code == EXIT_HUNG else f"the step left with {code}" if code else "the step left with 0"
-    return Outcome(CRASH, f"{what} and no verdict")
+    return Outcome(CRASH, f"{what} and {record.problem or 'no verdict'}")
 
 
 def decide(outcome: Outcome, *, has_progressed: bool, without_progress: int, limit: int) -> Decision:

@@ -1,16 +1,13 @@
-"""The evaluation sets of a run, and the probe batch that a checkpoint is verified with."""
+"""The evaluation sets of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pretrain.config.schema.experiment import Experiment
-from pretrain.data.batch import Batch
-from pretrain.data.stream import EvalStream
 from pretrain.distributed.rank import Rank
 from pretrain.engine.backend import Backend
 from pretrain.engine.stop import StopRequest
@@ -18,13 +15,10 @@ from pretrain.evaluation.context import Context as EvaluationContext
 from pretrain.evaluation.interrupt import Interrupted
 from pretrain.evaluation.registry import build_evaluators
 from pretrain.models.target_scale import TargetScale
-from pretrain.objectives.protocol import Inputs
-
-PROBE_SAMPLES = 8
 
 
 class Evaluator:
-    """Runs the evaluation sets, and the probe batch that a checkpoint is verified with."""
+    """Runs the evaluation sets."""
 
     def __init__(
         self,
@@ -38,8 +32,7 @@ class Evaluator:
         *,
         scale: TargetScale | None = None,
     ) -> None:
-        self._experiment, self._device = experiment, device
-        self._backend, self._to_images = backend, to_images
+        self._experiment, self._backend = experiment, backend
         context = EvaluationContext(
             experiment,
             rank.rank,
@@ -53,7 +46,6 @@ class Evaluator:
             scale=scale,
         )
         self._evaluators = build_evaluators(context)
-        self._probe: Batch | None = None
 
     def __call__(self) -> dict[str, float] | None:
         """``set/metric`` → value over all sets, and ``set_ema/metric`` of the Polyak average. Collective: yes.
@@ -76,18 +68,3 @@ class Evaluator:
         for name, evaluator in self._evaluators.items():
             results |= {f"{name}{suffix}/{metric}": value for metric, value in evaluator().items()}
         return results
-
-    @torch.no_grad()
-    def probe(self, objective: Callable[..., Tensor]) -> float:
-        """Loss of the training set's first samples, the same on every rank, with dropout off. Collective: yes."""
-        if self._probe is None:
-            shards = self._experiment.data.sources[0].shards
-            first = np.arange(min(PROBE_SAMPLES, self._experiment.data.sources[0].num_samples))
-            self._probe = next(iter(EvalStream(self._experiment, shards, 0, 1, PROBE_SAMPLES, sample_ids=first)))
-        batch = self._probe.to(self._device)
-        self._backend.train(False)
-        slots = torch.arange(len(batch.images))
-        inputs = Inputs(images=self._to_images(batch.images), labels=batch.labels, targets=batch.targets, slots=slots)
-        loss = float(objective(self._backend.forward, inputs))
-        self._backend.train(True)
-        return loss

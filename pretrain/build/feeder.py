@@ -58,8 +58,9 @@ class Feeder:
         """One micro-batch on the device."""
         slots = batch.slots.numpy()
         digest = int((seeds.hash64(batch.sample_ids.numpy(), slots) >> 32).sum())
-        rate = self._experiment.model.drop_path if self._depth else 0.0
-        scales = drop_path_scales(slots, rate, self._depth, seed=self._experiment.seed)
+        model, seed = self._experiment.model, self._experiment.seed
+        rate = model.drop_path if self._depth else 0.0
+        scales = drop_path_scales(slots, rate, self._depth, seed=seed, shape=model.drop_path_shape)
         moved = batch.to(self._device)
         images, targets = self.augment(moved, slots)
         inputs = Inputs(

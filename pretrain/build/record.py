@@ -20,6 +20,7 @@ from pretrain.engine import history
 from pretrain.engine.run_folder import RunFolder
 from pretrain.files import write_atomic
 from pretrain.models import budget
+from pretrain.redaction import redacted_in
 from pretrain.telemetry.sinks import JsonlSink, Sink, TensorBoardSink, WandbSink
 from pretrain.telemetry.telemetry import Work
 
@@ -44,8 +45,9 @@ def record_run(resolved: Resolved, folder: RunFolder, rank: Rank, device: torch.
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "world_size": rank.world,
         "launcher": rank.launcher,
-        "variables": environment("SLURM_", "NCCL_", "CUDA_", "OMP_", "TORCH_", "DS_"),
+        **environment(),
     }
+    found = redacted_in(found)
     write_atomic(folder.environment, json.dumps({**found, "provenance": resolved.provenance}, indent=1))
     history.record(folder.history, "launch", step, digest=resolved.digest, **found)
 
@@ -58,7 +60,7 @@ def sinks_of(resolved: Resolved, folder: RunFolder, purge_step: int) -> list[Sin
         sinks.append(TensorBoardSink(folder.tensorboard, purge_step))
     if experiment.telemetry.wandb is not None:
         run_id = hashlib.blake2b(str(folder.path.resolve()).encode(), digest_size=8).hexdigest()
-        settings = resolved.to_dict()
+        settings = redacted_in(resolved.to_dict())
         name = experiment.name
         sinks.append(WandbSink(folder.path, experiment.telemetry.wandb, name=name, settings=settings, run_id=run_id))
     return sinks

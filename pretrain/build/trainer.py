@@ -14,6 +14,7 @@ from pretrain import seeds
 from pretrain.build.evaluator import Evaluator
 from pretrain.build.feeder import Feeder
 from pretrain.build.objective import objective_of
+from pretrain.build.probe import Probe
 from pretrain.build.record import sinks_of, work_of_step
 from pretrain.build.weights import build_initialised_model, record_initial_weights
 from pretrain.check.memory import resolve_micro_batch
@@ -93,7 +94,7 @@ def build_trainer(
         rank=rank,
         backend=backend,
         write_weights=functools.partial(_write_weights, about=about),
-        probe=functools.partial(evaluate.probe, objective),
+        probe=Probe(experiment, stream, rank, device, backend, feeder.to_images, objective, reporter.say),
         config_yaml=resolved.to_yaml(),
         config_digest=resolved.digest,
         data_digest=stream.digest,

@@ -10,8 +10,31 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pretrain.errors import SetupError
+
+RECORDED_PREFIXES = ("SLURM_", "SLURMD_", "NCCL_", "CUDA_", "CUBLAS_", "OMP_", "MKL_", "TORCH_", "PYTORCH_", "DS_")
+RECORDED_VARIABLES = frozenset(
+    """
+    SLURM_JOB_ID SLURM_JOB_NAME SLURM_JOB_NODELIST SLURM_JOB_NUM_NODES SLURM_JOB_PARTITION SLURM_JOB_QOS
+    SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID SLURM_CLUSTER_NAME SLURM_CPUS_ON_NODE SLURM_CPUS_PER_TASK SLURM_GPUS
+    SLURM_GPUS_ON_NODE SLURM_GPUS_PER_NODE SLURM_GPUS_PER_TASK SLURM_LOCALID SLURM_MEM_PER_NODE SLURM_NNODES
+    SLURM_NODEID SLURM_NODELIST SLURM_NTASKS SLURM_NTASKS_PER_NODE SLURM_PROCID SLURM_RESTART_COUNT SLURM_STEP_ID
+    SLURM_STEP_NODELIST SLURM_STEP_NUM_TASKS SLURM_TASKS_PER_NODE SLURMD_NODENAME
+    NCCL_ALGO NCCL_ASYNC_ERROR_HANDLING NCCL_BUFFSIZE NCCL_CROSS_NIC NCCL_CUMEM_ENABLE NCCL_DEBUG NCCL_DEBUG_SUBSYS
+    NCCL_IB_DISABLE NCCL_IB_GID_INDEX NCCL_IB_HCA NCCL_IB_QPS_PER_CONNECTION NCCL_IB_RETRY_CNT NCCL_IB_TC
+    NCCL_IB_TIMEOUT NCCL_MAX_NCHANNELS NCCL_MIN_NCHANNELS NCCL_NET NCCL_NET_GDR_LEVEL NCCL_NTHREADS NCCL_NVLS_ENABLE
+    NCCL_P2P_DISABLE NCCL_P2P_LEVEL NCCL_PROTO NCCL_SHM_DISABLE NCCL_SOCKET_FAMILY NCCL_SOCKET_IFNAME
+    NCCL_SOCKET_NTHREADS
+    CUDA_DEVICE_MAX_CONNECTIONS CUDA_DEVICE_ORDER CUDA_LAUNCH_BLOCKING CUDA_MODULE_LOADING CUDA_VISIBLE_DEVICES
+    CUBLAS_WORKSPACE_CONFIG OMP_NUM_THREADS OMP_PLACES OMP_PROC_BIND MKL_NUM_THREADS
+    TORCH_CUDA_ARCH_LIST TORCH_CPP_LOG_LEVEL TORCH_DISTRIBUTED_DEBUG TORCH_NCCL_ASYNC_ERROR_HANDLING
+    TORCH_NCCL_BLOCKING_WAIT TORCH_NCCL_ENABLE_MONITORING TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC TORCH_SHOW_CPP_STACKTRACES
+    PYTORCH_CUDA_ALLOC_CONF PYTORCH_NO_CUDA_MEMORY_CACHING
+    DS_ACCELERATOR DS_SKIP_CUDA_CHECK
+    """.split()  # noqa: SIM905
+)
 
 
 @dataclass(frozen=True)
@@ -66,9 +89,17 @@ def job() -> tuple[str, int]:
     return os.environ.get("SLURM_JOB_ID", "local"), _number(os.environ, "SLURM_RESTART_COUNT", default=0)
 
 
-def environment(*prefixes: str) -> dict[str, str]:
-    """The environment variables with these prefixes, for the run's record."""
-    return {key: value for key, value in sorted(os.environ.items()) if key.startswith(prefixes)}
+def environment(env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What of the environment is put on a run's record: values of known variables, names of related ones.
+
+    A variable that is not known may hold a secret (``SLURM_JWT``), so only its name is kept.
+    """
+    env = os.environ if env is None else env
+    related = sorted(key for key in env if key.startswith(RECORDED_PREFIXES))
+    return {
+        "variables": {key: env[key] for key in related if key in RECORDED_VARIABLES},
+        "unrecorded_variables": [key for key in related if key not in RECORDED_VARIABLES],
+    }
 
 
 def _number(env: Mapping[str, str], key: str, default: int | None = None) -> int:

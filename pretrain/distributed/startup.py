@@ -9,7 +9,10 @@ import torch
 import torch.distributed as dist
 
 from pretrain.distributed.rank import Rank
+from pretrain.distributed.rendezvous import meet
 from pretrain.errors import SetupError
+
+DEFAULT_PORT = 29_500  # torch's and DeepSpeed's
 
 
 def device_of(rank: Rank) -> torch.device:
@@ -39,7 +42,7 @@ def start(rank: Rank, *, timeout_s: int) -> torch.device:
         timeout_s: seconds after which a collective fails.
 
     Raises:
-        SetupError: the rendezvous failed (address in use, peers missing).
+        SetupError: the rendezvous failed (the port is in use or another job's, peers are missing).
     """
     device = device_of(rank)
     if device.type == "cuda":
@@ -48,26 +51,39 @@ def start(rank: Rank, *, timeout_s: int) -> torch.device:
     # DeepSpeed and Accelerate read these again, so they must be there however we were started.
     for key, value in (("RANK", rank.rank), ("LOCAL_RANK", rank.local_rank), ("WORLD_SIZE", rank.world)):
         os.environ.setdefault(key, str(value))
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29500")
+    _set_address(rank)
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if dist.is_initialized():
         return device
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = datetime.timedelta(seconds=timeout_s)
+    store = dist.HashStore() if rank.world == 1 else meet(rank, timeout_s)
     try:
-        if rank.world == 1:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-        else:
-            dist.init_process_group(backend, rank=rank.rank, world_size=rank.world, timeout=timeout)
+        dist.init_process_group(backend, store=store, rank=rank.rank, world_size=rank.world, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise SetupError(
-            f"rank {rank.rank} of {rank.world} on {rank.host} could not join its peers at {address}: {error}\n"
-            "If the port is in use, choose another one (deepspeed --master_port, torchrun --master-port)."
+            f"rank {rank.rank} of {rank.world} on {rank.host} could not join its peers at {address}: {error}"
         ) from error
     return device
+
+
+def _set_address(rank: Rank) -> None:
+    """Where the ranks meet, if the launcher has not set it; of a Slurm job, a port that its number decides.
+
+    Raises:
+        SetupError: ranks on several nodes that were not told where rank 0 is.
+    """
+    if "MASTER_ADDR" not in os.environ and rank.local_world < rank.world:
+        raise SetupError(
+            "MASTER_ADDR is not set, but the ranks are on several nodes: export the name of rank 0's node, as the job "
+            "scripts in slurm/ do"
+        )
+    job_id = os.environ.get("SLURM_JOB_ID", "")
+    port = 20_000 + int(job_id) % 20_000 if job_id.isdigit() else DEFAULT_PORT
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(port))
 
 
 def leave() -> None:

@@ -3,40 +3,55 @@
 Each rank says in memory what it does (``at``); a thread writes that to the rank's heartbeat file now and then. When a
 rank has stayed in one phase for longer than the phase's limit, its own thread prints its stacks, looks into the
 heartbeats who is behind, and ends the process. Peers that wait for it in a collective end in the same way.
+
+No wall clock is read, so that one which is set does not look like a hang: a rank measures its own phases, and whether
+another one still beats is seen from the count of its beats, not from the time on its host.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
+import re
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-from pretrain.files import TEMPORARY_SUFFIX
+from pretrain import disk, records
+from pretrain.files import TEMPORARY_SUFFIX, make_folders
+from pretrain.names import tell
 
 EXIT_HUNG = 70  # sysexits' EX_SOFTWARE
 INTERVAL_S = 1.0
+SILENT_S = 3 * INTERVAL_S
+PAUSE_S = 10 * INTERVAL_S
 # Within one step, what comes first: of two ranks at the same step the one in the earlier phase is behind.
 PHASES = ("start", "load", "data", "step", "save", "evaluate", "end")
+_BEAT = re.compile(r"rank-\d+\.json")
+_SHAPE: records.Shape = {
+    **dict.fromkeys(("rank", "pid", "step", "count"), records.whole),
+    "phase_s": records.number,
+    "host": records.text,
+    "phase": lambda value: value in PHASES,
+}
 
 
 @dataclass(frozen=True)
 class Beat:
-    """What a rank was doing, and since when (seconds since the epoch); ``seen`` is when it last said so."""
+    """What a rank was doing, for how many seconds by its own clock, and how often it has said so."""
 
     rank: int
     host: str
     pid: int
     step: int
     phase: str
-    since: float
-    seen: float
+    phase_s: float
+    count: int
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -55,19 +70,22 @@ class Watchdog:
 
     def __init__(self, folder: Path, rank: int, host: str, limits_s: Mapping[str, float]) -> None:
         self._folder, self._rank, self._host, self._limits = folder, rank, host, limits_s
-        self._now: tuple[int, str, float] = (0, "start", time.time())
+        self._now: tuple[int, str, float] = (0, "start", time.monotonic())
+        self._in_trouble = False
         self._ended = threading.Event()
+        self._count = 0
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> Watchdog:
         """Begins to watch."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # said with the first heartbeat that cannot be written
+            make_folders(self._folder)
         self._thread.start()
         return self
 
     def at(self, phase: str, step: int) -> None:
         """Says that the rank begins a phase now. Costs an assignment."""
-        self._now = (step, phase, time.time())
+        self._now = (step, phase, time.monotonic())
 
     def stop(self) -> None:
         """Ends the watch."""
@@ -76,27 +94,45 @@ class Watchdog:
         self._thread.join(timeout=2 * INTERVAL_S)
 
     def _watch(self) -> None:
+        place, paused_s, looked = self._now, 0.0, time.monotonic()
         while not self._ended.wait(INTERVAL_S):
-            step, phase, since = self._now
-            self._write(step, phase, since)
-            if time.time() - since > self._limits.get(phase, float("inf")):
-                self._end(step, phase, since)
+            current, now = self._now, time.monotonic()
+            if current is not place:
+                place, paused_s = current, 0.0
+            elif now - looked > PAUSE_S:  # the process itself was stopped, or its machine: that is not a hang
+                paused_s += now - looked
+            looked = now
+            step, phase, since = current
+            phase_s = now - since - paused_s
+            self._write(step, phase, phase_s)
+            if phase_s > self._limits.get(phase, float("inf")):
+                self._end(current, phase_s)
 
-    def _write(self, step: int, phase: str, since: float) -> None:
-        beat = Beat(self._rank, self._host, os.getpid(), step, phase, since, time.time())
+    def _write(self, step: int, phase: str, phase_s: float) -> None:
+        self._count += 1
+        beat = Beat(self._rank, self._host, os.getpid(), step, phase, phase_s, self._count)
         path = self._folder / f"rank-{self._rank:05d}.json"
         temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
         try:
-            temporary.write_text(json.dumps(beat.__dict__))
-            temporary.replace(path)
+            disk.current.write(temporary, json.dumps(beat.__dict__).encode())
+            disk.current.rename(temporary, path)
+            self._in_trouble = False
         except OSError as error:  # a full disk must not end a run that could go on
-            print(f"rank {self._rank}: heartbeat {path} not written: {error}", file=sys.stderr, flush=True)
+            if not self._in_trouble:
+                tell(f"rank {self._rank}: heartbeat {path} not written: {error}", file=sys.stderr, flush=True)
+            self._in_trouble = True
 
-    def _end(self, step: int, phase: str, since: float) -> NoReturn:
-        print(
-            f"error: rank {self._rank} on {self._host} has been in phase {phase} of step {step} for "
-            f"{time.time() - since:.0f} s (limit {self._limits[phase]:.0f} s, cluster.phase_limits_s.{phase})\n"
-            f"{accuse(read_beats(self._folder))}\nstacks of rank {self._rank}:",
+    def _end(self, place: tuple[int, str, float], phase_s: float) -> None:
+        """Ends the process, unless it leaves the phase while the others' beats are counted."""
+        step, phase, _ = place
+        before = read_beats(self._folder)
+        time.sleep(SILENT_S)
+        if self._now is not place:
+            return
+        tell(
+            f"error: rank {self._rank} on {self._host} has been in phase {phase} of step {step} for {phase_s:.0f} s "
+            f"(limit {self._limits[phase]:.0f} s, cluster.phase_limits_s.{phase})\n"
+            f"{accuse(read_beats(self._folder), before, self._rank)}\nstacks of rank {self._rank}:",
             file=sys.stderr,
             flush=True,
         )
@@ -106,31 +142,36 @@ class Watchdog:
 
 
 def read_beats(folder: Path) -> list[Beat]:
-    """The last heartbeat of every rank, in rank order; unreadable ones are left out."""
-    beats = []
-    for path in sorted(folder.glob("rank-*.json")):
-        try:
-            beats.append(Beat(**json.loads(path.read_text())))
-        except (OSError, ValueError, TypeError):
-            continue
-    return beats
+    """The last heartbeat of every rank, in rank order; unreadable ones, and those of older versions, are left out."""
+    try:
+        names = [name for name in disk.current.entries(folder) if _BEAT.fullmatch(name)]
+    except OSError:
+        return []
+    found = [records.read(folder / name, _SHAPE).value for name in names]
+    return [Beat(**{key: beat[key] for key in _SHAPE}) for beat in found if beat is not None]
 
 
-def accuse(beats: list[Beat]) -> str:
-    """Names the ranks that the others wait for."""
+def accuse(beats: list[Beat], before: list[Beat] | None = None, reader: int | None = None) -> str:
+    """Names the ranks that the others wait for.
+
+    Args:
+        beats: of all ranks.
+        before: the same, read at least ``SILENT_S`` earlier: who has not beaten since is silent; None: not known.
+        reader: the rank that asks, which beats no more while it does.
+    """
     if not beats:
         return "no heartbeat can be read"
+    counted = {(beat.rank, beat.pid): beat.count for beat in before or []}
+    silent = {beat.rank for beat in beats if counted.get((beat.rank, beat.pid)) == beat.count} - {reader}
     behind = min(beat.progress for beat in beats)
     late = [beat for beat in beats if beat.progress == behind]
     if len(late) == len(beats):  # all are at the same place: one that has stopped beating is the one
-        newest = max(beat.seen for beat in beats)
-        silent = [beat for beat in beats if newest - beat.seen > 3 * INTERVAL_S]
-        if not silent:
-            return f"all {len(beats)} ranks are in phase {late[0].phase} of step {late[0].step}"
-        late = silent
+        late = [beat for beat in beats if beat.rank in silent]
+        if not late:
+            return f"all {len(beats)} ranks are in phase {beats[0].phase} of step {beats[0].step}"
     names = ", ".join(
-        f"rank {beat.rank} (process {beat.pid} on {beat.host}: step {beat.step}, phase {beat.phase}, last seen "
-        f"{time.time() - beat.seen:.0f} s ago)"
+        f"rank {beat.rank} (process {beat.pid} on {beat.host}: step {beat.step}, phase {beat.phase} for "
+        f"{beat.phase_s:.0f} s{', no longer beating' if beat.rank in silent else ''})"
         for beat in late
     )
     return f"the others wait for {names}"

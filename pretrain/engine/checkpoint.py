@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,35 +19,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pretrain import disk
 from pretrain.distributed.collectives import all_reduce_sum, broadcast_object, gather_objects, raise_together
 from pretrain.distributed.rank import Rank
 from pretrain.engine import saving
 from pretrain.engine.backend import EMA, MASTER, Backend, HeldSlice
 from pretrain.engine.checkpoint_folder import (
     FORMAT_VERSION,
+    LOADED,
     MARKER,
     PLAIN_WEIGHTS,
     STATE,
     WEIGHTS,
     final_path,
+    has_marker,
     publish,
     read_marker,
     read_state,
     seal,
     temporary_path,
+    write_marker,
 )
-from pretrain.engine.retention import Retention, measured, prune
+from pretrain.engine.retention import Keeper, Retention
 from pretrain.engine.saving import Save
+from pretrain.engine.self_check import Reading, judge, marker_entries
 from pretrain.engine.slices import HostCopy, SliceReader, load_into, rank_file, write_slices
 from pretrain.engine.state import TrainState
 from pretrain.engine.statistics import RunningStatistics
 from pretrain.errors import CheckpointError, ConfigError, UserError
-from pretrain.files import write_atomic
-
-PROBE_RTOL = {"fp32": 1e-4, "autocast": 2e-2, "bf16": 2e-2}
+from pretrain.files import make_folders, remove_tree, write_atomic
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Checkpointer:
     Attributes:
         folder: ``runs/NAME/checkpoints``.
         write_weights: (path, parameter name → fp32 tensor) → writes the plain weights file with its metadata.
-        probe: the loss of a fixed batch in evaluation mode; compared after a load.
+        probe: the loss of a fixed batch in evaluation mode, compared after a load; None where there is none.
         config_yaml, config_digest: saved with every checkpoint.
         schedule: learning rate that the state's next update would have.
         retention: which complete checkpoints stay.
@@ -72,7 +74,7 @@ class Checkpointer:
     rank: Rank
     backend: Backend
     write_weights: Callable[[Path, dict[str, Tensor]], None]
-    probe: Callable[[], float]
+    probe: Callable[[], Reading | None]
     config_yaml: str
     config_digest: str
     data_digest: str
@@ -86,6 +88,10 @@ class Checkpointer:
     _save: Save | None = field(default=None, init=False)
     _copy: HostCopy = field(default_factory=HostCopy, init=False)
     _metrics: tuple[int, Mapping[str, float]] = field(default=(-1, {}), init=False)
+    _keeper: Keeper = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._keeper = Keeper(self.folder, self.retention, self.say)
 
     def start(self, state: TrainState, metrics: Mapping[str, float] | None = None) -> None:
         """Begins to save this step; where saves are not asynchronous it also ends. Collective: yes.
@@ -102,7 +108,7 @@ class Checkpointer:
         if metrics is None:
             metrics = self._metrics[1] if self._metrics[0] == state.step else {}
         self.backend.statistics.unify()
-        probe_loss = self.probe()
+        reading = self.probe()
         tensors, header = self._copy.take(self.backend.slices())
         step = state.step
         marker = {
@@ -112,7 +118,7 @@ class Checkpointer:
             "config_digest": self.config_digest,
             "data_digest": self.data_digest,
             "precision": self.precision,
-            "probe_loss": probe_loss,
+            **marker_entries(reading),
             "lr": self.schedule(state),
             "metrics": dict(metrics),
         }
@@ -167,9 +173,9 @@ class Checkpointer:
         error: CheckpointError | None = None
         if self.rank.is_main:
             try:
-                shutil.rmtree(temporary, ignore_errors=True)
-                (temporary / "slices").mkdir(parents=True)
-                error = no_space(self.folder, needed, shutil.disk_usage(temporary).free)
+                remove_tree(temporary)
+                make_folders(temporary / "slices")
+                error = no_space(self.folder, needed, disk.current.free_bytes(temporary))
             except OSError as failure:
                 error = CheckpointError(f"checkpoint folder {temporary} cannot be made: {failure}")
         return self._succeeds(error, "preparing a checkpoint")
@@ -184,7 +190,7 @@ class Checkpointer:
         except UserError as failure:
             self._save, self.failure = None, str(failure)
             if self.rank.is_main:  # what was written takes the space that the next try needs
-                shutil.rmtree(save.temporary, ignore_errors=True)
+                remove_tree(save.temporary)
             if self.stop_on_error:
                 raise
             self.say(
@@ -211,11 +217,19 @@ class Checkpointer:
             files |= self._write_shared_files(save)
             states = sorted({state for record in records for state in record["squares"]})
             norms = {state: math.sqrt(sum(r["squares"].get(state, 0.0) for r in records)) for state in states}
-            write_atomic(save.temporary / MARKER, json.dumps({**save.marker, "norms": norms, "files": files}, indent=1))
+            write_marker(save.temporary, {**save.marker, "norms": norms, "files": files})
             publish(save.temporary, save.final)
         except Exception as failure:
             raise CheckpointError(f"checkpoint {save.final} could not be completed: {failure}") from failure
-        prune(self.folder, self.retention)
+        self._prune(save.final)
+
+    def _prune(self, written: Path) -> None:
+        """Makes room after a checkpoint was written; that this fails makes no checkpoint worse."""
+        self._keeper.trust(written)
+        try:
+            self._keeper.prune()
+        except (OSError, CheckpointError) as failure:
+            self.say(f"warning: older checkpoints could not be removed: {failure}")
 
     def _write_shared_files(self, save: Save) -> dict[str, Any]:
         """Plain weights, position and config; the weights are put together from the slices, with no collective."""
@@ -228,9 +242,12 @@ class Checkpointer:
             if state_name in reader.states():
                 names = reader.parameter_names()
                 tensors = {name: reader.full(state_name, name) for name in names}
-                self.write_weights(folder / file, tensors | save.statistics)
+                self._write_plain(folder / file, tensors | save.statistics)
                 written.append(file)
         return {name: seal(folder / name) for name in written}
+
+    def _write_plain(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        disk.current.write_with(path, lambda path: self.write_weights(path, tensors))
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Notes what was measured at a step, for ``keep_best``. Collective: yes, where that is set.
@@ -249,11 +266,16 @@ class Checkpointer:
         self._metrics = (step, metrics)
         self.wait()
         path = final_path(self.folder, step)
-        if self.rank.is_main and (path / MARKER).exists():  # the last step is saved before it is measured
-            marker = read_marker(path) | {"metrics": dict(metrics)}
-            write_atomic(path / MARKER, json.dumps(marker, indent=1))
-            prune(self.folder, self.retention)
-        return broadcast_object(self.rank.is_main and self.retention.improves(metrics, measured(self.folder)))
+        improves = False
+        if self.rank.is_main:
+            try:
+                if has_marker(path):  # the last step is saved before it is measured
+                    write_marker(path, read_marker(path) | {"metrics": dict(metrics)})
+                    self._prune(path)
+                improves = self._keeper.improves(metrics)
+            except (OSError, CheckpointError) as failure:
+                self.say(f"warning: {path} could not be noted with its metrics: {failure}")
+        return broadcast_object(improves)
 
     def load(self, path: Path, marker: dict[str, Any]) -> TrainState:
         """Fills weights and optimiser from a checkpoint of any layout and proves that it worked. Collective: yes.
@@ -263,6 +285,8 @@ class Checkpointer:
         """
         error: Exception | None = None
         state = TrainState()
+        if lacking := [key for key in LOADED if key not in marker]:
+            raise CheckpointError(f"{path}: {MARKER} is damaged: {', '.join(lacking)} is missing")
         if marker["data_digest"] != self.data_digest:
             raise CheckpointError(
                 f"{path} was written while training on other data: the index of data.shards has digest "
@@ -273,7 +297,7 @@ class Checkpointer:
             state = TrainState.of(read_state(path))
             load_into(held, SliceReader(path, marker["world_size"]))
             load_statistics(self.backend.statistics, path / PLAIN_WEIGHTS)
-        except (CheckpointError, OSError, TypeError, ValueError) as failure:
+        except (CheckpointError, OSError, SafetensorError, TypeError, ValueError) as failure:
             error = failure if isinstance(failure, CheckpointError) else CheckpointError(f"{path}: {failure}")
         raise_together(error, doing=f"loading {path}")
         self.backend.finish_load(state.num_updates)
@@ -281,17 +305,17 @@ class Checkpointer:
         return state
 
     def _verify(self, path: Path, marker: dict[str, Any]) -> None:
-        norms, loss = state_norms(self.backend.slices()), self.probe()
+        norms, reading = state_norms(self.backend.slices()), self.probe()
         for key, saved in marker["norms"].items():
-            if not math.isclose(norms[key], saved, rel_tol=1e-6, abs_tol=1e-12):
+            if key in norms and not math.isclose(norms[key], saved, rel_tol=1e-6, abs_tol=1e-12):
                 raise CheckpointError(
                     f"{path}: the norm of {key} is {norms[key]:.8g} after loading, {saved:.8g} were saved"
                 )
-        tolerance = max(PROBE_RTOL[self.precision], PROBE_RTOL[marker["precision"]])
-        if not math.isclose(loss, marker["probe_loss"], rel_tol=tolerance, abs_tol=1e-5):
-            raise CheckpointError(
-                f"{path}: the probe batch has loss {loss:.6f} after loading, {marker['probe_loss']:.6f} when saved"
-            )
+        found = judge(marker, reading, precision=self.precision, config_digest=self.config_digest)
+        if found.error is not None:
+            raise CheckpointError(f"{path}: {found.error}")
+        if found.warning is not None:
+            self.say(f"warning: {path}: {found.warning}; norms and hashes agree")
 
 
 def _copies(key: str) -> int:
@@ -325,7 +349,8 @@ def load_statistics(statistics: RunningStatistics, weights: Path) -> None:
         CheckpointError: one is missing.
     """
     if statistics.names:
-        with safe_open(weights, framework="pt", device="cpu") as file:
+        opened = disk.current.read_with(weights, lambda path: safe_open(path, framework="pt", device="cpu"))
+        with opened as file:
             statistics.write({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
 

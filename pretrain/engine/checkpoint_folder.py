@@ -1,26 +1,63 @@
 """What lies in a run's folder of checkpoints: which are complete, which of them are whole, and how one is replaced.
 
-A checkpoint is a folder ``step-00000100``; what is not complete has a suffix (``.tmp``, ``.removing``).
+A checkpoint is a folder ``step-00000100``; what is not complete has a suffix (``.tmp``, ``.removing``), and so has one
+that makes room for another of the same step (``.replaced``).
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from pretrain import disk, records
 from pretrain.engine.backend import EMA, MASTER
 from pretrain.errors import CheckpointError, SetupError
-from pretrain.files import file_digest, sync
+from pretrain.files import file_digest, remove_tree, sync
+from pretrain.names import tell
 
 FORMAT_VERSION = 1
 MARKER = "COMPLETE.json"
 STATE = "state.json"
 PLAIN_WEIGHTS = "weights.safetensors"
 WEIGHTS = {PLAIN_WEIGHTS: MASTER, "weights_ema.safetensors": EMA}  # plain weights file → state
-_TEMPORARY, _REMOVING = ".tmp", ".removing"
+_TEMPORARY, _REMOVING, _REPLACED = ".tmp", ".removing", ".replaced"
+_COMPLETE = re.compile(r"step-\d{8}")
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(records.number, value.values()))
+
+
+def _sealed_files(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(entry, dict) and records.misfit(entry, {"bytes": records.whole, "blake2b": records.text}) is None
+        for entry in value.values()
+    )
+
+
+MARKER_SHAPE: records.Shape = {
+    "format": records.whole,
+    "step": records.whole,
+    "files": _sealed_files,
+    "world_size?": records.whole,
+    "config_digest?": records.text,
+    "data_digest?": records.text,
+    "precision?": lambda value: value in ("fp32", "autocast", "bf16"),
+    "probe_loss?": lambda value: value is None or records.number(value),
+    "probe_samples?": records.each(records.whole),
+    "probe_settings?": records.text,
+    "lr?": records.number,
+    "metrics?": _numbers,
+    "norms?": _numbers,
+}
+# What a marker needs besides to be loaded; plain weights can be read without.
+LOADED = ("world_size", "config_digest", "data_digest", "precision", "lr", "norms")
+STATE_SHAPE: records.Shape = {
+    **dict.fromkeys(("step", "position", "num_updates", "skipped_in_a_row"), records.whole),
+    "skipped_windows?": records.each(records.each(records.whole, 2)),
+}
 
 
 def final_path(folder: Path, step: int) -> Path:
@@ -39,24 +76,68 @@ def step_of(path: Path) -> int:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders of a run, the newest first."""
-    return sorted((path for path in folder.glob("step-" + "[0-9]" * 8) if (path / MARKER).exists()), reverse=True)
+    """Checkpoint folders of a run, the newest first; none where the folder does not exist.
+
+    Raises:
+        CheckpointError: the folder cannot be listed, which is not the same as an empty one.
+    """
+    try:
+        names = disk.current.entries(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be listed: {error.strerror or error}") from error
+    return [folder / name for name in reversed(names) if _COMPLETE.fullmatch(name) and has_marker(folder / name)]
+
+
+def has_marker(path: Path) -> bool:
+    """Whether a checkpoint is complete; True where that cannot be found out, so that its damage is told."""
+    try:
+        return disk.current.exists(path / MARKER)
+    except OSError:
+        return True
 
 
 def read_marker(path: Path) -> dict[str, Any]:
-    """What a complete checkpoint says about itself."""
-    return json.loads((path / MARKER).read_text())
+    """What a complete checkpoint says about itself.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    return _usable(path, records.read(path / MARKER, MARKER_SHAPE, without_hash=_is_of_older_version), MARKER)
+
+
+def write_marker(path: Path, marker: Mapping[str, Any]) -> None:
+    """Makes a checkpoint complete: the last of its files, with a hash over its values."""
+    records.write(path / MARKER, marker)
+
+
+def _is_of_older_version(marker: dict[str, Any]) -> bool:
+    """Older versions wrote no hash; a marker that has lost it to a flipped bit has a key that they did not know."""
+    known = {key.removesuffix("?") for key in MARKER_SHAPE}
+    return marker.keys() <= known and marker.get("format") == 1
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Where the run stood when the checkpoint was written, as JSON values."""
-    return json.loads((path / STATE).read_text())
+    """Where the run stood when the checkpoint was written, as JSON values.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    return _usable(path, records.read(path / STATE, STATE_SHAPE), STATE)
+
+
+def _usable(path: Path, record: records.Record, name: str) -> dict[str, Any]:
+    if record.value is None:
+        raise CheckpointError(f"{path}: {record.problem or f'{name} is missing'}")
+    return record.value
 
 
 def seal(path: Path) -> dict[str, Any]:
     """Makes a file durable and returns its size and hash."""
     sync(path)
-    return {"bytes": path.stat().st_size, "blake2b": file_digest(path)}
+    status = disk.current.status(path)
+    return {"bytes": status.st_size if status is not None else 0, "blake2b": file_digest(path)}
 
 
 def publish(temporary: Path, final: Path) -> None:
@@ -67,37 +148,62 @@ def publish(temporary: Path, final: Path) -> None:
     """
     sync(temporary / "slices")
     sync(temporary)
-    replaced = _set_aside(final) if final.exists() else None
-    temporary.rename(final)
+    replaced = _set_aside(final, _REPLACED) if disk.current.exists(final) else None
+    try:
+        disk.current.rename(temporary, final)
+    except OSError:
+        if replaced is not None:
+            disk.current.rename(replaced, final)
+        raise
     sync(final.parent)
     if replaced is not None:
-        shutil.rmtree(replaced, ignore_errors=True)
+        remove_tree(replaced)
 
 
 def remove(path: Path) -> None:
-    """Removes a checkpoint so that a kill in between leaves nothing that looks complete."""
-    shutil.rmtree(_set_aside(path), ignore_errors=True)
+    """Removes a checkpoint so that a kill or a power cut in between leaves nothing that looks complete."""
+    aside = _set_aside(path, _REMOVING)
+    sync(path.parent)
+    remove_tree(aside)
 
 
-def _set_aside(path: Path) -> Path:
-    aside = path.with_name(path.name + _REMOVING)
-    shutil.rmtree(aside, ignore_errors=True)
-    path.rename(aside)
+def _set_aside(path: Path, suffix: str) -> Path:
+    aside = path.with_name(path.name + suffix)
+    remove_tree(aside)
+    disk.current.rename(path, aside)
     return aside
 
 
 def clean(folder: Path) -> None:
     """Removes what an interrupted save or removal left, and ends a save that lacked its name only.
 
-    Only the lock's owner calls it.
+    Only the folder's owner calls it.
+
+    Raises:
+        CheckpointError: the folder cannot be listed or written.
     """
-    for leftover in folder.glob(f"step-*{_TEMPORARY}"):
-        final = leftover.with_name(leftover.name.removesuffix(_TEMPORARY))
-        if (leftover / MARKER).exists() and not final.exists():  # the marker is written last, when all else is durable
-            leftover.rename(final)
-            sync(folder)
-    for leftover in [*folder.glob(f"*{_TEMPORARY}"), *folder.glob(f"*{_REMOVING}")]:
-        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        names = disk.current.entries(folder)
+        for suffix in (_TEMPORARY, _REPLACED):  # of the same step, the new one comes first
+            for name in names:
+                if name.endswith(suffix):
+                    _give_back_its_name(folder / name, folder / name.removesuffix(suffix))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be tidied up: {error.strerror or error}") from error
+    for name in names:
+        if name.endswith((_TEMPORARY, _REMOVING, _REPLACED)):
+            remove_tree(folder / name)
+
+
+def _give_back_its_name(leftover: Path, final: Path) -> None:
+    """Of a checkpoint that is whole, unless there is one of that name."""
+    if not _COMPLETE.fullmatch(final.name) or disk.current.exists(final):
+        return
+    if disk.current.exists(leftover / MARKER) and examine(leftover)[0] is not None:
+        disk.current.rename(leftover, final)
+        sync(final.parent)
 
 
 def newest_valid(
@@ -111,20 +217,21 @@ def newest_valid(
         wanted: only those for which it is true.
 
     Raises:
-        CheckpointError: there are some, but none is whole.
+        CheckpointError: there are some, but none is whole; or that cannot be found out.
     """
-    if (source / MARKER).exists():
-        candidates = [source]
-    else:
-        candidates = complete_checkpoints(source / "checkpoints" if (source / "checkpoints").is_dir() else source)
+    try:
+        if disk.current.exists(source / MARKER):
+            candidates = [source]
+        else:
+            inner = source / "checkpoints"
+            candidates = complete_checkpoints(inner if disk.current.is_folder(inner) else source)
+    except OSError as error:
+        raise CheckpointError(f"{source} cannot be read: {error.strerror or error}") from error
     candidates = [path for path in candidates if wanted(path)]
     for path in candidates:
-        try:
-            marker = read_marker(path)
-            if (problem := damage(path, marker)) is None:
-                return path, marker
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problem = f"its {MARKER} cannot be read ({error})"
+        marker, problem = examine(path)
+        if marker is not None:
+            return path, marker
         say(f"checkpoint {path} is passed over: {problem}")
     if candidates:
         raise CheckpointError(
@@ -134,22 +241,39 @@ def newest_valid(
     return None
 
 
-def damage(path: Path, marker: dict[str, Any]) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+def examine(path: Path) -> tuple[dict[str, Any], None] | tuple[None, str]:
+    """The marker of a checkpoint whose files all have the sizes and hashes in it; else what is wrong.
+
+    Raises:
+        CheckpointError: it is of another format.
+    """
+    record = records.read(path / MARKER, MARKER_SHAPE, without_hash=_is_of_older_version)
+    if record.value is None:
+        return None, record.problem or f"{MARKER} is missing"
+    marker = record.value
     if marker["format"] != FORMAT_VERSION:
         raise CheckpointError(f"{path} has checkpoint format {marker['format']}; this version reads {FORMAT_VERSION}")
-    for name, entry in marker["files"].items():
-        file = path / name
-        if not file.exists():
-            return f"{name} is missing"
-        if file.stat().st_size != entry["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}"
-        if file_digest(file) != entry["blake2b"]:
-            return f"{name} does not have the hash that it was saved with"
+    try:
+        for name, entry in marker["files"].items():
+            if (flaw := _flaw(path, name, entry)) is not None:
+                return None, flaw
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        return None, f"it {records.UNREADABLE} ({error})"
+    return marker, None
+
+
+def _flaw(path: Path, name: str, entry: dict[str, Any]) -> str | None:
+    status = disk.current.status(path / name)
+    if status is None:
+        return f"{name} is missing"
+    if status.st_size != entry["bytes"]:
+        return f"{name} has {status.st_size} bytes instead of {entry['bytes']}"
+    if file_digest(path / name) != entry["blake2b"]:
+        return f"{name} does not have the hash that it was saved with"
     return None
 
 
-def weights_file(source: Path, kind: Literal["raw", "ema"], say: Callable[[str], None] = print) -> Path:
+def weights_file(source: Path, kind: Literal["raw", "ema"], say: Callable[[str], None] = tell) -> Path:
     """The plain weights that ``init.from`` or ``--from`` names.
 
     Args:

@@ -8,31 +8,59 @@ curve may jump), ``rollback``. A report marks these.
 from __future__ import annotations
 
 import json
-import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from pretrain import disk, records
+from pretrain.names import printable_in
+from pretrain.redaction import redacted_in
 
 KINDS = ("launch", "start", "resume", "fork", "change", "rollback")
 
 
+def _changed_setting(value: Any) -> bool:
+    return isinstance(value, dict) and {"key", "old", "new"} <= value.keys()
+
+
+# What environment.json, and a line of a launch, say of the machine.
+ENVIRONMENT: records.Shape = {
+    "world_size?": records.whole,
+    "command?": records.each(records.text),
+    "packages?": records.fields,
+    "variables?": records.fields,
+    "provenance?": lambda value: isinstance(value, dict) and all(map(records.text, value.values())),
+    **dict.fromkeys(("python?", "platform?", "host?", "device?", "launcher?"), records.text),
+}
+SHAPE: records.Shape = {
+    **ENVIRONMENT,
+    "kind": lambda value: value in KINDS,
+    "step": records.whole,
+    "time": records.moment,
+    "settings?": records.each(_changed_setting),
+    "lr?": records.each(records.number, 2),
+    "skipped_window?": records.each(records.whole, 2),
+    "back_to?": records.whole,
+}
+
+
 def record(path: Path, kind: str, step: int, **details: Any) -> None:
-    """Appends one line durably. Rank 0 only."""
+    """Appends one line durably. Rank 0 only. Raises: OSError."""
     assert kind in KINDS
-    line = json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **details}, ensure_ascii=False)
-    whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")  # a kill may have cut the last line
-    with open(path, "a") as file:
-        file.write(("" if whole else "\n") + line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    content = {"kind": kind, "step": step, "time": round(time.time(), 3), **details}
+    line = json.dumps(printable_in(redacted_in(content)), ensure_ascii=False)
+    disk.current.append(path, f"{line}\n".encode(), durable=True)
+
+
+def try_to_record(path: Path, kind: str, step: int, say: Callable[[str], None], **details: Any) -> None:
+    """As ``record``; a line that cannot be written is said, and ends no run."""
+    try:
+        record(path, kind, step, **details)
+    except OSError as error:
+        say(f"warning: {path} lacks that there was a {kind} at step {step}, since it cannot be written: {error}")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All lines, the oldest first; one that a kill cut is left out."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return lines
+    """All lines, the oldest first; one that is damaged, or that a kill cut, is left out."""
+    return records.read_lines(path, SHAPE).values

@@ -65,6 +65,7 @@ class Boundary:
     batch_digest: int
     bad_samples: int
     stop: bool
+    lost: bool
     saving: list[float]
     times: OwnTimes
     memory_bytes: float | None
@@ -129,6 +130,8 @@ class Trainer:
             boundary = self.meet(loss, record, measure=self.telemetry.is_due(state.step))
             bad_samples += boundary.bad_samples
             self.report(state, lr, update, boundary, bad_samples)
+            if boundary.lost:
+                self.folder.raise_if_lost()
             self.checkpointer.advance(boundary.saving)
             if state.skipped_in_a_row >= self.max_consecutive_skips:
                 self.watchdog.at("load", state.step)
@@ -173,7 +176,8 @@ class Trainer:
     def meet(self, loss: Tensor, record: list[float], *, measure: bool) -> Boundary:
         """The one collective and the one host read at the end of a step; ``measure`` adds what costs. Collective."""
         memory = memory_bytes(self.device) if measure else 0
-        wishes = [float(self.stop_request.check() is not None), float(self.checkpointer.progress)]
+        wishes = [float(self.stop_request.check() is not None), float(self.folder.lost is not None)]
+        wishes.append(float(self.checkpointer.progress))
         weights = square_sum(self.backend.slices()) if measure else torch.zeros((), dtype=torch.float64)
         counts = self.tally.totals() if measure else []
         numbers = [*record, *wishes, *self.clock.take(), float(memory), *counts]
@@ -184,12 +188,13 @@ class Trainer:
             rows = [torch.empty_like(own) for _ in range(dist.get_world_size())]
             dist.all_gather(rows, own)
         columns = torch.stack(rows).T.tolist()
-        losses, digests, bad, stop, saving, waited, forward, memories, *counted, squares = columns
+        losses, digests, bad, stop, lost, saving, waited, forward, memories, *counted, squares = columns
         return Boundary(
             loss=sum(losses) / len(losses),
             batch_digest=int(sum(digests)),
             bad_samples=int(sum(bad)),
             stop=any(stop),
+            lost=any(lost),
             saving=saving,
             times=OwnTimes(waited, forward),
             memory_bytes=max(memories) if measure else None,
@@ -219,11 +224,15 @@ class Trainer:
             )
 
     def run_evaluation(self, state: TrainState) -> tuple[bool, bool]:
-        """Measures accuracy with dropout off. Collective: yes.
+        """Measures accuracy with dropout off, after the save in flight, which an error here must not lose.
+
+        Collective: yes.
 
         Returns:
             whether a wish to stop cut it short, and whether these weights are the best so far (``keep_best``).
         """
+        self.watchdog.at("save", state.step)
+        self.checkpointer.wait()
         started = time.monotonic()
         self.watchdog.at("evaluate", state.step)
         self.backend.train(False)
@@ -249,16 +258,16 @@ class Trainer:
     def _stopped(self, state: TrainState) -> Verdict:
         """The verdict of a run that was asked to stop; the checkpoint is on the disk. Collective: yes."""
         self.checkpointer.wait()
+        self.folder.raise_if_lost()
         reason = f"stopped on request ({self.stop_request.reason or 'by a peer'})"
         if self.checkpointer.failure is not None:
             reason += f"; its checkpoint failed, an older one is the newest: {self.checkpointer.failure}"
         return Verdict(REQUEUE, reason, state.step)
 
     def _finished(self, state: TrainState) -> Verdict:
-        """The last evaluation, while the last checkpoint is being written, and the verdict. Collective: yes."""
+        """The last evaluation and the verdict. Collective: yes."""
         cut_short, _ = self.run_evaluation(state)
-        self.watchdog.at("save", state.step)
-        self.checkpointer.wait()
+        self.folder.raise_if_lost()
         if self.checkpointer.failure is not None:
             return Verdict(FATAL, f"all steps done, but they are not saved: {self.checkpointer.failure}", state.step)
         if cut_short:

@@ -20,7 +20,7 @@ from pretrain.config.schema.experiment import Experiment
 from pretrain.distributed.collectives import broadcast_object, raise_together
 from pretrain.distributed.rank import Rank
 from pretrain.engine.checkpoint_folder import clean, newest_valid, read_state
-from pretrain.engine.history import record
+from pretrain.engine.history import try_to_record
 from pretrain.engine.loop import Trainer
 from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.state import TrainState
@@ -213,4 +213,5 @@ def _owes_evaluation(trainer: Trainer, state: TrainState) -> bool:
 
 def _record(trainer: Trainer, kind: str, step: int, **details: Any) -> None:
     if trainer.rank.is_main:
-        record(trainer.folder.history, kind, step, world_size=trainer.rank.world, **details)
+        say = trainer.telemetry.reporter.say
+        try_to_record(trainer.folder.history, kind, step, say, world_size=trainer.rank.world, **details)

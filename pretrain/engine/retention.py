@@ -1,14 +1,18 @@
-"""Which complete checkpoints stay: the last k, every n-th step, and the best by a metric."""
+"""Which complete checkpoints stay: the last k, every n-th step, and the best by a metric.
+
+Only checkpoints that are whole count: a damaged one among the last k would take the place of one that can be resumed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pretrain import disk, records
 from pretrain.config.target import LOWER_IS_BETTER
-from pretrain.engine.checkpoint_folder import complete_checkpoints, read_marker, remove, step_of
+from pretrain.engine.checkpoint_folder import MARKER, complete_checkpoints, examine, read_marker, remove, step_of
+from pretrain.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,15 @@ class Retention:
         Args:
             metrics: step of every complete checkpoint → what was measured at it.
         """
-        steps = sorted(metrics)
-        kept = set(steps[-self.keep_last :])
-        if self.keep_every is not None:
-            kept |= {step for step in steps if step % self.keep_every == 0}
+        return self.counted(metrics) | self.at_multiples(metrics)
+
+    def at_multiples(self, steps: Iterable[int]) -> set[int]:
+        """Those at the multiples of ``keep_every``."""
+        return set() if self.keep_every is None else {step for step in steps if step % self.keep_every == 0}
+
+    def counted(self, metrics: Mapping[int, Mapping[str, float]]) -> set[int]:
+        """Those of ``kept`` for which another one would stay if they were not there."""
+        kept = set(sorted(metrics)[-self.keep_last :])
         if (best := self.best(metrics)) is not None:
             kept.add(best)
         return kept
@@ -62,21 +71,89 @@ class Retention:
         return -value if self.keep_best.rsplit("/", 1)[-1] in LOWER_IS_BETTER else value
 
 
-def measured(folder: Path) -> dict[int, dict[str, float]]:
-    """Step → metrics of every complete checkpoint in the folder."""
-    return {step_of(path): _metrics(path) for path in complete_checkpoints(folder)}
+class Keeper:
+    """Applies the rule to a folder.
+
+    Args:
+        folder: of checkpoints.
+        rule: which of them stay.
+        say: where a line for the user goes.
+    """
+
+    def __init__(self, folder: Path, rule: Retention, say: Callable[[str], None]) -> None:
+        self.folder, self.rule, self._say = folder, rule, say
+        self._whole: set[tuple[Path, int]] = set()
+        self._damaged: dict[Path, str] = {}
+
+    def trust(self, path: Path) -> None:
+        """Notes that a checkpoint is whole, since this process has just written and hashed it."""
+        self._damaged.pop(path, None)
+        self._whole.add((path, _marker_stamp(path)))
+
+    def prune(self) -> None:
+        """Removes what the rule does not keep; what cannot be removed stays, and that is said.
+
+        Nothing goes before enough that are whole are there. One that is damaged goes when a newer one is whole; one
+        that cannot be read stays, since its disk may come back.
+        """
+        paths = {step_of(path): path for path in complete_checkpoints(self.folder)}
+        counted = self._counted(paths)
+        if not counted:
+            return
+        kept = counted | self.rule.at_multiples(paths)
+        for step, path in paths.items():
+            problem = self._damaged.get(path)
+            if step in kept or (problem is not None and (step > max(counted) or records.UNREADABLE in problem)):
+                continue
+            try:
+                remove(path)
+            except OSError as error:
+                self._say(f"warning: checkpoint {path} could not be removed: {error}")
+
+    def improves(self, values: Mapping[str, float]) -> bool:
+        """Whether a checkpoint with these values would be the best of all that are whole."""
+        paths = {step_of(path): path for path in complete_checkpoints(self.folder)}
+        counted = self._counted(paths)
+        return self.rule.improves(values, {step: self._metrics(paths[step]) for step in counted})
+
+    def _counted(self, paths: Mapping[int, Path]) -> set[int]:
+        """Steps of the last k and the best, looking at further ones until so many of them are whole."""
+        candidates = {step: self._metrics(path) for step, path in paths.items() if path not in self._damaged}
+        while True:
+            counted = self.rule.counted(candidates)
+            damaged = [step for step in sorted(counted) if not self._is_whole(paths[step])]
+            if not damaged:
+                return counted
+            for step in damaged:
+                del candidates[step]
+
+    def _is_whole(self, path: Path) -> bool:
+        stamp = path, _marker_stamp(path)
+        if stamp in self._whole:
+            return True
+        try:
+            problem = examine(path)[1]
+        except CheckpointError as error:
+            problem = f"it {records.UNREADABLE} ({error})"
+        if problem is None:
+            self._whole.add(stamp)
+            return True
+        if path not in self._damaged:
+            self._say(f"checkpoint {path} does not count: {problem}")
+        self._damaged[path] = problem
+        return False
+
+    def _metrics(self, path: Path) -> dict[str, float]:
+        try:
+            return read_marker(path).get("metrics", {})
+        except CheckpointError:
+            return {}
 
 
-def prune(folder: Path, rule: Retention) -> None:
-    """Removes every complete checkpoint that the rule does not keep."""
-    kept = rule.kept(measured(folder))
-    for path in complete_checkpoints(folder):
-        if step_of(path) not in kept:
-            remove(path)
-
-
-def _metrics(path: Path) -> dict[str, Any]:
+def _marker_stamp(path: Path) -> int:
+    """Changes where another checkpoint takes the place of one."""
     try:
-        return read_marker(path).get("metrics", {})
-    except (OSError, ValueError):
-        return {}
+        status = disk.current.status(path / MARKER)
+    except OSError:
+        return 0
+    return 0 if status is None else status.st_mtime_ns

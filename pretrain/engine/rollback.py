@@ -15,7 +15,7 @@ from pathlib import Path
 from pretrain.distributed.collectives import broadcast_object, raise_together
 from pretrain.engine.checkpoint import Checkpointer
 from pretrain.engine.checkpoint_folder import complete_checkpoints, newest_valid, read_state, remove, step_of
-from pretrain.engine.history import record
+from pretrain.engine.history import try_to_record
 from pretrain.engine.run_folder import FATAL, RunFolder, Verdict
 from pretrain.engine.state import TrainState
 from pretrain.errors import CheckpointError, UserError
@@ -51,7 +51,8 @@ def roll_back(
     checkpointer.backend.train(True)
     window = [loaded.position, state.position]
     if checkpointer.rank.is_main:
-        record(folder.history, "rollback", state.step, back_to=back.step, checkpoint=str(path), skipped_window=window)
+        details = {"back_to": back.step, "checkpoint": str(path), "skipped_window": window}
+        try_to_record(folder.history, "rollback", state.step, telemetry.reporter.say, **details)
     telemetry.event("rollback", back.step, {"samples": back.position})
     telemetry.reporter.say(
         f"step {state.step}: {failed}: rolled back to {path}; samples {window[0]} to {window[1]} of the stream are "
@@ -67,7 +68,7 @@ def _last_good(checkpointer: Checkpointer, state: TrainState) -> tuple[Path, dic
     def good(path: Path) -> bool:
         try:
             return step_of(path) <= first_failed and not read_state(path)["skipped_in_a_row"]
-        except (OSError, ValueError, KeyError):
+        except CheckpointError:
             return True  # damaged: newest_valid says so and passes it over
 
     found, error = None, None

@@ -1,14 +1,13 @@
 """One run's folder: who may write into it, what lies where, and the verdict that the job script trusts.
 
-The lock is a lease: an owner (job id, restart count, host, pid) whose heartbeat renews it. The same job's next restart
-takes it over at once, and so does anybody when the owner's process is dead or its lease has expired.
+Its owner has the newest claim (``ownership.py``): every write of every rank is preceded by a look at the claims, and an
+owner that was replaced ends without changing anything more.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import socket
+import contextlib
+import sys
 import threading
 import time
 import uuid
@@ -16,12 +15,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain import disk, records
 from pretrain.distributed.rank import Rank
+from pretrain.engine import ownership
+from pretrain.engine.ownership import LOCK, LOCK_SHAPE, Ownership
 from pretrain.errors import SetupError, UserError
-from pretrain.files import write_atomic
+from pretrain.files import make_folders
+from pretrain.names import tell
 
-HEARTBEAT_S = 5.0
-LEASE_S = 60.0
+VERDICT_TRIES, VERDICT_PAUSE_S = 3, 0.5
+TOKEN_TRIES, TOKEN_PAUSE_S = 20, 0.1
 
 COMPLETE, REQUEUE, FATAL = "complete", "requeue", "fatal"
 EXIT_CODES = {COMPLETE: 0, FATAL: 2, REQUEUE: 75}  # 75 is sysexits' EX_TEMPFAIL: try again
@@ -29,7 +32,7 @@ EXIT_CODES = {COMPLETE: 0, FATAL: 2, REQUEUE: 75}  # 75 is sysexits' EX_TEMPFAIL
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a run ended: ``complete``, ``requeue`` (start it again, it goes on) or ``fatal`` (a person must look)."""
+    """How a run ended: ``complete``, ``requeue`` (start it again to resume) or ``fatal`` (needs attention)."""
 
     outcome: str
     reason: str
@@ -38,6 +41,29 @@ class Verdict:
     @property
     def exit_code(self) -> int:
         return EXIT_CODES[self.outcome]
+
+
+# What exit.json holds.
+VERDICT_SHAPE: records.Shape = {
+    "outcome": lambda value: isinstance(value, str) and value in EXIT_CODES,
+    "reason?": records.text,
+    "step?": records.whole,
+    "job_id?": records.text,
+    "restart_count?": records.whole,
+    "exit_code?": records.whole,
+    "time?": records.moment,
+}
+
+
+def read_verdict(run: Path) -> records.Record:
+    """What exit.json of a run folder says; neither value nor problem where there is none."""
+    known = {key.removesuffix("?") for key in VERDICT_SHAPE}
+    return records.read(run / "exit.json", VERDICT_SHAPE, without_hash=lambda value: value.keys() <= known)
+
+
+def read_lock(run: Path) -> records.Record:
+    """What lock.json of a run folder says: who trains into it now."""
+    return records.read(run / LOCK, LOCK_SHAPE)
 
 
 class RunFolder:
@@ -55,122 +81,172 @@ class RunFolder:
         self.exit = path / "exit.json"
         self.stop_file = path / "STOP"
         self.heartbeats = path / "heartbeats"
-        self._lease: _Lease | None = None
+        self._ownership: Ownership | None = None
+        self._heartbeats: _Heartbeats | None = None
 
     def open(self, rank: Rank, job: tuple[str, int]) -> None:
-        """Creates the folder, takes its lock and proves that every rank sees the same folder.
+        """Creates the folder, claims it and proves that every rank sees the same folder.
 
         Collective: yes.
 
         Raises:
-            SetupError: another job holds the lock, the folder cannot be written, or a rank does not see it.
+            SetupError: another job owns the folder, it cannot be written, or a rank does not see it.
         """
         # Here, so that what only reads a run folder needs no torch.
         from pretrain.distributed.collectives import broadcast_object, raise_together
 
         error: UserError | None = None
         token = uuid.uuid4().hex
+        self._ownership = owned = Ownership(self.path, job, say=_announce)
         if rank.is_main:
             try:
-                self.checkpoints.mkdir(parents=True, exist_ok=True)
-                self._lease = _Lease(self.path / "lock.json", job)
-                self._lease.acquire()
-                (self.path / "token").write_text(token)
-                self.exit.unlink(missing_ok=True)
+                make_folders(self.path)
+                owned.acquire()
+                disk.current.fence(self.path, owned.check)
+                make_folders(self.checkpoints)
+                self._heartbeats = _Heartbeats(owned)
+                self._heartbeats.start()
+                disk.current.write(self.path / "token", token.encode())
+                disk.current.unlink(self.exit)
             except SetupError as taken:
                 error = taken
             except OSError as failure:
                 error = SetupError(f"run folder {self.path} cannot be written: {failure}")
-        raise_together(error, doing="opening the run folder")
-        token = broadcast_object(token)
-        raise_together(self._token_error(rank, token), doing="looking for the shared run folder")
-        if rank.is_main:
-            self.stop_file.unlink(missing_ok=True)
+        try:
+            raise_together(error, doing="opening the run folder")
+            token, epoch = broadcast_object((token, owned.epoch))
+            raise_together(self._token_error(rank, token), doing="looking for the shared run folder")
+        except UserError:
+            self._give_back()
+            raise
+        if not rank.is_main:
+            owned.follow(epoch)
+            disk.current.fence(self.path, owned.check)
+        else:
+            with contextlib.suppress(OSError):
+                disk.current.unlink(self.stop_file)
+
+    @property
+    def lost(self) -> str | None:
+        """Why this run may not write its folder any more, as far as was noticed; None while it may."""
+        return None if self._ownership is None else self._ownership.lost
+
+    def raise_if_lost(self) -> None:
+        """Ends the run on every rank where one of them may not write the folder any more. Collective: yes.
+
+        Raises:
+            SetupError: why.
+        """
+        from pretrain.distributed.collectives import raise_together
+
+        raise_together(self._lost_error(), doing="writing the run folder")
+
+    def _lost_error(self) -> SetupError | None:
+        if self._ownership is None:
+            return None
+        try:
+            self._ownership.check()
+        except disk.FencedOut as gone:
+            return SetupError(str(gone))
+        except OSError:  # the folder cannot be read now, which proves nothing
+            return None
+        return None
 
     def _token_error(self, rank: Rank, token: str) -> SetupError | None:
-        for _ in range(20):  # a network file system may show a new file a little late
+        for _ in range(TOKEN_TRIES):  # a network file system may show a new file a little late
             try:
-                if (self.path / "token").read_text() == token:
+                if disk.current.read(self.path / "token").decode(errors="replace") == token:
                     return None
             except OSError:
                 pass
-            time.sleep(0.1)
+            time.sleep(TOKEN_PAUSE_S)
         return SetupError(
             f"rank {rank.rank} on {rank.host} does not see the run folder {self.path.resolve()} of rank 0: "
             "output_dir must lie on a file system that all nodes share"
         )
 
-    def close(self, verdict: Verdict | None, job: tuple[str, int], *, writes: bool) -> None:
-        """Writes the verdict durably and gives the lock back.
+    def close(self, verdict: Verdict | None, job: tuple[str, int], *, writes: bool) -> Verdict | None:
+        """Writes the verdict durably and gives the folder back.
 
         Args:
             verdict: how the run ended; None leaves no verdict, which says that it crashed.
             job: (job id, restart count).
             writes: rank 0, and a rank that knows of a fatal error which rank 0 may not live to see.
+
+        Returns:
+            the verdict; a fatal one where it could not be written, since nobody will know of the other.
         """
         if verdict is not None and writes:
             record = {**asdict(verdict), "exit_code": verdict.exit_code, "job_id": job[0], "restart_count": job[1]}
-            write_atomic(self.exit, json.dumps({**record, "time": time.time()}, indent=1))
-        if self._lease is not None:
-            self._lease.release()
+            failure = self._write_verdict({**record, "time": time.time()})
+            if failure is not None:
+                reason = f"{verdict.outcome} ({verdict.reason}), but {self.exit} could not be written: {failure}"
+                verdict = Verdict(FATAL, reason, verdict.step)
+        self._give_back()
+        return verdict
+
+    def _write_verdict(self, record: dict[str, Any]) -> OSError | None:
+        failure: OSError | None = None
+        for attempt in range(VERDICT_TRIES):
+            try:
+                records.write(self.exit, record)
+                return None
+            except disk.FencedOut as gone:  # the verdict in the folder is its new owner's
+                return gone
+            except OSError as error:
+                failure = error
+                time.sleep(VERDICT_PAUSE_S if attempt + 1 < VERDICT_TRIES else 0)
+        return failure
+
+    def _give_back(self) -> None:
+        if self._heartbeats is not None:
+            self._heartbeats.stop()
+            try:
+                self._heartbeats.owned.release()
+            except disk.FencedOut:
+                pass
+            except OSError as error:
+                _announce(
+                    f"run folder {self.path} could not be given back ({error}): the next start on another machine "
+                    f"waits {ownership.LEASE_S:.0f} s"
+                )
+        disk.current.fence(self.path, None)
+        self._heartbeats = self._ownership = None
 
 
-class _Lease:
-    """The lock file of a run folder and the thread that renews it."""
+class _Heartbeats:
+    """The thread that gives signs of life; trouble with the disk is said once and does not end it."""
 
-    def __init__(self, path: Path, job: tuple[str, int]) -> None:
-        self.path = path
-        self.owner = {"job_id": job[0], "restart_count": job[1], "host": socket.gethostname(), "pid": os.getpid()}
+    def __init__(self, owned: Ownership) -> None:
+        self.owned = owned
         self._released = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="run-lock", daemon=True)
+        self._in_trouble = False
+        self._thread = threading.Thread(target=self._run, name="run-lock", daemon=True)
 
-    def acquire(self) -> None:
-        if (holder := self._holder()) is not None and self._is_alive(holder):
-            raise SetupError(
-                f"run folder {self.path.parent} is in use by job {holder['job_id']} (process {holder['pid']} on "
-                f"{holder['host']}, seen {time.time() - holder['heartbeat']:.0f} s ago): "
-                "wait for it, stop it (touch STOP in the folder), or choose another name"
-            )
-        self._write()
+    def start(self) -> None:
+        self._beat()
         self._thread.start()
 
-    def release(self) -> None:
+    def stop(self) -> None:
         self._released.set()
-        self._thread.join(timeout=HEARTBEAT_S)
-        self.path.unlink(missing_ok=True)
+        if self._thread.is_alive():
+            self._thread.join(timeout=ownership.HEARTBEAT_S)
 
-    def _holder(self) -> dict[str, Any] | None:
+    def _run(self) -> None:
+        while self.owned.lost is None and not self._released.wait(ownership.HEARTBEAT_S):
+            self._beat()
+
+    def _beat(self) -> None:
         try:
-            return json.loads(self.path.read_text())
-        except (OSError, ValueError):
-            return None
-
-    def _is_alive(self, holder: dict[str, Any]) -> bool:
-        same_job = holder["job_id"] == self.owner["job_id"] != "local"
-        if same_job and holder["restart_count"] < self.owner["restart_count"]:
-            return False
-        if holder["host"] == self.owner["host"]:
-            return _process_exists(int(holder["pid"]))
-        return time.time() - holder["heartbeat"] < LEASE_S
-
-    def _renew(self) -> None:
-        while not self._released.wait(HEARTBEAT_S):
-            self._write()
-
-    def _write(self) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({**self.owner, "heartbeat": time.time()}))
-        temporary.replace(self.path)
+            self.owned.beat()
+            self._in_trouble = False
+        except disk.FencedOut as gone:
+            _announce(f"warning: {gone}")
+        except OSError as error:
+            if not self._in_trouble:
+                _announce(f"warning: no sign of life could be written to {self.owned.run}: {error}; trying on")
+            self._in_trouble = True
 
 
-def _process_exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    try:  # a killed process whose parent has not looked yet is a zombie: dead for us
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return True
+def _announce(text: str) -> None:
+    tell(text, file=sys.stderr, flush=True)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pretrain import disk
 from pretrain.engine.backend import EMA, MASTER, HeldSlice
 from pretrain.errors import CheckpointError
 
@@ -67,8 +68,7 @@ class HostCopy:
 
 def write_slices(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
     """Writes one rank's file (made durable by the caller)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(dict(tensors), path, metadata=dict(header))
+    disk.current.write_with(path, lambda path: save_file(dict(tensors), path, metadata=dict(header)))
 
 
 def load_into(held: Iterable[HeldSlice], reader: SliceReader) -> None:
@@ -87,6 +87,10 @@ def load_into(held: Iterable[HeldSlice], reader: SliceReader) -> None:
                 )
             with torch.no_grad():
                 view.copy_(reader.read(state, piece.name, piece.offset, view.numel(), piece.shape))
+
+
+def _opened(path: Path) -> safe_open:
+    return safe_open(path, framework="pt")
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class SliceReader:
 
     def _index(self, path: Path) -> None:
         try:
-            file = self._open_files[path] = safe_open(path, framework="pt")
+            file = self._open_files[path] = disk.current.read_with(path, _opened)
             places = json.loads(file.metadata()["slices"])
             for key, place in places.items():
                 numel, self.dtypes[key] = file.get_slice(key).get_shape()[0], file.get_slice(key).get_dtype()

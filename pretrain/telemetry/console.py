@@ -14,6 +14,9 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from pretrain.files import Journal
+from pretrain.redaction import redacted
+
 PLAIN_INTERVAL_S = 5.0
 SMOOTHING = 0.1  # share of the newest step time in the average that the time left is estimated by
 
@@ -60,18 +63,26 @@ class Reporter:
 
     def __init__(self, active: bool, log: Path | None = None, file: IO[str] | None = None) -> None:
         self._console = Console(file=file or sys.stdout, quiet=not active, soft_wrap=True, highlight=False)
-        self._log = open(log, "a", buffering=1) if active and log is not None else None
+        self._log = Journal(log) if active and log is not None else None
+        self._log_waits = False
         self._live: Live | None = None
         self._figures: dict[str, Any] = {}
         self._plain_after = 0.0
 
     def say(self, text: str) -> None:
-        """One line for the user."""
+        """One line for the user, without secrets."""
+        text = redacted(text)
         self._console.print(text, markup=False)
         if not self._console.is_terminal:
             self._console.file.flush()
         if self._log is not None:
-            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self._note(self._log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+
+    def _note(self, log: Journal, line: str) -> None:
+        failure = log.add(line)
+        if failure is not None and not self._log_waits:
+            self._console.print(f"warning: {log.path} cannot be written: {failure}; its lines wait", markup=False)
+        self._log_waits = failure is not None
 
     def start(self, title: str, total: int, done: int) -> None:
         """Begins the view of a long task of ``total`` steps, ``done`` of which lie behind."""
@@ -120,8 +131,7 @@ class Reporter:
     def close(self) -> None:
         """Ends the live view and the log file; nothing can be said afterwards."""
         self.stop()
-        if self._log is not None:
-            self._log.close()
+        self._log = None
 
     def _count(self, done: int) -> None:
         now = time.monotonic()

@@ -7,8 +7,21 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from pretrain import disk, records
 from pretrain.config.schema.telemetry import WandbConfig
 from pretrain.errors import SetupError
+from pretrain.files import Journal
+
+# A line of metrics.jsonl; figures that others compute with must be numbers.
+LINE: records.Shape = {
+    "kind": records.text,
+    "step": records.whole,
+    "time?": records.moment,
+    **dict.fromkeys(("skipped_updates?", "bad_samples?"), records.whole),
+    **dict.fromkeys(
+        ("loss?", "lr?", "images_per_s?", "step_s?", "data_wait?", "mfu?", "seconds?", "samples?"), records.number
+    ),
+}
 
 
 class Sink(Protocol):
@@ -19,18 +32,28 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+class Delayed(Exception):
+    """Lines that could not be written wait, and are written when that is possible again. Nothing is lost yet."""
+
+
 class JsonlSink:
     """Appends lines to metrics.jsonl; a resumed run goes on in the same file, the later line of a step counts."""
 
     def __init__(self, path: Path) -> None:
-        _end_last_line(path)
-        self._file = open(path, "a", buffering=1)
+        self._journal = Journal(path)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **values}) + "\n")
+        """Raises: Delayed."""
+        line = json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **values})
+        self._report(self._journal.add(line))
 
     def close(self) -> None:
-        self._file.close()
+        """Raises: Delayed: lines still wait, and are lost."""
+        self._report(self._journal.flush())
+
+    def _report(self, failure: OSError | None) -> None:
+        if failure is not None:
+            raise Delayed(f"{self._journal.path} cannot be written: {failure}")
 
 
 class TensorBoardSink:
@@ -39,9 +62,12 @@ class TensorBoardSink:
     def __init__(self, folder: Path, purge_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        disk.current.may_change(folder)
+        self._folder = folder
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        disk.current.may_change(self._folder)
         for name, value in values.items():
             if isinstance(value, (int, float)):
                 self._writer.add_scalar(f"{kind}/{name}", value, step)
@@ -101,21 +127,15 @@ class WandbSink:
         self._run.finish()
 
 
+def _figure(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, str)) or records.number(value)
+
+
+def is_line(line: dict[str, Any]) -> bool:
+    """Whether a line of metrics.jsonl is one that a sink wrote: figures by name."""
+    return records.misfit(line, LINE) is None and all(map(_figure, line.values()))
+
+
 def read_metrics(path: Path, kind: str = "train") -> dict[int, dict[str, Any]]:
-    """Step → the last line of this kind for it; a line cut short by a kill is passed over."""
-    lines: dict[int, dict[str, Any]] = {}
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if line["kind"] == kind:
-            lines[line["step"]] = line
-    return lines
-
-
-def _end_last_line(path: Path) -> None:
-    """A kill may have cut the last line: ends it, so that the next line stands alone."""
-    if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
-        with open(path, "a") as file:
-            file.write("\n")
+    """Step → the last line of this kind for it; one that is damaged or was cut short by a kill is passed over."""
+    return {line["step"]: line for line in records.read_lines(path, LINE).values if line["kind"] == kind}

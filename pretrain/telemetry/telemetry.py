@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pretrain.telemetry.console import Reporter
 from pretrain.telemetry.metrics import checked
-from pretrain.telemetry.sinks import Sink
+from pretrain.telemetry.sinks import Delayed, Sink
 
 SLOW_RATIO = 1.5  # a rank is slow whose own time is so many times the median rank's,
 SLOW_SHARE = 0.1  # and if that costs this share of a step
@@ -69,6 +69,7 @@ class Telemetry:
         self.reporter = reporter
         self._sinks, self._log_every, self._work = list(sinks), log_every, work
         self._named: int | None = None
+        self._delayed: set[int] = set()
         self._mark()
 
     def _mark(self) -> None:
@@ -139,6 +140,11 @@ class Telemetry:
     def _attempt(self, sink: Sink, action: Callable[[], None]) -> None:
         try:
             action()
+            self._delayed.discard(id(sink))
+        except Delayed as error:
+            if id(sink) not in self._delayed:
+                self._delayed.add(id(sink))
+                self.reporter.say(f"warning: {error}; the training continues, and what waits is tried again")
         except Exception as error:  # of somebody else's library, or a full disk: no reason to end a run
             self._sinks.remove(sink)
             self.reporter.say(
@@ -148,5 +154,6 @@ class Telemetry:
     def close(self) -> None:
         """Ends the live view and closes the sinks."""
         self.reporter.stop()
+        self._delayed.clear()  # what still waits at the end is said again
         for sink in list(self._sinks):
             self._attempt(sink, sink.close)

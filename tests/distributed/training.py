@@ -21,6 +21,7 @@ from pretrain.engine.backends import build_backend
 from pretrain.engine.checkpoint import Checkpointer
 from pretrain.engine.checkpoint_folder import newest_valid
 from pretrain.engine.retention import Retention
+from pretrain.engine.self_check import Reading
 from pretrain.engine.state import TrainState
 from pretrain.models.interop import WeightsMetadata, load_weights, save_weights
 from pretrain.models.layers.drop_path import drop_path_scales
@@ -69,7 +70,7 @@ def global_batch(step: int, config: Experiment) -> Inputs:
     labels = torch.randint(CLASSES, (BATCH, 1), generator=generator)
     slots = torch.arange(step * BATCH, (step + 1) * BATCH)
     depth, rate = config.model.depth or 1, 0.0 if config.model.is_timm else config.model.drop_path
-    scales = drop_path_scales(slots.numpy(), rate, depth, seed=config.seed)
+    scales = drop_path_scales(slots.numpy(), rate, depth, seed=config.seed, shape=config.model.drop_path_shape)
     targets = None
     if config.objective.name == "regression":
         targets = 3 + 2 * torch.randn(BATCH, CLASSES, generator=generator)
@@ -149,13 +150,13 @@ def checkpointer(
     objective = objective or objective_for(config, backend)
 
     @torch.no_grad()
-    def probe() -> float:
+    def probe() -> Reading:
         backend.train(False)
         batch = global_batch(99, config)
         inputs = Inputs(batch.images, batch.labels, targets=batch.targets, slots=batch.slots)
         loss = float(objective(backend.forward, inputs))
         backend.train(True)
-        return loss
+        return Reading(loss, tuple(range(BATCH)), "law")
 
     def write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
         half = (0.5, 0.5, 0.5)

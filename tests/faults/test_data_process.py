@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,47 @@ class Deadly:
 def test_data_processes_that_keep_dying_end_the_run() -> None:
     with pytest.raises(DataError, match=f"died {MAX_DEATHS_IN_A_ROW + 1} times .* lower cluster.num_workers"):
         list(loader(Deadly(), range(8), num_workers=1, prefetch_factor=1))  # type: ignore[arg-type]
+
+
+class Numbers:
+    """A set that a data process answers at once from."""
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def test_a_fork_server_that_is_killed_early(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """It is asked for a data process, and killed while it is still importing PyTorch for it."""
+    ask = forkserver.connect_to_new_process
+    killed: list[int] = []
+
+    def ask_and_kill(descriptors: list[int]) -> tuple[int, int]:
+        answer = ask(descriptors)
+        if not killed:
+            killed.append(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
+            os.kill(killed[0], signal.SIGKILL)
+        return answer
+
+    stop_fork_server()
+    monkeypatch.setattr(forkserver, "connect_to_new_process", ask_and_kill)
+    numbers = loader(Numbers(), range(8), num_workers=2, prefetch_factor=1)  # type: ignore[arg-type]
+    assert list(numbers) == list(range(8))
+    assert killed and "fork server of the data processes died" in capfd.readouterr().err
+
+
+def test_a_fork_server_that_keeps_dying_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies() -> object:
+        raise EOFError("unexpected EOF")  # what a dead server's socket gives
+
+    monkeypatch.setattr("pretrain.data.processes.fork_server", dies)
+    numbers = loader(Numbers(), range(8), num_workers=1, prefetch_factor=1)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"died \d times while they were started: .* lower cluster.num_workers"):
+        list(numbers)
+
+
+def stop_fork_server() -> None:
+    """So that the next one is new, and still importing PyTorch when it is killed."""
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if server is not None:
+        os.kill(server, signal.SIGKILL)
+        time.sleep(0.2)

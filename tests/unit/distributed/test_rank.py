@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pretrain.distributed.rank import detect
+from pretrain.distributed.rank import detect, environment
 from pretrain.errors import SetupError
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
@@ -38,3 +38,20 @@ def test_detect(env: dict[str, str], wanted: tuple) -> None:
 def test_half_set_variables_are_refused(env: dict[str, str], message: str) -> None:
     with pytest.raises(SetupError, match=message):
         detect(env)
+
+
+def test_only_known_variables_are_put_on_record() -> None:
+    secrets = [
+        "SLURM_JWT",
+        "NCCL_PLUGIN_KEY",
+        "DS_TOKEN",
+        "TORCH_HUB_AUTH",
+        "PYTORCH_X",
+        "CUDA_Y",
+        "AWS_SECRET_ACCESS_KEY",
+    ]
+    env = dict.fromkeys(secrets, "hunter2") | {"SLURM_JOB_ID": "7", "NCCL_DEBUG": "INFO", "HOME": "/root"}
+    found = environment(env)
+    assert found["variables"] == {"NCCL_DEBUG": "INFO", "SLURM_JOB_ID": "7"}
+    assert found["unrecorded_variables"] == sorted(secrets[:-1])
+    assert "hunter2" not in str(found)

@@ -43,7 +43,7 @@ def write_metrics(run: Path, steps: range, **more: float) -> None:
 
 def beat(run: Path, phase: str) -> None:
     (run / "heartbeats").mkdir(exist_ok=True)
-    fields = {"rank": 0, "host": "node1", "pid": 1, "step": 3, "phase": phase, "since": 1.0, "seen": time.time()}
+    fields = {"rank": 0, "host": "node1", "pid": 1, "step": 3, "phase": phase, "phase_s": 1.0, "count": 3}
     (run / "heartbeats" / "rank-00000.json").write_text(json.dumps(fields))
 
 

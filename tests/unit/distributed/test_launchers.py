@@ -1,0 +1,76 @@
+"""Which processes have started a rank, and that their end is noticed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pretrain.distributed.launchers import STARTED_BY, Launcher, launcher_name, launchers, start_of
+from tests.command import ROOT, Commands
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["/venv/bin/python", "/venv/bin/deepspeed", "--num_gpus", "2", "run.py"], "deepspeed"),
+        (["python", "-u", "-m", "deepspeed.launcher.launch", "--world_info=x"], "deepspeed.launcher.launch"),
+        (["python", "-m", "torch.distributed.run", "run.py"], "torch.distributed.run"),
+        (["/venv/bin/torchrun", "run.py"], "torchrun"),
+        (["accelerate", "launch", "run.py"], "accelerate"),
+        (["bash", "-c", "deepspeed run.py"], None),
+        (["python", "pretrain/run.py", "name=torchrun"], None),
+        (["sshd"], None),
+        ([], None),
+    ],
+)
+def test_what_is_a_launcher(words: list[str], name: str | None) -> None:
+    assert launcher_name(words) == name
+
+
+LAUNCHER = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))"
+RANK = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from pretrain.distributed.launchers import launchers
+from pretrain.engine.stop import StopRequest
+request = StopRequest()
+request.watch_launchers(launchers())
+print(request.check(), flush=True)
+deadline = time.monotonic() + 60
+while request.check() is None and time.monotonic() < deadline:
+    time.sleep(0.05)
+print(request.reason, flush=True)
+"""
+
+
+def test_a_killed_launcher_is_noticed(command: Commands, tmp_path: Path) -> None:
+    (tmp_path / "torchrun").write_text(LAUNCHER)
+    (tmp_path / "rank.py").write_text(RANK)
+    process = command.start("python", tmp_path / "torchrun", tmp_path / "rank.py")
+    assert process.stdout is not None and process.stdout.readline() == "None\n"
+    os.kill(process.pid, signal.SIGKILL)  # and not waited for: a zombie is not a process
+    assert process.stdout.readline() == f"its launcher is gone: torchrun (process {process.pid})\n"
+
+
+def test_a_stage_that_starts_runs_is_one_too() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stage:
+        (found,) = launchers({STARTED_BY: str(stage.pid)})
+        assert not found.is_gone and found.pid == stage.pid
+        stage.kill()
+        deadline = time.monotonic() + 30
+        while not found.is_gone:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert launchers({STARTED_BY: str(stage.pid)})[0].is_gone, "also where it ended before the run began"
+
+
+def test_another_process_with_the_same_id_is_another() -> None:
+    assert not Launcher("me", os.getpid(), start_of(os.getpid())).is_gone
+    assert Launcher("me", os.getpid(), "1").is_gone
+    assert launchers({}) == [] or all(one.started is not None for one in launchers({}))
