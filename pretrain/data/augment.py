@@ -23,10 +23,16 @@ from pretrain.data.decode import EncodedImage, Pixels, inside, open_image
 from pretrain.data.masks import Mask, open_mask
 from pretrain.data.policies.protocol import Policy
 from pretrain.data.policies.registry import build_policies
-from pretrain.data.resize import resize
+from pretrain.data.resize import covering_size, resize
+from pretrain.data.resized_part import window
 
 if TYPE_CHECKING:
     from pretrain.data.reader import Sample
+
+
+# Raised whenever an image file becomes other evaluation pixels than before: a checkpoint's probe batch is compared only
+# with one of the same pixels. 2: sizes of short_side are rounded down; profiles and orientations are always applied.
+EVALUATION_PIXELS = 2
 
 
 class View(NamedTuple):
@@ -111,7 +117,7 @@ class TrainTransform:
         image = open_image(sample.data)
         if sample.mask is None:
             return View(self.of_image(image, numbers, out))
-        mask = open_mask(sample.mask, image.height, image.width)
+        mask = open_mask(sample.mask, image.height, image.width, sample.num_classes)
         cut = self._of_masks.of_image(mask, numbers[: NUMBERS_PER_CROP + 1])
         return View(self.of_image(image, numbers, out), cut[:, :, 0])
 
@@ -161,7 +167,8 @@ class EvalTransform:
         pixels = open_image(sample.data).decode()
         if sample.mask is None:
             return View(self.of_pixels(pixels))
-        mask = open_mask(sample.mask, *pixels.shape[:2]).decode()
+        height, width = pixels.shape[:2]
+        mask = open_mask(sample.mask, height, width, sample.num_classes).decode()
         nearest = replace(self, config=self.config.model_copy(update={"resize_filter": "nearest"}))
         return View(self.of_pixels(pixels), nearest.of_pixels(mask)[:, :, 0])
 
@@ -169,12 +176,13 @@ class EvalTransform:
         """As a call, of an image that was decoded at full size."""
         if self.config.resize == "squash":
             return resize(pixels, self.height, self.width, self.config.resize_filter)
-        wanted = (round(self.height / self.config.crop_fraction), round(self.width / self.config.crop_fraction))
-        height, width = wanted
-        if self.config.resize == "short_side":
-            scale = max(wanted[0] / pixels.shape[0], wanted[1] / pixels.shape[1])
-            height = max(wanted[0], round(pixels.shape[0] * scale))
-            width = max(wanted[1], round(pixels.shape[1] * scale))
-        resized = resize(pixels, height, width, self.config.resize_filter)
-        top, left = round((height - self.height) / 2), round((width - self.width) / 2)
-        return inside(resized, (top, left, self.height, self.width))
+        size = (pixels.shape[0], pixels.shape[1])
+        height, width = self.config.before_crop(self.height), self.config.before_crop(self.width)
+        rounded = self.config.resize == "resmall"
+        if rounded or self.config.resize == "short_side":
+            height, width = covering_size(size, (height, width), rounded=rounded)
+        top, left = (height - self.height) / 2, (width - self.width) / 2  # rounded as torchvision, or as big_vision
+        top, left = (int(top), int(left)) if rounded else (round(top), round(left))
+        way = window(size, (height, width), (top, left, self.height, self.width))
+        resized = resize(inside(pixels, way.box), way.height, way.width, self.config.resize_filter)
+        return inside(resized, way.part)

@@ -9,6 +9,9 @@ DIR/locks/chunk-123          held while an entry is made; entries share 1,024 of
 DIR/usage                    bytes taken and bytes fetched so far; its lock guards room and eviction
 
 Room is taken before an entry is written, so the files never exceed the cap. What was not used for longest goes first.
+
+An entry that the disk does not give back is dropped and made again; whatever else the disk refuses is an error that
+names the setting, not the data set.
 """
 
 from __future__ import annotations
@@ -16,14 +19,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pretrain.data.open_files import check_descriptors
 from pretrain.errors import SetupError
 from pretrain.files import digest
+from pretrain.names import to_bytes
 
 _NUM_LOCKS = 1024
 _USAGE = struct.Struct("<qq")
@@ -57,6 +63,8 @@ class NodeCache:
             raise SetupError(f"cluster.cache.dir: {folder} cannot be made: {error.strerror}") from error
         if folder.stat().st_uid != os.getuid():
             raise SetupError(f"cluster.cache.dir: {folder} belongs to another user; name a folder of your own")
+        with self._usage():  # a disk that cannot be locked or written to is found out before it is needed
+            pass
 
     def get(self, key: str, fetch: Callable[[], bytes], *, start: int = 0, size: int | None = None) -> bytes:
         """A part of an entry; ``fetch`` makes the whole entry where it is absent, in one process of the node only."""
@@ -72,16 +80,28 @@ class NodeCache:
         return data[start:] if size is None else data[start : start + size]
 
     def peek(self, key: str, *, start: int = 0, size: int | None = None) -> bytes | None:
-        """A part of an entry, or None."""
+        """A part of an entry, or None. An entry that is shorter, or that the disk does not give back, is dropped."""
         try:
             descriptor = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            check_descriptors(error, f"cluster.cache.dir: {self.folder}")
+            self.drop(key)
+            return None
         try:
-            os.utime(descriptor)
-            return os.pread(descriptor, os.fstat(descriptor).st_size - start if size is None else size, start)
+            with suppress(OSError):  # a disk that became read-only still gives what it has
+                os.utime(descriptor)
+            wanted = os.fstat(descriptor).st_size - start if size is None else size
+            data = os.pread(descriptor, wanted, start) if wanted > 0 else b""
+        except OSError:
+            data = None
         finally:
             os.close(descriptor)
+        if data is not None and len(data) == max(wanted, 0):
+            return data
+        self.drop(key)
+        return None
 
     def fill(self, key: str, fetch: Callable[[], bytes]) -> bool:
         """Makes an entry, unless it is there or another process is making it. Returns whether it was made."""
@@ -101,10 +121,12 @@ class NodeCache:
 
     def drop(self, key: str) -> None:
         """Forgets an entry whose bytes were wrong."""
-        with self._usage() as usage, suppress(FileNotFoundError):
-            path = self.path(key)
-            size = path.stat().st_size
-            path.unlink()
+        path = self.path(key)
+        if not os.path.lexists(path):
+            return
+        with self._usage() as usage, on_disk(self.folder), suppress(FileNotFoundError):
+            size = path.lstat().st_size
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             usage[0] -= size
 
     def __contains__(self, key: str) -> bool:
@@ -112,7 +134,7 @@ class NodeCache:
 
     def path(self, key: str) -> Path:
         """Where an entry lies, or would lie."""
-        name = digest(key.encode())
+        name = digest(to_bytes(key))
         return self.folder / "entries" / name[:2] / name
 
     @property
@@ -133,16 +155,16 @@ class NodeCache:
 
         The system frees it when its holder dies, however that happens.
         """
-        with self._slot(kind, digest(key.encode()), wait) as held:
+        with self._slot(kind, digest(to_bytes(key)), wait) as held:
             yield held
 
     @contextmanager
     def _slot(self, kind: str, name: str, wait: bool) -> Iterator[bool]:
-        path = self.folder / "locks" / f"{kind}-{int(name[:8], 16) % _NUM_LOCKS:03x}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = self._opened(self.folder / "locks" / f"{kind}-{int(name[:8], 16) % _NUM_LOCKS:03x}")
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                with on_disk(self.folder):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 yield False
                 return
@@ -150,30 +172,47 @@ class NodeCache:
         finally:
             os.close(descriptor)
 
+    def _opened(self, path: Path) -> int:
+        """A file of the bookkeeping, made where it is not there; so is its folder, which a cleaner may have removed."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        with on_disk(self.folder):
+            try:
+                return os.open(path, flags, 0o600)
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                return os.open(path, flags, 0o600)
+
     def _write(self, key: str, data: bytes) -> None:
         """Puts an entry into its place; its lock is held."""
         path = self.path(key)
         temporary = path.with_name(path.name + _TEMPORARY)
-        try:
-            self._take_room(temporary, len(data))
-            with open(temporary, "r+b") as file:
-                file.write(data)
-            with self._usage():  # whoever counts the files sees it under one of its names
-                os.replace(temporary, path)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise SetupError(
-                    f"cluster.cache.dir: the disk of {self.folder} is full before cluster.cache.max_bytes "
-                    f"({self.max_bytes:,}) is reached; lower it, or name a folder on a larger disk"
-                ) from error
-            raise
+        with on_disk(self.folder, self.max_bytes):
+            for again in (True, False):
+                try:
+                    self._take_room(temporary, len(data))
+                    with open(temporary, "r+b") as file:
+                        file.write(data)
+                    with self._usage():  # whoever counts the files sees it under one of its names
+                        os.replace(temporary, path)
+                    return
+                except FileNotFoundError:  # a cleaner of old files was here
+                    if not again:
+                        raise
+                except OSError:
+                    self._give_back(temporary, len(data))
+                    raise
+
+    def _give_back(self, temporary: Path, size: int) -> None:
+        with suppress(OSError, SetupError), self._usage() as usage:
+            temporary.unlink()
+            usage[0] -= size
 
     def _take_room(self, temporary: Path, size: int) -> None:
         """Makes the temporary file in its final length, so that whoever counts the files counts it too."""
         with self._usage() as usage:
             if usage[0] + size > self.max_bytes:
                 usage[0] = self._evict(self.max_bytes - size, temporary)
-            temporary.parent.mkdir(exist_ok=True, mode=0o700)
+            temporary.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with open(temporary, "wb") as file:
                 file.truncate(size)
             usage[0] += size
@@ -214,14 +253,49 @@ class NodeCache:
     @contextmanager
     def _usage(self) -> Iterator[list[int]]:
         """[bytes taken, bytes fetched], locked; what is left in the list is kept."""
-        descriptor = os.open(self.folder / "usage", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = self._opened(self.folder / "usage")
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            stored = os.pread(descriptor, _USAGE.size, 0)
-            usage = list(_USAGE.unpack(stored)) if len(stored) == _USAGE.size else [self._count(), 0]
+            with on_disk(self.folder, self.max_bytes):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                stored = os.pread(descriptor, _USAGE.size, 0)
+                usage = list(_USAGE.unpack(stored)) if len(stored) == _USAGE.size else [-1, 0]
+                is_known = min(usage) >= 0
+                usage = usage if is_known else [self._count(), max(0, usage[1])]
             before = list(usage)
             yield usage
-            if usage != before or len(stored) != _USAGE.size:
-                os.pwrite(descriptor, _USAGE.pack(*usage), 0)
+            if usage != before or not is_known:
+                with on_disk(self.folder, self.max_bytes):
+                    os.pwrite(descriptor, _USAGE.pack(max(0, usage[0]), usage[1]), 0)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def on_disk(folder: Path, max_bytes: int = 0) -> Iterator[None]:
+    """Says what to do where the disk of the cache refuses something. What is absent, or locked, is for the caller.
+
+    Raises:
+        SetupError: the disk is full, read-only, broken, without locks, or not this user's.
+    """
+    try:
+        yield
+    except (FileNotFoundError, BlockingIOError):
+        raise
+    except OSError as error:
+        check_descriptors(error, f"cluster.cache.dir: {folder}")
+        raise SetupError(f"cluster.cache.dir: {folder}: {_said_of(error, max_bytes)}") from error
+
+
+def _said_of(error: OSError, max_bytes: int) -> str:
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return (
+                f"the disk is full before cluster.cache.max_bytes ({max_bytes:,}) is reached; lower it, or name a "
+                "folder on a larger disk"
+            )
+        case errno.ENOLCK | errno.ENOTSUP | errno.ENOSYS | errno.EINVAL:
+            return f"its file system has no locks ({error.strerror}); name a folder on a local disk"
+        case errno.EROFS | errno.EACCES | errno.EPERM:
+            return f"it cannot be written to ({error.strerror}); name a folder of your own on a local disk"
+        case _:
+            return f"its disk fails ({error.strerror}); look at the system's log, or name a folder on another disk"

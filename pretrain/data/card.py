@@ -11,15 +11,20 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pretrain.data.ledger import Account, Ledger
 from pretrain.errors import DataError
 from pretrain.files import digest
+from pretrain.names import printable, printable_in
+from pretrain.redaction import redacted_in
+from pretrain.text_files import read_text
 
 CARD_VERSION = 1
 CARD_FILE = "card.json"
 READABLE_FILE = "card.md"
 CLASSES_FILE = "classes.csv"
+CLASSES_HEADER = ["index", "id", "name"]
 
 
 class SplitList(BaseModel):
@@ -39,6 +44,12 @@ class Card(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_secrets(cls, values: Any) -> Any:
+        """A source may be a URL with a password or a signature."""
+        return redacted_in(values)
+
     version: Literal[1] = CARD_VERSION
     name: str = Field(description="The data set.")
     split: str = Field(description="train, val or test.")
@@ -54,6 +65,7 @@ class Card(BaseModel):
     max_labels: int = Field(description="The most labels that one image has.")
     num_shards: int = Field(description="Tars.")
     num_bytes: int = Field(description="Bytes of all tars.")
+    split_rule: str = Field("", description="How the split of each image was found.")
     held_out: str = Field("", description="The rule by which images were held out of training.")
     selection: str = Field("", description="Which part of the source was taken.")
     lists: dict[str, SplitList] = Field(
@@ -71,9 +83,19 @@ class Card(BaseModel):
         default_factory=list, description="Standard deviation of each number of the vectors, of the whole population."
     )
     options: dict[str, Any] = Field(default_factory=dict, description="Options that are not as they come.")
+    ledger: dict[str, Account] = Field(
+        default_factory=dict,
+        description="What the source holds → how much of it is used, and what is left out and why.",
+    )
     shuffle_seed: int = Field(description="Seed of the global shuffle.")
     classes_digest: str = Field(description="BLAKE2b-128 of classes.csv.")
     index_digest: str = Field(description="Digest of the shard table.")
+    facts_digest: str = Field(default="", description="BLAKE2b-128 of the numbers and digests that training reads.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _printable(cls, content: Any) -> Any:
+        return printable_in(content)
 
     @classmethod
     def load(cls, folder: str | Path) -> Card:
@@ -94,11 +116,21 @@ class Card(BaseModel):
             raise DataError(f"{path}: not a card of version {CARD_VERSION}: {where}: {first['msg']}") from error
         if digest(classes) != card.classes_digest:
             raise DataError(f"{folder}/{CLASSES_FILE} was changed after packing: it no longer fits {CARD_FILE}")
+        if card.facts_digest and card.facts_digest != card._digest_of_facts():
+            raise DataError(
+                f"{path} was changed or damaged: one of {', '.join(_READ_BY_TRAINING)} is not what was packed. Copy it "
+                "again from where it was packed, or pack the set again; texts such as the licence may be changed"
+            )
         return card
 
     def to_json(self) -> bytes:
         """card.json; equal cards give equal bytes."""
-        return (json.dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n").encode()
+        content = self.model_dump() | {"facts_digest": self._digest_of_facts()}
+        return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+    def _digest_of_facts(self) -> str:
+        facts = {name: getattr(self, name) for name in _READ_BY_TRAINING}
+        return digest(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode())
 
     def facts(self) -> list[tuple[str, str]]:
         """(name, value in words) of what is known; long lists in short."""
@@ -107,6 +139,9 @@ class Card(BaseModel):
         }
         if counts := self.class_counts:
             own["class_counts"] = f"{len(counts):,} classes of {min(counts):,} to {max(counts):,} images"
+        own["ledger"] = "; ".join(
+            f"{one.found:,} {kind}: {one.num_lost:,} left out" for kind, one in self.ledger.items()
+        )
         for name in ("target_mean", "target_std"):
             own[name] = ", ".join(f"{number:.4g}" for number in getattr(self, name))
         found = [(name, own[name] if name in own else _shown(getattr(self, name))) for name in type(self).model_fields]
@@ -122,10 +157,15 @@ class Card(BaseModel):
         described = {name: info.description or "" for name, info in type(self).model_fields.items()}
         lines = [f"| {name} | {value} | {described[name]} |" for name, value in rows if value != ""]
         lines = [f"# {self.name}, {self.split}", "", "| | | |", "|---|---|---|", *lines, ""]
+        lines += self._ledger_lines()
         lines += _histogram("Shorter side in pixels", self.short_sides)
         lines += self._class_lines(classes) if classes and self.class_counts else []
         lines += self._target_lines(classes) if classes and self.target_mean else []
         return "\n".join(lines).encode()
+
+    def _ledger_lines(self) -> list[str]:
+        found = Ledger(self.ledger).lines()
+        return ["## Where everything went", "", "```", *found, "```", ""] if found else []
 
     def _class_lines(self, classes: list[tuple[str, str]]) -> list[str]:
         by_count = sorted(range(len(classes)), key=lambda index: (-self.class_counts[index], index))
@@ -134,7 +174,7 @@ class Card(BaseModel):
         lines = [f"## Images per class{'' if not last else f': the {_SHOWN_CLASSES} largest and smallest'}", ""]
         lines += ["| index | id | name | images |", "|---|---|---|---|"]
         for index in shown + last:
-            identifier, name = (_shown(text) for text in classes[index])
+            identifier, name = (_shown(printable(text)) for text in classes[index])
             lines.append(f"| {index} | {identifier} | {name} | {self.class_counts[index]:,} |")
         return [*lines, ""]
 
@@ -146,12 +186,25 @@ class Card(BaseModel):
             "|---|---|---|---|---|",
         ]
         for index, (mean, std) in enumerate(zip(self.target_mean, self.target_std, strict=True)):
-            identifier, name = (_shown(text) for text in classes[index])
+            identifier, name = (_shown(printable(text)) for text in classes[index])
             lines.append(f"| {index} | {identifier} | {name} | {mean:.6g} | {std:.6g} |")
         return [*lines, ""]
 
 
-_OWN_SECTION = ("name", "short_sides", "class_counts", "target_mean", "target_std")
+_READ_BY_TRAINING = (
+    "num_samples",
+    "num_classes",
+    "labels",
+    "max_labels",
+    "num_shards",
+    "num_bytes",
+    "class_counts",
+    "target_mean",
+    "target_std",
+    "classes_digest",
+    "index_digest",
+)
+_OWN_SECTION = ("name", "ledger", "short_sides", "class_counts", "target_mean", "target_std")
 _SHOWN_CLASSES = 20
 
 
@@ -172,12 +225,32 @@ def encode_classes(classes: list[tuple[str, str]]) -> bytes:
     """classes.csv from (id, name) in index order."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index", "id", "name"])
-    writer.writerows([index, identifier, name] for index, (identifier, name) in enumerate(classes))
+    writer.writerow(CLASSES_HEADER)
+    writer.writerows([index, *map(printable, names)] for index, names in enumerate(classes))
     return text.getvalue().encode()
 
 
 def load_classes(folder: str | Path) -> list[tuple[str, str]]:
-    """(id, name) of each class in index order."""
-    with open(Path(folder) / CLASSES_FILE, encoding="utf-8", newline="") as file:
-        return [(row["id"], row["name"]) for row in csv.DictReader(file)]
+    """(id, name) of each class of a packed set in index order; errors as ``read_classes``."""
+    return read_classes(Path(folder) / CLASSES_FILE)
+
+
+def read_classes(path: Path) -> list[tuple[str, str]]:
+    """(id, name) of each class in index order.
+
+    Raises:
+        DataError: the file is not of the form index,id,name with the indices 0, 1, 2, … in order.
+    """
+    try:
+        rows = list(csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}: not a CSV ({error})") from error
+    if not rows or rows[0] != CLASSES_HEADER:
+        raise DataError(
+            f"{path}:1: a list of classes begins with the line {','.join(CLASSES_HEADER)}; move a file of another form "
+            "away, and give it with --class-names"
+        )
+    for line, row in enumerate(rows[1:], 2):
+        if len(row) != len(CLASSES_HEADER) or row[0] != str(line - 2):
+            raise DataError(f"{path}:{line}: {','.join(row)!r} is not {line - 2},id,name")
+    return [(printable(identifier), printable(name)) for _, identifier, name in rows[1:]]

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from pretrain.config.schema.data import TrainTransformConfig
 from pretrain.data.decode import Box, EncodedImage, Pixels, inside
+from pretrain.data.distorted_box import distorted_box
 from pretrain.data.resize import ANTIALIASED, resize
+from pretrain.data.resized_part import window
 
 ATTEMPTS = 10
 NUMBERS_PER_CROP = 4 * ATTEMPTS
@@ -32,8 +34,21 @@ def inception_crop(
     numbers: Numbers,
     out: Pixels | None = None,
 ) -> Pixels:
-    """A random area and ratio, resized; see ``inception_box``."""
+    """A random area and ratio by torchvision's law, resized; see ``inception_box``."""
     box = inception_box(image.height, image.width, config, numbers)
+    return cut(image, box, height, width, config.resize_filter, out)
+
+
+def inception_tf_crop(
+    image: EncodedImage,
+    config: TrainTransformConfig,
+    height: int,
+    width: int,
+    numbers: Numbers,
+    out: Pixels | None = None,
+) -> Pixels:
+    """A random height and ratio by TensorFlow's law, resized; see ``distorted_box``."""
+    box = distorted_box(image.height, image.width, config.min_area, config.ratio, numbers)
     return cut(image, box, height, width, config.resize_filter, out)
 
 
@@ -64,9 +79,15 @@ def simple_crop(
     scale = max(height / image.height, width / image.width)
     resized_height = max(height, int(image.height * scale + 1e-9))
     resized_width = max(width, int(image.width * scale + 1e-9))
-    resized = cut(image, (0, 0, image.height, image.width), resized_height, resized_width, config.resize_filter)
-    padded = cv2.copyMakeBorder(resized, REFLECTED, REFLECTED, REFLECTED, REFLECTED, cv2.BORDER_REFLECT_101)
-    return _random_place(np.asarray(padded, dtype=np.uint8), height, width, numbers)
+    top = int(numbers[0] * (resized_height + 2 * REFLECTED - height + 1))
+    left = int(numbers[1] * (resized_width + 2 * REFLECTED - width + 1))
+    seen_top, seen_left = max(0, top - 2 * REFLECTED), max(0, left - 2 * REFLECTED)
+    seen_height = min(resized_height, top + height) - seen_top
+    seen_width = min(resized_width, left + width) - seen_left
+    seen = (seen_top, seen_left, seen_height, seen_width)
+    part = _part_of_resized(image, (resized_height, resized_width), seen, config.resize_filter)
+    padded = cv2.copyMakeBorder(part, REFLECTED, REFLECTED, REFLECTED, REFLECTED, cv2.BORDER_REFLECT_101)
+    return inside(np.asarray(padded, dtype=np.uint8), (top - seen_top, left - seen_left, height, width))
 
 
 def resmall_crop(
@@ -84,13 +105,16 @@ def resmall_crop(
     assert config.short_side is not None
     factor = config.short_side / min(image.height, image.width)
     resized_height, resized_width = (max(1, round(side * factor)) for side in (image.height, image.width))
-    resized = cut(image, (0, 0, image.height, image.width), resized_height, resized_width, config.resize_filter)
-    return _random_place(resized, height, width, numbers)
+    top = int(numbers[0] * (resized_height - height + 1))
+    left = int(numbers[1] * (resized_width - width + 1))
+    place = (top, left, height, width)
+    return _part_of_resized(image, (resized_height, resized_width), place, config.resize_filter)
 
 
 # the last argument is memory that the result may be written to: (H, W, 3), contiguous
 CROPS: dict[str, Callable[[EncodedImage, TrainTransformConfig, int, int, Numbers, Pixels | None], Pixels]] = {
     "inception": inception_crop,
+    "inception_tf": inception_tf_crop,
     "simple": simple_crop,
     "resmall": resmall_crop,
     "resize": squash,
@@ -145,7 +169,6 @@ def cut(image: EncodedImage, box: Box, height: int, width: int, filter: str, out
     return resize(image.decode_box(box, min_height, min_width), height, width, filter, out)
 
 
-def _random_place(pixels: Pixels, height: int, width: int, numbers: Numbers) -> Pixels:
-    top = int(numbers[0] * (pixels.shape[0] - height + 1))
-    left = int(numbers[1] * (pixels.shape[1] - width + 1))
-    return inside(pixels, (top, left, height, width))
+def _part_of_resized(image: EncodedImage, resized: tuple[int, int], part: Box, filter: str) -> Pixels:
+    way = window((image.height, image.width), resized, part)
+    return inside(cut(image, way.box, way.height, way.width, filter), way.part)

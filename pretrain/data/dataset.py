@@ -76,7 +76,7 @@ class TrainDataset(Dataset[Any]):
         draws = self.order.batch(position, self.rank, self.world, start=first, stop=stop)
         self._fetch_ahead(position, draws.sample_ids)
         numbers = self.transform.numbers(draws.epochs, draws.sample_ids, self.order.copy_numbers(draws.slots))
-        batch = _empty_batch(len(draws.sample_ids), self.transform, self.reader.max_labels, self.reader.table)
+        batch = empty_batch(len(draws.sample_ids), self.transform, self.reader.max_labels, self.reader.table)
         places, labels = self.reader.places(draws.sample_ids)
         batch.labels.numpy()[...] = labels
         batch.sample_ids.numpy()[...] = draws.sample_ids
@@ -97,7 +97,7 @@ class TrainDataset(Dataset[Any]):
     def _replace(self, batch: Batch, row: int, sample_id: int, bad: BadSample, numbers: NDArray[np.float64]) -> None:
         """Puts the next good sample of the shard in the place of a bad one."""
         sample, view, fault = self.reader.neighbour(sample_id, bad, lambda sample: self.transform.pair(sample, numbers))
-        _fill(batch, row, sample, view)
+        fill_row(batch, row, sample, view)
         batch.faults.append(fault)
 
     def close(self) -> None:
@@ -168,20 +168,20 @@ class EvalDataset(Dataset[Any]):
 
     def _batch(self, index: int) -> Batch:
         numbers = index * self.micro_batch_size + np.arange(self.micro_batch_size)
-        batch = _empty_batch(len(numbers), self.transform, self.table.max_labels, self.table)
+        batch = empty_batch(len(numbers), self.transform, self.table.max_labels, self.table)
         for row, place in enumerate((numbers * self.world + self.rank).tolist()):
             if place >= self.num_samples:
                 break
             sample_id = place if self.sample_ids is None else int(self.sample_ids[place])
             try:
-                _fill(batch, row, *self.reader.read_decoded(sample_id, self.transform.pair))
+                fill_row(batch, row, *self.reader.read_decoded(sample_id, self.transform.pair))
             except BadSample as bad:  # another image in its place would count twice
                 batch.faults.append(self.reader.fault(sample_id, bad))
         batch.images[~batch.valid] = 0
         return batch
 
 
-def _empty_batch(size: int, transform: TrainTransform | EvalTransform, max_labels: int, table: ShardTable) -> Batch:
+def empty_batch(size: int, transform: TrainTransform | EvalTransform, max_labels: int, table: ShardTable) -> Batch:
     """A batch in which every row is padding, for samples of a set like ``table``; its images are not initialised.
 
     In a data process they lie in memory that the rank sees too. Elsewhere the whole batch would be copied there once it
@@ -220,7 +220,7 @@ def _fill_target(targets: torch.Tensor, row: int, sample: Sample, view: View) ->
     targets.numpy()[row] = sample.vector if view.mask is None else view.mask
 
 
-def _fill(batch: Batch, row: int, sample: Sample, view: View) -> None:
+def fill_row(batch: Batch, row: int, sample: Sample, view: View) -> None:
     """Puts one sample into its row."""
     batch.images.numpy()[row] = view.pixels.transpose(2, 0, 1)  # both are channels last: one copy of a block
     batch.labels.numpy()[row] = PADDING_LABEL

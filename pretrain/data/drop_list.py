@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pretrain.data.index import Records, ShardTable
 from pretrain.errors import DataError
+from pretrain.names import from_bytes, parsed
 
 
 def load_drop_list(path: str | Path, table: ShardTable, open_records: Callable[[int], Records]) -> NDArray[np.int64]:
@@ -67,7 +68,7 @@ def _read(path: Path) -> list[tuple[str, str]]:
             ) from error
         if not isinstance(shard, str) or not isinstance(key, str):
             raise DataError(f"{path}:{number}: shard and key must be text: {line[:80]!r}")
-        rows.append((shard, key))
+        rows.append((parsed(shard), parsed(key)))
     return rows
 
 
@@ -75,7 +76,7 @@ def _records_of(keys: dict[str, int], records: Records) -> dict[str, int]:
     names, starts = records.columns["members"].tobytes(), records.columns["member_starts"].tolist()
     found = {}
     for record, (start, stop) in enumerate(itertools.pairwise(starts)):
-        key = webdataset_key(names[start:stop].decode())
+        key = webdataset_key(from_bytes(names[start:stop]))
         if key in keys:
             found[key] = record
     return found

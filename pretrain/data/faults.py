@@ -6,13 +6,18 @@ every rank. Too many of them mean that the set or the storage is broken: then th
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pretrain import disk
 from pretrain.errors import DataError
+from pretrain.files import Journal
+from pretrain.names import printable, shown, tell
 
 
 class BadSample(Exception):
@@ -56,6 +61,8 @@ class FaultLog:
         self.max_rate = max_rate
         self.path = path
         self.counts: Counter[tuple[str, str]] = Counter()
+        self._journal = None if path is None else Journal(path)
+        self._is_told = False
         self._seen: set[int] = set()
 
     @property
@@ -80,20 +87,24 @@ class FaultLog:
 
     def summary(self) -> str:
         """The counts in one line, the most frequent first."""
-        return ", ".join(f"{shard} {kind} × {count}" for (shard, kind), count in self.counts.most_common(8))
+        return ", ".join(f"{shown(shard)} {kind} × {count}" for (shard, kind), count in self.counts.most_common(8))
 
     def _write(self, fault: Fault) -> None:
-        if self.path is None:
+        if self._journal is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(fault)) + "\n")
+        names = {"shard": shown(fault.shard), "member": shown(fault.member), "detail": printable(fault.detail)}
+        with contextlib.suppress(OSError):  # the journal says so
+            disk.current.make_folder(self._journal.path.parent)  # not those above it: a run folder may have vanished
+        failure = self._journal.add(json.dumps(asdict(fault) | names))
+        if failure is not None and not self._is_told:
+            tell(f"warning: {self.path} cannot be written: {failure}; the sample still counts", file=sys.stderr)
+        self._is_told = failure is not None
 
     def _message(self, fault: Fault) -> str:
         written = f"; all of them: {self.path}" if self.path else ""
+        last = f"shard {shown(fault.shard)}, member {shown(fault.member)}, {fault.kind} ({printable(fault.detail)})"
         return (
             f"{self.num_bad} of {self.num_samples} samples could not be used, more than data.max_bad_sample_rate "
-            f"{self.max_rate:g} allows. The last: shard {fault.shard}, member {fault.member}, {fault.kind} "
-            f"({fault.detail}). Counts: {self.summary()}{written}. Copy or pack the shards again, or raise "
-            "data.max_bad_sample_rate"
+            f"{self.max_rate:g} allows. The last: {last}. Counts: {self.summary()}{written}. Copy or pack the shards "
+            "again, or raise data.max_bad_sample_rate"
         )

@@ -4,15 +4,17 @@ DIR/index.json                          one row per shard: name, samples, bytes,
 DIR/shard-000000.tar                    an ordinary WebDataset shard
 DIR/shard-000000.records.safetensors    offsets, sizes, CRC-32 and labels of its images, read when the shard is
 
-Labels are in CSR form: record i has ``labels[label_starts[i]:label_starts[i + 1]]``. Names likewise, as UTF-8 bytes. A
-set of vectors has a column ``vectors`` of N · D numbers, a set of masks columns that say where those lie; columns that
-a set does not need are absent.
+Labels are in CSR form: record i has ``labels[label_starts[i]:label_starts[i + 1]]``. Names likewise, as their
+bytes, which need not be UTF-8. A set of vectors has a column ``vectors`` of N · D numbers, a set of masks columns that
+say where those lie; columns that a set does not need are absent.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +25,11 @@ import safetensors.numpy
 from numpy.typing import ArrayLike, NDArray
 
 from pretrain.config.target import Target
+from pretrain.data.index_checks import check_columns, check_table, check_within, problem_in_rows
+from pretrain.data.open_files import check_descriptors
 from pretrain.errors import DataError
 from pretrain.files import digest, write_atomic
+from pretrain.names import from_bytes, to_bytes
 
 FORMAT = "webdataset-index"
 VERSION = 1
@@ -50,6 +55,9 @@ _OPTIONAL_COLUMNS = {
     "mask_sizes": np.int64,
     "mask_crc32": np.uint32,
 }
+
+
+_DTYPES = {np.int64: "I64", np.int32: "I32", np.uint32: "U32", np.uint8: "U8", np.float64: "F64"}
 
 
 def records_name(shard: str) -> str:
@@ -80,6 +88,7 @@ class ShardTable:
         starts: int64 (S + 1,), sample id of each shard's first record; the last one is the number of samples.
         digest: names the table's content.
         find_records: shard name → its record file, where that is not in the folder (a set that lies elsewhere).
+        forget_records: drops that file, so that it is fetched again.
     """
 
     def __init__(
@@ -94,6 +103,7 @@ class ShardTable:
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         self.digest = digest(_canonical(self._content()))
         self.find_records: Callable[[str], Path] | None = None
+        self.forget_records: Callable[[str], None] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -112,6 +122,30 @@ class ShardTable:
         if self.find_records is not None:
             return self.find_records(self.rows[shard].name)
         return self.folder / records_name(self.rows[shard].name)
+
+    def open_records(self, shard: int) -> Records:
+        """The record file of a shard, compared with the table.
+
+        Raises:
+            DataError: missing, damaged, or not the file that the table was made with. SetupError: too many open files.
+        """
+        try:
+            return self._opened(shard)
+        except DataError:
+            if self.forget_records is None:
+                raise
+        self.forget_records(self.rows[shard].name)  # this node's copy was damaged or evicted: it is fetched again
+        return self._opened(shard)
+
+    def _opened(self, shard: int) -> Records:
+        row, path = self.rows[shard], self.records_path(shard)
+        records = Records.open(path, digest_wanted=row.records, num_samples=row.num_samples)
+        bounds = (row.num_bytes, self.num_classes, self.max_labels)
+        try:
+            check_within(records.columns, self.target, *bounds)
+        except ValueError as error:
+            raise DataError(f"{path}: does not fit {TABLE_FILE}: {error}. {REMEDY}") from error
+        return records
 
     def check_files(self) -> None:
         """Compares the folder with the table: every tar and record file there, every tar of its size.
@@ -135,7 +169,12 @@ class ShardTable:
         return [] if records.is_file() else [f"record file {records.name} is missing"]
 
     def save(self) -> None:
-        """Writes index.json, whole or not at all."""
+        """Writes index.json atomically.
+
+        Raises:
+            DataError: a shard has a name that readers refuse.
+        """
+        self._check_rows()
         write_atomic(self.folder / TABLE_FILE, _dump(self._content() | {"digest": self.digest}))
 
     @classmethod
@@ -148,17 +187,24 @@ class ShardTable:
         path = Path(folder) / TABLE_FILE
         content = _read_table(path)
         try:
+            check_table(content)
             rows = [ShardRow(*row) for row in content["shards"]]
             settings = {name: content[name] for name in ("num_classes", "max_labels")}
             table = cls(Path(folder), rows, **settings, target=content.get("target", "labels"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: not a complete index ({error!r}). {REMEDY}") from error
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"{path}: not a complete index ({error}). {REMEDY}") from error
         if table.digest != content.get("digest"):
             raise DataError(
-                f"{path} was changed or damaged: its rows give the digest {table.digest}, it says "
-                f"{content.get('digest')}. {REMEDY}"
+                f"{path} was changed or damaged: its rows give the digest {table.digest}, not the one written in it. "
+                f"{REMEDY}"
             )
+        table._check_rows()
         return table
+
+    def _check_rows(self) -> None:
+        problem = problem_in_rows([(row.name, row.num_samples, row.num_bytes) for row in self.rows])
+        if problem:
+            raise DataError(f"{self.folder / TABLE_FILE}: {problem}. Rename or pack the shards, and index them again")
 
     def _content(self) -> dict[str, Any]:
         return {
@@ -187,7 +233,10 @@ def _read_table(path: Path) -> dict[str, Any]:
         )
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except OSError as error:
+        check_descriptors(error, str(path))
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}). {REMEDY}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(f"{path}: not an index of shards (its format should be {FORMAT!r}). {REMEDY}")
@@ -243,6 +292,19 @@ class Records:
     def __init__(self, columns: dict[str, NDArray[Any]], info: dict[str, Any]) -> None:
         self.columns = columns
         self.info = info
+        self._path: Path | None = None
+        self._stamp: tuple[int, ...] = ()
+
+    def is_current(self) -> bool:
+        """Whether the file is as it was when it was compared with its digest: it is mapped, so a change shows."""
+        if self._path is None:
+            return True
+        try:
+            return _stamp(os.stat(self._path)) == self._stamp
+        except FileNotFoundError:  # what is mapped stays, and nobody can write to it by its name
+            return True
+        except OSError:
+            return False
 
     def __len__(self) -> int:
         return len(self.columns["offsets"])
@@ -254,8 +316,8 @@ class Records:
             size=int(columns["sizes"][index]),
             crc32=int(columns["crc32"][index]),
             labels=tuple(int(label) for label in self._row("labels", "label_starts", index)),
-            member=self._row("members", "member_starts", index).tobytes().decode(),
-            source=self._row("sources", "source_starts", index).tobytes().decode(errors="surrogateescape"),
+            member=from_bytes(self._row("members", "member_starts", index).tobytes()),
+            source=from_bytes(self._row("sources", "source_starts", index).tobytes()),
             vector=tuple(self.vectors[index].tolist()) if "vectors" in columns else (),
             mask=self._mask(index) if "mask_offsets" in columns else None,
         )
@@ -309,15 +371,21 @@ class Records:
         """
         try:
             with open(path, "rb") as file:
+                stamp = _stamp(os.fstat(file.fileno()))
                 data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            check_descriptors(error, str(path))
+            raise DataError(f"{path}: cannot be read ({error.strerror or error}). {_remedy(error)}") from error
+        except ValueError as error:
             raise DataError(f"{path}: cannot be read ({error}). {REMEDY}") from error
         if digest_wanted is not None and digest(data) != digest_wanted:
             raise DataError(f"{path}: not the file that {TABLE_FILE} was made with (stale or damaged). {REMEDY}")
         try:
             records = cls(*_parse(data))
-        except (ValueError, KeyError, TypeError) as error:
+            check_columns(records.columns)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{path}: not a record file ({error}). {REMEDY}") from error
+        records._path, records._stamp = path, stamp
         if num_samples is not None and len(records) != num_samples:
             raise DataError(f"{path}: {len(records)} records, {TABLE_FILE} says {num_samples}. {REMEDY}")
         return records
@@ -334,8 +402,24 @@ def _parse(data: memoryview) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         begin, end = header[name]["data_offsets"]
         if end > len(body):
             raise ValueError(f"column {name} ends behind the end of the file")
+        if not 0 <= begin <= end or header[name]["dtype"] != _DTYPES[dtype]:
+            raise ValueError(f"column {name} is not of the kind {_DTYPES[dtype]}")
         columns[name] = np.frombuffer(body[begin:end], dtype=np.dtype(dtype).newbyteorder("<"))
-    return columns, json.loads(header["__metadata__"]["info"])
+    info = json.loads(header["__metadata__"]["info"])
+    if not isinstance(info, dict):
+        raise ValueError("its info is not an object")
+    return columns, info
+
+
+def _stamp(info: os.stat_result) -> tuple[int, ...]:
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+
+def _remedy(error: OSError) -> str:
+    """What to do about a file that is there, or not, and cannot be read."""
+    if error.errno in (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ETIMEDOUT):
+        return "The disk or the file server fails: look at its log, then start again"
+    return "Give this user the right to read it" if error.errno in (errno.EACCES, errno.EPERM) else REMEDY
 
 
 def encode_records(records: Sequence[Record], info: dict[str, Any]) -> bytes:
@@ -350,7 +434,7 @@ def encode_records(records: Sequence[Record], info: dict[str, Any]) -> bytes:
     }
     arrays = {name: np.array(values, dtype=_COLUMNS[name]) for name, values in columns.items()}
     for name in ("member", "source"):
-        texts = [getattr(record, name).encode(errors="surrogateescape") for record in records]
+        texts = [to_bytes(getattr(record, name)) for record in records]
         arrays[name + "s"] = np.frombuffer(b"".join(texts), dtype=np.uint8)
         arrays[name + "_starts"] = np.array(_starts([len(text) for text in texts]), dtype=np.int64)
     if records and records[0].vector:

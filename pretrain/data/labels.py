@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.data.index import PADDING_LABEL, Records, ShardTable
+from pretrain.data.index import PADDING_LABEL, ShardTable
 
 
 def read_labels(table: ShardTable) -> NDArray[np.int64]:
@@ -16,7 +16,7 @@ def read_labels(table: ShardTable) -> NDArray[np.int64]:
     """
     labels = np.full((table.num_samples, table.max_labels), PADDING_LABEL, dtype=np.int64)
     for shard, first in enumerate(table.starts[:-1].tolist()):
-        columns = _records(table, shard).columns
+        columns = table.open_records(shard).columns
         counts = np.diff(columns["label_starts"])
         rows = first + np.repeat(np.arange(len(counts)), counts)
         places = np.arange(len(columns["labels"])) - np.repeat(columns["label_starts"][:-1], counts)
@@ -32,11 +32,6 @@ def read_sources(table: ShardTable) -> list[str]:
     """
     sources: list[str] = []
     for shard in range(len(table.rows)):
-        records = _records(table, shard)
+        records = table.open_records(shard)
         sources += [records[index].source for index in range(len(records))]
     return sources
-
-
-def _records(table: ShardTable, shard: int) -> Records:
-    row = table.rows[shard]
-    return Records.open(table.records_path(shard), digest_wanted=row.records, num_samples=row.num_samples)

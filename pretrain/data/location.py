@@ -1,4 +1,4 @@
-"""Where a set lies: in a folder, on a web server, in an S3-compatible store, or behind a command that prints files.
+"""Where a set is: in a folder, on a web server, in an S3-compatible store, or behind a command that prints files.
 
     /data/train  or  file:///data/train       a folder
     https://host/path                         a web server that answers Range requests
@@ -6,20 +6,25 @@
     pipe:ssh store cat /data/train/{name}     a command (off unless data.allow_pipe); {start} and {end}, the first and
                                               last byte, make it print a range
 
-Each may also name the index itself: https://host/path/index.json.
+Each may also name the index itself: https://host/path/index.json. Paths and S3 keys are taken as they are written,
+whatever is in them; in a file: URL an escape such as %20 is decoded, and # and ? belong to the path.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pretrain.data.index import TABLE_FILE
-from pretrain.errors import ConfigError
+from pretrain.data.web_address import decoded_name, encoded_name, request_for
+from pretrain.errors import ConfigError, DataError
+from pretrain.redaction import is_redacted, redacted
 
 PIPE = "pipe:"
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
+_FILE = re.compile(r"file:(?://([^/]*))?(/.*)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -34,43 +39,101 @@ class Location:
         """Whether it is read through the node's cache."""
         return self.kind != "folder"
 
-    def url(self, name: str) -> str:
-        """The full name of one of its files, for requests and messages."""
+    def address(self, name: str) -> str:
+        """The full address of one of its files, for requests: it may hold credentials, so it is not to be printed."""
         if self.kind == "pipe":
             return f"{PIPE}{self.base.replace('{name}', name)}"
         if self.kind == "http":
-            scheme, host, path, query, _ = urlsplit(self.base)
-            return urlunsplit((scheme, host, f"{path.rstrip('/')}/{quote(name)}", query, ""))
+            path, question, query = self.base.partition("?")
+            return f"{path.rstrip('/')}/{encoded_name(name)}{question}{query}"
         return f"{self.base.rstrip('/')}/{name}"
 
+    def url(self, name: str) -> str:
+        """The full name of one of its files, for messages: without credentials."""
+        return redacted(self.address(name)) if self.kind in ("http", "pipe") else self.address(name)
+
     def __str__(self) -> str:
-        return f"{PIPE}{self.base}" if self.kind == "pipe" else self.base
+        return redacted(f"{PIPE}{self.base}" if self.kind == "pipe" else self.base)
 
     @classmethod
     def parse(cls, text: str) -> Location:
-        """Reads what stands in ``data.shards``.
+        """Reads what ``data.shards`` says.
 
         Raises:
-            ConfigError: an unknown scheme, or a command that names no file.
+            ConfigError: an unknown scheme, an address that cannot be, or a command that names no file.
         """
+        if is_redacted(text) and (text.startswith(PIPE) or "://" in text):
+            raise ConfigError(
+                f"data.shards: {text} lacks its credentials, which are left out of everything that is written down: "
+                "give the place again, as in the run's own command"
+            )
         if text.startswith(PIPE):
             return cls("pipe", _command(text.removeprefix(PIPE).strip()))
-        scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://", text)
+        if file := _FILE.fullmatch(text):
+            return cls("folder", _without_index(_path_of(text, file[1] or "", file[2])))
+        scheme = _SCHEME.match(text)
         if scheme is None:
             return cls("folder", _without_index(text))
-        parts = urlsplit(text)
-        if scheme[1] == "file":
-            return cls("folder", _without_index(unquote(parts.path)))
-        if scheme[1] not in ("http", "https", "s3"):
-            raise ConfigError(
-                f"data.shards: {text}: {scheme[1]}:// is not known; a set may lie in a folder, or at http://, "
-                "https:// or s3://, or behind pipe:COMMAND"
-            )
-        if not parts.netloc:
-            raise ConfigError(f"data.shards: {text} names no {'bucket' if scheme[1] == 's3' else 'host'}")
-        path = _without_index(parts.path)
-        kind = "s3" if scheme[1] == "s3" else "http"
-        return cls(kind, urlunsplit((parts.scheme, parts.netloc, path, parts.query, "")))
+        rest = text[scheme.end() :]
+        match scheme[1].lower():
+            case "s3":
+                return cls("s3", f"s3://{_without_index(_bucket_and_key(rest))}")
+            case "http" | "https" as known:
+                return cls("http", _web(f"{known}://{rest}"))
+            case _:
+                raise ConfigError(
+                    f"data.shards: {redacted(text)}: {scheme[1]}:// is not known; a set may be in a folder, or at "
+                    "http://, https:// or s3://, or behind pipe:COMMAND"
+                )
+
+    @classmethod
+    def of_file(cls, text: str) -> tuple[Location, str]:
+        """The place that holds the file of an http or S3 address, and the file's name there.
+
+        Raises:
+            ConfigError: as ``parse``, or no file is named.
+        """
+        place = cls.parse(text)
+        address, question, query = place.base.partition("?") if place.kind == "http" else (place.base, "", "")
+        folder, slash, name = address.rpartition("/")
+        if not slash or not name or folder.endswith(":/"):
+            raise ConfigError(f"{place} names no file")
+        return cls(place.kind, f"{folder}{question}{query}"), decoded_name(name) if place.kind == "http" else name
+
+
+def _web(text: str) -> str:
+    try:
+        request_for(text)
+    except DataError as error:
+        raise ConfigError(f"data.shards: {error}") from error
+    path, question, query = text.partition("?")
+    return f"{_without_index(path)}{question}{query}"
+
+
+def _bucket_and_key(rest: str) -> str:
+    bucket, _, key = rest.partition("/")
+    if "@" in bucket or ":" in bucket:
+        raise ConfigError(
+            "data.shards: credentials do not go into an s3:// address; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY"
+        )
+    if not bucket:
+        raise ConfigError(f"data.shards: s3://{rest} names no bucket")
+    return f"{bucket}/{key}" if key else bucket
+
+
+def _path_of(text: str, host: str, path: str) -> str:
+    """The path of a file: URL; where its escapes were not meant as such, the folder itself says so."""
+    if host.lower() not in ("", "localhost"):
+        raise ConfigError(f"data.shards: {text} names the host {host}; write file:///{host}{path} for a folder here")
+    decoded = decoded_name(path)
+    if decoded == path or not os.path.exists(path):
+        return decoded
+    if not os.path.exists(decoded):
+        return path
+    raise ConfigError(
+        f"data.shards: {text} may mean {decoded} or {path}, and both exist; name the folder without file://"
+    )
 
 
 def _without_index(path: str) -> str:

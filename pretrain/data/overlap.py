@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.data.index import Records, ShardTable
+from pretrain.data.index import ShardTable
 
 
 def num_in_common(first: ShardTable, second: ShardTable) -> int:
@@ -24,7 +24,7 @@ def _names(table: ShardTable) -> NDArray[np.uint64]:
     """(size, CRC-32) of every image in one number."""
     parts = [np.zeros(0, np.uint64)]
     for shard in range(len(table.rows)):
-        records = Records.open(table.records_path(shard))
+        records = table.open_records(shard)
         parts.append(
             (records.columns["sizes"].astype(np.uint64) << np.uint64(32)) | records.columns["crc32"].astype(np.uint64)
         )

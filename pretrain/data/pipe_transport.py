@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-import select
+import selectors
 import shlex
 import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import IO
 
 from pretrain.data.location import Location
-from pretrain.data.transport import PIECE_BYTES, TransportError, gathered
+from pretrain.data.shard_names import check_name_for_shell
+from pretrain.data.transport import LARGEST_ANSWER, PIECE_BYTES, TransportError, bounded, gathered, paced
+from pretrain.names import printable
 
 
 class PipeTransport:
@@ -23,27 +24,32 @@ class PipeTransport:
 
     Args:
         location: the command, with ``{name}`` and perhaps ``{start}`` and ``{end}`` in it.
-        timeout_s: the longest time without a byte.
+        timeout_s: the longest time without a byte, and for each 4 MiB.
     """
 
     def __init__(self, location: Location, *, timeout_s: float) -> None:
         self.location, self.timeout_s = location, timeout_s
         self.ranged = "{start}" in location.base
 
-    def get(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+    def get(self, name: str, start: int = 0, size: int | None = None, *, most_bytes: int | None = None) -> bytes:
         """See ``Transport.get``."""
-        assert size is None or self.ranged, "this command prints whole files"
-        return gathered(self._run(self._command(name, start, size)), size, self.timeout_s)
+        assert size is None or self.ranged, "this command prints files, not parts of them"
+        return gathered(self._pieces(name, start, size, most_bytes), size, self.timeout_s)
 
-    def pieces(self, name: str) -> Iterator[bytes]:
+    def pieces(self, name: str, *, most_bytes: int | None = None) -> Iterator[bytes]:
         """See ``Transport.pieces``."""
-        yield from self._run(self._command(name, 0, None))
+        return paced(self._pieces(name, 0, None, most_bytes), self.timeout_s)
 
     def sizes(self, names: list[str]) -> Iterator[tuple[str, int | None]]:
         """See ``Transport.sizes``: a command does not tell."""
         return iter(())
 
+    def _pieces(self, name: str, start: int, size: int | None, most_bytes: int | None) -> Iterator[bytes]:
+        output = self._run(self._command(name, start, size))
+        return bounded(output, size or most_bytes or LARGEST_ANSWER, self.location.url(name))
+
     def _command(self, name: str, start: int, size: int | None) -> str:
+        check_name_for_shell(name, str(self.location))
         end = "" if size is None else str(start + size - 1)
         command = self.location.base.replace("{name}", shlex.quote(name))
         return command.replace("{start}", str(start)).replace("{end}", end)
@@ -70,20 +76,19 @@ class PipeTransport:
                 raise TransportError(f"the command ended with {code}: {_last_line(errors)}")
 
     def _output(self, file: IO[bytes]) -> Iterator[bytes]:
-        last = time.monotonic()
-        while True:
-            ready, _, _ = select.select([file], [], [], self.timeout_s)
-            if not ready:
-                raise TransportError(f"the command printed nothing for {time.monotonic() - last:.0f} s")
-            piece = os.read(file.fileno(), PIECE_BYTES)
-            if not piece:
-                return
-            last = time.monotonic()
-            yield piece
+        with selectors.DefaultSelector() as selector:  # unlike select, it takes descriptors of any number
+            selector.register(file, selectors.EVENT_READ)
+            while True:
+                if not selector.select(self.timeout_s):
+                    raise TransportError(f"the command printed nothing for {self.timeout_s:g} s")
+                piece = os.read(file.fileno(), PIECE_BYTES)
+                if not piece:
+                    return
+                yield piece
 
 
 def _last_line(file: IO[bytes]) -> str:
     file.seek(0, os.SEEK_END)
     file.seek(max(0, file.tell() - 2000))
     lines = file.read().decode(errors="replace").strip().splitlines()
-    return lines[-1][:200] if lines else "it printed no error"
+    return printable(lines[-1][:200]) if lines else "it printed no error"

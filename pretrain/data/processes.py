@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import sys
+import traceback
 import types
 import warnings
 import weakref
@@ -16,11 +17,13 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pretrain.data import lent_memory
 from pretrain.data.tally import take_row
 from pretrain.data.worker import become_helper, fork_server, signals_blocked
 from pretrain.errors import DataError
+from pretrain.names import tell
 
 MAX_DEATHS_IN_A_ROW = 3
 _with_processes: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -43,7 +46,7 @@ def loader(dataset: Dataset[Any], places: Any, *, num_workers: int, prefetch_fac
     done, deaths = 0, 0
     while done < len(places):
         common["sampler"] = map(places.__getitem__, range(done, len(places)))
-        made: Any = _start_processes(dataset, common, num_workers, prefetch_factor)
+        made: Any = _start_surely(dataset, common, num_workers, prefetch_factor)
         try:
             for batch in made:
                 yield batch
@@ -71,7 +74,38 @@ def _say_deaths(dead: list[int], times: int, error: Exception) -> None:
             f"data processes died {times} times without delivering a batch (last: {names}; {error}): if the kernel "
             "killed them for memory (dmesg), lower cluster.num_workers or cluster.prefetch_factor"
         ) from None
-    print(f"data process {names} died; new ones go on from the same batch", file=sys.stderr, flush=True)
+    tell(f"data process {names} died; new ones go on from the same batch", file=sys.stderr, flush=True)
+
+
+def _start_surely(dataset: Dataset[Any], common: dict[str, Any], num_workers: int, prefetch_factor: int) -> Any:
+    """Starts the data processes, from a new fork server where the old one was killed meanwhile.
+
+    Raises:
+        DataError: that keeps happening.
+    """
+    deaths = 0
+    while True:
+        try:
+            return _start_processes(dataset, common, num_workers, prefetch_factor)
+        except (EOFError, ConnectionError) as error:
+            _abandon(error)
+            deaths += 1
+            if deaths > MAX_DEATHS_IN_A_ROW:
+                raise DataError(
+                    f"the process that data processes are forked from died {deaths} times while they were started: if "
+                    "the kernel killed it for memory (dmesg), lower cluster.num_workers"
+                ) from None
+        tell("the fork server of the data processes died; a new one is started", file=sys.stderr, flush=True)
+
+
+def _abandon(error: BaseException) -> None:
+    """Ends the processes of a loader that could not start all of them; its own clean-up expects that it could."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        made = frame.f_locals.get("self")
+        if isinstance(made, _MultiProcessingDataLoaderIter):
+            made._shutdown = True
+            for process in made._workers:
+                process.kill()
 
 
 def _start_processes(dataset: Dataset[Any], common: dict[str, Any], num_workers: int, prefetch_factor: int) -> Any:

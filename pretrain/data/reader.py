@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
@@ -12,8 +11,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.config.target import IGNORED_PIXEL
 from pretrain.data.faults import BadSample, Fault
 from pretrain.data.index import PADDING_LABEL, Record, Records, ShardTable
+from pretrain.data.open_files import OpenFiles
 from pretrain.data.selection import Selection
 from pretrain.data.store import LocalStore, Store
 from pretrain.data.transport import Unreachable
@@ -27,13 +28,17 @@ Decoded = TypeVar("Decoded")
 
 @dataclass(frozen=True)
 class Sample:
-    """The encoded bytes of one image and what belongs to it: labels, a vector of numbers, or an encoded mask."""
+    """The encoded bytes of one image and what belongs to it: labels, a vector of numbers, or an encoded mask.
+
+    ``num_classes`` are those of its set, which a mask must not go beyond.
+    """
 
     sample_id: int
     data: bytes
     labels: tuple[int, ...]
     vector: tuple[float, ...] = ()
     mask: bytes | None = None
+    num_classes: int = IGNORED_PIXEL
 
 
 class Place(NamedTuple):
@@ -58,8 +63,7 @@ class ShardReader:
         self.table = table
         self.selection = selection or Selection(table.sizes)
         self.store = store or LocalStore(table.folder)
-        self._records: OrderedDict[int, Records] = OrderedDict()
-        self._verified: set[int] = set()
+        self._records: OpenFiles[Records] = OpenFiles(MAX_OPEN_RECORDS)
 
     def read(self, sample_id: int) -> Sample:
         """One sample, its length and checksum verified.
@@ -71,7 +75,7 @@ class ShardReader:
         shard, record = self.record(sample_id)
         data = self.read_at(sample_id, Place(shard, record.offset, record.size, record.crc32))
         mask = None if record.mask is None else self.read_at(sample_id, Place(shard, *record.mask))
-        return Sample(sample_id, data, record.labels, record.vector, mask)
+        return Sample(sample_id, data, record.labels, record.vector, mask, self.table.num_classes)
 
     def read_at(self, sample_id: int, place: Place) -> bytes:
         """The bytes of a sample whose place is known, as ``read``."""
@@ -167,23 +171,11 @@ class ShardReader:
         return Fault(sample_id, replaced_by, shard, f"{record.member} ({record.source})", bad.kind, bad.detail)
 
     def _open(self, shard: int) -> Records:
-        if shard in self._records:
-            self._records.move_to_end(shard)
-            return self._records[shard]
-        row = self.table.rows[shard]
-        records = Records.open(
-            self.table.records_path(shard),
-            digest_wanted=None if shard in self._verified else row.records,
-            num_samples=row.num_samples,
-        )
-        self._verified.add(shard)
-        self._records[shard] = records
-        while len(self._records) > MAX_OPEN_RECORDS:
-            self._records.popitem(last=False)
+        records = self._records.get(shard, lambda: self.table.open_records(shard))
+        if not records.is_current():  # written over while it was mapped: it must still be what the table says
+            self._records.drop(shard)
+            records = self._records.get(shard, lambda: self.table.open_records(shard))
         return records
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_records": OrderedDict(), "_verified": set()}
 
 
 class MixedReader:

@@ -14,12 +14,13 @@ from pretrain.data.cache import NodeCache
 from pretrain.data.faults import BadSample
 from pretrain.data.index import ShardRow, records_name
 from pretrain.data.tally import Tally
-from pretrain.data.transport import Retries, Transport, TransportError, Unreachable
+from pretrain.data.transport import GaveUp, Retries, Transport, TransportError, Unreachable, cannot_be_read
 from pretrain.errors import DataError
 from pretrain.files import digest
 
 LARGEST_CHUNK = 4 << 20
 SMALLEST_CHUNK = 64 << 10
+RECORDS_BYTES, RECORD_BYTES = 1 << 20, 1 << 16  # more than a record file, and one record, ever have
 SHARED_PART = 16  # with chunk_bytes: auto, what two lanes both read is at most this fraction of the set
 
 
@@ -85,10 +86,14 @@ class RemoteStore:
         Raises:
             DataError: it cannot be had.
         """
-        row, name = self._rows[shard], records_name(shard)
+        row = self._rows[shard]
         key = f"records {row.records}"
-        self.cache.get(key, lambda: self._whole(name, row.records), size=0)
+        self.cache.get(key, lambda: self._record_file(row), size=0)
         return self.cache.path(key)
+
+    def forget_records(self, shard: str) -> None:
+        """Drops the shard's record file, which was damaged on this node."""
+        self.cache.drop(f"records {self._rows[shard].records}")
 
     def has(self, shard: str, chunk: int) -> bool:
         """Whether the node has a chunk."""
@@ -129,8 +134,9 @@ class RemoteStore:
         size = min(self.chunk_bytes, self._rows[shard].num_bytes - start)
         return self._asked(shard, start, size)
 
-    def _asked(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        data = self.retries.fetch(self.transport, name, start, size, retried=lambda: self._count(fetch_retries=1))
+    def _asked(self, name: str, start: int = 0, size: int | None = None, most_bytes: int | None = None) -> bytes:
+        retried = lambda: self._count(fetch_retries=1)  # noqa: E731
+        data = self.retries.fetch(self.transport, name, start, size, most_bytes=most_bytes, retried=retried)
         self._count(bytes_fetched=len(data))
         return data
 
@@ -138,11 +144,12 @@ class RemoteStore:
         if self.tally is not None:
             self.tally.add(**counts)
 
-    def _whole(self, name: str, wanted: str) -> bytes:
-        """A record file; what has another digest is fetched again, for a cache or a connection may be at fault."""
+    def _record_file(self, row: ShardRow) -> bytes:
+        """What has another digest is fetched again, for a cache or a connection may be at fault."""
+        name = records_name(row.name)
         for _ in range(2):
-            data = self._asked(name)
-            if digest(data) == wanted:
+            data = self._asked(name, most_bytes=RECORDS_BYTES + row.num_samples * RECORD_BYTES)
+            if digest(data) == row.records:
                 return data
         raise DataError(
             f"{self.transport.location.url(name)}: not the file that index.json was made with (stale or damaged). "
@@ -154,21 +161,14 @@ class RemoteStore:
         with self.cache.lock("shard", f"{self._rows[shard].records} {shard}", wait=wait) as held:
             if not held or (wanted is not None and wanted in self.cache):
                 return
-            attempt = 1
-            while True:
-                try:
-                    self._keep_pieces(shard)
-                    return
-                except TransportError as error:
-                    if attempt >= self.retries.attempts:
-                        raise Unreachable(self.retries.gave_up(self.transport, shard, "", 0.0, error)) from error
-                    self._count(fetch_retries=1)
-                    self.retries.pause(attempt, error)
-                    attempt += 1
+            try:
+                self.retries.again(lambda: self._keep_pieces(shard), retried=lambda: self._count(fetch_retries=1))
+            except GaveUp as error:
+                raise Unreachable(cannot_be_read(self.transport, shard, "", error)) from error
 
     def _keep_pieces(self, shard: str) -> None:
         size, pending, kept = self._rows[shard].num_bytes, bytearray(), 0
-        for piece in self.transport.pieces(shard):
+        for piece in self.transport.pieces(shard, most_bytes=size):
             self._count(bytes_fetched=len(piece))
             pending += piece
             while len(pending) >= self.chunk_bytes:

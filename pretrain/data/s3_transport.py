@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
-from urllib.parse import urlsplit
 
 from pretrain.data.location import Location
-from pretrain.data.transport import PIECE_BYTES, Missing, TransportError, byte_range, gathered, paced
+from pretrain.data.transport import (
+    LARGEST_ANSWER,
+    PIECE_BYTES,
+    Missing,
+    Refused,
+    TransportError,
+    bounded,
+    byte_range,
+    gathered,
+    paced,
+)
 from pretrain.errors import DataError, SetupError
+from pretrain.names import printable
 
 _NOT_THERE = frozenset({"404", "NoSuchKey"})
 _DENIED = frozenset({"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"})
@@ -33,8 +42,7 @@ class S3Transport:
 
     def __init__(self, location: Location, *, timeout_s: float, endpoint: str | None, anonymous: bool) -> None:
         self.location, self.timeout_s, self.endpoint, self.anonymous = location, timeout_s, endpoint, anonymous
-        parts = urlsplit(location.base)
-        self.bucket, self.prefix = parts.netloc, parts.path.strip("/")
+        self.bucket, _, self.prefix = location.base.removeprefix("s3://").partition("/")
         self._made: Any = None
         try:
             import boto3  # noqa: F401  # asked for before a data process is
@@ -43,23 +51,23 @@ class S3Transport:
                 f"{location}: reading from S3 needs boto3; install it with: pip install 'vit-pretrain[s3]'"
             ) from error
 
-    def get(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+    def get(self, name: str, start: int = 0, size: int | None = None, *, most_bytes: int | None = None) -> bytes:
         """See ``Transport.get``."""
-        return gathered(self._stream(name, start, size), size, self.timeout_s)
+        return gathered(self._stream(name, start, size, most_bytes), size, self.timeout_s)
 
-    def pieces(self, name: str) -> Iterator[bytes]:
+    def pieces(self, name: str, *, most_bytes: int | None = None) -> Iterator[bytes]:
         """See ``Transport.pieces``."""
-        yield from paced(self._stream(name, 0, None), self.timeout_s)
+        return paced(self._stream(name, 0, None, most_bytes), self.timeout_s)
 
-    def _stream(self, name: str, start: int, size: int | None) -> Iterator[bytes]:
+    def _stream(self, name: str, start: int, size: int | None, most_bytes: int | None) -> Iterator[bytes]:
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
         from urllib3.exceptions import HTTPError
 
         wanted = {} if size is None else {"Range": byte_range(start, size)}
         try:
             answer = self._client.get_object(Bucket=self.bucket, Key=self._key(name), **wanted)
-            with closing(answer["Body"]) as body:
-                yield from body.iter_chunks(PIECE_BYTES)
+            with answer["Body"] as raw:
+                yield from bounded(_as_it_comes(raw), most_bytes or LARGEST_ANSWER, self.location.url(name))
         except ClientError as error:
             raise self._judged(error, name, start) from error
         except NoCredentialsError as error:
@@ -68,7 +76,7 @@ class S3Transport:
                 "AWS_SECRET_ACCESS_KEY, or cluster.remote.s3_anonymous: true for a public bucket"
             ) from error
         except (BotoCoreError, HTTPError, OSError) as error:
-            raise TransportError(f"{type(error).__name__}: {error}"[:200]) from error
+            raise TransportError(printable(f"{type(error).__name__}: {error}")[:200]) from error
 
     def sizes(self, names: list[str]) -> Iterator[tuple[str, int | None]]:
         """See ``Transport.sizes``: one listing of the prefix, a thousand objects a request."""
@@ -106,20 +114,28 @@ class S3Transport:
         return f"{self.prefix}/{name}" if self.prefix else name
 
     def _judged(self, error: Any, name: str, start: int) -> Exception:
-        code = str(error.response.get("Error", {}).get("Code", ""))
+        code = printable(error.response.get("Error", {}).get("Code", ""))[:80]
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         url = self.location.url(name)
         if code in _NOT_THERE:
-            return Missing(f"{url}: not there ({code})")
+            return Missing(f"{url}: not there ({code})", "http_404")
         if code == "NoSuchBucket":
             return Missing(f"{url}: there is no bucket {self.bucket}" + (f" at {self.endpoint}" * bool(self.endpoint)))
         if code in _DENIED:
-            return DataError(f"{url}: the store does not allow it ({code}); check credentials and bucket policy")
+            return Refused(
+                f"{url}: the store does not allow it ({code}); check credentials and bucket policy", "http_403"
+            )
         if code == "InvalidRange":
             return DataError(f"{url}: the object ends before byte {start}: truncated, or not the file indexed")
         if status >= 500 or status == 429 or code in _TRY_AGAIN:
             return TransportError(f"HTTP {status} {code}")
-        return DataError(f"{url}: the store refused it: {error}")
+        return Refused(f"{url}: the store refused it: {printable(error)[:200]}", f"http_{status}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_made": None}
+
+
+def _as_it_comes(raw: Any) -> Iterator[bytes]:
+    """An answer's bytes as they arrive: the time limit must be seen between them."""
+    while piece := raw.read1(PIECE_BYTES, decode_content=False):
+        yield piece

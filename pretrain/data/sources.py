@@ -13,10 +13,11 @@ from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.source import SourceConfig
 from pretrain.config.target import IN_WORDS, Target, makers_of, wanted_by
-from pretrain.data.cache import NodeCache, default_folder
+from pretrain.data.cache import NodeCache, default_folder, on_disk
 from pretrain.data.card import CARD_FILE, CLASSES_FILE, Card, load_classes
+from pretrain.data.card_checks import check_card
 from pretrain.data.drop_list import load_drop_list
-from pretrain.data.index import REMEDY, TABLE_FILE, Records, ShardTable
+from pretrain.data.index import REMEDY, TABLE_FILE, ShardTable
 from pretrain.data.location import Location
 from pretrain.data.mixture import Mixture, Part
 from pretrain.data.order import Order
@@ -29,6 +30,7 @@ from pretrain.errors import ConfigError, DataError
 from pretrain.files import digest, write_atomic
 from pretrain.seeds import integer_seed
 
+LARGEST_TABLE = 256 << 20  # bytes of an index.json, a card or a class list: millions of shards
 _SETS = "sets"  # folder of the cache for tables, cards and class lists: small, and not counted by its cap
 
 
@@ -141,9 +143,8 @@ def open_packed(shards: str, cluster: ClusterConfig, *, allow_pipe: bool = False
         packed = PackedSet(location, ShardTable.load(copies), Card.load(copies), transport, cache)
         store = packed.store(cluster, 1)
         assert isinstance(store, RemoteStore)
-        packed.table.find_records = store.records
-    if packed.table.digest != packed.card.index_digest:
-        raise DataError(f"{location}: {TABLE_FILE} and card.json come from two packs (one of them is stale). {REMEDY}")
+        packed.table.find_records, packed.table.forget_records = store.records, store.forget_records
+    check_card(packed.card, packed.table, str(location))
     return packed
 
 
@@ -152,18 +153,27 @@ def _fetch_small_files(transport: Transport, cache: NodeCache, retries: Retries)
     contents = {}
     for name in (TABLE_FILE, CARD_FILE, CLASSES_FILE):
         try:
-            contents[name] = retries.fetch(transport, name)
+            contents[name] = retries.fetch(transport, name, most_bytes=LARGEST_TABLE)
         except Missing as error:
             raise DataError(
                 f"{error}; a set needs its {TABLE_FILE}, {CARD_FILE} and {CLASSES_FILE} beside the tars. Copy the "
                 "whole folder that python -m pipelines pack has written there, or correct the place"
             ) from error
     folder = cache.folder / _SETS / digest(b"\0".join(contents.values()))
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in contents.items():
-        if not (folder / name).exists():
-            write_atomic(folder / name, data)
+    with on_disk(cache.folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in contents.items():
+            if not _is_kept(folder / name, data):
+                write_atomic(folder / name, data)
     return folder
+
+
+def _is_kept(path: Path, data: bytes) -> bool:
+    """Whether a copy on this node is there and was not damaged by its disk."""
+    try:
+        return path.read_bytes() == data
+    except OSError:
+        return False
 
 
 def open_sources(config: Experiment) -> tuple[Source, ...]:
@@ -195,13 +205,20 @@ def check_target(packed: PackedSet, wanted: Target | None, setting: str) -> None
     """Whether the samples carry what a setting needs; None: it takes any.
 
     Raises:
-        DataError: they carry something else.
+        DataError: they carry something else, or masks that show one class alone.
     """
     found = packed.table.target
     if wanted not in (None, found):
         raise DataError(
             f"{packed.location}: its images have {IN_WORDS[found]}, but {setting} needs {IN_WORDS[wanted]}; name "
             f"another set, or {makers_of(found)} there"
+        )
+    counts = packed.card.class_counts
+    if found == "mask" and len(counts) > 1 and sum(count > 0 for count in counts) < 2:
+        raise DataError(
+            f"{packed.location}: {CARD_FILE} says that its masks show {sum(count > 0 for count in counts)} of "
+            f"{len(counts)} classes, from which nothing can be learnt. An earlier version read masks of 1 bit as 0 and "
+            "255, and 255 is not a class: pack the set again"
         )
 
 
@@ -215,11 +232,7 @@ def select(packed: PackedSet, source: SourceConfig) -> Selection:
     if source.drop_list is None:
         return Selection(table.sizes, count=count)
 
-    def records(shard: int) -> Records:
-        row = table.rows[shard]
-        return Records.open(table.records_path(shard), digest_wanted=row.records, num_samples=row.num_samples)
-
-    dropped = load_drop_list(source.drop_list, table, records)
+    dropped = load_drop_list(source.drop_list, table, table.open_records)
     return Selection(table.sizes, dropped, count)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pretrain.data.faults import BadSample
+from pretrain.data.open_files import Descriptor, OpenFiles
 from pretrain.data.tally import Tally
 from pretrain.errors import DataError
 
@@ -50,8 +50,8 @@ class LocalStore:
 
     def __init__(self, folder: str | Path, max_open: int = MAX_OPEN_SHARDS, tally: Tally | None = None) -> None:
         self.folder = Path(folder)
-        self.max_open, self.tally = max_open, tally
-        self._open: OrderedDict[str, int] = OrderedDict()
+        self.tally = tally
+        self._open: OpenFiles[Descriptor] = OpenFiles(max_open)
 
     @property
     def num_open(self) -> int:
@@ -61,7 +61,7 @@ class LocalStore:
     def read(self, shard: str, offset: int, size: int) -> bytes:
         """See ``Store.read``."""
         try:
-            data = os.pread(self._descriptor(shard), size, offset)
+            data = os.pread(self._descriptor(shard).number, size, offset)
         except OSError as error:
             raise BadSample("read", f"{error.strerror} at byte {offset}") from error
         if len(data) != size:
@@ -76,24 +76,10 @@ class LocalStore:
 
     def close(self) -> None:
         """Closes every file."""
-        while self._open:
-            os.close(self._open.popitem()[1])
+        self._open.close()
 
-    def _descriptor(self, shard: str) -> int:
-        if shard in self._open:
-            self._open.move_to_end(shard)
-            return self._open[shard]
-        while len(self._open) >= self.max_open:
-            os.close(self._open.popitem(last=False)[1])
+    def _descriptor(self, shard: str) -> Descriptor:
         try:
-            self._open[shard] = os.open(self.folder / shard, os.O_RDONLY | os.O_CLOEXEC)
+            return self._open.get(shard, lambda: Descriptor(self.folder / shard))
         except OSError as error:
             raise DataError(f"shard {self.folder / shard} cannot be opened: {error.strerror}") from error
-        return self._open[shard]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}
-
-    def __del__(self) -> None:
-        if os is not None:  # the interpreter may be on its way out
-            self.close()

@@ -19,6 +19,7 @@ from pretrain.data.augment import EvalTransform, TrainTransform
 from pretrain.data.batch import Batch
 from pretrain.data.dataset import EvalDataset, Failure, MicroSteps, TrainDataset
 from pretrain.data.faults import FaultLog
+from pretrain.data.first_samples import read_samples
 from pretrain.data.lanes import check_world, resolve_lanes
 from pretrain.data.order import lanes_of_rank
 from pretrain.data.processes import loader
@@ -130,14 +131,28 @@ class TrainStream:
         with closing(dataset), closing(made):
             yield from _accounted(made, self.faults)
 
-    def reader(self) -> MixedReader:
-        """A reader of what the order draws."""
+    def first_samples(self, count: int) -> tuple[Batch, list[str]]:
+        """The first ``count`` samples that the (first) set is drawn from, as they are evaluated; see ``read_samples``.
+
+        Returns:
+            The batch, and what could not be read, in words.
+
+        Raises:
+            DataError: an index cannot be read.
+        """
+        config, selection = self._config, self.sources[0].selection
+        choices = np.arange(min(count, int(selection.sizes.sum())))
+        transform = EvalTransform(config.data.eval_transform, *model_size(config))
+        return read_samples(self.reader(counted=False), selection.sample_ids(choices).tolist(), transform)
+
+    def reader(self, *, counted: bool = True) -> MixedReader:
+        """A reader of what the order draws; ``counted``: in the tally."""
         cluster, lanes = self._config.cluster, self.order.lanes
         max_open = min(MAX_OPEN_SHARDS, 2 * len(lanes_of_rank(self._rank, self._world, lanes)))
         readers = [
             ShardReader(
                 source.packed.table,
-                source.packed.store(cluster, lanes, max_open=max_open, tally=self.tally),
+                source.packed.store(cluster, lanes, max_open=max_open, tally=self.tally if counted else None),
                 source.selection,
             )
             for source in self.sources

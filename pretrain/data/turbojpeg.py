@@ -1,4 +1,4 @@
-"""libjpeg-turbo's own interface, through ctypes, for the one thing that no Python package offers: decoding a part.
+"""libjpeg-turbo's own interface, through ctypes, for what no Python package offers: decoding a part, turning a file.
 
 The rows above a region are skipped (their bits are read, but nothing is transformed), those below are not even read,
 and of the rows inside only the columns near the region are transformed. The shared library comes in the wheel of the
@@ -23,9 +23,12 @@ from numpy.typing import NDArray
 
 MARGIN = 4  # pixels around a region: chroma is interpolated between neighbours
 
-_DECOMPRESS, _RGB = 1, 0  # TJINIT_DECOMPRESS, TJPF_RGB
+_DECOMPRESS, _TRANSFORM, _RGB = 1, 2, 0  # TJINIT_…, TJPF_RGB
 _STOP_ON_WARNING, _WIDTH, _HEIGHT, _SUBSAMPLING, _COLORSPACE, _SCAN_LIMIT = 0, 5, 6, 4, 8, 13  # TJPARAM_…
-_MAX_SCANS = 500  # a progressive file of a million empty scans would keep a process busy for hours
+_PROGRESSIVE = 12
+_OPERATIONS = {2: 1, 3: 6, 4: 2, 5: 3, 6: 5, 7: 4, 8: 7}  # EXIF orientation → TJXOP_… that undoes it
+_ONLY_PERFECT, _AS_PROGRESSIVE, _NO_METADATA, _OPTIMISED = 1, 32, 64, 256  # TJXOPT_…
+_MAX_SCANS = 500  # as opening.MAX_SCANS
 _FRACTIONS = {1: (1, 8), 2: (1, 4), 3: (3, 8), 4: (1, 2), 5: (5, 8), 6: (3, 4), 7: (7, 8), 8: (1, 1)}
 _IMCU_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}  # by TJSAMP_…
 
@@ -36,6 +39,16 @@ class _Fraction(ctypes.Structure):
 
 class _Region(ctypes.Structure):
     _fields_ = (("x", ctypes.c_int), ("y", ctypes.c_int), ("w", ctypes.c_int), ("h", ctypes.c_int))
+
+
+class _Transform(ctypes.Structure):
+    _fields_ = (
+        ("r", _Region),
+        ("op", ctypes.c_int),
+        ("options", ctypes.c_int),
+        ("data", ctypes.c_void_p),
+        ("customFilter", ctypes.c_void_p),
+    )
 
 
 class Part(NamedTuple):
@@ -88,6 +101,38 @@ def decode_part(data: bytes, top: int, left: int, height: int, width: int, eight
     last_row, last_column = min(full_height, top + height + MARGIN), min(full_width, left + width + MARGIN)
     region = _Region(first_column, first_row, last_column - first_column, last_row - first_row)
     return Part(decoder.decode(data, region, eighths), first_row, first_column)
+
+
+def turned_upright(data: bytes, orientation: int) -> bytes | None:
+    """The JPEG with its coefficients moved so that it is upright, without metadata; no quality is lost.
+
+    Args:
+        data: a JPEG.
+        orientation: EXIF, 2 … 8.
+
+    Returns:
+        The new file; None where there is no library, the file is damaged, or its sides are not whole iMCUs.
+    """
+    library = _library()
+    if library is None:
+        return None
+    handle = library.tj3Init(_TRANSFORM)
+    buffer, size = ctypes.c_void_p(), ctypes.c_size_t()
+    try:
+        library.tj3Set(handle, _STOP_ON_WARNING, 1)
+        library.tj3Set(handle, _SCAN_LIMIT, _MAX_SCANS)
+        if library.tj3DecompressHeader(handle, data, len(data)):
+            return None
+        options = _ONLY_PERFECT | _NO_METADATA
+        options |= _AS_PROGRESSIVE if library.tj3Get(handle, _PROGRESSIVE) else _OPTIMISED
+        transform = _Transform(_Region(0, 0, 0, 0), _OPERATIONS[orientation], options, None, None)
+        code = library.tj3Transform(
+            handle, data, len(data), 1, ctypes.byref(buffer), ctypes.byref(size), ctypes.byref(transform)
+        )
+        return ctypes.string_at(buffer, size.value) if code == 0 and buffer.value else None
+    finally:
+        library.tj3Free(buffer)
+        library.tj3Destroy(handle)
 
 
 class _Decoder:
@@ -169,6 +214,8 @@ def _candidates() -> list[str]:
 
 def _declare(library: Any) -> None:
     handle, text, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t
+    reference = ctypes.POINTER
+    buffers = [reference(handle), reference(size), reference(_Transform)]
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "tj3Init": (handle, [ctypes.c_int]),
         "tj3Destroy": (None, [handle]),
@@ -178,6 +225,8 @@ def _declare(library: Any) -> None:
         "tj3DecompressHeader": (ctypes.c_int, [handle, text, size]),
         "tj3SetScalingFactor": (ctypes.c_int, [handle, _Fraction]),
         "tj3SetCroppingRegion": (ctypes.c_int, [handle, _Region]),
+        "tj3Transform": (ctypes.c_int, [handle, text, size, ctypes.c_int, *buffers]),
+        "tj3Free": (None, [handle]),
         "tj3Decompress8": (ctypes.c_int, [handle, text, size, handle, ctypes.c_int, ctypes.c_int]),
     }
     for name, (result, arguments) in signatures.items():

@@ -1,12 +1,14 @@
 """big_vision's RandAugment: each layer applies one of 16 operations, chosen uniformly, always, at one magnitude.
 
 Levels are not clamped at 10, so 15 and 20 extrapolate: 20 rotates by 60°. What comes in from outside the image is grey
-(128), and geometry takes the nearest pixel.
+(128), and geometry takes the nearest pixel. The pixels are those of the reference, with what its 8-bit arithmetic does
+to three operations: posterising to 0 bits keeps the highest one, solarising at 256 or 512 inverts the image, and
+contrast blends with a grey that depends on the size of the image and not on its pixels.
 
 Legend: H, W pixels.
 Source: RandAugment (1909.13719) with the operations, levels and constants of google-research/big_vision,
-pp/archive/autoaugment.py (``distort_image_with_randaugment``), which comes from AutoAugment's TensorFlow code.
-Differs: solarize's threshold and posterize's bits beyond the range of 8 bits leave the image as it is.
+pp/archive/autoaugment.py (``distort_image_with_randaugment``), which comes from AutoAugment's TensorFlow code. Its
+pixels are kept in tests/golden/traces/tf_randaugment_*.npz.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ NUMBERS_PER_LAYER = 4  # operation, sign, and the centre of a cutout (down, acro
 
 _GREY_WEIGHTS = np.array([[0.2989, 0.5870, 0.1140]], dtype=np.float32)
 _ROUNDING = np.float32(255.5 / 255)  # TensorFlow's way back from [0, 1] to 8 bits, which then cuts off
-_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / np.float32(13)
+_AROUND, _OWN = np.float32(1) / np.float32(13), np.float32(5) / np.float32(13)  # a smoothed pixel's weights
 _VALUES = np.arange(256)
+_Row = tuple[float, float, float]
 
 
 class Operation(NamedTuple):
@@ -104,11 +107,13 @@ def _invert(pixels: Pixels, argument: float, centre: Numbers) -> Pixels:
 
 
 def _posterize(pixels: Pixels, bits: float, centre: Numbers) -> Pixels:
-    return pixels & np.uint8(0xFF << max(0, 8 - int(bits)) & 0xFF)
+    """The lowest 8 − bits bits become 0; a shift is an 8-bit number, of which TensorFlow takes 7 at the most."""
+    return pixels & np.uint8(0xFF << min(7, (8 - int(bits)) % 256) & 0xFF)
 
 
 def _solarize(pixels: Pixels, threshold: float, centre: Numbers) -> Pixels:
-    return _mapped(pixels, np.where(threshold > _VALUES, _VALUES, 255 - _VALUES))
+    """Inverts what reaches the threshold, which is an 8-bit number: 256 is 0, and inverts everything."""
+    return _mapped(pixels, np.where(int(threshold) % 256 > _VALUES, _VALUES, 255 - _VALUES))
 
 
 def _solarize_add(pixels: Pixels, addition: float, centre: Numbers) -> Pixels:
@@ -120,8 +125,9 @@ def _color(pixels: Pixels, factor: float, centre: Numbers) -> Pixels:
 
 
 def _contrast(pixels: Pixels, factor: float, centre: Numbers) -> Pixels:
-    mean = math.floor(_grey(pixels).mean(dtype=np.float64))
-    return _mapped(pixels, mean + np.float32(factor) * (_VALUES.astype(np.float32) - mean))
+    """Blends with one grey: the reference divides the number of pixels, not their sum, by 256."""
+    grey = min(255, pixels.shape[0] * pixels.shape[1] // 256)
+    return _mapped(pixels, grey + np.float32(factor) * (_VALUES.astype(np.float32) - grey))
 
 
 def _brightness(pixels: Pixels, factor: float, centre: Numbers) -> Pixels:
@@ -130,17 +136,23 @@ def _brightness(pixels: Pixels, factor: float, centre: Numbers) -> Pixels:
 
 def _sharpness(pixels: Pixels, factor: float, centre: Numbers) -> Pixels:
     smooth = pixels.copy()  # the outermost pixels have no full neighbourhood and stay
-    inner = cv2.filter2D(pixels, cv2.CV_32F, _SMOOTH)[1:-1, 1:-1]
-    smooth[1:-1, 1:-1] = _to_bytes(inner)  # pyright: ignore[reportArgumentType]
+    height, width = (max(0, side - 2) for side in pixels.shape[:2])
+    around, own = pixels * _AROUND, pixels * _OWN
+    total = np.zeros((height, width, 3), dtype=np.float32)
+    for down, across in np.ndindex(3, 3):  # in TensorFlow's order: a sum that should be whole may fall below
+        weighted = own if (down, across) == (1, 1) else around
+        total += weighted[down : down + height, across : across + width]
+    smooth[1:-1, 1:-1] = _to_bytes(total)
     return _blend(smooth, pixels, factor)
 
 
 def _rotate(pixels: Pixels, degrees: float, centre: Numbers) -> Pixels:
-    down, across = pixels.shape[0] - 1, pixels.shape[1] - 1
-    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    right = (across - (cosine * across - sine * down)) / 2
-    below = (down - (sine * across + cosine * down)) / 2
-    return _moved(pixels, [[cosine, -sine, right], [sine, cosine, below]])
+    down, across = (np.float32(side - 1) for side in pixels.shape[:2])
+    angle = np.float32(degrees) * np.float32(math.pi / 180)
+    cosine, sine = np.cos(angle), np.sin(angle)
+    right = (across - (cosine * across - sine * down)) / np.float32(2)
+    below = (down - (sine * across + cosine * down)) / np.float32(2)
+    return _moved(pixels, (cosine, -sine, right), (sine, cosine, below))
 
 
 def _cutout(pixels: Pixels, reach: float, centre: Numbers) -> Pixels:
@@ -150,15 +162,21 @@ def _cutout(pixels: Pixels, reach: float, centre: Numbers) -> Pixels:
     return cut
 
 
-def _moved(pixels: Pixels, matrix: list[list[float]]) -> Pixels:
-    """Each pixel (x, y) of the result is the nearest one to matrix · (x, y, 1)."""
-    return cv2.warpAffine(  # pyright: ignore[reportReturnType]
-        pixels,
-        np.array(matrix),
-        pixels.shape[1::-1],
-        flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=GREY,
+def _moved(pixels: Pixels, across: _Row, down: _Row) -> Pixels:
+    """Each pixel (x, y) of the result is the nearest one to (across · (x, y, 1), down · (x, y, 1)).
+
+    In 32-bit floats, and half-way between two pixels the one that is farther from 0, as TensorFlow's kernel does.
+    """
+    height, width = pixels.shape[:2]
+    x, y = np.arange(width, dtype=np.float32)[None, :], np.arange(height, dtype=np.float32)[:, None]
+    nearest = np.empty((height, width, 2), dtype=np.int16)
+    for index, row in enumerate((across, down)):
+        by_x, by_y, offset = map(np.float32, row)
+        place = (by_x * x + by_y * y + offset).astype(np.float64)  # exact from here on
+        nearest[:, :, index] = np.clip(np.trunc(place + np.copysign(0.5, place)), -1, np.iinfo(np.int16).max)
+    unused = np.empty(0, dtype=np.int16)  # the second map holds fractions of a pixel
+    return cv2.remap(  # pyright: ignore[reportReturnType]
+        pixels, nearest, unused, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=GREY
     )
 
 
@@ -191,15 +209,12 @@ OPERATIONS: dict[str, Operation] = {
     "Contrast": Operation(_factor, _contrast),
     "Brightness": Operation(_factor, _brightness),
     "Sharpness": Operation(_factor, _sharpness),
-    "ShearX": Operation(_scaled(0.3), lambda p, by, c: _moved(p, [[1, by, 0], [0, 1, 0]]), signed=True),
-    "ShearY": Operation(_scaled(0.3), lambda p, by, c: _moved(p, [[1, 0, 0], [by, 1, 0]]), signed=True),
-    "TranslateX": Operation(
-        _scaled(TRANSLATE_PIXELS), lambda p, by, c: _moved(p, [[1, 0, by], [0, 1, 0]]), signed=True
-    ),
-    "TranslateY": Operation(
-        _scaled(TRANSLATE_PIXELS), lambda p, by, c: _moved(p, [[1, 0, 0], [0, 1, by]]), signed=True
-    ),
+    "ShearX": Operation(_scaled(0.3), lambda p, by, c: _moved(p, (1, by, 0), (0, 1, 0)), signed=True),
+    "ShearY": Operation(_scaled(0.3), lambda p, by, c: _moved(p, (1, 0, 0), (by, 1, 0)), signed=True),
+    "TranslateX": Operation(_scaled(TRANSLATE_PIXELS), lambda p, by, c: _moved(p, (1, 0, by), (0, 1, 0)), signed=True),
+    "TranslateY": Operation(_scaled(TRANSLATE_PIXELS), lambda p, by, c: _moved(p, (1, 0, 0), (0, 1, by)), signed=True),
     "Cutout": Operation(_whole(CUTOUT_PIXELS), _cutout),
     "SolarizeAdd": Operation(_whole(110), _solarize_add),
 }
+SIGNED = {name for name, operation in OPERATIONS.items() if operation.signed}
 _IN_ORDER = tuple(OPERATIONS.values())

@@ -2,16 +2,17 @@ from __future__ import annotations
 
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pretrain.config.schema.data import EvalTransformConfig, TrainTransformConfig
 from pretrain.data.augment import EvalTransform, TrainTransform
 from pretrain.data.crops import inception_box
-from pretrain.data.decode import open_image
 
 EPOCHS = np.zeros(2000, dtype=np.int64)
 IDS = np.arange(2000)
@@ -63,6 +64,27 @@ def test_boxes_have_the_areas_and_ratios_that_are_asked_for():
     assert np.allclose(np.quantile(share[small], [0.25, 0.5, 0.75]), [0.2125, 0.375, 0.5375], atol=0.03)
     assert abs(np.log(ratio[small]).mean()) < 0.02
     assert abs(np.log(ratio[small]).std() - math.log(4 / 3) / math.sqrt(3)) < 0.01
+
+
+@pytest.mark.parametrize("size", [(375, 500), (500, 333), (19, 23), (300, 1000)])
+@pytest.mark.parametrize("min_area", [0.05, 0.08])
+def test_boxes_follow_torchvisions_law(size, min_area):
+    """Areas, ratios and places of RandomResizedCrop's own draws."""
+    from scipy.stats import ks_2samp
+    from torchvision.transforms import RandomResizedCrop
+
+    torch.manual_seed(0)
+    image = torch.empty(3, *size)
+    drawn = [RandomResizedCrop.get_params(image, [min_area, 1.0], [3 / 4, 4 / 3]) for _ in range(2000)]
+    theirs, ours = np.array(drawn, dtype=float).T, boxes(*size, min_area=min_area).astype(float).T
+    for law in (
+        lambda top, left, height, width: height * width,
+        lambda top, left, height, width: width / height,
+        lambda top, left, height, width: top / np.maximum(1, size[0] - height),
+        lambda top, left, height, width: left / np.maximum(1, size[1] - width),
+    ):
+        compared: Any = ks_2samp(law(*ours), law(*theirs))
+        assert compared.pvalue > 1e-4
 
 
 def test_boxes_lie_anywhere():
@@ -118,22 +140,48 @@ def test_flips_happen_as_often_as_asked():
         assert abs(np.mean(flipped) - probability) < 0.06
 
 
-@pytest.mark.parametrize("size", [(480, 640), (640, 480), (100, 80), (224, 224), (225, 1000), (8, 8)])
-@pytest.mark.parametrize("target", [(224, 224), (32, 32), (96, 64)])
-@pytest.mark.parametrize("resize", ["short_side", "squash"])
-def test_evaluation_images_are_those_of_torchvision(size, target, resize):
-    from torchvision.transforms import functional as tv
+ODD_SIZES = [(480, 640), (375, 500), (500, 333), (333, 301), (303, 256), (225, 1000), (101, 97), (8, 8), (13, 7)]
 
-    data = encode(gradient(*size))
-    image: Any = Image.fromarray(open_image(data).decode())
-    made = EvalTransform(EvalTransformConfig(resize=resize), *target)(data)
-    assert made.shape == (*target, 3)
-    if resize == "squash":
-        expected = tv.resize(image, list(target))
-    elif target[0] != target[1]:
-        return  # torchvision's short side knows squares only
-    else:
-        expected = tv.center_crop(tv.resize(image, round(target[0] / 0.875)), list(target))
-    # torchvision cuts the long side off to whole pixels, we round it: up to a pixel of the gradient lies between
-    step = 255 / (min(made.shape[:2]) * 0.8)
-    assert np.abs(made.astype(int) - np.asarray(expected).astype(int)).max() <= 2 + step
+
+def photo(height: int, width: int) -> np.ndarray:
+    """Coarse noise, magnified: a shift by a pixel is many levels."""
+    noise = np.random.default_rng(height * 1000 + width).integers(0, 256, (height // 6 + 2, width // 6 + 2, 3))
+    return np.array(Image.fromarray(noise.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("fraction", [0.875, 0.9, 0.95, 1.0])
+@pytest.mark.parametrize("side", [224, 97, 32])
+def test_evaluation_images_are_those_of_torchvision(side: int, fraction: float, tmp_path: Path) -> None:
+    """From an image file, as DeiT evaluates: Resize(int(size / share)) and CenterCrop(size), bicubic."""
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+    peer: Any = Compose([Resize(int(side / fraction), InterpolationMode.BICUBIC), CenterCrop(side)])
+    made = EvalTransform(EvalTransformConfig(crop_fraction=fraction, resize_filter="bicubic_aa"), side, side)
+    for size in ODD_SIZES:
+        path = tmp_path / "photo.png"
+        Image.fromarray(photo(*size)).save(path)
+        with Image.open(path) as image:
+            expected = np.asarray(peer(image.convert("RGB"))).astype(int)
+        difference = np.abs(made(path.read_bytes()).astype(int) - expected)
+        assert difference.max() <= 2 and difference.mean() < 0.3, (size, difference.max())
+
+
+@pytest.mark.parametrize("mode", ["center", "squash"])
+@pytest.mark.parametrize(
+    ("target", "share"), [((224, 224), 0.9), ((96, 64), 0.875), ((64, 97), 0.93), ((32, 32), 0.95)]
+)
+def test_evaluation_images_are_those_of_timm(target: tuple[int, int], share: float, mode: str, tmp_path: Path) -> None:
+    """From an image file, squares and others; timm's own arguments."""
+    from timm.data.transforms_factory import create_transform
+
+    names = {"interpolation": "bilinear", "crop_mode": mode, "crop_pct": share, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    peer: Any = create_transform((3, *target), is_training=False, **names)
+    resize: Any = "short_side" if mode == "center" else "squash_crop"
+    made = EvalTransform(EvalTransformConfig(resize=resize, crop_fraction=share), *target)
+    for size in ODD_SIZES:
+        path = tmp_path / "photo.png"
+        Image.fromarray(photo(*size)).save(path)
+        with Image.open(path) as image:
+            expected = np.round(peer(image.convert("RGB")).numpy().transpose(1, 2, 0) * 255)
+        difference = np.abs(made(path.read_bytes()).astype(int) - expected)
+        assert difference.max() <= 2 and difference.mean() < 0.3, (size, difference.max())

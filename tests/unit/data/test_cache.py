@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -143,3 +147,119 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SetupError, match=r"cluster\.cache\.dir: .*cannot be made"):
         NodeCache(tmp_path / "file" / "cache", 100)
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Makes a function of ``os`` or ``fcntl`` fail for paths or descriptors of entries, with an error of the system."""
+
+    def fail_with(module: Any, name: str, number: int, *, times: int = 10**9, part: str = "") -> None:
+        real, left = getattr(module, name), [times]
+
+        def failing_call(*args: Any, **kwargs: Any) -> Any:
+            if left[0] and part in str(args[0]):
+                left[0] -= 1
+                raise OSError(number, os.strerror(number))
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, failing_call)
+
+    return fail_with
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_disk_without_locks_is_found_out_at_the_start(tmp_path, failing, number):
+    failing(fcntl, "flock", number)
+    with pytest.raises(SetupError, match=r"cluster\.cache\.dir: .* has no locks .*; name a folder on a local disk"):
+        NodeCache(tmp_path / "cache", 1000)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "number", "message"),
+    [
+        (os, "replace", errno.EIO, "its disk fails"),
+        (os, "replace", errno.EROFS, "cannot be written to .Read-only file system"),
+        (os, "replace", errno.ENOSPC, r"the disk is full before cluster\.cache\.max_bytes \(1,000\)"),
+        (os, "replace", errno.EDQUOT, "the disk is full before"),
+        (os, "pwrite", errno.EIO, "its disk fails"),
+        (os, "pwrite", errno.ENOSPC, "the disk is full before"),
+        (fcntl, "flock", errno.ENOLCK, "has no locks"),
+        (fcntl, "flock", errno.EIO, "its disk fails"),
+    ],
+)
+def test_a_disk_that_refuses_names_the_setting(tmp_path, failing, module, name, number, message):
+    cache = NodeCache(tmp_path / "cache", 1000)
+    failing(module, name, number)
+    with pytest.raises(SetupError, match=rf"cluster\.cache\.dir: {tmp_path}/cache: .*{message}"):
+        cache.get("a", lambda: b"0123456789")
+
+
+def test_room_of_an_entry_that_could_not_be_written_is_given_back(tmp_path, failing):
+    cache = NodeCache(tmp_path / "cache", 1000)
+    failing(os, "replace", errno.ENOSPC, times=1)
+    with pytest.raises(SetupError, match="disk is full"):
+        cache.get("a", lambda: bytes(900))
+    assert cache.used_bytes == on_disk(cache) == 0
+    assert cache.get("a", lambda: bytes(900)) == bytes(900)
+
+
+@pytest.mark.parametrize("name", ["open", "pread"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_an_entry_that_the_disk_does_not_give_back_is_fetched_again(tmp_path, failing, name, number):
+    cache = NodeCache(tmp_path / "cache", 1000)
+    assert cache.get("a", lambda: b"old") == b"old"
+    descriptor = os.open(cache.path("a"), os.O_RDONLY)
+    os.close(descriptor)  # the number that the next file gets
+    failing(os, name, number, times=1, part=str(cache.path("a")) if name == "open" else str(descriptor))
+    assert cache.get("a", lambda: b"new") == b"new"
+    assert cache.get("a", fail) == b"new"
+    assert cache.used_bytes == on_disk(cache) == 3
+
+
+def spoil_length(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:4])
+
+
+def make_folder(path: Path) -> None:
+    path.unlink()
+    (path / "x").mkdir(parents=True)
+
+
+def make_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize("harm", [spoil_length, make_folder, make_link])
+def test_a_damaged_entry_is_dropped_and_fetched_again(tmp_path, harm):
+    cache = NodeCache(tmp_path / "cache", 1000)
+    cache.get("a", lambda: b"0123456789")
+    harm(cache.path("a"))
+    assert cache.get("a", lambda: b"9876543210", start=2, size=6) == b"765432"
+    assert cache.get("a", fail, start=2, size=6) == b"765432"
+
+
+@pytest.mark.parametrize("usage", [b"", b"\xff" * 16, b"abc", b"\x7f" * 16])
+def test_damaged_bookkeeping_is_made_anew(tmp_path, usage):
+    cache = NodeCache(tmp_path / "cache", 100)
+    cache.get("a", lambda: bytes(60))
+    (tmp_path / "cache" / "usage").write_bytes(usage)
+    for name in "bcd":
+        cache.get(name, lambda: bytes(60))
+        assert on_disk(cache) <= 100
+    assert cache.used_bytes == on_disk(cache)
+
+
+def test_a_cleaner_of_old_files_may_come_by(tmp_path):
+    cache = NodeCache(tmp_path / "cache", 1000)
+    for name in "abc":
+        shutil.rmtree(tmp_path / "cache")
+        assert cache.get(name, lambda: b"0123456789") == b"0123456789"
+        assert name in cache
+
+
+def test_a_disk_that_became_read_only_still_gives_what_it_has(tmp_path, failing):
+    cache = NodeCache(tmp_path / "cache", 1000)
+    cache.get("a", lambda: b"0123456789")
+    failing(os, "utime", errno.EROFS)
+    assert cache.get("a", fail) == b"0123456789"

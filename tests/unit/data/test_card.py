@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from pretrain.data.card import Card, encode_classes, load_classes
 from pretrain.data.sources import open_sources
 from pretrain.errors import DataError
-from tests.unit.data.sets import experiment, write_set
+from tests.unit.data.sets import experiment, vector_of, write_set
 
 
 @pytest.fixture
@@ -49,6 +50,12 @@ def _edit(folder, **values):
         (lambda folder: (folder / "card.json").unlink(), "card.json: No such file.*not completely packed"),
         (lambda folder: _edit(folder, version=2), "not a card of version 1: version"),
         (lambda folder: _edit(folder, surprise=1), "surprise"),
+        (lambda folder: _edit(folder, num_classes=8), "card.json was changed or damaged: one of num_samples"),
+        (lambda folder: _edit(folder, facts_digest="0" * 32), "card.json was changed or damaged"),
+        (lambda folder: _edit(folder, class_counts=[9, 0, 0, 0, 0, 0, 0]), "card.json was changed or damaged"),
+        (lambda folder: (folder / "card.json").write_text("[" * 100_000), "not a card of version 1"),
+        (lambda folder: (folder / "card.json").write_bytes(b"\xff\xfe"), "not a card of version 1"),
+        (lambda folder: _edit(folder, num_samples=1e400), "not a card of version 1"),
         (lambda folder: (folder / "classes.csv").write_text("index,id,name\n"), "classes.csv was changed"),
     ],
 )
@@ -64,3 +71,46 @@ def test_a_config_for_another_set_is_refused(folder, key, value):
     message = rf"the card says {key} \d, the config says data.{key} {value}\. Set data.{key}"
     with pytest.raises(DataError, match=message):
         open_sources(config)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_samples": 10}, "num_samples is 10, index.json has 9"),
+        ({"num_shards": 3}, "num_shards is 3, index.json has 2"),
+        ({"num_bytes": 7}, "num_bytes is 7, index.json has"),
+        ({"max_labels": 2}, "max_labels is 2, index.json has 1"),
+        ({"num_classes": 10**30}, "num_classes is 1,000,"),
+        ({"labels": "mask"}, "labels is mask, index.json has the target labels"),
+        ({"class_counts": [1, 2]}, "class_counts are not 7 numbers"),
+        ({"class_counts": [-1, 2, 2, 2, 2, 2, 2]}, "class_counts are not 7 numbers"),
+        ({"index_digest": "0"}, "come from two packs"),
+    ],
+)
+def test_a_card_of_an_earlier_version_must_fit_the_table(folder, values, message):
+    _edit(folder, facts_digest="", **values)
+    with pytest.raises(DataError, match=message):
+        open_sources(experiment(folder, 9))
+
+
+@pytest.mark.parametrize("facts_digest", [True, False])
+@pytest.mark.parametrize("name", ["target_mean", "target_std"])
+@pytest.mark.parametrize("change", [lambda found: found * (1 + 1e-4), lambda found: -1.0, lambda found: float("nan")])
+def test_the_units_of_a_regression_are_those_of_its_vectors(tmp_path, facts_digest, name, change):
+    """With the digest in the card; and without, as earlier versions wrote it, by the vectors themselves."""
+    folder = write_set(tmp_path / "set", [5, 0, 4], target="vector")
+    card = json.loads((folder / "card.json").read_text())
+    own = {} if facts_digest else {"facts_digest": ""}
+    _edit(folder, **own)
+    config = experiment(folder, 9, objective__name="regression")
+    opened = open_sources(config)[0].packed.card
+    vectors = np.array([vector_of(number) for number in range(9)])
+    assert np.allclose(opened.target_mean, vectors.mean(axis=0)) and np.allclose(opened.target_std, vectors.std(axis=0))
+    _edit(folder, **own, **{name: [change(card[name][0]), *card[name][1:]]})
+    with pytest.raises(DataError, match=r"card\.json"):
+        open_sources(config)
+
+
+def test_a_licence_may_be_written_into_a_card(folder):
+    _edit(folder, licence="CC0")
+    assert open_sources(experiment(folder, 9))[0].packed.card.licence == "CC0"

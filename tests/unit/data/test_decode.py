@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pretrain.data import decode
-from pretrain.data.decode import decode_strictly, open_image
+from pretrain.data import opening
+from pretrain.data.decode import open_image
 from pretrain.data.faults import BadSample
+from pretrain.data.opening import decode_strictly
 
 HEIGHT, WIDTH = 48, 64
 ORIENTATION = 0x0112
@@ -99,14 +100,25 @@ def test_sixteen_bits_keep_their_upper_eight(image_format):
     [
         (np.array([[0, 200, 255]], dtype=np.int32), [0, 200, 255]),
         (np.array([[0, 200, 65535]], dtype=np.int32), [0, 0, 255]),
-        (np.array([[0, 0.5, 1]], dtype=np.float32), [0, 127, 255]),
-        (np.array([[0, 100, 300]], dtype=np.float32), [0, 100, 255]),
+        (np.array([[0, 200 << 16, (1 << 24) - 1]], dtype=np.int32), [0, 200, 255]),
+        (np.array([[0, 100 << 23, (1 << 31) - 1]], dtype=np.int32), [0, 100, 255]),
+        (np.array([[0, 0.5, 1]], dtype=np.float32), [0, 128, 255]),
+        (np.array([[0, 0.5, 1.001]], dtype=np.float32), [0, 128, 255]),
+        (np.array([[0, 100, 255]], dtype=np.float32), [0, 100, 255]),
+        (np.array([[0, 100 * 257, 65535]], dtype=np.float32), [0, 100, 255]),
         (np.array([[0, np.nan, 1]], dtype=np.float32), [0, 0, 255]),
     ],
 )
 def test_deep_grey(values, expected):
     pixels = open_image(encode(Image.fromarray(values), "TIFF")).decode()
     assert pixels[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("values", [[[-3, 200]], [[-0.5, 0.5]], [[0, 1e6]], [[0, np.inf]]])
+def test_grey_in_no_known_range_is_refused(values):
+    data = np.array(values, dtype=np.float32 if any(isinstance(value, float) for value in values[0]) else np.int32)
+    with pytest.raises(BadSample, match="convert it to 8 bits"):
+        open_image(encode(Image.fromarray(data), "TIFF"))
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "WEBP"])
@@ -154,15 +166,16 @@ def test_the_reason_of_two_equal_failures_is_equal():
             decode_strictly(b"hello")
         return str(caught.value)
 
-    assert reason() == reason() == "decode: UnidentifiedImageError: cannot identify image file"
+    assert reason() == reason()
+    assert reason().startswith("decode: not an image, or its first bytes are damaged; formats that are read: ")
 
 
 @pytest.mark.parametrize("data", [JPEG, PNG], ids=["jpeg", "png"])
 def test_too_many_pixels_are_refused_before_decoding(data, monkeypatch):
-    monkeypatch.setattr(decode, "MAX_PIXELS", HEIGHT * WIDTH - 1)
+    monkeypatch.setattr(opening, "MAX_PIXELS", HEIGHT * WIDTH - 1)
     with pytest.raises(BadSample, match="too_large: 64×48 pixels"):
         open_image(data)
-    monkeypatch.setattr(decode, "MAX_PIXELS", HEIGHT * WIDTH)
+    monkeypatch.setattr(opening, "MAX_PIXELS", HEIGHT * WIDTH)
     open_image(data).decode()
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from pretrain.data.faults import Fault, FaultLog
 from pretrain.errors import DataError
+from tests.faulty_disk import FaultyDisk, using
 
 
 def fault(sample_id: int, shard: str = "shard-000000.tar", kind: str = "crc") -> Fault:
@@ -36,3 +37,19 @@ def test_the_limit_is_a_share_of_the_set(rate, allowed):
         return
     with pytest.raises(DataError, match=rf"{allowed + 1} of 1000 samples .* shard shard-000000.tar, member .*jpg, crc"):
         log.add([fault(allowed)])
+
+
+def test_a_full_disk_ends_nothing_and_is_told_once(tmp_path, capsys):
+    """The samples count all the same; what is missing in the file is written when there is room again."""
+    log = FaultLog(1000, 0.5, tmp_path / "quarantine" / "rank-00000.jsonl")
+    with using(FaultyDisk("ENOSPC", 0, lasting=True)):
+        log.add([fault(1), fault(2)])
+    assert capsys.readouterr().err.count("No space left on device") == 1
+    log.add([fault(3)])
+    assert log.num_bad == 3 and log.path is not None
+    assert [json.loads(line)["sample_id"] for line in log.path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_run_folder_that_vanished_is_not_made_again(tmp_path):
+    FaultLog(1000, 0.5, tmp_path / "run" / "quarantine" / "rank-00000.jsonl").add([fault(1)])
+    assert not (tmp_path / "run").exists()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -118,6 +120,132 @@ def test_a_table_that_cannot_be_trusted_is_refused(tmp_path, damage, message):
     damage(folder)
     with pytest.raises(DataError, match=message):
         ShardTable.load(folder)
+
+
+def _rewrite(folder, **changes):
+    """A table as a foreign program may write it: consistent with its own digest."""
+    content = json.loads((folder / "index.json").read_text()) | changes
+    body = {name: value for name, value in content.items() if name != "digest"}
+    rows = body["shards"] or []
+    body["num_samples"] = sum(row[1] for row in rows if isinstance(row, list) and isinstance(row[1], int))
+    text = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+    body["digest"] = hashlib.blake2b(text, digest_size=16).hexdigest()
+    (folder / "index.json").write_text(json.dumps(body))
+
+
+ROW = ["shard-000000.tar", 5, 10240, "0" * 32]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_classes": -1}, "num_classes is out of range"),
+        ({"num_classes": True}, "num_classes is out of range"),
+        ({"num_classes": 7.0}, "num_classes is 7.0"),
+        ({"num_classes": 10**400}, "num_classes is out of range"),
+        ({"num_classes": "7"}, "num_classes is 7"),
+        ({"max_labels": None}, "max_labels is None"),
+        ({"max_labels": 2**40}, "max_labels is out of range"),
+        ({"target": "boxes"}, "target is 'boxes'"),
+        ({"target": ["labels"]}, "target is"),
+        ({"shards": None}, "no list of shards"),
+        ({"shards": {"a": 1}}, "no list of shards"),
+        ({"shards": [ROW, 7]}, "shard 1 is not a list"),
+        ({"shards": [[*ROW, 1]]}, "shard 0 is not a list"),
+        ({"shards": [["a.tar", -1, 10240, "0"]]}, "num_samples of shard 0 is out of range"),
+        ({"shards": [["a.tar", 1, 2**60, "0"]]}, "num_bytes of shard 0 is out of range"),
+        ({"shards": [["a.tar", 1, 10240, None]]}, "name or records of shard 0"),
+        ({"shards": [[7, 1, 10240, "0"]]}, "name or records of shard 0"),
+        ({"shards": [ROW, ROW]}, r"the shard shard-000000\.tar is there twice"),
+        ({"shards": [["a.tar", 10**9, 10240, "0"]]}, "1,000,000,000 samples do not fit into the 10,240 bytes"),
+        ({"shards": [["../a.tar", 1, 10240, "0"]]}, "the shard's name '../a.tar' is not safe"),
+    ],
+)
+def test_a_foreign_table_is_believed_in_nothing(tmp_path, changes, message):
+    folder = write_set(tmp_path / "set", SIZES)
+    _rewrite(folder)
+    ShardTable.load(folder)
+    _rewrite(folder, **changes)
+    with pytest.raises(DataError, match=message):
+        ShardTable.load(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 200_000, '{"format":' * 100_000, '{"format": "webdataset-index", "version": 1e999}', "\xff", "1" * 5000],
+)
+def test_json_of_any_shape_is_an_error(tmp_path, text):
+    (tmp_path / "index.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=r"index\.json"):
+        ShardTable.load(tmp_path)
+
+
+def _change_records(folder, shard, **columns):
+    """Writes a record file anew, and the table to fit: what an index from elsewhere may hold."""
+    path = folder / f"shard-00000{shard}.records.safetensors"
+    data = path.read_bytes()
+    info = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["info"])
+    arrays = safetensors.numpy.load(data)
+    for name, change in columns.items():
+        arrays[name] = change(arrays[name].copy())
+    data = safetensors.numpy.save(arrays, metadata={"info": json.dumps(info)})
+    path.write_bytes(data)
+    rows = json.loads((folder / "index.json").read_text())["shards"]
+    rows[shard][3] = hashlib.blake2b(data, digest_size=16).hexdigest()
+    _rewrite(folder, shards=rows)
+
+
+def _put(place, value):
+    def change(array):
+        array[place] = value
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"offsets": _put(2, 10**15)}, "record 2: offsets and sizes lie outside the"),
+        ({"offsets": _put(2, -1)}, "record 2: offsets and sizes lie outside the"),
+        ({"sizes": _put(1, -5)}, "record 1: offsets and sizes"),
+        ({"sizes": _put(1, 2**62)}, "record 1: offsets and sizes"),
+        ({"labels": _put(3, 7)}, "the label 7 is none of the 7 classes"),
+        ({"labels": _put(3, -1)}, "the label -1 is none of the 7 classes"),
+        ({"label_starts": _put(1, 3)}, "label_starts do not cut labels"),
+        ({"label_starts": _put(slice(None), [0, 0, 2, 3, 4, 5])}, "record 1: more than 1 labels"),
+        ({"label_starts": _put(-1, 4)}, "label_starts do not cut labels"),
+        ({"member_starts": _put(0, 1)}, "member_starts do not cut members"),
+        ({"crc32": lambda array: array[:-1]}, "4 crc32 of 5 records"),
+        ({"source_starts": lambda array: array[:-1]}, "source_starts do not cut sources"),
+        ({"labels": lambda array: array.astype(np.int64)}, "column labels is not of the kind I32"),
+    ],
+)
+def test_a_foreign_record_file_is_believed_in_nothing(tmp_path, columns, message):
+    folder = write_set(tmp_path / "set", SIZES)
+    _change_records(folder, 0)
+    assert ShardReader(ShardTable.load(folder)).read(4).labels == (4,)
+    _change_records(folder, 0, **columns)
+    with pytest.raises(DataError, match=message):
+        ShardReader(ShardTable.load(folder)).read(4)
+
+
+def test_labels_that_are_written_over_are_not_trained_on(tmp_path):
+    """The file is mapped, so the change would show at once; and its length and time may stay as they were."""
+    folder = write_set(tmp_path / "set", SIZES)
+    reader = ShardReader(ShardTable.load(folder))
+    assert reader.places(np.arange(5), 1)[1][:, 0].tolist() == [0, 1, 2, 3, 4]
+    path = folder / "shard-000000.records.safetensors"
+    data, info = path.read_bytes(), path.stat()
+    labels = np.array([0, 1, 2, 3, 4], "<i4").tobytes()
+    with open(path, "r+b") as file:
+        file.write(data.replace(labels, labels[::-1]))
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    assert path.read_bytes() != data
+    with pytest.raises(DataError, match=r"not the file that index\.json was made with"):
+        reader.places(np.arange(5), 1)
+    path.write_bytes(data)  # put right again, in place
+    assert reader.places(np.arange(5), 1)[1][:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
 def _flip(path, at):

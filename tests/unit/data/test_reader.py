@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from pretrain.data import reader as reader_module
-from pretrain.data.decode import Decoded, decode_strictly
 from pretrain.data.faults import BadSample
 from pretrain.data.index import PADDING_LABEL, ShardTable
+from pretrain.data.opening import Decoded, decode_strictly
 from pretrain.data.reader import MixedReader, Sample, ShardReader
 from pretrain.data.store import LocalStore
 from pretrain.errors import DataError

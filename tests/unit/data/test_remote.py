@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from pretrain.data import remote_store as remote_store_module
+from pretrain.data import sources as sources_module
 from pretrain.data import transport as transport_module
 from pretrain.data.index import ShardTable
 from pretrain.data.lanes import allowed_worlds
@@ -17,8 +20,9 @@ from pretrain.data.reader import ShardReader
 from pretrain.data.stream import EvalStream, TrainStream
 from pretrain.errors import ConfigError, DataError
 from tests.faulty_server import KINDS, folder_server, proxy_server, running
-from tests.s3_server import put_folder, s3_server
+from tests.s3_server import client_of, put_folder, s3_server
 from tests.unit.data.sets import experiment, write_set
+from tests.unit.data.test_http_client import Handler, endless, serving
 from tests.unit.data.test_reader import damage
 from tests.unit.data.test_stream import by_slot
 
@@ -91,6 +95,20 @@ def test_a_web_server_gives_what_a_folder_gives(folder, tmp_path, local):
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_s3_store_gives_what_a_folder_gives(bucket, tmp_path, local, num_workers):
     assert drawn(s3_settings(bucket, tmp_path / "cache", cluster__num_workers=num_workers)) == local
+
+
+@pytest.mark.parametrize("prefix", ["set#1", "what?v=2", "pct%20x", "a b+c&d", "고양이", "dot./x", "double//slash"])
+def test_a_key_in_a_store_is_taken_as_it_is_written(folder, bucket, tmp_path, local, prefix):
+    """Beside each is the set of another content that a URL parser would read in its place."""
+    name = f"keys-{abs(hash(prefix)) % 10**9}"
+    put_folder(bucket, folder, name, f"{prefix}/train")
+    other = write_set(tmp_path / "other", [NUM])
+    for mistaken in ("set", "what", "pct x", "dot/x", "double/slash"):
+        for file in sorted(other.iterdir()):
+            client_of(bucket).upload_file(str(file), name, f"{mistaken}/train/{file.name}")
+    remote = {"timeout_s": 5, "attempts": 2, "s3_endpoint": bucket}
+    config = settings(f"s3://{name}/{prefix}/train", tmp_path / "cache", cluster__remote=remote)
+    assert drawn(config, num_steps=2) == {slot: local[slot] for slot in drawn(config, num_steps=2)}
 
 
 PRINT_PART = """
@@ -339,3 +357,65 @@ def test_what_is_read_fetched_and_tried_again_is_counted(folder, tmp_path):
     assert counts == {"bytes_read": bytes_read, "bytes_fetched": sent / 2, "fetch_retries": len(parts)}
     again = second.tally.figures(second.tally.totals())
     assert again == {"bytes_read": bytes_read, "bytes_fetched": 0, "fetch_retries": 0, "cache_hit_rate": 1}
+
+
+def damage_copies(cache: Path, of: str) -> int:
+    """Flips a byte in the middle of what the node keeps: of chunks, of record files, or of tables and cards."""
+    changed = 0
+    for path in sorted(cache.rglob("*")):
+        is_records = path.is_file() and b"member_starts" in path.read_bytes()
+        kind = "sets" if "sets" in path.parts else "records" if is_records else "chunks"
+        if path.is_file() and kind == of and ("entries" in path.parts or kind == "sets"):
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(bytes(data))
+            changed += 1
+    return changed
+
+
+@pytest.mark.parametrize(("of", "at_least"), [("chunks", 4), ("records", 4), ("sets", 3)])
+def test_what_was_damaged_on_the_node_is_fetched_again(folder, tmp_path, local, of, at_least):
+    """By the next start, without a word and without anybody emptying the cache."""
+    with running(folder_server(folder.parent)) as server:
+        config = settings(f"{server.url}/train", tmp_path / "cache")
+        assert drawn(config) == local
+        assert damage_copies(tmp_path / "cache", of) >= at_least
+        stream = TrainStream(config, 0, 1, 4)
+        assert by_slot([list(stream.iterate(0, 14))]) == local
+        assert stream.faults.num_bad == 0
+        before = server.requests
+        assert drawn(config) == local  # and is kept
+        assert server.requests == before + 3
+
+
+def test_a_record_file_that_is_another_on_the_server_is_named(folder, tmp_path):
+    copy = tmp_path / "www" / "train"
+    shutil.copytree(folder, copy)
+    path = copy / "shard-000003.records.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x07")
+    with running(folder_server(copy.parent)) as server:
+        config = settings(f"{server.url}/train", tmp_path / "cache")
+        expected = (
+            rf"{server.url}/train/shard-000003\.records\.safetensors: not the file that index\.json was made with"
+        )
+        with pytest.raises(DataError, match=expected):
+            list(TrainStream(config, 0, 1, 4).iterate(0, 14))
+
+
+@pytest.mark.parametrize("name", ["index.json", "shard-000003.records.safetensors"])
+def test_a_table_without_an_end_is_given_up(folder, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(sources_module, "LARGEST_TABLE", 1 << 20)
+    monkeypatch.setattr(remote_store_module, "RECORDS_BYTES", 1 << 20)
+
+    def handle(handler: Handler) -> None:
+        path = folder / handler.path.rpartition("/")[2]
+        if path.name == name:
+            endless(handler)
+        data = path.read_bytes()
+        first, _, last = handler.headers.get("Range", f"bytes=0-{len(data)}").removeprefix("bytes=").partition("-")
+        handler.give(206 if "Range" in handler.headers else 200, data[int(first) : int(last) + 1])
+
+    with serving(handle) as (url, _):
+        config = settings(f"{url}/train", tmp_path / "cache")
+        with pytest.raises(DataError, match=rf"{name}: the answer is longer than [\d,]+ bytes; given up"):
+            list(TrainStream(config, 0, 1, 4).iterate(0, 14))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
+from pretrain.data.card import Card
 from pretrain.data.faults import Fault
 from pretrain.data.index import ShardTable
 from pretrain.data.lanes import allowed_worlds
@@ -358,7 +359,7 @@ def test_sets_of_other_classes_do_not_mix(tmp_path, folder):
     (other / "classes.csv").write_text(classes)
     card = json.loads((other / "card.json").read_text())
     card["classes_digest"] = digest(classes.encode())
-    (other / "card.json").write_text(json.dumps(card))
+    (other / "card.json").write_bytes(Card.model_validate(card).to_json())
     with pytest.raises(DataError, match=r"same classes, .* differ: class 3 is 'c3 class 3' and 'c3 class three'"):
         TrainStream(mixed([folder, other], [NUM, 20]), 0, 1, 16)
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score
 
+from pipelines import segmenter as segmenter_module
 from pipelines.__main__ import main
 from pipelines.network import stack
-from pipelines.segmenter import load_segmenter
+from pipelines.segmenter import class_of_pixels, load_segmenter
 from pretrain.data.card import load_classes
 from pretrain.data.index import ShardTable
 from pretrain.data.masks import read_mask
@@ -102,3 +104,15 @@ def test_export_leaves_the_head_behind_and_says_so(
     code, _, error = run(capsys, *common)
     assert code == 2 and "dense head" in error and "--drop-head" in error
     assert run(capsys, *common, "--drop-head")[0] == 0
+
+
+def test_bands_of_a_large_image_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(1, 5, 7, 9, generator=torch.Generator().manual_seed(0))
+    whole = torch.nn.functional.interpolate(logits, (61, 83), mode="bilinear", align_corners=False)[0]
+    for most in (1, 5 * 83 * 4, 5 * 83 * 60):
+        monkeypatch.setattr(segmenter_module, "MOST_LOGITS", most)
+        found = class_of_pixels(logits, 61, 83)
+        best, second = whole.topk(2, dim=0).values
+        clear = (best - second > 1e-5).numpy()
+        assert clear.mean() > 0.99
+        np.testing.assert_array_equal(found[clear], whole.argmax(0).numpy()[clear])

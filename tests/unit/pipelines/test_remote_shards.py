@@ -11,6 +11,7 @@ import pytest
 
 from pipelines.__main__ import main
 from pretrain.data import transport
+from pretrain.data.card import encode_classes, load_classes
 from pretrain.data.index import ShardTable
 from pretrain.data.reader import ShardReader
 from tests.faulty_server import Server, folder_server, running
@@ -125,3 +126,15 @@ def test_what_is_not_there_is_named(stores, place, message, tmp_path, capsys):
     code = main(["verify", f"{stores.http.url}/{place}", "--out", str(tmp_path), "--workers", "1"])
     said = capsys.readouterr()
     assert code in (1, 2) and message in said.out + said.err
+
+
+@pytest.mark.parametrize("kind", ["http", "s3"])
+def test_the_classes_beside_remote_shards_are_read(stores, kind, tmp_path, capsys):
+    base, options = stores.place(kind)
+    (stores.folder / "classes.csv").write_bytes(encode_classes([("n1", "ant"), ("n2", "bee"), ("n3", "crane")]))
+    put_folder(stores.s3, stores.folder, "foreign", "sets")
+    try:
+        assert main(["pack", "webdataset", f"{base}x-{{000..001}}.tar", "--out", str(tmp_path / "out"), *options]) == 0
+    finally:
+        (stores.folder / "classes.csv").unlink()
+    assert load_classes(tmp_path / "out" / "train") == [("n1", "ant"), ("n2", "bee"), ("n3", "crane")]

@@ -1,0 +1,112 @@
+"""Finds a class by what a person writes: its id, its name, or its number."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from pretrain.errors import DataError
+
+Classes = Sequence[tuple[str, str]]  # (id, name) in the order of the numbers
+WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")  # ASCII only: str.isdecimal knows the digits of every script
+
+
+class ClassLookup:
+    """Ids come first, then names that only one class has, then numbers counted from 0.
+
+    Where an id is itself a whole number, whole numbers are always ids: one text never means a position in one place
+    and an id in another.
+
+    Args:
+        classes: (id, name) in the order of the numbers.
+        where: whose they are, for messages.
+    """
+
+    def __init__(self, classes: Classes, where: str) -> None:
+        self.classes, self.where = classes, where
+        self._ids: dict[str, list[int]] = {}
+        self._names: dict[str, list[int]] = {}
+        for number, (identifier, name) in enumerate(classes):
+            self._ids.setdefault(identifier, []).append(number)
+            self._names.setdefault(name, []).append(number)
+        self.numbers_are_ids = any(WHOLE_NUMBER.fullmatch(identifier) for identifier in self._ids)
+
+    def __contains__(self, text: str) -> bool:
+        return text in self._ids or text in self._names
+
+    def find(self, text: str) -> int:
+        """The number of a class.
+
+        Raises:
+            DataError: no such class, or several.
+        """
+        for kind, known in (("id", self._ids), ("name", self._names)):
+            if found := known.get(text):
+                if len(found) > 1:
+                    raise DataError(self._several(kind, text, found))
+                return found[0]
+        if WHOLE_NUMBER.fullmatch(text) and not self.numbers_are_ids and int(text) < len(self.classes):
+            return int(text)
+        raise DataError(f"{self.where}: {text!r} is not a class; {self.known()}")
+
+    def _several(self, kind: str, text: str, found: list[int]) -> str:
+        shown = ", ".join(f"{number} (id {self.classes[number][0]})" for number in found[:4])
+        return f"{self.where}: {len(found)} classes have the {kind} {text!r}: the numbers {shown}; name one by its id"
+
+    def known(self) -> str:
+        """What ``find`` takes, in words."""
+        shown = ", ".join(repr(identifier) for identifier, _ in self.classes[:5])
+        more = ", …" if len(self.classes) > 5 else ""
+        numbers = "" if self.numbers_are_ids else f", or numbers below {len(self.classes)}"
+        return f"there are {len(self.classes)} classes: {shown}{more}{numbers}"
+
+
+def repeated(values: Sequence[str]) -> list[str]:
+    """What occurs more than once, in the order of its first place."""
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def told_apart(classes: Classes) -> list[str]:
+    """The classes' names, each with its id (or number) behind it where several classes share it."""
+    shared = set(repeated([name for _, name in classes]))
+    ids = [identifier for identifier, _ in classes]
+    marks = ids if len(set(ids)) == len(ids) else [str(number) for number in range(len(ids))]
+    return [f"{name} ({mark})" if name in shared else name for (_, name), mark in zip(classes, marks, strict=True)]
+
+
+def differing_class(first: Classes, second: Classes) -> int | None:
+    """The first number that means different classes in two lists; None: nothing contradicts.
+
+    An id that only counts (class 3 has the id 3) says nothing, so names decide; without a name neither do they. Two
+    lists of different lengths differ where the shorter one ends.
+    """
+    for number, (one, other) in enumerate(zip(first, second, strict=False)):
+        if not _agree(one, other, str(number)):
+            return number
+    return None if len(first) == len(second) else min(len(first), len(second))
+
+
+def _agree(one: tuple[str, str], other: tuple[str, str], number: str) -> bool:
+    for bare, named in ((one, other), (other, one)):
+        if bare == (number, number):  # without a name: it may be any class, but not another number
+            return named[0] == number or WHOLE_NUMBER.fullmatch(named[0]) is None
+    return one[1] == other[1] if number in (one[0], other[0]) else one[0] == other[0]
+
+
+def require_same_classes(first: Classes, second: Classes, where: tuple[object, object]) -> None:
+    """Refuses two sets whose numbers mean different classes.
+
+    Raises:
+        DataError: names the first one that differs.
+    """
+    number = differing_class(first, second)
+    if number is None:
+        return
+    if number >= min(len(first), len(second)):
+        raise DataError(f"{where[1]} has {len(second)} classes, {where[0]} {len(first)}; they must be of one set")
+    words = [" ".join(dict.fromkeys(classes[number])) for classes in (first, second)]
+    raise DataError(
+        f"{where[1]} has other classes than {where[0]}, or the same in another order: class {number} is {words[1]!r} "
+        f"there and {words[0]!r} here; pack both together, or one with the other's list of classes (--class-names)"
+    )
