@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from pretrain.errors import UserError
+from pretrain.names import tell
 
 STAGES = {
     "pack": ("pipelines.pack", "images → WebDataset shards with an index and a data set card"),
@@ -31,6 +32,7 @@ STAGES = {
     "export": ("pipelines.export", "trained weights → timm, Hugging Face, Google's .npz or ONNX, checked"),
 }
 INTERRUPTED = 130
+MOST_SHOWN = 200  # characters of a path
 NOT_READ = 141  # as a shell has it for a pipe that was closed
 
 
@@ -38,22 +40,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one stage and returns the exit code; a user's mistake is a few lines on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
+        tell(_usage())
         return 0 if arguments else 2
     stage = arguments[0]
     if stage not in STAGES:
-        print(f"error: unknown stage {stage!r}\n\n{_usage()}", file=sys.stderr)
+        tell(f"error: unknown stage {stage!r}\n\n{_usage()}", file=sys.stderr)
         return 2
     try:
         return importlib.import_module(STAGES[stage][0]).main(arguments[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # the reader, such as head, has heard enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NOT_READ
+    except (
+        OSError
+    ) as error:  # a file or folder that was named, or its disk: too long a name, no permission, an I/O error
+        if error.filename is None:
+            raise
+        name = str(error.filename)
+        tell(f"error: {name[:MOST_SHOWN]}{'…' if len(name) > MOST_SHOWN else ''}: {error.strerror}", file=sys.stderr)
+        return UserError.exit_code
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        tell("interrupted; rerun the same command to continue", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.names import tell
+from pretrain.outputs import check_output_file
 
 EXAMPLES = """\
 examples:
@@ -26,10 +28,11 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("average: name at least two runs, checkpoints or weights files")
     if args.out.suffix != ".safetensors":
         raise ConfigError(f"--out {args.out}: a weights file is written; its name must end in .safetensors")
+    check_output_file(args.out)
     if args.out.exists():
         raise ConfigError(f"--out {args.out} exists; choose another name, or remove it")
     num_parameters = average(args)
-    print(f"{args.out}: the mean of {len(args.sources)} weights, {num_parameters:,} parameters")
+    tell(f"{args.out}: the mean of {len(args.sources)} weights, {num_parameters:,} parameters")
     return 0
 
 
@@ -47,7 +50,7 @@ def average(args: argparse.Namespace) -> int:
 
     total, about, first = {}, None, args.sources[0]
     for source in args.sources:
-        state, metadata = load_source(source, args.weights, lambda line: print(line, file=sys.stderr))
+        state, metadata = load_source(source, args.weights, lambda line: tell(line, file=sys.stderr))
         if about is not None and metadata != about:
             key, theirs, own = changes(about.model_dump(), metadata.model_dump())[0]
             raise CheckpointError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pretrain.config.loader import load_experiment
 from pretrain.errors import ConfigError
+from pretrain.names import tell
 
 if TYPE_CHECKING:
     from pretrain.config.schema.experiment import Experiment
@@ -204,7 +205,7 @@ def main(argv: Sequence[str]) -> int:
         cores=os.cpu_count() or 1,
         num_gpus=_num_gpus(experiment),
     )
-    print(json.dumps(asdict(found)) if options.json else "\n".join(found.lines()))
+    tell(json.dumps(asdict(found)) if options.json else "\n".join(found.lines()))
     return 0
 
 

@@ -19,6 +19,7 @@ from pretrain.config.loader import load_file
 from pretrain.config.schema.chain import ChainConfig
 from pretrain.errors import SetupError
 from pretrain.files import write_atomic
+from pretrain.names import tell
 
 EXAMPLES = """examples:
   python -m pipelines chain --config configs/chains/vit_l16_i21k.yaml --dry-run
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     stages = stages_of(chain, tuple(STAGES))
     require_site()
     if arguments.dry_run:
-        print("\n".join(dry_run(stages)))
+        tell("\n".join(dry_run(stages)))
         return 0
     submit(stages, CHAINS / f"{chain.name}.json")
     return 0
@@ -89,18 +90,18 @@ def submit(stages: Sequence[Stage], state: Path) -> dict[str, str]:
             _sbatch(["sbatch", "--test-only", *stage.words], stage)
     for stage in stages:
         if stage not in todo:
-            print(f"{stage.name:<10} done")
+            tell(f"{stage.name:<10} done")
             continue
         if stage.name in running:
             waiting[stage.name] = running[stage.name]
-            print(f"{stage.name:<10} job {running[stage.name]} is on its way")
+            tell(f"{stage.name:<10} job {running[stage.name]} is on its way")
             continue
         after = [waiting[name] for name in stage.after if name in waiting]
         job = _sbatch(command(stage, after), stage).strip().split(";")[0]
         waiting[stage.name] = jobs[stage.name] = job
         state.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(state, json.dumps(jobs, indent=1))  # after each: a second call must know of this one
-        print(f"{stage.name:<10} job {job}" + (f", after {', '.join(after)}" if after else ""), flush=True)
+        tell(f"{stage.name:<10} job {job}" + (f", after {', '.join(after)}" if after else ""), flush=True)
     return waiting
 
 

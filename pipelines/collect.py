@@ -20,6 +20,9 @@ from pipelines.sweep import RESULT_FILE as SWEEP_FILE
 from pipelines.vtab_tasks import GROUPS, TASKS, Group, task_of, why_not
 from pretrain.errors import DataError
 from pretrain.files import write_atomic
+from pretrain.names import tell
+from pretrain.outputs import check_output_file
+from pretrain.redaction import redacted
 from pretrain.telemetry.metrics import is_share
 
 SUFFIXES = (".md", ".csv", ".html")
@@ -76,13 +79,14 @@ def main(argv: Sequence[str]) -> int:
     for out in args.out:
         if out.suffix not in SUFFIXES:
             raise DataError(f"--out {out}: the name must end in {', '.join(SUFFIXES)}, which says the format")
+        check_output_file(out)
     rows = [row for folder in args.folders for row in rows_of(folder)]
     rows.sort(key=lambda row: (row.dataset, row.source, row.metric))
     means, notes = vtab_means(rows)
     rows += means
-    print(markdown(rows))
+    tell(markdown(rows))
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        tell(f"note: {note}", file=sys.stderr)
     for out in args.out:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, WRITERS[out.suffix](rows))
@@ -124,7 +128,7 @@ def _of_sweep(path: Path, result: dict[str, Any]) -> Iterator[Row]:
             num_seeds=len(spread["values"]),
             best=result["best"].removeprefix("dev_"),
             hours=sum(job["seconds"] for job in jobs) * result["ranks"] / 3600,
-            command=result["command"],
+            command=redacted(result["command"]),
             values=tuple(factor * value for value in spread["values"]),
             beside=_beside(path.parent.name, metric, result.get("data", {})),
             data=result.get("data", {}),
@@ -197,7 +201,7 @@ def _of_probe(path: Path, result: dict[str, Any]) -> Iterator[Row]:
             num_seeds=spread["num_seeds"],
             best=f"l2 {result['chosen']['l2']:g}" if metric.startswith("logistic") else "",
             hours=result["seconds"] * result["ranks"] / 3600,
-            command=result["command"],
+            command=redacted(result["command"]),
         )
 
 

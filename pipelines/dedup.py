@@ -27,8 +27,11 @@ from pipelines.deduplication.report import Pair, write_report
 from pipelines.deduplication.sets import ImageSet
 from pipelines.packing.pool import run_tasks
 from pipelines.progress import LazyBar
+from pretrain.data.ledger import MOST_EXAMPLES, Ledger
 from pretrain.errors import ConfigError
 from pretrain.files import write_atomic
+from pretrain.names import shown, tell
+from pretrain.outputs import check_output_folder
 
 IMAGES_AT_ONCE = 200_000
 LOOKS_PER_TASK = 500
@@ -43,32 +46,33 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     if not 0 < args.threshold <= 1 or not 0 <= args.radius <= 16:
         raise ConfigError("--threshold must lie in (0, 1] and --radius in 0 … 16")
+    check_output_folder(args.out)
     summary = deduplicate(args)
     if args.json:
-        print(json.dumps(summary))
+        tell(json.dumps(summary))
         return 0
-    print(f"{summary['num_upstream']:,} images against {summary['num_test']:,} of {len(args.against)} test sets")
+    tell(f"{summary['num_upstream']:,} images against {summary['num_test']:,} of {len(args.against)} test sets")
     for how, count in summary["found"].items():
-        print(f"  {count:>8,}  {how}")
-    print(f"{summary['num_dropped']:,} images to drop: {args.out / 'drop.jsonl'}, shown in {args.out / 'report.html'}")
-    if summary["num_unreadable"] or summary["num_flat"]:
-        print(
-            f"not compared: {summary['num_unreadable']} unreadable; {summary['num_flat']} too flat, exact copies only"
-        )
+        tell(f"  {count:>8,}  {how}")
+    tell(f"{summary['num_dropped']:,} images to drop: {args.out / 'drop.jsonl'}, shown in {args.out / 'report.html'}")
+    for line in Ledger.of_dict(summary["ledger"]).lines():
+        tell(line)
     return 0
 
 
 def deduplicate(args: argparse.Namespace) -> dict[str, Any]:
     """Finds and writes everything; returns the summary."""
-    started = time.monotonic()
-    upstream = ImageSet.open(args.upstream)
-    tests = [ImageSet.open(path) for path in args.against]
+    started, ledger = time.monotonic(), Ledger()
+    upstream = ImageSet.open(args.upstream, ledger)
+    tests = [ImageSet.open(path, ledger) for path in args.against]
     workers = args.workers or len(os.sched_getaffinity(0))
     args.out.mkdir(parents=True, exist_ok=True)
     folder = args.out / "prints"
     jobs = [PrintJob(images, folder, VIEWS, True) for images in tests]
     job = PrintJob(upstream, folder, COARSE_VIEWS, False)
-    num_unreadable = sum(_make_all(one, workers) for one in [*jobs, job])
+    for one in [*jobs, job]:
+        _make_all(one, workers)
+        _account(ledger, one)
     test_prints = _joined([Prints.load(one.path(part)) for one in jobs for part in range(len(one.images.parts))])
     side = TestSide(test_prints)
     names = [(images, part, key) for images in tests for part in range(len(images.parts)) for key in images.keys(part)]
@@ -76,10 +80,8 @@ def deduplicate(args: argparse.Namespace) -> dict[str, Any]:
     for place, (images, part, _) in enumerate(names):
         first_of_part.setdefault((images.folder, part), place)
     pairs: list[Pair] = []
-    num_flat = 0
     for parts in _chunks(upstream):
         prints = _joined([Prints.load(job.path(part)) for part in parts])
-        num_flat += int((~prints.usable).sum())
         owners = [(part, index) for part in parts for index in range(upstream.sizes[part])]
         keys = {part: upstream.keys(part) for part in parts}
         for match in _matches(side, prints, args, workers):
@@ -91,27 +93,41 @@ def deduplicate(args: argparse.Namespace) -> dict[str, Any]:
     lines = [json.dumps(_line(upstream, pair)) for pair in pairs]
     write_atomic(args.out / "drop.jsonl", "".join(f"{line}\n" for line in lines))
     summary = {
-        "upstream": str(args.upstream),
-        "against": [str(path) for path in args.against],
+        "upstream": shown(args.upstream),
+        "against": [shown(path) for path in args.against],
         "num_upstream": upstream.num_images,
         "num_test": len(names),
         "num_dropped": len(pairs),
         "found": dict(sorted(Counter(pair.match.how for pair in pairs).items())),
-        "num_unreadable": num_unreadable,
-        "num_flat": num_flat - num_unreadable if num_flat > num_unreadable else num_flat,
+        "ledger": ledger.to_dict(),
         "threshold": args.threshold,
         "radius": args.radius,
         "seconds": round(time.monotonic() - started, 1),
     }
+    ledger.check(args.upstream)
     write_report(args.out / "report.html", upstream, pairs, summary)
     write_atomic(args.out / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
-def _make_all(job: PrintJob, workers: int) -> int:
+def _account(ledger: Ledger, job: PrintJob) -> None:
+    """Tells the ledger which images of a set can be compared."""
+    kind = f"images of {shown(job.images.name)}"
+    ledger.found(kind, job.images.num_images)
+    for part in range(len(job.images.parts)):
+        prints, names = Prints.load(job.path(part)), job.images.keys(part)
+        flat = prints.readable & ~prints.usable
+        ledger.used(kind, "compared", int(prints.usable.sum()))
+        for reason, which in (("cannot be read", ~prints.readable), ("too flat: exact copies only", flat)):
+            rows = np.flatnonzero(which).tolist()
+            ledger.lost(kind, reason, *(names[row] for row in rows[:MOST_EXAMPLES]), count=len(rows))
+
+
+def _make_all(job: PrintJob, workers: int) -> None:
     parts = range(len(job.images.parts))
     with LazyBar(f"hashing {job.images.name}", job.images.num_images, "images") as bar:
-        return sum(run_tasks(make_prints, parts, job, min(workers, len(parts)), bar.show))
+        for _ in run_tasks(make_prints, parts, job, min(workers, len(parts)), bar.show):
+            pass
 
 
 def _chunks(images: ImageSet) -> Iterator[list[int]]:
@@ -151,13 +167,14 @@ def _pictures(one: Candidate, prints: Prints, side: TestSide) -> tuple[Candidate
 
 
 def _joined(prints: Sequence[Prints]) -> Prints:
-    names = ("content", "hashes", "pictures", "usable")
-    return Prints(*(np.concatenate([getattr(one, name) for one in prints]) for name in names))
+    names = Prints.__dataclass_fields__
+    return Prints(**{name: np.concatenate([getattr(one, name) for one in prints]) for name in names})
 
 
 def _line(upstream: ImageSet, pair: Pair) -> dict[str, Any]:
-    place = {"shard": upstream.parts[pair.part], "key": pair.key} if not upstream.files else {"file": pair.key}
-    because = f"{pair.match.how} of {pair.test.name}: {pair.test_key}"
+    key = shown(pair.key)
+    place = {"shard": shown(upstream.parts[pair.part]), "key": key} if not upstream.files else {"file": key}
+    because = f"{pair.match.how} of {shown(pair.test.name)}: {shown(pair.test_key)}"
     return {**place, "because": because, "score": round(pair.match.score, 3)}
 
 

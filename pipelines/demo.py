@@ -22,6 +22,7 @@ from rich.table import Table
 from pipelines.jobs import ROOT, Job, free_port, last_value
 from pipelines.progress import LazyBar
 from pretrain.config.loader import load_experiment
+from pretrain.config.overrides import override
 from pretrain.errors import SetupError
 from pretrain.telemetry.sinks import read_metrics
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def pretrain(console: Console, out: Path) -> Path:
     """Pretrains, with a kill half-way; returns the run folder."""
     run, num_steps = out / "demo_digits", load_experiment(PRETRAIN).experiment.num_steps
-    script = ["pretrain/run.py", "--config", PRETRAIN, f"output_dir={out}"]
+    script = ["pretrain/run.py", "--config", PRETRAIN, override("output_dir", str(out))]
     command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
     console.print(f"[bold]pretrain[/]  deepspeed --num_gpus 2 {' '.join(script)}")
     with LazyBar("pretrain", num_steps, "steps") as bar:
@@ -84,7 +85,7 @@ def finetune(console: Console, out: Path, run: Path, num_seeds: int) -> dict[str
             for kind, start in starts.items():
                 name = f"demo_digits_{kind}_{seed}"
                 script = ["pipelines/finetune.py", "--config", FINETUNE, *start]
-                settings = [f"output_dir={out}", f"name={name}", f"seed={seed}"]
+                settings = [override("output_dir", str(out)), f"name={name}", f"seed={seed}"]
                 jobs[kind] = Job([sys.executable, *script, *settings], out / name)
             for index, (kind, job) in enumerate(jobs.items()):  # two at a time: one core each
                 job.wait(bar, num_steps * (len(starts) * seed + index))

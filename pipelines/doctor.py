@@ -11,6 +11,7 @@ from rich.console import Console
 
 from pipelines.probes import node, software, speed
 from pipelines.probes.findings import AMBER, GREEN, LEVELS, RED, Finding
+from pretrain.names import tell
 
 EXIT_CODES = {GREEN: 0, AMBER: 1, RED: 2}
 MEMORY_GIB, SPACE_GIB = 4.0, 10.0
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     for finding in examine(args):
         found.append(finding)
         if args.json:
-            print(json.dumps(finding.to_dict()), flush=True)
+            tell(json.dumps(finding.to_dict()), flush=True)
         else:
             _show(console, finding)
     worst = max((finding.level for finding in found), key=LEVELS.index)
@@ -47,6 +48,7 @@ def examine(args: argparse.Namespace) -> Iterator[Finding]:
     yield (found := software.torch())
     has_torch = found.level != RED
     yield software.deepspeed()
+    yield software.versions()
     simple: list[Callable[[], Finding]] = [
         lambda: node.gpus(args.gpus if args.gpus is not None else _visible_gpus(has_torch)),
         speed.links,

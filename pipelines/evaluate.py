@@ -18,6 +18,9 @@ from pipelines.predict import add_weights_arguments
 from pipelines.ranks import joined
 from pretrain.config.schema.evaluation import IMAGENET_REAL, NUMBERS
 from pretrain.errors import ConfigError
+from pretrain.names import tell
+from pretrain.outputs import check_output_folder
+from pretrain.redaction import redacted_in
 
 if TYPE_CHECKING:
     from pretrain.distributed.rank import Rank
@@ -39,10 +42,12 @@ examples:
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
     args = _parser().parse_args(argv)
+    if args.out is not None:
+        check_output_folder(args.out)
     with joined(args, COLLECTIVE_TIMEOUT_S) as rank:
         result = evaluate(args, rank)
     if rank.is_main:
-        print(json.dumps(result) if args.json else _text(result))
+        tell(json.dumps(result) if args.json else _text(result))
     return 0
 
 
@@ -69,7 +74,7 @@ def evaluate(args: argparse.Namespace, rank: Rank) -> dict[str, Any]:
 
     def say(line: str) -> None:
         if rank.is_main:
-            print(line, file=sys.stderr)
+            tell(line, file=sys.stderr)
 
     task = task_of(args.source, args.weights)
     if task != "classification":
@@ -97,7 +102,7 @@ def _evaluate_other(
 
         args.out.mkdir(parents=True, exist_ok=True)
         write_atomic(args.out / module.TABLE_FILE, as_csv(module.table(result)))
-        write_atomic(args.out / "result.json", json.dumps(result | {"command": sys.argv}, indent=1))
+        write_atomic(args.out / "result.json", json.dumps(redacted_in(result | {"command": sys.argv}), indent=1))
     return result
 
 

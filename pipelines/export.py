@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.weights import load_source
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.names import tell
+from pretrain.outputs import check_output_file, check_output_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,15 +40,15 @@ def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
     args = _parser().parse_args(argv)
     started = time.monotonic()
-    say: Callable[[str], None] = (lambda line: None) if args.json else print
+    say: Callable[[str], None] = (lambda line: None) if args.json else tell
     result = export(args, say)
     result["seconds"] = round(time.monotonic() - started, 2)
     if args.json:
-        print(json.dumps(result))
+        tell(json.dumps(result))
     else:
         for line in result["checked"]:
-            print(f"checked: {line}")
-        print(f"{result['out']}: {result['format']}, {result['num_parameters']:,} parameters, in {result['seconds']} s")
+            tell(f"checked: {line}")
+        tell(f"{result['out']}: {result['format']}, {result['num_parameters']:,} parameters, in {result['seconds']} s")
     return 0
 
 
@@ -93,11 +95,9 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError(f"--out {args.out}: --format {args.format} writes a folder; choose a name without a suffix")
     if args.accept_erf_gelu and args.format != "npz":
         raise ConfigError("--accept-erf-gelu belongs to --format npz; elsewhere it would be ignored")
+    (check_output_file if suffix else check_output_folder)(args.out)
     if args.out.exists() and not args.force:
         raise ConfigError(f"--out {args.out} exists; give --force to replace it, or choose another path")
-    if args.out.exists() and args.out.is_dir() == bool(suffix):
-        kind = "folder" if suffix else "file"
-        raise ConfigError(f"--out {args.out} is a {kind}, which --format {args.format} cannot replace; choose another")
     if args.format == "onnx":
         require_packages()
 
@@ -219,9 +219,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", choices=("raw", "ema"), default="raw", help="of a run: trained, or their average")
     parser.add_argument("--drop-head", action="store_true", help="without the classifier, and the tanh layer before it")
     parser.add_argument("--force", action="store_true", help="replace what stands at --out")
-    parser.add_argument(
-        "--resize", choices=("short_side", "squash", "squash_crop"), help="how images are resized; known for own runs"
-    )
+    kinds = ("short_side", "resmall", "squash", "squash_crop")
+    parser.add_argument("--resize", choices=kinds, help="how images are resized; known for own runs")
     parser.add_argument("--crop-fraction", type=float, help="short_side: model size over the resized short side")
     parser.add_argument("--resize-filter", choices=("bilinear", "bilinear_aa", "bicubic_aa", "area"), help="likewise")
     parser.add_argument("--accept-erf-gelu", action="store_true", help="npz: for readers that compute erf GELU (timm)")

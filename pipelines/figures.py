@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretrain.errors import CheckpointError, ConfigError, SetupError
+from pretrain.names import tell
+from pretrain.outputs import check_output_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,13 +32,14 @@ examples:
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
     args = _parser().parse_args(argv)
+    check_output_folder(args.out)
     _check(args)
-    say = (lambda line: None) if args.json else print
+    say = (lambda line: None) if args.json else tell
     written = draw(args, say)
     if args.json:
-        print(json.dumps({"out": str(args.out), "files": written}))
+        tell(json.dumps({"out": str(args.out), "files": written}))
     else:
-        print(f"{args.out}: {', '.join(written)}")
+        tell(f"{args.out}: {', '.join(written)}")
     return 0
 
 

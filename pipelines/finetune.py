@@ -12,6 +12,7 @@ from pathlib import Path
 if __name__ == "__main__":  # a launcher puts this file's folder first on the path; the project's root belongs there
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from pretrain.config.overrides import override
 from pretrain.run import Entry, execute, leave, parse_arguments
 
 EXAMPLE = "example: accelerate launch pipelines/finetune.py --config configs/finetune/cifar10.yaml --from runs/my_run"
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv, prog="pipelines/finetune.py", example=EXAMPLE, takes_weights=True)
     overrides = list(arguments.overrides)
     if arguments.source is not None:
-        overrides.append(f"init.from={arguments.source}")
+        overrides.append(override("init.from", arguments.source))
     return execute(arguments, overrides, Entry("accelerate", "replace"))
 
 

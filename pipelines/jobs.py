@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.progress import LazyBar
+from pretrain.distributed.launchers import STARTED_BY
 from pretrain.errors import SetupError
 from pretrain.telemetry.sinks import read_metrics
 
@@ -39,7 +40,7 @@ class Job:
                 cwd=ROOT,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **ENVIRONMENT, **self.environment},
+                env={**os.environ, **ENVIRONMENT, STARTED_BY: str(os.getpid()), **self.environment},
                 start_new_session=True,
             )
 

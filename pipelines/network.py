@@ -20,8 +20,9 @@ from pipelines.weights import load_source
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.model import ModelConfig
 from pretrain.data.augment import EvalTransform
-from pretrain.data.decode import Pixels
+from pretrain.data.class_lookup import told_apart
 from pretrain.data.device import to_model_input
+from pretrain.data.opening import Pixels
 from pretrain.errors import CheckpointError, ConfigError, SetupError
 from pretrain.models.interop import Task, WeightsMetadata
 from pretrain.models.surgery import Filter, adapt_state_dict
@@ -61,6 +62,12 @@ class Network:
     def names(self) -> tuple[str, ...]:
         """Of what it gives: classes, or numbers; as many digits as there are where nobody named them."""
         return self.metadata.class_names or tuple(str(number) for number in range(self.metadata.num_classes))
+
+    @property
+    def keys(self) -> list[str]:
+        """``names`` that tell every class apart: with its id behind it where two have one name."""
+        ids = self.metadata.class_ids or tuple(str(number) for number in range(self.metadata.num_classes))
+        return told_apart(list(zip(ids, self.names, strict=True)))
 
 
 def load_network(

@@ -18,19 +18,24 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.packing.arguments import PackRequest, parse
+from pipelines.packing.contents import check_contents, finish_contents
 from pipelines.packing.finish import QUARANTINE_FILE, encode_lines, finish_split, quarantined_in
 from pipelines.packing.inputs import Inputs
 from pipelines.packing.listing import About, digest_content, list_source, load_content, load_listing, prepare_units
-from pipelines.packing.masks import MaskOptions
+from pipelines.packing.mask_classes import check_classes
 from pipelines.packing.plan import PackOptions, Plan, Shard, make_plan
 from pipelines.packing.pool import run_tasks
+from pipelines.packing.reconcile import reconcile, warnings
 from pipelines.packing.shard import Writing, is_done, num_bad, write_shard
 from pipelines.packing.state import STATE_FILE, State, Task, Work, locked, read_state, write_state
 from pipelines.progress import LazyBar
+from pipelines.sources.samples import SAMPLES
 from pretrain.data.card import Card
 from pretrain.data.index import ShardTable
+from pretrain.data.ledger import Ledger
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import TEMPORARY_SUFFIX, write_atomic
+from pretrain.names import tell
 
 IMAGES_PER_WORKER = 512  # below this a process costs more to start than it saves
 DROPPED_FILE = "dropped.jsonl"
@@ -58,9 +63,9 @@ def main(argv: Sequence[str]) -> int:
     result = merge(request) if request.is_merge else pack(request)
     shown = _result(result, request.out, time.monotonic() - started)
     if request.json:
-        print(json.dumps(shown))
+        tell(json.dumps(shown))
     else:
-        _print(shown, result.notes)
+        _print(shown)
     return 0
 
 
@@ -76,26 +81,37 @@ def pack(request: PackRequest) -> Result:
     assert source is not None
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, together=task is not None):
-        state, fingerprint = read_state(out, options), source.fingerprint()
+        state = read_state(out, options)
+        is_shared = task is not None and state is not None and source.looks_at_files and not state.is_whole(out)
+        fingerprint = state.fingerprint if state and is_shared else source.fingerprint()
         if state and fingerprint and state.fingerprint == fingerprint and state.is_whole(out):
             return Result("unchanged", _finished(out, state.splits), [])
         work = Work(out)
         plan, about, num_workers = _planned(request, work, fingerprint)
-        splits = [split.name for split in plan.splits]
+        splits, notes = [split.name for split in plan.splits], [*about.notes, *plan.notes]
         if state:
             state.check(plan.listing, out)
-            if all((out / name / "index.json").is_file() for name in splits):
+            is_whole = all((out / name / "index.json").is_file() for name in splits)
+            if is_whole or fingerprint != state.fingerprint:
+                notes += _compared(plan, request, num_workers)
+                if state.splits and fingerprint != state.fingerprint:
+                    write_state(out, options, plan.listing, fingerprint, splits)
+            if is_whole:
                 work.remove()
-                return Result("unchanged", _finished(out, splits), about.notes)
+                return Result("unchanged", _finished(out, splits), notes)
             _refuse_old(state, out)
         else:
             write_state(out, options, plan.listing, fingerprint, splits)
-        masks = MaskOptions(len(plan.classes), options.reduce_zero_label)
+        masks = options.of_masks(len(plan.classes))
+        if request.allow_empty_classes and plan.target != "mask":
+            raise ConfigError("--allow-empty-classes is about masks, which this source has not; leave it out")
         writing = Writing(source, options.of_images, plan.multi_label, plan.target, masks)
         _write_shards(plan, writing, request, num_workers)
         if task:
-            return Result("task", [], about.notes)
-        return Result("packed", _finish(plan, about, options, out, work), about.notes)
+            return Result("task", [], notes)
+        check_classes(out, plan, masks, allow_empty=request.allow_empty_classes)
+        cards = _finish(plan, about, options, out, work)
+        return Result("packed", cards, notes + warnings(plan, cards))
 
 
 def merge(request: PackRequest) -> Result:
@@ -109,10 +125,9 @@ def merge(request: PackRequest) -> Result:
     if not (out / STATE_FILE).is_file():
         raise ConfigError(f"{out} holds no {STATE_FILE}: no task has packed into it yet")
     with locked(out):
-        stored = json.loads((out / STATE_FILE).read_bytes())["options"]
-        options = PackOptions(**stored)
-        state = read_state(out, options)
+        state = read_state(out, None)
         assert state is not None
+        options = state.pack_options(out)
         work = Work(out)
         if state.is_whole(out):
             work.remove()
@@ -126,7 +141,10 @@ def merge(request: PackRequest) -> Result:
         plan = make_plan(table, about.classes, options, inputs.with_content(content), **kind)
         _check_whole(plan, out, work.num_tasks)
         _check_rate(plan, out, request.max_bad_rate)
-        return Result("merged", _finish(plan, about, options, out, work), about.notes)
+        masks = options.of_masks(len(plan.classes))
+        check_classes(out, plan, masks, allow_empty=request.allow_empty_classes)
+        cards = _finish(plan, about, options, out, work)
+        return Result("merged", cards, [*about.notes, *plan.notes, *warnings(plan, cards)])
 
 
 def _planned(request: PackRequest, work: Work, fingerprint: str) -> tuple[Plan, About, int]:
@@ -139,6 +157,7 @@ def _planned(request: PackRequest, work: Work, fingerprint: str) -> tuple[Plan, 
         request.inputs.keep(work.folder)
     prepare_units(source, work, cores, task)
     table, about = list_source(source, work, task)
+    _check_samples(about, request.max_bad_rate)
     source.classes = about.classes
     content = None
     if options.duplicates != "keep":
@@ -149,12 +168,36 @@ def _planned(request: PackRequest, work: Work, fingerprint: str) -> tuple[Plan, 
     return plan, about, request.num_workers or max(1, min(cores, share // IMAGES_PER_WORKER))
 
 
+def _compared(plan: Plan, request: PackRequest, num_workers: int) -> list[str]:
+    """Compares the source with what finished shards were packed from, and remarks where that is not known."""
+    assert request.source is not None
+    done = [(folder, shard) for folder, shard in _shares(plan, request.out, request.task) if is_done(folder, shard)]
+    masked = plan.target == "mask"
+    if check_contents(request.out, done, request.source, masked=masked, num_workers=num_workers):
+        return []
+    return ["an earlier version packed this set and noted no digests: whether pixels have changed is not known"]
+
+
+def _check_samples(about: About, max_bad_rate: float) -> None:
+    """Refuses a source too many of whose samples are broken before they could be listed."""
+    account = about.ledger.accounts.get(SAMPLES)
+    if account is None or account.num_lost <= max_bad_rate * account.found:
+        return
+    kinds = "; ".join(f"{reason} × {lost.count}, such as {lost.examples[0]}" for reason, lost in account.lost.items())
+    raise DataError(
+        f"{account.num_lost} of {account.found} samples cannot be used ({kinds}), more than --max-bad-rate "
+        f"{max_bad_rate:g} allows. Correct the tars, or run again with a higher --max-bad-rate"
+    )
+
+
 def _finish(plan: Plan, about: About, options: PackOptions, out: Path, work: Work) -> list[Card]:
     for folder in (out, *(out / split.name for split in plan.splits)):
         _remove_leftovers(folder)
     if plan.duplicates is not None and len(plan.duplicates.copies):
         write_atomic(out / DROPPED_FILE, encode_lines(plan.duplicates.entries()))
-    cards = [finish_split(out / split.name, split, plan, about, options) for split in plan.splits]
+    ledger = reconcile(out, plan, about)
+    finish_contents(out, plan)
+    cards = [finish_split(out / split.name, split, plan, about, options, ledger) for split in plan.splits]
     (out / QUARANTINE_FILE).unlink(missing_ok=True)  # of an earlier run that found too many
     work.remove()
     return cards
@@ -241,7 +284,7 @@ def _too_many_bad(shards: Sequence[tuple[Path, Shard]], out: Path, num_items: in
     return (
         f"at least {len(entries)} of {num_items} images cannot be used ({kinds}), more than --max-bad-rate "
         f"{max_bad_rate:g} allows. First: {first['source']} ({first['kind']}: {first['detail']}). All so far: "
-        f"{out / QUARANTINE_FILE}. Mend or remove them, or run again with a higher --max-bad-rate"
+        f"{out / QUARANTINE_FILE}. Fix or remove them, or run again with a higher --max-bad-rate"
     )
 
 
@@ -268,21 +311,35 @@ def _result(result: Result, out: Path, seconds: float) -> dict[str, Any]:
         "index_digest",
     )
     splits = {card.split: {key: getattr(card, key) for key in keys} for card in result.cards}
-    return {"status": result.status, "out": str(out), "seconds": round(seconds, 2), "splits": splits}
+    rules = list(dict.fromkeys(card.split_rule for card in result.cards if card.split_rule))
+    ledger = Ledger(result.cards[0].ledger) if result.cards else Ledger()
+    return {
+        "status": result.status,
+        "out": str(out),
+        "seconds": round(seconds, 2),
+        "splits": splits,
+        "split_rule": "; ".join(rules),
+        "ledger": ledger.to_dict(),
+        "notes": result.notes,
+    }
 
 
 def _what(labels: str) -> str:
     return "numbers each" if labels == "vector" else "classes"
 
 
-def _print(result: dict[str, Any], notes: Sequence[str]) -> None:
+def _print(result: dict[str, Any]) -> None:
     for split, row in result["splits"].items():
         bad = sum(row["quarantined"].values())
-        print(
+        tell(
             f"{result['out']}/{split}: {row['num_samples']:,} images, {row['num_classes']:,} {_what(row['labels'])}, "
             f"{row['num_shards']:,} shards, {row['num_bytes'] / 1e6:,.1f} MB" + (f", {bad} quarantined" if bad else "")
         )
-    for note in notes:
-        print(f"note: {note}")
+    if result["split_rule"]:
+        tell(f"splits: {result['split_rule']}")
+    for line in Ledger.of_dict(result["ledger"]).lines():
+        tell(line)
+    for note in result["notes"]:
+        tell(f"note: {note}")
     after = f" {result['out']}" if result["status"] == "task" else ""
-    print(f"{STATUS[result['status']]}{after} in {result['seconds']} s")
+    tell(f"{STATUS[result['status']]}{after} in {result['seconds']} s")

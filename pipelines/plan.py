@@ -11,6 +11,7 @@ from pipelines.planning.estimate import DEFAULT_DECODE_RATE, DEFAULT_MFU, Assump
 from pretrain.config.devices import DEVICES_FILE, find_device, load_devices
 from pretrain.config.loader import load_experiment
 from pretrain.errors import ConfigError
+from pretrain.names import tell
 
 DEFAULT_DEVICE = "a100_80"
 EXAMPLES = """\
@@ -41,11 +42,11 @@ def main(argv: Sequence[str]) -> int:
     given |= {"cluster"} if stated != "auto" else set()
     assumed = text.assumptions(plan, given)
     if args.json:
-        print(json.dumps(text.as_json(plan, args.device or DEFAULT_DEVICE, assumed)))
+        tell(json.dumps(text.as_json(plan, args.device or DEFAULT_DEVICE, assumed)))
     else:
         nodes = f"{plan.num_nodes} node{'s' if plan.num_nodes > 1 else ''}"
         title = f"{experiment.name} on {num_devices} × {device.title} ({nodes}), {experiment.precision}"
-        print(text.as_text(plan, title, assumed))
+        tell(text.as_text(plan, title, assumed))
     return 0
 
 

@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from pretrain.errors import ConfigError, DataError
+from pretrain.names import printable, printable_in, shown, tell
+from pretrain.outputs import check_output_file, check_output_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pipelines.classifier import Prediction
-    from pretrain.data.decode import Pixels
+    from pretrain.data.ledger import Ledger
+    from pretrain.data.opening import Pixels
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 FORMATS = ("table", "jsonl", "csv")
 TOP = 5
+IMAGES = "images"
 Say = Callable[[str], None]
 Answered = TypeVar("Answered")
 EXAMPLES = """\
@@ -41,49 +44,63 @@ class Source(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What is said of one image: lines; or why there are none."""
+    """What is said of one image: lines; or why there are none, with one word for it. A header has no name."""
 
     name: str
     text: str
     problem: str = ""
+    kind: str = ""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``. 1: some images could not be read, and all others were answered."""
     args = _parser().parse_args(argv)
+    from pretrain.data.ledger import Ledger
     from pretrain.files import write_atomic
 
+    if args.out is not None:
+        check_output_file(args.out)
+    if args.masks is not None:
+        check_output_folder(args.masks, "--masks")
+    ledger = Ledger()
     lines: list[str] = []
-    take: Callable[[str], None] = print if args.out is None else lines.append
+    take: Callable[[str], None] = tell if args.out is None else lines.append
     num_bad = 0
-    for answer in predict(args):
+    for answer in predict(args, ledger):
         if answer.problem:
             num_bad += 1
-            print(f"not read: {answer.name}: {answer.problem}", file=sys.stderr)
+            ledger.lost(IMAGES, answer.kind, answer.name)
+            tell(f"not read: {shown(answer.name)}: {answer.problem}", file=sys.stderr)
         else:
+            ledger.used(IMAGES, "answered", bool(answer.name))
             take(answer.text)
+    ledger.check("predict")
     if args.out is not None:
-        write_atomic(args.out, "".join(line + "\n" for line in lines))
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(args.out, "".join(printable(line) + "\n" for line in lines))
+    for line in ledger.lines():
+        tell(line, file=sys.stderr)
     return 1 if num_bad else 0
 
 
-def predict(args: argparse.Namespace) -> Iterator[Answer]:
-    """The answers, in the order of the images, a micro-batch at a time.
+def predict(args: argparse.Namespace, ledger: Ledger) -> Iterator[Answer]:
+    """The answers, in the order of the images, a micro-batch at a time; the ledger is told of every image found.
 
     Raises:
         DataError: a path that does not exist or holds no image. ConfigError: an option would be ignored.
     """
     from pipelines.weights import task_of
+    from pretrain.data.ledger import Ledger
 
     def say(line: str) -> None:
-        print(line, file=sys.stderr)
+        tell(line, file=sys.stderr)
 
-    next(images_of(args.images))  # nothing is loaded for a wrong path
+    next(images_of(args.images, Ledger()))  # nothing is loaded for a wrong path
     task = task_of(args.source, args.weights)
     if task != "segmentation" and args.masks is not None:
         raise ConfigError(f"--masks is for segmentation; {args.source} was trained for {task}: leave it out")
     if task == "classification":
-        yield from predict_classes(args, say)
+        yield from predict_classes(args, say, ledger)
         return
     for option in ("top", "activation"):
         if getattr(args, option) is not None:
@@ -91,14 +108,14 @@ def predict(args: argparse.Namespace) -> Iterator[Answer]:
     if task == "segmentation":
         from pipelines.predicting.segmentation import predict_masks
 
-        yield from predict_masks(args, say)
+        yield from predict_masks(args, say, ledger)
         return
     from pipelines.predicting.regression import predict_numbers
 
-    yield from predict_numbers(args, say)
+    yield from predict_numbers(args, say, ledger)
 
 
-def predict_classes(args: argparse.Namespace, say: Say) -> Iterator[Answer]:
+def predict_classes(args: argparse.Namespace, say: Say, ledger: Ledger) -> Iterator[Answer]:
     """The best classes of each image, the best first; a header first in CSV."""
     from pipelines.classifier import load_classifier
 
@@ -112,43 +129,52 @@ def predict_classes(args: argparse.Namespace, say: Say) -> Iterator[Answer]:
     )
     if args.format == "csv":
         yield Answer("", as_csv(["image", "rank", "index", "id", "name", "score"]))
-    write = {"table": _table, "jsonl": _jsonl, "csv": _csv}[args.format]
+    keys = classifier.keys
+    write = {"table": lambda name, found: _table(name, found, keys), "jsonl": _jsonl, "csv": _csv}[args.format]
 
     def best(images: Tensor) -> list[list[Prediction]]:
         return classifier.best(classifier.probabilities(images), args.top or TOP)
 
-    for name, found, problem in answers(args, classifier.transform, best):
-        yield Answer(name, "" if found is None else write(name, found), problem)
+    for answer, found in answers(args, classifier.transform, best, ledger):
+        yield answer if found is None else answer._replace(text=write(answer.name, found))
 
 
 def answers(
-    args: argparse.Namespace, transform: Callable[[bytes], Pixels], answer: Callable[[Tensor], Sequence[Answered]]
-) -> Iterator[tuple[str, Answered | None, str]]:
-    """(name, what is said of it, or None and why) of each image.
+    args: argparse.Namespace,
+    transform: Callable[[bytes], Pixels],
+    answer: Callable[[Tensor], Sequence[Answered]],
+    ledger: Ledger,
+) -> Iterator[tuple[Answer, Answered | None]]:
+    """An answer without text for each image, and what is said of it; None where there is a problem.
 
     Args:
         args: which images, and how many at a time.
         transform: bytes → pixels.
         answer: pixels uint8 (B, 3, H, W) → what is said of each.
+        ledger: is told of every image found.
     """
     from pipelines.network import stack
     from pretrain.data.faults import BadSample
 
-    remaining = images_of(args.images)
+    remaining = images_of(args.images, ledger)
     while several := list(islice(remaining, args.micro_batch_size)):
         rows, pixels = [], []
         for source in several:
             try:
                 pixels.append(transform(source.read()))
-                rows.append((source.name, ""))
-            except (BadSample, OSError) as error:
-                rows.append((source.name, str(error)))
+                rows.append(Answer(source.name, ""))
+            except BadSample as error:
+                rows.append(Answer(source.name, "", str(error), error.kind))
+            except OSError as error:
+                rows.append(Answer(source.name, "", str(error), "read"))
         found = iter(answer(stack(pixels)) if pixels else [])
-        yield from ((name, None if problem else next(found), problem) for name, problem in rows)
+        yield from ((row, None if row.problem else next(found)) for row in rows)
 
 
-def images_of(paths: Sequence[Path]) -> Iterator[Source]:
+def images_of(paths: Sequence[Path], ledger: Ledger) -> Iterator[Source]:
     """The images that the paths stand for: files, folders of images (also nested), packed splits.
+
+    The ledger is told of each image when it is found, and of everything else in the folders.
 
     Raises:
         DataError: one does not exist, or holds no image.
@@ -157,21 +183,27 @@ def images_of(paths: Sequence[Path]) -> Iterator[Source]:
 
     for path in paths:
         if path.is_file():
-            yield Source(str(path), path.read_bytes)
+            found = iter([Source(str(path), path.read_bytes)])
         elif (path / TABLE_FILE).is_file():
-            yield from _packed(path)
+            found = _packed(path)
         elif path.is_dir():
-            yield from _in_folder(path)
+            found = _in_folder(path, ledger)
         else:
             raise DataError(f"{path} does not exist: give images, folders of images, or the folder of a packed split")
+        for source in found:
+            ledger.found(IMAGES)
+            yield source
 
 
-def _in_folder(folder: Path) -> Iterator[Source]:
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+def _in_folder(folder: Path, ledger: Ledger) -> Iterator[Source]:
+    from pipelines.sources.entries import IMAGE_EXTENSIONS, Walk
+    from pipelines.sources.folder import images_of as images_below
+
+    found = images_below(Walk(folder, ledger))
     if not found:
-        known = " ".join(sorted(IMAGE_SUFFIXES))
+        known = " ".join(sorted(IMAGE_EXTENSIONS))
         raise DataError(f"{folder}: no image in it ({known}), and no packed split either")
-    yield from (Source(str(path), path.read_bytes) for path in found)
+    yield from (Source(str(folder / path), (folder / path).read_bytes) for path, _ in found)
 
 
 def _packed(folder: Path) -> Iterator[Source]:
@@ -187,24 +219,28 @@ def _packed(folder: Path) -> Iterator[Source]:
         yield Source(f"{shard}/{record.member}", lambda sample_id=sample_id: reader.read(sample_id).data)
 
 
-def _table(name: str, found: Sequence[Prediction]) -> str:
-    return f"{name}  " + "  ".join(f"{one.name} {one.score:.1%}" for one in found)
+def _table(name: str, found: Sequence[Prediction], keys: Sequence[str]) -> str:
+    return f"{shown(name)}  " + "  ".join(f"{keys[one.index]} {one.score:.1%}" for one in found)
 
 
 def _jsonl(name: str, found: Sequence[Prediction]) -> str:
-    return json.dumps({"image": name, "predictions": [vars(one) for one in found]}, ensure_ascii=False)
+    return as_json({"image": shown(name), "predictions": [vars(one) for one in found]})
 
 
 def _csv(name: str, found: Sequence[Prediction]) -> str:
-    return "\n".join(
-        as_csv([name, rank, one.index, one.id, one.name, f"{one.score:.6g}"]) for rank, one in enumerate(found, start=1)
-    )
+    rows = ([shown(name), rank, one.index, one.id, one.name, f"{one.score:.6g}"] for rank, one in enumerate(found, 1))
+    return "\n".join(as_csv(row) for row in rows)
+
+
+def as_json(content: dict[str, object]) -> str:
+    """One line of a JSONL file."""
+    return json.dumps(printable_in(content), ensure_ascii=False)
 
 
 def as_csv(cells: Sequence[object]) -> str:
     """One line of a CSV file."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(cells)
+    csv.writer(text, lineterminator="").writerow(printable(cell) for cell in cells)
     return text.getvalue()
 
 

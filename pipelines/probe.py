@@ -21,6 +21,9 @@ from pretrain.config.loader import load_settings
 from pretrain.config.schema.evaluation import FEATURE_KINDS, EvaluationSetConfig
 from pretrain.errors import ConfigError
 from pretrain.files import write_atomic
+from pretrain.names import tell
+from pretrain.outputs import check_output_folder
+from pretrain.redaction import redacted_in
 
 if TYPE_CHECKING:
     from pipelines.features.cache import CachedSet, FeatureCache
@@ -53,6 +56,9 @@ OPTIONS = {
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
     args = _parser().parse_args(argv)
+    for option in ("out", "cache"):
+        if getattr(args, option) is not None:
+            check_output_folder(getattr(args, option), f"--{option}")
     _check(args)
     with joined(args, COLLECTIVE_TIMEOUT_S) as rank:
         result = probe(args, rank)
@@ -60,8 +66,8 @@ def main(argv: Sequence[str]) -> int:
         if rank.is_main:
             out = _out(args, result)
             out.mkdir(parents=True, exist_ok=True)
-            write_atomic(out / RESULT_FILE, json.dumps(result, indent=1))
-            print(json.dumps(result) if args.json else f"{text(result)}\n{out / RESULT_FILE}, in {result['seconds']} s")
+            write_atomic(out / RESULT_FILE, json.dumps(redacted_in(result), indent=1))
+            tell(json.dumps(result) if args.json else f"{text(result)}\n{out / RESULT_FILE}, in {result['seconds']} s")
     return 0
 
 
@@ -90,7 +96,7 @@ def probe(args: argparse.Namespace, rank: Rank) -> dict[str, Any]:
 
     def say(line: str) -> None:
         if rank.is_main:
-            print(line, file=sys.stderr)
+            tell(line, file=sys.stderr)
 
     started = time.monotonic()
     sets: dict[str, PackedSet] = {}

@@ -36,7 +36,7 @@ class Regressor(Network):
         Raises:
             BadSample: one of them is no readable image. OSError: no such file.
         """
-        return [dict(zip(self.names, row, strict=True)) for row in self.values(self.pixels(images)).tolist()]
+        return [dict(zip(self.keys, row, strict=True)) for row in self.values(self.pixels(images)).tolist()]
 
 
 def load_regressor(source: str | Path, **options: Any) -> Regressor:

@@ -28,6 +28,9 @@ from pretrain.config.loader import load_experiment
 from pretrain.data.sources import open_packed
 from pretrain.errors import ConfigError
 from pretrain.files import write_atomic
+from pretrain.names import tell
+from pretrain.outputs import check_output_folder
+from pretrain.redaction import redacted_in
 from pretrain.telemetry.metrics import in_units
 
 RESULT_FILE = "sweep.json"
@@ -42,17 +45,19 @@ examples:
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
     args = _parser().parse_intermixed_args(argv)
+    if args.out is not None:
+        check_output_folder(args.out)
     sweep, console = read_sweep(args), Console(highlight=False, soft_wrap=True)
     trials = sweep.dev_trials() if sweep.chooses else []
     if args.trial is not None:
-        print("\n".join(sweep.arguments(_trial(sweep, trials, args.trial))))
+        tell("\n".join(sweep.arguments(_trial(sweep, trials, args.trial))))
         return 0
     for trial in trials:
         _check(sweep, trial, sweep.settings.metric, require_data=not args.dry_run)
     test = _check(sweep, sweep.final_trials(0)[0], None, require_data=not args.dry_run)
     if args.dry_run:
         for trial in [*trials, *sweep.final_trials(0)]:
-            print(sweep.shown(trial))
+            tell(sweep.shown(trial))
         return 0
     started = time.monotonic()
     dev = run(sweep, trials, sweep.settings.metric, "trials")
@@ -77,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
         "command": " ".join(["python -m pipelines sweep", *map(quoted, argv)]),
         "seconds": round(time.monotonic() - started, 1),
     }
-    write_atomic(sweep.folder / RESULT_FILE, json.dumps(result, indent=1))
+    write_atomic(sweep.folder / RESULT_FILE, json.dumps(redacted_in(result), indent=1))
     _show(console, result, sweep.folder)
     return 0 if all(outcome.value is not None for outcome in runs) else 1
 

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,18 +20,29 @@ from pipelines.packing.moments import Moments
 from pipelines.packing.pool import run_tasks
 from pipelines.packing.state import STATE_FILE
 from pipelines.progress import LazyBar
-from pipelines.sources.names import expand_braces, is_remote, split_of
+from pipelines.sources.beside import compressed_note, files_with
+from pipelines.sources.class_names import ClassList, class_list, read_class_names
+from pipelines.sources.label_classes import FORMS, LabelOptions
+from pipelines.sources.label_doubts import gaps_in_words
+from pipelines.sources.names import expand_braces, is_remote
 from pipelines.sources.protocol import NOT_STATED
 from pipelines.sources.remote import RemoteFiles, add_options, place_of
-from pipelines.sources.webdataset_shards import read_class_names
+from pipelines.sources.samples import SAMPLES
+from pipelines.sources.splits import Place, splits_of_files, to_split_name
 from pipelines.verification.correlation import label_correlation
 from pipelines.verification.shards import Job, Report, check_shard
 from pretrain.data.card import CARD_FILE, CLASSES_FILE, READABLE_FILE, Card, encode_classes, load_classes
+from pretrain.data.card_checks import check_card
 from pretrain.data.index import TABLE_FILE, ShardRow, ShardTable
+from pretrain.data.ledger import Account, Ledger
 from pretrain.data.location import Location
+from pretrain.data.shard_names import problem_of
 from pretrain.data.transport import Missing
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import digest, write_atomic
+from pretrain.names import tell
+from pretrain.outputs import check_output_folder
+from pretrain.text_files import UTF8
 
 EXAMPLES = """examples:
   python -m pipelines verify data/mine                       every split below it
@@ -38,6 +50,8 @@ EXAMPLES = """examples:
   python -m pipelines verify s3://bucket/mine/train          a packed set, wherever the stream reads from
   python -m pipelines verify 'https://host/set/train-{0000..0127}.tar' --out index/
 Shards without an index get it: beside them where they are local, in --out where they are remote."""
+
+MOST_NOTES = 8  # of the shards, about how labels were read
 
 
 @dataclass
@@ -51,6 +65,7 @@ class Verdict:
         made: files that were written.
         errors: what must be mended.
         warnings: what should be known.
+        ledger: what became of everything in the folder and its shards.
     """
 
     where: str
@@ -59,15 +74,17 @@ class Verdict:
     made: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 @dataclass(frozen=True)
 class Target:
-    """One split: its tars' names, the folder of its index, and where the tars are if they are remote."""
+    """One split: its tars' names, the folder of its index, where remote tars are, and what is beside local ones."""
 
     names: tuple[str, ...]
     folder: Path
     location: Location | None = None
+    beside: Ledger = field(default_factory=Ledger, compare=False)
 
     def __str__(self) -> str:
         return str(self.location or self.folder)
@@ -76,10 +93,12 @@ class Target:
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
     args = _parser().parse_args(argv)
+    if args.out is not None:
+        check_output_folder(args.out)
     with tempfile.TemporaryDirectory(prefix="verify-") as temporary:
         verdicts = [verify(target, args) for target in _targets(args, Path(temporary))]
     if args.json:
-        print(json.dumps([vars(verdict) for verdict in verdicts]))
+        tell(json.dumps([vars(verdict) | {"ledger": verdict.ledger.to_dict()} for verdict in verdicts]))
     else:
         for verdict in verdicts:
             _print(verdict)
@@ -88,26 +107,36 @@ def main(argv: Sequence[str]) -> int:
 
 def verify(target: Target, args: argparse.Namespace) -> Verdict:
     """Checks one split, and makes its index where there is none."""
-    verdict = Verdict(str(target), num_shards=len(target.names))
+    verdict = Verdict(str(target), num_shards=len(target.names), ledger=target.beside)
     table = _table(target, verdict)
-    classes = _classes(target, args.class_names)
-    ids = {identifier: index for index, (identifier, _) in enumerate(classes)}
+    if table is None and (problem := next(filter(None, map(problem_of, target.names)), "")):
+        raise DataError(f"{target}: {problem}. Rename the tar, then verify again")
+    if not (target.folder / CARD_FILE).is_file():
+        _split(target, args)
+    elif args.split:
+        raise ConfigError(f"--split would be ignored: {target.folder / CARD_FILE} says what the split is")
+    classes = _classes(target, args)
     job = Job(
         target.folder,
         target.location,
         RemoteFiles.of(args),
-        ids,
+        classes,
+        LabelOptions(args.labels_are, 0 if classes else args.num_classes),
         decode=not args.no_decode,
         stock=not args.no_webdataset,
     )
     rows = {row.name: row for row in table.rows} if table else {}
     reports = _run(target, job, rows, args.workers)
+    verdict.warnings += compressed_note(verdict.ledger)
     for report in reports:
+        verdict.ledger.merge(report.ledger)
         verdict.errors += [f"{report.name}: {problem}" for problem in report.problems]
         if report.num_problems > len(report.problems):
             verdict.errors.append(f"{report.name}: and {report.num_problems - len(report.problems)} more")
     verdict.num_samples = sum(report.row.num_samples for report in reports if report.row)
+    verdict.warnings += sorted({note for report in reports for note in report.notes})[:MOST_NOTES]
     _check_labels(verdict, reports)
+    _check_ledger(verdict, reports)
     unreadable = [report.name for report in reports if report.row is None]
     if table is None and unreadable:
         verdict.errors.append(
@@ -116,8 +145,21 @@ def verify(target: Target, args: argparse.Namespace) -> Verdict:
     elif table is None:
         table = _make_index(target, reports, classes, args, verdict)
     if table is not None:
+        _check_masks(table, reports, verdict)
         _check_card(target, table, reports, classes, args, verdict)
     return verdict
+
+
+def _check_ledger(verdict: Verdict, reports: Sequence[Report]) -> None:
+    """Warns of samples that are left out. A shard that could not be read to its end is accounted for by its error."""
+    samples = verdict.ledger.accounts.get(SAMPLES, Account())
+    for reason, lost in samples.lost.items():
+        verdict.warnings.append(f"samples are left out: {lost.count} ({reason}, such as {lost.examples[0]})")
+    empty = [report.name for report in reports if report.row is not None and not report.row.num_samples]
+    if empty:
+        verdict.warnings.append(f"shards without a sample: {len(empty)}, such as {empty[0]}")
+    if all(report.row is not None for report in reports):
+        verdict.ledger.check(verdict.where)
 
 
 def _run(target: Target, job: Job, rows: dict[str, ShardRow], workers: int | None) -> list[Report]:
@@ -148,10 +190,13 @@ def _table(target: Target, verdict: Verdict) -> ShardTable | None:
     return table
 
 
-def _classes(target: Target, path: Path | None) -> list[tuple[str, str]]:
-    if path:
-        return read_class_names(path)
-    return load_classes(target.folder) if (target.folder / CLASSES_FILE).is_file() else []
+def _classes(target: Target, args: argparse.Namespace) -> ClassList | None:
+    own = target.folder / CLASSES_FILE
+    if own.is_file():
+        if args.class_names and (target.folder / CARD_FILE).is_file():
+            raise ConfigError(f"--class-names would be ignored: {own} says what the classes are")
+        return class_list(load_classes(target.folder), str(own))
+    return read_class_names(args.class_names, args.encoding) if args.class_names else None
 
 
 def _check_labels(verdict: Verdict, reports: Sequence[Report]) -> None:
@@ -167,12 +212,17 @@ def _check_labels(verdict: Verdict, reports: Sequence[Report]) -> None:
 def _make_index(
     target: Target,
     reports: Sequence[Report],
-    classes: list[tuple[str, str]],
+    classes: ClassList | None,
     args: argparse.Namespace,
     verdict: Verdict,
 ) -> ShardTable:
+    if not verdict.num_samples:
+        lines = "\n  ".join(verdict.ledger.lines())
+        raise DataError(f"{target}: no sample can be used. It holds:\n  {lines}")
     highest = max(max(report.highest, report.highest_in_masks) for report in reports)
-    num_classes = max(args.num_classes, len(classes)) or highest + 1
+    if classes and args.num_classes not in (0, len(classes.classes)):
+        raise ConfigError(f"--num-classes {args.num_classes}, but {classes.where} names {len(classes.classes)} classes")
+    num_classes = len(classes.classes) if classes else args.num_classes or highest + 1
     if highest >= num_classes:
         raise DataError(f"{target}: a label is {highest}, but there are {num_classes} classes")
     if min((int(report.labels.min(initial=0)) for report in reports), default=0) < 0:
@@ -186,6 +236,9 @@ def _make_index(
         table = ShardTable(target.folder, rows, num_classes=length, max_labels=0, target="vector")
     else:
         max_labels = max(report.max_labels for report in reports)
+        if classes is None:
+            seen = {int(label) for report in reports for label in np.unique(report.all_labels)}
+            verdict.warnings += gaps_in_words(seen, num_classes, invented=not args.num_classes)
         table = ShardTable(target.folder, rows, num_classes=num_classes, max_labels=max_labels)
     table.save()
     verdict.made.append(TABLE_FILE)
@@ -208,39 +261,87 @@ def _check_card(
     target: Target,
     table: ShardTable,
     reports: Sequence[Report],
-    classes: list[tuple[str, str]],
+    classes: ClassList | None,
     args: argparse.Namespace,
     verdict: Verdict,
 ) -> None:
     if not (target.folder / CARD_FILE).is_file():
-        _write_card(target, table, reports, classes, args)
+        _write_card(target, table, reports, classes, args, verdict.ledger)
         verdict.made += [CARD_FILE, CLASSES_FILE]
         return
-    card = Card.load(target.folder)
-    if card.index_digest != table.digest:
-        verdict.errors.append(f"{CARD_FILE} belongs to another index ({card.index_digest}, not {table.digest})")
-    for name, value in (("num_samples", table.num_samples), ("num_classes", table.num_classes)):
-        if getattr(card, name) != value:
-            verdict.errors.append(f"{CARD_FILE} says {name} {getattr(card, name)}, the index {value}")
+    try:
+        check_card(Card.load(target.folder), table, str(target))
+    except DataError as error:
+        verdict.errors.append(str(error))
+
+
+def _check_masks(table: ShardTable, reports: Sequence[Report], verdict: Verdict) -> None:
+    """Masks that show no class of the set, or not all of them: mostly their numbers were taken for something else."""
+    seen = {number for report in reports for number in report.mask_classes or ()}
+    if table.target != "mask" or not any(report.mask_classes is not None for report in reports):
+        return
+    missing = [number for number in range(table.num_classes) if number not in seen]
+    if not seen:
+        verdict.errors.append("no pixel of the masks has a class: all are 255")
+    elif max(seen) >= table.num_classes:
+        verdict.errors.append(
+            f"a pixel of a mask is {max(seen)}, but there are {table.num_classes} classes (255: none)"
+        )
+    if seen and missing:
+        named = ", ".join(map(str, missing[:MOST_NOTES])) + (", …" if len(missing) > MOST_NOTES else "")
+        verdict.warnings.append(
+            f"{len(missing)} of {table.num_classes} classes occur in no mask: {named}. If they should, pack the masks "
+            "again: pack reports the numbers that they are stored as"
+        )
+
+
+def _split(target: Target, args: argparse.Namespace) -> tuple[str, str]:
+    """(split, rule in words) of shards without a card.
+
+    Raises:
+        DataError: they are of several splits, which one index would mix.
+    """
+    if args.split:
+        return to_split_name(args.split, "--split"), "--split"
+    root = str(target).rstrip("/").rpartition("/")[2]
+    try:
+        found = splits_of_files([Place(name, root) for name in target.names])
+    except DataError as error:
+        raise DataError(
+            f"{target}: {error.args[0].partition(';')[0]}; say which split they are with --split"
+        ) from error
+    counts = Counter(found.names)
+    if len(counts) > 1:
+        shown = ", ".join(f"{count} of {split}" for split, count in counts.items())
+        raise DataError(
+            f"{target}: the shards are of several splits ({shown}), and an index is of one. Move each split into a "
+            f"folder of its own, pack them (python -m pipelines pack webdataset {target} --out DIR), or say that all "
+            "are one with --split"
+        )
+    return found.names[0], found.rule
 
 
 def _write_card(
     target: Target,
     table: ShardTable,
     reports: Sequence[Report],
-    classes: list[tuple[str, str]],
+    classes: ClassList | None,
     args: argparse.Namespace,
+    ledger: Ledger,
 ) -> None:
     """The card of a set that somebody else packed; says no more than what was seen."""
-    named = classes + [(str(index), str(index)) for index in range(len(classes), table.num_classes)]
+    known = list(classes.classes) if classes else []
+    named = known + [(str(index), str(index)) for index in range(len(known), table.num_classes)]
     encoded = encode_classes(named)
     counts, moments = np.zeros(table.num_classes, dtype=np.int64), Moments()
     for report in reports:
         counts += np.bincount(report.labels, minlength=table.num_classes)
         moments.merge(report.moments)
+    split, split_rule = _split(target, args)
     card = Card(
         name=args.name or target.folder.resolve().name,
-        split=split_of(f"{target}/{target.names[0]}"),
+        split=split,
+        split_rule=split_rule,
         source=f"shards at {target}, indexed where they lie",
         release="",
         homepage="",
@@ -256,6 +357,7 @@ def _write_card(
         class_counts=counts.tolist() if table.max_labels == 1 else [],
         target_mean=moments.mean.tolist(),
         target_std=moments.std.tolist(),
+        ledger=ledger.accounts,
         shuffle_seed=0,
         classes_digest=digest(encoded),
         index_digest=table.digest,
@@ -280,14 +382,22 @@ def _targets(args: argparse.Namespace, temporary: Path) -> list[Target]:
 def _local_targets(place: Path, out: Path | None) -> list[Target]:
     if out is not None:
         raise ConfigError(f"--out is for remote shards; the index of {place} goes beside them")
-    if place.suffix == ".tar":
+    if place.suffix.lower() == ".tar":
         raise ConfigError(f"{place}: give the folder: a set is indexed as a whole")
     if not place.is_dir():
         raise DataError(f"{place} is not a folder")
-    folders = [place] if any(place.glob("*.tar")) else sorted({path.parent for path in place.glob("*/*.tar")})
-    if not folders:
+    targets = [_target(folder) for folder in (place, *sorted(entry for entry in place.iterdir() if entry.is_dir()))]
+    targets = targets[:1] if targets[0].names else [target for target in targets if target.names]
+    if not targets:
         raise DataError(f"{place} holds no .tar, and neither do its folders")
-    return [Target(tuple(sorted(path.name for path in folder.glob("*.tar"))), folder) for folder in folders]
+    return targets
+
+
+def _target(folder: Path) -> Target:
+    """The tars of one folder, not those of folders below."""
+    ledger = Ledger()
+    names = [Path(path).name for path in files_with(folder, ".tar", ledger, deep=False)]
+    return Target(tuple(names), folder, beside=ledger)
 
 
 def _remote_tars(pattern: str, out: Path | None, remote: RemoteFiles) -> Target:
@@ -323,12 +433,14 @@ def _remote_set(place: str, folder: Path, remote: RemoteFiles) -> Target:
 
 def _print(verdict: Verdict) -> None:
     state = "WRONG" if verdict.errors else "ok, with warnings" if verdict.warnings else "ok"
-    print(f"{verdict.where}: {verdict.num_samples:,} samples in {verdict.num_shards:,} shards: {state}")
+    tell(f"{verdict.where}: {verdict.num_samples:,} samples in {verdict.num_shards:,} shards: {state}")
+    for line in verdict.ledger.lines():
+        tell(f"  {line}")
     if verdict.made:
-        print(f"  made: {', '.join(verdict.made)}")
+        tell(f"  made: {', '.join(verdict.made)}")
     for kind, lines in (("error", verdict.errors), ("warning", verdict.warnings)):
         for line in lines:
-            print(f"  {kind}: {line}")
+            tell(f"  {kind}: {line}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -341,8 +453,11 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("places", nargs="+", metavar="DIR_OR_URL", help="folder of a split, or of splits; URL; URLs of tars")
     add("--out", type=Path, help="remote shards: folder for their index, to be copied beside them")
-    add("--class-names", type=Path, metavar="FILE", help="a class per line, id or id,name; default: classes.csv")
+    add("--class-names", type=Path, metavar="FILE", help="a class per line; default: classes.csv")
+    add("--encoding", default=UTF8, help="of the class names and labels, without a byte-order mark (utf-8)")
     add("--num-classes", type=int, default=0, help="width of the label space of a new index (largest label + 1)")
+    add("--labels-are", choices=FORMS, default="", help="what labels are where they could be several things")
+    add("--split", default="", help="which split shards without a card are (what their names say)")
     add("--name", default="", help="name on a new card")
     add("--licence", default="", help="licence on a new card")
     add_options(add)

@@ -16,6 +16,7 @@ from pipelines.deduplication.sets import ImageSet
 from pretrain.data.decode import open_image
 from pretrain.data.faults import BadSample
 from pretrain.files import write_atomic
+from pretrain.names import printable, shown
 
 MOST_SHOWN = 500
 THUMBNAIL = 160
@@ -53,7 +54,7 @@ Threshold {summary["threshold"]:g}, hash radius {summary["radius"]}.{more}</p>
 {rows}
 </table></html>
 """
-    write_atomic(path, text)
+    write_atomic(path, printable(text))
 
 
 def _row(upstream: ImageSet, pair: Pair) -> str:
@@ -61,8 +62,8 @@ def _row(upstream: ImageSet, pair: Pair) -> str:
     right = _thumbnail(pair.test.image(pair.test_part, pair.test_index))
     place = f"{upstream.parts[pair.part]} {pair.key}" if not upstream.files else pair.key
     return (
-        f"<tr><td>{left}<br><code>{html.escape(place)}</code></td>"
-        f"<td>{right}<br><code>{html.escape(pair.test.name)} {html.escape(pair.test_key)}</code></td>"
+        f"<tr><td>{left}<br><code>{html.escape(shown(place))}</code></td>"
+        f"<td>{right}<br><code>{html.escape(pair.test.name)} {html.escape(shown(pair.test_key))}</code></td>"
         f"<td>{pair.match.score:.3f}</td><td>{html.escape(pair.match.how)}</td></tr>"
     )
 

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.sources.folder import EXTENSIONS
+from pipelines.sources.entries import Walk
+from pipelines.sources.folder import images_of
 from pipelines.sources.samples import split_name
 from pretrain.data.index import TABLE_FILE, Records, ShardTable
+from pretrain.data.ledger import Ledger
 from pretrain.data.store import LocalStore
 from pretrain.errors import DataError
 from pretrain.files import digest
+from pretrain.names import to_bytes
 
 FILES_PER_PART = 1000
 
@@ -42,8 +45,8 @@ class ImageSet:
         return sum(self.sizes)
 
     @classmethod
-    def open(cls, folder: Path) -> ImageSet:
-        """A folder with an index is a packed split; any other is a tree of files.
+    def open(cls, folder: Path, ledger: Ledger | None = None) -> ImageSet:
+        """A folder with an index is a packed split; any other is a tree of files, all of which the ledger is told of.
 
         Raises:
             DataError: neither.
@@ -55,16 +58,14 @@ class ImageSet:
             table = ShardTable.load(folder)
             rows = table.rows
             return cls(folder, name, tuple(row.name for row in rows), tuple(table.sizes.tolist()), (), table.digest)
-        files = sorted(
-            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix[1:].lower() in EXTENSIONS
-        )
+        files = [path for path, _ in images_of(Walk(folder, Ledger() if ledger is None else ledger))]
         if not files:
             below = sorted(path.parent.name for path in folder.glob(f"*/{TABLE_FILE}"))
             hint = f"; give one of its splits: {', '.join(str(folder / one) for one in below)}" if below else ""
             raise DataError(f"{folder} holds neither shards nor images{hint}")
         starts = range(0, len(files), FILES_PER_PART)
         sizes = tuple(min(FILES_PER_PART, len(files) - start) for start in starts)
-        listing = digest("\n".join(f"{name} {(folder / name).stat().st_size}" for name in files).encode())
+        listing = digest(to_bytes("\n".join(_listed(folder, name) for name in files)))
         return cls(folder, name, tuple(files[start] for start in starts), sizes, tuple(files), listing)
 
     def keys(self, part: int) -> list[str]:
@@ -74,10 +75,10 @@ class ImageSet:
         records = Records.open(ShardTable.load(self.folder).records_path(part))
         return [split_name(records[index].member)[0] for index in range(len(records))]
 
-    def images(self, part: int) -> Iterator[bytes]:
-        """The bytes of each image of a part."""
+    def images(self, part: int) -> Iterator[bytes | None]:
+        """The bytes of each image of a part; None: they cannot be read."""
         if self.files:
-            yield from ((self.folder / name).read_bytes() for name in self._files(part))
+            yield from (_read(self.folder / name) for name in self._files(part))
             return
         records, store = Records.open(ShardTable.load(self.folder).records_path(part)), LocalStore(self.folder)
         columns = records.columns
@@ -98,3 +99,19 @@ class ImageSet:
 
     def _files(self, part: int) -> tuple[str, ...]:
         return self.files[part * FILES_PER_PART : (part + 1) * FILES_PER_PART]
+
+
+def _listed(folder: Path, name: str) -> str:
+    """A file as far as it is known without reading it: one that was overwritten has another time."""
+    try:
+        status = (folder / name).stat()
+    except OSError:
+        return f"{name} gone"
+    return f"{name} {status.st_size} {status.st_mtime_ns}"
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None

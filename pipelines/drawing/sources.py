@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pipelines.export import load_source
 from pipelines.exporting.verification import built
+from pipelines.sources.entries import IMAGE_EXTENSIONS, Walk
+from pipelines.sources.folder import images_of
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.data.augment import EvalTransform
 from pretrain.data.faults import BadSample
@@ -19,8 +21,6 @@ from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.models.interop import WeightsMetadata
 from pretrain.models.surgery import adapt_state_dict
 from pretrain.models.vit import VisionTransformer, build_vit
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
 class Source(NamedTuple):
@@ -71,13 +71,13 @@ def find_images(paths: Sequence[Path], limit: int) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            found += [path / name for name, _ in images_of(Walk(path))]
         elif path.is_file():
             found.append(path)
         else:
             raise DataError(f"--images {path}: does not exist; name image files or folders of them")
     if not found:
-        raise DataError(f"--images {', '.join(map(str, paths))}: no images ({', '.join(sorted(SUFFIXES))})")
+        raise DataError(f"--images {', '.join(map(str, paths))}: no images ({', '.join(sorted(IMAGE_EXTENSIONS))})")
     return found[:limit]
 
 

@@ -16,31 +16,35 @@ import numpy as np
 from pipelines.classifier import Classifier, load_classifier
 from pipelines.evaluating import measures, ranking
 from pipelines.evaluating.outcomes import Outcomes, outcomes_of
-from pipelines.evaluating.rows import open_set
+from pipelines.evaluating.rows import IMAGES, finished, ledger_lines, open_set
 from pipelines.evaluating.tables import as_csv
 from pipelines.overlap import warn_of_trained_images
 from pretrain.config.schema.evaluation import NUMBERS
 from pretrain.data.card import load_classes
+from pretrain.data.class_lookup import differing_class, told_apart
 from pretrain.data.index import ShardTable
+from pretrain.data.ledger import Ledger
 from pretrain.distributed.rank import Rank
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.class_map import ClassMap
 from pretrain.evaluation.targets import load_targets
 from pretrain.files import write_atomic
+from pretrain.redaction import redacted_in
 
 SHOWN_CONFUSIONS = 10
 
 
 def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None], started: float) -> dict[str, Any]:
     """All figures; the folder of tables where one is wanted. Collective: yes. Errors as the stage's."""
-    outcomes, table, num_bad = _look(args.source, args, rank, say)
+    outcomes, table, ledger = _look(args.source, args, rank, say)
     result: dict[str, Any] = {
         "from": str(args.source),
         "shards": str(args.shards),
         "img_size": args.img_size,
         "targets": args.targets,
         **_figures(outcomes, table),
-        "num_bad": num_bad,
+        **finished(ledger, len(outcomes.sample_ids), args.shards),
+        "empty_classes": _empty_classes(outcomes, table),
     }
     if table.max_labels == 1:
         result["calibration_error"], _ = measures.calibration(outcomes)
@@ -62,7 +66,7 @@ def _figures(outcomes: Outcomes, table: ShardTable) -> dict[str, float]:
 
 def _look(
     source: Path, args: argparse.Namespace, rank: Rank, say: Callable[[str], None]
-) -> tuple[Outcomes, ShardTable, int]:
+) -> tuple[Outcomes, ShardTable, Ledger]:
     packed = open_set(args)
     table, card = packed.table, packed.card
     if args.targets is not None and table.max_labels > 1:
@@ -80,15 +84,17 @@ def _look(
     if class_map is not None:
         say(f"{args.shards}: {class_map.summary()}")
     warn_of_trained_images(source, args.weights, table, say)
-    outcomes, num_bad = outcomes_of(
+    outcomes, ledger = outcomes_of(
         args, packed, classifier, rank, class_map=class_map, keep_scores=table.max_labels > 1
     )
     if targets is not None:
-        outcomes = outcomes.with_labels(targets)
+        every = outcomes
+        outcomes = every.with_labels(targets)
+        ledger.lost(IMAGES, "no label in --targets", count=len(every.sample_ids) - len(outcomes.sample_ids))
         say(f"{args.targets}: {len(outcomes.sample_ids):,} of the {card.num_samples:,} images have a label there")
         if not len(outcomes.sample_ids):
             raise DataError(f"{args.targets}: no image has a label there")
-    return outcomes, table, num_bad
+    return outcomes, table, ledger
 
 
 def class_map_of(classifier: Classifier, shards: Path, match: str | None, path: str | None) -> ClassMap | None:
@@ -125,12 +131,18 @@ def class_map_of(classifier: Classifier, shards: Path, match: str | None, path: 
 
 
 def _require_same(classifier: Classifier, shards: Path, classes: Sequence[tuple[str, str]]) -> None:
-    about, wanted = classifier.metadata, [identifier for identifier, _ in classes]
-    known = about.class_ids
-    if about.num_classes == len(classes) and (known is None or list(known) == wanted):
+    about = classifier.metadata
+    numbers = tuple(map(str, range(about.num_classes)))
+    names = about.class_names or numbers
+    if about.class_ids is None and sorted(names) != sorted(name for _, name in classes):
+        names = numbers  # other names may be other words for the same classes
+    outputs = list(zip(about.class_ids or numbers, names, strict=True))
+    first = differing_class(outputs, classes)
+    if first is None:
         return
-    first = next((i for i, (a, b) in enumerate(zip(known or (), wanted, strict=False)) if a != b), None)
-    differ = "" if first is None or known is None else f"; class {first} is {known[first]!r} there"
+    is_named = first < len(outputs) and outputs[first] != (str(first), str(first))
+    key = "" if not is_named else outputs[first][1] if outputs[first][0] == str(first) else outputs[first][0]
+    differ = f"; class {first} is {key!r} there" if key else ""
     raise DataError(
         f"{shards}: {len(classes)} classes, the model has {about.num_classes}{differ}. If the classes of the set "
         "are among the model's, say by what they are the same: --match ids, names or numbers"
@@ -153,11 +165,17 @@ def _most_confused(outcomes: Outcomes, table: ShardTable) -> list[dict[str, Any]
     """The pairs (class, what the model said) that happen most often; where every image has one label."""
     if outcomes.labels.shape[1] > 1:
         return []
-    names = [name for _, name in load_classes(table.folder)]
+    names = told_apart(load_classes(table.folder))
     return [
         {"class": names[row], "said": names[column], "count": count}
         for row, column, count in _confusions(outcomes)[:SHOWN_CONFUSIONS]
     ]
+
+
+def _empty_classes(outcomes: Outcomes, table: ShardTable) -> list[str]:
+    """The names of classes that no image shows: they count for nothing."""
+    counts = np.bincount(outcomes.labels[outcomes.labels >= 0], minlength=table.num_classes)
+    return [name for (_, name), count in zip(load_classes(table.folder), counts, strict=True) if not count]
 
 
 def _confusions(outcomes: Outcomes) -> list[tuple[int, int, int]]:
@@ -174,12 +192,13 @@ def _write(out: Path, result: dict[str, Any], outcomes: Outcomes, table: ShardTa
     classes = load_classes(table.folder)
     write_atomic(out / "per_class.csv", as_csv(_per_class(outcomes, table, classes)))
     if outcomes.labels.shape[1] == 1:
-        mistakes = [(classes[a][1], classes[b][1], count) for a, b, count in _confusions(outcomes)]
+        names = told_apart(classes)
+        mistakes = [(names[a], names[b], count) for a, b, count in _confusions(outcomes)]
         write_atomic(out / "confusion.csv", as_csv([("class", "said", "count"), *mistakes]))
     if table.max_labels == 1:
         _, bins = measures.calibration(outcomes)
         write_atomic(out / "calibration.csv", as_csv([measures.Bin._fields, *bins]))
-    write_atomic(out / "result.json", json.dumps(result | {"command": sys.argv}, indent=1))
+    write_atomic(out / "result.json", json.dumps(redacted_in(result | {"command": sys.argv}), indent=1))
 
 
 def _per_class(outcomes: Outcomes, table: ShardTable, classes: Sequence[tuple[str, str]]) -> list[tuple[object, ...]]:
@@ -207,8 +226,10 @@ def text(result: dict[str, Any]) -> str:
     if result["most_confused"]:
         lines.append("most confused:")
         lines += [f"  {pair['class']} → {pair['said']}: {pair['count']}" for pair in result["most_confused"]]
-    if result["num_bad"]:
-        lines.append(f"{result['num_bad']} images could not be read and do not count")
+    if result["empty_classes"]:
+        some = ", ".join(result["empty_classes"][:SHOWN_CONFUSIONS])
+        lines.append(f"classes without an image in this set: {len(result['empty_classes'])} ({some})")
+    lines += ledger_lines(result)
     return "\n".join(lines)
 
 

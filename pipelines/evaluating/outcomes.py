@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipelines.classifier import Classifier
 from pipelines.evaluating.rows import rows_of_set
 from pretrain.data.batch import Batch
+from pretrain.data.ledger import Ledger
 from pretrain.data.sources import PackedSet
 from pretrain.distributed.rank import Rank
 from pretrain.errors import DataError
@@ -73,7 +74,7 @@ def outcomes_of(
     *,
     class_map: ClassMap | None = None,
     keep_scores: bool = False,
-) -> tuple[Outcomes, int]:
+) -> tuple[Outcomes, Ledger]:
     """Looks at every image of a set. Collective: yes; every rank returns all of it.
 
     Args:
@@ -85,7 +86,7 @@ def outcomes_of(
         keep_scores: keep every logit, which mean average precision needs.
 
     Returns:
-        The outcomes, and the number of images that could not be read (they are left out).
+        The outcomes, and the ledger of the images.
 
     Raises:
         DataError: a shard cannot be read, or not one image, or the scores do not fit into memory.
@@ -97,10 +98,10 @@ def outcomes_of(
             f"{needed / 2**30:.1f} GiB, the limit is {MAX_SCORES_BYTES >> 30}; evaluate a smaller set"
         )
     chosen = None if class_map is None else class_map.to(classifier.device)
-    arrays, num_bad = rows_of_set(
+    arrays, ledger = rows_of_set(
         args, packed, classifier.transform, rank, lambda batch: _outcome(classifier, batch, chosen, keep_scores)
     )
-    return Outcomes(*arrays), num_bad
+    return Outcomes(*arrays), ledger
 
 
 def _outcome(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluating.rows import open_set, rows_of_set
+from pipelines.evaluating.rows import finished, ledger_lines, open_set, rows_of_set
 from pipelines.overlap import warn_of_trained_images
 from pipelines.regressor import Regressor, load_regressor
 from pretrain.data.batch import Batch
@@ -23,7 +23,7 @@ HEAD = ("number", "mae", "rmse", "r2")
 
 
 def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None]) -> dict[str, Any]:
-    """``mae``, ``rmse``, ``r2``, ``num_samples``, ``num_bad``, and those of each number. Collective: yes.
+    """``mae``, ``rmse``, ``r2``, ``num_samples``, ``num_bad``, ``ledger``, and those of each number. Collective: yes.
 
     Raises:
         DataError: a set that cannot be read, or that has other numbers. CheckpointError: weights of something else.
@@ -38,11 +38,12 @@ def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None]) -
             "set with the same"
         )
     warn_of_trained_images(args.source, args.weights, packed.table, say)
-    (_, predicted, true), num_bad = rows_of_set(
+    (_, predicted, true), ledger = rows_of_set(
         args, packed, regressor.transform, rank, lambda batch: _rows(regressor, batch)
     )
-    each = {name: errors_of_one(predicted[:, index], true[:, index]) for index, name in enumerate(names)}
-    return {**errors(predicted, true), "num_samples": len(true), "num_bad": num_bad, "numbers": each}
+    each = {name: errors_of_one(predicted[:, index], true[:, index]) for index, name in enumerate(regressor.keys)}
+    account = finished(ledger, len(true), args.shards)
+    return {**errors(predicted, true), "num_samples": len(true), **account, "numbers": each}
 
 
 def text(result: dict[str, Any]) -> str:
@@ -50,9 +51,7 @@ def text(result: dict[str, Any]) -> str:
     rows = [("all", result), *result["numbers"].items()] if len(result["numbers"]) > 1 else [("all", result)]
     lines = [f"{result['from']}: {result['num_samples']:,} images"]
     lines += [f"  {name}: MAE {row['mae']:.6g}, RMSE {row['rmse']:.6g}, R² {row['r2']:.4f}" for name, row in rows]
-    if result["num_bad"]:
-        lines.append(f"{result['num_bad']} images could not be read and do not count")
-    return "\n".join(lines)
+    return "\n".join([*lines, *ledger_lines(result)])
 
 
 def table(result: dict[str, Any]) -> list[Sequence[object]]:

@@ -15,6 +15,7 @@ from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.data.augment import EvalTransform
 from pretrain.data.batch import Batch
 from pretrain.data.dataset import EvalDataset, Failure
+from pretrain.data.ledger import Ledger
 from pretrain.data.processes import loader
 from pretrain.data.sources import PackedSet, open_packed
 from pretrain.distributed.collectives import gather_objects
@@ -22,6 +23,7 @@ from pretrain.distributed.rank import Rank
 from pretrain.errors import DataError
 
 PREFETCH = 2
+IMAGES = "images"
 
 
 def open_set(args: argparse.Namespace) -> PackedSet:
@@ -43,7 +45,7 @@ def rows_of_set(
     transform: EvalTransform,
     rank: Rank,
     look: Callable[[Batch], list[NDArray[Any]]],
-) -> tuple[list[NDArray[Any]], int]:
+) -> tuple[list[NDArray[Any]], Ledger]:
     """What is seen in every image of a set, in the set's order. Collective: yes; every rank returns all of it.
 
     Args:
@@ -54,7 +56,8 @@ def rows_of_set(
         look: a micro-batch → arrays with a row for each of its valid images, the sample ids first.
 
     Returns:
-        The arrays, and the number of images that could not be read (they are left out).
+        The arrays, and the ledger of the images: those that could not be read are left out. What the others are used
+        as is for the caller to tell it; see ``finished``.
 
     Raises:
         DataError: a shard cannot be read, or not one image.
@@ -62,7 +65,7 @@ def rows_of_set(
     size, num_samples = args.micro_batch_size, packed.card.num_samples
     dataset = EvalDataset(packed.table, transform, rank=rank.rank, world=rank.world, micro_batch_size=size)
     parts: list[list[NDArray[Any]]] = []
-    num_bad = done = 0
+    ledger, done = Ledger(), 0
     num_workers = min(args.num_workers, len(dataset) - 1)
     made = loader(dataset, range(len(dataset)), num_workers=num_workers, prefetch_factor=PREFETCH)
     with LazyBar("evaluating", -(-num_samples // rank.world), "images") as bar, closing(made):
@@ -70,12 +73,34 @@ def rows_of_set(
             if isinstance(batch, Failure):
                 raise batch.error
             parts.append(look(batch))
-            num_bad, done = num_bad + len(batch.faults), done + len(batch)
+            for fault in batch.faults:
+                ledger.lost(IMAGES, fault.kind, f"{fault.shard}/{fault.member}")
+            done += len(batch)
             if rank.is_main:
                 bar.show(done)
-    gathered = gather_objects(([np.concatenate(column) for column in zip(*parts, strict=True)], num_bad))
+    gathered = gather_objects(([np.concatenate(column) for column in zip(*parts, strict=True)], ledger))
     arrays = [np.concatenate(column) for column in zip(*(mine for mine, _ in gathered), strict=True)]
     if not len(arrays[0]):
         raise DataError(f"{args.shards}: none of its {num_samples} images could be read")
     order = np.argsort(arrays[0], kind="stable")
-    return [array[order] for array in arrays], sum(bad for _, bad in gathered)
+    whole = Ledger()
+    whole.found(IMAGES, num_samples)
+    for _, theirs in gathered:
+        whole.merge(theirs)
+    return [array[order] for array in arrays], whole
+
+
+def finished(ledger: Ledger, num_used: int, where: object) -> dict[str, Any]:
+    """``num_bad`` and ``ledger`` of a result, once it is known how many images its figures are of.
+
+    Raises:
+        DataError: images are missing from the account.
+    """
+    ledger.used(IMAGES, "evaluated", num_used)
+    ledger.check(where)
+    return {"num_bad": ledger.accounts[IMAGES].num_lost, "ledger": ledger.to_dict()}
+
+
+def ledger_lines(result: dict[str, Any]) -> list[str]:
+    """The ledger of a result for people."""
+    return Ledger.of_dict(result["ledger"]).lines()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluating.rows import open_set, rows_of_set
+from pipelines.evaluating.rows import finished, ledger_lines, open_set, rows_of_set
 from pipelines.overlap import warn_of_trained_images
 from pipelines.segmenter import load_segmenter
 from pretrain.data.batch import Batch
@@ -17,7 +17,7 @@ from pretrain.data.sources import check_target
 from pretrain.distributed.collectives import gather_objects
 from pretrain.distributed.rank import Rank
 from pretrain.errors import DataError
-from pretrain.evaluation.segmentation import confusion, overlap, per_class_iou
+from pretrain.evaluation.segmentation import check_shown, confusion, overlap, per_class_iou
 
 TABLE_FILE = "per_class.csv"
 SHOWN = 6
@@ -25,12 +25,13 @@ HEAD = ("class", "iou", "recall", "precision", "pixels")
 
 
 def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None]) -> dict[str, Any]:
-    """``mIoU``, ``pixel_accuracy``, ``num_classes``, ``num_samples``, ``num_bad``, and each class. Collective: yes.
+    """``mIoU``, ``pixel_accuracy``, ``num_classes``, ``num_samples``, the account, and each class. Collective: yes.
 
     As in a run: at the model's resolution.
 
     Raises:
-        DataError: a set that cannot be read, or with other classes. CheckpointError: weights of something else.
+        DataError: a set that cannot be read, with other classes, or whose masks show one class or none.
+        CheckpointError: weights of something else.
     """
     packed = open_set(args)
     check_target(packed, "mask", f"{args.source}, a segmentation,")
@@ -49,10 +50,12 @@ def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None]) -
         matrix[...] += confusion(found[batch.valid], batch.targets[batch.valid], len(names)).numpy()
         return [batch.sample_ids[batch.valid].numpy()]
 
-    (seen,), num_bad = rows_of_set(args, packed, segmenter.transform, rank, look)
+    (seen,), ledger = rows_of_set(args, packed, segmenter.transform, rank, look)
     total = np.sum(gather_objects(matrix), axis=0)
-    each = dict(zip(names, _rows(total), strict=True))
-    return {**overlap(total), "num_samples": len(seen), "num_bad": num_bad, "classes": each}
+    check_shown(total, str(args.shards))
+    each = dict(zip(segmenter.keys, _rows(total), strict=True))
+    account = finished(ledger, len(seen), args.shards)
+    return {**overlap(total), "num_samples": len(seen), **account, "classes": each}
 
 
 def text(result: dict[str, Any]) -> str:
@@ -67,9 +70,11 @@ def text(result: dict[str, Any]) -> str:
     lines += [f"  {name}: IoU {iou:.2%}" for iou, name in shown[:SHOWN]]
     if len(shown) > SHOWN:
         lines += ["  …", *(f"  {name}: IoU {iou:.2%}" for iou, name in shown[SHOWN:][-SHOWN:])]
-    if result["num_bad"]:
-        lines.append(f"{result['num_bad']} images could not be read and do not count")
-    return "\n".join(lines)
+    absent = [name for name, row in result["classes"].items() if not row["pixels"]]
+    if absent:
+        named = ", ".join(absent[:SHOWN]) + (", …" if len(absent) > SHOWN else "")
+        lines.append(f"{len(absent)} of {len(result['classes'])} classes have no pixel in the masks: {named}")
+    return "\n".join([*lines, *ledger_lines(result)])
 
 
 def table(result: dict[str, Any]) -> list[Sequence[object]]:

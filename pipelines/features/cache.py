@@ -32,6 +32,7 @@ from pretrain.data.batch import Batch
 from pretrain.data.dataset import NO_SAMPLE, EvalDataset, Failure
 from pretrain.data.index import PADDING_LABEL, ShardTable
 from pretrain.data.labels import read_labels
+from pretrain.data.opening import READING
 from pretrain.data.processes import loader
 from pretrain.data.sources import PackedSet
 from pretrain.distributed.collectives import broadcast_object, raise_together
@@ -39,6 +40,7 @@ from pretrain.distributed.rank import Rank
 from pretrain.errors import DataError, SetupError
 from pretrain.evaluation.features import Features, own_features
 from pretrain.files import TEMPORARY_SUFFIX, digest, file_digest, sync, write_atomic
+from pretrain.redaction import redacted_in
 
 FORM = 1  # goes up when features are computed otherwise
 PREFETCH = 2
@@ -184,6 +186,7 @@ class CachedSet:
             "set": self.table.digest,
             "samples": some,
             "transform": self.transform.model_dump(mode="json"),
+            "reading": READING,
         }
 
     def _compute(self, folder: Path) -> None:
@@ -267,7 +270,7 @@ class _Writer:
         sync(self._temporary / "values.npy")
         sync(self._temporary / "valid.npy")
         about = {**about, "values_digest": file_digest(self._temporary / "values.npy")}
-        write_atomic(self._temporary / "about.json", json.dumps(about, indent=1))
+        write_atomic(self._temporary / "about.json", json.dumps(redacted_in(about), indent=1))
         if self._folder.exists():  # a damaged one, or another process was faster with the same
             shutil.rmtree(self._folder)
         os.rename(self._temporary, self._folder)

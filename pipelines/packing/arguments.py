@@ -9,15 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.packing.inputs import Inputs
+from pipelines.packing.masks import ORIENTATIONS
 from pipelines.packing.plan import PackOptions, PlanInputs
 from pipelines.packing.source_kinds import OF_SOURCE, SOURCE_OPTIONS, SOURCES, SourceKind
 from pipelines.packing.state import Task
 from pipelines.packing.wordnet import DEBIAN_FILE
+from pipelines.sources.label_classes import FORMS as LABEL_FORMS
+from pipelines.sources.label_values import LARGEST_NUMBER
 from pipelines.sources.protocol import Source
 from pipelines.sources.remote import add_options
-from pretrain.data.decode import MAX_PIXELS
+from pipelines.sources.splits import SPLIT_FROM
+from pretrain.data.opening import MAX_PIXELS
 from pretrain.errors import ConfigError
 from pretrain.files import file_digest
+from pretrain.outputs import check_output_folder
+from pretrain.text_files import UTF8, known_encoding
 
 DEFAULT_MAX_BAD_RATE = 0.01
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -41,6 +47,7 @@ class PackRequest:
     max_bad_rate: float
     task: Task | None
     json: bool
+    allow_empty_classes: bool = False
 
     @property
     def is_merge(self) -> bool:
@@ -60,6 +67,7 @@ def parse(argv: Sequence[str]) -> PackRequest:
         return _merge_request(args, argv)
     if args.out is None:
         raise ConfigError("--out DIR is missing: the folder to make")
+    check_output_folder(args.out)
     kind = SOURCES[args.source]
     _check_paths(args, kind)
     for name, default in SOURCE_OPTIONS.items():
@@ -77,17 +85,19 @@ def parse(argv: Sequence[str]) -> PackRequest:
         max_bad_rate=args.max_bad_rate,
         task=Task.parse(args.task) if args.task else None,
         json=args.json,
+        allow_empty_classes=args.allow_empty_classes,
     )
 
 
 def _merge_request(args: argparse.Namespace, argv: Sequence[str]) -> PackRequest:
-    taken = {"merge", "--json", "--max-bad-rate"}
+    taken = {"merge", "--json", "--max-bad-rate", "--allow-empty-classes"}
     ignored = [word for word in argv if word.startswith("-") and word.partition("=")[0] not in taken]
     if len(args.paths) != 1 or ignored:
         more = f"; {ignored[0]} would be ignored" if ignored else ""
         raise ConfigError(f"write: python -m pipelines pack merge DIR, with the --out of the tasks{more}")
     empty = Inputs({}, PlanInputs())
-    return PackRequest(None, PackOptions(""), empty, Path(args.paths[0]), None, args.max_bad_rate, None, args.json)
+    out, bad, empties = Path(args.paths[0]), args.max_bad_rate, args.allow_empty_classes
+    return PackRequest(None, PackOptions(""), empty, out, None, bad, None, args.json, empties)
 
 
 def _check_paths(args: argparse.Namespace, kind: SourceKind) -> None:
@@ -117,10 +127,12 @@ def _check_ranges(args: argparse.Namespace) -> None:
         "short-side": args.short_side >= 0,
         "min-side": args.min_side >= 0,
         "max-pixels": 0 <= args.max_pixels <= MAX_PIXELS,
+        "num-classes": 0 <= args.num_classes <= LARGEST_NUMBER,
     }
     for name, is_allowed in limits.items():
         if not is_allowed:
             raise ConfigError(f"--{name} {getattr(args, name.replace('-', '_'))} is out of range; see --help")
+    known_encoding(args.encoding)
     if args.wordnet and not args.hierarchy:
         raise ConfigError("--wordnet is the file of --hierarchy wordnet; without that it would be ignored")
 
@@ -181,6 +193,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("which images").add_argument
     add("--holdout", type=float, default=0.0, help="share of the training images that becomes val (0)")
     add("--split", action="append", default=[], metavar="NAME=FILE", help="images of a split, one key or name a line")
+    split_from = "what decides the split: folders before file names (auto), only one of them, or nothing: all is train"
+    add("--split-from", choices=SPLIT_FROM, default="auto", help=split_from)
     add("--classes", default="", help="only these: ids, names or ranges of indices, such as 0-4,7")
     add("--per-class", type=int, default=0, help="only so many training images of each class")
     add("--max-bad-rate", type=float, default=DEFAULT_MAX_BAD_RATE, help="share that may be bad (0.01)")
@@ -189,14 +203,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--drop-list", type=Path, metavar="FILE", help="webdataset: leave out what dedup found (drop.jsonl)")
     add = parser.add_argument_group("sources").add_argument
     add("--image-column", default="", help="parquet: column of the images")
-    add("--label-column", default="", help="parquet: column of the labels")
+    add("--label-column", default="", help="column of the labels; webdataset: cls, txt, or a key of KEY.json")
     add("--target-column", default="", help="parquet: column of the numbers of a regression, in the place of labels")
-    names = "webdataset, masks, manifest of masks: a class per line, id or id,name"
+    names = "webdataset, masks, manifest of masks: a name per line, id,name, NUMBER NAME, index,id,name, or JSON"
     add("--class-names", type=Path, metavar="FILE", help=names)
+    add("--encoding", default=UTF8, help="of text in tars, tables and class names without a byte-order mark (utf-8)")
     add("--reduce-zero-label", action="store_true", help="masks: 0 is no class, and k + 1 stands for class k (ADE20K)")
+    add("--mask-values", default="", metavar="N,…", help="masks: the number of each class (0,1,…), such as 0,255")
+    add("--mask-none", default="", metavar="N,…", help="masks: numbers of pixels without a class (255)")
+    turned = "masks of images with an EXIF orientation: as the image is stored, or upright (auto: their size tells)"
+    add("--mask-orientation", choices=ORIENTATIONS, default="auto", help=turned)
+    add("--allow-empty-classes", action="store_true", help="masks: a class may occur in none of them")
     add_options(add)
     add("--root", type=Path, help="manifest: where relative paths count from (its folder)")
     add = parser.add_argument_group("labels").add_argument
+    forms = "what labels are where they could be several things: class numbers, names, or lists of 0 and 1"
+    add("--labels-are", choices=LABEL_FORMS, default="", help=forms)
+    add("--num-classes", type=int, default=0, help="of labels that are numbers (the largest + 1)")
     add("--nested-labels", action="store_true", help="folder: every folder above a file is a label")
     add("--label-map", type=Path, metavar="FILE", help="CSV from,to[,name]: classes that become others")
     add("--hierarchy", choices=["wordnet"], default="", help="a synset becomes itself and all that it is a kind of")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from pretrain.errors import ConfigError
+from pretrain.names import parsed
 
 
 def load_dropped_keys(path: Path) -> frozenset[str]:
@@ -22,7 +23,7 @@ def load_dropped_keys(path: Path) -> frozenset[str]:
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-            keys.add(f"{entry['shard'].removesuffix('.tar')}/{entry['key']}")
+            keys.add(f"{parsed(entry['shard']).removesuffix('.tar')}/{parsed(entry['key'])}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f'--drop-list {path}:{number}: not {{"shard": …, "key": …}} ({error!r})') from error
     return frozenset(keys)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipelines.packing.labels import without_repeats
 from pipelines.packing.table import ItemTable
+from pretrain.names import shown
 
 TRAIN = "train"
 
@@ -32,7 +33,8 @@ class Duplicates:
     def entries(self) -> Iterator[dict[str, Any]]:
         """What was left out, as lines of a report."""
         for gone, stays in self.copies.tolist():
-            yield {"source": self.table.key(gone), "because": "exact duplicate", "of": self.table.key(stays)}
+            copy, image = (shown(self.table.key(row)) for row in (gone, stays))
+            yield {"source": copy, "because": "exact duplicate", "of": image}
 
 
 def find_duplicates(

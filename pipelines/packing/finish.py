@@ -16,7 +16,9 @@ from pipelines.packing.plan import PackOptions, Plan, Shard, Split
 from pipelines.sources.protocol import Source
 from pretrain.data.card import CARD_FILE, CLASSES_FILE, READABLE_FILE, Card, encode_classes
 from pretrain.data.index import Records, ShardRow, ShardTable, records_name
+from pretrain.data.ledger import Ledger
 from pretrain.files import digest, write_atomic
+from pretrain.names import printable_in
 
 QUARANTINE_FILE = "quarantine.jsonl"
 NOT_ON_CARD = frozenset(["name", "licence", "release", "source"])  # said in fields of their own
@@ -31,8 +33,19 @@ def quarantined_in(folder: Path, shards: Iterable[Shard]) -> list[dict[str, Any]
     ]
 
 
-def finish_split(folder: Path, split: Split, plan: Plan, source: About | Source, options: PackOptions) -> Card:
-    """Writes everything beside the shards; index.json comes last and marks the split as whole."""
+def finish_split(
+    folder: Path, split: Split, plan: Plan, source: About | Source, options: PackOptions, ledger: Ledger | None = None
+) -> Card:
+    """Writes everything beside the shards; index.json comes last and marks the split as whole.
+
+    Args:
+        folder: of the split.
+        split: what was written there.
+        plan: of the pack.
+        source: the source's description of the data set.
+        options: of the pack.
+        ledger: where everything in the source went.
+    """
     quarantined = quarantined_in(folder, split.shards)
     if quarantined:
         write_atomic(folder / QUARANTINE_FILE, encode_lines(quarantined))
@@ -55,6 +68,7 @@ def finish_split(folder: Path, split: Split, plan: Plan, source: About | Source,
         max_labels=max_labels,
         num_shards=len(rows),
         num_bytes=sum(row.num_bytes for row in rows),
+        split_rule=source.split_rule,
         held_out=plan.held_out,
         selection=plan.selection,
         lists=dict(source.lists),
@@ -66,6 +80,7 @@ def finish_split(folder: Path, split: Split, plan: Plan, source: About | Source,
         target_mean=counted.moments.mean.tolist(),
         target_std=counted.moments.std.tolist(),
         options=_shown_options(options),
+        ledger=ledger.accounts if ledger else {},
         shuffle_seed=options.seed,
         classes_digest=digest(classes),
         index_digest=table.digest,
@@ -119,7 +134,7 @@ class Counts:
 
 def encode_lines(entries: Iterable[dict[str, Any]]) -> bytes:
     """JSON lines."""
-    return "".join(json.dumps(entry) + "\n" for entry in entries).encode()
+    return "".join(json.dumps(printable_in(entry)) + "\n" for entry in entries).encode()
 
 
 def _shown_options(options: PackOptions) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What is done to an image when it is packed: decoded once, made a plain RGB file, made smaller where asked for.
 
-A file that is plain RGB already keeps its compressed pixels; only its metadata goes. Everything else is encoded anew.
+A file that is plain sRGB already keeps its compressed pixels; only its metadata goes, and what lies behind a JPEG's
+picture. Everything else is encoded anew, without losses where it had none.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from pipelines.packing.metadata import STRIPPERS
-from pretrain.data.decode import Decoded, decode_strictly
+from pipelines.packing.metadata import STRIPPERS, has_trailing_bytes, is_lossless_webp, strip_jpeg
 from pretrain.data.faults import BadSample
+from pretrain.data.opening import ROTATED, Decoded, decode_strictly
+from pretrain.data.turbojpeg import turned_upright
 
 LOSSY = {"jpeg": ("JPEG", "jpg"), "webp": ("WEBP", "webp")}
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 FORMAT_OF = {"JPEG": "JPEG", "MPO": "JPEG", "PNG": "PNG", "WEBP": "WEBP"}  # MPO: a JPEG with others behind it
+SMALLER, OTHER_FORMAT, ENCODED_ANEW = "made smaller", "other format", "encoded anew"
+METADATA_REMOVED, TRAILING_REMOVED = "metadata removed", "bytes behind the picture removed"
 TOO_SMALL = "too_small"
 SAME_EXTENSIONS = {"JPEG": ("jpg", "jpeg"), "PNG": ("png",), "WEBP": ("webp",)}
 
@@ -27,7 +31,7 @@ class ImageOptions:
     """What every image becomes.
 
     Attributes:
-        mode: "rgb": an upright 8-bit RGB file without metadata; "keep": the bytes as they are.
+        mode: "rgb": an upright 8-bit sRGB file without metadata; "keep": the bytes as they are.
         encode: "jpeg" or "webp": images in other formats become this too; "": PNG for what is not a JPEG or WebP.
         quality: of whatever is encoded anew with losses.
         short_side: images whose shorter side is longer are made smaller; 0: none.
@@ -44,13 +48,21 @@ class ImageOptions:
 
 
 class PackedImage(NamedTuple):
-    """Bytes to pack, their extension, (height, width), what was changed in one word, or "", and the size before."""
+    """Bytes to pack and their extension.
+
+    Attributes:
+        size: (height, width) of the picture that is packed.
+        changes: what was changed, in a few words each.
+        original: (height, width) of the upright picture before.
+        orientation: EXIF, 1 … 8, of the stored one.
+    """
 
     data: bytes
     extension: str
     size: tuple[int, int]
-    change: str
+    changes: tuple[str, ...]
     original: tuple[int, int]
+    orientation: int = 1
 
 
 def make_image(data: bytes, extension: str, options: ImageOptions) -> PackedImage:
@@ -65,26 +77,47 @@ def make_image(data: bytes, extension: str, options: ImageOptions) -> PackedImag
         BadSample: it cannot be decoded, has too many pixels, or is too small.
     """
     decoded = decode_strictly(data, options.max_pixels)
-    height, width = decoded.pixels.shape[:2]
+    height, width = size = decoded.pixels.shape[:2]
     if min(height, width) < options.min_side:
         raise BadSample(TOO_SMALL, f"{width}×{height} pixels; --min-side is {options.min_side}")
     if options.mode == "keep":
-        return PackedImage(data, extension, (height, width), "", (height, width))
+        return PackedImage(data, extension, (height, width), (), (height, width), decoded.orientation)
     own = FORMAT_OF.get(decoded.format)
     wanted = LOSSY[options.encode][0] if options.encode else own or "PNG"
     shrinks = 0 < options.short_side < min(height, width)
-    if own is not None and own == wanted and decoded.is_plain and not shrinks:
-        stripped = STRIPPERS[own](data)
-        if stripped is not None:
-            extension = extension if extension in SAME_EXTENSIONS[own] else EXTENSIONS[own]
-            change = "" if stripped == data else "metadata removed"
-            return PackedImage(stripped, extension, (height, width), change, (height, width))
+    kept = _with_its_coefficients(data, decoded) if own == wanted and not shrinks else None
+    if kept is not None:
+        is_usual = extension in SAME_EXTENSIONS[wanted] and decoded.is_plain
+        new_extension = extension if is_usual else EXTENSIONS[wanted]
+        return PackedImage(kept, new_extension, size, _changes(data, kept, decoded), size, decoded.orientation)
     image = Image.fromarray(decoded.pixels)
     if shrinks:
         image = image.resize(_capped(height, width, options.short_side), Image.Resampling.LANCZOS)
-    change = "made smaller" if shrinks else decoded.oddity or ("other format" if own != wanted else "encoded anew")
-    new = _encode(image, wanted, options.quality, None if shrinks else decoded)
-    return PackedImage(new, EXTENSIONS[wanted], (image.height, image.width), change, (height, width))
+    is_lossless = not options.encode and is_lossless_webp(data)
+    new = _encode(image, wanted, options.quality, None if shrinks else decoded, is_lossless=is_lossless)
+    changes = [*([SMALLER] if shrinks else []), *decoded.oddities, *decoded.remarks]
+    changes += [OTHER_FORMAT] if own != wanted else [] if changes else [ENCODED_ANEW]
+    changes += [TRAILING_REMOVED] if has_trailing_bytes(data) else []
+    size = (image.height, image.width)
+    return PackedImage(new, EXTENSIONS[wanted], size, tuple(changes), (height, width), decoded.orientation)
+
+
+def _with_its_coefficients(data: bytes, decoded: Decoded) -> bytes | None:
+    """The upright picture without anything else in its file, its compressed pixels as they were; None: impossible."""
+    if decoded.is_plain:
+        return STRIPPERS[FORMAT_OF[decoded.format]](data)
+    if FORMAT_OF[decoded.format] == "JPEG" and decoded.oddities == (ROTATED,):
+        turned = turned_upright(data, decoded.orientation)
+        return strip_jpeg(turned) if turned else None
+    return None
+
+
+def _changes(data: bytes, kept: bytes, decoded: Decoded) -> tuple[str, ...]:
+    """What happened to a file that kept its compressed pixels."""
+    trailing = has_trailing_bytes(data)
+    is_cut_only = data.startswith(kept) if trailing else kept == data
+    metadata = [] if is_cut_only or not decoded.is_plain else [METADATA_REMOVED]
+    return (*decoded.oddities, *decoded.remarks, *metadata, *([TRAILING_REMOVED] if trailing else []))
 
 
 def _capped(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -93,15 +126,17 @@ def _capped(height: int, width: int, short_side: int) -> tuple[int, int]:
     return max(round(width * factor), short_side), max(round(height * factor), short_side)
 
 
-def _encode(image: Image.Image, image_format: str, quality: int, decoded: Decoded | None) -> bytes:
+def _encode(
+    image: Image.Image, image_format: str, quality: int, decoded: Decoded | None, *, is_lossless: bool
+) -> bytes:
     buffer = io.BytesIO()
     settings: dict[str, Any] = {}
     if image_format == "JPEG":
         settings = {"quality": quality, "subsampling": "4:4:4"}
-        if decoded is not None and decoded.format in ("JPEG", "MPO") and decoded.mode == "L":
+        if decoded is not None and decoded.format in ("JPEG", "MPO") and decoded.oddities == ("mode L",):
             # A grey JPEG's own table gives its own coefficients again: three channels cost no quality.
             settings = {"qtables": [decoded.quantization[0]] * 2, "subsampling": "4:2:0"}
     elif image_format == "WEBP":
-        settings = {"quality": quality, "method": 4}
+        settings = {"lossless": True} if is_lossless else {"quality": quality, "method": 4}
     image.save(buffer, format=image_format, **settings)
     return buffer.getvalue()

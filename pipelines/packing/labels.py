@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.packing.table import ItemTable
+from pretrain.data.class_lookup import Classes, ClassLookup
 from pretrain.errors import ConfigError, DataError
+from pretrain.text_files import read_text
 
 REST = "*"
-Classes = Sequence[tuple[str, str]]
+_SPAN = re.compile(r"([0-9]+)-([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,17 @@ def without_repeats(
     return labels[first], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
+def num_with_repeats(table: ItemTable) -> int:
+    """Rows that have one label more than once."""
+    counts, labels = table.num_labels, table.columns["labels"]
+    if int(counts.max(initial=0)) < 2:
+        return 0
+    rows = np.repeat(np.arange(len(table)), counts)
+    order = np.lexsort((labels, rows))
+    same = (labels[order][1:] == labels[order][:-1]) & (rows[order][1:] == rows[order][:-1])
+    return len(np.unique(rows[order][1:][same]))
+
+
 def choose_classes(text: str, classes: Classes) -> Relabelling:
     """``--classes`` as a relabelling; see ``parse_classes``."""
     chosen = parse_classes(text, classes)
@@ -63,31 +77,51 @@ def choose_classes(text: str, classes: Classes) -> Relabelling:
 
 
 def parse_classes(text: str, classes: Classes) -> list[int]:
-    """Class indices that ``--classes`` means, ascending: ids, names, or ranges of indices such as 0-4; empty: all.
+    """Class indices that ``--classes`` means, ascending: ids, names, numbers and ranges such as 0-4; empty: all.
+
+    A number is an id where any id of the set is a number, else an index; in a range as alone. A name that holds a comma
+    may be in quotes.
 
     Raises:
-        ConfigError: a part names no class, or one class is named twice.
+        ConfigError: a part is not a class, or means several, or one class is named twice.
     """
     if not text:
         return list(range(len(classes)))
-    named = {name: index for index, (_, name) in enumerate(classes)}
-    named |= {identifier: index for index, (identifier, _) in enumerate(classes)}
-    chosen = [index for part in text.split(",") for index in _class_part(part.strip(), named, len(classes))]
+    lookup = ClassLookup(classes, "--classes")
+    try:
+        chosen = [index for part in _parts(text, lookup) for index in _class_part(part, lookup)]
+    except DataError as error:
+        raise ConfigError(str(error)) from error
     if len(set(chosen)) < len(chosen):
         raise ConfigError(f"--classes {text}: a class is named twice")
     return sorted(chosen)
 
 
-def _class_part(part: str, named: dict[str, int], num_classes: int) -> list[int]:
-    if part in named:
-        return [named[part]]
-    first, dash, last = part.partition("-")
-    if dash and first.isdigit() and last.isdigit() and int(first) <= int(last) < num_classes:
-        return list(range(int(first), int(last) + 1))
-    known = ", ".join(list(named)[-8:])
-    raise ConfigError(
-        f"--classes: {part!r} is neither a class (such as {known}) nor a range of indices within 0-{num_classes - 1}"
-    )
+def _parts(text: str, lookup: ClassLookup) -> list[str]:
+    """The text cut at its commas, but not inside quotes or a class that is called so."""
+    try:
+        words = [word.strip() for word in next(csv.reader([text], skipinitialspace=True, strict=True))]
+    except csv.Error as error:
+        raise ConfigError(f"--classes {text}: {error}") from error
+    parts: list[str] = []
+    while words:
+        names = [mark.join(words[:count]) for count in range(len(words), 1, -1) for mark in (", ", ",")]
+        name = next((name for name in names if name in lookup), words[0])
+        if name is not words[0] and all(word.strip() in lookup for word in name.split(",")):
+            raise ConfigError(f"--classes {text}: {name!r} is one class or several; put what is one in quotes")
+        parts.append(name)
+        words = words[1 + (name != words[0]) * name.count(",") :]
+    return parts
+
+
+def _class_part(part: str, lookup: ClassLookup) -> list[int]:
+    span = _SPAN.fullmatch(part)
+    if part in lookup or span is None:
+        return [lookup.find(part)]
+    first, last, width = int(span[1]), int(span[2]), len(span[1]) if span[1].startswith("0") else 0
+    if first > last or last - first >= len(lookup.classes):
+        raise ConfigError(f"--classes: {part!r} is not a range of classes; {lookup.known()}")
+    return [lookup.find(f"{number:0{width}d}") for number in range(first, last + 1)]
 
 
 @dataclass(frozen=True)
@@ -110,9 +144,9 @@ class LabelMap:
             ConfigError: it cannot be read, or a line is none of the above.
         """
         try:
-            with open(path, encoding="utf-8", newline="") as file:
-                lines = [(file_line, row) for file_line, row in enumerate(csv.reader(file), 1) if row]
-        except (OSError, UnicodeDecodeError) as error:
+            reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+            lines = [(reader.line_num, row) for row in reader if row]
+        except (DataError, csv.Error) as error:
             raise ConfigError(f"--label-map {path}: cannot be read ({error})") from error
         if not lines or [cell.strip() for cell in lines[0][1]] not in (["from", "to"], ["from", "to", "name"]):
             raise ConfigError(f"--label-map {path}:1: the first line must be from,to or from,to,name")
@@ -124,7 +158,17 @@ class LabelMap:
             if cells[0] == REST and cells[1] not in ("", REST):
                 raise ConfigError(f"--label-map {path}:{number}: {REST} can become {REST} (kept) or nothing (dropped)")
             rows.append((cells[0], cells[1], cells[2] if len(cells) > 2 else ""))
+        cls._check_names(path, rows)
         return cls(path, tuple(rows))
+
+    @staticmethod
+    def _check_names(path: Path, rows: list[tuple[str, str, str]]) -> None:
+        named: dict[str, str] = {}
+        for _, to, name in rows:
+            if name and named.setdefault(to, name) != name:
+                raise ConfigError(
+                    f"--label-map {path}: the class {to!r} is called {named[to]!r} and {name!r}; choose one"
+                )
 
     def relabelling(self, classes: Classes) -> Relabelling:
         """What becomes of a source's classes.
@@ -132,7 +176,7 @@ class LabelMap:
         Raises:
             DataError: a class of the source is on no line, or a line names a class that the source has not.
         """
-        known = dict(classes)
+        known, lookup = dict(classes), ClassLookup(classes, f"--label-map {self.path}")
         rest = next((to for origin, to, _ in self.rows if origin == REST), None)
         becomes: dict[str, list[str]] = {}
         names: dict[str, str] = {}
@@ -140,7 +184,10 @@ class LabelMap:
             if origin == REST:
                 continue
             if origin not in known:
-                raise DataError(f"--label-map {self.path}: the source has no class {origin!r}")
+                meant = ""
+                if origin in lookup:
+                    meant = f"; the class of this name has the id {classes[lookup.find(origin)][0]!r}"
+                raise DataError(f"--label-map {self.path}: the source has no class {origin!r}{meant}")
             targets = becomes.setdefault(origin, [])
             if to:
                 targets.append(to)

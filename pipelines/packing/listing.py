@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from pipelines.progress import LazyBar
 from pipelines.sources.protocol import Source
 from pretrain.config.target import Target
 from pretrain.data.card import SplitList
+from pretrain.data.ledger import Ledger
 from pretrain.files import write_atomic
+from pretrain.names import to_bytes
 
 ROWS_PER_CHUNK = 4096
 ABOUT_FILE = "about.json"
@@ -31,7 +33,7 @@ CONTENT_FOLDER = "content"
 
 @dataclass(frozen=True)
 class About:
-    """What a source says of itself once it was listed; see ``Source``."""
+    """A source's description, complete once it was listed; see ``Source``."""
 
     name: str
     origin: str
@@ -43,6 +45,8 @@ class About:
     notes: list[str]
     lists: dict[str, SplitList]
     target: Target = "labels"
+    split_rule: str = ""
+    ledger: Ledger = field(default_factory=Ledger)
 
     @classmethod
     def of(cls, source: Source) -> About:
@@ -55,12 +59,14 @@ class About:
         """Reads what ``save`` wrote."""
         content = json.loads(path.read_bytes())
         lists = {split: SplitList.model_validate(entry) for split, entry in content["lists"].items()}
-        return cls(**content | {"classes": [tuple(entry) for entry in content["classes"]], "lists": lists})
+        ledger = Ledger.of_dict(content.get("ledger", {}))
+        classes = [tuple(entry) for entry in content["classes"]]
+        return cls(**content | {"classes": classes, "lists": lists, "ledger": ledger})
 
     def save(self, path: Path) -> None:
         """Writes it as JSON."""
         lists = {split: entry.model_dump() for split, entry in self.lists.items()}
-        write_atomic(path, json.dumps(asdict(self) | {"lists": lists}))
+        write_atomic(path, json.dumps(asdict(self) | {"lists": lists, "ledger": self.ledger.to_dict()}))
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ def prepare_units(source: Source, work: Work, num_workers: int, task: Task | Non
 
 def _prepare(shared: Preparation, unit: str, progress: Progress) -> None:
     folder = shared.work.folder / UNITS_FOLDER
-    name = hashlib.blake2b(unit.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+    name = hashlib.blake2b(to_bytes(unit), digest_size=12).hexdigest()
 
     def work() -> None:
         shared.source.prepare(unit, folder)
@@ -158,7 +164,7 @@ def _digest_chunk(shared: Preparation, chunk: tuple[int, list], progress: Progre
             try:
                 data = shared.source.read(item)[0]
             except OSError:  # quarantined when it is packed; here it must only be like no other
-                data = b"unreadable " + item.key.encode(errors="surrogateescape")
+                data = b"unreadable " + to_bytes(item.key)
             digests += hashlib.blake2b(data, digest_size=16).digest()
         buffer = BytesIO()
         np.save(buffer, np.frombuffer(digests, dtype="<u8").reshape(-1, 2))

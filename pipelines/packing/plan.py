@@ -6,7 +6,6 @@ or by another task, and an image keeps its side of the hold-out when others come
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,13 +15,18 @@ from numpy.typing import NDArray
 
 from pipelines.packing.duplicates import Duplicates, find_duplicates
 from pipelines.packing.images import ImageOptions
-from pipelines.packing.labels import Classes, LabelMap, choose_classes, relabel
+from pipelines.packing.labels import Classes, LabelMap, choose_classes, num_with_repeats, relabel
+from pipelines.packing.left_out import IMAGES, LeftOut
+from pipelines.packing.masks import MaskOptions
 from pipelines.packing.split_lists import SplitLists
 from pipelines.packing.table import ItemTable, Rows
 from pipelines.packing.wordnet import WordNet
 from pipelines.sources.protocol import Item
+from pipelines.sources.samples import split_name
+from pipelines.sources.splits import to_split_name
 from pretrain import seeds
 from pretrain.config.target import IN_WORDS, Target
+from pretrain.data.ledger import Ledger
 from pretrain.errors import ConfigError, DataError
 
 TAR_BLOCK = 512
@@ -60,6 +64,9 @@ class PackOptions:
     max_pixels: int = 0
     drop_list: str = ""
     reduce_zero_label: bool = False
+    mask_values: str = ""
+    mask_none: str = ""
+    mask_orientation: str = "auto"
     of_source: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,6 +78,20 @@ class PackOptions:
         """What is done to every image."""
         return ImageOptions(
             self.images, self.encode, self.quality, self.short_side, self.min_side, self.max_pixels or None
+        )
+
+    def of_masks(self, num_classes: int) -> MaskOptions:
+        """What the numbers of masks mean.
+
+        Raises:
+            ConfigError: see ``MaskOptions.of``.
+        """
+        return MaskOptions.of(
+            num_classes,
+            values=self.mask_values,
+            none=self.mask_none,
+            reduce_zero_label=self.reduce_zero_label,
+            orientation=self.mask_orientation,
         )
 
 
@@ -126,9 +147,11 @@ class Plan:
         selection: the part of the source that was taken, in words.
         held_out: the rule of the hold-out, in words.
         multi_label: images may have several labels.
-        dropped: reason → images that the plan leaves out.
+        ledger: what the plan leaves out of the source's images and labels, and why.
+        repeated: images that the source gives one label twice.
         duplicates: which images are copies of others.
         target: what an image has.
+        notes: remarks on what the options did.
     """
 
     classes: tuple[tuple[str, str], ...]
@@ -137,9 +160,17 @@ class Plan:
     selection: str
     held_out: str
     multi_label: bool = False
-    dropped: dict[str, int] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
+    repeated: int = 0
     duplicates: Duplicates | None = None
     target: Target = "labels"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Reason → images that the plan leaves out."""
+        lost = self.ledger.accounts[IMAGES].lost if self.ledger else {}
+        return {reason: entry.count for reason, entry in lost.items()}
 
     @property
     def num_items(self) -> int:
@@ -173,26 +204,36 @@ def make_plan(
     inputs = inputs or PlanInputs()
     if target != "labels":
         _check_about_images(options, inputs, target)
-    if target != "mask" and options.reduce_zero_label:
-        raise ConfigError("--reduce-zero-label is about masks, which this source has not; leave it out")
+    if target == "mask":
+        options.of_masks(len(classes))
+    else:
+        _check_not_about_masks(options)
     table = items if isinstance(items, ItemTable) else ItemTable.of(items)
     hashes = table.key_hashes()
     table.check_unique(hashes)
     listing = table.listing(hashes, classes)
-    dropped: Counter[str] = Counter()
-    table, classes, may_be_multi = _relabelled(table, classes, options, inputs)
-    rows = np.flatnonzero(table.num_labels > 0) if target == "labels" else np.arange(len(table))
-    dropped["no label chosen"] += len(table) - len(rows)
-    rows = _without_dropped(table, rows, inputs.dropped_keys, dropped)
+    left_out, is_labelled, repeated = LeftOut(table), table.num_labels > 0, num_with_repeats(table)
+    table, classes, may_be_multi = _relabelled(table, classes, options, inputs, left_out)
+    rows = np.arange(len(table))
+    if target == "labels":
+        rows = np.flatnonzero(table.num_labels > 0)
+        left_out.rows(table, np.flatnonzero(~is_labelled), "no label")
+        left_out.rows(table, np.flatnonzero(is_labelled & (table.num_labels == 0)), "no label chosen")
+    rows = _without_dropped(table, rows, inputs.dropped_keys, left_out)
     duplicates = None
     if options.duplicates != "keep":
         assert inputs.content is not None, "duplicates are found by content"
         duplicates = find_duplicates(table, rows, hashes, inputs.content, merge=options.duplicates == "merge")
-        dropped["exact duplicate"] += len(rows) - len(duplicates.kept)
+        left_out.rows(table, np.setdiff1d(rows, duplicates.kept), "exact duplicate")
+        left_out.added(len(duplicates.table.columns["labels"]) - len(table.columns["labels"]))
         table, rows = duplicates.table, duplicates.kept
-    by_split = _by_split(table, rows, hashes, options, inputs.split_lists, dropped)
+    by_split = _by_split(table, rows, hashes, options, inputs.split_lists, left_out)
+    notes = _mixed_hold_out(table, by_split, options, inputs.split_lists)
+    notes += tuple(inputs.split_lists.notes if inputs.split_lists else ())
     if options.per_class:
-        by_split["train"] = _few(table, by_split.get("train", rows[:0]), hashes, options, classes)
+        train = by_split.get("train", rows[:0])
+        by_split["train"] = _few(table, train, hashes, options, classes)
+        left_out.rows(table, np.setdiff1d(train, by_split["train"]), "more than --per-class")
     _check_not_empty(by_split, table.split_names, options)
     splits = [
         Split(name, _cut(table, _shuffled(rows, hashes, options.seed), options))
@@ -206,10 +247,19 @@ def make_plan(
         selection=_selection(options),
         held_out=_held_out(options, inputs.split_lists),
         multi_label=multi_label or may_be_multi or options.duplicates == "merge",
-        dropped={reason: count for reason, count in dropped.items() if count},
+        ledger=left_out.ledger,
+        repeated=repeated,
         duplicates=duplicates,
         target=target,
+        notes=notes,
     )
+
+
+def _check_not_about_masks(options: PackOptions) -> None:
+    plain = PackOptions("")
+    for name in ("reduce_zero_label", "mask_values", "mask_none", "mask_orientation"):
+        if getattr(options, name) != getattr(plain, name):
+            raise ConfigError(f"--{name.replace('_', '-')} is about masks, which this source has not; leave it out")
 
 
 def _check_about_images(options: PackOptions, inputs: PlanInputs, target: Target) -> None:
@@ -226,7 +276,7 @@ def _check_about_images(options: PackOptions, inputs: PlanInputs, target: Target
 
 
 def _relabelled(
-    table: ItemTable, classes: Classes, options: PackOptions, inputs: PlanInputs
+    table: ItemTable, classes: Classes, options: PackOptions, inputs: PlanInputs, left_out: LeftOut
 ) -> tuple[ItemTable, Classes, bool]:
     """The table with its final labels, their classes, and whether an image may have got several."""
     changes = []
@@ -239,21 +289,22 @@ def _relabelled(
         changes.append(lambda: choose_classes(options.classes, classes))
     for change in changes:
         relabelling = change()
-        table, classes = relabel(table, relabelling), relabelling.classes
+        before, table, classes = table, relabel(table, relabelling), relabelling.classes
+        left_out.relabelled(before, table, relabelling)
         is_multi = is_multi or relabelling.is_multi
     return table, classes, is_multi
 
 
 def _without_dropped(
-    table: ItemTable, rows: NDArray[np.int64], keys: frozenset[str], dropped: Counter[str]
+    table: ItemTable, rows: NDArray[np.int64], keys: frozenset[str], left_out: LeftOut
 ) -> NDArray[np.int64]:
     if not keys:
         return rows
     names = (table.key(int(row)) for row in rows)
-    stays = np.array([name.rpartition(".")[0] not in keys for name in names], dtype=bool)
+    stays = np.array([split_name(name)[0] not in keys for name in names], dtype=bool)
     if not_found := len(keys) - int((~stays).sum()):
         raise DataError(f"--drop-list: {not_found} of its {len(keys)} samples are not among those to pack")
-    dropped["drop list"] += int((~stays).sum())
+    left_out.rows(table, rows[~stays], "drop list")
     return rows[stays]
 
 
@@ -263,8 +314,9 @@ def _by_split(
     hashes: NDArray[np.uint64],
     options: PackOptions,
     lists: SplitLists | None,
-    dropped: Counter[str],
+    left_out: LeftOut,
 ) -> dict[str, NDArray[np.int64]]:
+    _check_split_names([*table.split_names, *(lists.names if lists else [])])
     names = list(FIRST_SPLITS) + [name for name in table.split_names if name not in FIRST_SPLITS]
     number = {name: index for index, name in enumerate(names)}
     codes = np.array([number[name] for name in table.split_names], dtype=np.int64)[table.columns["splits"][rows]]
@@ -273,11 +325,22 @@ def _by_split(
         names += [name for name in lists.names if name not in number]
         in_list = np.array([names.index(name) for name in lists.names], dtype=np.int64)
         codes = np.where(wanted >= 0, in_list[wanted], -1 if "train" in lists.names else codes)
-        dropped["on no split list"] += int((codes < 0).sum())
+        left_out.rows(table, rows[codes < 0], "on no split list")
     if options.holdout:
         held = seeds.uniform("holdout", hashes[rows]) < options.holdout
         codes = np.where(held & (codes == 0), 1, codes)
     return {name: rows[codes == index] for index, name in enumerate(names)}
+
+
+def _check_split_names(names: Iterable[str]) -> None:
+    """Splits become folders: whatever source named them, they are plain names, and no two are one on any disk."""
+    known: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        if to_split_name(name, "a split of the source") != name:
+            raise DataError(f"the source calls a split {name!r}; it must be {to_split_name(name, '')!r}")
+        other = known.setdefault(name.lower(), name)
+        if other != name:
+            raise DataError(f"the splits {other!r} and {name!r} differ in upper and lower case alone; rename one")
 
 
 def _few(
@@ -326,6 +389,20 @@ def _selection(options: PackOptions) -> str:
     parts = [f"classes {options.classes}"] if options.classes else []
     parts += [f"{options.per_class} training images per class"] if options.per_class else []
     return ", ".join(parts)
+
+
+def _mixed_hold_out(
+    table: ItemTable, by_split: dict[str, NDArray[np.int64]], options: PackOptions, lists: SplitLists | None
+) -> tuple[str, ...]:
+    """Remarks that val holds more than the source's own images."""
+    if not options.holdout or lists or "val" not in table.split_names:
+        return ()
+    val = by_split["val"]
+    own = int((table.columns["splits"][val] == table.split_names.index("val")).sum())
+    return (
+        f"val has {own} images of the source's own val and {len(val) - own} held out of train; leave --holdout out to "
+        "keep it as the source has it",
+    )
 
 
 def _held_out(options: PackOptions, lists: SplitLists | None) -> str:

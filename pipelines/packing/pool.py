@@ -90,7 +90,7 @@ def _run_in_pool(
     except BrokenProcessPool as error:
         raise SetupError(
             "a worker process was killed, most likely for want of memory; run the same command with fewer --workers, "
-            "it goes on from here"
+            "it continues from here"
         ) from error
     finally:  # also when the caller has heard enough, or the user pressed Ctrl-C: what is half written is not needed
         for process in multiprocessing.active_children():

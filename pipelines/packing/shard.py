@@ -15,16 +15,20 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.packing.contents import Reading
 from pipelines.packing.images import TOO_SMALL, ImageOptions, make_image
-from pipelines.packing.masks import MASK_EXTENSION, MaskOptions, make_mask
+from pipelines.packing.masks import MASK_EXTENSION, TURNED, MaskOptions, PackedMask, make_mask
 from pipelines.packing.plan import Shard
 from pipelines.sources.protocol import Item, Source
+from pipelines.sources.remote import NotDownloaded
 from pipelines.sources.vectors import TARGET_KEY
 from pretrain.config.target import IGNORED_PIXEL, Target
 from pretrain.data.faults import BadSample
 from pretrain.data.index import Record, Records, encode_records, records_name
 from pretrain.errors import DataError
 from pretrain.files import TEMPORARY_SUFFIX, write_atomic
+from pretrain.names import shown
+from pretrain.redaction import redacted, redacted_in
 
 KEY_DIGITS = 9
 WANTED_KINDS = frozenset([TOO_SMALL])  # left out because an option says so: nothing is wrong with them
@@ -70,14 +74,15 @@ def write_shard(writing: Writing, task: tuple[Path, Shard], progress: Callable[[
     temporary = folder / (shard.name + TEMPORARY_SUFFIX)
     records: list[Record] = []
     quarantined: list[dict[str, Any]] = []
-    seen = _Seen(Counter(), Counter(), Counter())
+    seen = _Seen(Counter(), Counter(), Counter(), Counter())
+    reading = Reading(writing.source, masked=writing.target == "mask")
     with open(temporary, "wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for number, item in enumerate(shard.items, start=shard.first):
                 try:
-                    records.append(_add_sample(tar, f"{number:0{KEY_DIGITS}d}", item, writing, seen))
+                    records.append(_add_sample(tar, f"{number:0{KEY_DIGITS}d}", item, writing, seen, reading))
                 except BadSample as bad:
-                    quarantined.append({"source": item.key, "kind": bad.kind, "detail": bad.detail})
+                    quarantined.append(redacted_in({"source": shown(item.key), "kind": bad.kind, "detail": bad.detail}))
                 progress(1)
                 tar.members.clear()  # tarfile remembers every member it wrote  # pyright: ignore
         file.flush()
@@ -86,34 +91,49 @@ def write_shard(writing: Writing, task: tuple[Path, Shard], progress: Callable[[
     os.replace(temporary, folder / shard.name)
     info = {"num_bytes": num_bytes, "quarantined": quarantined}
     info |= {"short_sides": dict(seen.short_sides), "changes": dict(seen.changes)}
-    info |= {"mask_classes": dict(seen.classes)} if seen.classes else {}
+    if seen.numbers:
+        info |= {"mask_classes": dict(seen.classes), "mask_numbers": dict(seen.numbers)}
+    reading.save(folder, shard.name)
     write_atomic(folder / records_name(shard.name), encode_records(records, info))
     return num_bad(quarantined)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the card counts: images by the bucket of their shorter side, by what was changed, and by class in masks."""
+    """What the card counts: images by the bucket of their shorter side and by what was changed; masks by their numbers.
+
+    Attributes:
+        short_sides: bucket → images.
+        changes: what was changed → images.
+        classes: class → masks that have it.
+        numbers: stored number → masks that have it.
+    """
 
     short_sides: Counter[str]
     changes: Counter[str]
     classes: Counter[str]
+    numbers: Counter[str]
+
+    def mask(self, mask: PackedMask) -> bytes:
+        """Counts a mask and returns the bytes to pack."""
+        self.classes.update(str(number) for number in np.unique(mask.classes[mask.classes != IGNORED_PIXEL]))
+        self.numbers.update(str(number) for number in mask.numbers)
+        self.changes.update([TURNED] if mask.was_turned else [])
+        return mask.data
 
 
-def _add_sample(tar: tarfile.TarFile, key: str, item: Item, writing: Writing, seen: _Seen) -> Record:
-    is_masked, mask = writing.target == "mask", b""
+def _add_sample(tar: tarfile.TarFile, key: str, item: Item, writing: Writing, seen: _Seen, reading: Reading) -> Record:
+    is_masked = writing.target == "mask"
     try:
-        data, extension = writing.source.read(item)
-        mask = writing.source.read_mask(item) if is_masked else b""
+        data, extension, mask = reading.read(item)
     except OSError as error:
-        raise BadSample("read", error.strerror or str(error) or type(error).__name__) from error
+        detail = error.strerror or str(error) or type(error).__name__
+        raise BadSample(error.kind if isinstance(error, NotDownloaded) else "read", detail) from error
     image = make_image(data, extension, writing.images)
     if is_masked:
-        mask, classes = make_mask(mask, image.original, image.size, writing.masks)
-        seen.classes.update(str(number) for number in np.unique(classes[classes != IGNORED_PIXEL]))
+        mask = seen.mask(make_mask(mask, image, writing.masks))
     seen.short_sides[size_bucket(min(image.size))] += 1
-    if image.change:
-        seen.changes[image.change] += 1
+    seen.changes.update(image.changes)
     member = f"{key}.{image.extension}"
     offset = _add_member(tar, member, image.data)
     place = None
@@ -125,7 +145,8 @@ def _add_sample(tar: tarfile.TarFile, key: str, item: Item, writing: Writing, se
         _add_member(tar, f"{key}.json", json.dumps({"labels": item.labels}).encode())
     else:
         _add_member(tar, f"{key}.cls", str(item.labels[0]).encode())
-    return Record(offset, len(image.data), zlib.crc32(image.data), item.labels, member, item.key, item.vector, place)
+    source, crc = redacted(item.key), zlib.crc32(image.data)
+    return Record(offset, len(image.data), crc, item.labels, member, source, item.vector, place)
 
 
 def size_bucket(short_side: int) -> str:

@@ -26,6 +26,8 @@ STATE_FILE = "pack.json"
 LOCK_FILE = ".pack.lock"
 WORK_FOLDER = ".plan"
 WORK_FILE = "work.json"
+NEEDS_LOCKS = "--out needs a file system with locks (flock); choose a folder on another one"
+WORK_KEYS = {"options": dict, "fingerprint": str, "tasks": int}
 STATE_VERSION = 2
 # Version 1 had fewer options, packed all bytes as they are, and named the source's list by another digest.
 READ_VERSIONS = (1, STATE_VERSION)
@@ -61,6 +63,17 @@ class State:
     fingerprint: str
     splits: tuple[str, ...]
 
+    def pack_options(self, out: Path) -> PackOptions:
+        """The options that the pack was begun with.
+
+        Raises:
+            DataError: this version knows other ones.
+        """
+        try:
+            return PackOptions(**self.options)
+        except TypeError as error:
+            raise DataError(f"{out / STATE_FILE}: another version of the packer wrote it ({error})") from error
+
     def is_whole(self, out: Path) -> bool:
         """Every split has its index, which is written last."""
         return bool(self.splits) and all((out / name / TABLE_FILE).is_file() for name in self.splits)
@@ -73,16 +86,22 @@ class State:
         """
         if self.version == STATE_VERSION and self.listing != listing:
             raise DataError(
-                f"the source has changed since {out} was begun (files came, went or have other sizes); choose another "
+                f"the source has changed since {out} was begun (files came, went or have other sizes, labels or "
+                "splits), or an earlier version of the packer read its labels or splits differently; choose another "
                 "--out, or delete the folder"
             )
 
 
-def read_state(out: Path, options: PackOptions) -> State | None:
+def read_state(out: Path, options: PackOptions | None) -> State | None:
     """What an earlier run left in ``out``; None: the folder is new.
+
+    Args:
+        out: the pack's folder.
+        options: those that it must have been packed with; None: any.
 
     Raises:
         ConfigError: it holds other files, or was packed with other options or by another version.
+        DataError: the state is damaged.
     """
     path = out / STATE_FILE
     if not path.is_file():
@@ -95,17 +114,33 @@ def read_state(out: Path, options: PackOptions) -> State | None:
         if others:
             raise ConfigError(f"--out {out} holds other files, such as {others[0]}; choose a new or empty folder")
         return None
-    found = json.loads(path.read_bytes())
+    found = _read_object(path, {"options": dict, "listing": str})
     if found.get("version") not in READ_VERSIONS:
         raise ConfigError(f"{path} is of version {found.get('version')!r}; choose another --out or delete the folder")
-    _check_options(options, found["options"], out)
+    if options is not None:
+        _check_options(options, found["options"], out)
     return State(
         found["version"],
         found["options"],
         found["listing"],
-        found.get("fingerprint", ""),
-        tuple(found.get("splits", ())),
+        str(found.get("fingerprint", "")),
+        tuple(map(str, found.get("splits") or ())),
     )
+
+
+def _read_object(path: Path, needed: dict[str, type]) -> dict[str, Any]:
+    """A file of JSON that this packer wrote.
+
+    Raises:
+        DataError: something else is in it.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read ({error}); delete {path.parent}, and pack again") from error
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in needed.items()):
+        raise DataError(f"{path} is damaged: it has no {', '.join(needed)}; delete {path.parent}, and pack again")
+    return found
 
 
 def write_state(out: Path, options: PackOptions, listing: str, fingerprint: str, splits: Sequence[str]) -> None:
@@ -149,7 +184,7 @@ class Work:
         with self.lock("begin"):
             path = self.folder / WORK_FILE
             mine = {"options": options.to_dict(), "fingerprint": fingerprint, "tasks": task.count if task else 1}
-            theirs = json.loads(path.read_bytes()) if path.is_file() else None
+            theirs = _read_object(path, WORK_KEYS) if path.is_file() else None
             if theirs is not None and task is not None:
                 _check_options(options, theirs["options"], self.folder.parent)
                 if theirs["tasks"] not in (1, task.count):
@@ -168,7 +203,7 @@ class Work:
     def num_tasks(self) -> int:
         """How many tasks share the pack; 0 where none was begun."""
         path = self.folder / WORK_FILE
-        return json.loads(path.read_bytes())["tasks"] if path.is_file() else 0
+        return _read_object(path, WORK_KEYS)["tasks"] if path.is_file() else 0
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -179,9 +214,7 @@ class Work:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError as error:
-                raise SetupError(
-                    f"{path} cannot be locked ({error.strerror}); --out needs a file system with locks"
-                ) from error
+                raise SetupError(f"{path} cannot be locked ({error.strerror}); {NEEDS_LOCKS}") from error
             yield
 
     def once(self, done: Path, work: Callable[[], None]) -> None:
@@ -206,16 +239,19 @@ def locked(out: Path, *, together: bool = False) -> Iterator[None]:
         together: others that say the same may hold it at the same time.
 
     Raises:
-        SetupError: somebody else has it.
+        SetupError: somebody else has it, or the file system has no locks.
     """
     path = out / LOCK_FILE
     while True:
         file = open(path, "a")
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if together else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.close()
             raise SetupError(f"another process is packing into {out}; wait for it or choose another --out") from error
+        except OSError as error:
+            file.close()
+            raise SetupError(f"{path} cannot be locked ({error.strerror}); {NEEDS_LOCKS}") from error
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break
         file.close()  # its last holder removed it between our two lines: that lock would exclude nobody

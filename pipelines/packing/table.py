@@ -22,6 +22,7 @@ from pipelines.sources.protocol import Item
 from pretrain import seeds
 from pretrain.errors import DataError
 from pretrain.files import digest, sync, write_atomic
+from pretrain.names import from_bytes, to_bytes
 
 MAX_SPLITS = 255
 SPLITS_FILE = "splits.json"
@@ -53,6 +54,9 @@ class ItemTable:
     def __len__(self) -> int:
         return len(self.columns["num_bytes"])
 
+    def __iter__(self) -> Iterator[Item]:
+        return (self[row] for row in range(len(self)))
+
     def __getitem__(self, row: int) -> Item:
         columns = self.columns
         first, last = columns["label_starts"][row], columns["label_starts"][row + 1]
@@ -64,7 +68,7 @@ class ItemTable:
             part=int(columns["parts"][row]),
             offset=int(columns["offsets"][row]),
             vector=self._vector(row),
-            mask=self._mask_bytes(row).decode(errors="surrogateescape"),
+            mask=from_bytes(self._mask_bytes(row)),
         )
 
     def _mask_bytes(self, row: int) -> bytes:
@@ -80,7 +84,7 @@ class ItemTable:
 
     def key(self, row: int) -> str:
         """The key of a row."""
-        return self._key_bytes(row).decode(errors="surrogateescape")
+        return from_bytes(self._key_bytes(row))
 
     def _key_bytes(self, row: int) -> bytes:
         starts = self.columns["key_starts"]
@@ -138,18 +142,20 @@ class ItemTable:
 
     @classmethod
     def of(cls, items: Iterable[Item]) -> ItemTable:
-        """Draws the items once, in constant memory beside the columns."""
+        """Draws the items once, in constant memory beside the columns; a table is itself."""
+        if isinstance(items, ItemTable):
+            return items
         keys, key_starts, labels, label_starts = bytearray(), array("q", [0]), array("i"), array("q", [0])
         numbers = {name: array("q") for name in ("num_bytes", "splits", "parts", "offsets")}
         split_names: dict[str, int] = {}
         vectors, masks, mask_starts = array("d"), bytearray(), array("q", [0])
         for item in items:
-            keys += item.key.encode(errors="surrogateescape")
+            keys += to_bytes(item.key)
             key_starts.append(len(keys))
             labels.extend(item.labels)
             label_starts.append(len(labels))
             vectors.extend(item.vector)
-            masks += item.mask.encode(errors="surrogateescape")
+            masks += to_bytes(item.mask)
             mask_starts.append(len(masks))
             values = (item.num_bytes, split_names.setdefault(item.split, len(split_names)), item.part, item.offset)
             for column, value in zip(numbers.values(), values, strict=True):

@@ -11,8 +11,10 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from pipelines.packing.labels import Classes, Relabelling
+from pipelines.packing.labels import Relabelling
+from pretrain.data.class_lookup import Classes
 from pretrain.errors import DataError, SetupError
+from pretrain.text_files import decode_text
 
 DEBIAN_FILE = Path("/usr/share/wordnet/data.noun")
 _HYPERNYMS = ("@", "@i")
@@ -34,17 +36,24 @@ class WordNet:
         self.names: dict[str, str] = {}
         self._parents: dict[str, list[str]] = {}
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            data = self.path.read_bytes()
         except OSError as error:
             raise SetupError(
                 f"{self.path} cannot be read ({error.strerror}). It comes with: sudo apt-get install wordnet-base, "
                 "or give the path of a data.noun of WordNet 3.0 with --wordnet FILE"
             ) from error
-        for number, line in enumerate(lines, 1):
-            if not line.startswith("  "):  # the licence stands in front
+        for number, line in enumerate(decode_text(data, str(self.path)).split("\n"), 1):
+            if line and not line.startswith("  "):  # the licence comes first
                 self._add(line, number)
         if not self.names:
             raise DataError(f"{self.path} holds no synsets; it should be data.noun of WordNet 3.0")
+        lost = next(
+            (parent for parents in self._parents.values() for parent in parents if parent not in self.names), ""
+        )
+        if lost:
+            raise DataError(
+                f"{self.path} has no synset {lost}, which others name; is the file cut short? Copy it again"
+            )
 
     def _add(self, line: str, number: int) -> None:
         try:

@@ -180,21 +180,25 @@ def _data_needs(experiment: Experiment, machine: Machine, rate: float, assumptio
     data, nodes = experiment.data, num_nodes(machine)
     folders = [Path(source.shards) for source in data.sources]
     if known := all((folder / TABLE_FILE).exists() for folder in folders):
-        rows = [row for folder in folders for row in ShardTable.load(folder).rows]
-        num_shards, num_bytes = len(rows), sum(row.num_bytes for row in rows)
+        tables = [ShardTable.load(folder) for folder in folders]
+        num_shards = sum(len(table.rows) for table in tables)
+        epoch_bytes = sum(
+            source.drawn_samples * sum(row.num_bytes for row in table.rows) / table.num_samples
+            for source, table in zip(data.sources, tables, strict=True)
+        )
     else:
-        num_bytes = data.num_samples * ASSUMED_IMAGE_BYTES
-        num_shards = math.ceil(num_bytes / ASSUMED_SHARD_BYTES)
+        num_shards = math.ceil(data.num_samples * ASSUMED_IMAGE_BYTES / ASSUMED_SHARD_BYTES)
+        epoch_bytes = data.drawn_samples * ASSUMED_IMAGE_BYTES
     per_node = rate / nodes
     ranks = min(machine.num_devices, machine.device.per_node)
     return DataNeeds(
         images_per_s=per_node,
-        bytes_per_s=per_node * num_bytes / data.num_samples,
+        bytes_per_s=per_node * epoch_bytes / data.drawn_samples,
         cores=per_node / assumptions.decode_rate,
         processes=max(1, experiment.cluster.num_workers) * ranks,
         num_shards=num_shards,
         shards_per_node=math.ceil(num_shards / nodes),
-        epoch_bytes=num_bytes,
+        epoch_bytes=round(epoch_bytes),
         is_measured=known,
     )
 

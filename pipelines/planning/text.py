@@ -87,7 +87,7 @@ def _facts(plan: Plan) -> Iterator[str]:
         f"model       {plan.parameters_without_head / 1e6:,.2f} M parameters without head, "
         f"{plan.parameters / 1e6:,.2f} M with its {experiment.num_outputs:,} outputs"
     )
-    epochs = experiment.num_steps * experiment.global_batch_size / experiment.data.drawn_samples
+    epochs = experiment.epochs(experiment.num_steps * experiment.global_batch_size)
     yield f"steps       {experiment.num_steps:,} of {experiment.global_batch_size:,} images ({epochs:,.4g} epochs)"
     yield (
         f"compute     {plan.train_flops_without_head / EXA:,.4g} exaFLOPs without head, "

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.predict import Answer, Say, as_csv, images_of
+from pipelines.predict import Answer, Say, as_csv, as_json, images_of
 from pipelines.segmenter import Segmenter, load_segmenter
 from pipelines.sources.png import encode_grey
 from pretrain.data.faults import BadSample
+from pretrain.data.ledger import Ledger
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import write_atomic
+from pretrain.names import shown
 
 
-def predict_masks(args: argparse.Namespace, say: Say) -> Iterator[Answer]:
+def predict_masks(args: argparse.Namespace, say: Say, ledger: Ledger) -> Iterator[Answer]:
     """The lines for each image, a header first in CSV; the mask is written before its line is given.
 
     Raises:
@@ -29,10 +30,10 @@ def predict_masks(args: argparse.Namespace, say: Say) -> Iterator[Answer]:
     segmenter = load_segmenter(args.source, weights=args.weights, img_size=args.img_size, device=args.device, say=say)
     args.masks.mkdir(parents=True, exist_ok=True)
     if args.format == "csv":
-        yield Answer("", as_csv(["image", "mask", *segmenter.names]))
+        yield Answer("", as_csv(["image", "mask", *segmenter.keys]))
     write = {"table": _table, "jsonl": _jsonl, "csv": _csv}[args.format]
     written: dict[Path, str] = {}
-    for source in images_of(args.images):
+    for source in images_of(args.images, ledger):
         place = args.masks / f"{_stem(source.name, args.images)}.png"
         if place in written:
             raise DataError(f"{written[place]} and {source.name} would both have the mask {place}; ask for them apart")
@@ -40,7 +41,7 @@ def predict_masks(args: argparse.Namespace, say: Say) -> Iterator[Answer]:
         try:
             mask = segmenter.predict(source.read())
         except (BadSample, OSError) as error:
-            yield Answer(source.name, "", str(error))
+            yield Answer(source.name, "", str(error), error.kind if isinstance(error, BadSample) else "read")
             continue
         place.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(place, encode_grey(mask))
@@ -58,19 +59,19 @@ def _stem(name: str, given: list[Path]) -> PurePosixPath:
 
 def _shares(mask: NDArray[np.uint8], segmenter: Segmenter) -> dict[str, float]:
     """Class → share of the pixels, in the order of the classes."""
-    counts = np.bincount(mask.ravel(), minlength=len(segmenter.names))
-    return {name: int(count) / mask.size for name, count in zip(segmenter.names, counts, strict=True)}
+    counts = np.bincount(mask.ravel(), minlength=len(segmenter.keys))
+    return {name: int(count) / mask.size for name, count in zip(segmenter.keys, counts, strict=True)}
 
 
 def _table(name: str, place: Path, shares: Mapping[str, float]) -> str:
-    shown = sorted(((share, what) for what, share in shares.items() if share), reverse=True)
-    return f"{name} → {place}  " + "  ".join(f"{what} {share:.1%}" for share, what in shown)
+    largest = sorted(((share, what) for what, share in shares.items() if share), reverse=True)
+    return f"{shown(name)} → {shown(place)}  " + "  ".join(f"{what} {share:.1%}" for share, what in largest)
 
 
 def _jsonl(name: str, place: Path, shares: Mapping[str, float]) -> str:
-    shown = {what: share for what, share in shares.items() if share}
-    return json.dumps({"image": name, "mask": str(place), "shares": shown}, ensure_ascii=False)
+    shares = {what: share for what, share in shares.items() if share}
+    return as_json({"image": shown(name), "mask": shown(place), "shares": shares})
 
 
 def _csv(name: str, place: Path, shares: Mapping[str, float]) -> str:
-    return as_csv([name, place, *(f"{share:.6g}" for share in shares.values())])
+    return as_csv([shown(name), shown(place), *(f"{share:.6g}" for share in shares.values())])

@@ -170,7 +170,9 @@ def clock(folder: Path) -> Finding:
     values = {"skew_s": round(skew, 3)}
     if skew > LARGEST_SKEW_S:
         text = f"the clock is {skew:.1f} s away from the file server's"
-        return Finding("clock", RED, text, "synchronise it (chrony, ntpd): leases and heartbeats compare times", values)
+        return Finding(
+            "clock", RED, text, "synchronise it (chrony, ntpd): records of several nodes compare times", values
+        )
     return Finding("clock", GREEN, f"within {skew:.2f} s of the file server's", values=values)
 
 

@@ -9,6 +9,8 @@ import sys
 from importlib import metadata
 
 from pipelines.probes.findings import AMBER, GREEN, RED, Finding
+from pretrain.check.versions import check_deepspeed, outside_range
+from pretrain.errors import SetupError
 
 OLDEST_PYTHON = (3, 10)
 FEWEST_FILES = 4096  # shards, sockets and shared batches of a rank and its data processes
@@ -49,6 +51,10 @@ def deepspeed() -> Finding:
         version = metadata.version("deepspeed")
     except metadata.PackageNotFoundError:
         return Finding("deepspeed", RED, "not installed", "pip install -e . (or use cluster.backend: accelerate)")
+    try:
+        check_deepspeed()
+    except SetupError as error:
+        return Finding("deepspeed", RED, str(error), values={"version": version})
     code = (
         "import deepspeed.ops.op_builder as b; from deepspeed.ops.op_builder.all_ops import ALL_OPS; "
         "print(' '.join(sorted(n for n, o in ALL_OPS.items() if o.is_compatible(verbose=False))))"
@@ -64,6 +70,18 @@ def deepspeed() -> Finding:
     operations = (done.stdout.strip().splitlines() or [""])[-1].split()
     text = f"{version}; could compile here: {', '.join(operations) or 'nothing'} (training needs none of them)"
     return Finding("deepspeed", GREEN, text, values={"version": version, "operations": operations})
+
+
+def versions() -> Finding:
+    """Every other dependency against the range that the project was tested with."""
+    try:
+        wrong = [package for package in outside_range() if package.name != "deepspeed"]
+    except SetupError as error:
+        return Finding("versions", AMBER, str(error))
+    if wrong:
+        problems, remedies = zip(*((package.problem, package.remedy) for package in wrong), strict=True)
+        return Finding("versions", AMBER, "; ".join(problems), "; ".join(remedies))
+    return Finding("versions", GREEN, "every package is of a version that was tested")
 
 
 def open_files() -> Finding:

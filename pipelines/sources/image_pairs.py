@@ -2,56 +2,84 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from pipelines.sources.folder import EXTENSIONS, files_below
-from pipelines.sources.names import split_of
+from pipelines.sources.entries import IMAGE_EXTENSIONS, Found, Walk
+from pipelines.sources.folder import folder_fingerprint, images_of
 from pipelines.sources.protocol import NOT_STATED, Item, Source
+from pipelines.sources.splits import Place, SplitFrom, splits_of_files
+from pretrain.data.ledger import Ledger
 from pretrain.errors import DataError
 
 
 class ImagePairSource(Source):
     """Every image below one folder, and the PNG of the same path and stem below another: its mask.
 
-    The split is what the path says, as in ``images/validation/1.jpg``; train where it says nothing.
+    The split is what the path says, as in ``images/validation/1.jpg``; see pipelines/sources/splits.py.
 
     Args:
         images: folder of the images.
         masks: folder of the masks.
         classes: (id, name) in the order of the masks' numbers.
         name: of the data set; by default that of the folder which holds both.
+        split_from: what decides the split.
     """
 
     target = "mask"
 
-    def __init__(self, images: Path, masks: Path, classes: list[tuple[str, str]], *, name: str = "") -> None:
+    looks_at_files = True
+
+    def __init__(
+        self,
+        images: Path,
+        masks: Path,
+        classes: list[tuple[str, str]],
+        *,
+        name: str = "",
+        split_from: SplitFrom = "auto",
+    ) -> None:
         self.root, self.masks, self.classes = images, masks, classes
         self.name = name or images.resolve().parent.name
         self.origin = f"images {images.resolve()}, masks {masks.resolve()}"
         self.licence = NOT_STATED
         self.notes: list[str] = []
+        self.split_from: SplitFrom = split_from
+
+    def fingerprint(self) -> str:
+        """See ``Source.fingerprint``."""
+        return folder_fingerprint(self.root, self.masks)
 
     def items(self) -> Iterator[Item]:
         """See ``Source.items``."""
         for folder in (self.root, self.masks):
             if not folder.is_dir():
                 raise DataError(f"{folder} is not a folder; give the folder of the images and that of their masks")
-        masks = {str(PurePosixPath(path).with_suffix("")): (path, size) for path, size in files_below(self.masks, "")}
-        used = 0
-        for path, num_bytes in files_below(self.root, ""):
-            if PurePosixPath(path).suffix[1:].lower() not in EXTENSIONS:
-                continue
-            mask, mask_bytes = masks.get(str(PurePosixPath(path).with_suffix("")), ("", 0))
-            if PurePosixPath(mask).suffix.lower() != ".png":
-                stem = PurePosixPath(path).with_suffix(".png")
-                raise DataError(f"{self.root / path} has no mask: {self.masks / stem} does not exist")
-            used += 1
-            yield Item(path, (), num_bytes + mask_bytes, split_of(path), mask=mask)
-        if not used:
-            raise DataError(f"{self.root} holds no images; known: {' '.join(sorted(EXTENSIONS))}")
-        if len(masks) > used:
-            self.notes = [f"{len(masks) - used} masks without an image ignored"]
+        self.ledger = Ledger()
+        images, others = images_of(Walk(self.root, self.ledger)), Walk(self.masks, self.ledger)
+        if not images:
+            raise DataError(f"{self.root} holds no images; known: {' '.join(sorted(IMAGE_EXTENSIONS))}")
+        masks: dict[str, Found] = {}
+        for file in others.files():
+            if file.extension == "png":
+                masks[_stem(file.path)] = file
+            else:
+                others.left_out(file)
+        root = os.path.basename(os.path.abspath(self.root))
+        splits = splits_of_files([Place(path, root) for path, _ in images], self.split_from, images=True)
+        self.split_rule, self.notes = splits.rule, list(splits.notes)
+        for (path, num_bytes), split in zip(images, splits.names, strict=True):
+            mask = masks.get(_stem(path))
+            if mask is None:
+                raise DataError(f"{self.root / path} has no mask: {self.masks / _stem(path)}.png does not exist")
+            yield Item(path, (), num_bytes + mask.num_bytes, split, mask=mask.path)
+        used = {_stem(path) for path, _ in images}
+        for stem, file in masks.items():
+            if stem in used:
+                others.used(file, "masks")
+            else:
+                others.left_out(file, "mask without an image")
 
     def read(self, item: Item) -> tuple[bytes, str]:
         """See ``Source.read``."""
@@ -60,3 +88,7 @@ class ImagePairSource(Source):
     def read_mask(self, item: Item) -> bytes:
         """See ``Source.read_mask``."""
         return (self.masks / item.mask).read_bytes()
+
+
+def _stem(path: str) -> str:
+    return str(PurePosixPath(path).with_suffix(""))

@@ -7,14 +7,21 @@ stands in the list as one image that cannot be read, so it is quarantined with i
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from pipelines.packing.wordnet import synset_names
+from pipelines.sources.beside import compressed_note, files_with
+from pipelines.sources.fingerprints import files_fingerprint
 from pipelines.sources.protocol import Item, Source
-from pipelines.sources.tars import Member, RangeReader, Section, file_fingerprint, members_in, members_of
+from pipelines.sources.splits import Place, SplitFrom, splits_of_files
+from pipelines.sources.tars import KIND as MEMBERS
+from pipelines.sources.tars import Member, RangeReader, Section, members_in, members_of
+from pretrain.data.ledger import Ledger
 from pretrain.errors import DataError
+from pretrain.names import shown
 
 DAMAGED = -1  # the offset of what cannot be read
 
@@ -25,12 +32,13 @@ class ImageNet21kSource(Source):
     Args:
         path: the tar of tars, or a folder of per-synset tars.
         name: of the data set.
+        split_from: what decides the split of a tar.
     """
 
     homepage = "https://image-net.org"
     licence = "ImageNet terms of access: non-commercial research and education; the images belong to their owners"
 
-    def __init__(self, path: Path, *, name: str = "") -> None:
+    def __init__(self, path: Path, *, name: str = "", split_from: SplitFrom = "auto") -> None:
         self.path = path
         self.name = name or "imagenet21k"
         self.origin = str(path)
@@ -38,18 +46,25 @@ class ImageNet21kSource(Source):
         self.notes: list[str] = []
         if not path.exists():
             raise DataError(f"{path} does not exist; give the tar of per-synset tars, or a folder of them")
-        self._files = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+        self._beside = Ledger()
+        found = files_with(path, ".tar", self._beside, deep=False) if path.is_dir() else [str(path)]
+        self._files = [Path(file) for file in found]
         if not self._files:
             raise DataError(f"{path} holds no .tar; give the tar of per-synset tars, or a folder of them")
+        folder = Path(os.path.abspath(path)).name if path.is_dir() else ""
+        self._splits = splits_of_files([Place(file.name, folder) for file in self._files], split_from)
+        self.split_rule, self.notes = self._splits.rule, [*self._splits.notes, *compressed_note(self._beside)]
         self._reader = RangeReader()
 
     def fingerprint(self) -> str:
         """See ``Source.fingerprint``."""
-        return file_fingerprint(self._files)
+        return files_fingerprint(self._files)
 
     def items(self) -> Iterator[Item]:
         """See ``Source.items``."""
-        self.classes, names = [], synset_names()
+        self.classes, names, self.ledger = [], synset_names(), Ledger()
+        self.ledger.merge(self._beside)
+        self._empty: list[str] = []
         known: set[str] = set()
         for part, synset, member in self._members():
             if not self.classes or self.classes[-1][0] != synset:
@@ -58,11 +73,16 @@ class ImageNet21kSource(Source):
                 known.add(synset)
                 self.classes.append((synset, names.get(synset, synset)))
             key = f"{synset}/{PurePosixPath(member.name).name}"
-            if member.offset == DAMAGED:
+            if member.offset != DAMAGED:
+                self.ledger.used(MEMBERS, "images")
+            else:
                 self.notes.append(f"{synset}.tar cannot be read to its end; the images before that are packed")
-            yield Item(key, (len(self.classes) - 1,), member.size, part=part, offset=member.offset)
+            yield Item(key, (len(self.classes) - 1,), member.size, self._splits.names[part], part, member.offset)
         if not self.classes:
             raise DataError(f"{self.path} holds no per-synset tars such as n02084071.tar")
+        if self._empty:
+            some = ", ".join(map(shown, self._empty[:3])) + (", …" if len(self._empty) > 3 else "")
+            self.notes.append(f"tars without an image, of which no class comes: {len(self._empty)} ({some})")
 
     def read(self, item: Item) -> tuple[bytes, str]:
         """See ``Source.read``."""
@@ -74,23 +94,37 @@ class ImageNet21kSource(Source):
     def _members(self) -> Iterator[tuple[int, str, Member]]:
         if self.path.is_dir():
             for part, file in enumerate(self._files):
-                yield from ((part, file.stem, member) for member in _to_the_damage(members_of(file), file.stem))
+                members = self._or_empty(_to_the_damage(members_of(file, self.ledger), file.stem), file.stem)
+                yield from ((part, file.stem, member) for member in members)
             return
-        for synset, outer in self._inner_tars():
-            for inner in _to_the_damage(self._members_of_inner(outer), synset):
+        for synset, outer in self._inner_tars(self.ledger):
+            members = _to_the_damage(self._members_of_inner(outer, self.ledger), synset)
+            for inner in self._or_empty(members, synset):
                 is_whole = inner.offset != DAMAGED
                 yield 0, synset, inner._replace(offset=outer.offset + inner.offset) if is_whole else inner
 
-    def _inner_tars(self) -> Iterator[tuple[str, Member]]:
-        for outer in members_of(self.path):
-            name = PurePosixPath(outer.name)
-            if name.suffix == ".tar":
-                yield name.stem, outer
+    def _or_empty(self, members: Iterator[Member], synset: str) -> Iterator[Member]:
+        """The same members; a tar without any is noted."""
+        first = next(members, None)
+        if first is None:
+            self._empty.append(synset)
+            return
+        yield first
+        yield from members
 
-    def _members_of_inner(self, outer: Member) -> Iterator[Member]:
+    def _inner_tars(self, ledger: Ledger) -> Iterator[tuple[str, Member]]:
+        for outer in members_of(self.path, ledger):
+            name = PurePosixPath(outer.name)
+            if name.suffix.lower() == ".tar":
+                ledger.used(MEMBERS, "tars of a synset")
+                yield name.stem, outer
+            else:
+                ledger.lost(MEMBERS, "not a tar of a synset", outer.name)
+
+    def _members_of_inner(self, outer: Member, ledger: Ledger | None = None) -> Iterator[Member]:
         with open(self.path, "rb") as file:
             section = Section(file, outer.offset, outer.size)
-            yield from members_in(section, f"{self.path}:{outer.name}")  # pyright: ignore[reportArgumentType]
+            yield from members_in(section, f"{self.path}:{outer.name}", ledger)  # pyright: ignore[reportArgumentType]
 
     def _damage(self, item: Item) -> str:
         """What is wrong with the tar of an item, in words: it is read again up to there."""
@@ -99,7 +133,7 @@ class ImageNet21kSource(Source):
             if self.path.is_dir():
                 deque(members_of(self._files[item.part]), maxlen=0)
             else:
-                for _, outer in (pair for pair in self._inner_tars() if pair[0] == synset):
+                for _, outer in (pair for pair in self._inner_tars(Ledger()) if pair[0] == synset):
                     deque(self._members_of_inner(outer), maxlen=0)
         except DataError as error:
             return str(error)

@@ -1,152 +1,235 @@
 """A table of images: CSV, TSV or JSON lines, with a path or URL, labels or numbers, and perhaps a split.
 
-Columns: ``path`` or ``url`` (or ``image``, either) · ``label`` or ``labels`` · ``split`` · ``id``
+Columns: ``path`` or ``url`` (or ``image`` or ``file_name``, either) · ``label`` or ``labels`` · ``split`` · ``id``
 In the place of labels, for a regression: ``target``, or one column ``target.NAME`` for each number; for segmentation:
 ``mask``, the path of a PNG.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator, Sequence
+import posixpath
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipelines.packing.labels import relabel
+from pipelines.packing.table import ItemTable
+from pipelines.sources.class_names import ClassList
+from pipelines.sources.fingerprints import files_fingerprint
+from pipelines.sources.label_classes import LabelCollector, LabelOptions
+from pipelines.sources.manifest_rows import SUFFIXES, hint, is_json, rows_of
 from pipelines.sources.names import is_url
 from pipelines.sources.protocol import NOT_STATED, UNKNOWN_NUM_BYTES, Item, Source
+from pipelines.sources.remote import Downloads
+from pipelines.sources.split_folders import SplitFolders
+from pipelines.sources.splits import SplitFrom, to_split_name
 from pipelines.sources.vectors import VectorLength, to_vector
+from pretrain.data.ledger import Ledger
+from pretrain.data.web_address import path_in
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import file_digest
+from pretrain.text_files import UTF8
 
 SEPARATOR = "|"
-PLACES = ("path", "url", "image")
+PLACES = ("path", "url", "image", "file_name")
 LABELS = ("label", "labels")
+ROWS = "rows"
 TARGET = "target"
 MASK = "mask"
-KNOWN = frozenset([*PLACES, *LABELS, TARGET, MASK, "split", "id"])
-TIMEOUT_S = 30
-TRIES = 4
+SPLIT = "split"
 
 
 class ManifestSource(Source):
     """The images that a file names; paths count from its folder, or from ``root``.
 
-    In CSV and TSV, ``labels`` and ``target`` separate their parts by ``|``; in JSON lines they are lists. Classes are
-    numbered by name, or as numbers where all labels are numbers.
+    In CSV and TSV, ``labels`` and ``target`` separate their parts by ``|``; in JSON lines they are lists. What the
+    labels mean is decided in label_classes.py.
 
     Args:
         path: the file: .csv, .tsv or .jsonl.
         root: where relative paths count from.
         name: of the data set.
-        classes: (id, name) in the order of the masks' numbers, where the manifest names masks.
+        classes: list of the classes of labels or masks.
+        labels: what the user says of the labels.
+        label_column: their column; "": ``label`` or ``labels``.
+        encoding: of a file without a byte-order mark.
+        split_from: what decides the split where the table lacks a split column; see split_folders.py.
     """
 
+    looks_at_files = True
+
     def __init__(
-        self, path: Path, *, root: Path | None = None, name: str = "", classes: Sequence[tuple[str, str]] = ()
+        self,
+        path: Path,
+        *,
+        root: Path | None = None,
+        name: str = "",
+        classes: ClassList | None = None,
+        labels: LabelOptions | None = None,
+        label_column: str = "",
+        encoding: str = UTF8,
+        split_from: SplitFrom = "auto",
     ) -> None:
-        self.path, self.root = path, root or path.parent
-        self.name = name or path.stem
-        self.licence = NOT_STATED
-        self.classes: list[tuple[str, str]] = []
-        self.notes: list[str] = []
-        if path.suffix not in (".csv", ".tsv", ".jsonl"):
+        if path.suffix.lower() not in SUFFIXES:
             raise ConfigError(f"{path}: a manifest is a .csv, .tsv or .jsonl")
         if not path.is_file():
             raise DataError(f"{path} does not exist; give the .csv, .tsv or .jsonl that names the images")
+        self.path, self.root, self.downloads = path, root or path.parent, Downloads()
+        self.name, self.licence = name or path.stem, NOT_STATED
         self.origin = f"manifest {path} ({file_digest(path)})"
+        self.classes: list[tuple[str, str]] = []
+        self.notes: list[str] = []
+        self.split_from: SplitFrom = split_from
+        self._labels, self._label_column, self._encoding = labels or LabelOptions(), label_column, encoding
+        self._typed, self._list, self._split_place = is_json(path), classes, str(path.with_suffix(""))
+        self._begin()
+
+    def _begin(self) -> None:
+        """Looks at the columns: what an image has, and whether the options are about that."""
         _, row = self._first_row()
         self._named = [name for name in row if name.startswith(f"{TARGET}.")]
-        self.multi_label = "labels" in row
+        self.multi_label = self._column == "labels"
         self.target = "vector" if self._named or TARGET in row else "mask" if MASK in row else "labels"
-        if (self.target == "mask") != bool(classes):
-            problem = (
-                "masks need --class-names FILE, a class per line"
-                if not classes
-                else ("--class-names is for masks; the names of labels and numbers are those of the manifest")
+        if self.target == "mask" and self._list is None:
+            raise ConfigError(f"{self.path}: masks need --class-names FILE, a class per line")
+        if self.target != "labels" and (self._label_column or self._labels != LabelOptions()):
+            raise ConfigError(
+                f"{self.path}: --label-column, --labels-are and --num-classes would be ignored: it has no labels"
             )
-            raise ConfigError(f"{path}: {problem}")
-        self.classes = list(classes)
+        if self.target == "vector" and self._list is not None:
+            raise ConfigError(
+                f"{self.path}: --class-names would be ignored; the names of numbers are those of the manifest"
+            )
+        if self._list is not None and self.target == "mask":
+            self.classes = self._list.from_zero("masks")
 
-    def items(self) -> Iterator[Item]:
+    def fingerprint(self) -> str:
+        """See ``Source.fingerprint``. What is behind a URL is taken for unchanged."""
+        places = [str(row[name]) for _, row in self._rows() for name in (*PLACES, MASK) if row.get(name)]
+        words = (file_digest(self.path), repr(self._list))
+        return files_fingerprint((self.root / place for place in places if not is_url(place)), *words)
+
+    def items(self) -> Iterable[Item]:
         """See ``Source.items``."""
-        makers = {"vector": self._with_vectors, "mask": self._with_masks, "labels": self._with_labels}
-        return makers[self.target]()
+        makers = {"vector": self._with_vectors, "mask": self._with_masks}
+        splits, self.ledger = self._splits(), Ledger()
+        self.ledger.found(ROWS, len(splits))
+        if self.target == "labels":
+            return self._with_classes(splits)
+        return (item._replace(split=split) for item, split in zip(makers[self.target](), splits, strict=True))
 
     def _with_masks(self) -> Iterator[Item]:
         for line, row in self._rows():
             place, mask = self._place(row, line), str(row.get(MASK) or "")
             if not mask:
-                raise DataError(f"{self.path}:{line}: no {MASK}")
+                raise DataError(f"{self._at(line)}: no {MASK}")
             size = self._size(place, line) + self._size(mask, line)
-            yield Item(place, (), size, str(row.get("split") or "train"), mask=mask)
+            self.ledger.used(ROWS, "images")
+            yield Item(place, (), size, mask=mask)
 
     def _with_vectors(self) -> Iterator[Item]:
         lengths = VectorLength()
         for line, row in self._rows():
-            where = f"{self.path}:{line}"
+            where = f"{self._at(line)}"
+            if self._named and (extra := {name for name in row if name.startswith(f"{TARGET}.")} - set(self._named)):
+                raise DataError(f"{self._at(line)}: {min(extra)}, which the first row has not; give all rows the same")
             value = [row.get(name) for name in self._named] or row.get(TARGET)
             if isinstance(value, str):
                 value = value.split(SEPARATOR)
             vector = lengths.check(to_vector(value, where), where)
             place = self._place(row, line)
-            yield Item(place, (), self._size(place, line), str(row.get("split") or "train"), vector=vector)
+            self.ledger.used(ROWS, "images")
+            yield Item(place, (), self._size(place, line), vector=vector)
         names = [name.removeprefix(f"{TARGET}.") for name in self._named]
         self.classes = [(name, name) for name in names] or lengths.classes
 
-    def _with_labels(self) -> Iterator[Item]:
-        names = {name for line, row in self._rows() for name in self._labels(row, line)}
-        if all(name.isdecimal() for name in names):
-            self.classes = [(str(number), str(number)) for number in range(max(map(int, names), default=-1) + 1)]
-        else:
-            self.classes = [(name, name) for name in sorted(names)]
-        index = {identifier: number for number, (identifier, _) in enumerate(self.classes)}
+    def _with_classes(self, splits: Sequence[str]) -> ItemTable:
+        labels = LabelCollector(self._labels)
+        labels.begin(self._list)
+        items = zip(self._with_labels(labels), splits, strict=True)
+        table = ItemTable.of(item._replace(split=split) for item, split in items)
+        change = labels.resolve()
+        self.multi_label, self.classes = labels.is_multi, list(change.classes)
+        self.notes = [*self.notes, *labels.notes, *labels.gaps]
+        return relabel(table, change)
+
+    def _with_labels(self, labels: LabelCollector) -> Iterator[Item]:
+        """All rows, with the codes of their labels in place of classes."""
         for line, row in self._rows():
             place = self._place(row, line)
-            labels = tuple(dict.fromkeys(index[name] for name in self._labels(row, line)))
-            yield Item(place, labels, self._size(place, line), str(row.get("split") or "train"))
+            if self._column not in row and (others := set(row) & set(LABELS)):
+                raise DataError(f"{self._at(line)}: {others.pop()}, but rows before it have {self._column}; choose one")
+            codes = labels.add(self._label(row), f"{self._at(line)}", typed=self._typed)
+            self.ledger.used(ROWS, "images")
+            yield Item(place, codes, self._size(place, line))
+
+    def _label(self, row: dict[str, Any]) -> Any:
+        value = row.get(self._column)
+        if self._column != "labels" or not isinstance(value, str):
+            return value
+        return [part for part in map(str.strip, value.split(SEPARATOR)) if part]
+
+    def _splits(self) -> list[str]:
+        """Of each row: what the column says, or where there is none, the folders of the paths; see split_folders.py."""
+        given, paths, silent = [], [], 0
+        for line, row in self._rows():
+            paths.append(_path_of(self._place(row, line)))
+            if row.get(SPLIT) in (None, ""):
+                silent = silent or line
+            elif not isinstance(row[SPLIT], str):
+                raise DataError(f"{self._at(line)}: the {SPLIT} {row[SPLIT]!r} is not a text such as train")
+            else:
+                given.append(to_split_name(row[SPLIT], f"{self._at(line)}"))
+        if not given:
+            made = SplitFolders(paths, self._split_place, self.split_from, has_classes=False)
+            self.split_rule, self.notes = made.rule, [*self.notes, *made.notes]
+            return made.splits
+        if silent:
+            raise DataError(f"{self._at(silent)}: no {SPLIT}, but other rows have one; fill it in")
+        if self.split_from != "auto":
+            raise ConfigError(f"{self.path} has a column {SPLIT}; --split-from {self.split_from} would be ignored")
+        self.split_rule = f"from the column {SPLIT}"
+        return given
 
     def read(self, item: Item) -> tuple[bytes, str]:
         """See ``Source.read``."""
-        path = urllib.parse.urlsplit(item.key).path if is_url(item.key) else item.key
+        path = path_in(item.key) if is_url(item.key) else item.key
         extension = PurePosixPath(path).suffix[1:].lower() or "img"
-        return (_download(item.key) if is_url(item.key) else (self.root / item.key).read_bytes()), extension
+        return self._bytes_of(item.key), extension
 
     def read_mask(self, item: Item) -> bytes:
         """See ``Source.read_mask``."""
-        return _download(item.mask) if is_url(item.mask) else (self.root / item.mask).read_bytes()
+        return self._bytes_of(item.mask)
+
+    def _bytes_of(self, place: str) -> bytes:
+        return self.downloads.read(place) if is_url(place) else (self.root / place).read_bytes()
 
     def _place(self, row: dict[str, Any], line: int) -> str:
+        """The path or URL of a row: ``./a//b.jpg`` and ``a/b.jpg`` are one image."""
         place = next((str(row[name]) for name in PLACES if row.get(name)), "")
         if not place:
-            raise DataError(f"{self.path}:{line}: no {' or '.join(PLACES)}")
-        return place
+            raise DataError(f"{self._at(line)}: no {' or '.join(PLACES)}")
+        return place if is_url(place) else posixpath.normpath(place)
 
     def _size(self, place: str, line: int) -> int:
         if is_url(place):
             return UNKNOWN_NUM_BYTES
         try:
-            return (self.root / place).stat().st_size
-        except OSError as error:
+            status = (self.root / place).stat()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
             raise DataError(
-                f"{self.path}:{line}: {self.root / place} cannot be found ({error.strerror}); relative paths count "
+                f"{self._at(line)}: {self.root / place} cannot be found ({reason}); relative paths count "
                 "from the manifest's folder, or from --root"
             ) from error
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"{self._at(line)}: {self.root / place} is not a file")
+        return status.st_size
 
-    def _labels(self, row: dict[str, Any], line: int) -> list[str]:
-        if "labels" in row:
-            value = row["labels"]
-            names = value if isinstance(value, list) else str(value or "").split(SEPARATOR)
-        else:
-            names = [row.get("label")]
-        texts = [str(name).strip() for name in names if name is not None and str(name).strip()]
-        if not texts:
-            raise DataError(f"{self.path}:{line}: no label")
-        return texts
+    def _at(self, line: int) -> str:
+        """A line for messages."""
+        return f"{self.path}:{line}"
 
     def _first_row(self) -> tuple[int, dict[str, Any]]:
         rows = self._rows()
@@ -154,54 +237,30 @@ class ManifestSource(Source):
         if first is None:
             raise DataError(f"{self.path} names no image")
         line, row = first
-        labels = sorted(set(row) & set(LABELS))
+        labels = [self._label_column] if self._label_column else [name for name in row if name in LABELS]
         targets = [name for name in row if name.partition(".")[0] == TARGET or name == MASK]
-        if not set(row) & set(PLACES) or not (labels or targets):
+        answers = labels if self._label_column else [*labels, *targets]
+        if not set(row) & set(PLACES) or not set(row) & set(answers):
             raise ConfigError(
-                f"{self.path}:{line}: the columns {', '.join(row)} hold no {'/'.join(PLACES)} or no "
-                f"{'/'.join((*LABELS, TARGET, MASK))}"
+                f"{self._at(line)}: the columns {', '.join(row)} hold no {'/'.join(PLACES)} or no "
+                f"{self._label_column or '/'.join((*LABELS, TARGET, MASK))}{hint(list(row))}"
             )
-        if (labels and targets) or ({TARGET, MASK} & set(targets) and len(targets) > 1):
+        if len(answers) > 1 and not all(name.startswith(f"{TARGET}.") for name in answers):
             raise ConfigError(
-                f"{self.path}:{line}: the columns {' and '.join((*labels, *targets))} are two answers for one image; "
-                "leave one out"
+                f"{self._at(line)}: the columns {' and '.join(answers)} are two answers for one image; "
+                "leave one out, or name the labels with --label-column"
             )
-        self.notes = [f"column {name} ignored" for name in row if name not in KNOWN and name not in targets]
-        return first
+        self._column = answers[0]
+        used = {*PLACES, SPLIT, "id", *answers}
+        self.notes = [f"column {name} ignored" for name in row if name not in used]
+        return line, {name: value for name, value in row.items() if name in used}
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """(line, row) of the file."""
-        with open(self.path, encoding="utf-8", newline="") as file:
-            if self.path.suffix == ".jsonl":
-                for line, text in enumerate(file, 1):
-                    if text.strip():
-                        yield line, self._parsed(text, line)
-            else:
-                reader = csv.DictReader(file, delimiter="\t" if self.path.suffix == ".tsv" else ",")
-                yield from ((reader.line_num, {key: value for key, value in row.items() if key}) for row in reader)
-
-    def _parsed(self, text: str, line: int) -> dict[str, Any]:
-        try:
-            row = json.loads(text)
-        except ValueError as error:
-            raise DataError(f"{self.path}:{line}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise DataError(f'{self.path}:{line}: a line must be an object such as {{"path": …, "label": …}}')
-        return row
+        return rows_of(self.path, self._encoding)
 
 
-def _download(url: str) -> bytes:
-    """The bytes behind an address, asked for a few times with growing pauses."""
-    for attempt in range(TRIES):
-        try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-                data = answer.read()
-                if int(answer.headers.get("Content-Length", len(data))) == len(data):
-                    return data
-        except urllib.error.HTTPError as error:
-            if error.code < 500:
-                raise OSError(f"HTTP {error.code}") from error
-        except (OSError, ValueError):
-            pass
-        time.sleep(0.25 * 4**attempt if attempt < TRIES - 1 else 0)
-    raise OSError(f"no answer after {TRIES} tries")
+def _path_of(place: str) -> str:
+    """The part of a path or URL whose folders may say a split."""
+    path = path_in(place) if is_url(place) else place
+    return "/".join(part for part in PurePosixPath(path).parts if part not in ("/", ".."))

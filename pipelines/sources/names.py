@@ -1,15 +1,21 @@
-"""Paths with braces and wildcards, and what names of files say about their split."""
+"""Paths with braces and wildcards: the files that they mean, and where below the given folder each is."""
 
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
+from pipelines.sources.beside import files_with
+from pipelines.sources.splits import Place
+from pretrain.data.ledger import Ledger
+from pretrain.data.web_address import is_web_address
 from pretrain.errors import DataError
 
-SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 _BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")  # {name} alone is no choice, as in a shell
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
@@ -32,47 +38,95 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 def is_url(text: str) -> bool:
     """An http address."""
-    return text.startswith(("http://", "https://"))
+    return is_web_address(text)
 
 
 def is_remote(text: str) -> bool:
     """An address that the stream reads: of a web server, of an S3-compatible store, or a command."""
-    return is_url(text) or text.startswith(("s3://", "pipe:"))
+    return is_url(text) or text.lower().startswith("s3://") or text.startswith("pipe:")
 
 
-def find_files(patterns: Sequence[str], suffix: str) -> list[str]:
-    """Files and URLs that patterns and folders mean, each once, in order.
+class FoundFile(NamedTuple):
+    """A file or URL, and where below what the user gave it is."""
+
+    url: str
+    place: Place
+
+
+def find_files(patterns: Sequence[str], suffix: str, ledger: Ledger | None = None) -> list[FoundFile]:
+    """Files and URLs that patterns and folders mean, each once, in order; the ledger is told of all in the folders.
 
     Raises:
         DataError: a pattern fits nothing, or a file is missing.
     """
-    found: list[str] = []
+    found: dict[str, FoundFile] = {}
+    ledger = Ledger() if ledger is None else ledger
+    given = _common_folder([pattern for pattern in patterns if not is_remote(pattern) and os.path.isfile(pattern)])
     for pattern in patterns:
         names = list(expand_braces(pattern))
-        if is_remote(pattern):
-            found += names
-            continue
-        before = len(found)
+        count = 0
+        base = _fixed_folder(pattern) if len(names) > 1 or glob.has_magic(pattern) else given
         for name in names:
-            path = Path(name)
-            if path.is_dir():
-                found += sorted(str(entry) for entry in path.rglob(f"*{suffix}"))
-            elif path.is_file():
-                found.append(name)
-            elif glob.has_magic(name):
-                found += sorted(glob.glob(name))
-            else:
-                raise DataError(f"{name} does not exist")
-        if len(found) == before:
+            files = [name] if is_remote(pattern) else _local_files(name, suffix, ledger)
+            count += len(files)
+            for file in files:
+                if is_remote(pattern):
+                    place = _remote_place(file, pattern)
+                else:
+                    place = _place(file, name if os.path.isdir(name) else base)
+                found.setdefault(file, FoundFile(file, place))
+        if not count:
             raise DataError(f"{pattern} fits no {suffix} file")
-    return list(dict.fromkeys(found))
+    return list(found.values())
 
 
-def split_of(path: str) -> str:
-    """The split that a file's name or its folder's says; train where they say nothing."""
-    parts = Path(path).parts[-2:]
-    for part in reversed(parts):
-        word = re.split(r"[-_.]", part)[0].lower()
-        if word in SPLIT_WORDS:
-            return SPLIT_WORDS[word]
-    return "train"
+def _local_files(name: str, suffix: str, ledger: Ledger) -> list[str]:
+    path = Path(name)
+    if path.is_dir():
+        return files_with(path, suffix, ledger)
+    if path.is_file():
+        return [name]
+    if glob.has_magic(name):
+        return sorted(glob.glob(name))
+    raise DataError(f"{name} does not exist")
+
+
+def distinct_names(addresses: Sequence[str]) -> list[str]:
+    """The shortest end of each address, the same number of parts for all, that tells them apart."""
+    parts = [PurePosixPath(address).parts for address in addresses]
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        ends = ["/".join(one[-depth:]) for one in parts]
+        if len(set(ends)) == len(ends):
+            return ends
+    return list(addresses)
+
+
+def _common_folder(files: Sequence[str]) -> str:
+    """The deepest folder above all files that are named one by one, as a shell expands a pattern."""
+    parents = [os.path.dirname(file) for file in files]
+    if not parents or not all(parents):
+        return ""
+    return os.path.commonpath(parents) if len({os.path.isabs(parent) for parent in parents}) == 1 else ""
+
+
+def _fixed_folder(pattern: str) -> str:
+    """The folder in front of the first brace or wildcard."""
+    match = re.search(r"[*?\[{]", pattern)
+    return os.path.dirname(pattern[: match.start()] if match else pattern)
+
+
+def _place(file: str, base: str) -> Place:
+    below = os.path.relpath(file, base or ".") if not os.path.isabs(file) or base else os.path.basename(file)
+    return Place(below, os.path.basename(os.path.abspath(base)) if base else "", base)
+
+
+def _remote_place(url: str, pattern: str) -> Place:
+    """Below the folder in front of the first brace; a command's words in front of the tar do not count."""
+    base = _fixed_folder(_remote_path(pattern))
+    return Place(_remote_path(url).removeprefix(base).lstrip("/"), os.path.basename(base), base)
+
+
+def _remote_path(url: str) -> str:
+    if not url.startswith("pipe:"):
+        return urlsplit(url).path
+    return next((word.strip("'\"") for word in reversed(url.split()) if ".tar" in word), "")

@@ -8,33 +8,54 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines.sources.names import find_files, split_of
+from pipelines.packing.labels import relabel
+from pipelines.packing.table import ItemTable
+from pipelines.sources.class_names import ClassList, read_class_names
+from pipelines.sources.fingerprints import files_fingerprint
+from pipelines.sources.label_classes import LabelCollector, LabelOptions
+from pipelines.sources.label_values import decode_label, read_label
+from pipelines.sources.names import distinct_names, find_files
+from pipelines.sources.parquet_columns import (
+    check_columns,
+    choose_columns,
+    names_of_classes,
+    other_label_columns,
+    read_schema,
+    rows_of,
+)
 from pipelines.sources.protocol import NOT_STATED, Item, Source
-from pipelines.sources.tars import RangeReader, file_fingerprint
+from pipelines.sources.splits import SplitFrom, splits_of_files
+from pipelines.sources.tars import RangeReader
 from pipelines.sources.vectors import VectorLength, to_vector
-from pretrain.errors import ConfigError, DataError, SetupError
+from pretrain.data.ledger import Ledger
+from pretrain.errors import ConfigError
 from pretrain.files import TEMPORARY_SUFFIX, write_atomic
+from pretrain.names import to_bytes
+from pretrain.text_files import UTF8
 
-ROWS_AT_ONCE = 64
-UNLABELLED = (None, -1)  # as in published test splits: left out
+KIND = "parquet rows"
 MAGIC = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b"BM": "bmp", b"II": "tif", b"MM": "tif"}
 
 
 class ParquetSource(Source):
-    """Rows of parquet files; the split is that of a file's name, such as ``train-00000-of-00004.parquet``.
+    """Rows of parquet files; the split is what a file's folders or name say; see pipelines/sources/splits.py.
 
     Args:
         patterns: files, folders, or patterns with braces and wildcards.
         image_column: column of the images; "": the only one with bytes in it.
         label_column: column of the labels, an integer, a text, or a list of either; "": label, labels, or fine_label.
         target_column: column of a number, or of a list of them, that is there in the place of labels; "": labels are.
+        class_names: list of the classes, where the files do not name them.
+        labels: what the user says of the labels.
+        encoding: of the list of classes.
         name: of the data set.
+        split_from: what decides the split of a file.
     """
 
     def __init__(
@@ -44,32 +65,56 @@ class ParquetSource(Source):
         image_column: str = "",
         label_column: str = "",
         target_column: str = "",
+        class_names: Path | None = None,
+        labels: LabelOptions | None = None,
+        encoding: str = UTF8,
         name: str = "",
+        split_from: SplitFrom = "auto",
     ) -> None:
-        self.paths = [Path(path) for path in find_files(patterns, ".parquet")]
+        self._beside = Ledger()
+        found = find_files(patterns, ".parquet", self._beside)
+        self.paths = [Path(file.url) for file in found]
+        self._prefix = [end.removesuffix(".parquet") for end in distinct_names([file.url for file in found])]
+        self._splits = splits_of_files([file.place for file in found], split_from)
+        self.split_rule = self._splits.rule
         self.name = name or self.paths[0].resolve().parent.name
         self.origin = f"parquet {' '.join(patterns)}"
         self.licence = NOT_STATED
         self.classes: list[tuple[str, str]] = []
-        self.notes: list[str] = []
+        self.notes = list(self._splits.notes)
         self._folder: Path | None = None
         self._reader = RangeReader()
-        schema = _pyarrow().read_schema(self.paths[0])
-        self.image_column = image_column or _image_column(schema, self.paths[0])
         if label_column and target_column:
             raise ConfigError("--label-column and --target-column are two answers for one image; leave one out")
         self.target = "vector" if target_column else "labels"
-        self.label_column = target_column or label_column or _label_column(schema, self.paths[0])
-        for column in (self.image_column, self.label_column):
-            if column not in schema.names:
-                raise ConfigError(f"{self.paths[0]} has no column {column!r}; it has {', '.join(schema.names)}")
-        is_list = str(schema.field(self.label_column).type).startswith(("list", "large_list"))
-        self.multi_label = self.target == "labels" and is_list
-        self._names = _class_names(schema.metadata or {}, self.label_column)
+        schemas = [read_schema(path) for path in self.paths]
+        self._columns = choose_columns(schemas[0], self.paths[0], image_column, target_column or label_column)
+        for schema, path in zip(schemas, self.paths, strict=True):
+            check_columns(schema, path, self._columns)
+        self.image_column, self.label_column = self._columns.image, self._columns.label
+        self._labels = labels or LabelOptions()
+        self._lists = self._class_lists(schemas, class_names, encoding)
+        self._others = [] if label_column else other_label_columns(schemas[0], self.label_column)
+
+    def _class_lists(self, schemas: list[Any], given: Path | None, encoding: str) -> list[ClassList | None]:
+        """What the classes of each file are called."""
+        if self.target == "vector":
+            if given or self._labels != LabelOptions():
+                raise ConfigError("--class-names, --labels-are and --num-classes are for labels, not --target-column")
+            return [None] * len(schemas)
+        column = self.label_column
+        found = [names_of_classes(schema, path, column) for schema, path in zip(schemas, self.paths, strict=True)]
+        if given is None:
+            return found
+        named = [one for one in found if one is not None]
+        if len(named) == len(found):
+            raise ConfigError(f"--class-names {given} would be ignored: {named[0].where} names its classes itself")
+        names = read_class_names(given, encoding)
+        return [one or names for one in found]
 
     def fingerprint(self) -> str:
         """See ``Source.fingerprint``."""
-        return file_fingerprint(self.paths)
+        return files_fingerprint(self.paths)
 
     def units(self) -> list[str]:
         """See ``Source.units``."""
@@ -80,50 +125,78 @@ class ParquetSource(Source):
         self._folder = folder
 
     def prepare(self, unit: str, folder: Path) -> None:
-        """Lays out one file: the images' bytes one behind the other, their sizes, and the labels."""
+        """Lays out one file: the images' bytes one behind the other, their sizes, the labels, and what has no image."""
         base = folder / _stem(Path(unit))
         temporary = base.with_suffix(f".bytes{TEMPORARY_SUFFIX}")
         sizes: list[int] = []
         labels: list[Any] = []
-        columns = [self.image_column, self.label_column]
+        failed: dict[int, str] = {}
         with open(temporary, "wb") as out:
-            for batch in _pyarrow().ParquetFile(unit).iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
-                for image, label in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True):
-                    data = (image or {}).get("bytes") if isinstance(image, dict) else image
-                    sizes.append(len(data or b""))
-                    labels.append(label)
-                    out.write(data or b"")
-        write_atomic(base.with_suffix(".json"), json.dumps({"sizes": sizes, "labels": labels}))
+            for number, row in enumerate(rows_of(Path(unit), self._columns)):
+                if row.failed:
+                    failed[number] = row.failed
+                sizes.append(len(row.image))
+                labels.append(self._as_json(row.label, f"{unit}, row {number}"))
+                out.write(row.image)
+        laid_out = {"sizes": sizes, "labels": labels, "failed": failed}
+        write_atomic(base.with_suffix(".json"), json.dumps(laid_out, default=str))
         temporary.rename(base.with_suffix(".bytes"))
 
-    def items(self) -> Iterator[Item]:
+    def _as_json(self, label: Any, where: str) -> Any:
+        """A label that can be kept: anything but a number, a text or a list of them is refused here."""
+        if self.target == "labels":
+            read_label(label, f"{where}, column {self.label_column}", typed=True)
+        if isinstance(label, bytes):
+            return decode_label(label, where)
+        return [self._as_json(one, where) for one in label] if isinstance(label, list) else label
+
+    def items(self) -> Iterable[Item]:
         """See ``Source.items``."""
+        self.ledger = Ledger()
+        self.ledger.merge(self._beside)
+        self.ledger.found(KIND, 0)
         return self._with_vectors() if self.target == "vector" else self._with_labels()
 
     def _with_vectors(self) -> Iterator[Item]:
         lengths = VectorLength()
-        for part, path in enumerate(self.paths):
-            laid_out = self._laid_out(path)
-            starts = np.cumsum([0, *laid_out["sizes"]]).tolist()
-            for row, (size, value) in enumerate(zip(laid_out["sizes"], laid_out["labels"], strict=True)):
-                where = f"{path}, row {row}, column {self.label_column}"
-                vector = lengths.check(to_vector(value, where), where)
-                yield Item(f"{path.stem}/{row:08d}", (), size, split_of(str(path)), part, starts[row], vector)
+        for item, value, where in self._rows():
+            yield item._replace(vector=lengths.check(to_vector(value, where), where))
         self.classes = [(self.label_column, self.label_column)] if lengths.length == 1 else lengths.classes
 
-    def _with_labels(self) -> Iterator[Item]:
-        index = self._index_of_labels()
+    def _with_labels(self) -> ItemTable:
+        labels = LabelCollector(self._labels)
+        table = ItemTable.of(self._provisional(labels))
+        change = labels.resolve()
+        self.multi_label, self.classes = labels.is_multi, list(change.classes)
+        self.notes = [*self._splits.notes, *labels.notes, *labels.gaps]
+        if self._others:
+            self.notes.append(
+                f"labels are those of the column {self.label_column}; --label-column takes another: "
+                f"{', '.join(self._others)}"
+            )
+        return relabel(table, change)
+
+    def _provisional(self, labels: LabelCollector) -> Iterator[Item]:
+        """All rows, with the codes of their labels in place of classes."""
+        for item, value, where in self._rows():
+            labels.begin(self._lists[item.part])
+            yield item._replace(labels=labels.add(value, where, typed=True))
+
+    def _rows(self) -> Iterator[tuple[Item, Any, str]]:
+        """(item without an answer, its label or target, where it is) of every row that has an image."""
         for part, path in enumerate(self.paths):
             laid_out = self._laid_out(path)
             starts = np.cumsum([0, *laid_out["sizes"]]).tolist()
-            for row, (size, label) in enumerate(zip(laid_out["sizes"], laid_out["labels"], strict=True)):
-                texts = [str(one) for one in _as_list(label) if one not in UNLABELLED]
-                if any(text not in index for text in texts):
-                    raise DataError(
-                        f"{path}, row {row}: {label!r} in column {self.label_column} is none of the classes"
-                    )
-                labels = tuple(dict.fromkeys(index[text] for text in texts))
-                yield Item(f"{path.stem}/{row:08d}", labels, size, split_of(str(path)), part, starts[row])
+            failed = laid_out.get("failed", {})
+            for row, (size, value) in enumerate(zip(laid_out["sizes"], laid_out["labels"], strict=True)):
+                key = f"{self._prefix[part]}/{row:08d}"
+                self.ledger.found(KIND)
+                if reason := failed.get(str(row)):
+                    self.ledger.lost(KIND, reason, key)
+                    continue
+                self.ledger.used(KIND, "images")
+                where = f"{path}, row {row}, column {self.label_column}"
+                yield Item(key, (), size, self._splits.names[part], part, starts[row]), value, where
 
     def read(self, item: Item) -> tuple[bytes, str]:
         """See ``Source.read``."""
@@ -136,56 +209,6 @@ class ParquetSource(Source):
         assert self._folder is not None
         return json.loads((self._folder / _stem(path)).with_suffix(".json").read_bytes())
 
-    def _index_of_labels(self) -> dict[str, int]:
-        """Label as text → class. Without names in the file, integers are numbered up to the largest, texts by name."""
-        if self._names:
-            self.classes = [(str(number), name) for number, name in enumerate(self._names)]
-        else:
-            seen = {label for path in self.paths for row in self._laid_out(path)["labels"] for label in _as_list(row)}
-            seen -= set(UNLABELLED)
-            if all(isinstance(label, int) for label in seen):
-                self.classes = [(str(number), str(number)) for number in range(max(seen, default=-1) + 1)]
-            else:
-                self.classes = [(name, name) for name in sorted(map(str, seen))]
-        return {identifier: number for number, (identifier, _) in enumerate(self.classes)}
-
-
-def _as_list(label: Any) -> list[Any]:
-    return label if isinstance(label, list) else [label]
-
 
 def _stem(path: Path) -> str:
-    return hashlib.blake2b(str(path).encode(errors="surrogateescape"), digest_size=12).hexdigest()
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise SetupError("the source parquet needs pyarrow; install it with: pip install pyarrow") from error
-    return pyarrow.parquet
-
-
-def _image_column(schema: Any, path: Path) -> str:
-    names = [field.name for field in schema if "binary" in str(field.type)]
-    if len(names) != 1:
-        found = f"{len(names)} columns hold bytes ({', '.join(names)})" if names else "no column holds bytes"
-        raise ConfigError(f"{path}: {found}; say which one the images are in with --image-column")
-    return names[0]
-
-
-def _label_column(schema: Any, path: Path) -> str:
-    names = [name for name in ("label", "labels", "fine_label", "cls") if name in schema.names]
-    if not names:
-        raise ConfigError(f"{path}: say which column the labels are in with --label-column: {', '.join(schema.names)}")
-    return names[0]
-
-
-def _class_names(metadata: dict[bytes, bytes], column: str) -> list[str]:
-    """The names that Hugging Face's writer puts into the schema."""
-    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    feature = features.get(column, {})
-    if isinstance(feature, list):
-        feature = feature[0] if feature else {}
-    inner = feature.get("feature", feature)
-    return inner.get("names", []) if isinstance(inner, dict) else []
+    return hashlib.blake2b(to_bytes(str(path)), digest_size=12).hexdigest()

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from pretrain.config.target import Target
 from pretrain.data.card import SplitList
+from pretrain.data.ledger import Ledger
 
 NOT_STATED = "not stated"  # the licence, where nobody says it
 UNKNOWN_NUM_BYTES = 128 * 1024  # planned for an image whose size is only known when it is read
@@ -52,8 +53,11 @@ class Source(ABC):
         target: what an image has: labels, or in their place a vector, whose numbers ``classes`` then names, or a mask.
         images: what is done to them where the user does not say: "rgb" makes each a plain RGB file, "keep" packs its
             bytes as they are.
+        looks_at_files: the fingerprint looks at the file of every image, so the tasks of an array share one.
         classes: (id, name) in index order, filled by ``items``.
         notes: what was left aside, filled by ``items``.
+        split_rule: how each image's split was found, in words, filled by ``items``.
+        ledger: what became of everything that the source holds, filled by ``items``: a new one each time.
         lists: split → the file of the source that names its images, where there is one; filled by ``items``.
     """
 
@@ -65,8 +69,11 @@ class Source(ABC):
     multi_label: bool = False
     target: Target = "labels"
     images: ClassVar[Literal["rgb", "keep"]] = "rgb"
+    looks_at_files: ClassVar[bool] = False
     classes: list[tuple[str, str]]
     notes: list[str]
+    split_rule: str = "the source's own"
+    ledger: Ledger = Ledger()
     lists: Mapping[str, SplitList] = MappingProxyType({})
 
     @abstractmethod
@@ -108,5 +115,8 @@ class Source(ABC):
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """Names the source's content at little cost, or "" where only its list of items does."""
+        """Names the source's content at little cost, so that equal names are equal content.
+
+        Another name may still be the same content; "" where only reading it would tell.
+        """
         return ""

@@ -1,20 +1,24 @@
-"""Tars that lie elsewhere, fetched whole: from web servers, S3-compatible stores and commands, as the stream does."""
+"""Files from elsewhere: tars from web servers, S3-compatible stores and commands, and images of a list of URLs."""
 
 from __future__ import annotations
 
 import argparse
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pretrain.config.schema.storage import RemoteConfig
+from pretrain.data.http_client import HttpClient
 from pretrain.data.location import PIPE, Location
-from pretrain.data.transport import Retries, Transport, TransportError, open_transport
-from pretrain.errors import ConfigError, DataError
+from pretrain.data.transport import GaveUp, Refused, Retries, Transport, open_transport
+from pretrain.errors import ConfigError, DataError, SetupError
 
 OPTIONS: dict[str, Any] = {"allow_pipe": False, "s3_endpoint": None, "s3_anonymous": False}  # and their defaults
+DOWNLOAD_ATTEMPTS, DOWNLOAD_TIMEOUT_S = 4, 30.0  # of an image; seconds for each 4 MiB
+LARGEST_DOWNLOAD = 256 << 20  # bytes of an image file
 _TAR_IN_COMMAND = re.compile(r"[^\s/'\"={}]+\.tar(?!\w)")
 
 
@@ -46,28 +50,38 @@ class RemoteFiles:
             raise ConfigError(f"{location} runs a shell command; if you trust it, add --allow-pipe")
         self._transport(location)
 
-    def fetch(self, location: Location, name: str, path: Path) -> None:
-        """Writes a file to ``path``, which is complete when this returns.
+    def fetch(self, location: Location, name: str, path: Path, *, most_bytes: int | None = None) -> None:
+        """Writes a file to ``path``, which is complete when this returns and absent when it does not.
+
+        Args:
+            location: where it is.
+            name: of the file there.
+            path: of the file here.
+            most_bytes: a longer answer is given up; None: half of what the disk has room for.
 
         Raises:
-            DataError: it is not there, or no try brought it whole.
+            DataError: it is not there, or no try brought all of it. SetupError: it cannot be written here.
         """
         self.check(location)
-        transport, retries, attempt = self._transport(location), Retries(self.config.attempts), 1
-        while True:
-            try:
-                with open(path, "wb") as file:
-                    for piece in transport.pieces(name):
-                        file.write(piece)
-                return
-            except TransportError as error:
-                if attempt >= retries.attempts:
-                    raise DataError(
-                        f"{location.url(name)} cannot be fetched: {attempt} attempts failed, the last with: {error}; "
-                        "the same command tries again"
-                    ) from error
-                retries.pause(attempt, error)
-                attempt += 1
+        transport = self._transport(location)
+        most = most_bytes or shutil.disk_usage(path.parent).free // 2
+
+        def attempt() -> None:
+            with open(path, "wb") as file:
+                for piece in transport.pieces(name, most_bytes=most):
+                    file.write(piece)
+
+        try:
+            Retries(self.config.attempts).again(attempt)
+        except GaveUp as error:
+            path.unlink(missing_ok=True)
+            raise DataError(f"{location.url(name)} cannot be fetched: {error}; the same command tries again") from error
+        except DataError:
+            path.unlink(missing_ok=True)
+            raise
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise SetupError(f"{path} cannot be written: {error.strerror}") from error
 
     def _transport(self, location: Location) -> Transport:
         if location not in self._opened:
@@ -76,6 +90,40 @@ class RemoteFiles:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": {}}
+
+
+class NotDownloaded(OSError):
+    """A file of a list of URLs that could not be had. ``kind`` is one word to count by."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Downloads:
+    """Fetches single files by their URLs; pickles without its connections."""
+
+    client: HttpClient = field(default_factory=lambda: HttpClient(DOWNLOAD_TIMEOUT_S))
+
+    def read(self, url: str) -> bytes:
+        """The bytes behind a URL, asked for up to ``DOWNLOAD_ATTEMPTS`` times with growing pauses.
+
+        Raises:
+            NotDownloaded: it is not there, not allowed, too long, or no try brought all of it.
+        """
+
+        def attempt() -> bytes:
+            return b"".join(self.client.pieces(url, most_bytes=LARGEST_DOWNLOAD))
+
+        try:
+            return Retries(DOWNLOAD_ATTEMPTS).again(attempt)
+        except GaveUp as error:
+            raise NotDownloaded("unreachable", str(error)) from error
+        except Refused as error:
+            raise NotDownloaded(error.kind, str(error)) from error
+        except DataError as error:
+            raise NotDownloaded("bad_url", str(error)) from error
 
 
 def add_options(add: Callable[..., Any]) -> None:
@@ -100,7 +148,4 @@ def place_of(url: str) -> tuple[Location, str]:
             raise ConfigError(f"{url} names no .tar; write the command that prints one shard, or its names as {{0..9}}")
         start, end = found[-1].span()
         return Location.parse(f"{PIPE}{command[:start]}{{name}}{command[end:]}"), command[start:end]
-    whole = Location.parse(url)
-    address, mark, query = whole.base.partition("?")
-    folder, _, name = address.rpartition("/")
-    return Location(whole.kind, folder + mark + query), name
+    return Location.of_file(url)

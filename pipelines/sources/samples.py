@@ -1,37 +1,77 @@
 """The samples of a WebDataset tar: neighbouring members with one key, an image and its label.
 
+Where a sample's label is, its *place*, is ``cls``, ``txt``, or ``json:KEY``. What the label says is read in
+``label_values``, and what all labels mean together in ``label_classes``.
+
 Source: webdataset's naming: the key is the path up to the first dot of the file name, the extension is what follows.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+from pipelines.sources.entries import IMAGE_EXTENSIONS
+from pipelines.sources.label_values import decode_label
 from pipelines.sources.tars import Member
 from pipelines.sources.vectors import TARGET_KEY, to_vector
+from pretrain.data.ledger import Ledger
 from pretrain.errors import DataError
+from pretrain.text_files import UTF8
 
-IMAGES = frozenset(["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "img"])
-LABELS = ("cls", "json", "txt")
+IMAGES = IMAGE_EXTENSIONS | {"img"}
 MASK = "seg.png"
+MEMBERS, SAMPLES = "tar members", "samples"
+NO_IMAGE, OF_NO_SAMPLE = "no image", "of no sample"
+SEVERAL_IMAGES = "several images (a key ends at the first dot of the file's name)"
 JSON_KEYS = ("labels", "label", "cls", "class_id", "class")
+_META = re.compile(r"__[^/]*__(?:$|/)")  # members that webdataset takes for its own
+CAPTION = "caption"  # a key of KEY.json by which KEY.txt is known to be no class
+
+
+@dataclass(frozen=True)
+class LabelPlace:
+    """Where the labels are, as the user says.
+
+    Attributes:
+        name: ``cls``, ``txt``, a key of KEY.json; "": KEY.cls, else one of ``JSON_KEYS``, else KEY.txt.
+        encoding: of the text in them.
+    """
+
+    name: str = ""
+    encoding: str = UTF8
+
+
+class Label(NamedTuple):
+    """A label as it is in the tar: where it was, its value, whether a text in it is one by its type."""
+
+    place: str
+    value: Any = None
+    typed: bool = False
+
+
+NO_LABEL = Label("")
 
 
 class Sample(NamedTuple):
-    """One sample: its key, where its image is, and its labels as they stand in the tar, or in their place a vector.
+    """One sample: its key, where its image is, and its label as it is in the tar, or in its place a vector.
 
     Where there is a mask, it is the answer, and labels beside it are left aside.
+
+    Attributes:
+        others: further places of KEY.json that hold a label.
     """
 
     key: str
     image: Member
     extension: str
-    labels: tuple[int | str, ...]
-    is_multi: bool
+    label: Label = NO_LABEL
     vector: tuple[float, ...] = ()
     mask: Member | None = None
+    others: tuple[str, ...] = ()
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -41,27 +81,56 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def samples_of(members: Iterable[Member], read: Callable[[Member], bytes], where: str) -> Iterator[Sample]:
-    """Groups members into samples.
+def samples_of(
+    members: Iterable[Member],
+    read: Callable[[Member], bytes],
+    where: str,
+    place: LabelPlace | None = None,
+    ledger: Ledger | None = None,
+) -> Iterator[Sample]:
+    """Groups members into samples. Those without one image are left out, which the ledger is told of.
 
     Args:
         members: of one tar, in order.
         read: the bytes of a small member.
         where: the tar's name, for messages.
+        place: where the labels are, as far as the user says so.
+        ledger: is told of every sample, and what each member is used as.
 
     Raises:
-        DataError: a sample has no image or no label, or its members do not lie together.
+        DataError: a label cannot be read, or the members of a sample do not lie together.
     """
+    place, ledger = place or LabelPlace(), Ledger() if ledger is None else ledger
+    for key, group in _groups(members, where, ledger):
+        images = [name for name in group if name.rpartition(".")[2] in IMAGES and name != MASK]
+        if not images and not group.keys() & {"cls", "json", "txt", MASK}:
+            ledger.lost(MEMBERS, OF_NO_SAMPLE, *(member.name for member in group.values()), count=len(group))
+            continue
+        ledger.found(SAMPLES)
+        if len(images) != 1:
+            found = ", ".join(sorted(group)[:4]) + (", …" if len(group) > 4 else "")
+            ledger.lost(SAMPLES, SEVERAL_IMAGES if images else NO_IMAGE, f"{key} ({found})")
+            ledger.lost(MEMBERS, "of a sample that is left out", key, count=len(group))
+            continue
+        sample = _sample(key, images[0], group, read, where, place)
+        ledger.used(SAMPLES, "with an image")
+        _account(ledger, sample, group)
+        yield sample
+
+
+def _groups(members: Iterable[Member], where: str, ledger: Ledger) -> Iterator[tuple[str, dict[str, Member]]]:
+    """(key, extension → member) of each run of members with one key."""
     group: dict[str, Member] = {}
     key: str | None = None
     seen: set[str] = set()
     for member in members:
         this, extension = split_name(member.name)
-        if not extension or this.rpartition("/")[2].startswith("__"):
+        if not extension or _META.match(member.name):
+            ledger.lost(MEMBERS, "about the tar (__NAME__)" if extension else "no extension", member.name)
             continue
         if this != key:
             if key is not None:
-                yield _sample(key, group, read, where)
+                yield key, group
             if this in seen:
                 raise DataError(
                     f"{where}: the members of {this!r} do not lie together (one is {member.name}); readers would see "
@@ -73,52 +142,84 @@ def samples_of(members: Iterable[Member], read: Callable[[Member], bytes], where
             raise DataError(f"{where}: the member {member.name} is there twice")
         group[extension] = member
     if key is not None:
-        yield _sample(key, group, read, where)
+        yield key, group
 
 
-def _sample(key: str, group: dict[str, Member], read: Callable[[Member], bytes], where: str) -> Sample:
-    mask = group.pop(MASK, None)
-    images = [extension for extension in group if extension.rpartition(".")[2] in IMAGES]
-    if len(images) != 1:
-        raise DataError(
-            f"{where}: the sample {key!r} has {len(images)} images among {', '.join(sorted(group))}; one is needed"
-        )
-    if mask is not None:
-        return Sample(key, group[images[0]], images[0], (), False, mask=mask)
-    for extension in LABELS:
-        if extension in group:
-            found = _labels(extension, read(group[extension]))
-            if found is not None:
-                return Sample(key, group[images[0]], images[0], *found)
-    if "json" in group and (vector := _vector(read(group["json"]), f"{where}: {key}")):
-        return Sample(key, group[images[0]], images[0], (), False, vector)
-    raise DataError(
-        f"{where}: the sample {key!r} has no label among {', '.join(sorted(group))}; known are KEY.cls (a number or "
-        f"name), KEY.txt, and KEY.json with one of {', '.join(JSON_KEYS)}, or with {TARGET_KEY}: [numbers]; "
-        f"KEY.{MASK} for a mask"
-    )
+def _account(ledger: Ledger, sample: Sample, group: dict[str, Member]) -> None:
+    """Tells the ledger what each member of a sample is used as."""
+    ledger.used(MEMBERS, "images")
+    answer = MASK if sample.mask is not None else "json" if sample.vector else sample.label.place.partition(":")[0]
+    if answer:
+        ledger.used(MEMBERS, "masks" if answer == MASK else "labels")
+    for extension, member in group.items():
+        if extension not in (sample.extension, answer):
+            ledger.lost(MEMBERS, f"neither image nor label (.{extension.rpartition('.')[2][:8]})", member.name)
 
 
-def _labels(extension: str, data: bytes) -> tuple[tuple[int | str, ...], bool] | None:
-    text = data.decode("utf-8", "replace").strip()
-    if extension != "json":
-        return ((int(text) if text.lstrip("-").isdecimal() else text),), False
+def _sample(
+    key: str,
+    image: str,
+    group: dict[str, Member],
+    read: Callable[[Member], bytes],
+    where: str,
+    place: LabelPlace,
+) -> Sample:
+    """One sample; ``image`` is the extension of its image."""
+    sample = Sample(key, group[image], image)
+    if MASK in group:
+        return sample._replace(mask=group[MASK])
+
+    def text(name: str) -> Label:
+        member = group[name]
+        return Label(name, decode_label(read(member), f"{where}: {member.name}", place.encoding))
+
+    if "cls" in group and place.name in ("", "cls"):
+        return sample._replace(label=text("cls"))
+    content = {}
+    if "json" in group and place.name not in ("cls", "txt"):
+        content = _content(read(group["json"]), f"{where}: {group['json'].name}")
+        found = _json_labels(content, place)
+        if vector := _vector(content, found, place, f"{where}: {key}"):
+            return sample._replace(vector=vector)
+        if found:
+            return sample._replace(label=found[0], others=tuple(label.place for label in found[1:]))
+    if "txt" in group and (place.name == "txt" or (not place.name and CAPTION not in content)):
+        return sample._replace(label=text("txt"))
+    return sample
+
+
+def _content(data: bytes, where: str) -> dict[str, Any]:
+    """What KEY.json holds; a value that is not a mapping is the label itself."""
     try:
-        content = json.loads(text)
-    except ValueError:
-        return None
-    value = (
-        next((content[name] for name in JSON_KEYS if name in content), None) if isinstance(content, dict) else content
-    )
-    if isinstance(value, list):
-        return tuple(value), True
-    return ((value,), False) if isinstance(value, (int, str)) else None
+        content = json.loads(decode_label(data, where))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON ({error}); correct it, or take the member out of the tar") from error
+    return content if isinstance(content, dict) else {JSON_KEYS[0]: content}
 
 
-def _vector(data: bytes, where: str) -> tuple[float, ...]:
+def _json_labels(content: dict[str, Any], place: LabelPlace) -> list[Label]:
+    names = [place.name.removeprefix("json:")] if place.name else JSON_KEYS
+    return [Label(f"json:{name}", content[name], typed=True) for name in names if name in content]
+
+
+def _vector(content: dict[str, Any], labels: list[Label], place: LabelPlace, where: str) -> tuple[float, ...]:
     """The numbers of KEY.json, or () where it has none."""
-    try:
-        content = json.loads(data)
-    except ValueError:
+    if TARGET_KEY not in content or place.name not in ("", TARGET_KEY):
         return ()
-    return to_vector(content[TARGET_KEY], where) if isinstance(content, dict) and TARGET_KEY in content else ()
+    if labels and not place.name:
+        other = labels[0].place.removeprefix("json:")
+        raise DataError(
+            f"{where}: KEY.json has {TARGET_KEY} and {other}, two answers for one image; say which with --label-column"
+        )
+    return to_vector(content[TARGET_KEY], where)
+
+
+def no_label(where: str, place: LabelPlace) -> str:
+    """What to say of a set in which no sample has a label."""
+    if place.name:
+        return f"{where}: no sample has the label {place.name}, which --label-column names"
+    return (
+        f"{where}: no sample has a label; known are KEY.cls (a number or name), KEY.txt (a name; beside a caption in "
+        f"KEY.json it is that caption), and KEY.json with one of {', '.join(JSON_KEYS)}, or with {TARGET_KEY}: "
+        f"[numbers]; KEY.{MASK} for a mask. --label-column names another key of KEY.json"
+    )

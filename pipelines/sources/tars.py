@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from pipelines.sources.entries import DANGLING, MAC_FORK, NOT_A_FILE, hidden_reason
+from pretrain.data.ledger import Ledger
 from pretrain.errors import DataError
+from pretrain.names import shown
 
 MAX_OPEN_FILES = 64
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"(\xb5/\xfd": "unzstd"}
+KIND = "tar members"
+SPARSE = "sparse file (write the tar without --sparse)"
+BEHIND_END = "no member, behind the end of the tar"
+MOST_LINKS = 8  # from a link to a link
+ZEROS_AT_ONCE = 1 << 20
 
 
 class Member(NamedTuple):
@@ -23,43 +32,148 @@ class Member(NamedTuple):
     size: int
 
 
-def members_of(path: Path) -> Iterator[Member]:
+def members_of(path: Path, ledger: Ledger | None = None) -> Iterator[Member]:
     """Every file in a tar in order; only headers are read.
+
+    Links inside the tar give the bytes of the file that they lead to. Of tars that were put together with ``cat`` all
+    members are given, where other readers stop at the first end.
+
+    Args:
+        path: the tar.
+        ledger: is told of every member; those that are given are the caller's to account for.
 
     Raises:
         DataError: compressed, truncated, or no tar.
     """
     with open(path, "rb") as file:
-        yield from members_in(file, str(path))
+        yield from members_in(file, shown(path), ledger)
 
 
-def members_in(file: IO[bytes], name: str) -> Iterator[Member]:
+def members_in(file: IO[bytes], name: str, ledger: Ledger | None = None) -> Iterator[Member]:
     """The same for an open file. Offsets count from its start."""
+    ledger = Ledger() if ledger is None else ledger
+    ledger.found(KIND, 0)
+    _refuse_compressed(file, name)
+    links = _Links(file, name)
+    for header in _headers(file, name, ledger):
+        ledger.found(KIND)
+        if header.isdir():
+            ledger.used(KIND, "folders")
+        elif reason := _hidden(header.name):
+            ledger.lost(KIND, reason, header.name)
+        elif header.issparse():
+            ledger.lost(KIND, SPARSE, header.name)
+        elif header.isreg():
+            yield Member(header.name, header.offset_data, header.size)
+        elif not (header.islnk() or header.issym()):
+            ledger.lost(KIND, NOT_A_FILE, header.name)
+        elif (target := links.target(header)) is not None:
+            yield target._replace(name=header.name)
+        else:
+            ledger.lost(KIND, DANGLING, header.name)
+
+
+def _refuse_compressed(file: IO[bytes], name: str) -> None:
     head = file.read(6)
     file.seek(0)
     for magic, tool in COMPRESSED.items():
         if head.startswith(magic):
             raise DataError(
-                f"{name} is compressed, so it cannot be read at random; unpack it first with: {tool} {name}"
+                f"{name} is compressed, so it cannot be read at random; unpack it first and give what comes out, with: "
+                f"{tool} < {name} > NEW.tar"
             )
-    end = file.seek(0, os.SEEK_END)
-    file.seek(0)
+
+
+def _hidden(name: str) -> str:
+    """Why a member is never looked at; "": it is. Folders may begin with a dot, as readers see what is in them."""
+    return MAC_FORK if "__MACOSX" in name.split("/") else hidden_reason(posixpath.basename(name))
+
+
+def _headers(file: IO[bytes], name: str, ledger: Ledger) -> Iterator[tarfile.TarInfo]:
+    """The header of every member, also behind an end in the middle."""
+    end, start = file.seek(0, os.SEEK_END), 0
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                tar.members.clear()  # tarfile remembers all that it saw  # pyright: ignore
-                if member.isfile():
-                    if member.offset_data + member.size > end:
-                        raise DataError(f"{name} is truncated: its member {member.name} ends behind its end")
-                    yield Member(member.name, member.offset_data, member.size)
-            file.seek(tar.offset)  # tarfile takes an unreadable header, and no more bytes, for the end
-            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise DataError(
-                    f"{name} is cut short or damaged: after {tar.offset:,} of its {end:,} bytes there is neither "
-                    "another member nor the mark of the end; copy it again"
-                )
+        while True:
+            file.seek(start)
+            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+                for member in tar:
+                    tar.members.clear()  # tarfile remembers all that it saw  # pyright: ignore
+                    if member.isreg() and not member.issparse() and member.offset_data + member.size > end:
+                        raise DataError(f"{name} is truncated: its member {shown(member.name)} ends behind its end")
+                    yield member
+                start = _after_the_end(file, tar.offset, end, name)  # pyright: ignore[reportAttributeAccessIssue]
+            if start == end:
+                return
+            if not _is_header(file, start):
+                ledger.found(KIND)
+                ledger.lost(KIND, BEHIND_END, f"{name}, {end - start:,} bytes")
+                return
     except tarfile.TarError as error:
-        raise DataError(f"{name} is no complete tar ({error})") from error
+        raise DataError(f"{name} is not a complete tar ({error})") from error
+
+
+def _after_the_end(file: IO[bytes], offset: int, end: int, name: str) -> int:
+    """The first byte behind the zeros that end a tar.
+
+    Raises:
+        DataError: there are none. tarfile takes an unreadable header, and no more bytes, for the end.
+    """
+    file.seek(offset)
+    if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise DataError(
+            f"{name} is cut short or damaged: after {offset:,} of its {end:,} bytes there is neither another member "
+            "nor the mark of the end; copy it again"
+        )
+    while data := file.read(ZEROS_AT_ONCE):
+        if rest := len(data.lstrip(tarfile.NUL)):
+            here = file.tell() - rest
+            return here - (here - offset) % tarfile.BLOCKSIZE
+    return end
+
+
+def _is_header(file: IO[bytes], offset: int) -> bool:
+    file.seek(offset)
+    try:
+        tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        return False
+    return True
+
+
+class _Links:
+    """What links inside a tar lead to; its files are only looked up once there is a link."""
+
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        self._file, self._name = file, name
+        self._files: dict[str, Member | str] | None = None
+
+    def target(self, link: tarfile.TarInfo) -> Member | None:
+        """The file that a link leads to, if that is in the tar too."""
+        if self._files is None:
+            place = self._file.tell()
+            self._files = dict(self._entries())
+            self._file.seek(place)
+        found: Member | str | None = _leads_to(link)
+        for _ in range(MOST_LINKS):
+            if not isinstance(found, str):
+                break
+            found = self._files.get(found)
+        return found if isinstance(found, Member) else None
+
+    def _entries(self) -> Iterator[tuple[str, Member | str]]:
+        """(name, the file, or the name of what a link leads to) of every member."""
+        for header in _headers(self._file, self._name, Ledger()):
+            name = posixpath.normpath(header.name)
+            if header.isreg() and not header.issparse():
+                yield name, Member(header.name, header.offset_data, header.size)
+            elif (header.islnk() or header.issym()) and _leads_to(header) != name:
+                yield name, _leads_to(header)
+
+
+def _leads_to(link: tarfile.TarInfo) -> str:
+    """The name of a link's target: a hard link's counts from the top, a symbolic one's from where the link is."""
+    folder = "" if link.islnk() else posixpath.dirname(link.name)
+    return posixpath.normpath(posixpath.join(folder, link.linkname))
 
 
 class Section:
@@ -120,8 +234,3 @@ class RangeReader:
     def __del__(self) -> None:
         if os is not None:  # the interpreter may be on its way out
             self.close()
-
-
-def file_fingerprint(paths: list[Path]) -> str:
-    """Names and sizes of files: what is looked at to see whether a source has changed."""
-    return ";".join(f"{path.name}:{path.stat().st_size}" for path in paths)

@@ -62,15 +62,32 @@ class TorchvisionSource(Source):
         for part, (_, ours) in enumerate(self.arguments):
             data = self._part(part, download=True)
             labels = _labels(data)
-            self.classes = self.classes or _classes(data)
-            highest = max(labels, default=-1)
-            for index in range(len(self.classes), highest + 1):
-                self.classes.append((str(index), str(index)))
+            self._add_classes(data, labels)
             files = _files(data)
             for row, label in enumerate(labels):
                 size = files[row].stat().st_size if files else _pixel_bytes(data)
                 named = f"{ours}/{files[row].name}" if self.dataset in KEYS_ARE_FILES else f"{ours}-{row:07d}"
                 yield Item(named, (label,), size, ours, part, row)
+
+    def _add_classes(self, data: Any, labels: list[int]) -> None:
+        """The classes of one part, each at the place of its number; a number without a name is its own."""
+        named, numbers = _classes(data), sorted(set(labels))
+        highest, places = max(numbers, default=-1), range(len(named))
+        is_part = 0 < len(named) <= highest  # such as some of the pets: torchvision names the classes that are there
+        if is_part and len(named) != len(numbers):
+            raise DataError(
+                f"torchvision.datasets.{self.dataset} names {len(named)} classes, but a label is {highest}: its files "
+                "are not complete"
+            )
+        for number in range(len(self.classes), max(highest + 1, len(named))):
+            self.classes.append((str(number), str(number)))
+        for place, (identifier, name) in zip(numbers if is_part else places, named, strict=True):
+            if self.classes[place][1] not in (str(place), name):
+                raise DataError(
+                    f"torchvision.datasets.{self.dataset} calls class {place} {self.classes[place][1]!r} in one split "
+                    f"and {name!r} in another: its files are of different sets"
+                )
+            self.classes[place] = (str(place) if is_part else identifier, name)
 
     def read(self, item: Item) -> tuple[bytes, str]:
         """See ``Source.read``."""
@@ -124,7 +141,7 @@ def _split_arguments(dataset: str) -> list[tuple[dict[str, Any], str]]:
     needed = {name for name, one in parameters.items() if one.default is one.empty and one.kind is not one.VAR_KEYWORD}
     if "root" not in parameters or needed - {"self", "root"}:
         raise ConfigError(
-            f"torchvision.datasets.{dataset} is no set of images with one class each; it cannot be packed"
+            f"torchvision.datasets.{dataset} is not a set of images with one class each; it cannot be packed"
         )
     if "train" in parameters:
         return [({"train": True}, "train"), ({"train": False}, "test")]
@@ -155,7 +172,7 @@ def _labels(data: Any) -> list[int]:
         return [int(label) for _, label in pairs]
     labels = [data[index][1] for index in range(len(data))]
     if labels and not isinstance(labels[0], int):
-        raise DataError(f"{type(data).__name__} is no set of images with one class each; it cannot be packed")
+        raise DataError(f"{type(data).__name__} is not a set of images with one class each; it cannot be packed")
     return labels
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from pipelines.sources.label_values import short
 from pretrain.errors import DataError
 
 TARGET_KEY = "target"  # in KEY.json of a tar
@@ -17,11 +18,15 @@ def to_vector(value: Any, where: str) -> tuple[float, ...]:
         DataError: it is something else, is empty, or a number is not finite.
     """
     try:
-        numbers = tuple(float(number) for number in (value if isinstance(value, (list, tuple)) else [value]))
-    except (TypeError, ValueError):
+        values = value if isinstance(value, (list, tuple)) else [value]
+        numbers = tuple(float(number) for number in values if not isinstance(number, bool))
+        numbers = numbers if len(numbers) == len(values) else ()
+    except (TypeError, ValueError, OverflowError):
         numbers = ()
     if not numbers or not all(math.isfinite(number) for number in numbers):
-        raise DataError(f"{where}: the target {value!r} is no list of finite numbers, at least one; mend or remove it")
+        raise DataError(
+            f"{where}: the target {short(value)} is not a list of finite numbers, at least one; correct or remove it"
+        )
     return numbers
 
 

@@ -14,12 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from pipelines.sources.folder import folder_fingerprint
+from pipelines.sources.label_doubts import gaps_in_words
 from pipelines.sources.protocol import NOT_STATED, Item, Source
 from pipelines.vtab_tasks import FORM, TASKS
 from pretrain.data.card import SplitList
+from pretrain.data.class_lookup import WHOLE_NUMBER
+from pretrain.data.ledger import Ledger
 from pretrain.errors import DataError
 from pretrain.files import digest
+from pretrain.text_files import decode_text
 
+LINES = "lines of the lists"
 SPLITS = ("train800", "val200", "train800val200", "test")
 
 
@@ -40,6 +46,8 @@ class VtabSource(Source):
 
     homepage = "https://github.com/google-research/task_adaptation"
 
+    looks_at_files = True
+
     def __init__(self, root: Path, *, name: str = "") -> None:
         self.root = root
         self.name = name or root.resolve().name
@@ -48,9 +56,13 @@ class VtabSource(Source):
         self.classes: list[tuple[str, str]] = []
         self.notes: list[str] = []
 
+    def fingerprint(self) -> str:
+        """See ``Source.fingerprint``."""
+        return folder_fingerprint(self.root)
+
     def items(self) -> Iterator[Item]:
         """See ``Source.items``."""
-        found = {split: self._lines(split) for split in SPLITS}
+        found, self.ledger = {split: self._lines(split) for split in SPLITS}, Ledger()
         self._check_union(found)
         highest = max(line.label for lines in found.values() for line in lines)
         task = TASKS.get(self.name)
@@ -58,9 +70,13 @@ class VtabSource(Source):
         if highest >= num_classes:
             raise DataError(f"{self.root}: class {highest} in its lists, but {self.name} has {num_classes} classes")
         self.classes = [(str(number), str(number)) for number in range(num_classes)]
+        seen = {line.label for lines in found.values() for line in lines}
+        self.notes = gaps_in_words(seen, num_classes, invented=task is None)
         self._note_form(found)
         for part, (split, lines) in enumerate(found.items()):
+            self.ledger.found(LINES, len(lines))
             for line in lines:
+                self.ledger.used(LINES, "images")
                 yield Item(f"{split}/{line.path}", (line.label,), self._size(line.path, split), split, part)
 
     def read(self, item: Item) -> tuple[bytes, str]:
@@ -72,13 +88,12 @@ class VtabSource(Source):
         path = self.root / f"{split}.txt"
         try:
             data = path.read_bytes()
-            lines = [
-                self._line(text, path, number) for number, text in enumerate(data.decode().splitlines(), 1) if text
-            ]
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise DataError(
                 f"{path}: cannot be read ({error}); the folder of a VTAB-1k task holds {', '.join(SPLITS)} as .txt"
             ) from error
+        texts = enumerate(decode_text(data, str(path)).split("\n"), 1)
+        lines = [self._line(text, path, number) for number, text in texts if text.strip()]
         if not lines:
             raise DataError(f"{path}: names no image")
         twice = next((name for name, count in Counter(line.path for line in lines).items() if count > 1), None)
@@ -89,7 +104,7 @@ class VtabSource(Source):
 
     def _line(self, text: str, path: Path, number: int) -> Line:
         name, _, label = text.strip().rpartition(" ")
-        if not name or not label.isdecimal():
+        if not name or not WHOLE_NUMBER.fullmatch(label):
             raise DataError(f"{path}:{number}: {text!r} is no path and number of a class, such as images/000001.jpg 7")
         return Line(name.strip(), int(label))
 

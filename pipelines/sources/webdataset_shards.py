@@ -6,33 +6,48 @@ Local tars are read at random where they lie. Remote ones are fetched once into 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipelines.sources.names import find_files, is_remote, split_of
+from pipelines.packing.labels import relabel
+from pipelines.packing.table import ItemTable
+from pipelines.sources.beside import add_img2dataset, compressed_note
+from pipelines.sources.class_names import ClassList, class_list, read_class_names
+from pipelines.sources.fingerprints import files_fingerprint
+from pipelines.sources.label_classes import LabelCollector, LabelOptions
+from pipelines.sources.names import distinct_names, find_files, is_remote
 from pipelines.sources.protocol import NOT_STATED, Item, Source
 from pipelines.sources.remote import RemoteFiles, place_of
-from pipelines.sources.samples import samples_of
-from pipelines.sources.tars import Member, RangeReader, file_fingerprint, members_of
+from pipelines.sources.samples import SAMPLES, LabelPlace, Sample, no_label, samples_of
+from pipelines.sources.splits import SplitFrom, splits_of_files
+from pipelines.sources.tars import Member, RangeReader, members_of
 from pipelines.sources.vectors import VectorLength
-from pretrain.data.card import CLASSES_FILE, load_classes
+from pretrain.data.card import CLASSES_FILE, read_classes
+from pretrain.data.ledger import Ledger
+from pretrain.data.transport import Refused
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import TEMPORARY_SUFFIX
+from pretrain.names import shown, to_bytes
 
-LARGEST_LABEL = 10_000_000  # more classes than that are no class numbers
+_TAR = re.compile(r"\.tar$", re.IGNORECASE)
 
 
 class WebDatasetSource(Source):
-    """Samples of tars. Labels are numbers or names; those of sets that have a classes.csv are its ids.
+    """Samples of tars. Labels are numbers or names; those of sets that have a classes.csv are its classes.
 
-    Sets with different classes are merged by class id; the key of a sample is ``SHARD/KEY``, or ``FOLDER/SHARD/KEY``
-    where shards of two folders have one name.
+    Sets with different classes are merged by class id or name; the key of a sample is ``SHARD/KEY``, or
+    ``FOLDER/SHARD/KEY`` where shards of two folders have one name.
 
     Args:
         patterns: tars, folders, URLs, or patterns with braces and wildcards.
-        class_names: file with a line per class (the id, or ``id,name``), for labels that are numbers.
+        class_names: list of the classes, of shards that have no classes.csv.
+        labels: what the user says of the labels.
+        place: where they are in a sample.
         name: of the data set.
         remote: fetches what lies elsewhere.
+        split_from: what decides the split of a shard; see pipelines/sources/splits.py.
     """
 
     def __init__(
@@ -40,10 +55,17 @@ class WebDatasetSource(Source):
         patterns: Sequence[str],
         *,
         class_names: Path | None = None,
+        labels: LabelOptions | None = None,
+        place: LabelPlace | None = None,
         name: str = "",
         remote: RemoteFiles | None = None,
+        split_from: SplitFrom = "auto",
     ) -> None:
-        self.urls = find_files(patterns, ".tar")
+        self._beside = Ledger()
+        found = find_files(patterns, ".tar", self._beside)
+        self.urls = [file.url for file in found]
+        self._splits = splits_of_files([file.place for file in found], split_from)
+        self.split_rule = self._splits.rule
         self.remote = remote or RemoteFiles()
         for url in self.units():
             self.remote.check(place_of(url)[0])
@@ -52,15 +74,20 @@ class WebDatasetSource(Source):
         self.licence = NOT_STATED
         self.multi_label = True  # known when all labels are read, like target; see items
         self.classes: list[tuple[str, str]] = []
-        self.notes: list[str] = []
-        self._given = read_class_names(class_names) if class_names else []
+        self.notes = [*self._splits.notes, *compressed_note(self._beside)]
+        self._labels, self._place = labels or LabelOptions(), place or LabelPlace()
+        self._given = read_class_names(class_names, self._place.encoding) if class_names else None
+        self._lists: dict[Path, ClassList | None] = {}
         self._folder: Path | None = None
         self._reader = RangeReader()
-        self._prefix = _prefixes(self.urls)
+        self._prefix = distinct_names([_address(url) for url in self.urls])
 
     def fingerprint(self) -> str:
         """See ``Source.fingerprint``; "" where shards are remote."""
-        return "" if self.units() else file_fingerprint([Path(url) for url in self.urls])
+        if self.units():
+            return ""
+        folders = dict.fromkeys(Path(url).parent for url in self.urls)
+        return files_fingerprint([*self.urls, *(folder / CLASSES_FILE for folder in folders)], repr(self._given))
 
     def units(self) -> list[str]:
         """See ``Source.units``: the remote shards."""
@@ -71,39 +98,78 @@ class WebDatasetSource(Source):
         self._folder = folder
 
     def prepare(self, unit: str, folder: Path) -> None:
-        """Fetches one shard."""
+        """Fetches one shard, and the list of classes beside it where there is one."""
         target = folder / _local_name(unit)
         temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
-        self.remote.fetch(*place_of(unit), temporary)
+        location, name = place_of(unit)
+        self.remote.fetch(location, name, temporary)
+        _refuse_web_page(temporary, location.url(name))
+        listed = folder / _list_name(unit)
+        if location.kind != "pipe" and not listed.exists():  # a command is of one shard
+            part = listed.with_name(f"{listed.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+            try:
+                self.remote.fetch(location, CLASSES_FILE, part)
+            except Refused:  # an empty file: there is none, or it may not be read
+                part.write_bytes(b"")
+            part.rename(listed)
         temporary.rename(target)
 
-    def items(self) -> Iterator[Item]:
+    def items(self) -> ItemTable:
         """See ``Source.items``."""
-        classes = _Classes()
-        is_multi = False
-        vectors, num_masks, num_samples = VectorLength(), 0, 0
+        self.target, self.ledger = "labels", Ledger()
+        self.ledger.merge(self._beside)
+        self.notes = [*self._splits.notes, *compressed_note(self._beside)]
+        labels, seen = LabelCollector(self._labels), _Seen()
+        table = ItemTable.of(self._provisional(labels, seen))
+        if not seen.num_samples:
+            lines = "\n  ".join(self.ledger.lines())
+            raise DataError(f"{self.urls[0]}: no sample can be used. The shards hold:\n  {lines}")
+        if seen.num_masks:
+            self.target, self.classes = "mask", self._classes_of_masks()
+            if seen.num_masks < seen.num_samples:
+                missing = seen.num_samples - seen.num_masks
+                raise DataError(f"{missing} of {seen.num_samples} samples have no mask; pack them apart")
+            return table
+        if seen.vectors.length:
+            self.target, self.classes = "vector", self._numbers(seen.vectors)
+            return table
+        if seen.num_samples and not seen.places:
+            raise DataError(no_label(self.urls[0], self._place))
+        if self._given and None not in self._lists.values():
+            raise ConfigError(f"--class-names would be ignored: {next(iter(self._lists))} says what the classes are")
+        change = labels.resolve()
+        self.multi_label, self.classes = labels.is_multi, list(change.classes)
+        self.notes = [*self.notes, *labels.notes, *labels.gaps, *seen.notes()]
+        return relabel(table, change)
+
+    def _provisional(self, labels: LabelCollector, seen: _Seen) -> Iterator[Item]:
+        """All samples, with the codes of their labels in place of classes."""
         for part, url in enumerate(self.urls):
             path = self._path(part)
-            classes.begin(self._own_classes(path))
-            for sample in samples_of(members_of(path), lambda member, path=path: self._read(path, member), url):
-                labels = tuple(classes.number(label, f"{url}: {sample.key}") for label in sample.labels)
-                is_multi = is_multi or sample.is_multi
-                vectors.check(sample.vector, f"{url}: {sample.key}")
-                key = f"{self._prefix[part].removesuffix('.tar')}/{sample.key}.{sample.extension}"
-                split = split_of(_address(url))
-                num_samples, num_masks = num_samples + 1, num_masks + (sample.mask is not None)
+            labels.begin(self._classes_of(part))
+
+            def read(member: Member, path: Path = path) -> bytes:
+                return self._read(path, member)
+
+            before = self._num_found()
+            for sample in samples_of(members_of(path, self.ledger), read, url, self._place, self.ledger):
+                where = f"{url}: {sample.key}"
+                seen.add(sample, path.parent, where)
+                has_label = not sample.vector and sample.mask is None
+                codes = labels.add(sample.label.value, where, typed=sample.label.typed) if has_label else ()
+                key = f"{_TAR.sub('', self._prefix[part])}/{sample.key}.{sample.extension}"
                 size, mask = sample.image.size, ""
                 if sample.mask is not None:
                     size, mask = size + sample.mask.size, f"{size}:{sample.mask.offset}:{sample.mask.size}"
-                yield Item(key, labels, size, split, part, sample.image.offset, sample.vector, mask)
-        self.multi_label = is_multi
-        self.classes = list(classes.names.items())
-        if num_masks:
-            self.target, self.classes = "mask", self._classes_of_masks()
-            if num_masks < num_samples:
-                raise DataError(f"{num_samples - num_masks} of {num_samples} samples have no mask; pack them apart")
-        if vectors.length:
-            self.target, self.classes = "vector", self._numbers(vectors)
+                yield Item(key, codes, size, self._splits.names[part], part, sample.image.offset, sample.vector, mask)
+            if (num_found := self._num_found() - before) == 0:
+                self.notes.append(f"{shown(url)} holds no sample")
+            if not is_remote(url):
+                add_img2dataset(self.ledger, path, num_found)
+
+    def _num_found(self) -> int:
+        account = self.ledger.accounts.get(SAMPLES)
+        return account.found if account else 0
 
     def read(self, item: Item) -> tuple[bytes, str]:
         """See ``Source.read``."""
@@ -116,17 +182,27 @@ class WebDatasetSource(Source):
         return self._reader.read(self._path(item.part), offset, size)
 
     def _numbers(self, vectors: VectorLength) -> list[tuple[str, str]]:
-        """The names of the numbers: those of the first set that has as many, else none."""
-        known = [self._own_classes(self._path(part)) for part in range(len(self.urls))]
-        return next((names for names in known if len(names) == vectors.length), vectors.classes)
+        """The names of the numbers, where the sets have them.
+
+        Raises:
+            DataError: two sets call them differently.
+        """
+        known = [one for one in map(self._classes_of, range(len(self.urls))) if one is not None]
+        named = [one for one in known if len(one.classes) == vectors.length]
+        if other := next((one for one in named if one != named[0]), None):
+            raise DataError(
+                f"{named[0].where} and {other.where} call the {vectors.length} numbers of a target differently; pack "
+                "the sets apart"
+            )
+        return list(named[0].classes) if named else vectors.classes
 
     def _classes_of_masks(self) -> list[tuple[str, str]]:
         """Of the first set, whose numbers all masks then have."""
-        classes = [self._own_classes(self._path(part)) for part in range(len(self.urls))]
-        if not classes[0] or any(other != classes[0] for other in classes):
-            what = "have different classes" if classes[0] else "say nowhere what the classes of their masks are"
+        first, *others = [self._classes_of(part) for part in range(len(self.urls))]
+        if first is None or any(other != first for other in others):
+            what = "have different classes" if first else "say nowhere what the classes of their masks are"
             raise DataError(f"the shards {what}; give --class-names FILE, a class per line, or pack them apart")
-        return classes[0]
+        return first.from_zero("masks")
 
     def _read(self, path: Path, member: Member) -> bytes:
         return self._reader.read(path, member.offset, member.size)
@@ -138,42 +214,58 @@ class WebDatasetSource(Source):
         assert self._folder is not None
         return self._folder / _local_name(url)
 
-    def _own_classes(self, path: Path) -> list[tuple[str, str]]:
-        return load_classes(path.parent) if (path.parent / CLASSES_FILE).is_file() else self._given
+    def _classes_of(self, part: int) -> ClassList | None:
+        """The classes that stand beside a shard, else those that are given."""
+        url = self.urls[part]
+        if is_remote(url):
+            assert self._folder is not None
+            path, where = self._folder / _list_name(url), place_of(url)[0].url(CLASSES_FILE)
+        else:
+            path = Path(url).parent / CLASSES_FILE
+            where = str(path)
+        if path not in self._lists:
+            is_there = path.is_file() and path.stat().st_size > 0
+            self._lists[path] = class_list(read_classes(path), where) if is_there else None
+        return self._lists[path] or self._given
 
 
-class _Classes:
-    """The classes of several sets as one, by their ids; numbers without a name keep their place."""
+class _Seen:
+    """What the samples of all shards have, and whether their labels are in one place."""
 
     def __init__(self) -> None:
-        self.names: dict[str, str] = {}
-        self._index: dict[str, int] = {}
-        self._own: list[tuple[str, str]] = []
+        self.vectors = VectorLength()
+        self.num_masks = self.num_samples = 0
+        self.places: dict[Path, tuple[str, str]] = {}
+        self._others: dict[str, str] = {}
 
-    def begin(self, own: list[tuple[str, str]]) -> None:
-        """The next samples' numbers mean these classes."""
-        if own is not self._own and own != self._own:
-            for identifier, name in own:
-                self._add(identifier, name)
-        self._own = own
+    def add(self, sample: Sample, folder: Path, where: str) -> None:
+        """Looks at one sample.
 
-    def number(self, label: int | str, where: str) -> int:
-        """The class of a label."""
-        if isinstance(label, str):
-            return self._add(label, label)
-        if self._own:
-            if not 0 <= label < len(self._own):
-                raise DataError(f"{where}: the label {label} lies outside the {len(self._own)} classes that are named")
-            return self._index[self._own[label][0]]
-        if not 0 <= label < LARGEST_LABEL:
-            raise DataError(f"{where}: the label {label} is no class")
-        for number in range(len(self.names), label + 1):
-            self._add(str(number), str(number))
-        return self._index[str(label)]
+        Raises:
+            DataError: its label is in another place than those before it, or its vector has another length.
+        """
+        self.num_samples += 1
+        self.num_masks += sample.mask is not None
+        self.vectors.check(sample.vector, where)
+        place = sample.label.place
+        if not place:
+            return
+        known, first = self.places.setdefault(folder, (place, where))
+        if known != place:
+            raise DataError(
+                f"{where}: its label is in {place}, that of {first} in {known}; name the place with --label-column, "
+                f"such as {known.removeprefix('json:')}, and samples without it are left out as unlabelled"
+            )
+        for other in sample.others:
+            self._others.setdefault(other, place)
 
-    def _add(self, identifier: str, name: str) -> int:
-        self.names.setdefault(identifier, name)
-        return self._index.setdefault(identifier, len(self._index))
+    def notes(self) -> list[str]:
+        """Where else labels might be."""
+        return [
+            f"labels are those of {place}; samples also have {other}, which --label-column "
+            f"{other.removeprefix('json:')} takes in its place"
+            for other, place in self._others.items()
+        ]
 
 
 def _name_of(url: str) -> str:
@@ -184,15 +276,6 @@ def _name_of(url: str) -> str:
     return "shards" if location.kind == "pipe" else location.base.partition("?")[0].rpartition("/")[2]
 
 
-def _prefixes(urls: list[str]) -> list[str]:
-    """The shortest end of each address, the same depth for all, that tells them apart."""
-    for depth in (1, 2, 3):
-        ends = ["/".join(Path(_address(url)).parts[-depth:]) for url in urls]
-        if len(set(ends)) == len(ends):
-            return ends
-    return urls
-
-
 def _address(url: str) -> str:
     """A URL without its query; of a command, the word that names the shard."""
     if url.startswith("pipe:"):
@@ -201,19 +284,20 @@ def _address(url: str) -> str:
     return url.partition("?")[0] if is_remote(url) else url
 
 
+def _list_name(url: str) -> str:
+    """Name of the copy of the list of classes that is beside a remote shard."""
+    name = str(place_of(url)[0])
+    return hashlib.blake2b(to_bytes(name), digest_size=12).hexdigest() + ".classes.csv"
+
+
+def _refuse_web_page(path: Path, url: str) -> None:
+    """Some servers answer with a page, such as a login, and say that all is well."""
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if head.lstrip()[:1] == b"<" and b"\0" not in head:
+        path.unlink()
+        raise DataError(f"{url}: the server sent a web page and not a tar; does it want a login?")
+
+
 def _local_name(url: str) -> str:
-    return hashlib.blake2b(url.encode(), digest_size=12).hexdigest() + ".tar"
-
-
-def read_class_names(path: Path) -> list[tuple[str, str]]:
-    """(id, name) of a class per line.
-
-    Raises:
-        ConfigError: the file cannot be read.
-    """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise ConfigError(f"--class-names {path}: cannot be read ({error.strerror})") from error
-    pairs = [line.partition(",") for line in lines]
-    return [(identifier, name.strip() or identifier) for identifier, _, name in pairs]
+    return hashlib.blake2b(to_bytes(url), digest_size=12).hexdigest() + ".tar"

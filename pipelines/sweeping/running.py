@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -14,8 +13,10 @@ from pipelines.jobs import POLL_S, Job, last_value
 from pipelines.progress import LazyBar
 from pipelines.sweeping.trials import Sweep, Trial
 from pretrain.config.loader import load_experiment
+from pretrain.config.overrides import override
 from pretrain.config.saved import load_saved
 from pretrain.config.target import LOWER_IS_BETTER
+from pretrain.engine.run_folder import read_verdict
 from pretrain.errors import ConfigError, SetupError
 from pretrain.telemetry.sinks import read_metrics
 
@@ -70,16 +71,15 @@ def finished(sweep: Sweep, trial: Trial, metric: str) -> Outcome | None:
     saved = folder / "config.resolved.yaml"
     if not saved.is_file():
         return None
-    source = [] if sweep.source is None else [f"init.from={sweep.source}"]
+    source = [] if sweep.source is None else [override("init.from", sweep.source)]
     wanted = load_experiment(sweep.config, overrides=[*sweep.overrides, *trial.overrides, *source])
     if load_saved(saved).digest != wanted.digest:
         raise ConfigError(f"{folder} is a run with other settings; give the sweep another folder: --out DIR")
-    try:
-        verdict = json.loads((folder / "exit.json").read_text())
-    except (OSError, ValueError):
+    verdict = read_verdict(folder).value
+    if verdict is None:
         return None
     if verdict["outcome"] == "fatal":
-        return _failed(sweep, trial, verdict["reason"])
+        return _failed(sweep, trial, str(verdict.get("reason", "")))
     if verdict["outcome"] != "complete":
         return None
     value = last_value(folder, metric)
@@ -118,6 +118,8 @@ def _failed(sweep: Sweep, trial: Trial, reason: str) -> Outcome:
 def _seconds(folder: Path) -> float:
     """From the first to the last line of a run's metrics."""
     times = [
-        line["time"] for kind in ("train", "eval") for line in read_metrics(folder / "metrics.jsonl", kind).values()
+        line.get("time", 0.0)
+        for kind in ("train", "eval")
+        for line in read_metrics(folder / "metrics.jsonl", kind).values()
     ]
     return round(max(times) - min(times), 1) if times else 0.0

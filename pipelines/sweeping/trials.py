@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.jobs import free_port
+from pretrain.config.overrides import override
 from pretrain.config.schema.sweep import SweepConfig
 
 SCRIPT = "pipelines/finetune.py"
@@ -76,7 +78,7 @@ class Sweep:
     def arguments(self, trial: Trial) -> list[str]:
         """The words after the script's name."""
         start = [] if self.source is None else ["--from", self.source]
-        place = [f"output_dir={self.folder}", f"name={trial.name}"]
+        place = [override("output_dir", str(self.folder)), override("name", trial.name)]
         return ["--config", self.config, *start, *self.overrides, *trial.overrides, *place]
 
     def command(self, trial: Trial) -> list[str]:
@@ -95,13 +97,13 @@ class Sweep:
 
 def as_overrides(key: str, value: Any) -> list[str]:
     """``key=value`` for the command line; a section takes the place of the config's, and is not merged with it."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return [f"{key}=null", f"{key}={text}"] if isinstance(value, Mapping) else [f"{key}={text}"]
+    text = override(key, value)
+    return [f"{key}=null", text] if isinstance(value, Mapping) else [text]
 
 
 def quoted(word: str) -> str:
     """A word as it is typed in a shell."""
-    return f"'{word}'" if re.search(r"[^A-Za-z0-9_./:=,+-]", word) else word
+    return shlex.quote(word) if re.search(r"[^A-Za-z0-9_./:=,+-]", word) else word
 
 
 def _all_overrides(chosen: Mapping[str, Any]) -> list[str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
-import warnings
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +12,25 @@ from numpy.typing import NDArray
 
 from pipelines.packing.moments import Moments
 from pipelines.packing.pool import Progress
+from pipelines.sources.class_names import ClassList
+from pipelines.sources.label_classes import LabelCollector, LabelOptions
 from pipelines.sources.remote import RemoteFiles
 from pipelines.sources.samples import samples_of
 from pipelines.sources.tars import Member, RangeReader, members_of
 from pipelines.sources.vectors import VectorLength
+from pipelines.verification.stock import compare_with_webdataset
 from pretrain.config.target import IGNORED_PIXEL
-from pretrain.data.decode import decode_strictly
 from pretrain.data.faults import BadSample
 from pretrain.data.index import Record, Records, ShardRow, encode_records, records_name
+from pretrain.data.ledger import Ledger
 from pretrain.data.location import Location
 from pretrain.data.masks import read_mask
+from pretrain.data.opening import decode_strictly
 from pretrain.errors import DataError
 from pretrain.files import TEMPORARY_SUFFIX, digest, write_atomic
 
 MOST_SHOWN = 5
+IMAGES = "images"
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Job:
         folder: where the index is, and the tars unless they are remote.
         location: of the tars where they are remote; None: they are in the folder.
         remote: fetches them.
-        class_ids: id → index, for labels that are names.
+        classes: what the labels are, where a list says so.
+        labels: what the user says of them.
         decode: every image is decoded.
         stock: every shard is read by webdataset too.
     """
@@ -46,7 +50,8 @@ class Job:
     folder: Path
     location: Location | None = None
     remote: RemoteFiles = field(default_factory=RemoteFiles)
-    class_ids: dict[str, int] = field(default_factory=dict)
+    classes: ClassList | None = None
+    labels: LabelOptions = field(default_factory=LabelOptions)
     decode: bool = True
     stock: bool = True
 
@@ -59,11 +64,14 @@ class Report:
         name: of the tar.
         row: of the table, as the shard would be indexed now; None: it cannot be read.
         labels: int32 (n,), the most special label of each sample.
+        all_labels: int32 (m,), every label that occurs, once.
         max_labels: the most labels of one sample.
         highest: the largest label; -1 where there are none.
         moments: of the vectors, where samples have those.
         num_masks: samples with a mask.
-        highest_in_masks: the largest class in them, as far as they were decoded.
+        mask_classes: the classes in them, as far as they were decoded; ``None`` where they were not.
+        ledger: what became of everything in the tar.
+        notes: how the labels were read, where that could be otherwise.
         problems: the first few, in words.
         num_problems: how many there are.
     """
@@ -71,13 +79,21 @@ class Report:
     name: str
     row: ShardRow | None = None
     labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    all_labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     max_labels: int = 1
     highest: int = -1
     moments: Moments = field(default_factory=Moments)
     num_masks: int = 0
-    highest_in_masks: int = -1
+    mask_classes: set[int] | None = None
+    ledger: Ledger = field(default_factory=Ledger)
+    notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     num_problems: int = 0
+
+    @property
+    def highest_in_masks(self) -> int:
+        """The largest class in masks; -1: none was seen."""
+        return max(self.mask_classes or {-1})
 
     def add(self, problem: str) -> None:
         """Notes a problem."""
@@ -106,7 +122,7 @@ def check_shard(job: Job, task: tuple[str, ShardRow | None], progress: Progress)
                 job.remote.fetch(job.location, records.name, records)
         _check(job, report, path, row)
     except (DataError, OSError) as error:
-        report.add(str(error))
+        report.add(str(error).removeprefix(f"{name}: "))
     finally:
         if fetched:
             fetched.unlink(missing_ok=True)
@@ -117,8 +133,11 @@ def check_shard(job: Job, task: tuple[str, ShardRow | None], progress: Progress)
 def _check(job: Job, report: Report, path: Path, row: ShardRow | None) -> None:
     if row is not None and path.stat().st_size != row.num_bytes:
         raise DataError(f"has {path.stat().st_size:,} bytes, the index says {row.num_bytes:,}; copy it again")
-    found = list(_scan(job, report, path))
+    labels = LabelCollector(job.labels)
+    labels.begin(job.classes)
+    found = _with_classes(list(_scan(job, report, path, labels)), labels, report)
     report.labels = np.array([record.labels[-1] for record in found if record.labels], dtype=np.int32)
+    report.all_labels = np.array(sorted({label for record in found for label in record.labels}), dtype=np.int32)
     report.max_labels = max((len(record.labels) for record in found), default=1)
     report.highest = max((max(record.labels, default=-1) for record in found), default=-1)
     lengths = VectorLength()
@@ -126,8 +145,9 @@ def _check(job: Job, report: Report, path: Path, row: ShardRow | None) -> None:
         lengths.check(record.vector, f"{report.name}: {record.source}")
     if lengths.length:
         report.moments.add(np.array([record.vector for record in found]))
+    report.ledger.used(IMAGES, "in the index", len(found))
     if job.stock:
-        _compare_with_webdataset(report, path, found)
+        compare_with_webdataset(report, path, found)
     if row is None:
         info = {"num_bytes": path.stat().st_size, "quarantined": []}
         data = encode_records(found, info)
@@ -139,32 +159,57 @@ def _check(job: Job, report: Report, path: Path, row: ShardRow | None) -> None:
     _compare_with_index(report, found, known)
 
 
-def _scan(job: Job, report: Report, path: Path) -> Iterator[Record]:
-    """Records of a tar as it is now; bad images are noted."""
+def _with_classes(found: list[Record], labels: LabelCollector, report: Report) -> list[Record]:
+    """The records with class numbers in place of provisional codes.
+
+    Raises:
+        DataError: the labels are names, and nothing says which numbers they have.
+    """
+    if not any(record.labels for record in found):
+        return found
+    change = labels.resolve()
+    report.notes = labels.notes
+    if labels.are_names:
+        raise DataError(
+            f"the labels are names, such as {change.classes[0][0]!r}; an index has class numbers: give --class-names "
+            "FILE with a class per line, or pack the shards again (python -m pipelines pack webdataset)"
+        )
+    return [
+        replace(record, labels=tuple(dict.fromkeys(new for code in record.labels for new in change.targets[code])))
+        for record in found
+    ]
+
+
+def _scan(job: Job, report: Report, path: Path, labels: LabelCollector) -> Iterator[Record]:
+    """Records of a tar as it is now, with codes of ``labels``; bad images are noted."""
     reader = RangeReader()
 
     def read(member: Member) -> bytes:
         return reader.read(path, member.offset, member.size)
 
     try:
-        for sample in samples_of(members_of(path), read, report.name):
+        ledger = report.ledger
+        ledger.found(IMAGES, 0)
+        for sample in samples_of(members_of(path, ledger), read, report.name, ledger=ledger):
+            ledger.found(IMAGES)
             data = read(sample.image)
             if job.decode:
                 try:
                     decode_strictly(data)
                 except BadSample as bad:
                     report.add(f"{sample.image.name}: cannot be decoded ({bad.detail})")
-            labels = tuple(_label(job, label, sample.key) for label in sample.labels)
-            mask = None
+            mask, codes = None, ()
             if sample.mask is not None:
                 mask = _mask(report, sample.mask, read(sample.mask), job)
-            if not labels and not sample.vector and mask is None:
+            elif not sample.vector:
+                label = sample.label
+                codes = labels.add(label.value, f"{report.name}: {sample.key}", typed=label.typed)
+            if not codes and not sample.vector and mask is None:
                 report.add(f"{sample.key}: no label")
+                ledger.lost(IMAGES, "no label", sample.key)
                 continue
             image = sample.image
-            yield Record(
-                image.offset, image.size, zlib.crc32(data), labels, image.name, sample.key, sample.vector, mask
-            )
+            yield Record(image.offset, image.size, zlib.crc32(data), codes, image.name, sample.key, sample.vector, mask)
     finally:
         reader.close()
 
@@ -174,24 +219,11 @@ def _mask(report: Report, member: Member, data: bytes, job: Job) -> tuple[int, i
     if job.decode:
         try:
             classes = read_mask(data)
-            report.highest_in_masks = max(
-                report.highest_in_masks, int(classes[classes != IGNORED_PIXEL].max(initial=0))
-            )
+            report.mask_classes = (report.mask_classes or set()) | set(np.unique(classes).tolist()) - {IGNORED_PIXEL}
         except BadSample as bad:
             report.add(f"{member.name}: {bad.detail}")
     report.num_masks += 1
     return member.offset, member.size, zlib.crc32(data)
-
-
-def _label(job: Job, label: int | str, key: str) -> int:
-    if isinstance(label, int):
-        return label
-    if label not in job.class_ids:
-        raise DataError(
-            f"the label {label!r} of {key!r} is no number and no known class; give --class-names FILE with a class id "
-            "per line"
-        )
-    return job.class_ids[label]
 
 
 def _compare_with_index(report: Report, found: list[Record], known: Records) -> None:
@@ -215,29 +247,3 @@ def _compare_with_index(report: Report, found: list[Record], known: Records) -> 
             report.add(f"{record.member}: the tar says labels {list(now.labels)}, the index {list(record.labels)}")
     for member in by_member.keys() - indexed:
         report.add(f"{member}: in the tar, not in the index")
-
-
-def _compare_with_webdataset(report: Report, path: Path, found: list[Record]) -> None:
-    """Stock webdataset must see the same images in the same order."""
-    from webdataset.compat import WebDataset
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # it leaves the closing of a tar to the garbage collector
-        count = 0
-        try:
-            for sample in WebDataset(str(path), shardshuffle=False):  # pyright: ignore[reportGeneralTypeIssues]
-                if count >= len(found):
-                    count += 1
-                    continue
-                extension = found[count].member.rpartition("/")[2].partition(".")[2].lower()
-                data = sample.get(extension)
-                if not isinstance(data, bytes) or zlib.crc32(data) != found[count].crc32:
-                    report.add(f"{found[count].member}: webdataset reads another sample, {sample.get('__key__')}")
-                count += 1
-        except Exception as error:  # whatever it raises, it does not read this shard
-            report.add(f"webdataset cannot read it: {type(error).__name__}: {str(error)[:200]}")
-            return
-        finally:
-            gc.collect()
-    if count != len(found):
-        report.add(f"webdataset reads {count} samples, there are {len(found)}")

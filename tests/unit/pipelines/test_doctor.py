@@ -11,7 +11,7 @@ from pipelines import doctor
 from pipelines.probes import software, speed
 from pipelines.probes.findings import AMBER, GREEN, RED, Finding
 
-SOFT_PROBES = ["python", "torch", "deepspeed", "gpus", "links", "memory", "shared_memory", "space", "clock"]
+SOFT_PROBES = ["python", "torch", "deepspeed", "versions", "gpus", "links", "memory", "shared_memory", "space", "clock"]
 SOFT_PROBES += ["open_files", "slurm"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ from pretrain.distributed.rank import detect
 from pretrain.models.interop import save_weights
 from tests.golden.exchange import SQUASH, metadata_of, model_of
 from tests.pool import Pool
-from tests.unit.pipelines.photos import write_photos
+from tests.unit.pipelines.photos import encode, write_photos
+from tests.unit.pipelines.sources.test_tars import add
 
 CLASSES = {"cat": 9, "dog": 14, "emu": 6, "fox": 12, "gnu": 8, "hen": 7, "owl": 11}
 NAMES = tuple(CLASSES)
@@ -253,12 +255,12 @@ def test_classes_whose_ids_are_the_numbers_of_outputs(
     weights = save(tmp_path / "w.safetensors", names=tuple(f"n{number:02d}" for number in range(11)))
     code, text, _ = run(capsys, shards, "--from", weights, "--match", "numbers", "--json")
     logits, labels = scored(weights, shards)
-    said = logits[:, [0, 10, 2]].argmax(1)
+    said = logits[:, [0, 2, 10]].argmax(1)  # folders that are numbers are in the order of the numbers
     assert code == 0 and json.loads(text)["top1"] == pytest.approx(np.mean(said == np.array(labels)[:, 0]))
     (tmp_path / "map.csv").write_text("class,output\n0,n00\n10,n10\n")
     code, text, error = run(capsys, shards, "--from", weights, "--class-map", tmp_path / "map.csv", "--json")
     assert code == 0 and "2 of 3 classes have an output of the head" in error
-    said = logits[:, [0, 10]].argmax(1)
+    said = np.array([0, 2])[logits[:, [0, 10]].argmax(1)]
     assert json.loads(text)["top1"] == pytest.approx(np.mean(said == np.array(labels)[:, 0]))
     code, _, error = run(capsys, shards, "--from", weights, "--match", "ids", "--class-map", tmp_path / "map.csv")
     assert code == 2 and "give one" in error
@@ -286,3 +288,29 @@ def test_the_interval_is_that_of_resampling_the_images() -> None:
     low, high = np.quantile(means, [0.025, 0.975])
     assert found["difference"] == pytest.approx(difference.mean())
     assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.01)
+
+
+def test_every_image_and_class_is_accounted_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A set that somebody else packed: some images cannot be decoded, and no image shows the class owl."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for number in range(20):
+            add(tar, f"{number:03d}.jpg", b"\xff\xd8\xff nothing" if number in (3, 8, 11, 14) else encode(number))
+            add(tar, f"{number:03d}.cls", str(number % 6).encode())
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    assert main(["verify", str(folder), "--class-names", str(tmp_path / "names.txt")]) == 1
+    arguments = (folder, "--from", save(tmp_path / "w.safetensors"), "--num-workers", "0")
+    code, text, _ = run(capsys, *arguments, "--json")
+    result = json.loads(text)
+    assert code == 0 and result["empty_classes"] == ["owl"] and result["num_bad"] == 4
+    examples = [f"0.tar/{key}.jpg ({key})" for key in ("003", "008", "011")]
+    assert result["ledger"] == {
+        "images": {
+            "found": 20,
+            "used": {"evaluated": 16},
+            "lost": {"decode": {"count": 4, "examples": examples}},
+        }
+    }
+    _, text, _ = run(capsys, *arguments)
+    assert "20 images = 16 evaluated + 4 left out:" in text and "classes without an image in this set: 1 (owl)" in text

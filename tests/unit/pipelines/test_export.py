@@ -52,7 +52,7 @@ def test_each_format_is_written_and_checked(format: str, tmp_path: Path, capsys:
         assert metadata.class_names == NAMES
         transform = metadata.eval_transform
         assert transform is not None and transform.resize_filter == SHORT_SIDE.resize_filter
-        assert round(32 / transform.crop_fraction) == round(32 / SHORT_SIDE.crop_fraction)
+        assert transform.before_crop(32) == SHORT_SIDE.before_crop(32)
         assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 

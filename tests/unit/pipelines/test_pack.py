@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import io
 import json
+import os
+import re
 import subprocess
 import sys
+import tarfile
 import warnings
 from contextlib import contextmanager
 from typing import Any
@@ -118,6 +122,13 @@ def test_digits_are_packed_with_their_labels(tmp_path, capsys):
             assert np.array_equal(np.rint(pixels / (255 / 16)), bunch.images[number])
 
 
+def without_times(folder) -> dict[str, bytes]:
+    """A packed folder; pack.json without what tells whether the source's files were touched."""
+    found = tree(folder)
+    state = json.loads(found["pack.json"])
+    return found | {"pack.json": json.dumps(state | {"fingerprint": ""}).encode()}
+
+
 def test_the_bytes_depend_on_source_and_options_alone(tmp_path, photos):
     options = ("--shard-samples", 5, "--holdout", 0.2)
     assert pack("folder", photos, "--out", tmp_path / "a", *options, "--workers", 1) == 0
@@ -126,7 +137,7 @@ def test_the_bytes_depend_on_source_and_options_alone(tmp_path, photos):
         path.unlink()
         path.write_bytes(data)
     assert pack("folder", photos, "--out", tmp_path / "b", *options, "--workers", 2) == 0
-    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert without_times(tmp_path / "a") == without_times(tmp_path / "b")
     assert pack("folder", photos, "--out", tmp_path / "c", *options, "--seed", 1) == 0
     assert tree(tmp_path / "c")["train/shard-000000.tar"] != tree(tmp_path / "a")["train/shard-000000.tar"]
 
@@ -134,6 +145,7 @@ def test_the_bytes_depend_on_source_and_options_alone(tmp_path, photos):
 def test_the_folder_holds_data_set_card_and_classes(tmp_path, photos):
     assert pack("folder", photos, "--out", tmp_path / "out", "--licence", "CC0") == 0
     assert sorted(tree(tmp_path / "out")) == [
+        "contents.json",
         "pack.json",
         "train/card.json",
         "train/card.md",
@@ -238,6 +250,129 @@ def test_a_changed_source_is_refused(tmp_path, photos, capsys):
     assert "the source has changed" in fails(capsys, *arguments)
 
 
+def rewrite(path, data: bytes) -> None:
+    """Other bytes of the same length, with the old time of change, as ``rsync --times`` or ``cp -p`` leave them."""
+    status = path.stat()
+    assert len(data) == status.st_size
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def negative(path) -> bytes:
+    """The same uncompressed picture with other pixels and as many bytes."""
+    data = bytearray(path.read_bytes())
+    data[-300:] = bytes(255 - value for value in data[-300:])
+    return bytes(data)
+
+
+@pytest.fixture
+def bitmaps(tmp_path):
+    for number in range(6):
+        path = tmp_path / "bitmaps" / "ab"[number % 2] / f"{number}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(number, "BMP"))
+    return tmp_path / "bitmaps"
+
+
+def tar_of(pictures: list[bytes], labels: list[int]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, (data, label) in enumerate(zip(pictures, labels, strict=True)):
+            for extension, content in (("bmp", data), ("cls", str(label).encode())):
+                member = tarfile.TarInfo(f"{number:03d}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+def _folder_pixels(files):
+    return ("folder", files[0].parent.parent), lambda: rewrite(files[3], negative(files[3]))
+
+
+def _tar(files, labels, pictures):
+    path = files[0].parent.parent / "t.tar"
+    path.write_bytes(tar_of([file.read_bytes() for file in files], [0, 1, 2, 0, 1, 2]))
+    return ("webdataset", path), lambda: rewrite(path, tar_of([one() for one in pictures], labels))
+
+
+def _tar_labels(files):
+    return _tar(files, [2, 1, 0, 0, 1, 2], [file.read_bytes for file in files])
+
+
+def _tar_pixels(files):
+    other = [*(file.read_bytes for file in files[:5]), lambda: negative(files[5])]
+    return _tar(files, [0, 1, 2, 0, 1, 2], other)
+
+
+def _manifest(files):
+    path = files[0].parent.parent / "m.csv"
+    path.write_text("path,label\n" + "".join(f"{file.parent.name}/{file.name},x\n" for file in files))
+    return path
+
+
+def _manifest_labels(files):
+    path = _manifest(files)
+    return ("manifest", path), lambda: rewrite(path, path.read_bytes().replace(b"0.bmp,x", b"0.bmp,y"))
+
+
+def _manifest_pixels(files):
+    return ("manifest", _manifest(files)), lambda: rewrite(files[0], negative(files[0]))
+
+
+def _class_names(files):
+    (_, path), _ = _tar_labels(files)
+    names = files[0].parent.parent / "names.txt"
+    names.write_text("cat\ndog\nowl\n")
+    arguments = ("webdataset", path, "--class-names", names)
+    return arguments, lambda: rewrite(names, b"dog\ncat\nowl\n")
+
+
+CHANGES = (_folder_pixels, _tar_labels, _tar_pixels, _manifest_labels, _manifest_pixels, _class_names)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__.strip("_"))
+def test_a_source_that_changed_in_place_is_refused(tmp_path, bitmaps, change, capsys):
+    arguments, apply = change(sorted(bitmaps.rglob("*.bmp")))
+    out = tmp_path / "out"
+    assert pack(*arguments, "--out", out) == 0
+    before = tree(out)
+    assert pack(*arguments, "--out", out) == 0
+    apply()
+    capsys.readouterr()
+    assert "the source has changed" in fails(capsys, *arguments, "--out", out)
+    assert tree(out) == before
+
+
+def test_files_that_were_only_touched_are_compared_and_found_the_same(tmp_path, bitmaps, capsys):
+    arguments = ("folder", bitmaps, "--out", tmp_path / "out", "--shard-samples", 2)
+    assert result_of(capsys, *arguments)["status"] == "packed"
+    packed = without_times(tmp_path / "out")
+    for path in bitmaps.rglob("*.bmp"):
+        path.write_bytes(path.read_bytes())
+    assert result_of(capsys, *arguments)["status"] == "unchanged"
+    assert without_times(tmp_path / "out") == packed
+
+
+def test_what_a_kill_left_is_not_completed_from_other_pixels(tmp_path, bitmaps, capsys):
+    arguments = ("folder", bitmaps, "--out", tmp_path / "out", "--shard-samples", 2)
+    assert pack(*arguments) == 0
+    _remove("train/index.json", "train/shard-000002.records.safetensors")(tmp_path / "out")
+    files = sorted(bitmaps.rglob("*.bmp"))
+    for path in files:
+        rewrite(path, negative(path))
+    capsys.readouterr()
+    assert "2 of 2 shards hold an image with other bytes now" in fails(capsys, *arguments)
+
+
+def test_a_pack_without_digests_of_its_source_says_that_it_does_not_know(tmp_path, bitmaps, capsys):
+    arguments = ("folder", bitmaps, "--out", tmp_path / "out")
+    assert pack(*arguments) == 0
+    (tmp_path / "out" / "contents.json").unlink()
+    next(bitmaps.rglob("*.bmp")).touch()
+    assert pack(*arguments) == 0
+    assert "whether pixels have changed is not known" in capsys.readouterr().out
+
+
 def test_a_damaged_finished_pack_is_no_silent_success(tmp_path, photos, capsys):
     arguments = ("folder", photos, "--out", tmp_path / "out")
     assert pack(*arguments) == 0
@@ -288,6 +423,34 @@ def test_two_packs_into_one_folder_are_refused(tmp_path, photos, capsys):
 
 
 @pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (errno.ENOLCK, "cannot be locked (No locks available); --out needs a file system with locks"),
+        (errno.EOPNOTSUPP, "cannot be locked"),
+        (errno.EWOULDBLOCK, "another process is packing"),
+    ],
+)
+def test_a_file_system_without_locks_is_not_another_process(tmp_path, photos, capsys, monkeypatch, error, message):
+    def flock(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert message in fails(capsys, "folder", photos, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '"x"', '{"version": 2}', '{"version": 2, "options": [], "listing": ""}']
+)
+def test_a_damaged_state_is_named_with_what_to_do(tmp_path, photos, capsys, content):
+    out = tmp_path / "out"
+    assert pack("folder", photos, "--out", out) == 0
+    (out / "pack.json").write_text(content)
+    capsys.readouterr()
+    for arguments in (("folder", photos, "--out", out), ("merge", out)):
+        assert re.search(r"pack.json (cannot be read|is damaged).*delete .*, and pack again", fails(capsys, *arguments))
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("folder",), "needs a PATH"),
@@ -298,11 +461,11 @@ def test_two_packs_into_one_folder_are_refused(tmp_path, photos, capsys):
         (("digits", "--holdout", 1.5), "--holdout 1.5 is out of range"),
         (("digits", "--workers", 0), "--workers 0 is out of range"),
         (("digits", "--shard-samples", 0), "--shard-samples 0 is out of range"),
-        (("digits", "--classes", "ten"), "'ten' is neither a class"),
+        (("digits", "--classes", "ten"), "'ten' is not a class"),
         (("digits", "--max-pixels", 10**9), "--max-pixels 1000000000 is out of range"),
         (("digits", "--short-side", 9), "--short-side changes images; it needs --images rgb"),
         (("folder", ".", "--wordnet", "x"), "--wordnet is the file of --hierarchy"),
-        (("imagenet21k", "a.tar", "--class-names", "x"), "--class-names belongs to manifest, masks, webdataset"),
+        (("imagenet21k", "a.tar", "--class-names", "x"), "--class-names belongs to folder, manifest, masks"),
         (("webdataset", "/does/not/exist.tar"), "/does/not/exist.tar does not exist"),
     ],
 )
@@ -315,6 +478,30 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path, photos, capsys):
     (tmp_path / "out" / "thesis.tex").write_text("precious")
     assert "holds other files, such as thesis.tex" in fails(capsys, "folder", photos, "--out", tmp_path / "out")
     assert tree(tmp_path / "out") == {"thesis.tex": b"precious"}
+
+
+def test_splits_are_packed_as_the_folders_say_and_the_card_says_how(tmp_path, capsys):
+    photos = write_photos(tmp_path / "set", {"train/cat": 4, "train/dog": 3, "testing/dog": 2})
+    assert pack("folder", photos, "--out", tmp_path / "out") == 0
+    assert "splits: from the names of folders (--split-from auto)" in capsys.readouterr().out
+    cards = {split: Card.load(tmp_path / "out" / split) for split in ("train", "test")}
+    assert {split: card.class_counts for split, card in cards.items()} == {"train": [4, 3], "test": [0, 2]}
+    assert {card.split_rule for card in cards.values()} == {"from the names of folders (--split-from auto)"}
+    assert result_of(capsys, "folder", photos, "--split-from", "none", "--out", tmp_path / "one")["splits"].keys() == {
+        "train"
+    }
+    assert Card.load(tmp_path / "one" / "train").options["of_source.split_from"] == "none"
+
+
+def test_nothing_is_written_outside_the_folder(tmp_path, photos, capsys):
+    (photos / "m.csv").write_text("path,label,split\ncat/000.jpg,a,train\ncat/001.jpg,a,../../escaped\n")
+    (photos / "val.txt").write_text("000.jpg")
+    before = tree(tmp_path)
+    out = tmp_path / "deep" / "out"
+    assert "m.csv:3: '../../escaped' cannot be" in fails(capsys, "manifest", photos / "m.csv", "--out", out)
+    wrong = ("folder", photos, "--split", f"../x={photos}/val.txt", "--out", out)
+    assert "'../x' cannot be the name of a split" in fails(capsys, *wrong)
+    assert {name: data for name, data in tree(tmp_path).items() if not name.startswith("deep/out/")} == before
 
 
 @pytest.mark.parametrize(

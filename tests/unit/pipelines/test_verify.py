@@ -45,7 +45,7 @@ def test_an_index_that_is_lost_is_made_again(packed, capsys):
         ShardTable.load(folder)
     (verdict,) = verdicts(capsys, folder, code=1)  # the card speaks of the index that was lost
     assert verdict["made"] == ["index.json"]
-    assert any("belongs to another index" in line for line in verdict["errors"])
+    assert any("come from two packs" in line for line in verdict["errors"])
     again = ShardTable.load(folder)
     assert (again.num_samples, again.sizes.tolist()) == (before.num_samples, before.sizes.tolist())
 
@@ -83,6 +83,31 @@ def test_foreign_shards_get_an_index_a_card_and_are_read(tmp_path, capsys):
     assert not again["made"] + again["errors"]
 
 
+def test_the_split_of_foreign_shards_is_what_they_say(tmp_path, capsys):
+    folder = foreign(tmp_path / "set")
+    for number, path in enumerate(sorted(folder.glob("*.tar"))):
+        path.rename(folder / f"imagenet1k-validation-{number}.tar")
+    verdicts(capsys, folder)
+    card = Card.load(folder)
+    assert (card.split, card.split_rule) == ("val", "from the names of files (--split-from auto)")
+    assert main(["verify", str(folder), "--split", "test"]) == 2
+    assert "--split would be ignored" in capsys.readouterr().err
+
+
+def test_shards_of_several_splits_get_no_index_together(tmp_path, capsys):
+    folder = foreign(tmp_path / "set")
+    (folder / "x-001.tar").rename(folder / "x-val-001.tar")
+    assert main(["verify", str(folder)]) == 2
+    assert "shards are of several splits (1 of train, 1 of val)" in capsys.readouterr().err
+    assert not (folder / "index.json").exists()
+    verdicts(capsys, folder, "--split", "Validation")
+    assert Card.load(folder).split == "val"
+    (tmp_path / "b").mkdir()
+    (folder / "x-000.tar").rename(tmp_path / "b" / "train-val-0.tar")
+    assert main(["verify", str(tmp_path / "b")]) == 2
+    assert "says train and val; say which split they are with --split" in capsys.readouterr().err
+
+
 def _flip(folder):
     """One byte inside an image."""
     path = folder / "shard-000000.tar"
@@ -113,7 +138,7 @@ def _relabel(folder):
             lambda folder: (folder / "card.json").write_text(
                 (folder / "card.json").read_text().replace('"num_samples": ', '"num_samples": 9')
             ),
-            "card.json says num_samples",
+            "card.json was changed or damaged: one of num_samples",
         ),
     ],
     ids=["checksum", "label", "missing", "empty", "records", "card"],

@@ -57,6 +57,15 @@ def test_a_map_merges_splits_and_drops_classes(tmp_path):
     assert labels_of(relabel(rows, change)) == {"1": (0, 1), "2": (0,), "3": (), "4": (0, 1)}
 
 
+def test_a_map_of_a_spreadsheet_has_a_mark_in_front(tmp_path):
+    (tmp_path / "map.csv").write_bytes("\ufefffrom,to\r\na,x\r\n*,*\r\n".encode())
+    change = LabelMap.load(tmp_path / "map.csv").relabelling(CLASSES)
+    assert [identifier for identifier, _ in change.classes] == ["x", "b", "c"]
+    (tmp_path / "map.csv").write_bytes("from,to\na,\xe9\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"map\.csv:2: not UTF-8 text"):
+        LabelMap.load(tmp_path / "map.csv")
+
+
 @pytest.mark.parametrize(("rest", "classes"), [("*,*", ["x", "b", "c"]), ("*,", ["x"])])
 def test_the_rest_is_kept_or_dropped(tmp_path, rest, classes):
     change = label_map(tmp_path, "from,to", "a,x", rest).relabelling(CLASSES)
@@ -70,6 +79,8 @@ def test_the_rest_is_kept_or_dropped(tmp_path, rest, classes):
         (["from,to", "a"], ConfigError, "map.csv:2: 'a' is not from,to"),
         (["from,to", "*,x"], ConfigError, r"\* can become"),
         (["from,to", "z,x", "*,*"], DataError, "has no class 'z'"),
+        (["from,to,name", "a,x,one", "b,x,two"], ConfigError, "the class 'x' is called 'one' and 'two'"),
+        (["from,to", "ant,x", "*,*"], DataError, "has no class 'ant'; the class of this name has the id 'a'"),
         (["from,to", "a,x"], DataError, "2 classes of the source are on no line, such as 'b'"),
     ],
 )
@@ -153,7 +164,7 @@ def test_split_lists_decide(tmp_path):
     assert made.dropped == {"on no split list": 6}
     (tmp_path / "val.txt").write_text("99\n")
     lists = SplitLists.load([f"val={tmp_path}/val.txt"])
-    with pytest.raises(DataError, match="1 of its 1 images are not among those to pack, such as '99'"):
+    with pytest.raises(DataError, match="1 of its 1 images are not in the source, such as '99'"):
         make_plan(rows, [("a", "a")], PackOptions("x"), PlanInputs(split_lists=lists))
     with pytest.raises(ConfigError, match="write NAME=FILE"):
         SplitLists.load(["val.txt"])

@@ -73,6 +73,29 @@ def test_a_published_test_split_stays_as_it_is():
     assert len(keys(made, "test")) == 40
 
 
+def test_the_hold_out_takes_from_train_alone_and_says_where_it_joins_another_val():
+    rows = [item._replace(split=("train", "val", "test")[index % 3]) for index, item in enumerate(items(300))]
+    made = plan(rows, holdout=0.2)
+    own = {split: {row.key for row in rows if row.split == split} for split in ("train", "val", "test")}
+    assert set(keys(made, "test")) == own["test"]
+    assert set(keys(made, "train")) < own["train"]
+    assert set(keys(made, "val")) == own["val"] | (own["train"] - set(keys(made, "train")))
+    held = len(own["train"]) - len(keys(made, "train"))
+    assert made.notes[0].startswith(f"val has 100 images of the source's own val and {held} held out of train")
+    assert plan(rows).notes == plan(holdout=0.2).notes == ()
+
+
+@pytest.mark.parametrize("split", ["../../x", "/x", "", ".plan", "a b", "valid", "Train"])
+def test_a_split_that_is_not_a_plain_name_is_refused_whatever_source_gave_it(split):
+    with pytest.raises(DataError, match="split"):
+        plan([item._replace(split=split) for item in items()])
+
+
+def test_splits_that_differ_in_case_alone_are_refused():
+    with pytest.raises(DataError, match="'extra' and 'Extra' differ"):
+        plan([item._replace(split=("extra", "Extra")[index % 2]) for index, item in enumerate(items())])
+
+
 def test_few_images_per_class_are_nested_and_leave_the_hold_out_alone():
     few, more = plan(per_class=3, holdout=0.2), plan(per_class=5, holdout=0.2)
     for made, count in ((few, 3), (more, 5)):
@@ -96,6 +119,42 @@ def test_few_images_per_class_are_nested_and_leave_the_hold_out_alone():
 )
 def test_classes_are_chosen_by_id_name_or_range(text, indices):
     assert parse_classes(text, CLASSES) == indices
+
+
+NUMBERED = [(str(number), str(number)) for number in (0, 1, 2, 3, 4, 7, 10, 11)]  # 5, 6, 8 and 9 are missing
+CRANES = [("n1", "crane"), ("n2", "crane"), ("n3", "crane, bird"), ("n4", "tench")]
+
+
+@pytest.mark.parametrize(
+    ("classes", "text", "ids"),
+    [
+        (NUMBERED, "0-4,7", "0 1 2 3 4 7"),
+        (NUMBERED, "10-11,2", "2 10 11"),
+        ([("00", "x"), ("01", "y"), ("02", "z")], "01-02", "01 02"),
+        (CRANES, "n1,tench", "n1 n4"),
+        (CRANES, "crane, bird,tench", "n3 n4"),
+        (CRANES, '"crane, bird",n1', "n1 n3"),
+        (CRANES, "0-1", "n1 n2"),
+    ],
+)
+def test_numbers_are_ids_where_ids_are_numbers_and_names_keep_their_commas(classes, text, ids):
+    assert [classes[index][0] for index in parse_classes(text, classes)] == ids.split()
+
+
+@pytest.mark.parametrize(
+    ("classes", "text", "message"),
+    [
+        (NUMBERED, "4-7", "'5' is not a class; there are 8 classes: '0', '1', '2', '3', '4', …"),
+        (NUMBERED, "5", "'5' is not a class"),
+        (NUMBERED, "0-999999999", "'0-999999999' is not a range of classes"),
+        (CRANES, "crane", "2 classes have the name 'crane': the numbers 0 .id n1., 1 .id n2.; name one by its id"),
+        (CRANES, "n1,n1", "a class is named twice"),
+        ([("a", "a"), ("b", "b"), ("a, b", "a, b")], "a, b", "'a, b' is one class or several"),
+    ],
+)
+def test_what_names_no_class_or_several_is_refused(classes, text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_classes(text, classes)
 
 
 def test_chosen_classes_are_numbered_anew():
@@ -129,8 +188,8 @@ def test_the_listing_digest_sees_every_change_of_the_source():
 @pytest.mark.parametrize(
     ("rows", "options", "error", "message"),
     [
-        (None, {"classes": "n09"}, ConfigError, "'n09' is neither a class"),
-        (None, {"classes": "2-4"}, ConfigError, "nor a range of indices within 0-3"),
+        (None, {"classes": "n09"}, ConfigError, "'n09' is not a class; there are 4 classes"),
+        (None, {"classes": "2-4"}, ConfigError, "'4' is not a class; .*or numbers below 4"),
         (None, {"classes": "n01,0-1"}, ConfigError, "named twice"),
         (None, {"per_class": 101}, DataError, r"too few training images in n01 \(100\)"),
         (None, {"holdout": 0.0001}, ConfigError, "holds out none of 400 images"),

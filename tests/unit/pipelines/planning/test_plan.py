@@ -165,7 +165,10 @@ def test_a_packed_set_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[
     folder = write_set(tmp_path / "set", [70, 30])
     found = printed(capsys, *SMALL, f"data.shards={folder}", "data.num_samples=100")["data"]
     assert found["measured"] is True and found["num_shards"] == 2
-    assert found["epoch_bytes"] == sum(path.stat().st_size for path in folder.glob("*.tar"))
+    total = sum(path.stat().st_size for path in folder.glob("*.tar"))
+    assert found["epoch_bytes"] == total
+    part = printed(capsys, *SMALL, f"data.shards={folder}", "data.num_samples=100", "data.subset=50 %")
+    assert part["data"]["epoch_bytes"] == pytest.approx(total / 2, abs=1), "an epoch reads the subset only"
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from PIL import Image
 
 from pipelines.__main__ import main
 from pipelines.sources.imagenet21k import ImageNet21kSource
-from pretrain.data.decode import decode_strictly
 from pretrain.data.index import ShardTable
+from pretrain.data.opening import decode_strictly
 from pretrain.data.reader import ShardReader
 from pretrain.errors import DataError
 from tests.unit.pipelines.photos import encode
@@ -111,7 +111,7 @@ def test_odd_files_are_converted_or_quarantined_and_stop_nothing(with_odd_files,
     reasons = {line["source"]: f"{line['kind']}: {line['detail']}" for line in lines}
     assert set(reasons) == {"n02/n02_readme.txt", "n02/n02_half.JPEG", "n03/rest of n03.tar", "n04/rest of n04.tar"}
     assert "n03.tar is truncated: its member n03_52.JPEG" in reasons["n03/rest of n03.tar"]
-    assert "n04.tar is no complete tar" in reasons["n04/rest of n04.tar"]
+    assert "n04.tar is not a complete tar" in reasons["n04/rest of n04.tar"]
     assert main([*arguments[:3], "--out", str(tmp_path / "strict"), "--workers", "1"]) == 2
     assert "of 50 images cannot be used" in capsys.readouterr().err
 
@@ -129,3 +129,31 @@ def test_what_is_no_tar_of_tars_is_refused(tmp_path, whole, damage, message):
     damage(whole)
     with pytest.raises(DataError, match=message):
         list(ImageNet21kSource(whole).items())
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_every_member_is_accounted_for_and_empty_synsets_are_told(tmp_path, as_folder):
+    inner = {f"{name}.tar": tar_of(images(name, count)) for name, count in (("n01", 2), ("n03", 3))}
+    inner |= {"n02.tar": tar_of({}), "n04.tar": tar_of({"._n04_1.JPEG": b"x", ".DS_Store": b""})}
+    if as_folder:
+        for name, data in inner.items():
+            (tmp_path / name).write_bytes(data)
+        (tmp_path / "n05.tar.gz").write_bytes(b"\x1f\x8b")
+        path = tmp_path
+    else:
+        path = tmp_path / "whole.tar"
+        path.write_bytes(tar_of(inner | {"README": b""}))
+    source = ImageNet21kSource(path)
+    assert len(list(source.items())) == 5 and [identifier for identifier, _ in source.classes] == ["n01", "n03"]
+    assert "tars without an image, of which no class comes: 2 (n02, n04)" in source.notes
+    source.ledger.check(path)
+    account = source.ledger.accounts["tar members"]
+    lost = {reason: entry.count for reason, entry in account.lost.items()}
+    assert account.used["images"] == 5
+    assert lost == {"macOS resource fork": 1, "hidden": 1} | ({} if as_folder else {"not a tar of a synset": 1})
+    assert account.found == 7 + (0 if as_folder else 5)
+    if as_folder:
+        assert source.ledger.accounts["directory entries"].lost["compressed tar (unpack it first)"].examples == [
+            "n05.tar.gz"
+        ]
+        assert any("compressed tars are not read: 1, such as n05.tar.gz" in note for note in source.notes)

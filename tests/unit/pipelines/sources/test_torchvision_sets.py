@@ -43,6 +43,23 @@ def test_pets_are_packed_as_the_files_that_they_are(tmp_path):
     assert source.classes == [("0", "Abyssinian"), ("1", "Beagle")]
 
 
+@pytest.mark.parametrize("test", ["yorkshire_terrier_2 37 2 25\n", "Abyssinian_2 1 1 1\nyorkshire_terrier_2 37 2 25\n"])
+def test_a_part_of_the_pets_keeps_the_names_of_its_classes(tmp_path, test):
+    base = tmp_path / "oxford-iiit-pet"
+    (base / "images").mkdir(parents=True)
+    (base / "annotations").mkdir()
+    for name in ("Abyssinian_1", "Abyssinian_2", "american_bulldog_7", "yorkshire_terrier_2"):
+        (base / "images" / f"{name}.jpg").write_bytes(encode(0))
+    (base / "images" / "Abyssinian_1.mat").write_bytes(b"MATLAB 5.0")
+    (base / "annotations" / "trainval.txt").write_text("Abyssinian_1 1 1 1\namerican_bulldog_7 2 2 1\n")
+    (base / "annotations" / "test.txt").write_text(test)
+    source = TorchvisionSource("OxfordIIITPet", tmp_path)
+    labels = [item.labels for item in source.items()]
+    named = {number: source.classes[number] for number in (0, 1, 36)}
+    assert named == {0: ("0", "Abyssinian"), 1: ("1", "American Bulldog"), 36: ("36", "Yorkshire Terrier")}
+    assert labels == [(0,), (1,), *([(0,)] if "Abyssinian" in test else []), (36,)]
+
+
 def md5_of(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
 

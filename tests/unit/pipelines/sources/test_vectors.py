@@ -65,11 +65,11 @@ def test_shards_are_packed_again_with_their_numbers_and_names(tmp_path: Path) ->
 
 
 BAD = {
-    "text": ({"target": ["a"]}, DataError, r"m.jsonl:2: the target \['a'\] is no list of finite numbers"),
-    "nan": ({"target": [float("nan"), 1]}, DataError, "no list of finite numbers"),
+    "text": ({"target": ["a"]}, DataError, r"m.jsonl:2: the target \['a'\] is not a list of finite numbers"),
+    "nan": ({"target": [float("nan"), 1]}, DataError, "not a list of finite numbers"),
     "empty": ({"target": []}, DataError, "at least one"),
     "length": ({"target": [1.0]}, DataError, "m.jsonl:2: a target of 1 numbers, those before it have 2"),
-    "missing": ({}, DataError, "the target None is no list"),
+    "missing": ({}, DataError, "the target None is not a list"),
 }
 
 

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 
 from pipelines.__main__ import main
+from pipelines.sources.samples import LabelPlace
 from pipelines.sources.webdataset_shards import WebDatasetSource
-from pretrain.errors import DataError
+from pretrain.data.card import encode_classes
+from pretrain.errors import ConfigError, DataError
 from tests.unit.pipelines.photos import encode, write_photos
 from tests.unit.pipelines.sources.listing import listed
 from tests.unit.pipelines.sources.test_imagenet21k import tar_of
@@ -23,13 +25,65 @@ def labels_of(source, folder) -> dict[str, tuple[str, ...]]:
     return {key: tuple(source.classes[label][0] for label in item.labels) for key, (item, _, _) in found.items()}
 
 
-def test_numbers_names_and_json(tmp_path):
-    files = {"a.jpg": CAT, "a.cls": b"2", "b.png": DOG, "b.txt": b"owl", "c.jpg": CAT, "c.json": b'{"labels": [0, 1]}'}
+@pytest.mark.parametrize(
+    ("members", "expected", "is_multi"),
+    [
+        (({"cls": b"2"}, {"cls": b"0\n"}), ["2", "0"], False),
+        (({"txt": b"owl"}, {"txt": b"cat"}), ["owl", "cat"], False),
+        (({"json": b'{"labels": [0, 2]}'}, {"json": b'{"labels": [1]}'}), ["0 2", "1"], True),
+        (({"json": b"2"}, {"json": b"0"}), ["2", "0"], False),
+        (({"cls": b"1", "json": b"not JSON"}, {"cls": b"0", "txt": b"a caption"}), ["1", "0"], False),
+        (({"cls": "\ufeff1".encode()}, {"cls": "0".encode("utf-16")}), ["1", "0"], False),
+        (({"json": b'{"label": "b"}'}, {"json": b'{"label": null}'}), ["b", ""], False),
+    ],
+)
+def test_labels_in_a_tar(tmp_path, members, expected, is_multi):
+    files = {}
+    for number, sample in enumerate(members):
+        files |= {f"{number}.jpg": encode(number), **{f"{number}.{name}": data for name, data in sample.items()}}
     source = WebDatasetSource([write(tmp_path / "x-000.tar", files)])
-    expected = {"x-000/a.jpg": ("2",), "x-000/b.png": ("owl",), "x-000/c.jpg": ("0", "1")}
-    assert labels_of(source, tmp_path) == expected
-    assert source.multi_label
-    assert [identifier for identifier, _ in source.classes] == ["0", "1", "2", "owl"]
+    found = labels_of(source, tmp_path)
+    assert [" ".join(labels) for labels in found.values()] == expected
+    assert source.multi_label == is_multi
+
+
+def test_a_caption_is_not_a_class(tmp_path):
+    caption = {"a.jpg": CAT, "a.txt": b"owl", "a.json": b'{"caption": "owl", "url": "x", "kind": 3}'}
+    path = write(tmp_path / "x.tar", caption)
+    with pytest.raises(DataError, match=r"no sample has a label; known are .*it is that caption.*--label-column"):
+        listed(WebDatasetSource([path]), tmp_path)
+    for name, expected in (("txt", "owl"), ("kind", "3")):
+        source = WebDatasetSource([path], place=LabelPlace(name))
+        assert labels_of(source, tmp_path) == {"x/a.jpg": (expected,)}
+
+
+def test_labels_in_two_places_are_told(tmp_path):
+    files = {"a.jpg": CAT, "a.cls": b"2", "b.jpg": DOG, "b.txt": b"owl"}
+    path = write(tmp_path / "x.tar", files)
+    with pytest.raises(DataError, match=r"b: its label is in txt, that of .*a in cls; .*--label-column"):
+        listed(WebDatasetSource([path]), tmp_path)
+    source = WebDatasetSource([path], place=LabelPlace("cls"))
+    assert labels_of(source, tmp_path) == {"x/a.jpg": ("2",), "x/b.jpg": ()}
+    both = write(tmp_path / "y.tar", {"a.jpg": CAT, "a.json": b'{"label": 1, "class": "owl"}'})
+    source = WebDatasetSource([both])
+    assert labels_of(source, tmp_path) == {"y/a.jpg": ("1",)}
+    assert "labels are those of json:label; samples also have json:class" in "; ".join(source.notes)
+
+
+def test_korean_and_latin_labels_need_their_encoding(tmp_path):
+    path = write(tmp_path / "x.tar", {"a.jpg": CAT, "a.cls": "고양이".encode("cp949")})
+    with pytest.raises(DataError, match=r"a.cls:1: not UTF-8 text .*--encoding"):
+        listed(WebDatasetSource([path]), tmp_path)
+    assert labels_of(WebDatasetSource([path], place=LabelPlace("", "cp949")), tmp_path) == {"x/a.jpg": ("고양이",)}
+
+
+def test_sets_whose_numbers_mean_other_classes_are_joined_by_name(tmp_path):
+    for name, names in (("one", ["cat", "dog"]), ("two", ["dog", "cat"])):
+        write(tmp_path / name / "x.tar", {"0.jpg": CAT, "0.cls": b"0", "1.jpg": DOG, "1.cls": b"1"})
+        (tmp_path / name / "classes.csv").write_bytes(encode_classes([(str(i), one) for i, one in enumerate(names)]))
+    source = WebDatasetSource([str(tmp_path / "one"), str(tmp_path / "two")])
+    found = labels_of(source, tmp_path)
+    assert [one for (one,) in found.values()] == ["cat", "dog", "dog", "cat"]
 
 
 def test_braces_folders_and_splits(tmp_path):
@@ -54,14 +108,28 @@ def test_packed_sets_are_merged_by_class_id(tmp_path):
     assert counts == {"cat": 3, "dog": 6, "ant": 2}
 
 
+def test_names_that_would_be_ignored_are_an_error(tmp_path):
+    write(tmp_path / "x.tar", {"0.jpg": CAT, "0.cls": b"0"})
+    (tmp_path / "names.txt").write_text("cat\n")
+    assert listed(WebDatasetSource([str(tmp_path)], class_names=tmp_path / "names.txt"), tmp_path)
+    (tmp_path / "classes.csv").write_bytes(encode_classes([("n1", "dog")]))
+    with pytest.raises(ConfigError, match=r"--class-names would be ignored: .*classes\.csv says"):
+        listed(WebDatasetSource([str(tmp_path)], class_names=tmp_path / "names.txt"), tmp_path)
+    (tmp_path / "classes.csv").write_text("class,name\n0,dog\n")
+    with pytest.raises(DataError, match=r"classes\.csv:1: a list of classes begins with the line index,id,name"):
+        listed(WebDatasetSource([str(tmp_path)]), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a.jpg": CAT}, "'a' has no label"),
-        ({"a.cls": b"0"}, "'a' has 0 images"),
-        ({"a.jpg": CAT, "b.jpg": DOG, "a.cls": b"0"}, "no label|do not lie together"),
+        ({"a.jpg": CAT}, "no sample has a label; known are"),
+        ({"a.cls": b"0"}, r"no sample can be used(.|\n)*1 sample = 0 used \+ 1 left out:(.|\n)*no image: a \(cls\)"),
+        ({"a.jpg": CAT, "b.jpg": DOG, "a.cls": b"0"}, "do not lie together"),
         ({"a.jpg": CAT, "a.cls": b"0", "b.jpg": DOG, "b.cls": b"0", "a.txt": b""}, "do not lie together"),
-        ({"a.jpg": CAT, "a.cls": b"-1"}, "label -1 is no class"),
+        ({"a.jpg": CAT, "a.cls": b"-1"}, "none of the 1 images has a label"),
+        ({"a.jpg": CAT, "a.json": b"{"}, "a.json: not JSON"),
+        ({"a.jpg": CAT, "a.json": b'{"label": 1, "target": 2}'}, "target and label, two answers for one image"),
     ],
 )
 def test_broken_samples_are_named(tmp_path, files, message):

@@ -1,0 +1,150 @@
+"""Everything below a folder, told to a ledger: which files there are, and why an entry is not one of them.
+
+Links are followed, to files and to folders, wherever they lead, unless a folder would be entered below itself. All
+stages that look for images in folders use this walk, so they see the same ones.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from pretrain.data.ledger import Ledger
+from pretrain.errors import DataError
+from pretrain.names import shown
+
+KIND = "directory entries"
+HIDDEN, LOOP, DANGLING = "hidden", "link to a folder that it lies in", "dangling link"
+MAC_FORK = "macOS resource fork"
+NOT_A_FILE = "neither a file nor a folder"
+UNLABELLED_BYTES = "an image by its bytes, but not by its name"
+# of the formats in pretrain/data/opening.py
+IMAGE_EXTENSIONS = frozenset(
+    [
+        *("avif", "bmp", "gif", "jfif", "jp2", "jpe", "jpeg", "jpg"),
+        *("pbm", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"),
+    ]
+)
+SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "icon\r", "ehthumbs.db"})
+_EXTENSION = re.compile(r"\.[a-z0-9]{1,8}")
+_IMAGE_HEADS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*", re.S)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file: its path below the folder, with slashes, and its size."""
+
+    path: str
+    num_bytes: int
+
+    @property
+    def extension(self) -> str:
+        """In lower case, without the dot."""
+        return PurePosixPath(self.path).suffix[1:].lower()
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The files below ``root`` in the order of their names; whoever draws them says what each is used as.
+
+    Attributes:
+        root: the folder.
+        ledger: is told of every entry; those that are not files are accounted for here.
+        folders: those that are not hidden, filled on the way.
+    """
+
+    root: Path
+    ledger: Ledger = field(default_factory=Ledger)
+    folders: list[str] = field(default_factory=list)
+
+    def files(self) -> Iterator[Found]:
+        """Every file that is not hidden.
+
+        Raises:
+            DataError: a folder cannot be read.
+        """
+        self.ledger.found(KIND, 0)
+        yield from self._below("", frozenset(), hidden=False)
+
+    def used(self, file: Found, what: str = "images") -> None:
+        """Tells the ledger what a file is used as."""
+        self.ledger.used(KIND, what)
+
+    def left_out(self, file: Found, reason: str = "") -> None:
+        """Tells the ledger that a file is not used, and why: by default what its name and first bytes say."""
+        self.ledger.lost(KIND, reason or self._reason(file), file.path)
+
+    def _below(self, relative: str, above: frozenset[tuple[int, int]], *, hidden: bool) -> Iterator[Found]:
+        folder = self.root / relative if relative else self.root
+        status = os.stat(folder)
+        here = (status.st_dev, status.st_ino)
+        for entry in _entries(folder):
+            path = f"{relative}/{entry.name}" if relative else entry.name
+            self.ledger.found(KIND)
+            reason = HIDDEN if hidden else hidden_reason(entry.name)
+            kind = _kind_of(entry)
+            if kind == stat.S_IFDIR:
+                target = entry.stat()
+                if (target.st_dev, target.st_ino) in above | {here}:
+                    self.ledger.lost(KIND, LOOP, path)
+                    continue
+                if reason:
+                    self.ledger.lost(KIND, reason, f"{path}/")
+                else:
+                    self.ledger.used(KIND, "folders")
+                    self.folders.append(path)
+                yield from self._below(path, above | {here}, hidden=bool(reason))
+            elif reason:
+                self.ledger.lost(KIND, reason, path)
+            elif kind == stat.S_IFREG:
+                yield Found(path, entry.stat().st_size)
+            else:
+                self.ledger.lost(KIND, DANGLING if kind == 0 else NOT_A_FILE, path)
+
+    def _reason(self, file: Found) -> str:
+        name, suffix = PurePosixPath(file.path).name, PurePosixPath(file.path).suffix.lower()
+        if name.lower() in SYSTEM_FILES:
+            return "system file"
+        if _has_head_of_image(self.root / file.path):
+            return UNLABELLED_BYTES
+        if not suffix:
+            return "no extension"
+        return f"not a known image ({suffix})" if _EXTENSION.fullmatch(suffix) else "not a known image"
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{shown(folder)}: the folder cannot be read ({error.strerror})") from error
+
+
+def hidden_reason(name: str) -> str:
+    """Why an entry of this name is never looked at; "": it is."""
+    if name.startswith("._") or name == "__MACOSX":
+        return MAC_FORK
+    return HIDDEN if name.startswith(".") else ""
+
+
+def _kind_of(entry: os.DirEntry[str]) -> int:
+    """The type bits of what an entry leads to; 0: to nothing."""
+    try:
+        return stat.S_IFMT(entry.stat().st_mode)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+            return 0
+        raise DataError(f"{shown(entry.path)} cannot be read ({error.strerror})") from error
+
+
+def _has_head_of_image(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return _IMAGE_HEADS.match(file.read(16)) is not None
+    except OSError:
+        return False

@@ -1,0 +1,161 @@
+"""What is doubtful about the labels of a source, in words: refused, or noted, with the option that settles it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from pipelines.sources.label_values import Atom, Kind, looks_like_number
+from pretrain.data.class_lookup import WHOLE_NUMBER
+from pretrain.errors import DataError
+
+Where = Callable[[Atom], str]
+FEWEST_FOR_CAPTIONS = 20  # images
+WORDS_OF_A_CAPTION = 3
+MOST_NEAR_NAMES = 3
+_BROKEN_NUMBER = re.compile(r"[+-]([+-]+|\s+)[0-9.]+")
+_LIST_IN_TEXT = re.compile(  # [0, 3] · [] · {'a': 1} · 0 1 0
+    r"""[\[({]\s*[\])}]|[\[({].*[,:0-9'"].*[\])}]|[0-9.]+([ ,;|]+[0-9.]+)+"""
+)
+_SHOWN = 5
+
+
+def refuse_mixture(atoms: Sequence[Atom], where: Where) -> None:
+    """Digits without a type may be numbers beside numbers, and names beside names; nothing else mixes.
+
+    Raises:
+        DataError: labels of two kinds.
+    """
+    kinds: set[Kind] = {atom.kind for atom in atoms}
+    if len(kinds - {"digits"}) > 1 or kinds == {"digits", "truth"}:
+        one, other = [next(atom for atom in atoms if atom.kind == kind) for kind in sorted(kinds, reverse=True)][:2]
+        raise DataError(
+            f"labels of two kinds: {one.value!r} at {where(one)}, {other.value!r} at {where(other)}; --labels-are "
+            "names makes each value a class"
+        )
+
+
+def refuse_two_spellings(atoms: Sequence[Atom], numbers: Sequence[int], where: Where) -> None:
+    """Refuses 7 and 007 in one source.
+
+    Raises:
+        DataError: one number is written in two ways.
+    """
+    spelt: dict[int, Atom] = {}
+    for atom, number in zip(atoms, numbers, strict=True):
+        other = spelt.setdefault(number, atom)
+        if _spelling(other) != _spelling(atom):
+            raise DataError(
+                f"the labels {other.value!r} ({where(other)}) and {atom.value!r} ({where(atom)}) are one class as "
+                "numbers (--labels-are numbers) and two as names (--labels-are names)"
+            )
+
+
+def refuse_odd_names(atoms: Sequence[Atom], where: Where) -> None:
+    """Texts that are hardly names: fractions, damaged numbers, what tables write for nothing.
+
+    Raises:
+        DataError: there is one.
+    """
+    texts = [str(atom.value) for atom in atoms]
+    if all(map(looks_like_number, texts)) and not all(map(WHOLE_NUMBER.fullmatch, texts)):
+        odd = next(atom for atom in atoms if not WHOLE_NUMBER.fullmatch(str(atom.value)))
+        raise DataError(
+            f"{where(odd)}: the label {odd.value!r} is a number, but not a class number; numbers to be predicted are "
+            "targets (target, --target-column); --labels-are names makes each value a class"
+        )
+    for atom in atoms:
+        if _BROKEN_NUMBER.fullmatch(str(atom.value)):
+            raise DataError(
+                f"{where(atom)}: the label {atom.value!r} looks like a damaged number; correct it, or say that it is a "
+                "name: --labels-are names"
+            )
+        if _LIST_IN_TEXT.fullmatch(str(atom.value)):
+            raise DataError(
+                f"{where(atom)}: the label {atom.value!r} looks like a list written as text; write its parts with | "
+                "between them in a column labels, or as a list in JSON; --labels-are names makes each text a class"
+            )
+        if str(atom.value).lower() in ("nan", "null"):
+            raise DataError(
+                f"{where(atom)}: the label {atom.value!r} is what programs write for no label; leave it empty, or say "
+                "that it is a class: --labels-are names"
+            )
+
+
+def refuse_captions(own: Sequence[Atom], num_labelled: int, where: Where, *, are_lists: bool) -> None:
+    """Refuses texts that are one per image; ``own`` are those that only one image has.
+
+    Raises:
+        DataError: most images have a text of their own.
+    """
+    sentences = [atom for atom in own if len(str(atom.value).split()) >= WORDS_OF_A_CAPTION]
+    are_keys = 2 * len(own) > num_labelled >= FEWEST_FOR_CAPTIONS and not are_lists
+    if are_keys or 2 * len(sentences) > num_labelled:
+        raise DataError(
+            f"{len(own):,} of {num_labelled:,} images have a text that no other image has, such as {own[0].value!r} at "
+            f"{where(own[0])}: captions or keys rather than classes. Name another column or member with "
+            "--label-column; if they are classes: --labels-are names"
+        )
+
+
+def near_names(names: Sequence[str]) -> list[str]:
+    """Remarks on names that differ only in case or blanks."""
+    folded: dict[str, str] = {}
+    pairs = []
+    for name in names:
+        other = folded.setdefault(" ".join(name.casefold().split()), name)
+        if other != name:
+            pairs.append((other, name))
+    notes = [
+        f"the classes {one!r} and {other!r} differ only in case or blanks; --label-map makes them one"
+        for one, other in pairs[:MOST_NEAR_NAMES]
+    ]
+    more = len(pairs) - len(notes)
+    return [*notes, f"and {more:,} more classes that differ only in case or blanks"] if more else notes
+
+
+def numbers_among_names(names: Sequence[str], *, is_said: bool) -> list[str]:
+    """Remarks on names that are whole numbers; ``is_said``: the user says that they are names."""
+    whole = [name for name in names if WHOLE_NUMBER.fullmatch(name)]
+    if whole and len(whole) == len(names):
+        return [
+            f"the labels are texts that are whole numbers: {len(names)} classes in the order of the numbers "
+            f"({some(names)}); --labels-are numbers makes each the class of its own number"
+        ]
+    if whole and not is_said:
+        return [
+            f"the labels are names, {len(names)} classes, though {len(whole)} of them look like numbers ({some(whole)})"
+        ]
+    return []
+
+
+def gaps_in_words(numbers: set[int], count: int, *, invented: bool) -> list[str]:
+    """A remark where some of ``count`` class numbers have no image, and nothing says that they exist (``invented``)."""
+    missing = sorted(set(range(count)) - numbers) if invented else []
+    if not missing:
+        return []
+    return [
+        f"labels are class numbers 0-{count - 1}, of which {len(missing):,} have no image: {_ranges(missing)}; nothing "
+        "says that these classes exist: --labels-are names makes classes of the values that occur, --num-classes or "
+        "--class-names says how many there are"
+    ]
+
+
+def some(values: Sequence[str]) -> str:
+    """The first few, in words."""
+    return ", ".join(values[:_SHOWN]) + (", …" if len(values) > _SHOWN else "")
+
+
+def _spelling(atom: Atom) -> str:
+    return str(atom.value).partition(".")[0].removeprefix("+")
+
+
+def _ranges(numbers: list[int]) -> str:
+    """0, 1, 4-7, … of ascending numbers."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return some([str(first) if first == last else f"{first}-{last}" for first, last in spans])
