@@ -9,6 +9,7 @@ Legend: B images · K outputs of the head · C classes of the set · M most outp
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 
 from pretrain.config.schema.evaluation import NUMBERS
+from pretrain.data.class_lookup import WHOLE_NUMBER, Classes, ClassLookup, repeated
 from pretrain.errors import DataError
+from pretrain.text_files import read_text
 
-Classes = Sequence[tuple[str, str]]  # (id, name) in the order of the numbers
 HEADER = ["class", "output"]
 
 
@@ -42,7 +44,7 @@ class ClassMap:
 
     @classmethod
     def load(cls, path: str | None, classes: Classes, outputs: Classes) -> ClassMap:
-        """Reads a CSV with the columns ``class`` and ``output``, each an id or a number.
+        """Reads a CSV with the columns ``class`` and ``output``, each an id, a name or a number; see ``ClassLookup``.
 
         Args:
             path: the file; None: classes and outputs of equal id belong together; ``numbers``: the classes' ids are the
@@ -55,7 +57,7 @@ class ClassMap:
         """
         where = f"class_map: {path}" if path == NUMBERS else path or "classes.csv of both sets"
         if path is None:
-            pairs = _pairs_by_id(classes, outputs)
+            pairs = _pairs_by_id(classes, outputs, where)
         elif path == NUMBERS:
             pairs = [(number, int(key)) for number, (key, _) in enumerate(classes) if _is_output(key, outputs)]
         else:
@@ -99,35 +101,43 @@ class ClassMap:
         return f"{text}; images of the others count as wrong: {shown}"
 
 
-def _pairs_by_id(classes: Classes, outputs: Classes) -> list[tuple[int, int]]:
-    numbers = {identifier: number for number, (identifier, _) in enumerate(outputs)}
-    return [(number, numbers[key]) for number, (key, _) in enumerate(classes) if key in numbers]
+def _pairs_by_id(classes: Classes, outputs: Classes, where: str) -> list[tuple[int, int]]:
+    own, known = [key for key, _ in classes], [key for key, _ in outputs]
+    if own == known:
+        return [(number, number) for number in range(len(own))]
+    shared = set(own) & set(known)
+    for keys, whose in ((own, "classes of the set"), (known, "outputs of the head")):
+        if twice := [key for key in repeated(keys) if key in shared]:
+            places = [str(number) for number, key in enumerate(keys) if key == twice[0]]
+            raise DataError(
+                f"{where}: several {whose} are called {twice[0]!r}, the numbers {', '.join(places[:4])}; name the "
+                "pairs by their numbers or ids in a file, class_map: FILE"
+            )
+    numbers = {key: number for number, key in enumerate(known)}
+    return [(number, numbers[key]) for number, key in enumerate(own) if key in numbers]
 
 
 def _is_output(key: str, outputs: Classes) -> bool:
-    return key.isdecimal() and int(key) < len(outputs)
+    return WHOLE_NUMBER.fullmatch(key) is not None and int(key) < len(outputs)
 
 
 def _read_pairs(path: Path, classes: Classes, outputs: Classes) -> list[tuple[int, int]]:
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError) as error:
+        rows = list(csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
+    except csv.Error as error:
         raise DataError(f"{path}: the class map cannot be read ({error})") from error
-    if not rows or rows[0] != HEADER:
+    if not rows or [cell.strip() for cell in rows[0]] != HEADER:
         raise DataError(f"{path}:1: a class map begins with the line {','.join(HEADER)}")
+    lookups = (ClassLookup(classes, "class"), ClassLookup(outputs, "output"))
     pairs = []
     for line, row in enumerate(rows[1:], start=2):
+        if not row:
+            continue
         if len(row) != 2:
             raise DataError(f"{path}:{line}: {len(row)} values in the place of a class and an output")
-        pairs.append((_number(row[0], classes, path, line, "class"), _number(row[1], outputs, path, line, "output")))
+        try:
+            number, output = (lookup.find(cell.strip()) for lookup, cell in zip(lookups, row, strict=True))
+        except DataError as error:
+            raise DataError(f"{path}:{line}: {error}") from error
+        pairs.append((number, output))
     return pairs
-
-
-def _number(text: str, names: Classes, path: Path, line: int, what: str) -> int:
-    ids = [identifier for identifier, _ in names]
-    if text in ids:
-        return ids.index(text)
-    if text.isdigit() and int(text) < len(ids):
-        return int(text)
-    raise DataError(f"{path}:{line}: {what} {text!r} is no id and no number below {len(ids)}")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pretrain.config.schema.evaluation import EvaluationSetConfig
 from pretrain.data.card import load_classes
+from pretrain.data.class_lookup import require_same_classes
 from pretrain.data.index import ShardTable
 from pretrain.data.labels import read_labels
 from pretrain.errors import DataError
@@ -131,6 +132,8 @@ class Pair:
                 f"{test.shards} has {test.table.num_classes} classes, {train.shards} {train.table.num_classes}; "
                 "they must be splits of one set"
             )
+        lists = (load_classes(train.table.folder), load_classes(test.table.folder))
+        require_same_classes(*lists, where=(train.shards, test.shards))
         single_labels(read_labels(test.table), test.shards)
         labels = single_labels(read_labels(train.table), train.shards)
         return cls(train, test, labels, device, rank, world, say)

@@ -13,6 +13,7 @@ from torch import Tensor
 from pretrain.config.schema.evaluation import EvaluationSetConfig
 from pretrain.config.target import IGNORED_PIXEL
 from pretrain.distributed.collectives import all_reduce_sum
+from pretrain.errors import DataError
 from pretrain.evaluation.context import Context
 
 
@@ -20,7 +21,7 @@ class MaskOverlap:
     """Mean intersection over union and pixel accuracy, at the model's resolution."""
 
     def __init__(self, config: EvaluationSetConfig, context: Context) -> None:
-        self._context = context
+        self._context, self._shards = context, config.shards
         self._stream = context.stream(config, config.shards)
 
     @torch.no_grad()
@@ -28,6 +29,9 @@ class MaskOverlap:
         """``mIoU``, ``pixel_accuracy``, ``num_classes`` (over which mIoU is the mean) and ``num_samples``.
 
         Counts are whole numbers, so that every number of ranks gives the same bits. Collective: yes.
+
+        Raises:
+            DataError: see ``check_shown``; on every rank alike.
         """
         num_classes, device = self._stream.table.num_classes, self._context.device
         matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
@@ -39,6 +43,7 @@ class MaskOverlap:
             matrix += confusion(found[batch.valid], batch.targets[batch.valid], num_classes)
             num_samples += batch.valid.sum()
         total = all_reduce_sum(matrix).cpu().numpy()
+        check_shown(total, str(self._shards))
         return {**overlap(total), "num_samples": float(all_reduce_sum(num_samples[None])[0])}
 
 
@@ -55,6 +60,26 @@ def confusion(found: Tensor, true: Tensor, num_classes: int) -> Tensor:
     return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
+def check_shown(matrix: NDArray[np.int64], where: str) -> None:
+    """Refuses to judge by masks that show nothing, or always the same: then the mean would be of nothing, or of one.
+
+    Args:
+        matrix: int64 (K, K), see ``confusion``.
+        where: the set, to name it.
+
+    Raises:
+        DataError: no pixel has a class, or all have the same one.
+    """
+    shown = np.flatnonzero(matrix.sum(1))
+    if len(shown) >= min(2, len(matrix)):
+        return
+    what = "no pixel of its masks has a class" if not len(shown) else f"all pixels of its masks are class {shown[0]}"
+    raise DataError(
+        f"{where}: {what} (255 is none), so mIoU is meaningless. Pack the set again: pack reports the numbers that the "
+        "masks are stored as, and --mask-values gives them their classes"
+    )
+
+
 def per_class_iou(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
     """Intersection over union of each class, float64 (K,); nan of one that no pixel is or was found to be."""
     hits = np.diag(matrix).astype(np.float64)
@@ -65,15 +90,17 @@ def per_class_iou(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
 def overlap(matrix: NDArray[np.int64]) -> dict[str, float]:
     """``mIoU`` over the classes that some pixel is or was found to be, how many these are, and ``pixel_accuracy``.
 
+    ``check_shown`` comes before it: there is a pixel to judge by.
+
     Args:
         matrix: int64 (K, K), see ``confusion``.
 
     Source: mIoU: Everingham et al. 2015, "The Pascal Visual Object Classes Challenge", section 4.2, over all images.
     """
-    each, total = per_class_iou(matrix), int(matrix.sum())
+    each = per_class_iou(matrix)
     shown = ~np.isnan(each)
     return {
-        "mIoU": float(each[shown].mean()) if shown.any() else 0.0,
-        "pixel_accuracy": float(np.trace(matrix)) / max(total, 1),
+        "mIoU": float(each[shown].mean()),
+        "pixel_accuracy": float(np.trace(matrix)) / int(matrix.sum()),
         "num_classes": int(shown.sum()),
     }

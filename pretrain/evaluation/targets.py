@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.config.schema.evaluation import IMAGENET_REAL
+from pretrain.data.class_lookup import repeated
 from pretrain.data.index import PADDING_LABEL, ShardTable
 from pretrain.data.labels import read_labels, read_sources
 from pretrain.errors import DataError
@@ -30,7 +31,8 @@ def load_targets(path: str | Path, table: ShardTable) -> NDArray[np.int64]:
 
     Args:
         path: JSON: a list with one list of class numbers per image, in the order of the packed files' names; or an
-            object from file name to list. An empty list: the image does not count. ``imagenet_real``: ReaL's own list.
+            object from file name to list (where files share a name, from the path as it was packed). An empty list: the
+            image does not count. ``imagenet_real``: ReaL's own list.
         table: the set.
 
     Raises:
@@ -40,11 +42,14 @@ def load_targets(path: str | Path, table: ShardTable) -> NDArray[np.int64]:
     path = _imagenet_real() if str(path) == IMAGENET_REAL else path
     content = _read(Path(path))
     is_list = isinstance(content, list)
-    names = [PurePosixPath(source).name for source in read_sources(table)]
+    sources = read_sources(table)
+    names = [PurePosixPath(source).name for source in sources]
     if isinstance(content, list):
         if len(content) != len(names):
             raise DataError(f"{path}: labels of {len(content):,} images, but {table.folder} has {len(names):,}")
         content = dict(zip(_ordered(names, table), content, strict=True))
+    else:
+        names = _keys(names, sources, content, path)
     missing = [name for name in names if name not in content]
     if missing:
         raise DataError(f"{path}: no labels of {missing[0]} and {len(missing) - 1:,} more images of {table.folder}")
@@ -91,6 +96,14 @@ def _read(path: Path) -> list[Any] | dict[str, Any]:
     if not isinstance(content, (list, dict)):
         raise DataError(f"{path}: a JSON list of lists, or an object from file name to list, is expected")
     return content
+
+
+def _keys(names: list[str], sources: list[str], content: dict[str, Any], path: str | Path) -> list[str]:
+    """What each image is called in an object: as it was packed, or by its file name, which then only one image has."""
+    keys = [source if source in content else name for source, name in zip(sources, names, strict=True)]
+    if twice := [key for key in repeated(keys) if key in content]:
+        raise DataError(f"{path}: {twice[0]!r} is the name of several images of the set; name each as it was packed")
+    return keys
 
 
 def _ordered(names: list[str], table: ShardTable) -> list[str]:

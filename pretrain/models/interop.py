@@ -22,6 +22,7 @@ from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.files import sync
 from pretrain.models.architecture import HEADER_KEY
+from pretrain.models.header_order import sort_metadata
 from pretrain.models.target_scale import TargetScale
 from pretrain.models.variants import ViTShape, resolve
 from pretrain.models.zoo import tensor_shapes
@@ -162,6 +163,7 @@ def save_weights(path: str | Path, state: Mapping[str, Tensor], metadata: Weight
     partial = path.with_name(path.name + ".partial")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, partial, metadata={"format": "pt", HEADER_KEY: metadata.model_dump_json()})
+    sort_metadata(partial)
     sync(partial)
     os.replace(partial, path)
     sync(path.parent)

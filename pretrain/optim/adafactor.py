@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.optim.elementwise import StatefulOptimizer
+from pretrain.optim.elementwise import StatefulOptimizer, decay_of
 
 EPSILON = 1e-30  # added to squared gradients
 SMALLEST_FACTORED = 32  # a tensor with fewer than two dimensions of this size keeps its whole second moment
@@ -68,8 +68,9 @@ class Adafactor(StatefulOptimizer):
         state["step"] += 1
         keep = min(group["beta2_cap"], 1.0 - float(state["step"]) ** -group["beta2_power"])
         scaled = self._scaled(grad.reshape(self._view(tensor)), state, 1.0 - keep).view_as(tensor)
-        average = state["exp_avg"].float().lerp_(scaled, 1.0 - group["momentum"])
-        state["exp_avg"].copy_(average)
+        stored = state["exp_avg"]
+        average = stored.float().mul_(decay_of(stored, group["momentum"])).add_(scaled, alpha=1.0 - group["momentum"])
+        stored.copy_(average)
         tensor.mul_(1.0 - group["lr"] * group["weight_decay"])
         tensor.add_(average, alpha=-group["lr"])
 

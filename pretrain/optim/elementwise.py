@@ -4,7 +4,8 @@ The update itself uses the moment before it is rounded. The arithmetic is fp32, 
 partitions of ZeRO are large, and temporaries of their size would cost what the smaller state saves.
 
 Source: ``mu_dtype`` of optax's ``scale_by_adam`` and ``accumulator_dtype`` of its ``trace``, as AugReg and big_vision
-use them (Scaling ViT, 2106.04560, section 3.4: a bf16 second moment hurts, a bf16 first moment does not).
+use them (Scaling ViT, 2106.04560, section 3.4: a bf16 second moment hurts, a bf16 first moment does not). The decay is
+rounded too, see ``decay_of``.
 """
 
 from __future__ import annotations
@@ -48,6 +49,16 @@ def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(tensor.view(-1).split(CHUNK) for tensor in tensors), strict=True)
 
 
+def decay_of(stored: Tensor, decay: float) -> float:
+    """What a stored moment is multiplied by: ``decay`` in the type of the moment.
+
+    JAX gives a Python number the type of the array beside it, so a bfloat16 moment decays by 0.8984375 in place of 0.9.
+    With 0.9 the average would be 1.6 % larger than in the published runs. The product itself is fp32, as XLA computes
+    it when the update is compiled.
+    """
+    return torch.tensor(decay, dtype=stored.dtype).item()
+
+
 class AdamWBf16(StatefulOptimizer):
     """AdamW with a bfloat16 first moment and an fp32 second one."""
 
@@ -65,7 +76,7 @@ class AdamWBf16(StatefulOptimizer):
         count, (beta1, beta2), lr = float(state["step"]), group["betas"], group["lr"]
         correction1, correction2 = 1 - beta1**count, 1 - beta2**count
         for weight, slope, stored, second in chunks(tensor, grad.contiguous(), state["exp_avg"], state["exp_avg_sq"]):
-            first = stored.float().lerp_(slope, 1 - beta1)
+            first = stored.float().mul_(decay_of(stored, beta1)).add_(slope, alpha=1 - beta1)
             stored.copy_(first)
             second.mul_(beta2).addcmul_(slope, slope, value=1 - beta2)
             denominator = (second / correction2).sqrt_().add_(group["eps"])
@@ -86,6 +97,7 @@ class SGDBf16(StatefulOptimizer):
     def update(self, tensor: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         """See ``StatefulOptimizer.update``."""
         for weight, slope, stored in chunks(tensor, grad.contiguous(), state["momentum_buffer"]):
-            momentum = stored.float().mul_(group["momentum"]).add_(slope).add_(weight, alpha=group["weight_decay"])
+            momentum = stored.float().mul_(decay_of(stored, group["momentum"]))
+            momentum.add_(slope).add_(weight, alpha=group["weight_decay"])
             stored.copy_(momentum)
             weight.add_(momentum, alpha=-group["lr"])

@@ -9,7 +9,6 @@ Source: big_vision ``utils.create_learning_rate_schedule``; with ``warmup_prefix
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,8 +48,11 @@ class Decay:
         return self.end + (self.base - self.end) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     def rsqrt(self, step: float) -> float:
-        """``base / sqrt(1 + (step + shift) / timescale)``. Source: Scaling ViT (2106.04560), section 3.5."""
-        return self.base / math.sqrt(1.0 + max(0, step + self.shift) / self.timescale)
+        """``base / sqrt(1 + (step + shift) / timescale)``; a warmup ramps to ``base / sqrt(1 + shift / timescale)``.
+
+        Source: Scaling ViT (2106.04560), section 3.5; big_vision ``utils.create_learning_rate_schedule``.
+        """
+        return self.base / math.sqrt(1.0 + (max(0.0, step) + self.shift) / self.timescale)
 
 
 DECAYS: dict[str, Callable[[Decay, float], float]] = {
@@ -65,10 +67,8 @@ DECAYS: dict[str, Callable[[Decay, float], float]] = {
 def build_schedule(experiment: Experiment) -> Schedule:
     """The learning rate at each step in [0, num_steps]; the update from step s to s + 1 uses ``schedule(s)``."""
     config = experiment.optim.schedule
-    exact = functools.partial(_exact_steps, experiment)
-    steps: Callable[[Duration], float] = (
-        exact if config.per_epoch else experiment.steps
-    )  # epochs are seldom whole steps
+    # a rate per epoch counts in epochs, which are seldom whole steps
+    steps: Callable[[Duration], float] = experiment.exact_steps if config.per_epoch else experiment.steps
     total, warmup, cooldown = steps(experiment.duration), steps(config.warmup), steps(config.cooldown)
     before = warmup if config.warmup_prefix else 0  # steps that the decay does not count
     decay = Decay(
@@ -89,12 +89,8 @@ def build_schedule(experiment: Experiment) -> Schedule:
 
     if not config.per_epoch:
         return schedule
-    steps_per_epoch = experiment.data.drawn_samples / experiment.global_batch_size
+    steps_per_epoch = experiment.steps_per_epoch
     return lambda step: schedule(_epoch(step, steps_per_epoch) * steps_per_epoch)
-
-
-def _exact_steps(experiment: Experiment, duration: Duration) -> float:
-    return duration.to_exact_steps(experiment.data.num_samples, experiment.global_batch_size)
 
 
 def _epoch(step: int, steps_per_epoch: float) -> int:

@@ -11,10 +11,12 @@ import timm
 import timm.models.vision_transformer as timm_vit
 import torch
 
+from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError
 from pretrain.models.exchange.google import beside, read_npz, write_npz
 from pretrain.models.exchange.timm import model_arguments
 from pretrain.models.interop import WeightsMetadata
+from pretrain.models.zoo import build_model
 from tests.golden.exchange import LOGITS, images_of, logits_of, metadata_of, model_of, real_model
 
 # name → (changes of the small model, layout)
@@ -162,3 +164,57 @@ def test_real_size(tmp_path: Path) -> None:
     timm_vit._load_weights(twin, str(tmp_path / "w.npz"))
     images = images_of(model, 1)
     torch.testing.assert_close(logits_of(twin, images), logits_of(model, images), **LOGITS)
+
+
+TRACES = Path(__file__).parent / "traces"
+RECORDED = ("vit_jax_token", "vit_jax_mean_tanh", "big_vision_sincos", "big_vision_sincos_map", "big_vision_token")
+
+
+@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.filterwarnings("ignore:.*positions are sines and cosines")
+def test_a_file_of_todays_programs_gives_their_logits(name: str) -> None:
+    """Recorded from the programs themselves by ``make/google_weights.py``."""
+    with np.load(TRACES / f"google_{name}_logits.npz") as file:
+        wanted, side = torch.from_numpy(file["logits"]), int(file["side"])
+    state, metadata = read_npz(TRACES / f"google_{name}.npz")
+    fields = metadata.model.model_dump(exclude_unset=True) | {"img_size": side}
+    model = build_model(ModelConfig.model_validate(fields), metadata.num_classes).eval()
+    model.load_state_dict(state)
+    images = np.random.RandomState(0).uniform(-1, 1, (2, side, side, 3)).astype(np.float32)
+    torch.testing.assert_close(logits_of(model, torch.from_numpy(images).permute(0, 3, 1, 2)), wanted, **LOGITS)
+
+
+def test_a_file_that_states_no_grid_is_read_with_a_warning(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"fit any grid; 224 × 224 pixels are assumed"):
+        _, metadata = read_npz(TRACES / "google_big_vision_sincos.npz")
+    assert metadata.model.pos_embed == "sincos2d_big_vision" and metadata.model.img_size == 224
+
+
+@pytest.mark.parametrize("program", ["vit_jax_token", "big_vision_token"])
+def test_older_names_are_the_same_weights(program: str, tmp_path: Path) -> None:
+    """Names before flax's linen, and big_vision's tables with a row for the class token (before 2022)."""
+    with np.load(TRACES / f"google_{program}.npz") as file:
+        arrays = dict(file)
+    renamed = {}
+    for name, array in arrays.items():
+        for new, old in (("MlpBlock_0", "MlpBlock_3"), ("LayerNorm_1", "LayerNorm_2")):
+            name = name.replace(f"/{new}/", f"/{old}/")
+        renamed[name.replace("DotProductAttention_0", "DotProductAttention_1")] = array
+    if program == "big_vision_token":
+        table = renamed.pop("pos_embedding")
+        renamed["Transformer/pos_embedding"] = np.concatenate([np.zeros_like(table[:, :1]), table], axis=1)
+    np.savez(tmp_path / "old.npz", **renamed)
+    again, metadata = read_npz(tmp_path / "old.npz")
+    state, _ = read_npz(TRACES / f"google_{program}.npz")
+    assert metadata.model.pos_embed_prefix
+    assert all(torch.equal(again[key], tensor) for key, tensor in state.items() if key != "pos_embed")
+    rows = again["pos_embed"][:, -state["pos_embed"].shape[1] :]
+    assert torch.equal(rows, state["pos_embed"])
+
+
+def test_a_map_head_that_was_inlined(tmp_path: Path) -> None:
+    with np.load(TRACES / "google_big_vision_sincos_map.npz") as file:
+        np.savez(tmp_path / "old.npz", **{name.removeprefix("MAPHead_0/"): array for name, array in file.items()})
+    with pytest.warns(UserWarning, match="positions are sines"):
+        (again, _), (state, _) = (read_npz(tmp_path / "old.npz"), read_npz(TRACES / "google_big_vision_sincos_map.npz"))
+    assert all(torch.equal(again[key], tensor) for key, tensor in state.items())

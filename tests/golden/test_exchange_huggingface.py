@@ -60,6 +60,18 @@ THEIRS: dict[str, Any] = {
 }
 
 
+def test_two_classes_of_one_name_stay_two(tmp_path: Path) -> None:
+    model = model_of()
+    names = ("crane", *NAMES[1:-1], "crane")
+    metadata = metadata_of(model).model_copy(update={"class_names": names})
+    write_huggingface(tmp_path, model.state_dict(), metadata)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert [config["id2label"][str(index)] for index in range(len(names))] == list(names)
+    assert sorted(config["label2id"].values()) == list(range(len(names)))
+    assert (config["label2id"][f"crane ({IDS[0]})"], config["label2id"][f"crane ({IDS[-1]})"]) == (0, len(names) - 1)
+    assert read_huggingface(tmp_path)[1].class_names == names
+
+
 @pytest.mark.parametrize(("changes", "kind"), MODELS.values(), ids=MODELS)
 def test_transformers_loads_the_folder_and_agrees(changes: dict[str, Any], kind: Any, tmp_path: Path) -> None:
     model = model_of(**changes)
@@ -166,7 +178,9 @@ def test_what_cannot_be_expressed_is_refused(
 
 
 @pytest.mark.parametrize("transform", [SQUASH, SHORT_SIDE], ids=["squash", "short side"])
-@pytest.mark.parametrize(("size", "kind"), [((320, 256), "png"), ((300, 256), "png"), ((400, 400), "jpg")])
+@pytest.mark.parametrize(
+    ("size", "kind"), [((320, 256), "png"), ((300, 256), "png"), ((400, 400), "jpg"), ((259, 256), "png")]
+)
 def test_an_image_file_becomes_the_same_input(
     size: tuple[int, int], kind: str, transform: EvalTransformConfig, tmp_path: Path
 ) -> None:

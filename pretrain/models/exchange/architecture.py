@@ -16,7 +16,7 @@ from pretrain.models.interop import WeightsMetadata
 from pretrain.models.variants import VARIANTS, resolve
 
 # What shapes training only; a file for inference need not say it.
-TRAINING_ONLY = frozenset({"dropout", "drop_path", "head_init", "head_bias", "mask_token"})
+TRAINING_ONLY = frozenset({"dropout", "drop_path", "drop_path_shape", "head_init", "head_bias", "mask_token"})
 GEOMETRY = frozenset({"name", "variant", "img_size", "embed_dim", "depth", "num_heads", "mlp_dim"})
 
 

@@ -1,14 +1,16 @@
 """Google's .npz checkpoints: google-research/vision_transformer and big_vision, in both layouts of names.
 
-The arrays' names are in google_names.py. Names may have a prefix (opt/target/, params/, params/img/), and blocks may be
-stacked into one array (big_vision's scan). Both programs normalise pixels to [−1, 1], compute GELU in its tanh form
-(flax's default) and LayerNorm with epsilon 1e-6; neither writes that, nor the grid, into the file. Beside a file of
-ours lies a JSON file that does.
+The arrays' names are in google_names.py. Names may have a prefix (opt/target/, params/, params/img/), blocks may be
+stacked into one array (big_vision's scan), and each program has changed its names over time. Both programs normalise
+pixels to [−1, 1], compute GELU in its tanh form (flax's default) and LayerNorm with epsilon 1e-6; neither writes that,
+nor the grid, into the file. Beside a file of ours lies a JSON file that does.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +31,16 @@ from pretrain.models.exchange.architecture import (
     refuse_leftovers,
     square_grid,
 )
-from pretrain.models.exchange.google_names import POSITIONS, Entry, Layout, block_array, entries
+from pretrain.models.exchange.google_names import (
+    NAMES,
+    VIT_JAX_POSITIONS,
+    Entry,
+    Layout,
+    Names,
+    block_array,
+    entries,
+    names_of,
+)
 from pretrain.models.interop import WeightsMetadata, check_tensors, expected_shapes
 from pretrain.models.variants import STEM_BLOCKS
 
@@ -39,6 +50,7 @@ Arrays = Mapping[str, Array]
 PROGRAM = "Google's vision_transformer and big_vision"
 PREFIXES = ("", "opt/target/", "params/", "params/img/")
 EPSILON = 1e-6
+UNSTATED_SIDE = 224  # pixels, where positions are computed and the file states no grid
 HALF = (0.5, 0.5, 0.5)
 _STACKED = "Transformer/encoderblock/"
 
@@ -60,11 +72,11 @@ def read_npz(path: str | Path) -> tuple[dict[str, Tensor], WeightsMetadata]:
     arrays = _unstacked({key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)})
     if not prefix:
         arrays = {key: array for key, array in arrays.items() if not key.startswith("opt/")}
-    layout: Layout = "big_vision" if "pos_embedding" in arrays else "vision_transformer"
-    metadata = _described_beside(path) or _described_by_arrays(arrays, layout, path)
+    names = names_of(arrays)
+    metadata = _described_beside(path) or _described_by_arrays(arrays, names, path)
     state, used = {}, set()
     wanted = expected_shapes(metadata)
-    for entry in entries(layout, metadata.shape):
+    for entry in entries(names, metadata.shape):
         if entry.ours in wanted:
             parts = [_take(arrays, name, path) for name in entry.theirs]
             state[entry.ours] = _apply(entry, parts, path)
@@ -128,18 +140,15 @@ def _take(arrays: Arrays, name: str, path: Path) -> Tensor:
     return torch.from_numpy(array.astype(np.float32))
 
 
-def _described_by_arrays(arrays: Arrays, layout: Layout, path: Path) -> WeightsMetadata:
+def _described_by_arrays(arrays: Arrays, names: Names, path: Path) -> WeightsMetadata:
     """What the shapes say, and what both programs do without saying it."""
-    query = _shape(arrays, block_array(layout, "attention/query/kernel"), path)
-    hidden = _shape(arrays, block_array(layout, "mlp/Dense_0/kernel"), path)
+    query = _shape(arrays, block_array(names, "attention/query/kernel"), path)
+    hidden = _shape(arrays, block_array(names, "mlp/Dense_0/kernel"), path)
     patch, has_class = _shape(arrays, "embedding/kernel", path), "cls" in arrays
-    positions = _shape(arrays, POSITIONS[layout], path)
-    if len(query) != 3 or len(hidden) != 2 or len(patch) != 4 or patch[0] != patch[1] or len(positions) != 3:
-        raise CheckpointError(f"{path}: the arrays have not the shapes of a Vision Transformer of {PROGRAM}")
-    has_row = has_class and layout == "vision_transformer"
-    grid = square_grid(positions[1] - has_row, path, POSITIONS[layout])
+    if len(query) != 3 or len(hidden) != 2 or len(patch) != 4 or patch[0] != patch[1]:
+        raise CheckpointError(f"{path}: the arrays do not have the shapes of a Vision Transformer of {PROGRAM}")
+    grid, options = _positions(arrays, names, path, patch[0], has_class)
     depth = sum(name.endswith("LayerNorm_0/scale") and "encoderblock_" in name for name in arrays)
-    options: dict[str, Any] = {"pos_embed_prefix": False} if has_class and not has_row else {}
     if "pre_logits/kernel" in arrays:
         options["representation_size"] = arrays["pre_logits/kernel"].shape[1]
     config = named_config(
@@ -151,7 +160,7 @@ def _described_by_arrays(arrays: Arrays, layout: Layout, path: Path) -> WeightsM
         patch=patch[0],
         img_size=(grid[0] * patch[0], grid[1] * patch[0]),
         class_token=has_class,
-        pool="map" if "MAPHead_0/probe" in arrays else "token" if has_class else "norm_avg",
+        pool="map" if f"{names.pooling}probe" in arrays else "token" if has_class else "norm_avg",
         gelu="tanh",
         layer_norm_eps=EPSILON,
         **options,
@@ -160,6 +169,33 @@ def _described_by_arrays(arrays: Arrays, layout: Layout, path: Path) -> WeightsM
         config = _hybrid(config, arrays, grid, path)
     num_classes = arrays["head/bias"].shape[0] if "head/bias" in arrays else 0
     return WeightsMetadata.of(config, num_classes, HALF, HALF)
+
+
+def _positions(
+    arrays: Arrays, names: Names, path: Path, patch: int, has_class: bool
+) -> tuple[tuple[int, int], dict[str, Any]]:
+    """The grid, and what our config says of the positions: a table with or without a row for the class token, or none.
+
+    vision_transformer always has a row for the class token; big_vision had one before 2022, which its number of rows
+    shows. A file without a table is of big_vision's ``posemb="sincos2d"``, which fits any grid.
+    """
+    if not names.positions:
+        side = UNSTATED_SIDE // patch
+        warnings.warn(
+            f"{path}: no array pos_embedding, so its positions are sines and cosines, which fit any grid; "
+            f"{side * patch} × {side * patch} pixels are assumed. A run that starts from it "
+            f"takes its own model.img_size; for anything "
+            f"else {beside(path).name} beside the file can state it",
+            stacklevel=4,
+        )
+        return (side, side), {"pos_embed": "sincos2d_big_vision"}
+    shape = _shape(arrays, names.positions, path)
+    if len(shape) != 3:
+        raise CheckpointError(f"{path}: array {names.positions} has the shape {shape}; (1, rows, width) is expected")
+    has_row = has_class and (names.positions == VIT_JAX_POSITIONS or math.isqrt(shape[1] - 1) ** 2 == shape[1] - 1)
+    return square_grid(shape[1] - has_row, path, names.positions), {
+        "pos_embed_prefix": False
+    } if has_class and not has_row else {}
 
 
 def _hybrid(config: ModelConfig, arrays: Arrays, grid: tuple[int, int], path: Path) -> ModelConfig:
@@ -222,7 +258,7 @@ def write_npz(
     layout = layout or ("big_vision" if model.pool == "map" or not model.pos_embed_prefix else "vision_transformer")
     _refuse(metadata, layout, accept_erf_gelu)
     wanted, arrays = expected_shapes(metadata), {}
-    for entry in entries(layout, metadata.shape):
+    for entry in entries(NAMES[layout], metadata.shape):
         if entry.ours in wanted:
             parts = entry.write(state[entry.ours].detach().cpu().float(), metadata.shape.num_heads)
             arrays |= {name: part.contiguous().numpy() for name, part in zip(entry.theirs, parts, strict=True)}

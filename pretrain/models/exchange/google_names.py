@@ -1,7 +1,9 @@
 """Our tensors and Google's arrays: which makes which, there and back.
 
-vision_transformer keeps the position embedding in Transformer/posembed_input and numbers the parts of a block as flax
-counted all modules (MlpBlock_3); big_vision keeps it at the top and counts each kind of module by itself (MlpBlock_0).
+The released files of vision_transformer keep the position embedding in Transformer/posembed_input and number the parts
+of a block as flax once counted all modules (MlpBlock_3). big_vision keeps it at the top and counts each kind of module
+separately (MlpBlock_0), as flax does now; so a file that today's vision_transformer writes has the numbers of the one
+and the positions of the other. ``names_of`` finds what a file has.
 
 Legend: D width · A heads · E head width · P patch side · C channels.
 Source: vit_jax/models_vit.py; big_vision/models/vit.py; timm's ``_load_weights``, which reads both.
@@ -9,7 +11,7 @@ Source: vit_jax/models_vit.py; big_vision/models/vit.py; timm's ``_load_weights`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,12 +20,44 @@ from torch import Tensor
 from pretrain.models.variants import ViTShape
 
 Layout = Literal["vision_transformer", "big_vision"]
-POSITIONS: dict[Layout, str] = {
-    "vision_transformer": "Transformer/posembed_input/pos_embedding",
-    "big_vision": "pos_embedding",
+
+
+class Names(NamedTuple):
+    """What differs between the files of the two programs, and of their versions.
+
+    Attributes:
+        positions: the table of positions; "": there is none, they are computed.
+        attention, norm, mlp: flax's numbers of the attention, second norm and MLP of a block.
+        pooling: what the names of the MAP head begin with.
+    """
+
+    positions: str
+    attention: int
+    norm: int
+    mlp: int
+    pooling: str = "MAPHead_0/"
+
+
+VIT_JAX_POSITIONS = "Transformer/posembed_input/pos_embedding"
+# As they are written; timm reads both.
+NAMES: dict[Layout, Names] = {
+    "vision_transformer": Names(VIT_JAX_POSITIONS, 1, 2, 3),
+    "big_vision": Names("pos_embedding", 0, 1, 0),
 }
-# Numbers of flax's attention, second norm and MLP in a block.
-_NUMBERS: dict[Layout, tuple[int, int, int]] = {"vision_transformer": (1, 2, 3), "big_vision": (0, 1, 0)}
+
+
+def names_of(arrays: Collection[str]) -> Names:
+    """The names that a file has.
+
+    Source: big_vision/models/vit.py, fix_old_checkpoints; flax.training.checkpoints.convert_pre_linen.
+    """
+    places = (VIT_JAX_POSITIONS, "Transformer/pos_embedding", "pos_embedding")  # the second: big_vision before 2022
+    counted_together = any("/MlpBlock_3/" in name for name in arrays)
+    base = NAMES["vision_transformer" if counted_together else "big_vision"]
+    return base._replace(
+        positions=next((name for name in places if name in arrays), ""),
+        pooling="" if "probe" in arrays else base.pooling,  # inlined while ViT-G was developed
+    )
 
 
 class Entry(NamedTuple):
@@ -86,27 +120,26 @@ def _mlp(ours: str, theirs: str) -> list[Entry]:
     return [*_dense(f"{ours}.fc1", f"{theirs}/Dense_0"), *_dense(f"{ours}.fc2", f"{theirs}/Dense_1")]
 
 
-def _block(ours: str, theirs: str, layout: Layout) -> list[Entry]:
-    attention, norm, mlp = _NUMBERS[layout]
-    attended = f"{theirs}MultiHeadDotProductAttention_{attention}"
+def _block(ours: str, theirs: str, names: Names) -> list[Entry]:
+    attended = f"{theirs}MultiHeadDotProductAttention_{names.attention}"
     return [
         *_affine(f"{ours}.norm1", f"{theirs}LayerNorm_0"),
         *_projections(f"{ours}.attn.qkv", attended, ("query", "key", "value")),
         *_output(f"{ours}.attn.proj", f"{attended}/out"),
-        *_affine(f"{ours}.norm2", f"{theirs}LayerNorm_{norm}"),
-        *_mlp(f"{ours}.mlp", f"{theirs}MlpBlock_{mlp}"),
+        *_affine(f"{ours}.norm2", f"{theirs}LayerNorm_{names.norm}"),
+        *_mlp(f"{ours}.mlp", f"{theirs}MlpBlock_{names.mlp}"),
     ]
 
 
 def _map_head(ours: str, theirs: str) -> list[Entry]:
-    attended = f"{theirs}/MultiHeadDotProductAttention_0"
+    attended = f"{theirs}MultiHeadDotProductAttention_0"
     return [
-        _copy(f"{ours}.latent", f"{theirs}/probe"),
+        _copy(f"{ours}.latent", f"{theirs}probe"),
         *_projections(f"{ours}.q", attended, ("query",)),
         *_projections(f"{ours}.kv", attended, ("key", "value")),
         *_output(f"{ours}.proj", f"{attended}/out"),
-        *_affine(f"{ours}.norm", f"{theirs}/LayerNorm_0"),
-        *_mlp(f"{ours}.mlp", f"{theirs}/MlpBlock_0"),
+        *_affine(f"{ours}.norm", f"{theirs}LayerNorm_0"),
+        *_mlp(f"{ours}.mlp", f"{theirs}MlpBlock_0"),
     ]
 
 
@@ -148,25 +181,23 @@ def _stem(stem_blocks: tuple[int, ...]) -> Iterator[Entry]:
             yield from _group_norm(f"{ours}.downsample.norm", f"{theirs}/gn_proj")
 
 
-def entries(layout: Layout, shape: ViTShape) -> Iterator[Entry]:
+def entries(names: Names, shape: ViTShape) -> Iterator[Entry]:
     """Everything that either program can have; a model takes the entries whose tensors it has."""
     yield _copy("cls_token", "cls")
-    yield _copy("pos_embed", POSITIONS[layout])
+    yield _copy("pos_embed", names.positions)
     yield from _stem(shape.stem_blocks)
     yield _convolution("patch_embed.proj.weight", "embedding")
     yield _copy("patch_embed.proj.bias", "embedding/bias")
     for index in range(shape.depth):
-        yield from _block(f"blocks.{index}", f"Transformer/encoderblock_{index}/", layout)
+        yield from _block(f"blocks.{index}", f"Transformer/encoderblock_{index}/", names)
     yield from _affine("norm", "Transformer/encoder_norm")
-    if layout == "big_vision":
-        yield from _map_head("attn_pool", "MAPHead_0")
+    yield from _map_head("attn_pool", names.pooling)
     yield from _dense("pre_logits.fc", "pre_logits")
     yield from _dense("head", "head")
 
 
-def block_array(layout: Layout, name: str) -> str:
+def block_array(names: Names, name: str) -> str:
     """The array ``name`` ("attention/…" or "mlp/…") of the first block."""
-    attention, _, mlp = _NUMBERS[layout]
-    parts = {"attention": f"MultiHeadDotProductAttention_{attention}", "mlp": f"MlpBlock_{mlp}"}
+    parts = {"attention": f"MultiHeadDotProductAttention_{names.attention}", "mlp": f"MlpBlock_{names.mlp}"}
     part, _, rest = name.partition("/")
     return f"Transformer/encoderblock_0/{parts[part]}/{rest}"

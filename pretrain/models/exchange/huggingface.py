@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,6 @@ def _refuse(metadata: WeightsMetadata) -> None:
 def _config(metadata: WeightsMetadata, kind: str) -> dict[str, Any]:
     model, shape = metadata.model, metadata.shape
     names = metadata.class_names or tuple(f"LABEL_{index}" for index in range(metadata.num_classes))
-    first = {name: index for index, name in reversed(list(enumerate(names)))}
     config: dict[str, Any] = {
         "architectures": [kind],
         "model_type": "deit" if kind.startswith("DeiT") else "vit",
@@ -157,9 +157,16 @@ def _config(metadata: WeightsMetadata, kind: str) -> dict[str, Any]:
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "id2label": {str(index): name for index, name in enumerate(names)},
-        "label2id": first,
+        "label2id": {key: index for index, key in enumerate(_keys(names, metadata.class_ids))},
     }
     return config if metadata.class_ids is None else config | {"class_ids": list(metadata.class_ids)}
+
+
+def _keys(names: Sequence[str], ids: Sequence[str] | None) -> list[str]:
+    """The names, each with its id (or number) behind it where several classes share it: a mapping keeps them all."""
+    marks = ids if ids is not None and len(set(ids)) == len(ids) else [str(index) for index in range(len(names))]
+    count = Counter(names)
+    return [name if count[name] == 1 else f"{name} ({mark})" for name, mark in zip(names, marks, strict=True)]
 
 
 def _side(img_size: tuple[int, int]) -> int | list[int]:

@@ -7,7 +7,7 @@ filters bilinear_aa and bicubic_aa have a counterpart there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -32,6 +32,11 @@ def known_transform(metadata: WeightsMetadata, program: str) -> EvalTransformCon
             "the weights do not say how images are resized for them (eval_transform); say it with --resize, "
             "--crop-fraction and --resize-filter"
         )
+    if transform.resize == "resmall":
+        raise CheckpointError(
+            f"data.eval_transform.resize: resmall has no counterpart in {program}, which rounds the long side down; "
+            "give --resize short_side if the weights may be used with that instead"
+        )
     if transform.resize_filter not in FILTERS:
         raise CheckpointError(
             f"data.eval_transform.resize_filter: {transform.resize_filter} has no counterpart in {program}; give "
@@ -51,24 +56,13 @@ def timm_settings(metadata: WeightsMetadata) -> dict[str, Any]:
     if transform.resize == "squash":
         return settings | {"crop_mode": "squash", "crop_pct": 1.0}
     mode = "squash" if transform.resize == "squash_crop" else "center"
-    return settings | {"crop_mode": mode, "crop_pct": _crop_pct(metadata.img_size, transform.crop_fraction)}
+    return settings | {"crop_mode": mode, "crop_pct": transform.crop_fraction}
 
 
-def _crop_pct(img_size: tuple[int, int], fraction: float) -> float:
-    """timm's share for our share: it floors size / share where we round, so the share may move a little."""
-    share = _share([round(side / fraction) for side in img_size], img_size, fraction, math.floor)
-    if share is None:
-        raise CheckpointError(
-            f"data.eval_transform.crop_fraction: {fraction} on {img_size} pixels has no crop_pct of timm that resizes "
-            "to the same size; give another --crop-fraction"
-        )
-    return share
-
-
-def _share(wanted: list[int], img_size: tuple[int, int], first: float, cut: Callable[[float], int]) -> float | None:
-    """The share, ``first`` if possible, with which ``cut`` (floor or round) of each side over it is as wanted."""
+def _share(wanted: list[int], img_size: tuple[int, int], first: float) -> float | None:
+    """The share, ``first`` if possible, with which each side over it, rounded down, is as wanted."""
     near = [side / (resized + 0.25) for side, resized in zip(img_size, wanted, strict=True)]
-    return next((share for share in (first, *near) if [cut(side / share) for side in img_size] == wanted), None)
+    return next((share for share in (first, *near) if [math.floor(side / share) for side in img_size] == wanted), None)
 
 
 def from_timm(settings: Mapping[str, Any], img_size: tuple[int, int]) -> EvalTransformConfig | None:
@@ -80,8 +74,7 @@ def from_timm(settings: Mapping[str, Any], img_size: tuple[int, int]) -> EvalTra
     if mode == "squash" and share == 1.0:
         return _transform(resize="squash", resize_filter=chosen)
     resize = "squash_crop" if mode == "squash" else "short_side"
-    share = _share([math.floor(side / share) for side in img_size], img_size, share, round)
-    return None if share is None else _transform(resize=resize, crop_fraction=share, resize_filter=chosen)
+    return _transform(resize=resize, crop_fraction=share, resize_filter=chosen)
 
 
 def _transform(**fields: Any) -> EvalTransformConfig | None:
@@ -112,7 +105,7 @@ def huggingface_settings(metadata: WeightsMetadata) -> dict[str, Any]:
     if transform.resize == "squash":
         return settings | {"size": {"height": height, "width": width}, "do_center_crop": False}
     if transform.resize == "squash_crop":
-        larger = {"height": round(height / transform.crop_fraction), "width": round(width / transform.crop_fraction)}
+        larger = {"height": transform.before_crop(height), "width": transform.before_crop(width)}
         return settings | {"size": larger, "do_center_crop": True, "crop_size": {"height": height, "width": width}}
     if height != width:
         raise CheckpointError(
@@ -120,7 +113,7 @@ def huggingface_settings(metadata: WeightsMetadata) -> dict[str, Any]:
             "whose shortest_edge knows square crops only; give --resize squash, or another --format"
         )
     return settings | {
-        "size": {"shortest_edge": round(height / transform.crop_fraction)},
+        "size": {"shortest_edge": transform.before_crop(height)},
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
     }
@@ -138,9 +131,9 @@ def from_huggingface(settings: Mapping[str, Any], img_size: tuple[int, int]) -> 
         sides = [size["height"], size["width"]]
         if tuple(sides) == img_size:
             return _transform(resize="squash", resize_filter=chosen)
-        share = _share(sides, img_size, img_size[0] / sides[0], round) if has_crop else None
+        share = _share(sides, img_size, img_size[0] / sides[0]) if has_crop else None
         return None if share is None else _transform(resize="squash_crop", crop_fraction=share, resize_filter=chosen)
     if set(size) == {"shortest_edge"} and has_crop and img_size[0] == img_size[1] <= size["shortest_edge"]:
-        share = img_size[0] / size["shortest_edge"]
-        return _transform(resize="short_side", crop_fraction=share, resize_filter=chosen)
+        share = _share([size["shortest_edge"]] * 2, img_size, img_size[0] / size["shortest_edge"])
+        return None if share is None else _transform(resize="short_side", crop_fraction=share, resize_filter=chosen)
     return None

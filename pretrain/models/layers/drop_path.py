@@ -4,11 +4,14 @@ A mask that is an argument is the same in the recomputation of a checkpointed bl
 and on another number of devices.
 
 Legend: B images · S the two branches of a block (attention, MLP).
-Source: Huang et al., "Deep Networks with Stochastic Depth" (1603.09382), section 3: rates linear in the depth.
+Source: Huang et al., "Deep Networks with Stochastic Depth" (1603.09382), section 3: rates linear in the depth; DeiT III
+(facebookresearch/deit, models_v2.py): one rate for all blocks.
 Differs: survivors are divided by their probability in training, as in timm, instead of multiplied at test time.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,28 +21,32 @@ from torch import Tensor
 from pretrain import seeds
 
 NUM_BRANCHES = 2
+Shape = Literal["linear", "constant"]
 
 
-def drop_path_rates(last_rate: float, depth: int) -> NDArray[np.float64]:
-    """Rate of each block, linear from 0 in the first to ``last_rate`` in the last: (depth,)."""
-    return np.linspace(0.0, last_rate, depth)
+def drop_path_rates(rate: float, depth: int, shape: Shape = "linear") -> NDArray[np.float64]:
+    """Rate of each block, (depth,): linear from 0 in the first to ``rate`` in the last, or ``rate`` in all."""
+    return np.full(depth, rate) if shape == "constant" else np.linspace(0.0, rate, depth)
 
 
-def drop_path_scales(slots: NDArray[np.int64], last_rate: float, depth: int, *, seed: int) -> Tensor | None:
+def drop_path_scales(
+    slots: NDArray[np.int64], rate: float, depth: int, *, seed: int, shape: Shape = "linear"
+) -> Tensor | None:
     """What multiplies each branch of each image: 0 where it is dropped, 1 / (1 − rate) where it is kept.
 
     Args:
         slots: (B,) numbers of the draws in the global stream; each has its own masks.
-        last_rate: rate of the last block, in [0, 1); 0 gives None, for nothing is dropped.
+        rate: of the last block (linear) or of each (constant), in [0, 1); 0 gives None, for nothing is dropped.
         depth: number of blocks.
         seed: the experiment's.
+        shape: how the rate grows with the depth.
 
     Returns:
         fp32 (B, depth, 2) on the CPU, or None.
     """
-    if not last_rate:
+    if not rate:
         return None
-    rates = drop_path_rates(last_rate, depth)[None, :, None]
+    rates = drop_path_rates(rate, depth, shape)[None, :, None]
     branch = np.arange(depth * NUM_BRANCHES).reshape(1, depth, NUM_BRANCHES)
     uniform = seeds.uniform(seed, "drop_path", np.asarray(slots)[:, None, None], branch)
     return torch.from_numpy(np.where(uniform >= rates, 1.0 / (1.0 - rates), 0.0).astype(np.float32))

@@ -54,8 +54,8 @@ def test_ids_that_are_numbers_of_outputs() -> None:
     [
         ("n3,3\n", ["map.csv:1", "class,output"]),
         ("class,output\nn3\n", ["map.csv:2", "1 values"]),
-        ("class,output\nn7,3\n", ["map.csv:2", "class 'n7' is no id and no number below 3"]),
-        ("class,output\nn3,4\n", ["map.csv:2", "output '4' is no id and no number below 4"]),
+        ("class,output\nn7,3\n", ["map.csv:2", "class: 'n7' is not a class; there are 3 classes", "numbers below 3"]),
+        ("class,output\nn3,4\n", ["map.csv:2", "output: '4' is not a class"]),
         ("class,output\nn3,3\nn1,3\n", ["output n3 stands for two classes, n3 and n1"]),
         ("class,output\n", ["no class of the set has an output"]),
     ],
@@ -66,6 +66,43 @@ def test_bad_maps(tmp_path: Path, text: str, words: list[str]) -> None:
     with pytest.raises(DataError) as caught:
         ClassMap.load(str(path), SET, HEAD)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+CRANES = [("n1", "tench"), ("n2", "crane"), ("n3", "crane")]
+
+
+def by_name(classes: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(name, name) for _, name in classes]
+
+
+def test_two_classes_of_one_name_are_never_taken_for_one_another(tmp_path: Path) -> None:
+    same = ClassMap.load(None, by_name(CRANES), by_name(CRANES))
+    assert same(torch.tensor([[1.0, 2.0, 3.0]]))[0].tolist() == [1.0, 2.0, 3.0], "the same list: by place"
+    with pytest.raises(DataError, match=r"several outputs of the head are called 'crane', the numbers 1, 2; name the"):
+        ClassMap.load(None, by_name(CRANES[:2]), by_name(CRANES))
+    with pytest.raises(DataError, match="several classes of the set are called 'crane', the numbers 1, 2"):
+        ClassMap.load(None, by_name(CRANES), by_name(CRANES[:2]))
+    assert ClassMap.load(None, by_name(CRANES[:1]), by_name(CRANES)).missing == [], "a name that only one has"
+    path = tmp_path / "map.csv"
+    path.write_text("class,output\ncrane,1\n")
+    with pytest.raises(DataError, match=r"map\.csv:2: class: 2 classes have the name 'crane': the numbers 1 .id n2."):
+        ClassMap.load(str(path), CRANES, HEAD)
+
+
+def test_a_map_as_a_spreadsheet_writes_it(tmp_path: Path) -> None:
+    path = tmp_path / "map.csv"
+    path.write_bytes("\ufeffclass,output\r\nn3,3\r\n\r\ndog,dog\r\n".encode())
+    assert scores(ClassMap.load(str(path), SET, HEAD)) == [3.0, 1.0, INF]
+
+
+def test_a_number_is_an_id_where_ids_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "map.csv"
+    path.write_text("class,output\n2,0\n")
+    folders = [("0", "0"), ("10", "10"), ("2", "2")]
+    assert ClassMap.load(str(path), folders, HEAD).missing == ["0", "10"]
+    path.write_text("class,output\n1,0\n")
+    with pytest.raises(DataError, match="class: '1' is not a class"):
+        ClassMap.load(str(path), folders, HEAD)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 
-from pretrain.evaluation.segmentation import confusion, overlap, per_class_iou
+from pretrain.errors import DataError
+from pretrain.evaluation.segmentation import check_shown, confusion, overlap, per_class_iou
 
 K = 6
 
@@ -30,5 +31,15 @@ def test_figures_are_those_of_scikit_learn(absent: tuple[int, ...]) -> None:
     assert figures["num_classes"] == len(classes)
 
 
-def test_nothing_to_judge_by() -> None:
-    assert overlap(np.zeros((3, 3), np.int64)) == {"mIoU": 0.0, "pixel_accuracy": 0.0, "num_classes": 0}
+@pytest.mark.parametrize(
+    ("true", "message"),
+    [([255, 255], "no pixel of its masks has a class"), ([1, 255], "all pixels of its masks are class 1")],
+)
+def test_nothing_to_judge_by(true: list[int], message: str) -> None:
+    """A model that answers as these masks would have mIoU 1."""
+    found = torch.tensor([[[1, 1]]])
+    matrix = confusion(found, torch.tensor([[true]]), 3).numpy()
+    with pytest.raises(DataError, match=f"data/val: {message}"):
+        check_shown(matrix, "data/val")
+    check_shown(confusion(found, torch.tensor([[[1, 2]]]), 3).numpy(), "data/val")
+    check_shown(confusion(torch.tensor([[[0]]]), torch.tensor([[[0]]]), 1).numpy(), "one class")

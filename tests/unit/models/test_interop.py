@@ -80,6 +80,20 @@ def test_any_safetensors_reader_opens_it(path: Path) -> None:
     assert load_file(path).keys() == STATE.keys()
 
 
+def test_equal_weights_give_equal_bytes(tmp_path: Path) -> None:
+    """The library writes the texts of the metadata in an order that varies from call to call."""
+    written = set()
+    for number in range(16):
+        save_weights(tmp_path / f"{number}", STATE, METADATA)
+        written.add((tmp_path / f"{number}").read_bytes())
+    assert len(written) == 1
+    header, body = header_of(tmp_path / "0")
+    assert next(iter(header)) == "__metadata__" and list(header["__metadata__"]) == ["format", "pretrain.weights"]  # type: ignore[call-overload]
+    save_file(STATE, tmp_path / "theirs", metadata=header["__metadata__"])  # type: ignore[arg-type]
+    theirs, same = header_of(tmp_path / "theirs")
+    assert theirs == header and same == body and (tmp_path / "theirs").stat().st_size == (tmp_path / "0").stat().st_size
+
+
 def test_a_failed_write_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = path.read_bytes()
 

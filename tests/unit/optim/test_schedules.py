@@ -1,8 +1,6 @@
-"""Schedules against their published formulas, and the properties that a resume relies on."""
+"""Schedules against timm's, and the properties that a resume relies on; tests/golden has big_vision's."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 
@@ -10,45 +8,9 @@ from pretrain.optim.schedules import build_schedule
 from tests.distributed.training import experiment
 
 
-def _published(name: str, step: int, total: int, warmup: int, base: float, end: float) -> float:
-    """big_vision ``utils.create_learning_rate_schedule``, written from its definition."""
-    progress = min(max((step - warmup) / (total - warmup), 0.0), 1.0)
-    lr = {
-        "linear": end + (base - end) * (1 - progress),
-        "cosine": end + 0.5 * (base - end) * (1 + math.cos(math.pi * progress)),
-        "constant": base,
-    }[name]
-    return lr * min(1.0, step / warmup) if warmup else lr
-
-
-@pytest.mark.parametrize("name", ["linear", "cosine", "constant"])
-@pytest.mark.parametrize("warmup", [0, 1, 7])
-def test_equals_the_published_formula(name: str, warmup: int) -> None:
-    end = {} if name == "constant" else {"end_lr": 1e-5}
-    schedule = {"name": name, "warmup": f"{warmup} steps", **end}
-    lr = build_schedule(experiment(optim__schedule=schedule))
-    for step in range(41):
-        wanted = _published(name, step, 40, warmup, 3e-3, end.get("end_lr", 0.0))
-        assert lr(step) == pytest.approx(wanted, rel=1e-12, abs=1e-18), step
-
-
 def test_ends_and_peak() -> None:
     lr = build_schedule(experiment(optim__schedule={"name": "linear", "warmup": "10 steps", "end_lr": 1e-5}))
     assert lr(0) == 0.0 and lr(10) == pytest.approx(3e-3) and lr(40) == pytest.approx(1e-5)
-
-
-@pytest.mark.parametrize("warmup", [0, 5])
-@pytest.mark.parametrize("cooldown", [0, 8])
-def test_rsqrt_equals_the_published_formula(warmup: int, cooldown: int) -> None:
-    """Scaling ViT: base / sqrt(1 + (t + shift − warmup) / timescale), ramped up and cooled down."""
-    schedule = {"name": "rsqrt", "warmup": f"{warmup} steps", "cooldown": f"{cooldown} steps"}
-    schedule |= {"timescale": "10 steps", "shift": "3 steps"}
-    lr = build_schedule(experiment(optim__schedule=schedule))
-    for step in range(41):
-        wanted = 3e-3 / math.sqrt(1 + max(0, step + 3 - warmup) / 10)
-        wanted *= min(1, step / warmup) if warmup else 1
-        wanted *= min(1, (40 - step) / cooldown) if cooldown else 1
-        assert lr(step) == pytest.approx(wanted, rel=1e-12, abs=1e-18), step
 
 
 def test_polynomial_and_a_constant_with_cooldown() -> None:
@@ -103,6 +65,36 @@ def test_a_rate_per_epoch_equals_timms(kind: str, prefix: bool, hold: int) -> No
     assert config.num_steps == 200
     for step in range(200):
         assert lr(step) == pytest.approx(wanted[step // 10], rel=1e-9), step
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"num_samples": 400, "subset": "20 %"},
+        {"num_samples": 400, "subset": "80 samples"},
+        {"num_samples": 80, "drop_list": "drop.jsonl"},  # num_samples is what the list leaves
+        {
+            "num_samples": 420,
+            "shards": None,
+            "mixture": [
+                {"shards": "a", "num_samples": 20, "weight": 9.0},
+                {"shards": "b", "num_samples": 400, "subset": "15 %", "weight": 1.0},
+            ],
+        },
+    ],
+)
+def test_a_rate_per_epoch_counts_the_epochs_that_are_drawn(data: dict) -> None:
+    """DeiT's schedule on 80 drawn samples: 10 steps an epoch, whatever the size of the full set."""
+    epochs, warmup = 20, 4
+    wanted = _timm("cosine", epochs, warmup, prefix=False, total=epochs)
+    schedule = {"name": "cosine", "warmup": f"{warmup} epochs", "warmup_lr": 1e-6, "end_lr": 1e-5, "per_epoch": True}
+    changes = {f"data__{key}": value for key, value in data.items()}
+    config = experiment(
+        optim__schedule=schedule | {"warmup_prefix": False}, duration=f"{epochs} epochs", precision="fp32", **changes
+    )
+    lr = build_schedule(config)
+    assert (config.num_steps, config.steps_per_epoch, config.epochs(1600)) == (200, 10, 20)
+    assert [lr(step) for step in range(200)] == pytest.approx([wanted[step // 10] for step in range(200)], rel=1e-9)
 
 
 def test_an_epoch_that_is_no_whole_number_of_steps_begins_at_the_next_step() -> None:

@@ -20,6 +20,16 @@ def test_rates_grow_linearly_from_zero(rate: float, depth: int, expected: list[f
     np.testing.assert_allclose(drop_path_rates(rate, depth), expected)
 
 
+def test_a_constant_rate_is_that_of_every_block() -> None:
+    """DeiT III's models: twice the linear shape's rate on average, in each of the two branches."""
+    np.testing.assert_allclose(drop_path_rates(0.45, 24, "constant"), [0.45] * 24)
+    made = drop_path_scales(np.arange(20_000), 0.45, 6, seed=0, shape="constant")
+    assert made is not None
+    dropped = (made == 0).float().mean(0)
+    assert dropped.shape == (6, 2) and (dropped - 0.45).abs().max() < 0.015
+    assert set(made.unique().tolist()) == {0.0, torch.tensor(1 / 0.55, dtype=torch.float32).item()}
+
+
 def test_values_shares_and_mean() -> None:
     made = scales(np.arange(20_000), 0.4, 5)
     assert made.shape == (20_000, 5, 2) and made.dtype == torch.float32
