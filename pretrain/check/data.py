@@ -10,9 +10,18 @@ from pretrain.check.memory import gib
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.target import wanted_by
 from pretrain.data import lanes
+from pretrain.data.class_lookup import require_same_classes
 from pretrain.data.index import TABLE_FILE
 from pretrain.data.location import Location
-from pretrain.data.sources import Source, check_target, needed_bytes, open_packed, open_sources
+from pretrain.data.sources import (
+    LARGEST_TABLE,
+    PackedSet,
+    Source,
+    check_target,
+    needed_bytes,
+    open_packed,
+    open_sources,
+)
 from pretrain.data.transport import TransportError, open_transport
 from pretrain.errors import ConfigError, DataError
 
@@ -49,6 +58,9 @@ def report_data(experiment: Experiment, require_data: bool) -> list[str]:
         lines.append(f"data        {shards}: data not found, not checked; {num_samples:,} samples as configured")
     if absent.isdisjoint(keys):
         opened = open_sources(experiment)
+        for key, (shards, _, same_classes) in places.items():
+            if same_classes and key not in (*keys, *absent):
+                _check_classes(experiment, opened[0].packed, shards)
         if len(opened) > 1 or not all(source.selection.is_all for source in opened):
             drawn = [f"{int(source.selection.sizes.sum()):,} of {source.packed.location}" for source in opened]
             lines.append(f"data        an epoch draws {data.drawn_samples:,} samples: {', '.join(drawn)}")
@@ -72,7 +84,7 @@ def _answers(location: Location, experiment: Experiment) -> bool:
     """Whether there is anything at a remote place; a machine without a network cannot check the data."""
     transport = open_transport(location, experiment.cluster.remote, allow_pipe=experiment.data.allow_pipe)
     try:
-        transport.get(TABLE_FILE)
+        transport.get(TABLE_FILE, most_bytes=LARGEST_TABLE)
     except (TransportError, DataError):
         return False
     return True
@@ -107,6 +119,12 @@ def _check_split(
             f"objective.name: softmax takes one label per image, but {shards} has up to {table.max_labels}; use sigmoid"
         )
     return f"data        {shards}: {table.num_samples:,} samples in {len(table.rows):,} shards, digest {table.digest}"
+
+
+def _check_classes(experiment: Experiment, trained: PackedSet, shards: str) -> None:
+    """An evaluation set's numbers must mean the classes that are trained."""
+    evaluated = open_packed(shards, experiment.cluster, allow_pipe=experiment.data.allow_pipe)
+    require_same_classes(trained.classes, evaluated.classes, (trained.location, evaluated.location))
 
 
 def _place_in_mixture(key: str) -> int:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from pretrain.check.data import report_data
 from pretrain.check.memory import Backend, gib, known_memory, memory_of, resolve_micro_batch
+from pretrain.check.place import report_place
+from pretrain.check.versions import check_deepspeed
 from pretrain.check.weights import check_weights
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.evaluation import IMAGENET_REAL, NUMBERS
@@ -20,6 +22,8 @@ from pretrain.config.schema.model import ModelConfig
 from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS
 from pretrain.config.typed import known_keys, nearest_key
 from pretrain.data import lanes
+from pretrain.data.mixture import in_quanta
+from pretrain.data.repeated import check_copies
 from pretrain.errors import ConfigError
 from pretrain.models import budget, variants
 from pretrain.optim import groups
@@ -50,6 +54,7 @@ def check(
     Raises:
         ConfigError: every setting that cannot work, with its place and remedy.
         DataError: a data set that is there is not the one that the config describes, or is damaged.
+        SetupError: DeepSpeed is of a version that may train wrongly.
     """
     experiment = resolved.experiment
     backend = experiment.cluster.backend if experiment.cluster.backend != "auto" else backend
@@ -62,9 +67,12 @@ def check(
         lambda: _report_precision(experiment, backend),
         lambda: _report_optimizer(experiment, backend, ranks),
         lambda: _report_start(experiment, require_data),
+        lambda: report_place(experiment),
         lambda: _report_evaluation(experiment),
     ]
     head = [f"config      {resolved.path}, digest {resolved.digest}"]
+    if backend == "deepspeed":
+        check_deepspeed()
     return head + _run(sections, resolved) + _run([lambda: report_data(experiment, require_data)], resolved)
 
 
@@ -73,6 +81,8 @@ def _run(sections: list[Callable[[], list[str]]], resolved: Resolved) -> list[st
     for section in sections:
         try:
             lines += section()
+        except OSError as error:  # a path that cannot be: too long, below a file, not to be looked at
+            problems.append(f"{resolved.path}: {error.filename}: {error.strerror}; correct the path")
         except ConfigError as error:
             problems += [f"{_place(line, resolved)}: {line}" for line in str(error).split("\n")]
     if problems:
@@ -141,7 +151,7 @@ def _report_steps(experiment: Experiment) -> list[str]:
         if every is not None and experiment.steps(every) < 1:
             problems.append(f"{key}: {every} is less than one step; make it longer")
     _refuse(problems)
-    epochs = steps * experiment.global_batch_size / experiment.data.drawn_samples
+    epochs = experiment.epochs(steps * experiment.global_batch_size)
     return [f"steps       {steps:,} ({epochs:,.4g} epochs), warmup {warmup:,}, then {schedule.name}"]
 
 
@@ -153,6 +163,8 @@ def _report_batch(
         raise ConfigError(f"cluster.num_devices: {expected} expected, but {world} ranks were started; set it to auto")
     num_lanes = lanes.resolve_lanes(total, experiment.data.lanes, experiment.data.smallest_source)
     lanes.check_world(total, num_lanes, ranks)
+    check_copies(experiment.data.repeated_augmentation, total, num_lanes)
+    in_quanta([source.weight for source in experiment.data.mixture] or [1.0])
     micro, accumulation = resolve_micro_batch(experiment, ranks, memory, backend=backend)
     worlds = lanes.allowed_worlds(total, num_lanes, total)
     lines = [
@@ -234,6 +246,10 @@ def _report_start(experiment: Experiment, require_data: bool) -> list[str]:
                 lines.append(f"teacher     {source}: not found, not checked")
                 continue
             problems.append(f"{key}: {source} does not exist; name a run folder, a checkpoint or a weights file")
+        elif source is not None and key == "resume.from" and not _has_checkpoint(Path(source)):
+            problems.append(
+                f"{key}: {source} holds no complete checkpoint: give a run folder or one of its checkpoints"
+            )
         elif source is not None:
             lines.append(f"{key.removeprefix('objective.'):<11} {source}")
     unused = sorted(experiment.init.model_fields_set - {"from_"})
@@ -243,6 +259,12 @@ def _report_start(experiment: Experiment, require_data: bool) -> list[str]:
     if experiment.init.from_ is not None:
         check_weights(Path(experiment.init.from_), experiment.model)
     return lines
+
+
+def _has_checkpoint(source: Path) -> bool:
+    """Whether there is one in a run folder, or the folder is one; not whether it is whole."""
+    places = ("COMPLETE.json", "step-*/COMPLETE.json", "checkpoints/step-*/COMPLETE.json")
+    return any(next(source.glob(place), None) is not None for place in places)
 
 
 def _report_evaluation(experiment: Experiment) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import ClassVar
@@ -37,7 +38,10 @@ class Duration(Written):
                 f"{text!r} is not a duration: write a number and its unit, such as '90 epochs', '20_000 steps' or "
                 "'303e6 samples'"
             )
-        return cls(float(match[1].replace("_", "")), unit)
+        value = float(match[1].replace("_", ""))
+        if not math.isfinite(value):
+            raise ValueError(f"{text!r}: the number is too large")
+        return cls(value, unit)
 
     def to_steps(self, num_samples: int, global_batch_size: int) -> int:
         """Number of optimiser steps, rounded to the nearest.

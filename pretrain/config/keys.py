@@ -32,9 +32,11 @@ Generated from the schema: `python -m pretrain.config.keys > docs/config.md`. Ed
 configs complete and check these keys while you type.
 
 An experiment is one YAML file, perhaps over others (`extends: base.yaml`, or a list; paths count from the file). Any \
-key goes over the file's on the command line: `optim.lr=3e-4 "optim.betas=[0.9, 0.95]"`. A file given with `--cluster` \
-has the keys of the section `cluster` at its top level. A list of sections is changed whole. `--print-config` shows \
-the result of all this.
+key goes over the file's on the command line: `optim.lr=3e-4 "optim.betas=[0.9, 0.95]"`. There, a value \
+is text as it is (a path may hold `#` or `:`) unless it begins with `[`, `{` or a quote: then it is YAML. A file given \
+with `--cluster` has the keys of the section `cluster` at its top level. Sections are merged key by key; an empty one \
+(`evaluation.sets={}`) empties what is below it, and a list of sections is replaced as one value. `--print-config` \
+shows the result of all this.
 
 A duration is `90 epochs`, `20_000 steps` or `303e6 samples`. On a resume a key may change if its meaning ends with ⟳: \
 it does not decide the result. Any other must be allowed by name ([checkpoints](checkpoints.md)).

@@ -18,13 +18,17 @@ from pydantic import BaseModel, ValidationError
 
 import pretrain
 from pretrain.config import changes, tree, typed
+from pretrain.config.overrides import is_yaml
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.tree import COMMAND_LINE, Items, Leaf, Node, Section
 from pretrain.errors import ConfigError
+from pretrain.redaction import redacted_in
 
 Model = TypeVar("Model", bound=BaseModel)
 
 DEFAULT = "default"
+DEEPEST = 30  # levels of sections and lists
+LARGEST_FILE_BYTES = 4 << 20
 WRITTEN_BY = "# vit-pretrain "  # and the version, as the first line of a resolved config
 _CORE_TAG_NAMES = ("str", "int", "float", "bool", "null", "timestamp", "map", "seq", "value")
 _CORE_TAGS = {f"tag:yaml.org,2002:{name}" for name in _CORE_TAG_NAMES}
@@ -53,8 +57,11 @@ class Resolved:
         return self._complete
 
     def to_yaml(self) -> str:
-        """The complete resolved config; loading it gives an equal experiment."""
-        text = yaml.dump(self._complete, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+        """The complete resolved config; loading it gives an equal experiment, but for credentials, which are left out.
+
+        A resume takes them from its own command: where a set lies is not part of what a resume compares.
+        """
+        text = yaml.dump(redacted_in(self._complete), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
         return f"{WRITTEN_BY}{pretrain.__version__}\n{text}"
 
     @property
@@ -83,7 +90,8 @@ def load_experiment(
     Args:
         path: YAML of the experiment. ``extends`` names a file or a list of files, relative to the file it stands in.
         cluster: YAML whose keys are those of the ``cluster`` section.
-        overrides: ``key.sub=value``; the value is YAML (a list, null, a quoted string).
+        overrides: ``key.sub=value``; the value is text as it is, typed by its key, or a list, a section or a quoted
+            string of YAML.
         without: sections of the file that are passed over.
 
     Raises:
@@ -93,8 +101,8 @@ def load_experiment(
     settings: Node = reader.read(str(path))
     assert isinstance(settings, Section)
     settings = Section({key: node for key, node in settings.children.items() if key not in without}, settings.where)
-    if cluster is not None:
-        settings = tree.merge(settings, Section({"cluster": reader.read(str(cluster))}))
+    if cluster is not None and (machines := reader.read(str(cluster))).children:
+        settings = tree.merge(settings, Section({"cluster": machines}))
     for override in overrides:
         settings = tree.merge(settings, reader.override(override))
     assert isinstance(settings, Section)
@@ -190,13 +198,23 @@ class _Reader:
         key, equals, value = text.partition("=")
         if not equals or not key or not all(key.split(".")) or key != key.strip():
             raise ConfigError(f"{COMMAND_LINE}: {text!r} is no override; write key.sub=value, such as optim.lr=3e-4")
-        node = self._compose(value, COMMAND_LINE, hint=f" (in {text!r})")
-        value_node = self._to_node(node, COMMAND_LINE) if node else Leaf("", False, COMMAND_LINE)
-        return tree.nest(key, value_node, COMMAND_LINE)
+        return tree.nest(key, self._override_value(value.strip(), f" (in {text!r})"), COMMAND_LINE)
+
+    def _override_value(self, value: str, hint: str) -> Node:
+        """Text as it is, unless it begins as a list, a section or a quoted string of YAML does."""
+        if not is_yaml(value):
+            return Leaf(value, False, COMMAND_LINE)
+        node = self._compose(value, COMMAND_LINE, hint=hint)
+        assert node is not None
+        if node.end_mark.index != len(value) or _has_comment(value):
+            raise ConfigError(f"{COMMAND_LINE}: text after the value, or a comment in it{hint}; quote all of it")
+        return self._to_node(node, COMMAND_LINE)
 
     def _compose(self, text: bytes | str, name: str, hint: str = "") -> yaml.Node | None:
         try:
             return yaml.compose(text, Loader=yaml.SafeLoader)
+        except RecursionError as error:
+            raise ConfigError(f"{name}: nested more than {DEEPEST} levels deep{hint}; no setting is") from error
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f"{name}:{mark.line + 1}" if mark is not None and name != COMMAND_LINE else name
@@ -217,29 +235,31 @@ class _Reader:
         assert isinstance(section, Section)
         return Section(section.children, path)
 
-    def _to_node(self, node: yaml.Node, path: str, seen: set[int] | None = None) -> Node:
+    def _to_node(self, node: yaml.Node, path: str, seen: set[int] | None = None, depth: int = 0) -> Node:
         seen = set() if seen is None else seen
         where = path if path == COMMAND_LINE else f"{path}:{node.start_mark.line + 1}"
         if id(node) in seen:
             raise ConfigError(f"{where}: aliases (*name) are not supported; write the value again, or use extends")
+        if depth > DEEPEST:
+            raise ConfigError(f"{where}: nested more than {DEEPEST} levels deep; no setting is")
         seen.add(id(node))
         if node.tag not in _CORE_TAGS:
             raise ConfigError(f"{where}: the tag {node.tag} is not supported; write a plain value")
         if isinstance(node, yaml.MappingNode):
-            return self._to_mapping(node, path, where, seen)
+            return self._to_mapping(node, path, where, seen, depth)
         if isinstance(node, yaml.SequenceNode):
-            return Items([self._to_node(item, path, seen) for item in node.value], where)
+            return Items([self._to_node(item, path, seen, depth + 1) for item in node.value], where)
         assert isinstance(node, yaml.ScalarNode)
         return Leaf(node.value, node.style is not None, where)
 
-    def _to_mapping(self, node: yaml.MappingNode, path: str, where: str, seen: set[int]) -> Section:
+    def _to_mapping(self, node: yaml.MappingNode, path: str, where: str, seen: set[int], depth: int) -> Section:
         section = Section(where=where)
         for key_node, value_node in node.value:
             line = path if path == COMMAND_LINE else f"{path}:{key_node.start_mark.line + 1}"
             if not isinstance(key_node, yaml.ScalarNode) or key_node.value == "<<":
                 raise ConfigError(f"{line}: a key must be a word (merge keys << are not supported: use extends)")
             key = key_node.value
-            child = self._to_node(value_node, path, seen)
+            child = self._to_node(value_node, path, seen, depth + 1)
             if isinstance(child, Section):
                 child = Section(child.children, line)
             if key in section.children:
@@ -249,12 +269,24 @@ class _Reader:
         return section
 
 
+def _has_comment(text: str) -> bool:
+    """Whether YAML would pass over a part of the text."""
+    tokens = (token for token in yaml.scan(text) if isinstance(token, yaml.ScalarToken))
+    inside = {place for token in tokens for place in range(token.start_mark.index, token.end_mark.index)}
+    return any(place not in inside for place, letter in enumerate(text) if letter == "#")
+
+
 def _read_bytes(path: str, chain: tuple[str, ...]) -> bytes:
+    named = f" (extended by {chain[-1]})" if chain else ""
     try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        named = f" (extended by {chain[-1]})" if chain else ""
-        raise ConfigError(f"{path}: cannot read the config{named}: {error.strerror}; check the path") from error
+        with open(path, "rb") as file:
+            text = file.read(LARGEST_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"{path}: cannot read the config{named}: {reason}; check the path") from error
+    if len(text) > LARGEST_FILE_BYTES:
+        raise ConfigError(f"{path}: more than {LARGEST_FILE_BYTES:,} bytes{named}, which no config has; check the path")
+    return text
 
 
 def _complete_settings(section: BaseModel) -> dict[str, Any]:

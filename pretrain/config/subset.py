@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -33,7 +34,12 @@ class Subset(Written):
         if match is None:
             raise ValueError(f"{text!r} is no part of a data set: write '10 %' or '50_000 samples'")
         value, unit = float(match[1].replace("_", "")), "%" if match[2] == "%" else "samples"
-        if value <= 0 or (unit == "%" and value > 100) or (unit == "samples" and value != int(value)):
+        if (
+            not math.isfinite(value)
+            or value <= 0
+            or (unit == "%" and value > 100)
+            or (unit == "samples" and value != int(value))
+        ):
             allowed = "more than 0 and at most 100" if unit == "%" else "a whole number of at least 1"
             raise ValueError(f"{text!r}: the number before {unit!r} must be {allowed}")
         return cls(value, unit)

@@ -41,12 +41,16 @@ Node = Leaf | Items | Section
 
 
 def merge(base: Node, top: Node) -> Node:
-    """Lays ``top`` over ``base``: sections merge key by key, anything else replaces what was there."""
+    """Lays ``top`` over ``base``: sections merge key by key, anything else replaces what was there.
+
+    A key that is written as an empty section (``evaluation.sets: {}``) empties the one below it.
+    """
     if not (isinstance(base, Section) and isinstance(top, Section)):
         return top
     children = dict(base.children)
     for key, node in top.children.items():
-        children[key] = merge(children[key], node) if key in children else node
+        empties = isinstance(node, Section) and not node.children
+        children[key] = merge(children[key], node) if key in children and not empties else node
     return Section(children, base.where if top.where == COMMAND_LINE and base.where else top.where)
 
 

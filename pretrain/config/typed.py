@@ -20,13 +20,18 @@ from pretrain.config.duration import Duration
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.subset import Subset
 from pretrain.config.tree import Items, Leaf, Node, Section
+from pretrain.names import printable
 
 Model = TypeVar("Model", bound=BaseModel)
 
 _INT = re.compile(r"[+-]?[0-9][0-9_]*")
 _FLOAT = re.compile(r"[+-]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][+-]?[0-9]+)?")
 _BOOL = {word: value for words, value in (("true yes on", True), ("false no off", False)) for word in words.split()}
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
 _ABSENT = object()
+LARGEST_INT = 2**63 - 1
+MOST_DIGITS = 40
+MOST_SHOWN = 200  # characters of a wrong value
 
 
 def validate(tree: Section, schema: type[Model], file: str) -> tuple[Model | None, list[str]]:
@@ -103,6 +108,9 @@ def _unknown_key(key: str, where: str, siblings: list[str]) -> str:
 def _value(node: Node, annotation: Any, key: str, problems: list[str]) -> Any:
     options = _options(annotation)
     section = model_of(annotation)
+    if isinstance(node, Leaf) and not _is_text(node.text):
+        problems.append(f"{node.where}: {key}: {printable(node.text)!r} has a character that no text may have")
+        return _ABSENT
     if section is not None:
         if isinstance(node, Section):
             return _section_values(node, section, f"{key}.", problems)
@@ -145,14 +153,28 @@ def _scalar(text: str, options: tuple[Any, ...]) -> Any:
     if bool in options and text.lower() in _BOOL:
         return _BOOL[text.lower()]
     if int in options and _INT.fullmatch(text):
-        return int(text.replace("_", ""))
+        return int(text.replace("_", "")) if _fits(text) else text
     if (float in options or int in options) and _FLOAT.fullmatch(text):
         number = float(text.replace("_", ""))
         if float in options and math.isfinite(number):
             return number
-        if math.isfinite(number) and number.is_integer():
+        if abs(number) < LARGEST_INT and number.is_integer():
             return int(number)  # 303e6 for a count
     return text
+
+
+def _fits(digits: str) -> bool:
+    """Whether a whole number is one that numpy and torch can hold; looked at before it is made of its digits."""
+    return len(digits) <= MOST_DIGITS and abs(int(digits.replace("_", ""))) <= LARGEST_INT
+
+
+def _is_text(text: str) -> bool:
+    """Whether text can be a name or a path: no control characters, and bytes of some file system behind it."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return _CONTROL.search(text) is None
 
 
 def fields_of(schema: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -236,6 +258,8 @@ def _locate(
 def _wrong_value(node: Node, info: FieldInfo) -> str:
     got = "a section" if isinstance(node, Section) else "a list" if isinstance(node, Items) else f"{node.text!r}"
     expected = describe(info.annotation, info.metadata)
+    if isinstance(node, Leaf) and len(node.text) > MOST_SHOWN:
+        got = f"{node.text[:MOST_SHOWN]!r}…"
     quoted = isinstance(node, Leaf) and node.quoted and str not in _options(info.annotation)
     return f"{got} is not {expected}" + ("; remove the quotes" if quoted else "")
 

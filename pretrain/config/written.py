@@ -37,4 +37,4 @@ class Written(ABC):
 
 def number_text(value: float) -> str:
     """A number without a needless ``.0``."""
-    return str(int(value) if value == int(value) else value)
+    return str(int(value) if abs(value) < 1e16 and value == int(value) else value)

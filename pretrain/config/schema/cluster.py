@@ -43,10 +43,10 @@ class ClusterConfig(Strict):
     backend: Literal["auto", "deepspeed", "accelerate"] = Field(
         default="auto", description="auto: deepspeed in pretrain/run.py, accelerate (DDP) in pipelines/finetune.py."
     )
-    num_devices: PositiveInt | Literal["auto"] = Field(
+    num_devices: Annotated[int, Field(gt=0, le=2**20)] | Literal["auto"] = Field(
         default="auto", description="Ranks that the run expects; auto: as many as the launcher starts (1 in --check)."
     )
-    device_memory_gib: PositiveFloat | Literal["auto"] = Field(
+    device_memory_gib: Annotated[float, Field(gt=0, le=1e6)] | Literal["auto"] = Field(
         default="auto", description="Memory of one device for --check and micro_batch_size: auto; auto: detected."
     )
     micro_batch_size: PositiveInt | Literal["auto"] = Field(

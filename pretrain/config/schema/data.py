@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,26 +19,30 @@ from pretrain.config.schema.base import NonNegativeFloat, PositiveFloat, Positiv
 from pretrain.config.schema.source import TrainSetConfig
 
 ResizeFilter = Literal["bilinear", "bilinear_aa", "bicubic_aa", "area"]
+TENSORFLOW_RATIO = (0.75, 1.33)  # Source: the default of tf.image.sample_distorted_bounding_box
 
 
 class TrainTransformConfig(Strict):
     """How a training image is made from its bytes. Random numbers are functions of (seed, epoch, sample)."""
 
-    crop: Literal["inception", "simple", "resmall", "resize"] = Field(
+    crop: Literal["inception", "inception_tf", "simple", "resmall", "resize"] = Field(
         default="inception",
-        description="inception: a random area and ratio, resized. simple: the short side resized to the model's size, "
-        "4 pixels reflected at each edge, then a random square of the model's size (DeiT III's simple random crop). "
-        "resmall: the short side resized to short_side, then a random square (big_vision's resmall_crop). resize: the "
-        "whole image, squashed.",
+        description="inception: a random area and ratio, resized (torchvision's RandomResizedCrop). inception_tf: a "
+        "random height and ratio, resized (TensorFlow's distorted bounding box, as in Google's recipes). simple: the "
+        "short side resized to the model's size, 4 pixels reflected at each edge, then a random square of the model's "
+        "size (DeiT III's simple random crop). resmall: the short side resized to short_side, then a random square "
+        "(big_vision's resmall_crop). resize: the whole image, squashed.",
     )
     short_side: PositiveInt | None = Field(
         default=None, description="resmall only: pixels of the short side before the crop (448 for a 384 px model)."
     )
     min_area: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.05, description="inception only: smallest share of the area of a crop."
+        default=0.05, description="inception, inception_tf: smallest share of the area of a crop."
     )
     ratio: tuple[PositiveFloat, PositiveFloat] = Field(
-        default=(0.75, 4 / 3), description="inception only: range of the crop's width over its height."
+        default=(0.75, 4 / 3),
+        description="inception, inception_tf: range of the crop's width over its height; the default of inception_tf "
+        "is TensorFlow's, 0.75 to 1.33.",
     )
     hflip: UnitInterval = Field(default=0.5, description="Probability of a horizontal flip.")
     resize_filter: ResizeFilter = Field(default="bilinear_aa", description="Interpolation of the resize.")
@@ -66,12 +71,20 @@ class TrainTransformConfig(Strict):
         default=None, description="Rectangles of noise in the normalised image; null: none."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _ratio_of_the_crop(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("crop") == "inception_tf":
+            return {"ratio": TENSORFLOW_RATIO} | values
+        return values
+
     @model_validator(mode="after")
     def _nothing_ignored(self) -> TrainTransformConfig:
         unused = sorted({"min_area", "ratio"} & self.model_fields_set)
-        if self.crop != "inception" and unused:
+        if self.crop not in ("inception", "inception_tf") and unused:
             raise ValueError(
-                f"{', '.join(unused)} belong to crop: inception; with crop: {self.crop} they would be ignored"
+                f"{', '.join(unused)} belong to crop: inception or inception_tf; with crop: {self.crop} they would be "
+                "ignored"
             )
         if self.crop != "resmall" and self.short_side is not None:
             raise ValueError(f"short_side belongs to crop: resmall; with crop: {self.crop} it would be ignored")
@@ -86,14 +99,17 @@ class TrainTransformConfig(Strict):
 class EvalTransformConfig(Strict):
     """How an evaluation image is made from its bytes."""
 
-    resize: Literal["short_side", "squash", "squash_crop"] = Field(
+    resize: Literal["short_side", "resmall", "squash", "squash_crop"] = Field(
         default="short_side",
-        description="short_side: keep the aspect, then crop the centre; squash: to the size itself; squash_crop: to a "
+        description="short_side: keep the aspect, then crop the centre (the long side is rounded down, as torchvision, "
+        "timm and Hugging Face do); resmall: likewise, the long side rounded to the nearest and the crop's place "
+        "rounded down (big_vision's resize_small and central_crop); squash: to the size itself; squash_crop: to a "
         "larger size, then crop the centre.",
     )
     crop_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.875,
-        description="short_side, squash_crop: model size over the resized short side, or sides (0.875 is 256 → 224).",
+        description="Model size over the resized short side (short_side, resmall) or sides (squash_crop), which are "
+        "rounded down: 0.875 is 256 → 224, 0.9 is 248 → 224.",
     )
     resize_filter: ResizeFilter = Field(default="bilinear_aa", description="Interpolation of the resize.")
 
@@ -101,9 +117,13 @@ class EvalTransformConfig(Strict):
     def _nothing_ignored(self) -> EvalTransformConfig:
         if self.resize == "squash" and "crop_fraction" in self.model_fields_set:
             raise ValueError(
-                "crop_fraction belongs to resize: short_side or squash_crop; with squash it would be ignored"
+                "crop_fraction belongs to resize: short_side, resmall or squash_crop; with squash it would be ignored"
             )
         return self
+
+    def before_crop(self, side: int) -> int:
+        """Pixels to which a side is resized, of which ``side`` are kept. Source: timm and DeiT round down."""
+        return math.floor(side / self.crop_fraction)
 
 
 class DataConfig(TrainSetConfig):

@@ -35,6 +35,15 @@ CHIEF_METRICS: dict[Kind, str] = {
     "regression": "mae",
     "segmentation": "mIoU",
 }
+METRICS: dict[Kind, tuple[str, ...]] = {
+    "accuracy": ("top1", "top5"),
+    "label_map": ("top1", "top5"),
+    "multilabel": ("mAP", "precision_at_1"),
+    "knn": ("knn_top1", "knn_top5"),
+    "logistic": ("logistic_top1", "logistic_top5"),
+    "regression": ("mae", "rmse", "r2"),
+    "segmentation": ("mIoU", "pixel_accuracy"),
+}
 FEW_SHOT_L2 = 2.0**10
 LOGISTIC_L2 = 1.0
 
@@ -111,6 +120,11 @@ class EvaluationSetConfig(Strict):
     def chief_metric(self) -> str:
         """The figure by which a model is judged on the set, where one is wanted."""
         return f"{max(self.shots)}_shot" if self.kind == "few_shot" else CHIEF_METRICS[self.kind]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The figures by which models can be compared on the set."""
+        return tuple(f"{shots}_shot" for shots in self.shots) if self.kind == "few_shot" else METRICS[self.kind]
 
     @property
     def uses_features(self) -> bool:

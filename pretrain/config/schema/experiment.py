@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pretrain.config.duration import Duration
-from pretrain.config.schema.base import PositiveInt, Strict
+from pretrain.config.schema.base import Strict
 from pretrain.config.schema.checkpoint import CheckpointConfig, InitConfig, ResumeConfig
 from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.data import DataConfig
@@ -20,13 +20,15 @@ from pretrain.config.schema.telemetry import GuardConfig, TelemetryConfig
 from pretrain.config.target import IGNORED_PIXEL, IN_WORDS, makers_of, wanted_by
 
 FORMAT_VERSION = 1
+LARGEST_BATCH = 2**24
+MOST_SAMPLES = 1e18  # places in the stream are 64-bit numbers
 
 
 class Experiment(Strict):
     """One run, pretraining or fine-tuning, from data to result."""
 
     version: Literal[1] = Field(default=FORMAT_VERSION, description="Version of this format.")
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")] = Field(
         description="The run folder is output_dir/name."
     )
     output_dir: str = Field(default="runs", description="Where run folders lie; must be shared by all ranks.")
@@ -34,7 +36,9 @@ class Experiment(Strict):
         default=0, description="Decides initial weights, order, augmentation, dropout."
     )
     duration: Duration = Field(description="Length of the training, such as '90 epochs' or '20_000 steps'.")
-    global_batch_size: PositiveInt = Field(description="Images per optimiser step over all devices.")
+    global_batch_size: Annotated[int, Field(gt=0, le=LARGEST_BATCH)] = Field(
+        description="Images per optimiser step over all devices."
+    )
     precision: Literal["fp32", "bf16", "autocast"] = Field(
         default="bf16",
         description="bf16: weights in bfloat16 with fp32 master weights (ZeRO ≥ 1); autocast: fp32 weights, "
@@ -58,6 +62,33 @@ class Experiment(Strict):
     sweep: SweepConfig | None = Field(
         default=None, description="Read by pipelines sweep; a single run trains with the settings beside it."
     )
+
+    @model_validator(mode="after")
+    def _lengths_can_be_counted(self) -> Experiment:
+        schedule = self.optim.schedule
+        lengths = {
+            "duration": self.duration,
+            "checkpoint.every": self.checkpoint.every,
+            "checkpoint.keep_every": self.checkpoint.keep_every,
+            "evaluation.every": self.evaluation.every,
+            "resume.cooldown": self.resume.cooldown,
+        } | {
+            f"optim.schedule.{name}": getattr(schedule, name)
+            for name in ("warmup", "cooldown", "end_hold", "timescale", "shift")
+        }
+        for key, length in lengths.items():
+            if length is not None and self.exact_steps(length) * self.global_batch_size >= MOST_SAMPLES:
+                raise ValueError(f"{key}: {length} is longer than {MOST_SAMPLES:.0e} samples; make it shorter")
+        return self
+
+    @model_validator(mode="after")
+    def _loss_can_fall(self) -> Experiment:
+        if self.data.num_classes == 1 and self.objective.name in ("softmax", "segmentation", "distillation"):
+            raise ValueError(
+                f"data.num_classes: 1; objective.name: {self.objective.name} divides one between the classes, so with "
+                "one class its loss is always 0; use objective.name: sigmoid, or a set of two classes"
+            )
+        return self
 
     @model_validator(mode="after")
     def _objective_fits_model(self) -> Experiment:
@@ -142,6 +173,17 @@ class Experiment(Strict):
             )
         if config.keep_best is not None and (self.evaluation.every is None or not self.evaluation.sets):
             raise ValueError("checkpoint.keep_best needs evaluation.every and evaluation.sets: nothing is measured")
+        averages = ("", "_ema") if self.optim.ema_decay is not None else ("",)
+        possible = [
+            f"{name}{average}/{metric}"
+            for name, chosen in self.evaluation.sets.items()
+            for average in averages
+            for metric in chosen.metrics
+        ]
+        if config.keep_best is not None and config.keep_best not in possible:
+            raise ValueError(
+                f"checkpoint.keep_best: {config.keep_best} is not measured; possible: {', '.join(possible)}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -188,6 +230,23 @@ class Experiment(Strict):
         """Optimiser steps of the whole run: round(epochs × N / B)."""
         return self.steps(self.duration)
 
+    @property
+    def steps_per_epoch(self) -> float:
+        """Optimiser steps of one epoch, seldom a whole number. The one definition of an epoch.
+
+        An epoch is as many draws as there are samples to draw from: those of the set less its drop list, or of its
+        subset; of a mixture, the sum over its sets, whatever their weights.
+        """
+        return self.data.drawn_samples / self.global_batch_size
+
     def steps(self, duration: Duration) -> int:
-        """``duration`` in optimiser steps of this experiment."""
-        return duration.to_steps(self.data.drawn_samples, self.global_batch_size)
+        """``duration`` in optimiser steps of this experiment, rounded to the nearest."""
+        return round(self.exact_steps(duration))
+
+    def exact_steps(self, duration: Duration) -> float:
+        """The same before it is rounded."""
+        return duration.to_exact_steps(self.data.drawn_samples, self.global_batch_size)
+
+    def epochs(self, samples: float) -> float:
+        """How many epochs so many draws are."""
+        return samples / self.data.drawn_samples

@@ -59,7 +59,9 @@ class ModelConfig(Strict):
         description="Input resolution in pixels: one number, or [height, width]. The patch size must divide it.",
     )
     embed_dim: PositiveInt | None = Field(default=None, description="Width D; overrides the variant's.")
-    depth: PositiveInt | None = Field(default=None, description="Number of blocks; overrides the variant's.")
+    depth: Annotated[int, Field(gt=0, le=1000)] | None = Field(
+        default=None, description="Number of blocks; overrides the variant's."
+    )
     num_heads: PositiveInt | None = Field(default=None, description="Attention heads; overrides the variant's.")
     mlp_dim: PositiveInt | None = Field(default=None, description="Hidden width of the MLP; overrides the variant's.")
     class_token: bool = Field(default=True, description="Prepend a learned class token. Needed by pool: token.")
@@ -134,7 +136,12 @@ class ModelConfig(Strict):
         default=0.0,
         description="Dropout after every dense layer except qkv and after the position embedding (the paper's).",
     )
-    drop_path: Probability = Field(default=0.0, description="Stochastic depth: rate of the last block, linear from 0.")
+    drop_path: Probability = Field(default=0.0, description="Stochastic depth: rate of the last block, or of all.")
+    drop_path_shape: Literal["linear", "constant"] = Field(
+        default="linear",
+        description="vit only: drop_path grows linearly from 0 in the first block (timm, DeiT), or is the rate of "
+        "every block (constant, DeiT III).",
+    )
     gelu: Literal["erf", "tanh"] = Field(default="erf", description="Form of GELU: timm's erf, or flax's tanh.")
     layer_norm_eps: PositiveFloat = Field(default=1e-6, description="Epsilon of every LayerNorm.")
 
@@ -163,7 +170,9 @@ class ModelConfig(Strict):
         return self
 
     @model_validator(mode="after")
-    def _pool_fits_tokens(self) -> ModelConfig:
+    def _settings_fit_each_other(self) -> ModelConfig:
+        if self.drop_path_shape == "constant" and not self.drop_path:
+            raise ValueError("drop_path_shape: constant belongs to drop_path; with drop_path: 0 it would be ignored")
         if self.pool == "token" and not self.class_token:
             raise ValueError("pool: token needs class_token: true (or choose pool: norm_avg or avg_norm)")
         if self.distilled and (self.pool != "token" or self.representation_size is not None or self.mask_token):

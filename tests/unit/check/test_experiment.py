@@ -16,7 +16,9 @@ from pipelines import pack
 from pretrain.check.experiment import check
 from pretrain.check.memory import GIB, RESERVED_BYTES, resolve_micro_batch
 from pretrain.config.loader import Resolved, load_experiment
+from pretrain.data.card import Card, encode_classes
 from pretrain.errors import ConfigError, DataError
+from pretrain.files import digest
 from pretrain.models import budget
 from tests.faulty_server import folder_server, running
 
@@ -207,6 +209,16 @@ def test_a_truncated_shard_is_refused(beside: Load) -> None:
         check(beside())
 
 
+def test_an_evaluation_set_with_the_classes_in_another_order_is_refused(beside: Load) -> None:
+    digits = [(str(number), str(number)) for number in (1, 0, 2, 3, 4)]
+    encoded = encode_classes(digits)
+    card = Card.load("digits/val").model_copy(update={"classes_digest": digest(encoded)})
+    Path("digits/val/classes.csv").write_bytes(encoded)
+    Path("digits/val/card.json").write_bytes(card.to_json())
+    with pytest.raises(DataError, match=r"digits/val has other classes than .*: class 0 is '1' there and '0' here"):
+        check(beside(), world=1)
+
+
 def test_shards_without_an_index_are_not_taken_for_absent(beside: Load) -> None:
     Path("digits/train/index.json").unlink()
     with pytest.raises(DataError, match=r"have no index yet\. Make it with: python -m pipelines verify"):
@@ -221,7 +233,8 @@ def test_one_label_per_image_needs_a_set_of_that_kind(beside: Load) -> None:
     forged = ShardTable(Path("digits/train"), rows, num_classes=5, max_labels=3)
     forged.save()
     card = json.loads(Path("digits/train/card.json").read_text())
-    Path("digits/train/card.json").write_text(json.dumps(card | {"index_digest": forged.digest}))
+    forged_card = card | {"index_digest": forged.digest, "max_labels": 3, "labels": "multi", "facts_digest": ""}
+    Path("digits/train/card.json").write_text(json.dumps(forged_card))
     with pytest.raises(ConfigError, match=r"objective\.name: softmax takes one label per image.*up to 3; use sigmoid"):
         check(beside())
     assert check(beside("objective.name=sigmoid"))

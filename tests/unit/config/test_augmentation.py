@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,9 @@ REFUSED = {
     "data.train_transform.short_side=256": "belongs to crop: resmall",
     "data.train_transform.crop=resmall data.train_transform.short_side=100": "100 is smaller than the model's 224",
     "data.train_transform.crop=simple data.train_transform.min_area=0.5": "min_area belong to crop: inception",
+    "data.train_transform.crop=resize data.train_transform.ratio=[0.5, 2]": "inception or inception_tf; with crop",
+    "data.eval_transform.resize=squash data.eval_transform.crop_fraction=0.9": "short_side, resmall or squash_crop",
+    "model.drop_path_shape=constant": "drop_path_shape: constant belongs to drop_path",
     "data.train_transform.random_erasing.min_area=0.9": "min_area 0.9 is larger than max_area",
     "data.mixing.prob=0.5": "prob: without mixup or cutmix",
     "data.mixing.per=pair": "per: without mixup or cutmix",
@@ -64,11 +68,14 @@ REFUSED = {
 @pytest.mark.parametrize("overrides", REFUSED)
 def test_what_would_be_ignored_or_cannot_be_is_refused(config: Path, overrides: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_experiment(config, overrides=overrides.split())
+        load_experiment(config, overrides=re.split(r" (?=[a-z_]+\.)", overrides))
     assert REFUSED[overrides] in str(caught.value)
 
 
 ACCEPTED = [
+    "data.train_transform.crop=inception_tf data.train_transform.min_area=0.2",
+    "data.train_transform.crop=inception_tf data.train_transform.ratio=[0.5,2.0]",
+    "data.eval_transform.resize=resmall model.drop_path=0.1 model.drop_path_shape=constant",
     "data.train_transform.auto_augment=rand-m9-mstd0.5-inc1 data.train_transform.random_erasing.prob=1",
     "data.mixing.mixup=0.8 data.mixing.cutmix=1 data.mixing.switch_prob=1 data.mixing.prob=1 data.mixing.per=pair",
     "objective.name=sigmoid objective.binarise=true data.mixing.mixup=0.8",
@@ -87,8 +94,23 @@ def test_a_saved_config_is_read_again_as_the_same_experiment(config: Path, tmp_p
     assert again.experiment == resolved.experiment and again.digest == resolved.digest
 
 
+def test_the_ratio_of_tensorflows_crop_is_tensorflows(config: Path) -> None:
+    """Its default is 1.33 and no third; what is given stays."""
+    ratios = []
+    for more in ([], ["data.train_transform.ratio=[0.5, 2]"]):
+        experiment = load_experiment(config, overrides=["data.train_transform.crop=inception_tf", *more]).experiment
+        ratios.append(experiment.data.train_transform.ratio)
+    assert ratios == [(0.75, 1.33), (0.5, 2.0)]
+
+
 @pytest.mark.parametrize(
-    "override", ["data.augreg=light1", "data.mixing.mixup=0.1", "data.train_transform.color_jitter=0.1"]
+    "override",
+    [
+        "data.augreg=light1",
+        "data.mixing.mixup=0.1",
+        "data.train_transform.color_jitter=0.1",
+        "data.train_transform.crop=inception_tf",
+    ],
 )
 def test_they_decide_the_result(config: Path, override: str) -> None:
     assert load_experiment(config).digest != load_experiment(config, overrides=[override]).digest

@@ -142,6 +142,28 @@ def test_null_takes_a_section_or_an_entry_back(write: Write) -> None:
     assert load_experiment(path, overrides=["evaluation=null"]).experiment.evaluation.every is None
 
 
+@pytest.mark.parametrize("by", ["file", "override"])
+def test_an_empty_section_empties_what_is_below_it(write: Write, by: str) -> None:
+    sets = "evaluation: {micro_batch_size: 3, sets: {a: {shards: a, num_samples: 1}}}\n"
+    write(MINIMAL + sets + "cluster: {num_workers: 3, deepspeed: {a: 1}}\n", "base.yaml")
+    emptied = "evaluation: {sets: {}}\ncluster: {deepspeed: {}}\n" if by == "file" else ""
+    overrides = ["evaluation.sets={}", "cluster.deepspeed={}"] if by == "override" else []
+    resolved = load_experiment(write(f"extends: base.yaml\n{emptied}"), overrides=overrides)
+    assert resolved.experiment.evaluation.sets == {} and resolved.experiment.cluster.deepspeed == {}
+    assert resolved.experiment.evaluation.micro_batch_size == 3, "its neighbours stay"
+    assert resolved.experiment.cluster.num_workers == 3
+    more = load_experiment("x.yaml", overrides=[*overrides, "evaluation.sets={}", "evaluation.sets.b.shards=b",
+                           "evaluation.sets.b.num_samples=2"])  # fmt: skip
+    assert set(more.experiment.evaluation.sets) == {"b"}
+
+
+def test_a_file_that_only_extends_changes_nothing(write: Write) -> None:
+    write(MINIMAL + "cluster: {num_workers: 3}\n", "base.yaml")
+    write("{}\n", "empty.yaml")
+    assert load_experiment(write("extends: base.yaml\n")).experiment.optim.lr == 1e-4
+    assert load_experiment("x.yaml", cluster="empty.yaml").experiment.cluster.num_workers == 3
+
+
 def test_where_falls_back_to_the_section_and_the_file(write: Write) -> None:
     resolved = load_experiment(write(MINIMAL), overrides=["seed=3"])
     assert resolved.where("seed") == "command line"

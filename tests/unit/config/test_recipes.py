@@ -106,7 +106,7 @@ def test_deits_rate_by_epoch() -> None:
     ],
 )
 def test_deit3(size: str, variant: str, pixels: int, lr: float, drop_path: float) -> None:
-    """Source: DeiT III's README for ImageNet-1k."""
+    """Source: DeiT III's README for ImageNet-1k (no --src, so timm's random resized crop), and its models_v2.py."""
     experiment = load(f"deit3_{size}_i1k")
     model, data, optim = experiment.model, experiment.data, experiment.optim
     assert (model.variant, model.img_size, model.drop_path, model.pos_embed_prefix) == (
@@ -116,7 +116,9 @@ def test_deit3(size: str, variant: str, pixels: int, lr: float, drop_path: float
     assert (experiment.global_batch_size, str(experiment.duration)) == (2048, "800 epochs")
     assert (experiment.objective.name, experiment.objective.reduction) == ("sigmoid", "mean")
     assert experiment.objective.binarise and experiment.objective.label_smoothing == 0
-    assert (data.train_transform.crop, data.train_transform.three_augment) == ("simple", True)
+    crop = data.train_transform
+    assert (crop.crop, crop.min_area, crop.ratio, crop.three_augment) == ("inception", 0.08, (0.75, 4 / 3), True)
+    assert (model.drop_path_shape, model.layer_scale) == ("constant", 1e-4)
     assert (data.train_transform.color_jitter, data.repeated_augmentation) == (0.3, 3)
 
 
@@ -125,12 +127,39 @@ def test_deit3_second_stage(size: str, drop_path: float) -> None:
     experiment = load(f"deit3_{size}_224", "finetune")
     optim = experiment.optim
     assert (optim.name, optim.lr, optim.weight_decay) == ("adamw", 1e-5, 0.1)
+    lr, warm = build_schedule(experiment), experiment.steps(optim.schedule.warmup)
+    assert [lr(step) for step in (warm + 1, experiment.num_steps // 2, experiment.num_steps)] == pytest.approx(
+        [1e-5] * 3
+    )
+    assert lr(0) == pytest.approx(1e-6)
     assert (str(experiment.duration), experiment.model.img_size, experiment.model.drop_path) == (
         "20 epochs", 224, drop_path,
     )  # fmt: skip
     first = load(f"deit3_{size}_i1k").model
-    same = ("variant", "layer_scale", "pos_embed_prefix", "pool")
+    same = ("variant", "layer_scale", "pos_embed_prefix", "pool", "drop_path_shape")
     assert all(getattr(first, key) == getattr(experiment.model, key) for key in same)
+
+
+def test_deit_at_384_pixels_sees_what_its_code_sees() -> None:
+    """Source: DeiT's README and main.py: --eval-crop-ratio 0.875, one rate of 5e-6."""
+    experiment = load("deit_b16_384", "finetune")
+    assert experiment.data.eval_transform.before_crop(384) == 438
+    assert (experiment.optim.lr, experiment.optim.schedule.end_lr, experiment.optim.weight_decay) == (5e-6, 5e-6, 1e-8)
+
+
+def test_scaling_vits_lengths_and_fine_tuning() -> None:
+    """Source: Scaling ViT, appendix F: 5 M × 4,096 images for G/14, fine-tuned at a constant rate with an average."""
+    images = {name: load(f"scaling_{name}_jft3b") for name in ("g14", "bigg14")}
+    assert [e.num_steps * e.global_batch_size for e in images.values()] == [4_000_000 * 4096, 5_000_000 * 4096]
+    tuned = load("imagenet_bigg14_518", "finetune")
+    assert (tuned.optim.schedule.name, tuned.optim.ema_decay) == ("constant", 0.9999)
+    assert tuned.sweep is not None and tuned.sweep.grid == {"optim.lr": [0.03, 0.01]} and tuned.optim.lr == 0.03
+    assert build_schedule(tuned)(tuned.num_steps) == 0.03
+
+
+def test_augregs_fine_tuning_rate_is_that_of_the_released_b16() -> None:
+    """Source: google-research/vision_transformer, README: …steps_20k-lr_0.03-res_384, 85.49 %."""
+    assert load("augreg_imagenet", "finetune").optim.lr == 0.03
 
 
 def test_swin_and_pvt() -> None:
@@ -171,3 +200,14 @@ def test_the_page_lists_every_recipe_with_its_cost() -> None:
         costs[name] = found[1]
     assert rows == costs
     assert all((ROOT / "docs" / target).exists() for target in re.findall(r"\]\((\.\./configs[^)]+)\)", page))
+
+
+def test_googles_recipes_crop_by_tensorflows_law() -> None:
+    """Pixels in [-1, 1] are Google's; MAE's and the segmentation's recipes take others, and VTAB crops nothing."""
+    others = {"ade20k_b16_512", "imagenet_layer_decay", "imagenet_linear_probe"}
+    crops = {}
+    for kind, name in RECIPES:
+        data = load(name, kind).data
+        if (data.mean, data.std) == HALF and name not in others:
+            crops[name] = (data.train_transform.crop, data.train_transform.min_area, data.train_transform.ratio)
+    assert len(crops) > 35 and set(crops.values()) == {("inception_tf", 0.05, (0.75, 1.33))}
