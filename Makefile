@@ -1,4 +1,4 @@
-# make demo | test | test-all | test-slurm | lint | types | docs | bench | bench-setup | clean
+# make demo | test | test-all | test-slurm | test-versions | lint | types | docs | bench | bench-setup | clean
 # The environment is made when it is missing and brought up to date when pyproject.toml has changed.
 
 SYSTEM_PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-all test-slurm lint types docs bench bench-setup clean
+.PHONY: help demo test test-all test-slurm test-versions lint types docs bench bench-setup clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -28,6 +28,10 @@ test-all: test ## the whole suite: what is slow runs alone, for it measures, or 
 test-slurm: $(INSTALLED) ## the job scripts on a real Slurm, installed for it where that is allowed (root, apt-get)
 	tests/slurm/with_slurm.sh $(PYTHON) -m pytest -m slow tests/slurm
 
+test-versions: $(INSTALLED) ## all numerics with the lowest and the highest allowed version of every dependency (12 GB)
+	tests/versions.sh lowest
+	tests/versions.sh highest
+
 lint: $(INSTALLED) ## format and rules, without changing anything
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
@@ -48,5 +52,5 @@ bench-setup: $(INSTALLED) ## environments under .bench/ for the loaders that ben
 	$(PYTHON) -m benchmarks.loaders.setup
 
 clean: ## remove caches and builds; data, runs and the environment stay
-	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site .versions *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

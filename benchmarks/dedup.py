@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from pipelines import dedup
 from pipelines.deduplication.hashes import COARSE_VIEWS, NUM_BITS, VIEWS
 from pipelines.deduplication.search import near_pairs
-from pipelines.sources.folder import EXTENSIONS
+from pipelines.sources.entries import IMAGE_EXTENSIONS
 from pretrain.data.decode import open_image
 from pretrain.data.faults import BadSample
 
@@ -155,7 +155,7 @@ def usable(folder: Path, count: int, generator: np.random.Generator) -> list[Ima
     Of a series, files of one folder whose names differ in their numbers only, one is taken: openclipart has 1,375 stars
     that differ in one line or so.
     """
-    files = sorted(path for path in folder.rglob("*") if path.suffix[1:].lower() in EXTENSIONS)
+    files = sorted(path for path in folder.rglob("*") if path.suffix[1:].lower() in IMAGE_EXTENSIONS)
     images: list[Image.Image] = []
     seen: set[bytes | tuple[Path, str]] = set()
     for index in generator.permutation(len(files)):

@@ -44,6 +44,7 @@ from pretrain.engine.checkpoint_folder import newest_valid
 from pretrain.engine.loop import Trainer
 from pretrain.engine.retention import Retention
 from pretrain.engine.run_folder import RunFolder
+from pretrain.engine.self_check import Reading
 from pretrain.engine.state import TrainState
 from pretrain.engine.stop import StopRequest
 from pretrain.models.interop import WeightsMetadata, save_weights
@@ -116,11 +117,11 @@ def build_ours(
     objective = turns.objective
 
     @torch.no_grad()
-    def probe() -> float:
+    def probe() -> Reading:
         backend.train(False)
         loss = float(objective(backend.forward, turns.batch.inputs))
         backend.train(True)
-        return loss
+        return Reading(loss, (0,), "the batch of the benchmark")
 
     about = WeightsMetadata.of(experiment.model, CLASSES, HALF, HALF)
     reporter = Reporter(False)

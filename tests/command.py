@@ -71,7 +71,7 @@ class Commands:
         words[0] = sys.executable if words[0] == "python" else words[0]
         process = subprocess.Popen(
             words,
-            stdin=subprocess.DEVNULL,
+            stdin=options.pop("stdin", subprocess.DEVNULL),
             stdout=options.pop("stdout", subprocess.PIPE),
             stderr=options.pop("stderr", subprocess.PIPE),
             text=True,

@@ -50,7 +50,7 @@ SETS = {
     "fashion-1000": DataSet("fashion_small/train", "fashion_small/val", "fashion_test/val"),
     "openclipart": DataSet("clipart/train", "clipart/val", "clipart_all/val", crops=True, multi_label=True),
     "digits": DataSet("digits/train", "digits/val", "digits_all/val", hflip=0.0),
-    "photos": DataSet("photos/train/train", "photos/validation/train", "photos/test/train", crops=True),
+    "photos": DataSet("photos/train", "photos/val", "photos/test", crops=True),
 }
 PHOTO_SPLITS = ("train", "validation", "test")
 
@@ -93,9 +93,8 @@ def pack_sets(data: Path, clipart: Path, photos: Path | None, quick: bool) -> No
     _pack(data / "clipart", "webdataset", str(data / "clipart_all/train"), "--holdout", "0.1", *KEEP)
     _pack(data / "digits_all", "digits", "--holdout", "0.5", "--per-class", "15" if quick else "50")
     _pack(data / "digits", "webdataset", str(data / "digits_all/train"), "--holdout", "0.2", *KEEP)
-    for split in PHOTO_SPLITS:
-        if photos is not None:
-            _pack(data / "photos" / split, "folder", str(photos / split), "--short-side", "64")
+    if photos is not None:
+        _pack(data / "photos", "folder", str(photos), "--short-side", "64")
 
 
 def _pack(out: Path, *arguments: str) -> None:

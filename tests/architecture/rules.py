@@ -14,14 +14,32 @@ from typing import NamedTuple
 Tree = Mapping[str, str]
 
 # Leaf modules, that every room may import.
-LEAVES = frozenset({"pretrain.errors", "pretrain.files", "pretrain.seeds"})
+LEAVES = frozenset(
+    {
+        "pretrain.disk",
+        "pretrain.errors",
+        "pretrain.files",
+        "pretrain.names",
+        "pretrain.outputs",
+        "pretrain.records",
+        "pretrain.redaction",
+        "pretrain.seeds",
+        "pretrain.text_files",
+    }
+)
 EVERYTHING = "pretrain"
 
 # Module or room → the modules and rooms that it may import. The longest prefix that fits a module decides.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pretrain.errors": (),
+    "pretrain.disk": (),
     "pretrain.files": (),
+    "pretrain.records": (),
+    "pretrain.names": (),
+    "pretrain.outputs": (),
+    "pretrain.redaction": (),
     "pretrain.seeds": (),
+    "pretrain.text_files": (),
     "pretrain.config": (),
     "pretrain.distributed": (),
     "pretrain.models": ("pretrain.config",),
@@ -59,7 +77,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "webdataset": ("pretrain.data", "pipelines.packing", "pipelines.verification"),
     "yaml": ("pretrain.config.loader",),
     "subprocess": ("pipelines", "pretrain.data.pipe_transport"),
-    "urllib3": ("pretrain.data.http_transport", "pretrain.data.s3_transport"),
+    "urllib3": ("pretrain.data.http_client", "pretrain.data.s3_transport"),
     "boto3": ("pretrain.data.s3_transport",),
     "botocore": ("pretrain.data.s3_transport",),
     "rich": ("pretrain.telemetry", "pipelines"),
@@ -68,9 +86,14 @@ HOMES: dict[str, tuple[str, ...]] = {
     "sklearn": ("pipelines.sources", "pretrain.evaluation.logistic"),
     "cv2": ("pretrain.data", "pipelines.sources", "pipelines.packing", "pipelines.deduplication"),
     "PIL": ("pretrain.data", "pipelines.sources", "pipelines.packing", "pipelines.deduplication"),
-    "pyarrow": ("pipelines.sources.parquet",),
+    "pyarrow": ("pipelines.sources.parquet_columns",),
     "safetensors": ("pretrain.models", "pretrain.engine", "pretrain.data"),
 }
+# What speaks HTTP, and the only place that may: there an answer has limits, is checked and asked for again.
+WEB = frozenset(
+    {"urllib", "urllib.request", "urllib.robotparser", "http", "http.client", "requests", "httpx", "aiohttp"}
+)
+WEB_HOME = "pretrain.data.http_client"
 ENVIRONMENT_HOMES = ("pretrain.distributed", "pipelines")
 
 # Importing these must import none of the heavy libraries, also not through others.
@@ -80,7 +103,12 @@ HEAVY = frozenset(
 LIGHT = (
     "pretrain",
     "pretrain.errors",
+    "pretrain.disk",
     "pretrain.files",
+    "pretrain.records",
+    "pretrain.names",
+    "pretrain.outputs",
+    "pretrain.redaction",
     "pretrain.seeds",
     "pretrain.config",
     "pretrain.data.index",
@@ -105,6 +133,36 @@ LIGHT = (
 )
 LIGHT_ROOMS = ("pretrain.check", "pretrain.config", "pipelines.slurm")
 
+# The only places that print without ``pretrain.names.tell``: what they print is read by a program.
+PRINTERS = (
+    "pretrain.names",
+    "pretrain.outputs",
+    "pretrain.config.json_schema",
+    "pretrain.telemetry.metrics",
+    "pipelines.slurm",
+    "pipelines.probes",
+)
+# The one module that opens images with Pillow, and calls that read an image file without it.
+OPENING = "pretrain.data.opening"
+IMAGE_READERS = frozenset({"imread", "imdecode", "imreadmulti", "decode_image", "decode_png", "pil_loader"})
+
+# They write and read a run folder, and do so through ``pretrain.disk`` alone, where it can be fenced and made to fail.
+THROUGH_DISK = (
+    "pretrain.files",
+    "pretrain.records",
+    "pretrain.distributed.watchdog",
+    "pretrain.engine",
+    "pretrain.telemetry",
+    "pipelines.run_record",
+    "pipelines.slurm.starts",
+    "pipelines.slurm.verdict",
+)
+NOT_RUN_FOLDER = ("pretrain.engine.process_identity",)  # asks the kernel
+FILE_CALLS = frozenset(
+    {"open", "save_file", "safe_open", "rename", "replace", "unlink", "rmtree", "mkdir", "makedirs", "rmdir", "touch"}
+    | {"read_text", "read_bytes", "write_text", "write_bytes", "glob", "rglob", "iterdir", "listdir", "fsync"}
+)
+
 VAGUE_NAMES = frozenset({"utils", "util", "misc", "common", "helpers", "helper"})
 
 
@@ -125,7 +183,7 @@ def read_tree(root: Path) -> dict[str, str]:
 def violations(tree: Tree) -> list[str]:
     """Every broken rule as ``file:line: what``."""
     found: list[str] = []
-    for rule in (forbidden_rooms, strangers, environment_reads, heavy_imports, vague_names, importing_inits):
+    for rule in RULES:
         found += rule(tree)
     return found
 
@@ -150,6 +208,16 @@ def strangers(tree: Tree) -> Iterator[str]:
         homes = HOMES.get(library)
         if homes is not None and not any(inside(module_name(path), home) for home in homes):
             yield f"{path}:{entry.line}: {library} belongs to {', '.join(homes)}"
+
+
+def web_requests(tree: Tree) -> Iterator[str]:
+    """Other ways to a web server than the product's own; ``from urllib import request`` is one."""
+    for path, text in tree.items():
+        if module_name(path) == WEB_HOME:
+            continue
+        for entry in imports_of(path, text):
+            if entry.module in WEB or entry.module.split(".")[0] in WEB - {"urllib", "http"}:
+                yield f"{path}:{entry.line}: URLs are read by {WEB_HOME} only, not by {entry.module}"
 
 
 def environment_reads(tree: Tree) -> Iterator[str]:
@@ -190,6 +258,88 @@ def importing_inits(tree: Tree) -> Iterator[str]:
         for entry in imports_of(path, text) if path.endswith("__init__.py") else ():
             if entry.module.split(".")[0] != "__future__":
                 yield f"{path}:{entry.line}: a package file imports nothing; import {entry.module} where it is used"
+
+
+def bare_prints(tree: Tree) -> Iterator[str]:
+    """``print`` where ``tell`` keeps names with control characters away from the terminal."""
+    for path, text in tree.items():
+        if any(inside(module_name(path), home) for home in PRINTERS):
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Name) and node.id == "print":
+                yield f"{path}:{node.lineno}: print with pretrain.names.tell, which escapes what a terminal would obey"
+
+
+def image_openers(tree: Tree) -> Iterator[str]:
+    """``Image.open`` and other readers of image files away from the one place that names the formats."""
+    for path, text in tree.items():
+        if module_name(path) == OPENING:
+            continue
+        for node in ast.walk(ast.parse(text)):
+            is_reader = isinstance(node, ast.Attribute) and (
+                node.attr in IMAGE_READERS or (node.attr == "open" and ast.unparse(node.value).endswith("Image"))
+            )
+            is_import = isinstance(node, ast.ImportFrom) and (
+                (node.module == "PIL.Image" and any(alias.name == "open" for alias in node.names))
+                or any(alias.name in IMAGE_READERS for alias in node.names)
+            )
+            if is_reader or is_import:
+                assert isinstance(node, (ast.Attribute, ast.ImportFrom))
+                yield f"{path}:{node.lineno}: images are opened in {OPENING} only, which names the formats"
+
+
+def direct_file_calls(tree: Tree) -> Iterator[str]:
+    """Calls of the file system by what must go through ``pretrain.disk``; a library's own inside ``*_with`` is none."""
+    for path, text in tree.items():
+        module = module_name(path)
+        if not any(inside(module, home) for home in THROUGH_DISK) or module in NOT_RUN_FOLDER:
+            continue
+        parsed = ast.parse(text)
+        handed_over = {id(inner) for call in _calls_with(parsed) for inner in ast.walk(call)}
+        for node in ast.walk(parsed):
+            if not isinstance(node, ast.Call) or id(node) in handed_over:
+                continue
+            if _is_file_call(node):
+                called = ast.unparse(node)[:60]
+                yield f"{path}:{node.lineno}: {called}: a run folder is written and read through pretrain.disk"
+
+
+def _is_file_call(node: ast.Call) -> bool:
+    """By its name, less namesakes: a run folder is opened, strings and dataclasses have a ``replace``."""
+    if isinstance(node.func, ast.Name):
+        return node.func.id in FILE_CALLS - {"replace"}
+    if not isinstance(node.func, ast.Attribute) or node.func.attr not in FILE_CALLS:
+        return False
+    of = ast.unparse(node.func.value)
+    if of == "disk.current":
+        return False
+    if node.func.attr == "open":
+        return of in ("os", "io")
+    return node.func.attr != "replace" or of == "os" or len(node.args) == 1
+
+
+def _calls_with(parsed: ast.Module) -> Iterator[ast.AST]:
+    """Calls of ``disk.current.read_with`` and ``write_with``, and functions that they are given by name."""
+    given: set[str] = set()
+    for node in ast.walk(parsed):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.endswith("_with"):
+            given |= {argument.id for argument in node.args if isinstance(argument, ast.Name)}
+            yield node
+    yield from (node for node in parsed.body if isinstance(node, ast.FunctionDef) and node.name in given)
+
+
+RULES = (
+    direct_file_calls,
+    forbidden_rooms,
+    strangers,
+    web_requests,
+    environment_reads,
+    heavy_imports,
+    vague_names,
+    importing_inits,
+    bare_prints,
+    image_openers,
+)
 
 
 def module_name(path: str) -> str:

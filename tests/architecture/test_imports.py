@@ -14,17 +14,7 @@ from tests.architecture import rules
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        rules.forbidden_rooms,
-        rules.strangers,
-        rules.environment_reads,
-        rules.heavy_imports,
-        rules.vague_names,
-        rules.importing_inits,
-    ],
-)
+@pytest.mark.parametrize("rule", rules.RULES)
 def test_the_source_keeps_the_rules(rule: Callable[[rules.Tree], Iterator[str]]) -> None:
     assert list(rule(rules.read_tree(ROOT))) == []
 
@@ -72,10 +62,26 @@ def test_every_source_file_is_under_a_rule() -> None:
         ("pretrain/engine/loop.py", "import deepspeed.comm", "deepspeed belongs to"),
         ("pretrain/config/schema/model.py", "from yaml import safe_load", "yaml belongs to pretrain.config.loader"),
         ("pretrain/data/x.py", "def f():\n    import subprocess", "x.py:2: subprocess belongs to pipelines"),
+        ("pretrain/data/http_transport.py", "import urllib3", "urllib3 belongs to pretrain.data.http_client"),
+        # the web
+        ("pipelines/sources/x.py", "import urllib.request", "x.py:1: URLs are read by pretrain.data.http_client only"),
+        ("pipelines/x.py", "from urllib.request import urlopen", "URLs are read by"),
+        ("pipelines/x.py", "def f():\n    from urllib import request", "x.py:2: URLs are read by"),
+        ("pretrain/data/x.py", "import http.client", "URLs are read by"),
+        ("pipelines/x.py", "import requests.adapters", "URLs are read by"),
         # the environment
         ("pretrain/data/x.py", "import os\nos.environ['A']", "x.py:2: the environment"),
         ("pretrain/data/x.py", "from os import environ", "x.py:1: the environment"),
         ("pretrain/data/x.py", "import os\nos.getenv('A')", "x.py:2: the environment"),
+        # images
+        (
+            "pipelines/x.py",
+            "from PIL import Image\nImage.open('a')",
+            "x.py:2: images are opened in pretrain.data.opening",
+        ),
+        ("pipelines/x.py", "import PIL.Image\nPIL.Image.open('a')", "x.py:2: images are opened in"),
+        ("pretrain/data/x.py", "from PIL.Image import open", "x.py:1: images are opened in"),
+        ("pipelines/x.py", "import cv2\ncv2.imread('a')", "x.py:2: images are opened in"),
         # heavy
         ("pretrain/config/x.py", "import torch", "pretrain.config.x → torch"),
         ("pretrain/data/order.py", "import torch.utils.data", "pretrain.data.order → torch.utils.data"),
@@ -87,6 +93,17 @@ def test_every_source_file_is_under_a_rule() -> None:
         ("pretrain/helpers/x.py", "", "helpers says nothing"),
         ("pretrain/data/image_utils.py", "", "image_utils says nothing"),
         ("pretrain/data/__init__.py", "from pretrain.data import index", "a package file imports nothing"),
+        # the run folder
+        (
+            "pretrain/engine/history.py",
+            "def f(path):\n    open(path, 'a')",
+            "history.py:2: open(path, 'a')",
+        ),
+        ("pretrain/telemetry/x.py", "def f(path):\n    path.write_text('')", "x.py:2: path.write_text('')"),
+        ("pretrain/engine/x.py", "import shutil\nshutil.rmtree('x')", "x.py:2: shutil.rmtree('x')"),
+        ("pretrain/engine/x.py", "import os\nos.replace('a', 'b')", "x.py:2: os.replace('a', 'b')"),
+        # the terminal
+        ("pipelines/pack.py", "def f(names):\n    print(names)", "pack.py:2: print with pretrain.names.tell"),
     ],
 )
 def test_a_violation_is_found(path: str, text: str, expected: str) -> None:
@@ -108,6 +125,7 @@ def test_a_violation_is_found(path: str, text: str, expected: str) -> None:
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pretrain.models import vit",
         ),
         ("pretrain/distributed/x.py", "import os\nos.environ['A']"),
+        ("pipelines/x.py", "from urllib.parse import urlsplit"),
         ("pretrain/build/trainer.py", "from pretrain.models import vit\nfrom pretrain.data import index"),
         ("pipelines/x.py", "import subprocess\nfrom pretrain import run"),
         ("pretrain/data/__init__.py", '"""What this room is for."""'),

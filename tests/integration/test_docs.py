@@ -62,6 +62,8 @@ def test_command_of_the_docs(command: Commands, digits: None, tmp_path: Path, pa
     elif "run.py" in words or "finetune.py" in words:
         script = next(index for index, part in enumerate(parts) if part.endswith(("run.py", "finetune.py")))
         arguments = parts[script:]
+        (tmp_path / "step-00000001").mkdir()  # as if a checkpoint were there
+        (tmp_path / "step-00000001" / "COMPLETE.json").touch()
         arguments = [f"resume.from={tmp_path}" if part.startswith("resume.from=") else part for part in arguments]
         if "--from" in arguments:  # the run may not be there; all else is checked
             place = arguments.index("--from")
@@ -116,7 +118,7 @@ def test_every_kind_that_is_not_run_is_shown_somewhere() -> None:
 def _stand_in(word: str, page: str, tmp_path: Path) -> str:
     """The demo's data for a reader's, and for a config that the page shows that very text."""
     if word.startswith("data/mine/"):
-        return word.replace("data/mine", "data/demo/upstream")
+        return word.replace("data/mine", "data/demo/downstream")
     for text in re.findall(r"```yaml\n(.*?)```", next(p for p in PAGES if p.name == page).read_text(), re.S):
         name = text.splitlines()[0].removeprefix("# ")
         if name == word:
@@ -135,7 +137,10 @@ def _weights(path: Path) -> Path:
     from pretrain.models.interop import WeightsMetadata, save_weights
 
     model = ModelConfig(variant="mu/8", img_size=32)
-    about = WeightsMetadata.of(model, 5, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), eval_transform=EvalTransformConfig())
+    half, digits = (0.5, 0.5, 0.5), tuple("56789")  # the classes of data/demo/downstream
+    about = WeightsMetadata.of(
+        model, 5, half, half, eval_transform=EvalTransformConfig(), class_names=digits, class_ids=digits
+    )
     save_weights(path, initial_state(model, 5, seed=0), about)
     return path
 

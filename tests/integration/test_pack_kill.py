@@ -97,7 +97,7 @@ def test_ctrl_c_leaves_a_message_and_no_process(tmp_path, photos, command):
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert error == "interrupted; the same command goes on from here\n"
+    assert error == "interrupted; rerun the same command to continue\n"
     assert not (out / ".pack.lock").exists()
 
 
