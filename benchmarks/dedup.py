@@ -28,12 +28,12 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from pipelines import dedup
-from pipelines.deduplication.hashes import COARSE_VIEWS, NUM_BITS, VIEWS
-from pipelines.deduplication.search import near_pairs
+from pipelines.dedup import cli as dedup
+from pipelines.dedup.hashes import COARSE_VIEWS, NUM_BITS, VIEWS
+from pipelines.dedup.search import near_pairs
 from pipelines.sources.entries import IMAGE_EXTENSIONS
-from pretrain.data.decode import open_image
-from pretrain.data.faults import BadSample
+from pretrain.data.images.decode import open_image
+from pretrain.data.workers.faults import BadSample
 
 DEBIAN = Path("/usr/share/openclipart/png")
 LEAST_SIDE = 64

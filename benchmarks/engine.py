@@ -29,10 +29,10 @@ if __name__ == "__main__":  # a launcher puts this file's folder first on the pa
 
 import torch
 
-from pretrain.build.feeder import PreparedBatch
-from pretrain.build.trainer import schedule_of
+from pretrain.assembly.feeder import PreparedBatch
+from pretrain.assembly.trainer import schedule_of
 from pretrain.config.schema.experiment import Experiment
-from pretrain.data.tally import Tally
+from pretrain.data.workers.tally import Tally
 from pretrain.distributed import startup
 from pretrain.distributed.collectives import broadcast_object
 from pretrain.distributed.rank import Rank, detect
@@ -113,7 +113,7 @@ class Turns:
 def build_ours(
     experiment: Experiment, rank: Rank, device: torch.device, backend: Backend, turns: Turns, folder: RunFolder
 ) -> Trainer:
-    """A trainer as ``pretrain.build`` makes it, but on one batch that is there already."""
+    """A trainer as ``pretrain.assembly`` makes it, but on one batch that is there already."""
     objective = turns.objective
 
     @torch.no_grad()

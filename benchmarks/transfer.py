@@ -40,7 +40,7 @@ from benchmarks.transferring.runs import (
 )  # fmt: skip
 from benchmarks.transferring.sets import SETS, pack_sets
 from benchmarks.transferring.tables import Tables, fill
-from pipelines.predict import positive
+from pipelines.predict.cli import positive
 from pretrain.distributed.invocation import installed
 from pretrain.errors import ConfigError, UserError
 from pretrain.files import write_atomic
@@ -156,7 +156,7 @@ def wanted(cells: dict[str, Cell], only: Sequence[str]) -> set[str]:
 
 def draw(experiment: Experiment, out: Path) -> None:
     """The curves over the upstream size as an SVG, as far as there are any."""
-    from pipelines.drawing.pictures import draw_curves, encode
+    from pipelines.figures.pictures import draw_curves, encode
 
     curves = experiment.tables.curves("test/top1")
     if curves:

@@ -161,8 +161,8 @@ def train(
     resolved: Resolved, rank: Rank, device: torch.device, folder: RunFolder, stop_request: StopRequest, entry: Entry
 ) -> Verdict:
     """Builds the trainer, puts it where the run stands, and trains. Collective: yes."""
-    from pretrain.build.record import record_run
-    from pretrain.build.trainer import build_trainer, lanes_of
+    from pretrain.assembly.record import record_run
+    from pretrain.assembly.trainer import build_trainer, lanes_of
     from pretrain.distributed.collectives import raise_together
     from pretrain.distributed.watchdog import Watchdog
     from pretrain.engine.resume import choose_start, load_start

@@ -21,10 +21,10 @@ from pretrain.check.experiment import check
 from pretrain.check.memory import resolve_micro_batch
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
-from pretrain.data import lanes
-from pretrain.data.index import TABLE_FILE
-from pretrain.data.location import Location
+from pretrain.data.order import lanes
 from pretrain.data.sources import mix, open_sources
+from pretrain.data.storage.index import TABLE_FILE
+from pretrain.data.storage.location import Location
 from pretrain.errors import ConfigError
 from pretrain.models import cost
 from pretrain.models.zoo import build_model

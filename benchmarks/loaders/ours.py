@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.loaders.measure import BATCH, MIN_AREA, PREFETCH, SIZE, serve
 from pretrain.config.schema.experiment import Experiment
-from pretrain.data.card import Card
+from pretrain.data.storage.card import Card
 from pretrain.data.stream import TrainStream
 
 STEPS = 1_000_000

@@ -13,7 +13,7 @@ import timm  # noqa: F401
 import torch
 
 import pipelines.finetune
-import pretrain.build
+import pretrain.assembly
 import pretrain.engine.accelerate_backend
 import pretrain.run
 from benchmarks.transferring.positions import NewPositions

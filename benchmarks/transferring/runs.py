@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.transferring.cells import Cell
 from benchmarks.transferring.positions import NewPositions
-from pipelines.sweeping.trials import as_overrides
+from pipelines.sweep.trials import as_overrides
 from pretrain.errors import ConfigError
 from pretrain.telemetry.sinks import read_metrics
 

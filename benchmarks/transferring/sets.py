@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.pack import main as pack
+from pipelines.pack.cli import main as pack
 from pipelines.sources.digits import DigitsSource
 from pretrain.errors import DataError, SetupError
 from pretrain.files import write_atomic

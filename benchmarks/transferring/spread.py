@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.features.cache import FeatureCache
-from pipelines.features.frozen import load_frozen
+from pipelines.probe.cache import FeatureCache
+from pipelines.probe.frozen import load_frozen
 from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.data.sources import open_packed

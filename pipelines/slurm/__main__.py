@@ -28,7 +28,7 @@ def _begin(arguments: argparse.Namespace) -> int:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
-    from pipelines.probes.node import Expected
+    from pipelines.doctor.node import Expected
     from pipelines.slurm.preflight import probe
 
     expected = Expected(

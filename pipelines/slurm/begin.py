@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.probes.node import token_path
+from pipelines.doctor.node import token_path
 from pipelines.slurm import scheduler, starts
 from pipelines.slurm.layout import Layout, largest_layout
 from pipelines.slurm.scheduler import Job
@@ -23,8 +23,8 @@ from pretrain.check.experiment import check
 from pretrain.config.loader import Resolved, load_experiment
 from pretrain.config.overrides import override
 from pretrain.config.schema.experiment import Experiment
-from pretrain.data import lanes
-from pretrain.data.location import Location
+from pretrain.data.order import lanes
+from pretrain.data.storage.location import Location
 from pretrain.engine import ownership
 from pretrain.errors import ConfigError, SetupError
 from pretrain.files import write_atomic

@@ -13,7 +13,7 @@ from pretrain.config.loader import load_experiment
 from pretrain.config.overrides import override
 from pretrain.config.schema.chain import ChainConfig, FinetuneConfig, PretrainConfig, StageConfig
 from pretrain.config.schema.experiment import Experiment
-from pretrain.data.index import TABLE_FILE
+from pretrain.data.storage.index import TABLE_FILE
 from pretrain.engine.run_folder import COMPLETE, read_verdict
 from pretrain.errors import ConfigError
 

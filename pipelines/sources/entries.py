@@ -23,7 +23,7 @@ HIDDEN, LOOP, DANGLING = "hidden", "link to a folder that it lies in", "dangling
 MAC_FORK = "macOS resource fork"
 NOT_A_FILE = "neither a file nor a folder"
 UNLABELLED_BYTES = "an image by its bytes, but not by its name"
-# of the formats in pretrain/data/opening.py
+# of the formats in pretrain/data/images/opening.py
 IMAGE_EXTENSIONS = frozenset(
     [
         *("avif", "bmp", "gif", "jfif", "jp2", "jpe", "jpeg", "jpg"),

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from pipelines.packing.wordnet import synset_names
+from pipelines.pack.wordnet import synset_names
 from pipelines.sources.beside import compressed_note, files_with
 from pipelines.sources.fingerprints import files_fingerprint
 from pipelines.sources.protocol import Item, Source

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pipelines.sources.class_names import ClassList
-from pretrain.data.class_lookup import repeated
+from pretrain.data.storage.class_lookup import repeated
 from pretrain.errors import DataError
 
 

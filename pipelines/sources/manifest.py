@@ -13,8 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines.packing.labels import relabel
-from pipelines.packing.table import ItemTable
+from pipelines.pack.labels import relabel
 from pipelines.sources.class_names import ClassList
 from pipelines.sources.fingerprints import files_fingerprint
 from pipelines.sources.label_classes import LabelCollector, LabelOptions
@@ -24,9 +23,10 @@ from pipelines.sources.protocol import NOT_STATED, UNKNOWN_NUM_BYTES, Item, Sour
 from pipelines.sources.remote import Downloads
 from pipelines.sources.split_folders import SplitFolders
 from pipelines.sources.splits import SplitFrom, to_split_name
+from pipelines.sources.table import ItemTable
 from pipelines.sources.vectors import VectorLength, to_vector
 from pretrain.data.ledger import Ledger
-from pretrain.data.web_address import path_in
+from pretrain.data.storage.web_address import path_in
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import file_digest
 from pretrain.text_files import UTF8

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pipelines.sources.beside import files_with
 from pipelines.sources.splits import Place
 from pretrain.data.ledger import Ledger
-from pretrain.data.web_address import is_web_address
+from pretrain.data.storage.web_address import is_web_address
 from pretrain.errors import DataError
 
 _BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")  # {name} alone is no choice, as in a shell

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.packing.labels import relabel
-from pipelines.packing.table import ItemTable
+from pipelines.pack.labels import relabel
 from pipelines.sources.class_names import ClassList, read_class_names
 from pipelines.sources.fingerprints import files_fingerprint
 from pipelines.sources.label_classes import LabelCollector, LabelOptions
@@ -31,6 +30,7 @@ from pipelines.sources.parquet_columns import (
 )
 from pipelines.sources.protocol import NOT_STATED, Item, Source
 from pipelines.sources.splits import SplitFrom, splits_of_files
+from pipelines.sources.table import ItemTable
 from pipelines.sources.tars import RangeReader
 from pipelines.sources.vectors import VectorLength, to_vector
 from pretrain.data.ledger import Ledger

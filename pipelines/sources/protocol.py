@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
 
 from pretrain.config.target import Target
-from pretrain.data.card import SplitList
 from pretrain.data.ledger import Ledger
+from pretrain.data.storage.card import SplitList
 
 NOT_STATED = "not stated"  # the licence, where nobody says it
 UNKNOWN_NUM_BYTES = 128 * 1024  # planned for an image whose size is only known when it is read

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config.schema.storage import RemoteConfig
-from pretrain.data.http_client import HttpClient
-from pretrain.data.location import PIPE, Location
-from pretrain.data.transport import GaveUp, Refused, Retries, Transport, open_transport
+from pretrain.data.storage.http_client import HttpClient
+from pretrain.data.storage.location import PIPE, Location
+from pretrain.data.storage.transport import GaveUp, Refused, Retries, Transport, open_transport
 from pretrain.errors import ConfigError, DataError, SetupError
 
 OPTIONS: dict[str, Any] = {"allow_pipe": False, "s3_endpoint": None, "s3_anonymous": False}  # and their defaults

@@ -17,10 +17,10 @@ from typing import NamedTuple
 from pipelines.sources.folder import folder_fingerprint
 from pipelines.sources.label_doubts import gaps_in_words
 from pipelines.sources.protocol import NOT_STATED, Item, Source
-from pipelines.vtab_tasks import FORM, TASKS
-from pretrain.data.card import SplitList
-from pretrain.data.class_lookup import WHOLE_NUMBER
+from pipelines.sources.vtab_tasks import FORM, TASKS
 from pretrain.data.ledger import Ledger
+from pretrain.data.storage.card import SplitList
+from pretrain.data.storage.class_lookup import WHOLE_NUMBER
 from pretrain.errors import DataError
 from pretrain.files import digest
 from pretrain.text_files import decode_text

@@ -11,8 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipelines.packing.labels import relabel
-from pipelines.packing.table import ItemTable
+from pipelines.pack.labels import relabel
 from pipelines.sources.beside import add_img2dataset, compressed_note
 from pipelines.sources.class_names import ClassList, class_list, read_class_names
 from pipelines.sources.fingerprints import files_fingerprint
@@ -22,11 +21,12 @@ from pipelines.sources.protocol import NOT_STATED, Item, Source
 from pipelines.sources.remote import RemoteFiles, place_of
 from pipelines.sources.samples import SAMPLES, LabelPlace, Sample, no_label, samples_of
 from pipelines.sources.splits import SplitFrom, splits_of_files
+from pipelines.sources.table import ItemTable
 from pipelines.sources.tars import Member, RangeReader, members_of
 from pipelines.sources.vectors import VectorLength
-from pretrain.data.card import CLASSES_FILE, read_classes
 from pretrain.data.ledger import Ledger
-from pretrain.data.transport import Refused
+from pretrain.data.storage.card import CLASSES_FILE, read_classes
+from pretrain.data.storage.transport import Refused
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import TEMPORARY_SUFFIX
 from pretrain.names import shown, to_bytes

@@ -9,10 +9,7 @@ from pathlib import Path
 from pretrain.check.memory import gib
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.target import wanted_by
-from pretrain.data import lanes
-from pretrain.data.class_lookup import require_same_classes
-from pretrain.data.index import TABLE_FILE
-from pretrain.data.location import Location
+from pretrain.data.order import lanes
 from pretrain.data.sources import (
     LARGEST_TABLE,
     PackedSet,
@@ -22,7 +19,10 @@ from pretrain.data.sources import (
     open_packed,
     open_sources,
 )
-from pretrain.data.transport import TransportError, open_transport
+from pretrain.data.storage.class_lookup import require_same_classes
+from pretrain.data.storage.index import TABLE_FILE
+from pretrain.data.storage.location import Location
+from pretrain.data.storage.transport import TransportError, open_transport
 from pretrain.errors import ConfigError, DataError
 
 RANKS_PER_NODE = 8  # where --check must guess how many share a cache

@@ -21,9 +21,9 @@ from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.model import ModelConfig
 from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS
 from pretrain.config.typed import known_keys, nearest_key
-from pretrain.data import lanes
-from pretrain.data.mixture import in_quanta
-from pretrain.data.repeated import check_copies
+from pretrain.data.order import lanes
+from pretrain.data.order.mixture import in_quanta
+from pretrain.data.order.repeated import check_copies
 from pretrain.errors import ConfigError
 from pretrain.models import budget, variants
 from pretrain.optim import groups

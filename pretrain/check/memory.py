@@ -11,7 +11,7 @@ from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.optim import OptimConfig
 from pretrain.errors import ConfigError
 from pretrain.models import budget
-from pretrain.models.zero_memory import Buckets, MemoryBytes
+from pretrain.sharding.zero_memory import Buckets, MemoryBytes
 
 Backend = Literal["deepspeed", "accelerate"]
 GIB = 2**30

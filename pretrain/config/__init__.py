@@ -1,0 +1,1 @@
+"""The experiment as strict, typed models; loading, overrides, provenance."""

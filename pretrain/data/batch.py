@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.data.faults import Fault
-from pretrain.data.lent_memory import Block
+from pretrain.data.workers.faults import Fault
+from pretrain.data.workers.lent_memory import Block
 
 NO_SLOT = -1
 
@@ -22,7 +22,7 @@ class Batch:
     """Images with what is known about them.
 
     Attributes:
-        images: uint8 (b, 3, H, W); normalised on the device by ``pretrain.data.device.to_model_input``.
+        images: uint8 (b, 3, H, W); normalised on the device by ``pretrain.data.on_device.device.to_model_input``.
         labels: int64 (b, M), padded with -1.
         sample_ids: int64 (b,), numbers in the set's canonical order.
         slots: int64 (b,), number of each draw in the global stream; -1 in evaluation.

@@ -13,19 +13,19 @@ from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.source import SourceConfig
 from pretrain.config.target import IN_WORDS, Target, makers_of, wanted_by
-from pretrain.data.cache import NodeCache, default_folder, on_disk
-from pretrain.data.card import CARD_FILE, CLASSES_FILE, Card, load_classes
-from pretrain.data.card_checks import check_card
-from pretrain.data.drop_list import load_drop_list
-from pretrain.data.index import REMEDY, TABLE_FILE, ShardTable
-from pretrain.data.location import Location
-from pretrain.data.mixture import Mixture, Part
-from pretrain.data.order import Order
-from pretrain.data.remote_store import RemoteStore, automatic_chunk_bytes
-from pretrain.data.selection import Selection
-from pretrain.data.store import MAX_OPEN_SHARDS, LocalStore, Store
-from pretrain.data.tally import Tally
-from pretrain.data.transport import Missing, Retries, Transport, open_transport
+from pretrain.data.order.drop_list import load_drop_list
+from pretrain.data.order.mixture import Mixture, Part
+from pretrain.data.order.order import Order
+from pretrain.data.order.selection import Selection
+from pretrain.data.storage.cache import NodeCache, default_folder, on_disk
+from pretrain.data.storage.card import CARD_FILE, CLASSES_FILE, Card, load_classes
+from pretrain.data.storage.card_checks import check_card
+from pretrain.data.storage.index import REMEDY, TABLE_FILE, ShardTable
+from pretrain.data.storage.location import Location
+from pretrain.data.storage.remote_store import RemoteStore, automatic_chunk_bytes
+from pretrain.data.storage.store import MAX_OPEN_SHARDS, LocalStore, Store
+from pretrain.data.storage.transport import Missing, Retries, Transport, open_transport
+from pretrain.data.workers.tally import Tally
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import digest, write_atomic
 from pretrain.seeds import integer_seed

@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.target import wanted_by
-from pretrain.data.augment import EvalTransform, TrainTransform
 from pretrain.data.batch import Batch
-from pretrain.data.dataset import EvalDataset, Failure, MicroSteps, TrainDataset
-from pretrain.data.faults import FaultLog
-from pretrain.data.first_samples import read_samples
-from pretrain.data.lanes import check_world, resolve_lanes
-from pretrain.data.order import lanes_of_rank
-from pretrain.data.processes import loader
-from pretrain.data.reader import MixedReader, ShardReader
+from pretrain.data.images.augment import EvalTransform, TrainTransform
+from pretrain.data.order.lanes import check_world, resolve_lanes
+from pretrain.data.order.order import lanes_of_rank
 from pretrain.data.sources import check_cache, check_target, mix, open_packed, open_sources, sources_digest
-from pretrain.data.store import MAX_OPEN_SHARDS
-from pretrain.data.tally import Tally
-from pretrain.data.worker import fork_server
+from pretrain.data.storage.store import MAX_OPEN_SHARDS
+from pretrain.data.workers.dataset import EvalDataset, Failure, MicroSteps, TrainDataset
+from pretrain.data.workers.faults import FaultLog
+from pretrain.data.workers.first_samples import read_samples
+from pretrain.data.workers.processes import loader
+from pretrain.data.workers.reader import MixedReader, ShardReader
+from pretrain.data.workers.tally import Tally
+from pretrain.data.workers.worker import fork_server
 from pretrain.errors import ConfigError, DataError
 
 

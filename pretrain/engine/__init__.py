@@ -1,0 +1,1 @@
+"""The training loop, its backends, checkpoints and the run folder."""

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from pretrain.config.schema.evaluation import EvaluationSetConfig
-from pretrain.data.card import load_classes
-from pretrain.data.class_lookup import require_same_classes
-from pretrain.data.index import ShardTable
-from pretrain.data.labels import read_labels
+from pretrain.data.storage.card import load_classes
+from pretrain.data.storage.class_lookup import require_same_classes
+from pretrain.data.storage.index import ShardTable
+from pretrain.data.storage.labels import read_labels
 from pretrain.errors import DataError
 from pretrain.evaluation.context import Context
 from pretrain.evaluation.features import Features, all_features, own_features

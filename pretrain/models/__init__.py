@@ -1,0 +1,1 @@
+"""Models, their initialisation, cost and exchange formats."""

@@ -9,8 +9,9 @@ import importlib.util
 from typing import Any
 
 from pretrain.config.schema.model import ModelConfig
-from pretrain.models import cost, zero_memory
-from pretrain.models.zero_memory import Footprint, MemoryBytes, Precision
+from pretrain.models import cost
+from pretrain.sharding import zero_memory
+from pretrain.sharding.zero_memory import Footprint, MemoryBytes, Precision
 
 
 def can_tell(model: ModelConfig) -> bool:

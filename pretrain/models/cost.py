@@ -19,7 +19,7 @@ from pretrain.models.variants import (
     representation_size,
     resolve,
 )
-from pretrain.models.zero_memory import WEIGHT_BYTES, Footprint, Precision
+from pretrain.sharding.zero_memory import WEIGHT_BYTES, Footprint, Precision
 
 Checkpointing = str  # a policy of cluster.activation_checkpointing: none, full, selective, every_2, every_3, …
 

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config.schema.model import ModelConfig
 from pretrain.models.timm_backbone import build_timm, head_tensors
-from pretrain.models.zero_memory import Footprint, Precision
+from pretrain.sharding.zero_memory import Footprint, Precision
 
 _CHANNELS = 3
 

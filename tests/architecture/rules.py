@@ -1,7 +1,7 @@
 """Who may import whom, as data, and the functions that find what breaks it in a source tree.
 
-A tree is a dict from the path of a file (``pretrain/data/index.py``) to its text, so that a rule can be tried on a
-violation that was made up.
+A tree is a dict from the path of a file (``pretrain/data/storage/index.py``) to its text, so that a rule can be tried
+on a violation that was made up.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pretrain.text_files": (),
     "pretrain.config": (),
     "pretrain.distributed": (),
-    "pretrain.models": ("pretrain.config",),
+    "pretrain.models": ("pretrain.config", "pretrain.sharding"),
+    "pretrain.sharding": ("pretrain.config", "pretrain.models"),
     "pretrain.objectives": ("pretrain.models", "pretrain.config"),
     "pretrain.data": ("pretrain.config", "pretrain.distributed"),
     "pretrain.optim": ("pretrain.config", "pretrain.distributed"),
@@ -56,10 +57,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "pretrain.objectives.protocol",
     ),
     "pretrain.check": (EVERYTHING,),
-    "pretrain.build": (EVERYTHING,),
+    "pretrain.assembly": (EVERYTHING,),
     "pretrain.simulate": (EVERYTHING,),
     "pretrain.run": (
-        "pretrain.build",
+        "pretrain.assembly",
         "pretrain.check",
         "pretrain.config",
         "pretrain.distributed",
@@ -74,18 +75,18 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 HOMES: dict[str, tuple[str, ...]] = {
     "deepspeed": ("pretrain.engine.deepspeed_backend", "pretrain.engine.backends"),
     "accelerate": ("pretrain.engine.accelerate_backend", "pretrain.engine.backends"),
-    "webdataset": ("pretrain.data", "pipelines.packing", "pipelines.verification"),
+    "webdataset": ("pretrain.data", "pipelines.pack", "pipelines.verify"),
     "yaml": ("pretrain.config.loader",),
-    "subprocess": ("pipelines", "pretrain.data.pipe_transport"),
-    "urllib3": ("pretrain.data.http_client", "pretrain.data.s3_transport"),
-    "boto3": ("pretrain.data.s3_transport",),
-    "botocore": ("pretrain.data.s3_transport",),
+    "subprocess": ("pipelines", "pretrain.data.storage.pipe_transport"),
+    "urllib3": ("pretrain.data.storage.http_client", "pretrain.data.storage.s3_transport"),
+    "boto3": ("pretrain.data.storage.s3_transport",),
+    "botocore": ("pretrain.data.storage.s3_transport",),
     "rich": ("pretrain.telemetry", "pipelines"),
     "wandb": ("pretrain.telemetry",),
-    "matplotlib": ("pipelines.drawing", "pipelines.figures"),
+    "matplotlib": ("pipelines.figures",),
     "sklearn": ("pipelines.sources", "pretrain.evaluation.logistic"),
-    "cv2": ("pretrain.data", "pipelines.sources", "pipelines.packing", "pipelines.deduplication"),
-    "PIL": ("pretrain.data", "pipelines.sources", "pipelines.packing", "pipelines.deduplication"),
+    "cv2": ("pretrain.data", "pipelines.sources", "pipelines.pack", "pipelines.dedup"),
+    "PIL": ("pretrain.data", "pipelines.sources", "pipelines.pack", "pipelines.dedup"),
     "pyarrow": ("pipelines.sources.parquet_columns",),
     "safetensors": ("pretrain.models", "pretrain.engine", "pretrain.data"),
 }
@@ -93,7 +94,7 @@ HOMES: dict[str, tuple[str, ...]] = {
 WEB = frozenset(
     {"urllib", "urllib.request", "urllib.robotparser", "http", "http.client", "requests", "httpx", "aiohttp"}
 )
-WEB_HOME = "pretrain.data.http_client"
+WEB_HOME = "pretrain.data.storage.http_client"
 ENVIRONMENT_HOMES = ("pretrain.distributed", "pipelines")
 
 # Importing these must import none of the heavy libraries, also not through others.
@@ -111,25 +112,25 @@ LIGHT = (
     "pretrain.redaction",
     "pretrain.seeds",
     "pretrain.config",
-    "pretrain.data.index",
-    "pretrain.data.lanes",
-    "pretrain.data.order",
+    "pretrain.data.storage.index",
+    "pretrain.data.order.lanes",
+    "pretrain.data.order.order",
     "pretrain.data.sources",
     "pretrain.engine.run_folder",
     "pretrain.models.architecture",
     "pretrain.models.cost",
     "pretrain.models.variants",
-    "pretrain.models.zero_memory",
+    "pretrain.sharding.zero_memory",
     "pretrain.run",
     "pipelines",
     "pipelines.__main__",
+    "pipelines.plan.cli",
     "pipelines.plan",
-    "pipelines.planning",
-    "pipelines.chain",
-    "pipelines.run_record",
-    "pipelines.status",
-    "pipelines.probes.judgement",
-    "pipelines.probes.node",
+    "pipelines.chain.cli",
+    "pipelines.runs.run_record",
+    "pipelines.status.cli",
+    "pipelines.doctor.judgement",
+    "pipelines.doctor.node",
 )
 LIGHT_ROOMS = ("pretrain.check", "pretrain.config", "pipelines.slurm")
 
@@ -140,10 +141,11 @@ PRINTERS = (
     "pretrain.config.json_schema",
     "pretrain.telemetry.metrics",
     "pipelines.slurm",
-    "pipelines.probes",
+    "pipelines.doctor.all_reduce_rank",
+    "pipelines.doctor.software",
 )
 # The one module that opens images with Pillow, and calls that read an image file without it.
-OPENING = "pretrain.data.opening"
+OPENING = "pretrain.data.images.opening"
 IMAGE_READERS = frozenset({"imread", "imdecode", "imreadmulti", "decode_image", "decode_png", "pil_loader"})
 
 # They write and read a run folder, and do so through ``pretrain.disk`` alone, where it can be fenced and made to fail.
@@ -153,7 +155,7 @@ THROUGH_DISK = (
     "pretrain.distributed.watchdog",
     "pretrain.engine",
     "pretrain.telemetry",
-    "pipelines.run_record",
+    "pipelines.runs.run_record",
     "pipelines.slurm.starts",
     "pipelines.slurm.verdict",
 )
@@ -343,7 +345,7 @@ RULES = (
 
 
 def module_name(path: str) -> str:
-    """``pretrain/data/index.py`` → ``pretrain.data.index``; a package's file is the package."""
+    """``pretrain/data/storage/index.py`` → ``pretrain.data.storage.index``; a package's file is the package."""
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 

@@ -34,7 +34,11 @@ def test_every_source_file_is_under_a_rule() -> None:
             "from pretrain.models import vit",
             "pretrain.config must not import pretrain.models.vit",
         ),
-        ("pretrain/models/x.py", "import pretrain.data.index", "pretrain.models must not import pretrain.data.index"),
+        (
+            "pretrain/models/x.py",
+            "import pretrain.data.storage.index",
+            "pretrain.models must not import pretrain.data.storage.index",
+        ),
         ("pretrain/models/x.py", "def f():\n    from pretrain.optim import groups", "x.py:2: pretrain.models must not"),
         (
             "pretrain/models/layers/x.py",
@@ -53,7 +57,7 @@ def test_every_source_file_is_under_a_rule() -> None:
         ),
         (
             "pretrain/data/x.py",
-            "try:\n    import pipelines.pack\nexcept ImportError:\n    pass",
+            "try:\n    import pipelines.pack.cli\nexcept ImportError:\n    pass",
             "must not import pipelines",
         ),
         ("pretrain/run.py", "from pretrain.models.vit import build_vit", "pretrain.run must not import"),
@@ -62,9 +66,17 @@ def test_every_source_file_is_under_a_rule() -> None:
         ("pretrain/engine/loop.py", "import deepspeed.comm", "deepspeed belongs to"),
         ("pretrain/config/schema/model.py", "from yaml import safe_load", "yaml belongs to pretrain.config.loader"),
         ("pretrain/data/x.py", "def f():\n    import subprocess", "x.py:2: subprocess belongs to pipelines"),
-        ("pretrain/data/http_transport.py", "import urllib3", "urllib3 belongs to pretrain.data.http_client"),
+        (
+            "pretrain/data/storage/http_transport.py",
+            "import urllib3",
+            "urllib3 belongs to pretrain.data.storage.http_client",
+        ),
         # the web
-        ("pipelines/sources/x.py", "import urllib.request", "x.py:1: URLs are read by pretrain.data.http_client only"),
+        (
+            "pipelines/sources/x.py",
+            "import urllib.request",
+            "x.py:1: URLs are read by pretrain.data.storage.http_client only",
+        ),
         ("pipelines/x.py", "from urllib.request import urlopen", "URLs are read by"),
         ("pipelines/x.py", "def f():\n    from urllib import request", "x.py:2: URLs are read by"),
         ("pretrain/data/x.py", "import http.client", "URLs are read by"),
@@ -77,14 +89,14 @@ def test_every_source_file_is_under_a_rule() -> None:
         (
             "pipelines/x.py",
             "from PIL import Image\nImage.open('a')",
-            "x.py:2: images are opened in pretrain.data.opening",
+            "x.py:2: images are opened in pretrain.data.images.opening",
         ),
         ("pipelines/x.py", "import PIL.Image\nPIL.Image.open('a')", "x.py:2: images are opened in"),
         ("pretrain/data/x.py", "from PIL.Image import open", "x.py:1: images are opened in"),
         ("pipelines/x.py", "import cv2\ncv2.imread('a')", "x.py:2: images are opened in"),
         # heavy
         ("pretrain/config/x.py", "import torch", "pretrain.config.x → torch"),
-        ("pretrain/data/order.py", "import torch.utils.data", "pretrain.data.order → torch.utils.data"),
+        ("pretrain/data/order/order.py", "import torch.utils.data", "pretrain.data.order.order → torch.utils.data"),
         ("pretrain/models/cost.py", "from pretrain.models import heavy", "cost → pretrain.models.heavy → torch"),
         ("pretrain/models/cost.py", "from pretrain.models.heavy import thing", "cost → pretrain.models.heavy → torch"),
         ("pipelines/__main__.py", "class A:\n    import cv2", "pipelines.__main__ → cv2"),
@@ -103,7 +115,7 @@ def test_every_source_file_is_under_a_rule() -> None:
         ("pretrain/engine/x.py", "import shutil\nshutil.rmtree('x')", "x.py:2: shutil.rmtree('x')"),
         ("pretrain/engine/x.py", "import os\nos.replace('a', 'b')", "x.py:2: os.replace('a', 'b')"),
         # the terminal
-        ("pipelines/pack.py", "def f(names):\n    print(names)", "pack.py:2: print with pretrain.names.tell"),
+        ("pipelines/pack/cli.py", "def f(names):\n    print(names)", "cli.py:2: print with pretrain.names.tell"),
     ],
 )
 def test_a_violation_is_found(path: str, text: str, expected: str) -> None:
@@ -126,7 +138,7 @@ def test_a_violation_is_found(path: str, text: str, expected: str) -> None:
         ),
         ("pretrain/distributed/x.py", "import os\nos.environ['A']"),
         ("pipelines/x.py", "from urllib.parse import urlsplit"),
-        ("pretrain/build/trainer.py", "from pretrain.models import vit\nfrom pretrain.data import index"),
+        ("pretrain/assembly/trainer.py", "from pretrain.models import vit\nfrom pretrain.data import index"),
         ("pipelines/x.py", "import subprocess\nfrom pretrain import run"),
         ("pretrain/data/__init__.py", '"""What this room is for."""'),
     ],

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pretrain.build.feeder import Feeder
+from pretrain.assembly.feeder import Feeder
 from pretrain.data.stream import TrainStream
 from tests.pool import Pool
 from tests.unit.data.sets import experiment, write_set

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pretrain.config.schema.experiment import Experiment
-from pretrain.data.card import Card
-from pretrain.data.device import to_model_input
+from pretrain.data.on_device.device import to_model_input
+from pretrain.data.storage.card import Card
 from pretrain.distributed.rank import detect
 from pretrain.engine.backends import build_backend
 from pretrain.errors import DataError

@@ -8,7 +8,7 @@ import pytest
 
 from pretrain.config.schema.experiment import Experiment
 from pretrain.models import budget
-from pretrain.models.zero_memory import Buckets, MemoryBytes
+from pretrain.sharding.zero_memory import Buckets, MemoryBytes
 from tests.distributed import live_memory, training
 from tests.pool import Pool
 

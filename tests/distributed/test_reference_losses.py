@@ -16,10 +16,10 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
 
-from pretrain.build.objective import objective_of
+from pretrain.assembly.objective import objective_of
 from pretrain.config.schema.experiment import Experiment
-from pretrain.data.device import to_model_input
-from pretrain.data.mixing import Mix, Mixing
+from pretrain.data.on_device.device import to_model_input
+from pretrain.data.on_device.mixing import Mix, Mixing
 from pretrain.distributed.rank import detect
 from pretrain.engine.backends import build_backend
 from pretrain.models.exchange.google import read_npz

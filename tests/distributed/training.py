@@ -104,7 +104,7 @@ def make(config: Experiment, kind: str = "deepspeed", weights: str | None = None
 
 def objective_for(config: Experiment, backend: Backend) -> Objective:
     """The objective with its teacher, as a run builds it."""
-    from pretrain.build.objective import objective_of
+    from pretrain.assembly.objective import objective_of
 
     scale = TargetScale((3.0,) * CLASSES, (2.0,) * CLASSES)
     return objective_of(config, backend.model, torch.device("cpu"), lambda line: None, scale=scale)

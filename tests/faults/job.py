@@ -51,7 +51,7 @@ class Seen:
 def job(folder: str, settings: list[str], faults: Faults = NONE) -> dict[str, Any]:
     """Runs ``folder/run`` to its verdict; a user's error is returned as one. Collective: yes."""
     from pretrain import run
-    from pretrain.build import trainer as build
+    from pretrain.assembly import trainer as build
     from pretrain.config.loader import load_experiment
     from pretrain.distributed.rank import detect
     from pretrain.engine.run_folder import RunFolder

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.data.processes import MAX_DEATHS_IN_A_ROW, loader
 from pretrain.data.stream import TrainStream
+from pretrain.data.workers.processes import MAX_DEATHS_IN_A_ROW, loader
 from pretrain.errors import DataError
 from tests.unit.data.sets import experiment, write_set
-from tests.unit.data.test_processes import data_processes
+from tests.unit.data.workers.test_processes import data_processes
 
 
 def test_a_killed_data_process_costs_no_batch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -76,7 +76,7 @@ def test_a_fork_server_that_keeps_dying_ends_the_run(monkeypatch: pytest.MonkeyP
     def dies() -> object:
         raise EOFError("unexpected EOF")  # what a dead server's socket gives
 
-    monkeypatch.setattr("pretrain.data.processes.fork_server", dies)
+    monkeypatch.setattr("pretrain.data.workers.processes.fork_server", dies)
     numbers = loader(Numbers(), range(8), num_workers=1, prefetch_factor=1)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"died \d times while they were started: .* lower cluster.num_workers"):
         list(numbers)

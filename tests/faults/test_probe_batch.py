@@ -16,7 +16,7 @@ from tests.faults.job import checkpoint_steps, job
 from tests.integration.small_run import PRETRAIN, SMALL
 from tests.pool import Pool
 from tests.unit.data.sets import NUM_CLASSES, colour_of, labels_of, write_set
-from tests.unit.data.test_reader import damage
+from tests.unit.data.workers.test_reader import damage
 
 SIZES = [20, 20]
 NUM = sum(SIZES)

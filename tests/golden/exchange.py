@@ -87,8 +87,8 @@ def image_file(folder: Path, width: int, height: int, kind: str = "png") -> Path
 
 def our_input(path: Path, metadata: WeightsMetadata) -> Tensor:
     """What our evaluation makes of an image file: (1, C, H, W), normalised."""
-    from pretrain.data.augment import EvalTransform
-    from pretrain.data.device import to_model_input
+    from pretrain.data.images.augment import EvalTransform
+    from pretrain.data.on_device.device import to_model_input
 
     assert metadata.eval_transform is not None
     pixels = EvalTransform(metadata.eval_transform, *metadata.img_size)(path.read_bytes())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain.data.policies.big_vision import OPERATIONS, SIGNED, BigVisionRandAugment
+from pretrain.data.images.policies.big_vision import OPERATIONS, SIGNED, BigVisionRandAugment
 from tests.golden.pictures import FLAT, flat, picture
 
 HERE = Path(__file__).parent

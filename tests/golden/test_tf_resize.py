@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from pretrain.config.schema.data import EvalTransformConfig
-from pretrain.data.augment import EvalTransform
-from pretrain.data.resize import resize
+from pretrain.data.images.augment import EvalTransform
+from pretrain.data.images.resize import resize
 from tests.golden.pictures import picture
 
 

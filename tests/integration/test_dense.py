@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.data.card import Card
+from pretrain.data.storage.card import Card
 from pretrain.telemetry.sinks import read_metrics
 from tests.command import Commands
 

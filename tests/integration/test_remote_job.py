@@ -10,9 +10,9 @@ import numpy as np
 from pipelines.__main__ import main
 from pretrain import seeds
 from pretrain.config.loader import load_experiment
-from pretrain.data.index import ShardTable
-from pretrain.data.reader import ShardReader
+from pretrain.data.storage.index import ShardTable
 from pretrain.data.stream import TrainStream
+from pretrain.data.workers.reader import ShardReader
 from pretrain.telemetry.sinks import read_metrics
 from tests.command import Commands
 from tests.faulty_server import folder_server, running

@@ -25,8 +25,8 @@ from pipelines import finetune
 from pipelines.__main__ import main as stage
 from pipelines.sources.png import encode_grey
 from pretrain import run
-from pretrain.data.card import Card
-from pretrain.data.index import ShardTable
+from pretrain.data.storage.card import Card
+from pretrain.data.storage.index import ShardTable
 from pretrain.files import digest
 from tests.command import ROOT
 from tests.integration.test_docs import _pictures, _weights

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.__main__ import main
-from pretrain.data.card import Card
-from pretrain.data.index import ShardTable
+from pretrain.data.storage.card import Card
+from pretrain.data.storage.index import ShardTable
 from tests.command import Commands
 from tests.integration.small_run import FINETUNE, SMALL
 from tests.integration.test_docs import _weights

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import pack
+from pipelines.pack import cli as pack
 from pretrain.check.experiment import check
 from pretrain.check.memory import GIB, RESERVED_BYTES, resolve_micro_batch
 from pretrain.config.loader import Resolved, load_experiment
-from pretrain.data.card import Card, encode_classes
+from pretrain.data.storage.card import Card, encode_classes
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import digest
 from pretrain.models import budget
@@ -227,7 +227,7 @@ def test_shards_without_an_index_are_not_taken_for_absent(beside: Load) -> None:
 
 def test_one_label_per_image_needs_a_set_of_that_kind(beside: Load) -> None:
     table = json.loads(Path("digits/train/index.json").read_text())
-    from pretrain.data.index import ShardRow, ShardTable
+    from pretrain.data.storage.index import ShardRow, ShardTable
 
     rows = [ShardRow(*row) for row in table["shards"]]
     forged = ShardTable(Path("digits/train"), rows, num_classes=5, max_labels=3)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipelines.sweeping.trials import as_overrides
+from pipelines.sweep.trials import as_overrides
 from pretrain.config.loader import load_experiment
 from pretrain.config.overrides import override
 from pretrain.errors import ConfigError

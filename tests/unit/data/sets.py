@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipelines.packing.finish import finish_split
-from pipelines.packing.masks import MaskOptions
-from pipelines.packing.plan import PackOptions, Plan, Shard, Split
-from pipelines.packing.shard import Writing, write_shard
+from pipelines.pack.finish import finish_split
+from pipelines.pack.masks import MaskOptions
+from pipelines.pack.plan import PackOptions, Plan, Shard, Split
+from pipelines.pack.shard import Writing, write_shard
 from pipelines.sources.png import encode_grey
 from pipelines.sources.protocol import Item, Source
 from pretrain.config.schema.experiment import Experiment

@@ -19,15 +19,15 @@ import pytest
 import safetensors.numpy
 
 from pretrain.config.schema.cluster import ClusterConfig
-from pretrain.data.card import CARD_FILE, CLASSES_FILE, Card
-from pretrain.data.faults import BadSample
-from pretrain.data.index import TABLE_FILE
-from pretrain.data.reader import ShardReader
 from pretrain.data.sources import open_packed
+from pretrain.data.storage.card import CARD_FILE, CLASSES_FILE, Card
+from pretrain.data.storage.index import TABLE_FILE
+from pretrain.data.workers.faults import BadSample
+from pretrain.data.workers.reader import ShardReader
 from pretrain.errors import UserError
 from pretrain.files import digest
 from tests.unit.data.sets import write_set
-from tests.unit.data.test_index import _rewrite
+from tests.unit.data.storage.test_index import _rewrite
 
 ODD: list[Any] = [
     None, True, 0, -1, 1, 7, 10**9, 2**63, 10**30, -(10**30), 0.5, 1e308, float("nan"), float("inf"), "", "7",

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from pretrain.data.card import Card
 from pretrain.data.ledger import Ledger
+from pretrain.data.storage.card import Card
 from pretrain.errors import DataError
 
 

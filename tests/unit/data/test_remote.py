@@ -11,20 +11,20 @@ from typing import Any
 
 import pytest
 
-from pretrain.data import remote_store as remote_store_module
 from pretrain.data import sources as sources_module
-from pretrain.data import transport as transport_module
-from pretrain.data.index import ShardTable
-from pretrain.data.lanes import allowed_worlds
-from pretrain.data.reader import ShardReader
+from pretrain.data.order.lanes import allowed_worlds
+from pretrain.data.storage import remote_store as remote_store_module
+from pretrain.data.storage import transport as transport_module
+from pretrain.data.storage.index import ShardTable
 from pretrain.data.stream import EvalStream, TrainStream
+from pretrain.data.workers.reader import ShardReader
 from pretrain.errors import ConfigError, DataError
 from tests.faulty_server import KINDS, folder_server, proxy_server, running
 from tests.s3_server import client_of, put_folder, s3_server
 from tests.unit.data.sets import experiment, write_set
-from tests.unit.data.test_http_client import Handler, endless, serving
-from tests.unit.data.test_reader import damage
+from tests.unit.data.storage.test_http_client import Handler, endless, serving
 from tests.unit.data.test_stream import by_slot
+from tests.unit.data.workers.test_reader import damage
 
 SIZES = [40, 1, 0, 50, 25]
 NUM = sum(SIZES)

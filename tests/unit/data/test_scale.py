@@ -12,17 +12,17 @@ import psutil
 import pytest
 
 from pretrain.config.schema.cluster import ClusterConfig
-from pretrain.data.cache import NodeCache
-from pretrain.data.index import ShardRow, ShardTable
-from pretrain.data.lanes import allowed_worlds, check_world
-from pretrain.data.location import Location
-from pretrain.data.mixture import Mixture, Part
-from pretrain.data.order import Order
-from pretrain.data.processes import loader
-from pretrain.data.reader import MixedReader, ShardReader
-from pretrain.data.remote_store import RemoteStore, automatic_chunk_bytes
-from pretrain.data.selection import Selection
-from pretrain.data.transport import Retries, open_transport
+from pretrain.data.order.lanes import allowed_worlds, check_world
+from pretrain.data.order.mixture import Mixture, Part
+from pretrain.data.order.order import Order
+from pretrain.data.order.selection import Selection
+from pretrain.data.storage.cache import NodeCache
+from pretrain.data.storage.index import ShardRow, ShardTable
+from pretrain.data.storage.location import Location
+from pretrain.data.storage.remote_store import RemoteStore, automatic_chunk_bytes
+from pretrain.data.storage.transport import Retries, open_transport
+from pretrain.data.workers.processes import loader
+from pretrain.data.workers.reader import MixedReader, ShardReader
 from pretrain.errors import ConfigError
 
 NUM_SHARDS, PER_SHARD = 30_000, 10_000

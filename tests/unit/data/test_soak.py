@@ -13,7 +13,7 @@ from pretrain.config.schema.experiment import Experiment
 from pretrain.data.stream import TrainStream
 from tests.faulty_server import folder_server, running
 from tests.unit.data.sets import experiment, write_set
-from tests.unit.data.test_processes import data_processes
+from tests.unit.data.workers.test_processes import data_processes
 
 SIZES = [400] * 5
 MICRO = 100

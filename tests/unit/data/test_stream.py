@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
-from pretrain.data.card import Card
-from pretrain.data.faults import Fault
-from pretrain.data.index import ShardTable
-from pretrain.data.lanes import allowed_worlds
-from pretrain.data.reader import ShardReader
+from pretrain.data.order.lanes import allowed_worlds
+from pretrain.data.storage.card import Card
+from pretrain.data.storage.index import ShardTable
 from pretrain.data.stream import EvalStream, TrainStream
+from pretrain.data.workers.faults import Fault
+from pretrain.data.workers.reader import ShardReader
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import digest
 from tests.unit.data.sets import NUM_CLASSES, experiment, labels_of, number_of, write_set
-from tests.unit.data.test_reader import damage
+from tests.unit.data.workers.test_reader import damage
 
 SIZES = [13, 1, 0, 30, 1, 22]  # uneven, empty, and single samples; 67 in all
 NUM = sum(SIZES)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from pipelines.__main__ import main
-from pretrain.data.card import Card
-from pretrain.data.index import ShardTable
 from pretrain.data.sources import open_sources
+from pretrain.data.storage.card import Card
+from pretrain.data.storage.index import ShardTable
 from pretrain.data.stream import EvalStream, TrainStream
 from pretrain.errors import DataError
 from tests.unit.data.sets import NUM_CLASSES, experiment, vector_of, write_set

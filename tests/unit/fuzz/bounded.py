@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from pretrain.data.faults import BadSample
+from pretrain.data.workers.faults import BadSample
 from pretrain.errors import UserError
 
 LIMIT_S = 20  # of this process's own time, so that a loaded machine does not matter

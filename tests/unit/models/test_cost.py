@@ -20,8 +20,8 @@ from pretrain.models.cost import (
 )
 from pretrain.models.variants import parameter_shapes
 from pretrain.models.vit import build_vit
-from pretrain.models.zero_memory import Buckets, communication_bytes
 from pretrain.models.zoo import build_model
+from pretrain.sharding.zero_memory import Buckets, communication_bytes
 
 JFT_IMAGES = 303e6
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines import bench_data
 from pipelines.__main__ import main
-from pipelines.bench_data import STAGES, answer, device_rate, measure
+from pipelines.bench_data import cli as bench_data
+from pipelines.bench_data.cli import STAGES, answer, device_rate, measure
 from tests.unit.data.sets import experiment, write_set
 
 TIMES = {"read": 100.0, "decode": 600.0, "augment": 280.0, "copy": 20.0}

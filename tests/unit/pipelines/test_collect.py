@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.__main__ import main
-from pipelines.collect import HEAD
-from pipelines.vtab_tasks import FORM, TASKS
+from pipelines.collect.cli import HEAD
+from pipelines.sources.vtab_tasks import FORM, TASKS
 
 
 def write_sweep(folder: Path, dataset: str, values: list[float], source: str | None = "runs/l16") -> None:

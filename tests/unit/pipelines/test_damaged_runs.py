@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.reporting import series
-from pipelines.reporting.page import page
-from pipelines.run_record import RunRecord
+from pipelines.report import series
+from pipelines.report.page import page
+from pipelines.runs.run_record import RunRecord
 from pipelines.slurm import starts
 from pipelines.slurm.chain_stages import is_complete
 from pipelines.slurm.verdict import read_outcome
-from pipelines.status import describe, render
-from pipelines.watch import look, table
+from pipelines.status.cli import describe, render
+from pipelines.watch.cli import look, table
 from pretrain import records
 from pretrain.distributed.rank import Rank
 from pretrain.distributed.watchdog import Watchdog

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from pipelines.__main__ import main
-from pipelines.deduplication.compare import SIDE, likeness, shrunk
-from pipelines.deduplication.hashes import NUM_BITS, WHOLE, grey_picture, hash_views
-from pipelines.deduplication.search import CROWD, near_pairs
-from pretrain.data.index import ShardTable
+from pipelines.dedup.compare import SIDE, likeness, shrunk
+from pipelines.dedup.hashes import NUM_BITS, WHOLE, grey_picture, hash_views
+from pipelines.dedup.search import CROWD, near_pairs
+from pretrain.data.storage.index import ShardTable
 from tests.unit.pipelines.photos import jpeg, tiles
 
 CHANGES = {
@@ -52,7 +52,7 @@ def found(tmp_path_factory):
     arguments = ["dedup", f"{packed}/train", "--against", str(folder / "test"), "--out", out, "--workers", "1"]
     assert main(arguments) == 0
     table = ShardTable.load(folder / "packed" / "train")
-    from pretrain.data.reader import ShardReader
+    from pretrain.data.workers.reader import ShardReader
 
     reader = ShardReader(table)
     places = {}

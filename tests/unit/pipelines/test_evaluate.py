@@ -19,17 +19,17 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from pipelines import evaluate as stage
 from pipelines.__main__ import main
-from pipelines.classifier import load_classifier
-from pipelines.evaluating.measures import calibration, paired_difference
-from pipelines.evaluating.outcomes import Outcomes, outcomes_of
-from pipelines.evaluating.ranking import resampled
-from pipelines.evaluating.rows import open_set
-from pipelines.network import stack
-from pretrain.data.index import ShardTable
-from pretrain.data.labels import read_sources
-from pretrain.data.reader import ShardReader
+from pipelines.evaluate import cli as stage
+from pipelines.evaluate.measures import calibration, paired_difference
+from pipelines.evaluate.outcomes import Outcomes, outcomes_of
+from pipelines.evaluate.ranking import resampled
+from pipelines.evaluate.rows import open_set
+from pipelines.weights.classifier import load_classifier
+from pipelines.weights.network import stack
+from pretrain.data.storage.index import ShardTable
+from pretrain.data.storage.labels import read_sources
+from pretrain.data.workers.reader import ShardReader
 from pretrain.distributed.rank import detect
 from pretrain.models.interop import save_weights
 from tests.golden.exchange import SQUASH, metadata_of, model_of

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipelines.__main__ import main
-from pipelines.exporting import verification
+from pipelines.export import verification
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.engine.checkpoint_folder import FORMAT_VERSION, seal
 from pretrain.errors import CheckpointError

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines import figures
-from pipelines.drawing import measures
+from pipelines.figures import cli as figures
+from pipelines.figures import measures
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError, ConfigError, DataError

@@ -12,15 +12,15 @@ import pytest
 import torch
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
-from pipelines import evaluate as stage
 from pipelines.__main__ import main
-from pipelines.classifier import load_classifier
-from pipelines.network import stack
-from pipelines.regressor import load_regressor
-from pretrain.data.card import Card, load_classes
-from pretrain.data.device import to_model_input
-from pretrain.data.index import ShardTable
-from pretrain.data.reader import ShardReader
+from pipelines.evaluate import cli as stage
+from pipelines.weights.classifier import load_classifier
+from pipelines.weights.network import stack
+from pipelines.weights.regressor import load_regressor
+from pretrain.data.on_device.device import to_model_input
+from pretrain.data.storage.card import Card, load_classes
+from pretrain.data.storage.index import ShardTable
+from pretrain.data.workers.reader import ShardReader
 from pretrain.distributed.rank import detect
 from pretrain.errors import CheckpointError
 from pretrain.models.interop import load_weights, save_weights

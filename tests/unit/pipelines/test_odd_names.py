@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from pipelines.__main__ import main
-from pretrain.data.card import Card, load_classes
-from pretrain.data.drop_list import load_drop_list
-from pretrain.data.faults import Fault, FaultLog
-from pretrain.data.index import Records, ShardTable
-from pretrain.data.reader import ShardReader
+from pretrain.data.order.drop_list import load_drop_list
+from pretrain.data.storage.card import Card, load_classes
+from pretrain.data.storage.index import Records, ShardTable
+from pretrain.data.workers.faults import Fault, FaultLog
+from pretrain.data.workers.reader import ShardReader
 from tests.unit.pipelines.photos import encode
 from tests.unit.pipelines.test_export import weights
 

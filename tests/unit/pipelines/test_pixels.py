@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score
 
-from pipelines import segmenter as segmenter_module
 from pipelines.__main__ import main
-from pipelines.network import stack
-from pipelines.segmenter import class_of_pixels, load_segmenter
-from pretrain.data.card import load_classes
-from pretrain.data.index import ShardTable
-from pretrain.data.masks import read_mask
-from pretrain.data.reader import ShardReader
+from pipelines.weights import segmenter as segmenter_module
+from pipelines.weights.network import stack
+from pipelines.weights.segmenter import class_of_pixels, load_segmenter
+from pretrain.data.images.masks import read_mask
+from pretrain.data.storage.card import load_classes
+from pretrain.data.storage.index import ShardTable
+from pretrain.data.workers.reader import ShardReader
 from pretrain.models.interop import save_weights
 from tests.golden.exchange import SQUASH, metadata_of, model_of
 from tests.unit.data.sets import NUM_CLASSES, write_set

@@ -13,7 +13,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config  # type: ignore[attr-defined]
 
 from pipelines.__main__ import main
-from pipelines.classifier import load_classifier
+from pipelines.weights.classifier import load_classifier
 from pretrain.errors import ConfigError
 from tests.golden.exchange import IDS, NAMES, SQUASH, image_file
 from tests.unit.pipelines.test_export import checkpoint, weights

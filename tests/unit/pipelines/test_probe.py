@@ -14,18 +14,18 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from pipelines import probe as stage
 from pipelines.__main__ import main
-from pipelines.classifier import load_classifier
-from pipelines.features.cache import FeatureCache
-from pipelines.features.frozen import load_frozen
-from pipelines.network import stack
+from pipelines.probe import cli as stage
+from pipelines.probe.cache import FeatureCache
+from pipelines.probe.frozen import load_frozen
+from pipelines.weights.classifier import load_classifier
+from pipelines.weights.network import stack
 from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.data import EvalTransformConfig
-from pretrain.data.augment import EvalTransform
-from pretrain.data.index import ShardTable
-from pretrain.data.reader import ShardReader
+from pretrain.data.images.augment import EvalTransform
 from pretrain.data.sources import open_packed
+from pretrain.data.storage.index import ShardTable
+from pretrain.data.workers.reader import ShardReader
 from pretrain.distributed.rank import detect
 from pretrain.models.interop import load_weights, save_weights
 from tests.golden.exchange import SQUASH, metadata_of, model_of

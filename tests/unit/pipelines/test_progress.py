@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from pipelines import progress
-from pipelines.progress import LazyBar
+from pipelines.terminal import progress
+from pipelines.terminal.progress import LazyBar
 
 
 @pytest.fixture

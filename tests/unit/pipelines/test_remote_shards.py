@@ -10,10 +10,10 @@ from typing import NamedTuple
 import pytest
 
 from pipelines.__main__ import main
-from pretrain.data import transport
-from pretrain.data.card import encode_classes, load_classes
-from pretrain.data.index import ShardTable
-from pretrain.data.reader import ShardReader
+from pretrain.data.storage import transport
+from pretrain.data.storage.card import encode_classes, load_classes
+from pretrain.data.storage.index import ShardTable
+from pretrain.data.workers.reader import ShardReader
 from tests.faulty_server import Server, folder_server, running
 from tests.s3_server import CREDENTIALS, REGION, put_folder, s3_server
 from tests.unit.pipelines.photos import tree

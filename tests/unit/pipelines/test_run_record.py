@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from pipelines.__main__ import main
-from pipelines.run_record import RunRecord, find_runs
+from pipelines.runs.run_record import RunRecord, find_runs
 from pipelines.slurm import starts
-from pipelines.times import duration
+from pipelines.terminal.durations import duration
 from pretrain.config.loader import load_experiment
 from pretrain.config.schema.model import ModelConfig
 from pretrain.engine.run_folder import COMPLETE, Verdict

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.__main__ import main
-from pretrain.data.card import Card
-from pretrain.data.index import ShardTable
-from pretrain.data.reader import ShardReader
+from pretrain.data.storage.card import Card
+from pretrain.data.storage.index import ShardTable
+from pretrain.data.workers.reader import ShardReader
 from tests.unit.pipelines.photos import encode
 from tests.unit.pipelines.sources.test_tars import add, gnu_tar
 

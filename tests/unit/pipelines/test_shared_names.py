@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from pipelines.__main__ import main
-from pipelines.classifier import load_classifier
-from pipelines.network import stack
-from pretrain.data.card import load_classes
-from pretrain.data.index import ShardTable
-from pretrain.data.reader import ShardReader
+from pipelines.weights.classifier import load_classifier
+from pipelines.weights.network import stack
+from pretrain.data.storage.card import load_classes
+from pretrain.data.storage.index import ShardTable
+from pretrain.data.workers.reader import ShardReader
 from pretrain.models.interop import save_weights
 from tests.golden.exchange import SQUASH, metadata_of, model_of
 from tests.unit.pipelines.photos import encode

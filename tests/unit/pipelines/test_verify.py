@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from pipelines.__main__ import main
-from pipelines.verification.correlation import label_correlation
-from pretrain.data.card import Card
-from pretrain.data.index import ShardTable
-from pretrain.data.reader import ShardReader
+from pipelines.verify.correlation import label_correlation
+from pretrain.data.storage.card import Card
+from pretrain.data.storage.index import ShardTable
+from pretrain.data.workers.reader import ShardReader
 from pretrain.errors import DataError
 from tests.unit.pipelines.photos import encode, write_photos
 from tests.unit.pipelines.sources.test_imagenet21k import tar_of

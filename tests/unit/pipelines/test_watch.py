@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import watch
+from pipelines.watch import cli as watch
 from pretrain.engine.run_folder import COMPLETE, FATAL, Verdict
 from pretrain.errors import ConfigError
 from tests.unit.pipelines.run_folders import write_run

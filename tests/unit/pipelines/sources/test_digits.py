@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from pipelines.sources.digits import DigitsSource
-from pretrain.data.decode import open_image
+from pretrain.data.images.decode import open_image
 
 
 def test_digits_are_those_of_scikit_learn_without_loss():

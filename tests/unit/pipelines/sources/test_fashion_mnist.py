@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.sources import fashion_mnist
 from pipelines.sources.fashion_mnist import FashionMnistSource
-from pretrain.data.decode import open_image
+from pretrain.data.images.decode import open_image
 from pretrain.errors import DataError, SetupError
 
 RNG = np.random.default_rng(0)

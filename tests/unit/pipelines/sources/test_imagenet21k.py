@@ -10,9 +10,9 @@ from PIL import Image
 
 from pipelines.__main__ import main
 from pipelines.sources.imagenet21k import ImageNet21kSource
-from pretrain.data.index import ShardTable
-from pretrain.data.opening import decode_strictly
-from pretrain.data.reader import ShardReader
+from pretrain.data.images.opening import decode_strictly
+from pretrain.data.storage.index import ShardTable
+from pretrain.data.workers.reader import ShardReader
 from pretrain.errors import DataError
 from tests.unit.pipelines.photos import encode
 from tests.unit.pipelines.sources.listing import listed

@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import pytest
 
-from pipelines.packing.table import ItemTable
 from pipelines.sources.class_names import of_names
 from pipelines.sources.manifest import ManifestSource
+from pipelines.sources.table import ItemTable
 from pretrain.errors import ConfigError, DataError
 from tests.unit.pipelines.photos import encode, write_photos
 from tests.unit.pipelines.sources.listing import listed

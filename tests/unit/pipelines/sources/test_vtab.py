@@ -9,10 +9,10 @@ import pytest
 
 from pipelines.__main__ import main
 from pipelines.sources.digits import DigitsSource
-from pipelines.vtab_tasks import why_not
-from pretrain.data.card import Card
-from pretrain.data.index import ShardTable
-from pretrain.data.labels import read_labels, read_sources
+from pipelines.sources.vtab_tasks import why_not
+from pretrain.data.storage.card import Card
+from pretrain.data.storage.index import ShardTable
+from pretrain.data.storage.labels import read_labels, read_sources
 from pretrain.files import file_digest
 
 

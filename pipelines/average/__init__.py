@@ -1,0 +1,1 @@
+"""``python -m pipelines average``: the mean of several weights."""

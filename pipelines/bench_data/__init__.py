@@ -1,0 +1,1 @@
+"""``python -m pipelines bench-data``: how many data processes a GPU needs."""

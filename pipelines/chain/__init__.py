@@ -1,0 +1,1 @@
+"""``python -m pipelines chain``: a chain of Slurm jobs, from images to a report."""

@@ -1,0 +1,1 @@
+"""``python -m pipelines collect``: finished sweeps as one table beside the published results."""

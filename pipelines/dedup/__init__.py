@@ -1,0 +1,1 @@
+"""``python -m pipelines dedup``: finds near-duplicates of test images in a training set."""

@@ -1,0 +1,1 @@
+"""``python -m pipelines demo``: the main job on embedded real data."""

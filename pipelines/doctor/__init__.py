@@ -1,0 +1,1 @@
+"""``python -m pipelines doctor``: checks the software and hardware of a machine."""

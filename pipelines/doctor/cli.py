@@ -1,0 +1,102 @@
+"""``python -m pipelines doctor``: whether this machine is right for training, and what to do where it is not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from pipelines.doctor import node, software, speed
+from pipelines.doctor.findings import AMBER, GREEN, LEVELS, RED, Finding
+from pretrain.names import tell
+
+EXIT_CODES = {GREEN: 0, AMBER: 1, RED: 2}
+MEMORY_GIB, SPACE_GIB = 4.0, 10.0
+EXAMPLES = """\
+examples:
+  python -m pipelines doctor
+  python -m pipelines doctor --gpus 8 --run /shared/runs --shards data/imagenet21k/train
+  python -m pipelines doctor --quick --json
+
+exit code: 0 all green, 1 something amber (it can run, but not as it should), 2 something red (it cannot)
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Asks everything and says what was found; see ``--help``."""
+    args = _parser().parse_args(argv)
+    console, found = Console(highlight=False, soft_wrap=True), []
+    for finding in examine(args):
+        found.append(finding)
+        if args.json:
+            tell(json.dumps(finding.to_dict()), flush=True)
+        else:
+            _show(console, finding)
+    worst = max((finding.level for finding in found), key=LEVELS.index)
+    if not args.json:
+        counts = ", ".join(f"{sum(f.level == level for f in found)} {level}" for level in LEVELS)
+        console.print(f"{counts}", style="bold")
+    return EXIT_CODES[worst]
+
+
+def examine(args: argparse.Namespace) -> Iterator[Finding]:
+    """One finding after the other."""
+    yield software.python()
+    yield (found := software.torch())
+    has_torch = found.level != RED
+    yield software.deepspeed()
+    yield software.versions()
+    simple: list[Callable[[], Finding]] = [
+        lambda: node.gpus(args.gpus if args.gpus is not None else _visible_gpus(has_torch)),
+        speed.links,
+        lambda: node.memory(MEMORY_GIB),
+        node.shared_memory,
+        lambda: node.space(args.run, SPACE_GIB),
+        lambda: node.clock(args.run),
+        software.open_files,
+        software.slurm,
+        *[lambda folder=folder: node.shards(folder) for folder in args.shards],
+    ]
+    for question in simple:
+        yield question()
+    if args.quick:
+        return
+    yield speed.disk(args.run)
+    if has_torch:
+        yield from speed.compute()
+        yield speed.all_reduce()
+
+
+def _visible_gpus(has_torch: bool) -> int:
+    if not has_torch:
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _show(console: Console, finding: Finding) -> None:
+    colour = {GREEN: "green", AMBER: "yellow", RED: "red"}[finding.level]
+    console.print(f"[{colour}]{finding.level:<6}[/] {finding.probe:<17}", end="")
+    console.print(finding.text, markup=False)
+    if finding.remedy:
+        console.print(f"{'':<24}→ {finding.remedy}", markup=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines doctor",
+        description="Software, GPUs and links, memory, disk, clock, limits and speed of this machine.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--gpus", type=int, help="GPUs that must be here; default: as many as torch sees")
+    parser.add_argument("--run", type=Path, default=Path("runs"), metavar="DIR", help="where run folders lie (runs)")
+    parser.add_argument("--shards", type=Path, nargs="+", default=[], metavar="DIR", help="packed sets to look at")
+    parser.add_argument("--quick", action="store_true", help="without the tests of speed")
+    parser.add_argument("--json", action="store_true", help="one line of JSON per finding")
+    return parser

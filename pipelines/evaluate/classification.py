@@ -1,0 +1,251 @@
+"""The evaluation of a classifier: its figures, a second model beside it, and the tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.evaluate import measures, ranking
+from pipelines.evaluate.outcomes import Outcomes, outcomes_of
+from pipelines.evaluate.rows import IMAGES, finished, ledger_lines, open_set
+from pipelines.evaluate.tables import as_csv
+from pipelines.weights.classifier import Classifier, load_classifier
+from pipelines.weights.overlap import warn_of_trained_images
+from pretrain.config.schema.evaluation import NUMBERS
+from pretrain.data.ledger import Ledger
+from pretrain.data.storage.card import load_classes
+from pretrain.data.storage.class_lookup import differing_class, told_apart
+from pretrain.data.storage.index import ShardTable
+from pretrain.distributed.rank import Rank
+from pretrain.errors import ConfigError, DataError
+from pretrain.evaluation.class_map import ClassMap
+from pretrain.evaluation.targets import load_targets
+from pretrain.files import write_atomic
+from pretrain.redaction import redacted_in
+
+SHOWN_CONFUSIONS = 10
+
+
+def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None], started: float) -> dict[str, Any]:
+    """All figures; the folder of tables where one is wanted. Collective: yes. Errors as the stage's."""
+    outcomes, table, ledger = _look(args.source, args, rank, say)
+    result: dict[str, Any] = {
+        "from": str(args.source),
+        "shards": str(args.shards),
+        "img_size": args.img_size,
+        "targets": args.targets,
+        **_figures(outcomes, table),
+        **finished(ledger, len(outcomes.sample_ids), args.shards),
+        "empty_classes": _empty_classes(outcomes, table),
+    }
+    if table.max_labels == 1:
+        result["calibration_error"], _ = measures.calibration(outcomes)
+    if args.against is not None:
+        other, _, _ = _look(args.against, args, rank, say)
+        result["against"] = _compared(args, outcomes, other, table)
+    result["most_confused"] = _most_confused(outcomes, table)
+    result["seconds"] = round(time.monotonic() - started, 2)
+    if args.out is not None and rank.is_main:
+        _write(args.out, result, outcomes, table)
+    return result
+
+
+def _figures(outcomes: Outcomes, table: ShardTable) -> dict[str, float]:
+    """``top1``, ``top5`` and ``num_samples``; of a set with several labels per image ``mAP`` too."""
+    ranked = ranking.mean_average_precision(outcomes, table.num_classes) if table.max_labels > 1 else {}
+    return {**measures.accuracy(outcomes), **ranked}
+
+
+def _look(
+    source: Path, args: argparse.Namespace, rank: Rank, say: Callable[[str], None]
+) -> tuple[Outcomes, ShardTable, Ledger]:
+    packed = open_set(args)
+    table, card = packed.table, packed.card
+    if args.targets is not None and table.max_labels > 1:
+        raise ConfigError(f"--targets: {args.shards} has several labels per image; they take the place of a single one")
+    targets = None if args.targets is None else load_targets(args.targets, table)
+    classifier = load_classifier(
+        source,
+        weights=args.weights,
+        img_size=args.img_size,
+        activation=args.activation,
+        device=args.device,
+        say=say,
+    )
+    class_map = class_map_of(classifier, args.shards, args.match, args.class_map)
+    if class_map is not None:
+        say(f"{args.shards}: {class_map.summary()}")
+    warn_of_trained_images(source, args.weights, table, say)
+    outcomes, ledger = outcomes_of(
+        args, packed, classifier, rank, class_map=class_map, keep_scores=table.max_labels > 1
+    )
+    if targets is not None:
+        every = outcomes
+        outcomes = every.with_labels(targets)
+        ledger.lost(IMAGES, "no label in --targets", count=len(every.sample_ids) - len(outcomes.sample_ids))
+        say(f"{args.targets}: {len(outcomes.sample_ids):,} of the {card.num_samples:,} images have a label there")
+        if not len(outcomes.sample_ids):
+            raise DataError(f"{args.targets}: no image has a label there")
+    return outcomes, table, ledger
+
+
+def class_map_of(classifier: Classifier, shards: Path, match: str | None, path: str | None) -> ClassMap | None:
+    """The model's outputs for each class of the set; None where both have the same classes in one order.
+
+    Raises:
+        ConfigError: two ways at once, or the weights do not say what the way needs. DataError: they are labelled
+            differently and nothing says what belongs together, or a class of the set has no output.
+    """
+    about, classes = classifier.metadata, load_classes(shards)
+    if match is not None and path is not None:
+        raise ConfigError("--match and --class-map are two ways to say the same; give one")
+    if match is None and path is None:
+        _require_same(classifier, shards, classes)
+        return None
+    numbers = tuple(map(str, range(about.num_classes)))
+    known = {"ids": about.class_ids, "names": about.class_names}
+    if match in known and known[match] is None:
+        raise ConfigError(f"--match {match}: the weights do not say the {match} of their classes")
+    ids, names = about.class_ids or numbers, about.class_names or numbers
+    if match == "names":
+        own = [(name, name) for _, name in classes]
+        class_map = ClassMap.load(None, own, [(name, name) for name in names])
+    else:
+        outputs = list(zip(ids, names, strict=True))
+        class_map = ClassMap.load(None if match == "ids" else path or NUMBERS, classes, outputs)
+    if match is not None and class_map.missing:
+        raise DataError(
+            f"{shards}: {len(class_map.missing)} of its {len(classes)} classes, such as {class_map.missing[0]!r}, are "
+            f"not among the model's by {match}; pack the set with its other labels, name the outputs in a file "
+            "(--class-map), or fine-tune the model on it"
+        )
+    return class_map
+
+
+def _require_same(classifier: Classifier, shards: Path, classes: Sequence[tuple[str, str]]) -> None:
+    about = classifier.metadata
+    numbers = tuple(map(str, range(about.num_classes)))
+    names = about.class_names or numbers
+    if about.class_ids is None and sorted(names) != sorted(name for _, name in classes):
+        names = numbers  # other names may be other words for the same classes
+    outputs = list(zip(about.class_ids or numbers, names, strict=True))
+    first = differing_class(outputs, classes)
+    if first is None:
+        return
+    is_named = first < len(outputs) and outputs[first] != (str(first), str(first))
+    key = "" if not is_named else outputs[first][1] if outputs[first][0] == str(first) else outputs[first][0]
+    differ = f"; class {first} is {key!r} there" if key else ""
+    raise DataError(
+        f"{shards}: {len(classes)} classes, the model has {about.num_classes}{differ}. If the classes of the set "
+        "are among the model's, say by what they are the same: --match ids, names or numbers"
+    )
+
+
+def _compared(args: argparse.Namespace, outcomes: Outcomes, other: Outcomes, table: ShardTable) -> dict[str, Any]:
+    """The other model's figures, and how much better they are than the first one's."""
+    both = (
+        outcomes.select(np.isin(outcomes.sample_ids, other.sample_ids)),
+        other.select(np.isin(other.sample_ids, outcomes.sample_ids)),
+    )
+    found = {"from": str(args.against), **_figures(other, table), **measures.paired_difference(*both)}
+    if table.max_labels > 1:
+        found["mAP_difference"] = ranking.paired_difference(*both, table.num_classes)
+    return found
+
+
+def _most_confused(outcomes: Outcomes, table: ShardTable) -> list[dict[str, Any]]:
+    """The pairs (class, what the model said) that happen most often; where every image has one label."""
+    if outcomes.labels.shape[1] > 1:
+        return []
+    names = told_apart(load_classes(table.folder))
+    return [
+        {"class": names[row], "said": names[column], "count": count}
+        for row, column, count in _confusions(outcomes)[:SHOWN_CONFUSIONS]
+    ]
+
+
+def _empty_classes(outcomes: Outcomes, table: ShardTable) -> list[str]:
+    """The names of classes that no image shows: they count for nothing."""
+    counts = np.bincount(outcomes.labels[outcomes.labels >= 0], minlength=table.num_classes)
+    return [name for (_, name), count in zip(load_classes(table.folder), counts, strict=True) if not count]
+
+
+def _confusions(outcomes: Outcomes) -> list[tuple[int, int, int]]:
+    """(class, said, count) of every mistake, the most frequent first."""
+    wrong = np.stack([outcomes.labels[:, 0], outcomes.best[:, 0]], axis=1)[~outcomes.hits]
+    pairs, counts = np.unique(wrong, axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return [(int(pairs[i, 0]), int(pairs[i, 1]), int(counts[i])) for i in order]
+
+
+def _write(out: Path, result: dict[str, Any], outcomes: Outcomes, table: ShardTable) -> None:
+    """The folder of results: result.json comes last and marks it as whole."""
+    out.mkdir(parents=True, exist_ok=True)
+    classes = load_classes(table.folder)
+    write_atomic(out / "per_class.csv", as_csv(_per_class(outcomes, table, classes)))
+    if outcomes.labels.shape[1] == 1:
+        names = told_apart(classes)
+        mistakes = [(names[a], names[b], count) for a, b, count in _confusions(outcomes)]
+        write_atomic(out / "confusion.csv", as_csv([("class", "said", "count"), *mistakes]))
+    if table.max_labels == 1:
+        _, bins = measures.calibration(outcomes)
+        write_atomic(out / "calibration.csv", as_csv([measures.Bin._fields, *bins]))
+    write_atomic(out / "result.json", json.dumps(redacted_in(result | {"command": sys.argv}), indent=1))
+
+
+def _per_class(outcomes: Outcomes, table: ShardTable, classes: Sequence[tuple[str, str]]) -> list[tuple[object, ...]]:
+    rows = measures.per_class(outcomes, table.num_classes)
+    lines: list[tuple[object, ...]] = [("index", "id", "name", "num_samples", "recall", "precision")]
+    lines += [(row.index, *classes[row.index], row.num_samples, row.recall, row.precision) for row in rows]
+    if table.max_labels == 1:
+        return lines
+    found = ranking.average_precisions(outcomes, table.num_classes).tolist()
+    column = ["average_precision", *(None if math.isnan(value) else value for value in found)]
+    return [(*line, cell) for line, cell in zip(lines, column, strict=True)]
+
+
+def text(result: dict[str, Any]) -> str:
+    """The result for people."""
+    lines = [_accuracy_line(result["from"], result)]
+    if "calibration_error" in result:
+        lines.append(f"expected calibration error {result['calibration_error']:.4f} (15 bins)")
+    if "against" in result:
+        other = result["against"]
+        pair = f"{other['from']} − {result['from']}"
+        lines += [_accuracy_line(other["from"], other)]
+        lines += [f"{pair}: {_difference(other, 'precision@1' if 'mAP' in other else 'top-1')}"]
+        lines += [f"{pair}: {_difference(other['mAP_difference'], 'mAP')}"] if "mAP_difference" in other else []
+    if result["most_confused"]:
+        lines.append("most confused:")
+        lines += [f"  {pair['class']} → {pair['said']}: {pair['count']}" for pair in result["most_confused"]]
+    if result["empty_classes"]:
+        some = ", ".join(result["empty_classes"][:SHOWN_CONFUSIONS])
+        lines.append(f"classes without an image in this set: {len(result['empty_classes'])} ({some})")
+    lines += ledger_lines(result)
+    return "\n".join(lines)
+
+
+def _difference(found: dict[str, Any], metric: str) -> str:
+    if found["low"] is None:
+        return f"{found['difference']:+.2%} {metric}, without an interval: {found['why_not']}"
+    return (
+        f"{found['difference']:+.2%} {metric}, 95 % interval {found['low']:+.2%} … {found['high']:+.2%} (paired "
+        "bootstrap over the images)"
+    )
+
+
+def _accuracy_line(name: str, figures: dict[str, Any]) -> str:
+    if "mAP" in figures:
+        return (
+            f"{name}: precision@1 {figures['top1']:.2%}, mAP {figures['mAP']:.2%} over {figures['num_classes']:,} "
+            f"classes, of {figures['num_samples']:,} images"
+        )
+    return f"{name}: top-1 {figures['top1']:.2%}, top-5 {figures['top5']:.2%} of {figures['num_samples']:,} images"

@@ -1,0 +1,1 @@
+"""``python -m pipelines export``: trained weights in the formats of other libraries, verified."""

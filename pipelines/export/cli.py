@@ -1,0 +1,228 @@
+"""``python -m pipelines export``: trained weights for the programs that use them.
+
+What is written is opened again before it is given its name: tensors, names and metadata are compared, a forward pass is
+run by this program's reader and by the program that the format belongs to, where that is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.weights.load import load_source
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.names import tell
+from pretrain.outputs import check_output_file, check_output_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pretrain.models.interop import WeightsMetadata
+    from pretrain.models.target_scale import TargetScale
+
+FORMATS = ("timm", "hf", "npz", "onnx")
+SUFFIXES = {"npz": ".npz", "onnx": ".onnx"}  # the others are folders
+EXAMPLES = """\
+examples:
+  python -m pipelines export runs/vit_b16 --format timm --out exports/vit_b16_timm
+  python -m pipelines export runs/vit_b16 --format hf --out exports/vit_b16_hf
+  python -m pipelines export B_16.npz --format timm --out exports/b16 --resize squash --resize-filter bilinear_aa
+  python -m pipelines export runs/vit_h14/checkpoints/step-00090000 --format onnx --out exports/vit_h14.onnx
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the stage; see ``--help``."""
+    args = _parser().parse_args(argv)
+    started = time.monotonic()
+    say: Callable[[str], None] = (lambda line: None) if args.json else tell
+    result = export(args, say)
+    result["seconds"] = round(time.monotonic() - started, 2)
+    if args.json:
+        tell(json.dumps(result))
+    else:
+        for line in result["checked"]:
+            tell(f"checked: {line}")
+        tell(f"{result['out']}: {result['format']}, {result['num_parameters']:,} parameters, in {result['seconds']} s")
+    return 0
+
+
+def export(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Writes, checks and publishes one export; returns what the stage prints.
+
+    Raises:
+        ConfigError: options that do not go together, or something stands at ``--out``.
+        CheckpointError: weights that cannot be read, or that the format cannot express.
+    """
+    _check_arguments(args)
+    state, metadata = load_source(args.source, args.weights, say)
+    metadata = _with_eval_transform(metadata, args)
+    state, metadata = _for_inference(state, metadata, drop_head=args.drop_head)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    workshop = args.out.with_name(f".{args.out.name}.partial")
+    shutil.rmtree(workshop, ignore_errors=True)
+    try:
+        workshop.mkdir()
+        checked = _write_and_check(workshop / args.out.name, state, metadata, args, say)
+        _publish(workshop, args.out)
+    except OSError as error:
+        raise CheckpointError(f"--out {args.out} cannot be written: {error}; free space or choose another") from error
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+    num_parameters = sum(tensor.numel() for tensor in state.values())
+    return {
+        "out": str(args.out),
+        "format": args.format,
+        "num_parameters": num_parameters,
+        "num_classes": metadata.num_classes,
+        "checked": checked,
+    }
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    """Refuses what would be ignored, before anything is read."""
+    from pretrain.models.exchange.onnx import require_packages
+
+    suffix = SUFFIXES.get(args.format, "")
+    if suffix and args.out.suffix != suffix:
+        raise ConfigError(f"--out {args.out}: --format {args.format} writes a file; its name must end in {suffix}")
+    if not suffix and args.out.suffix in SUFFIXES.values():
+        raise ConfigError(f"--out {args.out}: --format {args.format} writes a folder; choose a name without a suffix")
+    if args.accept_erf_gelu and args.format != "npz":
+        raise ConfigError("--accept-erf-gelu belongs to --format npz; elsewhere it would be ignored")
+    (check_output_file if suffix else check_output_folder)(args.out)
+    if args.out.exists() and not args.force:
+        raise ConfigError(f"--out {args.out} exists; give --force to replace it, or choose another path")
+    if args.format == "onnx":
+        require_packages()
+
+
+def _with_eval_transform(metadata: WeightsMetadata, args: argparse.Namespace) -> WeightsMetadata:
+    """The metadata with what the command line says about resizing."""
+    from pydantic import ValidationError
+
+    from pretrain.config.schema.data import EvalTransformConfig
+
+    given = {"resize": args.resize, "crop_fraction": args.crop_fraction, "resize_filter": args.resize_filter}
+    given = {name: value for name, value in given.items() if value is not None}
+    known = {} if metadata.eval_transform is None else metadata.eval_transform.model_dump()
+    if given.get("resize", known.get("resize")) == "squash" and "crop_fraction" not in given:
+        known.pop("crop_fraction", None)
+    fields = known | given
+    needed = {"resize", "resize_filter"} | ({"crop_fraction"} if fields.get("resize") != "squash" else set())
+    if needed - set(fields):
+        missing = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(needed - set(fields)))
+        raise CheckpointError(f"the weights do not say how images are resized for them; say it with {missing}")
+    try:
+        return metadata.model_copy(update={"eval_transform": EvalTransformConfig(**fields)})
+    except ValidationError as error:
+        raise ConfigError(f"--resize, --crop-fraction, --resize-filter: {error.errors()[0]['msg']}") from error
+
+
+def _for_inference(
+    state: dict[str, Tensor], metadata: WeightsMetadata, *, drop_head: bool
+) -> tuple[dict[str, Tensor], WeightsMetadata]:
+    """The weights without what only training uses, and with ``drop_head`` without the head and its tanh layer."""
+    from pretrain.models.interop import expected_shapes
+
+    if metadata.task == "segmentation" and not drop_head:
+        raise ConfigError(
+            "the weights have a dense head (a class for every pixel), which no other program's model has a place for; "
+            "give --drop-head to export the backbone, or use the weights file as it is"
+        )
+    if metadata.model.is_timm and drop_head:
+        raise ConfigError(f"--drop-head: {metadata.model.name} is exported with its head only; leave the option out")
+    changes: dict[str, Any] = {} if metadata.model.is_timm else {"mask_token": False}
+    update: dict[str, Any] = {}
+    if drop_head:
+        changes["representation_size"] = None
+        changes["head"] = "pooled"
+        update = dict.fromkeys(("class_names", "class_ids", "target_mean", "target_std"), None) | {"num_classes": 0}
+    elif metadata.scale is not None:
+        state = _in_units(state, metadata.scale, metadata)
+        update = {"target_mean": None, "target_std": None}
+    update["model"] = metadata.model.model_copy(update=changes)
+    metadata = metadata.model_copy(update=update)
+    return {name: state[name].float() for name in expected_shapes(metadata)}, metadata
+
+
+def _in_units(state: dict[str, Tensor], scale: TargetScale, metadata: WeightsMetadata) -> dict[str, Tensor]:
+    """A regression whose head gives the data's own units: other programs know of no standardised targets."""
+    import torch
+
+    if metadata.model.is_timm:
+        raise ConfigError(f"a regression by {metadata.model.name} is not exported: its head's units would be lost")
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (scale.mean, scale.std))
+    head = {"head.weight": state["head.weight"].double() * std[:, None]}
+    head["head.bias"] = state["head.bias"].double() * std + mean
+    return state | {name: tensor.float() for name, tensor in head.items()}
+
+
+def _write_and_check(
+    path: Path,
+    state: dict[str, Tensor],
+    metadata: WeightsMetadata,
+    args: argparse.Namespace,
+    say: Callable[[str], None],
+) -> list[str]:
+    from pipelines.export import verification
+    from pretrain.models.exchange.google import write_npz
+    from pretrain.models.exchange.huggingface import write_huggingface
+    from pretrain.models.exchange.onnx import write_onnx
+    from pretrain.models.exchange.positions import with_learned_table
+    from pretrain.models.exchange.timm import write_timm
+
+    model, kind = verification.built(state, metadata), metadata.model.pos_embed
+    if args.format != "onnx":
+        state, metadata = with_learned_table(state, metadata)
+    if metadata.model.pos_embed != kind:
+        say(f"pos_embed: {kind} is written as a learned table of the same numbers")
+    if args.format == "onnx":
+        write_onnx(path, model, metadata)
+    elif args.format == "npz":
+        write_npz(path, state, metadata, accept_erf_gelu=args.accept_erf_gelu)
+    else:
+        path.mkdir()
+        {"timm": write_timm, "hf": write_huggingface}[args.format](path, state, metadata)
+    return verification.verify(path, args.format, state, metadata, model)
+
+
+def _publish(workshop: Path, out: Path) -> None:
+    """Gives what lies in ``workshop`` its final names, the main one last, after everything is on the disk."""
+    from pretrain.files import sync
+
+    for path in sorted(workshop.rglob("*")):
+        sync(path)
+    if out.is_dir():
+        out.rename(workshop / f"{out.name}.replaced")
+    for path in sorted(workshop.iterdir(), key=lambda path: path.name == out.name):
+        if not path.name.endswith(".replaced"):
+            path.replace(out.with_name(path.name))
+    sync(out.parent)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines export",
+        description="Writes trained weights in a format of another program, and checks what it wrote.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, metavar="RUN_OR_WEIGHTS", help="run, checkpoint, or weights of any format")
+    parser.add_argument("--format", required=True, choices=FORMATS, help="timm and hf: folders; npz: Google's; onnx")
+    parser.add_argument("--out", required=True, type=Path, help="folder (timm, hf) or file (.npz, .onnx) to make")
+    parser.add_argument("--weights", choices=("raw", "ema"), default="raw", help="of a run: trained, or their average")
+    parser.add_argument("--drop-head", action="store_true", help="without the classifier, and the tanh layer before it")
+    parser.add_argument("--force", action="store_true", help="replace what stands at --out")
+    kinds = ("short_side", "resmall", "squash", "squash_crop")
+    parser.add_argument("--resize", choices=kinds, help="how images are resized; known for own runs")
+    parser.add_argument("--crop-fraction", type=float, help="short_side: model size over the resized short side")
+    parser.add_argument("--resize-filter", choices=("bilinear", "bilinear_aa", "bicubic_aa", "area"), help="likewise")
+    parser.add_argument("--accept-erf-gelu", action="store_true", help="npz: for readers that compute erf GELU (timm)")
+    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+    return parser

@@ -1,1 +1,0 @@
-"""Features of frozen weights, computed once and kept on the disk."""

@@ -1,0 +1,1 @@
+"""``python -m pipelines figures``: filters, position embeddings and attention as pictures."""

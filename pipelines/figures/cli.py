@@ -1,0 +1,218 @@
+"""``python -m pipelines figures``: the paper's pictures from any Vision Transformer's weights, several side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pretrain.errors import CheckpointError, ConfigError, SetupError
+from pretrain.names import tell
+from pretrain.outputs import check_output_folder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from pipelines.figures.sources import Source
+
+KINDS = ("filters", "position_similarity", "attention_distance", "attention_rollout", "attention_heads")
+NEED_IMAGES = frozenset(kind for kind in KINDS if kind.startswith("attention"))
+NUMBERS = "figures.npz"
+SUMMARY = "figures.json"
+EXAMPLES = """\
+examples:
+  python -m pipelines figures runs/vit_l16 --images photos/ --out figures/vit_l16
+  python -m pipelines figures L_32.npz runs/vit_l16/checkpoints/step-00090000 --out figures/two --only filters
+  python -m pipelines figures runs/vit_b16 --img-size 384 256 --out figures/resized
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the stage; see ``--help``."""
+    args = _parser().parse_args(argv)
+    check_output_folder(args.out)
+    _check(args)
+    say = (lambda line: None) if args.json else tell
+    written = draw(args, say)
+    if args.json:
+        tell(json.dumps({"out": str(args.out), "files": written}))
+    else:
+        tell(f"{args.out}: {', '.join(written)}")
+    return 0
+
+
+def draw(args: argparse.Namespace, say: Any) -> list[str]:
+    """Draws what was asked for and returns the names of the files.
+
+    Raises:
+        CheckpointError: weights that cannot be read, or nothing to draw in them.
+        DataError: images that cannot be found or read.
+    """
+    from pipelines.figures import sources
+
+    labels = sources.labels_of(args.checkpoints)
+    models = [
+        sources.load(path, label, _size(args.img_size), say)
+        for path, label in zip(args.checkpoints, labels, strict=True)
+    ]
+    kinds = args.only or [kind for kind in KINDS if args.images or kind not in NEED_IMAGES]
+    numbers, pixels = _measure(args, models, kinds, say)
+    figures = _figures(kinds, numbers, pixels, args.num_maps)
+    if not figures:
+        raise CheckpointError(f"nothing to draw: {', '.join(labels)} have none of {', '.join(kinds)}")
+    if not args.images and not args.only:
+        say("attention is drawn on images: give some with --images")
+    return _write(args, models, numbers, figures)
+
+
+def _measure(
+    args: argparse.Namespace, models: Sequence[Source], kinds: Sequence[str], say: Any
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[Any]]]:
+    """Kind → label → array, and label → the images as this model sees them."""
+    from pipelines.figures import measures, sources
+
+    numbers: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
+    pixels: dict[str, list[Any]] = {}
+    files = sources.find_images(args.images, args.num_images) if args.images else []
+    for source in models:
+        no_table = f"pos_embed {source.metadata.model.pos_embed} has no table"
+        for kind, measure, why in (
+            ("filters", measures.patch_filters, "its patches are feature maps of a ResNet, not pixels"),
+            ("position_similarity", measures.position_similarity, no_table),
+        ):
+            if kind in kinds:
+                found = measure(source.model)
+                if found is None:
+                    say(f"{source.label}: no {kind}: {why}")
+                else:
+                    numbers[kind][source.label] = found.numpy()
+        if NEED_IMAGES & set(kinds):
+            pixels[source.label] = sources.pixels_of(files, source)
+            found = measures.measure_attention(
+                source.model,
+                lambda source=source: sources.normalised(pixels[source.label], source, args.batch_size),
+                args.num_maps,
+            )
+            for kind in NEED_IMAGES & set(kinds):
+                numbers[kind][source.label] = found[kind].numpy()
+    return numbers, pixels
+
+
+def _figures(
+    kinds: Sequence[str], numbers: dict[str, dict[str, Any]], pixels: dict[str, list[Any]], num_maps: int
+) -> dict[str, Figure]:
+    """File name without suffix → figure."""
+    from pipelines.figures import pictures
+
+    made: dict[str, Figure] = {}
+    for kind, make in (
+        ("filters", pictures.draw_filters),
+        ("position_similarity", pictures.draw_similarity),
+        ("attention_distance", pictures.draw_distance),
+    ):
+        if kind in kinds and numbers[kind]:
+            made[kind] = make(numbers[kind])
+    if (kind := "attention_rollout") in kinds:
+        first = next(iter(pixels.values()))[:num_maps]
+        made[kind] = pictures.draw_rollout(first, numbers[kind])
+    if (kind := "attention_heads") in kinds:
+        for index, (label, maps) in enumerate(numbers[kind].items()):
+            name = kind if len(numbers[kind]) == 1 else f"{kind}_{index + 1}"
+            made[name] = pictures.draw_heads(pixels[label][:num_maps], maps, label)
+    return made
+
+
+def _write(
+    args: argparse.Namespace,
+    models: Sequence[Source],
+    numbers: dict[str, dict[str, Any]],
+    figures: dict[str, Figure],
+) -> list[str]:
+    import io
+
+    import numpy as np
+
+    from pipelines.figures import pictures
+    from pretrain.files import write_atomic
+
+    written = []
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            for suffix in ("png", "svg"):
+                write_atomic(args.out / f"{name}.{suffix}", pictures.encode(figure, suffix))
+                written.append(f"{name}.{suffix}")
+            pictures.close(figure)
+        arrays = {
+            f"{kind}/{index}": array
+            for kind, found in numbers.items()
+            for index, source in enumerate(models)
+            if (array := found.get(source.label)) is not None
+        }
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_atomic(args.out / NUMBERS, buffer.getvalue())
+        write_atomic(args.out / SUMMARY, json.dumps(_summary(args, models, arrays), indent=1))
+    except OSError as error:
+        raise SetupError(f"--out {args.out} cannot be written: {error}; free space or choose another") from error
+    return [*written, NUMBERS, SUMMARY]
+
+
+def _summary(args: argparse.Namespace, models: Sequence[Source], arrays: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "checkpoints": [
+            {
+                "label": source.label,
+                "path": source.path,
+                "model": source.metadata.model.variant,
+                "img_size": list(source.metadata.img_size),
+                "grid": list(source.model.shape.grid),
+            }
+            for source in models
+        ],
+        "images": [str(path) for path in args.images or ()],
+        "num_images": args.num_images,
+        "arrays": {name: list(array.shape) for name, array in arrays.items()},
+        "units": {
+            "attention_distance": "pixels, by block and head",
+            "position_similarity": "cosine similarity (h, w, h, w)",
+        },
+    }
+
+
+def _size(given: list[int] | None) -> tuple[int, int] | None:
+    return None if given is None else (given[0], given[-1])
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.img_size is not None and len(args.img_size) > 2:
+        raise ConfigError("--img-size takes one number, or height and width")
+    if args.only and NEED_IMAGES & set(args.only) and not args.images:
+        raise ConfigError(f"--only {' '.join(args.only)} needs --images: attention is drawn on images")
+    if args.images and args.only and not NEED_IMAGES & set(args.only):
+        raise ConfigError(f"--images would be ignored with --only {' '.join(args.only)}; remove one of them")
+    for name in ("num_images", "num_maps", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}: must be 1 or more")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines figures",
+        description="Pictures of a Vision Transformer's weights and attention, and the numbers behind them.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="runs, checkpoints or weights")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for pictures and numbers")
+    parser.add_argument("--images", nargs="+", type=Path, metavar="PATH", help="image files, or folders of them")
+    parser.add_argument("--img-size", nargs="+", type=int, help="resize position embeddings to this image size first")
+    parser.add_argument("--only", nargs="+", choices=KINDS, help="these pictures alone")
+    parser.add_argument("--num-images", type=int, default=128, help="images for the attention distance (128)")
+    parser.add_argument("--num-maps", type=int, default=4, help="of them drawn with attention maps (4)")
+    parser.add_argument("--batch-size", type=int, default=8, help="images in one forward pass (8)")
+    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+    return parser

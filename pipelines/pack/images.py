@@ -1,0 +1,142 @@
+"""What is done to an image when it is packed: decoded once, made a plain RGB file, made smaller where asked for.
+
+A file that is plain sRGB already keeps its compressed pixels; only its metadata goes, and what lies behind a JPEG's
+picture. Everything else is encoded anew, without losses where it had none.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from pipelines.pack.metadata import STRIPPERS, has_trailing_bytes, is_lossless_webp, strip_jpeg
+from pretrain.data.images.opening import ROTATED, Decoded, decode_strictly
+from pretrain.data.images.turbojpeg import turned_upright
+from pretrain.data.workers.faults import BadSample
+
+LOSSY = {"jpeg": ("JPEG", "jpg"), "webp": ("WEBP", "webp")}
+EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+FORMAT_OF = {"JPEG": "JPEG", "MPO": "JPEG", "PNG": "PNG", "WEBP": "WEBP"}  # MPO: a JPEG with others behind it
+SMALLER, OTHER_FORMAT, ENCODED_ANEW = "made smaller", "other format", "encoded anew"
+METADATA_REMOVED, TRAILING_REMOVED = "metadata removed", "bytes behind the picture removed"
+TOO_SMALL = "too_small"
+SAME_EXTENSIONS = {"JPEG": ("jpg", "jpeg"), "PNG": ("png",), "WEBP": ("webp",)}
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """What every image becomes.
+
+    Attributes:
+        mode: "rgb": an upright 8-bit sRGB file without metadata; "keep": the bytes as they are.
+        encode: "jpeg" or "webp": images in other formats become this too; "": PNG for what is not a JPEG or WebP.
+        quality: of whatever is encoded anew with losses.
+        short_side: images whose shorter side is longer are made smaller; 0: none.
+        min_side: images whose shorter side is shorter are left out; 0: none.
+        max_pixels: more are refused before they are decoded; None: Pillow's own limit.
+    """
+
+    mode: str = "keep"
+    encode: str = ""
+    quality: int = 95
+    short_side: int = 0
+    min_side: int = 0
+    max_pixels: int | None = None
+
+
+class PackedImage(NamedTuple):
+    """Bytes to pack and their extension.
+
+    Attributes:
+        size: (height, width) of the picture that is packed.
+        changes: what was changed, in a few words each.
+        original: (height, width) of the upright picture before.
+        orientation: EXIF, 1 … 8, of the stored one.
+    """
+
+    data: bytes
+    extension: str
+    size: tuple[int, int]
+    changes: tuple[str, ...]
+    original: tuple[int, int]
+    orientation: int = 1
+
+
+def make_image(data: bytes, extension: str, options: ImageOptions) -> PackedImage:
+    """Decodes an image to the last pixel and makes it what the options ask for.
+
+    Args:
+        data: an image file.
+        extension: of its name, which is kept where its format is.
+        options: what it becomes.
+
+    Raises:
+        BadSample: it cannot be decoded, has too many pixels, or is too small.
+    """
+    decoded = decode_strictly(data, options.max_pixels)
+    height, width = size = decoded.pixels.shape[:2]
+    if min(height, width) < options.min_side:
+        raise BadSample(TOO_SMALL, f"{width}×{height} pixels; --min-side is {options.min_side}")
+    if options.mode == "keep":
+        return PackedImage(data, extension, (height, width), (), (height, width), decoded.orientation)
+    own = FORMAT_OF.get(decoded.format)
+    wanted = LOSSY[options.encode][0] if options.encode else own or "PNG"
+    shrinks = 0 < options.short_side < min(height, width)
+    kept = _with_its_coefficients(data, decoded) if own == wanted and not shrinks else None
+    if kept is not None:
+        is_usual = extension in SAME_EXTENSIONS[wanted] and decoded.is_plain
+        new_extension = extension if is_usual else EXTENSIONS[wanted]
+        return PackedImage(kept, new_extension, size, _changes(data, kept, decoded), size, decoded.orientation)
+    image = Image.fromarray(decoded.pixels)
+    if shrinks:
+        image = image.resize(_capped(height, width, options.short_side), Image.Resampling.LANCZOS)
+    is_lossless = not options.encode and is_lossless_webp(data)
+    new = _encode(image, wanted, options.quality, None if shrinks else decoded, is_lossless=is_lossless)
+    changes = [*([SMALLER] if shrinks else []), *decoded.oddities, *decoded.remarks]
+    changes += [OTHER_FORMAT] if own != wanted else [] if changes else [ENCODED_ANEW]
+    changes += [TRAILING_REMOVED] if has_trailing_bytes(data) else []
+    size = (image.height, image.width)
+    return PackedImage(new, EXTENSIONS[wanted], size, tuple(changes), (height, width), decoded.orientation)
+
+
+def _with_its_coefficients(data: bytes, decoded: Decoded) -> bytes | None:
+    """The upright picture without anything else in its file, its compressed pixels as they were; None: impossible."""
+    if decoded.is_plain:
+        return STRIPPERS[FORMAT_OF[decoded.format]](data)
+    if FORMAT_OF[decoded.format] == "JPEG" and decoded.oddities == (ROTATED,):
+        turned = turned_upright(data, decoded.orientation)
+        return strip_jpeg(turned) if turned else None
+    return None
+
+
+def _changes(data: bytes, kept: bytes, decoded: Decoded) -> tuple[str, ...]:
+    """What happened to a file that kept its compressed pixels."""
+    trailing = has_trailing_bytes(data)
+    is_cut_only = data.startswith(kept) if trailing else kept == data
+    metadata = [] if is_cut_only or not decoded.is_plain else [METADATA_REMOVED]
+    return (*decoded.oddities, *decoded.remarks, *metadata, *([TRAILING_REMOVED] if trailing else []))
+
+
+def _capped(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """(width, height) with the shorter side as asked for."""
+    factor = short_side / min(height, width)
+    return max(round(width * factor), short_side), max(round(height * factor), short_side)
+
+
+def _encode(
+    image: Image.Image, image_format: str, quality: int, decoded: Decoded | None, *, is_lossless: bool
+) -> bytes:
+    buffer = io.BytesIO()
+    settings: dict[str, Any] = {}
+    if image_format == "JPEG":
+        settings = {"quality": quality, "subsampling": "4:4:4"}
+        if decoded is not None and decoded.format in ("JPEG", "MPO") and decoded.oddities == ("mode L",):
+            # A grey JPEG's own table gives its own coefficients again: three channels cost no quality.
+            settings = {"qtables": [decoded.quantization[0]] * 2, "subsampling": "4:2:0"}
+    elif image_format == "WEBP":
+        settings = {"lossless": True} if is_lossless else {"quality": quality, "method": 4}
+    image.save(buffer, format=image_format, **settings)
+    return buffer.getvalue()

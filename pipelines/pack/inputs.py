@@ -1,0 +1,74 @@
+"""The files that the options of ``pack`` name: read once, and kept beside the pack for those who go on with it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.pack.drop_list import load_dropped_keys
+from pipelines.pack.labels import LabelMap
+from pipelines.pack.plan import PlanInputs
+from pipelines.pack.split_lists import SplitLists
+from pipelines.pack.wordnet import WordNet
+from pretrain.files import write_atomic
+
+FOLDER, LIST = "inputs", "inputs.json"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files that the options name, and their content.
+
+    Attributes:
+        paths: option → file, or NAME=FILE for each split list.
+        content: what was read from them.
+    """
+
+    paths: dict[str, str | list[str]]
+    content: PlanInputs
+
+    @classmethod
+    def load(cls, paths: dict[str, str | list[str]]) -> Inputs:
+        """Reads the files."""
+        single = {name: Path(path) for name, path in paths.items() if isinstance(path, str)}
+        splits = paths.get("splits", [])
+        assert isinstance(splits, list)
+        content = PlanInputs(
+            label_map=LabelMap.load(single["label_map"]) if "label_map" in single else None,
+            wordnet=WordNet(single["wordnet"]) if "wordnet" in single else None,
+            split_lists=SplitLists.load(splits) if splits else None,
+            dropped_keys=load_dropped_keys(single["drop_list"]) if "drop_list" in single else frozenset(),
+        )
+        return cls(paths, content)
+
+    @classmethod
+    def kept_in(cls, folder: Path) -> Inputs:
+        """Those that ``keep`` has put into a pack's working folder."""
+        return cls.load(json.loads((folder / FOLDER / LIST).read_bytes()))
+
+    def with_content(self, content: NDArray[np.uint64] | None) -> PlanInputs:
+        """With the digests of the images' bytes."""
+        return replace(self.content, content=content)
+
+    def keep(self, folder: Path) -> None:
+        """Copies the files into a pack's working folder."""
+        folder = folder / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        kept: dict[str, str | list[str]] = {}
+        for name, path in self.paths.items():
+            if isinstance(path, str):
+                kept[name] = str(_copy(Path(path), folder / name))
+            else:
+                pairs = [entry.partition("=") for entry in path]
+                kept[name] = [f"{split}={_copy(Path(file), folder / f'split-{split}')}" for split, _, file in pairs]
+        write_atomic(folder / LIST, json.dumps(kept))
+
+
+def _copy(source: Path, target: Path) -> Path:
+    if not target.exists():
+        write_atomic(target, source.read_bytes())
+    return target

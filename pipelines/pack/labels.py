@@ -1,0 +1,206 @@
+"""What the labels of a source become: other classes by a map, ancestors by a hierarchy, a choice of classes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.sources.table import ItemTable
+from pretrain.data.storage.class_lookup import Classes, ClassLookup
+from pretrain.errors import ConfigError, DataError
+from pretrain.text_files import read_text
+
+REST = "*"
+_SPAN = re.compile(r"([0-9]+)-([0-9]+)")
+
+
+@dataclass(frozen=True)
+class Relabelling:
+    """New classes, and for each old class the new ones that it turns into, from general to special."""
+
+    classes: tuple[tuple[str, str], ...]
+    targets: tuple[tuple[int, ...], ...]
+
+    @property
+    def is_multi(self) -> bool:
+        """One old label may turn into several."""
+        return any(len(target) > 1 for target in self.targets)
+
+
+def relabel(table: ItemTable, change: Relabelling) -> ItemTable:
+    """Replaces each label by its targets; a label that a row gets twice stays where it came first."""
+    counts = np.array([len(target) for target in change.targets], dtype=np.int64)
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    targets = np.array([label for target in change.targets for label in target], dtype=np.int32)
+    old = table.columns["labels"]
+    per_label = counts[old]
+    within = np.arange(per_label.sum()) - np.repeat(np.cumsum(per_label) - per_label, per_label)
+    labels = targets[np.repeat(starts[old], per_label) + within] if len(targets) else targets
+    rows = np.repeat(np.repeat(np.arange(len(table)), table.num_labels), per_label)
+    return table.with_labels(*without_repeats(labels, rows, len(table)))
+
+
+def without_repeats(
+    labels: NDArray[np.int32], rows: NDArray[np.int64], num_rows: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """CSR of (labels, rows), both (n,) with ascending rows, each pair once and where it stood first."""
+    width = int(labels.max(initial=0)) + 1
+    _, first = np.unique(rows * width + labels, return_index=True)
+    first.sort()
+    counts = np.bincount(rows[first], minlength=num_rows)
+    return labels[first], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def num_with_repeats(table: ItemTable) -> int:
+    """Rows that have one label more than once."""
+    counts, labels = table.num_labels, table.columns["labels"]
+    if int(counts.max(initial=0)) < 2:
+        return 0
+    rows = np.repeat(np.arange(len(table)), counts)
+    order = np.lexsort((labels, rows))
+    same = (labels[order][1:] == labels[order][:-1]) & (rows[order][1:] == rows[order][:-1])
+    return len(np.unique(rows[order][1:][same]))
+
+
+def choose_classes(text: str, classes: Classes) -> Relabelling:
+    """``--classes`` as a relabelling; see ``parse_classes``."""
+    chosen = parse_classes(text, classes)
+    new = {old: index for index, old in enumerate(chosen)}
+    targets = tuple((new[index],) if index in new else () for index in range(len(classes)))
+    return Relabelling(tuple(classes[index] for index in chosen), targets)
+
+
+def parse_classes(text: str, classes: Classes) -> list[int]:
+    """Class indices that ``--classes`` means, ascending: ids, names, numbers and ranges such as 0-4; empty: all.
+
+    A number is an id where any id of the set is a number, else an index; in a range as alone. A name that holds a comma
+    may be in quotes.
+
+    Raises:
+        ConfigError: a part is not a class, or means several, or one class is named twice.
+    """
+    if not text:
+        return list(range(len(classes)))
+    lookup = ClassLookup(classes, "--classes")
+    try:
+        chosen = [index for part in _parts(text, lookup) for index in _class_part(part, lookup)]
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    if len(set(chosen)) < len(chosen):
+        raise ConfigError(f"--classes {text}: a class is named twice")
+    return sorted(chosen)
+
+
+def _parts(text: str, lookup: ClassLookup) -> list[str]:
+    """The text cut at its commas, but not inside quotes or a class that is called so."""
+    try:
+        words = [word.strip() for word in next(csv.reader([text], skipinitialspace=True, strict=True))]
+    except csv.Error as error:
+        raise ConfigError(f"--classes {text}: {error}") from error
+    parts: list[str] = []
+    while words:
+        names = [mark.join(words[:count]) for count in range(len(words), 1, -1) for mark in (", ", ",")]
+        name = next((name for name in names if name in lookup), words[0])
+        if name is not words[0] and all(word.strip() in lookup for word in name.split(",")):
+            raise ConfigError(f"--classes {text}: {name!r} is one class or several; put what is one in quotes")
+        parts.append(name)
+        words = words[1 + (name != words[0]) * name.count(",") :]
+    return parts
+
+
+def _class_part(part: str, lookup: ClassLookup) -> list[int]:
+    span = _SPAN.fullmatch(part)
+    if part in lookup or span is None:
+        return [lookup.find(part)]
+    first, last, width = int(span[1]), int(span[2]), len(span[1]) if span[1].startswith("0") else 0
+    if first > last or last - first >= len(lookup.classes):
+        raise ConfigError(f"--classes: {part!r} is not a range of classes; {lookup.known()}")
+    return [lookup.find(f"{number:0{width}d}") for number in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """A file with the columns ``from,to[,name]``: class id of the source → id of the class that it becomes.
+
+    A class on several lines gets several labels. An empty ``to`` drops the class's images. ``from`` may be ``*``, for
+    every class that no other line names: ``*,*`` keeps them, ``*,`` drops them. New classes are numbered in the order
+    in which the file names them.
+    """
+
+    path: Path
+    rows: tuple[tuple[str, str, str], ...]
+
+    @classmethod
+    def load(cls, path: Path) -> LabelMap:
+        """Reads the file.
+
+        Raises:
+            ConfigError: it cannot be read, or a line is none of the above.
+        """
+        try:
+            reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+            lines = [(reader.line_num, row) for row in reader if row]
+        except (DataError, csv.Error) as error:
+            raise ConfigError(f"--label-map {path}: cannot be read ({error})") from error
+        if not lines or [cell.strip() for cell in lines[0][1]] not in (["from", "to"], ["from", "to", "name"]):
+            raise ConfigError(f"--label-map {path}:1: the first line must be from,to or from,to,name")
+        rows = []
+        for number, row in lines[1:]:
+            cells = [cell.strip() for cell in row]
+            if len(cells) < 2 or not cells[0] or len(cells) > 3:
+                raise ConfigError(f"--label-map {path}:{number}: {','.join(row)!r} is not from,to[,name]")
+            if cells[0] == REST and cells[1] not in ("", REST):
+                raise ConfigError(f"--label-map {path}:{number}: {REST} can become {REST} (kept) or nothing (dropped)")
+            rows.append((cells[0], cells[1], cells[2] if len(cells) > 2 else ""))
+        cls._check_names(path, rows)
+        return cls(path, tuple(rows))
+
+    @staticmethod
+    def _check_names(path: Path, rows: list[tuple[str, str, str]]) -> None:
+        named: dict[str, str] = {}
+        for _, to, name in rows:
+            if name and named.setdefault(to, name) != name:
+                raise ConfigError(
+                    f"--label-map {path}: the class {to!r} is called {named[to]!r} and {name!r}; choose one"
+                )
+
+    def relabelling(self, classes: Classes) -> Relabelling:
+        """What becomes of a source's classes.
+
+        Raises:
+            DataError: a class of the source is on no line, or a line names a class that the source has not.
+        """
+        known, lookup = dict(classes), ClassLookup(classes, f"--label-map {self.path}")
+        rest = next((to for origin, to, _ in self.rows if origin == REST), None)
+        becomes: dict[str, list[str]] = {}
+        names: dict[str, str] = {}
+        for origin, to, name in self.rows:
+            if origin == REST:
+                continue
+            if origin not in known:
+                meant = ""
+                if origin in lookup:
+                    meant = f"; the class of this name has the id {classes[lookup.find(origin)][0]!r}"
+                raise DataError(f"--label-map {self.path}: the source has no class {origin!r}{meant}")
+            targets = becomes.setdefault(origin, [])
+            if to:
+                targets.append(to)
+                names[to] = name or names.get(to) or known.get(to, to)
+        left = [identifier for identifier in known if identifier not in becomes]
+        if left and rest is None:
+            raise DataError(
+                f"--label-map {self.path}: {len(left)} classes of the source are on no line, such as {left[0]!r}; "
+                f"add a line for each, or the line '{REST},{REST}' (keep the others) or '{REST},' (drop their images)"
+            )
+        if rest == REST:
+            becomes |= {identifier: [identifier] for identifier in left}
+            names |= {identifier: names.get(identifier, known[identifier]) for identifier in left}
+        index = {identifier: number for number, identifier in enumerate(names)}
+        targets = (tuple(index[to] for to in becomes.get(identifier, ())) for identifier, _ in classes)
+        return Relabelling(tuple(names.items()), tuple(targets))

@@ -1,0 +1,1 @@
+"""``python -m pipelines predict``: the most probable classes of images."""

@@ -1,1 +1,0 @@
-"""What ``predict`` says of an image that is not classified."""

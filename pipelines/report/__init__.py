@@ -1,0 +1,1 @@
+"""``python -m pipelines report``: runs as one HTML file."""

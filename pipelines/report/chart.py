@@ -1,0 +1,158 @@
+"""A line chart as inline SVG: coloured by the page's style sheet, readable without the script."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+from pipelines.report.series import Curve
+from pipelines.runs.run_record import Incident
+
+WIDTH, HEIGHT = 520, 250
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 34
+NUM_COLOURS = 8
+FEW_POINTS = 20  # of a curve with no more each is a dot
+LOG_RANGE = 200.0  # a curve that spans more is drawn with a logarithmic axis
+
+
+def chart(
+    title: str,
+    curves: Mapping[str, Curve],
+    incidents: Sequence[Incident],
+    *,
+    unit: str,
+    about: str,
+    last_step: int = 0,
+    may_be_logarithmic: bool = True,
+) -> str:
+    """One chart with a line for each run.
+
+    Args:
+        title: the metric.
+        curves: run → its curve; at least one has a point.
+        incidents: vertical marks, with what happened as their tooltip.
+        unit: of the values; of % none is above 100.
+        about: what the metric is.
+        last_step: where the axis ends at least, so that all charts of a report have the same.
+        may_be_logarithmic: where the values span more than ``LOG_RANGE``.
+    """
+    drawn = {name: curve for name, curve in curves.items() if curve.steps}
+    steps = [step for curve in drawn.values() for step in curve.steps]
+    values = [value for curve in drawn.values() for value in curve.values]
+    x = Axis(0, max(*steps, last_step, 1), LEFT, WIDTH - RIGHT)
+    logarithmic = may_be_logarithmic and min(values) > 0 and max(values) / min(values) > LOG_RANGE
+    most = 100.0 if unit == "%" and max(values) <= 100 else math.inf
+    y = Axis(min(values), max(values), HEIGHT - BOTTOM, TOP, logarithmic=logarithmic, roomy=True, most=most)
+    parts = [_grid(x, y), *(_mark(incident, x) for incident in incidents if x.low <= incident.step <= x.high)]
+    names = list(curves)
+    for name, curve in drawn.items():
+        parts.append(_line(curve, x, y, names.index(name) % NUM_COLOURS))
+    data = {
+        "x": [x.low, x.high, LEFT, WIDTH - RIGHT],
+        "curves": [
+            {"name": name, "steps": c.steps, "values": [float(f"{v:.6g}") for v in c.values]}
+            for name, c in drawn.items()
+        ],
+    }
+    notes = ", ".join(filter(None, (unit, "logarithmic" if logarithmic else "")))
+    caption = html.escape(title) + (f" <small>{html.escape(notes)}</small>" if notes else "")
+    content = html.escape(json.dumps(data), quote=True)
+    label = html.escape(f"{title} over the steps", quote=True)
+    return (
+        f'<figure class="chart" data-chart="{content}"><figcaption title="{html.escape(about, quote=True)}">{caption}'
+        f'<output></output></figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
+        + "".join(parts)
+        + f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 2}">step</text>'
+        + '<line class="cursor" y1="12" y2="216" x1="-9" x2="-9"/></svg></figure>'
+    )
+
+
+class Axis:
+    """Numbers → pixels.
+
+    Args:
+        low, high: the range of the numbers.
+        start, end: pixels of its two ends.
+        logarithmic: powers of ten are equally far apart.
+        roomy: some room beyond both ends.
+        most: no room beyond this number.
+    """
+
+    def __init__(
+        self,
+        low: float,
+        high: float,
+        start: float,
+        end: float,
+        *,
+        logarithmic: bool = False,
+        roomy: bool = False,
+        most: float = math.inf,
+    ) -> None:
+        self.logarithmic, self.start, self.end = logarithmic, start, end
+        if logarithmic:
+            low, high = math.log10(low), math.log10(high)
+        if low == high:
+            low, high = low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5)
+        room = 0.05 * (high - low) if roomy else 0.0
+        self.low, self.high = low - room, min(high + room, max(most, low + room))
+
+    def __call__(self, value: float) -> float:
+        """The pixel of a number."""
+        position = math.log10(value) if self.logarithmic else value
+        return self.start + (position - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """About five round numbers inside the range; powers of ten on a logarithmic axis."""
+        if self.logarithmic:
+            powers = range(math.ceil(self.low), math.floor(self.high) + 1)
+            return [10.0**power for power in powers] or [10.0**self.low, 10.0**self.high]
+        rough = (self.high - self.low) / 5
+        size = 10 ** math.floor(math.log10(rough))
+        step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough)
+        first = math.ceil(self.low / step)
+        return [index * step for index in range(first, math.floor(self.high / step) + 1)]
+
+
+def _grid(x: Axis, y: Axis) -> str:
+    parts = []
+    for value in y.ticks():
+        pixel = y(value)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{pixel:.1f}" y2="{pixel:.1f}"/>')
+        parts.append(f'<text class="y" x="{LEFT - 6}" y="{pixel + 4:.1f}">{number(value)}</text>')
+    for value in x.ticks():
+        pixel = x(value)
+        parts.append(f'<text class="x" x="{pixel:.1f}" y="{HEIGHT - BOTTOM + 18}">{number(value)}</text>')
+    return "".join(parts)
+
+
+def _line(curve: Curve, x: Axis, y: Axis, colour: int) -> str:
+    points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in zip(curve.steps, curve.values, strict=True))
+    if len(curve.steps) == 1:
+        place = points.split(",")
+        return f'<circle class="c{colour}" cx="{place[0]}" cy="{place[1]}" r="3"/>'
+    dots = "".join(
+        f'<circle class="c{colour} dot" cx="{x(step):.1f}" cy="{y(value):.1f}" r="2.2"/>'
+        for step, value in zip(curve.steps, curve.values, strict=True)
+    )
+    return f'<polyline class="c{colour}" points="{points}"/>' + (dots if len(curve.steps) <= FEW_POINTS else "")
+
+
+def _mark(incident: Incident, x: Axis) -> str:
+    pixel = x(incident.step)
+    text = html.escape(f"step {incident.step}: {incident.text}")
+    return (
+        f'<g class="mark {html.escape(incident.kind, quote=True)}"><title>{text}</title>'
+        f'<line x1="{pixel:.1f}" x2="{pixel:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/></g>'
+    )
+
+
+def number(value: float) -> str:
+    """A number for people, short."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e6 or abs(value) < 1e-3:
+        return f"{value:.3g}".replace("e+0", "e").replace("e-0", "e-")
+    return f"{value:,.4g}"

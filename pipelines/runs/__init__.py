@@ -1,0 +1,1 @@
+"""Run folders read from outside, and the jobs and worker processes that stages start."""

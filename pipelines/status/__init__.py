@@ -1,0 +1,1 @@
+"""``python -m pipelines status``: the state of a run."""

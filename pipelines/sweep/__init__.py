@@ -1,0 +1,1 @@
+"""``python -m pipelines sweep``: a fine-tuning grid, chosen on the dev split."""

@@ -1,0 +1,194 @@
+"""``python -m pipelines sweep``: a fine-tuning grid, its best trial by the dev split, and that one on the test set.
+
+Each trial is a job as a user starts it, in a run folder of its own, so a sweep that was stopped goes on where it was:
+finished trials are read, an unfinished one resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.predict.cli import positive
+from pipelines.runs.data_record import record_of
+from pipelines.runs.jobs import last_value
+from pipelines.sweep.running import best_of, run
+from pipelines.sweep.trials import Sweep, Trial, quoted
+from pretrain.check.experiment import check
+from pretrain.config.loader import load_experiment
+from pretrain.data.sources import open_packed
+from pretrain.errors import ConfigError
+from pretrain.files import write_atomic
+from pretrain.names import tell
+from pretrain.outputs import check_output_folder
+from pretrain.redaction import redacted_in
+from pretrain.telemetry.metrics import in_units
+
+RESULT_FILE = "sweep.json"
+EXAMPLES = """\
+examples:
+  python -m pipelines sweep --config configs/finetune/cifar10.yaml --from runs/vit_l16_i21k_90ep --ranks 8
+  python -m pipelines sweep --config configs/finetune/pets.yaml --from runs/l16 --parallel 8
+  python -m pipelines sweep --config configs/finetune/pets.yaml --from runs/l16 --dry-run
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the stage; see ``--help``."""
+    args = _parser().parse_intermixed_args(argv)
+    if args.out is not None:
+        check_output_folder(args.out)
+    sweep, console = read_sweep(args), Console(highlight=False, soft_wrap=True)
+    trials = sweep.dev_trials() if sweep.chooses else []
+    if args.trial is not None:
+        tell("\n".join(sweep.arguments(_trial(sweep, trials, args.trial))))
+        return 0
+    for trial in trials:
+        _check(sweep, trial, sweep.settings.metric, require_data=not args.dry_run)
+    test = _check(sweep, sweep.final_trials(0)[0], None, require_data=not args.dry_run)
+    if args.dry_run:
+        for trial in [*trials, *sweep.final_trials(0)]:
+            tell(sweep.shown(trial))
+        return 0
+    started = time.monotonic()
+    dev = run(sweep, trials, sweep.settings.metric, "trials")
+    best = best_of(dev, sweep.settings.metric) if dev else 0
+    if dev:
+        console.print(f"best: {dev[best].name} with {sweep.settings.metric} {dev[best].value:.4f}")
+    final = {metric: [] for metric in test}
+    runs = run(sweep, sweep.final_trials(best), test[0], "runs of the best")
+    for outcome in (outcome for outcome in runs if outcome.value is not None):
+        for metric in test:
+            final[metric].append(last_value(sweep.folder / outcome.name, metric))
+    result = {
+        "config": sweep.config,
+        "from": sweep.source,
+        "metric": sweep.settings.metric,
+        "trials": [asdict(outcome) for outcome in dev],
+        "best": sweep.dev_trials()[best].name,
+        "runs": [asdict(outcome) for outcome in runs],
+        "test": {metric: _spread(values) for metric, values in final.items()},
+        "data": _records(sweep),
+        "ranks": sweep.ranks,
+        "command": " ".join(["python -m pipelines sweep", *map(quoted, argv)]),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_atomic(sweep.folder / RESULT_FILE, json.dumps(redacted_in(result), indent=1))
+    _show(console, result, sweep.folder)
+    return 0 if all(outcome.value is not None for outcome in runs) else 1
+
+
+def read_sweep(args: argparse.Namespace) -> Sweep:
+    """The sweep that the arguments name.
+
+    Raises:
+        ConfigError: the config has no section ``sweep``, or is wrong.
+    """
+    experiment = load_experiment(args.config, overrides=args.overrides).experiment
+    if experiment.sweep is None:
+        raise ConfigError(
+            f"{args.config}: it has no section sweep; add one, such as\n"
+            "sweep:\n  grid: {optim.lr: [0.001, 0.003, 0.01, 0.03]}\n"
+            "  dev: {data.shards: …, data.num_samples: …, evaluation.sets: {dev: {shards: …, num_samples: …}}}"
+        )
+    stem = Path(args.config).stem
+    base = Path(f"{str(args.source).rstrip('/')}_transfer") if args.source else Path("runs")
+    return Sweep(
+        config=str(args.config),
+        source=args.source,
+        folder=args.out or base / stem,
+        settings=experiment.sweep,
+        overrides=tuple(args.overrides),
+        seed=experiment.seed,
+        ranks=args.ranks,
+        parallel=args.parallel,
+    )
+
+
+def _trial(sweep: Sweep, trials: Sequence[Trial], number: int) -> Trial:
+    """Raises ConfigError where there is no such trial."""
+    if not 0 <= number < len(trials):
+        numbers = f"0 to {len(trials) - 1}" if trials else "none: it has one combination and no dev split"
+        raise ConfigError(f"{sweep.config}: --trial {number}: the sweep's trials are {numbers}")
+    return trials[number]
+
+
+def _check(sweep: Sweep, trial: Trial, metric: str | None, *, require_data: bool) -> list[str]:
+    """Checks a trial before anything is started; returns the chief metric ``SET/top1`` of each evaluation set."""
+    resolved = load_experiment(sweep.config, overrides=[*sweep.overrides, *trial.overrides])
+    check(resolved, world=sweep.ranks, require_data=require_data, backend="accelerate")
+    sets = list(resolved.experiment.evaluation.sets)
+    if not sets:
+        raise ConfigError(f"{sweep.config}: {trial.name} has no evaluation.sets, so nothing says how good it is")
+    if metric is not None and metric.partition("/")[0] not in sets:
+        raise ConfigError(
+            f"{sweep.config}: sweep.metric: {metric} is of no evaluation set of the trials ({', '.join(sets)}); name "
+            "the dev split under sweep.dev, as evaluation.sets"
+        )
+    return [f"{name}/{chosen.chief_metric}" for name, chosen in resolved.experiment.evaluation.sets.items()]
+
+
+def _records(sweep: Sweep) -> dict[str, Any]:
+    """What the final runs trained on and were measured on: ``train``, and each evaluation set by its name."""
+    experiment = load_experiment(
+        sweep.config, overrides=[*sweep.overrides, *sweep.final_trials(0)[0].overrides]
+    ).experiment
+    places = {name: own.shards for name, own in experiment.evaluation.sets.items()}
+    places |= {"train": experiment.data.sources[0].shards}
+    allow_pipe = experiment.data.allow_pipe
+    return {
+        name: record_of(open_packed(shards, experiment.cluster, allow_pipe=allow_pipe))
+        for name, shards in places.items()
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and sample standard deviation (0 for one value)."""
+    return {
+        "mean": statistics.mean(values) if values else None,
+        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "values": list(values),
+    }
+
+
+def _show(console: Console, result: dict[str, Any], folder: Path) -> None:
+    table = Table("trial", result["metric"], title=result["config"])
+    for trial in result["trials"]:
+        failed = trial["value"] is None
+        value = "failed: " + trial["reason"].splitlines()[0] if failed else in_units(result["metric"], trial["value"])
+        table.add_row(trial["name"] + (" (best)" if trial["name"] == result["best"] else ""), value)
+    for metric, spread in result["test"].items():
+        if spread["mean"] is not None:
+            figures = f"{in_units(metric, spread['mean'])} ± {in_units(metric, spread['std'])}"
+            table.add_row(f"{metric}, {len(spread['values'])} seeds on the whole training set", figures)
+    console.print(table)
+    console.print(f"{folder / RESULT_FILE}, in {result['seconds']} s")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines sweep",
+        description="Runs the grid of a fine-tuning, picks on the dev split and reports on the test set.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings of every run")
+    parser.add_argument("--config", required=True, help="YAML of the fine-tuning, with a section sweep")
+    parser.add_argument("--from", dest="source", metavar="RUN_OR_WEIGHTS", help="weights to start from; none: scratch")
+    parser.add_argument("--ranks", type=positive, default=1, help="GPUs (or CPU processes) of each run (1)")
+    parser.add_argument("--parallel", type=positive, default=1, help="runs at a time, each on GPUs of its own (1)")
+    parser.add_argument("--out", type=Path, help="folder of the run folders (RUN_transfer/CONFIG)")
+    parser.add_argument("--dry-run", action="store_true", help="check, and print the commands only")
+    parser.add_argument(
+        "--trial", type=int, metavar="I", help="print the arguments of trial I, one a line, for a job that runs it"
+    )
+    return parser

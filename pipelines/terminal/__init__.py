@@ -1,0 +1,1 @@
+"""Progress bars, durations and tables in the terminal."""

@@ -1,0 +1,1 @@
+"""``python -m pipelines verify``: reads shards to their end and indexes those that have no index."""

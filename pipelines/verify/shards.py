@@ -1,0 +1,249 @@
+"""One shard: made an index of, or compared with the one that it has."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.pack.moments import Moments
+from pipelines.runs.pool import Progress
+from pipelines.sources.class_names import ClassList
+from pipelines.sources.label_classes import LabelCollector, LabelOptions
+from pipelines.sources.remote import RemoteFiles
+from pipelines.sources.samples import samples_of
+from pipelines.sources.tars import Member, RangeReader, members_of
+from pipelines.sources.vectors import VectorLength
+from pipelines.verify.stock import compare_with_webdataset
+from pretrain.config.target import IGNORED_PIXEL
+from pretrain.data.images.masks import read_mask
+from pretrain.data.images.opening import decode_strictly
+from pretrain.data.ledger import Ledger
+from pretrain.data.storage.index import Record, Records, ShardRow, encode_records, records_name
+from pretrain.data.storage.location import Location
+from pretrain.data.workers.faults import BadSample
+from pretrain.errors import DataError
+from pretrain.files import TEMPORARY_SUFFIX, digest, write_atomic
+
+MOST_SHOWN = 5
+IMAGES = "images"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all shards of a set share.
+
+    Attributes:
+        folder: where the index is, and the tars unless they are remote.
+        location: of the tars where they are remote; None: they are in the folder.
+        remote: fetches them.
+        classes: what the labels are, where a list says so.
+        labels: what the user says of them.
+        decode: every image is decoded.
+        stock: every shard is read by webdataset too.
+    """
+
+    folder: Path
+    location: Location | None = None
+    remote: RemoteFiles = field(default_factory=RemoteFiles)
+    classes: ClassList | None = None
+    labels: LabelOptions = field(default_factory=LabelOptions)
+    decode: bool = True
+    stock: bool = True
+
+
+@dataclass
+class Report:
+    """What was found in one shard.
+
+    Attributes:
+        name: of the tar.
+        row: of the table, as the shard would be indexed now; None: it cannot be read.
+        labels: int32 (n,), the most special label of each sample.
+        all_labels: int32 (m,), every label that occurs, once.
+        max_labels: the most labels of one sample.
+        highest: the largest label; -1 where there are none.
+        moments: of the vectors, where samples have those.
+        num_masks: samples with a mask.
+        mask_classes: the classes in them, as far as they were decoded; ``None`` where they were not.
+        ledger: what became of everything in the tar.
+        notes: how the labels were read, where that could be otherwise.
+        problems: the first few, in words.
+        num_problems: how many there are.
+    """
+
+    name: str
+    row: ShardRow | None = None
+    labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    all_labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    max_labels: int = 1
+    highest: int = -1
+    moments: Moments = field(default_factory=Moments)
+    num_masks: int = 0
+    mask_classes: set[int] | None = None
+    ledger: Ledger = field(default_factory=Ledger)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    num_problems: int = 0
+
+    @property
+    def highest_in_masks(self) -> int:
+        """The largest class in masks; -1: none was seen."""
+        return max(self.mask_classes or {-1})
+
+    def add(self, problem: str) -> None:
+        """Notes a problem."""
+        self.num_problems += 1
+        if len(self.problems) < MOST_SHOWN:
+            self.problems.append(problem)
+
+
+def check_shard(job: Job, task: tuple[str, ShardRow | None], progress: Progress) -> Report:
+    """Reads one shard to its end. Without a row, its record file is written.
+
+    Args:
+        job: what the shards share.
+        task: the tar's name, and its row in the table.
+        progress: told of the shard when it is done.
+    """
+    name, row = task
+    report = Report(name)
+    path = job.folder / name
+    fetched = path.with_name(f"{name}.fetched{TEMPORARY_SUFFIX}") if job.location else None
+    try:
+        if fetched and job.location:
+            job.remote.fetch(job.location, name, fetched)
+            path = fetched
+            if row is not None and not (records := job.folder / records_name(name)).exists():
+                job.remote.fetch(job.location, records.name, records)
+        _check(job, report, path, row)
+    except (DataError, OSError) as error:
+        report.add(str(error).removeprefix(f"{name}: "))
+    finally:
+        if fetched:
+            fetched.unlink(missing_ok=True)
+        progress(1)
+    return report
+
+
+def _check(job: Job, report: Report, path: Path, row: ShardRow | None) -> None:
+    if row is not None and path.stat().st_size != row.num_bytes:
+        raise DataError(f"has {path.stat().st_size:,} bytes, the index says {row.num_bytes:,}; copy it again")
+    labels = LabelCollector(job.labels)
+    labels.begin(job.classes)
+    found = _with_classes(list(_scan(job, report, path, labels)), labels, report)
+    report.labels = np.array([record.labels[-1] for record in found if record.labels], dtype=np.int32)
+    report.all_labels = np.array(sorted({label for record in found for label in record.labels}), dtype=np.int32)
+    report.max_labels = max((len(record.labels) for record in found), default=1)
+    report.highest = max((max(record.labels, default=-1) for record in found), default=-1)
+    lengths = VectorLength()
+    for record in found:
+        lengths.check(record.vector, f"{report.name}: {record.source}")
+    if lengths.length:
+        report.moments.add(np.array([record.vector for record in found]))
+    report.ledger.used(IMAGES, "in the index", len(found))
+    if job.stock:
+        compare_with_webdataset(report, path, found)
+    if row is None:
+        info = {"num_bytes": path.stat().st_size, "quarantined": []}
+        data = encode_records(found, info)
+        write_atomic(job.folder / records_name(report.name), data)
+        report.row = ShardRow(report.name, len(found), path.stat().st_size, digest(data))
+        return
+    report.row = row
+    known = Records.open(job.folder / records_name(report.name), digest_wanted=row.records, num_samples=row.num_samples)
+    _compare_with_index(report, found, known)
+
+
+def _with_classes(found: list[Record], labels: LabelCollector, report: Report) -> list[Record]:
+    """The records with class numbers in place of provisional codes.
+
+    Raises:
+        DataError: the labels are names, and nothing says which numbers they have.
+    """
+    if not any(record.labels for record in found):
+        return found
+    change = labels.resolve()
+    report.notes = labels.notes
+    if labels.are_names:
+        raise DataError(
+            f"the labels are names, such as {change.classes[0][0]!r}; an index has class numbers: give --class-names "
+            "FILE with a class per line, or pack the shards again (python -m pipelines pack webdataset)"
+        )
+    return [
+        replace(record, labels=tuple(dict.fromkeys(new for code in record.labels for new in change.targets[code])))
+        for record in found
+    ]
+
+
+def _scan(job: Job, report: Report, path: Path, labels: LabelCollector) -> Iterator[Record]:
+    """Records of a tar as it is now, with codes of ``labels``; bad images are noted."""
+    reader = RangeReader()
+
+    def read(member: Member) -> bytes:
+        return reader.read(path, member.offset, member.size)
+
+    try:
+        ledger = report.ledger
+        ledger.found(IMAGES, 0)
+        for sample in samples_of(members_of(path, ledger), read, report.name, ledger=ledger):
+            ledger.found(IMAGES)
+            data = read(sample.image)
+            if job.decode:
+                try:
+                    decode_strictly(data)
+                except BadSample as bad:
+                    report.add(f"{sample.image.name}: cannot be decoded ({bad.detail})")
+            mask, codes = None, ()
+            if sample.mask is not None:
+                mask = _mask(report, sample.mask, read(sample.mask), job)
+            elif not sample.vector:
+                label = sample.label
+                codes = labels.add(label.value, f"{report.name}: {sample.key}", typed=label.typed)
+            if not codes and not sample.vector and mask is None:
+                report.add(f"{sample.key}: no label")
+                ledger.lost(IMAGES, "no label", sample.key)
+                continue
+            image = sample.image
+            yield Record(image.offset, image.size, zlib.crc32(data), codes, image.name, sample.key, sample.vector, mask)
+    finally:
+        reader.close()
+
+
+def _mask(report: Report, member: Member, data: bytes, job: Job) -> tuple[int, int, int]:
+    """Where a mask is; the largest of its classes is noted."""
+    if job.decode:
+        try:
+            classes = read_mask(data)
+            report.mask_classes = (report.mask_classes or set()) | set(np.unique(classes).tolist()) - {IGNORED_PIXEL}
+        except BadSample as bad:
+            report.add(f"{member.name}: {bad.detail}")
+    report.num_masks += 1
+    return member.offset, member.size, zlib.crc32(data)
+
+
+def _compare_with_index(report: Report, found: list[Record], known: Records) -> None:
+    by_member = {record.member: record for record in found}
+    indexed = set()
+    for index in range(len(known)):
+        record = known[index]
+        indexed.add(record.member)
+        now = by_member.get(record.member)
+        if now is None:
+            report.add(f"{record.member}: in the index, not in the tar")
+        elif (now.offset, now.size) != (record.offset, record.size):
+            report.add(f"{record.member}: lies elsewhere than the index says")
+        elif now.crc32 != record.crc32:
+            report.add(f"{record.member}: wrong checksum")
+        elif now.mask != record.mask:
+            report.add(f"{record.member}: its mask is not the one that was indexed")
+        elif now.vector != record.vector:
+            report.add(f"{record.member}: the tar says target {list(now.vector)}, the index {list(record.vector)}")
+        elif now.labels != record.labels:
+            report.add(f"{record.member}: the tar says labels {list(now.labels)}, the index {list(record.labels)}")
+    for member in by_member.keys() - indexed:
+        report.add(f"{member}: in the tar, not in the index")

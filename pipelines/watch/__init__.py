@@ -1,0 +1,1 @@
+"""``python -m pipelines watch``: the live state of runs in the terminal."""

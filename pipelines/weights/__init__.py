@@ -1,0 +1,1 @@
+"""Trained weights, loaded for use: classifier, regressor, segmenter."""

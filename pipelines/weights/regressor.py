@@ -1,0 +1,44 @@
+"""Trained weights as an object that gives numbers.
+
+>>> regressor = load_regressor("runs/ages")           # doctest: +SKIP
+>>> regressor.predict(["face.jpg"])[0]                # doctest: +SKIP
+{'age': 31.4}
+
+Legend: B images · H, W pixels · D numbers of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pipelines.weights.network import Network, load_network
+
+
+class Regressor(Network):
+    """A network that gives numbers, in the units of the data that it was trained on."""
+
+    def values(self, images: Tensor) -> Tensor:
+        """fp32 (B, D) on the CPU, of pixels uint8 (B, 3, H, W)."""
+        scale = self.metadata.scale
+        assert scale is not None
+        return scale.restored(self.outputs(images)).cpu()
+
+    def predict(self, images: Sequence[bytes | str | Path]) -> list[dict[str, float]]:
+        """The numbers of each image, by name.
+
+        Args:
+            images: encoded images, or paths of such files; one micro-batch.
+
+        Raises:
+            BadSample: one of them is no readable image. OSError: no such file.
+        """
+        return [dict(zip(self.keys, row, strict=True)) for row in self.values(self.pixels(images)).tolist()]
+
+
+def load_regressor(source: str | Path, **options: Any) -> Regressor:
+    """Reads weights of a regression; arguments and errors as ``load_network``."""
+    return Regressor(**vars(load_network(source, "regression", **options)))

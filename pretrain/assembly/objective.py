@@ -1,0 +1,77 @@
+"""The objective with what it must know of model and data, its teacher included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from pretrain.assembly.weights import read_weights
+from pretrain.config.schema.experiment import Experiment
+from pretrain.errors import ConfigError
+from pretrain.models.target_scale import TargetScale
+from pretrain.models.variants import resolve
+from pretrain.models.zoo import build_frozen, takes_any_size
+from pretrain.objectives.distillation import Teacher
+from pretrain.objectives.protocol import Objective
+from pretrain.objectives.registry import Context, build_objective
+
+
+def objective_of(
+    experiment: Experiment,
+    model: nn.Module,
+    device: torch.device,
+    say: Callable[[str], None],
+    *,
+    scale: TargetScale | None = None,
+) -> Objective:
+    """The experiment's objective with all that it needs to know of model and data, its teacher included.
+
+    Args:
+        experiment: its settings.
+        model: what is trained.
+        device: where.
+        say: one line for the user.
+        scale: of a regression's targets.
+    """
+    shape = None if experiment.model.is_timm else resolve(experiment.model)
+    context = Context(
+        seed=experiment.seed,
+        mean=experiment.data.mean,
+        std=experiment.data.std,
+        patch=None if shape is None else shape.patch,
+        grid=None if shape is None else shape.grid,
+        teacher=build_teacher(experiment, device, say) if experiment.objective.name == "distillation" else None,
+        two_heads=bool(getattr(model, "has_two_heads", False)),
+        scale=scale,
+    )
+    return build_objective(experiment.objective, experiment.num_outputs, context)
+
+
+def build_teacher(experiment: Experiment, device: torch.device, say: Callable[[str], None]) -> Teacher:
+    """The teacher of a distillation, whole and frozen on the device.
+
+    Raises:
+        CheckpointError: no weights there. ConfigError: they are of other classes or of another resolution.
+    """
+    data, source = experiment.data, experiment.objective.teacher
+    assert source is not None
+    path, (tensors, about) = read_weights(source, say)
+    if about.num_classes != data.num_classes:
+        raise ConfigError(
+            f"objective.teacher: {path} knows {about.num_classes} classes, data.num_classes is {data.num_classes}; "
+            "name a teacher of the same classes"
+        )
+    img_size = experiment.model.img_size
+    wanted = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if about.img_size != wanted and not takes_any_size(about.model):
+        raise ConfigError(
+            f"objective.teacher: {path} takes images of {about.img_size} pixels only, model.img_size is {wanted}; "
+            "fine-tune the teacher at that resolution, or choose a convolutional one"
+        )
+    net = build_frozen(about.model, about.num_classes)
+    net.load_state_dict(tensors, strict=True)
+    say(f"teacher: {about.model.name} {about.model.variant} from {path}".replace("  ", " "))
+    student, own = (data.mean, data.std), (about.mean, about.std)
+    return Teacher(net.float().to(device), student, own, autocast=experiment.precision != "fp32")

@@ -1,0 +1,174 @@
+"""Which part of a training image is taken, and how it comes to the model's size.
+
+Legend: H, W pixels of the model · box = (top, left, height, width) in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pretrain.config.schema.data import TrainTransformConfig
+from pretrain.data.images.decode import Box, EncodedImage, Pixels, inside
+from pretrain.data.images.distorted_box import distorted_box
+from pretrain.data.images.resize import ANTIALIASED, resize
+from pretrain.data.images.resized_part import window
+
+ATTEMPTS = 10
+NUMBERS_PER_CROP = 4 * ATTEMPTS
+OVERSAMPLING = 2  # of a smaller decode: what an antialiased filter needs to see, so that it stays in charge
+REFLECTED = 4  # pixels at each edge, of the simple random crop
+
+Numbers = NDArray[np.float64]
+
+
+def inception_crop(
+    image: EncodedImage,
+    config: TrainTransformConfig,
+    height: int,
+    width: int,
+    numbers: Numbers,
+    out: Pixels | None = None,
+) -> Pixels:
+    """A random area and ratio by torchvision's law, resized; see ``inception_box``."""
+    box = inception_box(image.height, image.width, config, numbers)
+    return cut(image, box, height, width, config.resize_filter, out)
+
+
+def inception_tf_crop(
+    image: EncodedImage,
+    config: TrainTransformConfig,
+    height: int,
+    width: int,
+    numbers: Numbers,
+    out: Pixels | None = None,
+) -> Pixels:
+    """A random height and ratio by TensorFlow's law, resized; see ``distorted_box``."""
+    box = distorted_box(image.height, image.width, config.min_area, config.ratio, numbers)
+    return cut(image, box, height, width, config.resize_filter, out)
+
+
+def squash(
+    image: EncodedImage,
+    config: TrainTransformConfig,
+    height: int,
+    width: int,
+    numbers: Numbers,
+    out: Pixels | None = None,
+) -> Pixels:
+    """The whole image."""
+    return cut(image, (0, 0, image.height, image.width), height, width, config.resize_filter, out)
+
+
+def simple_crop(
+    image: EncodedImage,
+    config: TrainTransformConfig,
+    height: int,
+    width: int,
+    numbers: Numbers,
+    out: Pixels | None = None,
+) -> Pixels:
+    """The short side resized to the model's, 4 pixels reflected at each edge, then a random place of the model's size.
+
+    Source: DeiT III (2204.07118), section 3.2, "simple random crop"; as in its code the long side is rounded down.
+    """
+    scale = max(height / image.height, width / image.width)
+    resized_height = max(height, int(image.height * scale + 1e-9))
+    resized_width = max(width, int(image.width * scale + 1e-9))
+    top = int(numbers[0] * (resized_height + 2 * REFLECTED - height + 1))
+    left = int(numbers[1] * (resized_width + 2 * REFLECTED - width + 1))
+    seen_top, seen_left = max(0, top - 2 * REFLECTED), max(0, left - 2 * REFLECTED)
+    seen_height = min(resized_height, top + height) - seen_top
+    seen_width = min(resized_width, left + width) - seen_left
+    seen = (seen_top, seen_left, seen_height, seen_width)
+    part = _part_of_resized(image, (resized_height, resized_width), seen, config.resize_filter)
+    padded = cv2.copyMakeBorder(part, REFLECTED, REFLECTED, REFLECTED, REFLECTED, cv2.BORDER_REFLECT_101)
+    return inside(np.asarray(padded, dtype=np.uint8), (top - seen_top, left - seen_left, height, width))
+
+
+def resmall_crop(
+    image: EncodedImage,
+    config: TrainTransformConfig,
+    height: int,
+    width: int,
+    numbers: Numbers,
+    out: Pixels | None = None,
+) -> Pixels:
+    """The short side resized to ``config.short_side``, the aspect kept, then a random place of the model's size.
+
+    Source: google-research/big_vision, ``resmall_crop`` (``resize_small`` and ``random_crop``).
+    """
+    assert config.short_side is not None
+    factor = config.short_side / min(image.height, image.width)
+    resized_height, resized_width = (max(1, round(side * factor)) for side in (image.height, image.width))
+    top = int(numbers[0] * (resized_height - height + 1))
+    left = int(numbers[1] * (resized_width - width + 1))
+    place = (top, left, height, width)
+    return _part_of_resized(image, (resized_height, resized_width), place, config.resize_filter)
+
+
+# the last argument is memory that the result may be written to: (H, W, 3), contiguous
+CROPS: dict[str, Callable[[EncodedImage, TrainTransformConfig, int, int, Numbers, Pixels | None], Pixels]] = {
+    "inception": inception_crop,
+    "inception_tf": inception_tf_crop,
+    "simple": simple_crop,
+    "resmall": resmall_crop,
+    "resize": squash,
+}
+
+
+def inception_box(height: int, width: int, config: TrainTransformConfig, numbers: Numbers) -> Box:
+    """A random box whose share of the area is uniform and whose ratio is log-uniform; the first of 10 that fits.
+
+    Args:
+        height: of the image.
+        width: of the image.
+        config: ``min_area`` and ``ratio`` (width over height).
+        numbers: uniform, (40,).
+
+    Source: Szegedy et al. 2015, "Going deeper with convolutions", section 6; attempts and fallback as in torchvision's
+    RandomResizedCrop.
+    """
+    low, high = (math.log(value) for value in config.ratio)
+    shares, ratios, tops, lefts = numbers.reshape(4, ATTEMPTS).tolist()
+    for share, ratio, top, left in zip(shares, ratios, tops, lefts, strict=True):  # the first one mostly fits
+        area = height * width * (config.min_area + (1 - config.min_area) * share)
+        aspect = math.exp(low + (high - low) * ratio)
+        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            return int(top * (height - box_height + 1)), int(left * (width - box_width + 1)), box_height, box_width
+    return _central_box(height, width, config.ratio)
+
+
+def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
+    """The largest central box whose ratio is allowed."""
+    box_height, box_width = height, width
+    if width / height < ratio[0]:
+        box_height = max(1, round(width / ratio[0]))
+    elif width / height > ratio[1]:
+        box_width = max(1, round(height * ratio[1]))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def cut(image: EncodedImage, box: Box, height: int, width: int, filter: str, out: Pixels | None = None) -> Pixels:
+    """Decodes ``box``, as small as the filter allows, and resizes it to ``height`` × ``width``.
+
+    An antialiased filter sees at least twice as many pixels a side as it gives, or the full size. The pixels are those
+    of a full decode and the same filter to a mean of 3 levels (below 1 as a rule), and the box has whole pixels of the
+    smaller decode as its edges.
+    """
+    if filter not in ANTIALIASED:  # a smaller decode would be an antialias of its own
+        return resize(image.decode_box(box), height, width, filter, out)
+    _, _, box_height, box_width = box
+    min_height = min(image.height, math.ceil(OVERSAMPLING * image.height * height / box_height))
+    min_width = min(image.width, math.ceil(OVERSAMPLING * image.width * width / box_width))
+    return resize(image.decode_box(box, min_height, min_width), height, width, filter, out)
+
+
+def _part_of_resized(image: EncodedImage, resized: tuple[int, int], part: Box, filter: str) -> Pixels:
+    way = window((image.height, image.width), resized, part)
+    return inside(cut(image, way.box, way.height, way.width, filter), way.part)

@@ -1,0 +1,171 @@
+"""Image bytes → sRGB pixels. JPEGs go the quick way, everything else through Pillow (``opening``).
+
+The size is known before anything is decoded, and an image with too many pixels is refused. What is not RGB becomes it:
+grey gets three equal channels, palettes are resolved, transparency is laid over white, CMYK is converted, 16-bit
+samples keep their upper 8 bits. Colour profiles are converted to sRGB and the EXIF orientation is honoured, by the same
+functions both ways. Of an animation the first frame counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Protocol
+
+import simplejpeg
+
+from pretrain.data.images import jpeg_segments, turbojpeg
+from pretrain.data.images.opening import (
+    Pixels,
+    check_pixels,
+    decode_strictly,
+    jpeg_orientation,
+    profile_of,
+    read_jpeg,
+    upright,
+)
+
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+
+class EncodedImage(Protocol):
+    """An image whose size is known and whose pixels are not decoded yet. Sizes are those of the upright image."""
+
+    height: int
+    width: int
+
+    def decode(self, min_height: int | None = None, min_width: int | None = None) -> Pixels:
+        """The upright RGB pixels, uint8 (h, w, 3).
+
+        Args:
+            min_height: the image may be made smaller while it is decoded, down to this height; None: full size.
+            min_width: likewise for the width.
+        """
+        ...
+
+    def decode_box(self, box: Box, min_height: int | None = None, min_width: int | None = None) -> Pixels:
+        """The pixels of ``decode`` that lie in a box of the full-size image; only these are decoded, where it helps.
+
+        Args:
+            box: (top, left, height, width); in a smaller decode its edges are rounded, and it is never empty.
+            min_height: as in ``decode``.
+            min_width: likewise.
+        """
+        ...
+
+
+def open_image(data: bytes) -> EncodedImage:
+    """Reads an image's header.
+
+    Raises:
+        BadSample: not an image, or more than ``opening.MAX_PIXELS`` pixels.
+    """
+    if data.startswith(jpeg_segments.START):
+        size = _jpeg_size(data)
+        if size is not None:
+            return _JpegImage(data, *size)
+    return _PillowImage(data)
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG in a usual colour space; None: leave it to Pillow."""
+    if turbojpeg.available():
+        with contextlib.suppress(turbojpeg.DecodeError):
+            return turbojpeg.read_size(data)
+    try:
+        height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (int(height), int(width)) if colour in ("RGB", "YCbCr", "Gray") else None
+
+
+class _JpegImage:
+    """A JPEG in a usual colour space: libjpeg-turbo, scaled by eighths in the DCT where a smaller image will do."""
+
+    def __init__(self, data: bytes, height: int, width: int) -> None:
+        check_pixels(height, width)
+        self._data = data
+        header = read_jpeg(data)
+        self._orientation = jpeg_orientation(header)
+        self._conversion, _ = profile_of(header.profile, header.channels)
+        self.height, self.width = (width, height) if self._orientation >= 5 else (height, width)
+
+    def decode(self, min_height: int | None = None, min_width: int | None = None) -> Pixels:
+        lowest = (min_height or self.height, min_width or self.width)
+        if self._orientation >= 5:
+            lowest = lowest[::-1]
+        try:
+            pixels = simplejpeg.decode_jpeg(
+                self._data, colorspace="RGB", min_height=lowest[0], min_width=lowest[1], min_factor=2
+            )
+        except ValueError:  # a damaged file, or one with an oddity that Pillow forgives
+            return _PillowImage(self._data).decode()
+        return upright(self._in_srgb(pixels), self._orientation)
+
+    def _in_srgb(self, pixels: Pixels) -> Pixels:
+        return pixels if self._conversion is None else self._conversion.of_pixels(pixels)
+
+    def decode_box(self, box: Box, min_height: int | None = None, min_width: int | None = None) -> Pixels:
+        if self._orientation != 1:  # the rows and columns of a smaller copy would count from other edges
+            return inside(self.decode(), box)
+        eighths = dct_eighths(self.height, self.width, min_height or self.height, min_width or self.width)
+        top, left, height, width = box if eighths == 8 else scaled_box(box, self.height, self.width, eighths)
+        if turbojpeg.available():
+            with contextlib.suppress(turbojpeg.DecodeError):  # then Pillow has the last word, as below
+                part = turbojpeg.decode_part(self._data, top, left, height, width, eighths)
+                return self._in_srgb(inside(part.pixels, (top - part.top, left - part.left, height, width)))
+        pixels = self.decode(min_height, min_width)
+        if pixels.shape[0] == self.height:  # by Pillow, perhaps, which decodes at full size
+            return inside(pixels, box)
+        return inside(pixels, (top, left, height, width))
+
+
+class _PillowImage:
+    """Anything that Pillow reads, decoded at once."""
+
+    def __init__(self, data: bytes) -> None:
+        self._pixels = decode_strictly(data).pixels
+        self.height, self.width = self._pixels.shape[:2]
+
+    def decode(self, min_height: int | None = None, min_width: int | None = None) -> Pixels:
+        return self._pixels
+
+    def decode_box(self, box: Box, min_height: int | None = None, min_width: int | None = None) -> Pixels:
+        return inside(self._pixels, box)
+
+
+def dct_eighths(height: int, width: int, min_height: int, min_width: int) -> int:
+    """The smallest of 1 … 4 eighths at which an image keeps its least size, or 8: others cost more than they save.
+
+    Source: simplejpeg's rule for ``min_factor=2``, so that a part is decoded at the scale of the whole.
+    """
+    for eighths in (1, 2, 3, 4):
+        if -(-height * eighths // 8) >= min_height and -(-width * eighths // 8) >= min_width:
+            return eighths
+    return 8
+
+
+def scaled_box(box: Box, height: int, width: int, eighths: int) -> Box:
+    """The box in a copy of the image that is scaled in the DCT, rounded to its pixels and never empty.
+
+    A pixel of the copy stands for 8 / eighths of the image's, from its first row and column on; the last ones may stand
+    for less.
+
+    Args:
+        box: in the image.
+        height: of the image.
+        width: of the image.
+        eighths: the scale.
+    """
+    edges = []
+    for first, length, side in ((box[0], box[2], height), (box[1], box[3], width)):
+        scaled = -(-side * eighths // 8)
+        start = min(round(first * eighths / 8), scaled - 1)
+        edges.append((start, min(scaled, max(start + 1, round((first + length) * eighths / 8))) - start))
+    (top, box_height), (left, box_width) = edges
+    return top, left, box_height, box_width
+
+
+def inside(pixels: Pixels, box: Box) -> Pixels:
+    """The part of an image (h, w, 3), a view."""
+    top, left, height, width = box
+    return pixels[top : top + height, left : left + width]

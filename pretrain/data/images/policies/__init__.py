@@ -1,0 +1,1 @@
+"""Augmentation policies, one file each."""

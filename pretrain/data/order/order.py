@@ -1,0 +1,210 @@
+"""The order of an endless training stream, as a pure function of the seed: (position, rank, world) → samples.
+
+An epoch leaves out r = N mod L samples (a run of the canonical order that moves on by r each epoch, so the left-outs
+differ), puts the shards of the rest in a seeded order, and cuts their concatenation into L lanes of P = N // L samples.
+Inside each window of W positions of a lane the samples are permuted. Global batch s takes the next B / L draws of every
+lane. Nothing is remembered between calls, so a seek costs as much as the next batch.
+
+Legend: N samples · B global batch · L lanes · P samples per lane and epoch · W window · R ranks.
+    sample id: number in the canonical order (shards in table order, records in shard order)
+    rank id: number among the samples that this epoch keeps, in canonical order
+    place: number in the concatenation of this epoch's shards
+    draw: samples taken from a lane so far, over all epochs; slot = draw × L + lane
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pretrain import seeds
+from pretrain.data.order.lanes import check_world, resolve_lanes
+from pretrain.errors import ConfigError, DataError
+
+IntArray = NDArray[np.int64]
+_CACHED_EPOCHS = 3
+
+
+class Draws(NamedTuple):
+    """Samples to read, in lane order; each field is int64 of one shape (b,)."""
+
+    sample_ids: IntArray
+    slots: IntArray
+    epochs: IntArray
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """One epoch's shards in their order."""
+
+    hole_start: int
+    shard_order: IntArray
+    place_starts: IntArray
+    kept_starts: IntArray
+
+
+class Order:
+    """Which sample stands where in the stream.
+
+    Args:
+        sizes: samples of each shard, in table order; zeros are allowed.
+        seed: decides the order; two seeds give two orders.
+        global_batch_size: B, an even number.
+        lanes: L; B / L must be even. Part of the experiment.
+        window: W, positions of a lane that are shuffled among each other.
+
+    Raises:
+        ConfigError: B and L do not fit each other.
+        DataError: fewer samples than lanes.
+    """
+
+    def __init__(self, sizes: ArrayLike, *, seed: int, global_batch_size: int, lanes: int, window: int) -> None:
+        self.sizes = np.asarray(sizes, dtype=np.int64)
+        self.seed = seed
+        self.global_batch_size = global_batch_size
+        self.lanes = resolve_lanes(global_batch_size, lanes)
+        self.window = window
+        self.num_samples = int(self.sizes.sum())
+        if self.num_samples < lanes:
+            raise DataError(
+                f"the training set has {self.num_samples} samples, fewer than the {lanes} lanes that every epoch is "
+                "cut into; set data.lanes (and global_batch_size) lower"
+            )
+        self.samples_per_lane = self.num_samples // lanes
+        self.num_left_out = self.num_samples - self.samples_per_lane * lanes
+        self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples that one epoch draws: N less the fewer-than-L that it leaves out."""
+        return self.samples_per_lane * self.lanes
+
+    def batch(self, position: int, rank: int = 0, world: int = 1, *, start: int = 0, stop: int | None = None) -> Draws:
+        """The samples of one rank in the global batch at ``position``, in lane order.
+
+        Args:
+            position: samples that the whole stream drew before this batch; a multiple of L.
+            rank: this rank, of ``world`` ranks.
+            world: R.
+            start: first of the rank's B / R samples that is wanted (a micro-batch is a slice).
+            stop: end of the slice; None: all.
+
+        Raises:
+            ConfigError: the position is no multiple of L, or R ranks cannot share L lanes.
+        """
+        lane, draw = lane_draws(position, rank, world, self.global_batch_size, self.lanes, start=start, stop=stop)
+        sample_ids, epochs = self.at(lane, draw)
+        return Draws(sample_ids, draw * self.lanes + lane, epochs)
+
+    def at(self, lanes: IntArray, draws: IntArray) -> tuple[IntArray, IntArray]:
+        """Sample ids and epochs of single draws: number ``draws`` of lane ``lanes``; all arrays (b,)."""
+        epochs, places = np.divmod(draws, self.samples_per_lane)
+        return self._sample_ids(epochs, lanes, places), epochs
+
+    def window_of(self, draw: int) -> tuple[int, int]:
+        """First draw and length of the shuffle window that ``draw`` lies in, the same in every lane."""
+        epoch, place = divmod(draw, self.samples_per_lane)
+        first = place - place % self.window
+        return epoch * self.samples_per_lane + first, min(self.window, self.samples_per_lane - first)
+
+    def window_samples(self, lane: int, draw: int) -> IntArray:
+        """The sample ids of the window that ``draw`` of ``lane`` lies in, unshuffled."""
+        first, length = self.window_of(draw)
+        epoch, place = divmod(first, self.samples_per_lane)
+        places = lane * self.samples_per_lane + place + np.arange(length, dtype=np.int64)
+        return self._sample_at(self._epoch(epoch), places)
+
+    def left_out(self, epoch: int) -> IntArray:
+        """The sample ids that ``epoch`` does not draw, fewer than L."""
+        return (self._hole_start(epoch) + np.arange(self.num_left_out)) % self.num_samples
+
+    def _sample_ids(self, epochs: IntArray, lanes: IntArray, places: IntArray) -> IntArray:
+        """Sample at position ``places`` of a lane in an epoch; all arrays (b,)."""
+        window_index, inside = np.divmod(places, self.window)
+        window_size = np.minimum(self.window, self.samples_per_lane - window_index * self.window)
+        inside = seeds.permute(inside, window_size, self.seed, "window", epochs, lanes, window_index)
+        place = lanes * self.samples_per_lane + window_index * self.window + inside
+        sample_ids = np.empty_like(place)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            sample_ids[chosen] = self._sample_at(self._epoch(int(epoch)), place[chosen])
+        return sample_ids
+
+    def _sample_at(self, epoch: _Epoch, place: IntArray) -> IntArray:
+        index = np.searchsorted(epoch.place_starts, place, side="right") - 1
+        kept = epoch.kept_starts[epoch.shard_order[index]] + place - epoch.place_starts[index]
+        hole_end = epoch.hole_start + self.num_left_out
+        if hole_end > self.num_samples:  # the hole runs on from the last sample to the first ones
+            return kept + (hole_end - self.num_samples)
+        return kept + np.where(kept >= epoch.hole_start, self.num_left_out, 0)
+
+    def _hole_start(self, epoch: int) -> int:
+        first = int(seeds.hash64(self.seed, "left_out")) % self.num_samples
+        return (first + epoch * self.num_left_out) % self.num_samples
+
+    def _epoch(self, epoch: int) -> _Epoch:
+        if epoch in self._epochs:
+            self._epochs.move_to_end(epoch)
+            return self._epochs[epoch]
+        layout = self._make_epoch(epoch)
+        self._epochs[epoch] = layout
+        while len(self._epochs) > _CACHED_EPOCHS:
+            self._epochs.popitem(last=False)
+        return layout
+
+    def _make_epoch(self, epoch: int) -> _Epoch:
+        hole_start = self._hole_start(epoch)
+        kept_starts = self._kept_before(self._starts, hole_start)
+        kept_sizes = np.diff(kept_starts)
+        keys = seeds.hash64(self.seed, "shards", epoch, np.arange(len(self.sizes)))
+        shard_order = np.argsort(keys, kind="stable").astype(np.int64)
+        # a shard without samples shares its start with the next one; searchsorted's right side then finds the next
+        place_starts = np.concatenate([[0], np.cumsum(kept_sizes[shard_order])])[:-1]
+        return _Epoch(hole_start, shard_order, place_starts, kept_starts[:-1])
+
+    def _kept_before(self, sample_ids: IntArray, hole_start: int) -> IntArray:
+        """How many samples before each sample id the epoch keeps."""
+        hole_end = hole_start + self.num_left_out
+        wrapped = max(0, hole_end - self.num_samples)
+        removed = np.minimum(sample_ids, wrapped) + np.clip(sample_ids - hole_start, 0, self.num_left_out - wrapped)
+        return sample_ids - removed
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_epochs": OrderedDict()}
+
+
+def lane_draws(
+    position: int, rank: int, world: int, global_batch_size: int, lanes: int, *, start: int = 0, stop: int | None = None
+) -> tuple[IntArray, IntArray]:
+    """Lane, and draw of that lane, of a rank's samples of the global batch at ``position``; see ``Order.batch``.
+
+    Raises:
+        ConfigError: the position is no multiple of L, or R ranks cannot share L lanes.
+    """
+    check_world(global_batch_size, lanes, world)
+    if position < 0 or position % lanes:
+        raise ConfigError(
+            f"the stream cannot start at sample {position}: it is no multiple of data.lanes ({lanes}); "
+            "keep the run's data.lanes and global_batch_size"
+        )
+    per_rank, per_lane = global_batch_size // world, global_batch_size // lanes
+    offsets = np.arange(start, per_rank if stop is None else stop, dtype=np.int64)
+    assert offsets.size == 0 or 0 <= offsets[0] <= offsets[-1] < per_rank, "slice outside the rank's batch"
+    if lanes % world == 0:
+        lane, step_draw = rank * (lanes // world) + offsets // per_lane, offsets % per_lane
+    else:
+        sharing = world // lanes
+        lane, step_draw = np.full_like(offsets, rank // sharing), (rank % sharing) * (per_lane // sharing) + offsets
+    return lane, position // lanes + step_draw
+
+
+def lanes_of_rank(rank: int, world: int, lanes: int) -> IntArray:
+    """The lanes that a rank draws from: its own L / R, or the one that it shares."""
+    if lanes % world:
+        return np.array([rank * lanes // world], dtype=np.int64)
+    return rank * (lanes // world) + np.arange(lanes // world, dtype=np.int64)

@@ -1,0 +1,1 @@
+"""Where samples are stored: shard index, transports, node cache, data set card."""

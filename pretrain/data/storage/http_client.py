@@ -1,0 +1,344 @@
+"""One request for bytes of a web address. Every URL of the product is read here.
+
+An answer is never believed: its length is compared with what was promised, its time and its size have a limit, and its
+encoding is undone within that limit.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from pretrain.data.storage.transport import (
+    LARGEST_ANSWER,
+    PIECE_BYTES,
+    Missing,
+    Refused,
+    TransportError,
+    byte_range,
+    paced,
+)
+from pretrain.data.storage.web_address import Request, is_web_address, request_for, same_origin
+from pretrain.errors import DataError
+from pretrain.names import printable
+from pretrain.redaction import redacted
+
+SIMULTANEOUS = 16
+MOST_REDIRECTS = 5
+_SMALL_BODY = 1 << 16  # of a redirect: read, so that the connection can be used again
+_TRY_AGAIN = frozenset({408, 425, 429})
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_GZIP_OR_ZLIB = 47  # for zlib: find out from the header which of the two it is
+
+
+class HttpClient:
+    """Connections to web servers, kept and used again. Pickles without them.
+
+    Args:
+        timeout_s: for a connection, for the head of an answer, and for each 4 MiB of it.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self._managers: dict[str, urllib3.PoolManager] = {}
+
+    def pieces(
+        self, address: str, start: int = 0, size: int | None = None, *, most_bytes: int | None = None
+    ) -> Iterator[bytes]:
+        """One try for a file, or for ``size`` bytes of it from ``start`` on, in pieces of any size.
+
+        Args:
+            address: the URL.
+            start: first byte.
+            size: bytes; None: all.
+            most_bytes: an answer that is longer is given up; None: ``LARGEST_ANSWER``.
+
+        Raises:
+            TransportError: it may work the next time. DataError: it will not.
+        """
+        if size is None:
+            yield from paced(self._answer(address, 0, None, most_bytes or LARGEST_ANSWER), self.timeout_s)
+        else:
+            yield from paced(self._range(address, start, size), self.timeout_s)
+
+    def size(self, address: str) -> tuple[bool, int | None]:
+        """Whether a file's size can be known without reading it, and the size; None: it is not there."""
+        try:
+            response = self._open("HEAD", address, {})
+            response.drain_conn()  # of a HEAD there is nothing, but only then the connection can be used again
+            response.release_conn()
+            if response.status == 200 and not _is_encoded(response):
+                return _length(response)
+            with_range = self._open("GET", address, {"Range": byte_range(0, 1)})
+            with_range.close()
+        except (TransportError, DataError):
+            return False, None  # the read itself will try again, and say why
+        if with_range.status in (404, 410):
+            return True, None
+        total = re.fullmatch(r"bytes 0-\d+/(\d{1,18})", with_range.headers.get("Content-Range", ""), re.ASCII)
+        return (True, int(total[1])) if with_range.status == 206 and total else (False, None)
+
+    def _range(self, address: str, start: int, size: int) -> Iterator[bytes]:
+        """Some servers answer with less than was asked for, and mean it: the rest is asked for then."""
+        end = start + size
+        while start < end:
+            before = start
+            for piece in self._answer(address, start, end - start, end - start):
+                start += len(piece)
+                yield piece
+            if start == before:
+                raise TransportError(f"short read: {size - (end - start)} of {size} bytes")
+
+    def _answer(self, address: str, start: int, size: int | None, most: int) -> Iterator[bytes]:
+        """What one request gives, decoded."""
+        response = self._open("GET", address, {} if size is None else {"Range": byte_range(start, size)})
+        done = False
+        try:
+            self._check(response, address, start, size)
+            total = 0
+            for piece in _decoded(_body(response), response.headers.get("Content-Encoding", ""), address, most):
+                total += len(piece)
+                if total > most:
+                    raise _too_long(response, address, size, most)
+                yield piece
+            done = True
+        except urllib3.exceptions.HTTPError as error:
+            raise TransportError(_in_words(error)) from error
+        finally:
+            response.release_conn() if done else response.close()
+
+    def _check(self, response: urllib3.BaseHTTPResponse, address: str, start: int, size: int | None) -> None:
+        status, url = response.status, redacted(address)
+        if status in _TRY_AGAIN or status >= 500:
+            raise TransportError(_status(status), _pause(response.headers))
+        if status in (404, 410):
+            raise Missing(f"{url}: not there (HTTP {status})", f"http_{status}")
+        if status in (401, 403):
+            raise Refused(
+                f"{url}: the server does not allow it (HTTP {status}); put what it needs into the URL", f"http_{status}"
+            )
+        if status == 416:
+            raise DataError(f"{url}: the file ends before byte {start}: truncated, or not the file that was indexed")
+        if status not in (200, 206):
+            raise Refused(f"{url}: unexpected answer, {_status(status)}", f"http_{status}")
+        if size is None:
+            return
+        if status == 200 and (start or not (_is_encoded(response) or _length(response)[1] in (None, size))):
+            raise _ignores_ranges(address)
+        given = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+        if status == 206 and given and int(given[1]) != start:
+            raise TransportError(f"bytes from {given[1][:20]} on, not from {start}")
+        if status == 206 and _is_encoded(response):
+            raise DataError(f"{url}: the server compresses parts of files; switch that off there for shards")
+
+    def _open(self, method: str, address: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
+        """The head of an answer, behind redirects."""
+        url, authorization = request_for(address)
+        origin = url
+        for _ in range(MOST_REDIRECTS + 1):
+            sent = {"Accept-Encoding": "identity", **headers}
+            if authorization and same_origin(url, origin):
+                sent["Authorization"] = authorization
+            response = self._request(method, url, sent)
+            target = response.headers.get("Location")
+            if response.status not in _REDIRECTS or not target:
+                return response
+            self._leave(response)
+            url, own = _sent_on(url, target, address)
+            authorization, origin = (own, url) if own else (authorization, origin)
+        raise Refused(f"{redacted(address)}: sent on more than {MOST_REDIRECTS} times", "redirect")
+
+    def _request(self, method: str, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+        try:
+            return self._manager(url).request(
+                method,
+                url,
+                headers=headers,
+                preload_content=False,
+                redirect=False,
+                retries=False,
+                timeout=urllib3.Timeout(connect=self.timeout_s, read=self.timeout_s),
+            )
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise TransportError(_in_words(error)) from error
+
+    def _leave(self, response: urllib3.BaseHTTPResponse) -> None:
+        known, size = _length(response)
+        if not known or size is None or size > _SMALL_BODY:
+            response.close()
+            return
+        try:
+            for _ in paced(_body(response), self.timeout_s):
+                pass
+            response.release_conn()
+        except (urllib3.exceptions.HTTPError, TransportError):
+            response.close()
+
+    def _manager(self, url: str) -> urllib3.PoolManager:
+        """The connections that lead to a URL: direct ones, or those of the proxy that the environment names."""
+        parts = urlsplit(url)
+        proxy = "" if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme, "")
+        if proxy not in self._managers:
+            if proxy:
+                place, authorization = request_for(proxy if "://" in proxy else f"http://{proxy}")
+                allowed = {"Proxy-Authorization": authorization} if authorization else None
+                manager = urllib3.ProxyManager(place, proxy_headers=allowed, maxsize=SIMULTANEOUS)
+            else:
+                manager = urllib3.PoolManager(maxsize=SIMULTANEOUS)
+            manager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+            self._managers[proxy] = manager
+        return self._managers[proxy]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_managers": {}}
+
+
+class _PromptHead:
+    """A connection on which the head of an answer has a time limit in all, and not between two of its bytes."""
+
+    def getresponse(self: Any) -> Any:
+        late, socket, response = threading.Event(), self.sock, None
+
+        def give_up() -> None:
+            late.set()
+            with suppress(OSError):  # it was closed just now
+                socket.shutdown(2)  # wakes the thread that reads from it
+
+        timer = threading.Timer(self.timeout, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            response = super().getresponse()  # pyright: ignore[reportAttributeAccessIssue]
+        except Exception:
+            if not late.is_set():
+                raise
+        finally:
+            timer.cancel()
+        if late.is_set():  # what was read until then may look like a complete head
+            if response is not None:
+                response.close()
+            raise TimeoutError(f"timed out: no complete head of an answer within {self.timeout:g} s")
+        return response
+
+
+class _Http(_PromptHead, HTTPConnection):
+    pass
+
+
+class _Https(_PromptHead, HTTPSConnection):
+    pass
+
+
+class _HttpPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Http  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+
+
+class _HttpsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _Https  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+
+
+def _body(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+    """An answer's bytes as they come, not in blocks that are waited for: the time limit must be seen between them."""
+    while piece := response.read1(PIECE_BYTES, decode_content=False):
+        yield piece
+
+
+def _decoded(pieces: Iterator[bytes], encoding: str, address: str, most: int) -> Iterator[bytes]:
+    """Undoes the encoding of an answer, in small steps, since a few bytes may become any number."""
+    name = encoding.strip().lower()
+    if name in ("", "identity"):
+        yield from pieces
+        return
+    if name not in ("gzip", "x-gzip", "deflate"):
+        raise Refused(
+            f"{redacted(address)}: encoded as {printable(name[:40])!r}, although no encoding was asked for; switch it "
+            "off at the server",
+            "encoding",
+        )
+    decoder, begun = zlib.decompressobj(_GZIP_OR_ZLIB), False
+    try:
+        for piece in pieces:
+            begun = True
+            while piece:
+                if decoder.eof:  # gzip files may follow each other
+                    decoder = zlib.decompressobj(_GZIP_OR_ZLIB)
+                yield decoder.decompress(piece, PIECE_BYTES)
+                piece = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
+    except zlib.error as error:
+        raise TransportError(f"the answer's {name} cannot be undone") from error
+    if begun and not decoder.eof:
+        raise TransportError(f"short read: the answer's {name} ends too early")
+
+
+def _is_encoded(response: urllib3.BaseHTTPResponse) -> bool:
+    return response.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity")
+
+
+def _length(response: urllib3.BaseHTTPResponse) -> tuple[bool, int | None]:
+    text = response.headers.get("Content-Length", "").strip()
+    return (True, int(text)) if re.fullmatch(r"[0-9]{1,18}", text) else (False, None)
+
+
+def _sent_on(url: str, target: str, address: str) -> Request:
+    """The request that a redirect from ``url`` means; ``address`` is the one that was asked for first."""
+    # a header is read as Latin-1, but what is in it is UTF-8 where it is not ASCII
+    target = target.encode("latin-1", "ignore").decode("utf-8", "surrogateescape")
+    try:
+        joined = urljoin(url, target)
+        if is_web_address(joined):
+            return request_for(joined.partition("#")[0])
+    except (ValueError, DataError):  # of that place, and not of the whole source
+        joined = target
+    raise Refused(f"{redacted(address)}: sent on to {redacted(joined)!r}, which is not a web address", "redirect")
+
+
+def _too_long(response: urllib3.BaseHTTPResponse, address: str, size: int | None, most: int) -> Exception:
+    if size is not None and response.status == 200:
+        return _ignores_ranges(address)
+    if size is not None:
+        return TransportError(f"more than the {size} bytes that were asked for")
+    return Refused(f"{redacted(address)}: the answer is longer than {most:,} bytes; given up", "too_long")
+
+
+def _ignores_ranges(address: str) -> DataError:
+    return DataError(
+        f"{redacted(address)}: the server ignores Range requests; use one that answers them (nginx, Apache, any object "
+        "store), or a command: pipe:curl -sf …/{name}"
+    )
+
+
+def _status(status: int) -> str:
+    """A status in standard words; the server's own may hold anything."""
+    try:
+        return f"HTTP {status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"HTTP {status}"
+
+
+def _pause(headers: Mapping[str, str]) -> float:
+    """Seconds that a server asks to wait: a number, or a date, which is compared with the server's own clock."""
+    text = headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return float(text)
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - parsedate_to_datetime(headers["Date"])).total_seconds())
+    except (KeyError, ValueError, TypeError, IndexError, OverflowError):
+        return 0.0
+
+
+def _in_words(error: Exception) -> str:
+    """urllib3's message without its pool and its nested exceptions."""
+    text = str(error.args[-1] if error.args else error)
+    text = re.sub(r"<[^>]*>: |_?Https?\w*\([^)]*\):? ?", "", text, flags=re.IGNORECASE)
+    return printable(text)[:200] or type(error).__name__

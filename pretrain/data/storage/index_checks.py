@@ -1,0 +1,126 @@
+"""Whether an index can be believed. It may come from anywhere, and a digest only says that it is as it was written.
+
+N records · C classes · M labels of one sample at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretrain.config.target import Target
+from pretrain.data.storage.shard_names import problem_of
+from pretrain.names import printable
+
+LARGEST = 2**53  # bytes and samples: what JSON's numbers hold exactly in every program
+MOST_CLASSES = 2**31 - 1
+MOST_LABELS = 2**20  # of one sample
+BLOCK = 512  # bytes of a tar that each sample takes at least
+_ROW = ("name", "num_samples", "num_bytes", "records")
+
+
+def check_table(content: Mapping[str, Any]) -> None:
+    """Whether index.json has what it needs, each of its kind.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    for name, largest in (("num_classes", MOST_CLASSES), ("max_labels", MOST_LABELS)):
+        _whole_number(content.get(name), name, largest)
+    if content.get("target", "labels") not in get_args(Target):
+        raise ValueError(f"target is {str(content['target'])[:40]!r}")
+    shards = content.get("shards")
+    if not isinstance(shards, list):
+        raise ValueError("no list of shards")
+    for number, row in enumerate(shards):
+        if not isinstance(row, list) or len(row) != len(_ROW):
+            raise ValueError(f"shard {number} is not a list of {', '.join(_ROW)}")
+        _whole_number(row[1], f"num_samples of shard {number}", LARGEST)
+        _whole_number(row[2], f"num_bytes of shard {number}", LARGEST)
+        if not isinstance(row[0], str) or not isinstance(row[3], str):
+            raise ValueError(f"name or records of shard {number} is not a text")
+
+
+def problem_in_rows(rows: Sequence[tuple[str, int, int]]) -> str:
+    """What is wrong with the names, samples and bytes of shards, or ""."""
+    seen: set[str] = set()
+    for name, num_samples, num_bytes in rows:
+        problem = problem_of(name)
+        if not problem and name in seen:
+            problem = f"the shard {name} is there twice"
+        if not problem and num_samples * BLOCK > num_bytes:
+            problem = f"{num_samples:,} samples do not fit into the {num_bytes:,} bytes of the shard {name}"
+        if problem:
+            return problem
+        seen.add(name)
+    return ""
+
+
+def check_columns(columns: Mapping[str, NDArray[Any]]) -> None:
+    """Whether the columns of a record file fit each other.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    count = len(columns["offsets"])
+    for name in ("sizes", "crc32", "mask_offsets", "mask_sizes", "mask_crc32"):
+        if name in columns and len(columns[name]) != count:
+            raise ValueError(f"{len(columns[name])} {name} of {count} records")
+    for values, starts in (("labels", "label_starts"), ("members", "member_starts"), ("sources", "source_starts")):
+        cuts = columns[starts]
+        if len(cuts) != count + 1 or cuts[0] != 0 or cuts[-1] != len(columns[values]) or np.any(np.diff(cuts) < 0):
+            raise ValueError(f"{starts} do not cut {values} into {count} parts")
+    if "vectors" in columns and count and len(columns["vectors"]) % count:
+        raise ValueError(f"{len(columns['vectors'])} numbers of {count} vectors")
+
+
+def check_within(
+    columns: Mapping[str, NDArray[Any]], target: Target, num_bytes: int, num_classes: int, max_labels: int
+) -> None:
+    """Whether every image is inside its tar, and every answer one of the set's.
+
+    Args:
+        columns: of a record file.
+        target: what a sample carries.
+        num_bytes: of the tar.
+        num_classes: C; of vectors their length.
+        max_labels: M.
+
+    Raises:
+        ValueError: says what is wrong, and with which record.
+    """
+    for offsets, sizes in (("offsets", "sizes"), ("mask_offsets", "mask_sizes")):
+        if offsets in columns:
+            start, size = columns[offsets], columns[sizes]
+            _first(
+                (start < 0) | (size < 0) | (size > num_bytes) | (start > num_bytes - size),
+                f"{offsets} and {sizes} lie outside the {num_bytes:,} bytes of the shard",
+            )
+    if target == "vector":
+        wanted = len(columns["offsets"]) * num_classes
+        if len(columns.get("vectors", ())) != wanted:
+            raise ValueError(f"{len(columns.get('vectors', ()))} numbers in its vectors, not {wanted}")
+        return
+    if target == "mask":
+        if "mask_offsets" not in columns:
+            raise ValueError("no masks")
+        return
+    _first(np.diff(columns["label_starts"]) > max_labels, f"more than {max_labels} labels")
+    beyond = (columns["labels"] < 0) | (columns["labels"] >= num_classes)
+    if beyond.any():
+        label = int(columns["labels"][np.argmax(beyond)])
+        raise ValueError(f"the label {label} is none of the {num_classes} classes")
+
+
+def _first(wrong: NDArray[np.bool_], what: str) -> None:
+    if wrong.any():
+        raise ValueError(f"record {int(np.argmax(wrong))}: {what}")
+
+
+def _whole_number(value: Any, name: str, largest: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
+        said = "out of range" if isinstance(value, int) else printable(str(value)[:40])
+        raise ValueError(f"{name} is {said}")

@@ -1,0 +1,152 @@
+"""Where a set is: in a folder, on a web server, in an S3-compatible store, or behind a command that prints files.
+
+    /data/train  or  file:///data/train       a folder
+    https://host/path                         a web server that answers Range requests
+    s3://bucket/prefix                        an S3-compatible store
+    pipe:ssh store cat /data/train/{name}     a command (off unless data.allow_pipe); {start} and {end}, the first and
+                                              last byte, make it print a range
+
+Each may also name the index itself: https://host/path/index.json. Paths and S3 keys are taken as they are written,
+whatever is in them; in a file: URL an escape such as %20 is decoded, and # and ? belong to the path.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from pretrain.data.storage.index import TABLE_FILE
+from pretrain.data.storage.web_address import decoded_name, encoded_name, request_for
+from pretrain.errors import ConfigError, DataError
+from pretrain.redaction import is_redacted, redacted
+
+PIPE = "pipe:"
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
+_FILE = re.compile(r"file:(?://([^/]*))?(/.*)", re.IGNORECASE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place that holds the files of one split. ``base`` is a folder, a URL or a command."""
+
+    kind: Literal["folder", "http", "s3", "pipe"]
+    base: str
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is read through the node's cache."""
+        return self.kind != "folder"
+
+    def address(self, name: str) -> str:
+        """The full address of one of its files, for requests: it may hold credentials, so it is not to be printed."""
+        if self.kind == "pipe":
+            return f"{PIPE}{self.base.replace('{name}', name)}"
+        if self.kind == "http":
+            path, question, query = self.base.partition("?")
+            return f"{path.rstrip('/')}/{encoded_name(name)}{question}{query}"
+        return f"{self.base.rstrip('/')}/{name}"
+
+    def url(self, name: str) -> str:
+        """The full name of one of its files, for messages: without credentials."""
+        return redacted(self.address(name)) if self.kind in ("http", "pipe") else self.address(name)
+
+    def __str__(self) -> str:
+        return redacted(f"{PIPE}{self.base}" if self.kind == "pipe" else self.base)
+
+    @classmethod
+    def parse(cls, text: str) -> Location:
+        """Reads what ``data.shards`` says.
+
+        Raises:
+            ConfigError: an unknown scheme, an address that cannot be, or a command that names no file.
+        """
+        if is_redacted(text) and (text.startswith(PIPE) or "://" in text):
+            raise ConfigError(
+                f"data.shards: {text} lacks its credentials, which are left out of everything that is written down: "
+                "give the place again, as in the run's own command"
+            )
+        if text.startswith(PIPE):
+            return cls("pipe", _command(text.removeprefix(PIPE).strip()))
+        if file := _FILE.fullmatch(text):
+            return cls("folder", _without_index(_path_of(text, file[1] or "", file[2])))
+        scheme = _SCHEME.match(text)
+        if scheme is None:
+            return cls("folder", _without_index(text))
+        rest = text[scheme.end() :]
+        match scheme[1].lower():
+            case "s3":
+                return cls("s3", f"s3://{_without_index(_bucket_and_key(rest))}")
+            case "http" | "https" as known:
+                return cls("http", _web(f"{known}://{rest}"))
+            case _:
+                raise ConfigError(
+                    f"data.shards: {redacted(text)}: {scheme[1]}:// is not known; a set may be in a folder, or at "
+                    "http://, https:// or s3://, or behind pipe:COMMAND"
+                )
+
+    @classmethod
+    def of_file(cls, text: str) -> tuple[Location, str]:
+        """The place that holds the file of an http or S3 address, and the file's name there.
+
+        Raises:
+            ConfigError: as ``parse``, or no file is named.
+        """
+        place = cls.parse(text)
+        address, question, query = place.base.partition("?") if place.kind == "http" else (place.base, "", "")
+        folder, slash, name = address.rpartition("/")
+        if not slash or not name or folder.endswith(":/"):
+            raise ConfigError(f"{place} names no file")
+        return cls(place.kind, f"{folder}{question}{query}"), decoded_name(name) if place.kind == "http" else name
+
+
+def _web(text: str) -> str:
+    try:
+        request_for(text)
+    except DataError as error:
+        raise ConfigError(f"data.shards: {error}") from error
+    path, question, query = text.partition("?")
+    return f"{_without_index(path)}{question}{query}"
+
+
+def _bucket_and_key(rest: str) -> str:
+    bucket, _, key = rest.partition("/")
+    if "@" in bucket or ":" in bucket:
+        raise ConfigError(
+            "data.shards: credentials do not go into an s3:// address; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY"
+        )
+    if not bucket:
+        raise ConfigError(f"data.shards: s3://{rest} names no bucket")
+    return f"{bucket}/{key}" if key else bucket
+
+
+def _path_of(text: str, host: str, path: str) -> str:
+    """The path of a file: URL; where its escapes were not meant as such, the folder itself says so."""
+    if host.lower() not in ("", "localhost"):
+        raise ConfigError(f"data.shards: {text} names the host {host}; write file:///{host}{path} for a folder here")
+    decoded = decoded_name(path)
+    if decoded == path or not os.path.exists(path):
+        return decoded
+    if not os.path.exists(decoded):
+        return path
+    raise ConfigError(
+        f"data.shards: {text} may mean {decoded} or {path}, and both exist; name the folder without file://"
+    )
+
+
+def _without_index(path: str) -> str:
+    stripped = path.removesuffix(TABLE_FILE) if path.endswith(f"/{TABLE_FILE}") else path
+    return stripped.rstrip("/") or ("/" if path.startswith("/") and not stripped.strip("/") else "")
+
+
+def _command(command: str) -> str:
+    if "{name}" not in command:
+        raise ConfigError(
+            f"data.shards: {PIPE}{command} must say where the file's name belongs: write {{name}} in the command, "
+            "such as pipe:ssh store cat /data/{name}"
+        )
+    if ("{start}" in command) != ("{end}" in command):
+        raise ConfigError(f"data.shards: {PIPE}{command}: {{start}} and {{end}} belong together")
+    return command

@@ -1,0 +1,1 @@
+"""Data processes: reading, decoding and collating samples."""

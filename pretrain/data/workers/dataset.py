@@ -1,0 +1,263 @@
+"""What a data process does: makes one micro-batch from its place in the order. Imported by every data process.
+
+Legend: b images in the micro-batch · M labels per sample at most · H, W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, get_worker_info
+
+from pretrain.config.target import IGNORED_PIXEL
+from pretrain.data.batch import NO_SLOT, Batch
+from pretrain.data.images.augment import EvalTransform, TrainTransform, View
+from pretrain.data.order.mixture import Mixture
+from pretrain.data.storage.ahead import FetchAhead
+from pretrain.data.storage.index import PADDING_LABEL, ShardTable
+from pretrain.data.storage.store import Store
+from pretrain.data.workers import lent_memory
+from pretrain.data.workers.faults import BadSample
+from pretrain.data.workers.reader import MixedReader, Sample, ShardReader
+from pretrain.errors import UserError
+
+NO_SAMPLE = -1
+
+
+class Failure:
+    """A user's error on its way out of a data process: raised there, it would arrive wrapped in a stack trace."""
+
+    def __init__(self, error: UserError) -> None:
+        self.error = error
+
+
+class TrainDataset(Dataset[Any]):
+    """(position, first) → the micro-batch of this rank that begins at its ``first`` sample of that global batch.
+
+    Args:
+        reader: of the training sets.
+        order: which sample stands where.
+        transform: bytes → pixels.
+        rank: this rank.
+        world: of so many.
+        micro_batch_size: b.
+        fetch_threads: requests at a time for what will be read next; acts on sets that lie elsewhere.
+    """
+
+    def __init__(
+        self,
+        reader: MixedReader,
+        order: Mixture,
+        transform: TrainTransform,
+        *,
+        rank: int,
+        world: int,
+        micro_batch_size: int,
+        fetch_threads: int = 1,
+    ) -> None:
+        self.reader, self.order, self.transform = reader, order, transform
+        self.rank, self.world, self.micro_batch_size = rank, world, micro_batch_size
+        self.fetch_threads = fetch_threads
+        self._ahead: FetchAhead | None = None
+
+    def __getitem__(self, index: tuple[int, int]) -> Batch | Failure:
+        try:
+            return self._batch(*index)
+        except UserError as error:
+            return Failure(error)
+
+    def _batch(self, position: int, first: int) -> Batch:
+        stop = first + self.micro_batch_size
+        draws = self.order.batch(position, self.rank, self.world, start=first, stop=stop)
+        self._fetch_ahead(position, draws.sample_ids)
+        numbers = self.transform.numbers(draws.epochs, draws.sample_ids, self.order.copy_numbers(draws.slots))
+        batch = empty_batch(len(draws.sample_ids), self.transform, self.reader.max_labels, self.reader.table)
+        places, labels = self.reader.places(draws.sample_ids)
+        batch.labels.numpy()[...] = labels
+        batch.sample_ids.numpy()[...] = draws.sample_ids
+        batch.slots.numpy()[...] = draws.slots
+        batch.valid.fill_(True)
+        rows = batch.images.permute(0, 2, 3, 1).numpy()
+        for row, sample_id in enumerate(draws.sample_ids.tolist()):
+            try:
+                if batch.targets is None:
+                    self.transform(self.reader.read_at(sample_id, places[row]), numbers[row], rows[row])
+                else:
+                    sample = self.reader.read(sample_id)
+                    _fill_target(batch.targets, row, sample, self.transform.pair(sample, numbers[row], rows[row]))
+            except BadSample as bad:
+                self._replace(batch, row, sample_id, bad, numbers[row])
+        return batch
+
+    def _replace(self, batch: Batch, row: int, sample_id: int, bad: BadSample, numbers: NDArray[np.float64]) -> None:
+        """Puts the next good sample of the shard in the place of a bad one."""
+        sample, view, fault = self.reader.neighbour(sample_id, bad, lambda sample: self.transform.pair(sample, numbers))
+        fill_row(batch, row, sample, view)
+        batch.faults.append(fault)
+
+    def close(self) -> None:
+        """Ends what fetches ahead in this process."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def _fetch_ahead(self, position: int, sample_ids: NDArray[np.int64]) -> None:
+        readers = self.reader.readers
+        if self._ahead is None and any(reader.store.keeps_up for reader in readers):
+            worker = get_worker_info()
+            self._ahead = FetchAhead(
+                self.order,
+                [ShardReader(reader.table, reader.store) for reader in readers],
+                rank=self.rank,
+                world=self.world,
+                share=(0, 1) if worker is None else (worker.id, worker.num_workers),
+                num_threads=self.fetch_threads,
+            )
+        if self._ahead is not None:
+            self._ahead.at(position, sample_ids)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ahead": None}
+
+
+class EvalDataset(Dataset[Any]):
+    """Number of a batch → the samples at rank, rank + world, … of those evaluated; the last ones are padding.
+
+    Args:
+        table: the set.
+        transform: bytes → pixels.
+        rank: this rank.
+        world: of so many.
+        micro_batch_size: b.
+        sample_ids: the samples that are evaluated; None: all.
+        store: where the bytes come from; None: the table's own folder.
+    """
+
+    def __init__(
+        self,
+        table: ShardTable,
+        transform: EvalTransform,
+        *,
+        rank: int,
+        world: int,
+        micro_batch_size: int,
+        sample_ids: NDArray[np.int64] | None = None,
+        store: Store | None = None,
+    ) -> None:
+        self.table, self.transform = table, transform
+        self.rank, self.world, self.micro_batch_size = rank, world, micro_batch_size
+        self.sample_ids = sample_ids
+        self.num_samples = table.num_samples if sample_ids is None else len(sample_ids)
+        self.reader = ShardReader(table, store)
+
+    def __len__(self) -> int:
+        """Batches, the same number on every rank."""
+        per_rank = -(-self.num_samples // self.world)
+        return -(-per_rank // self.micro_batch_size)
+
+    def __getitem__(self, index: int) -> Batch | Failure:
+        try:
+            return self._batch(index)
+        except UserError as error:
+            return Failure(error)
+
+    def _batch(self, index: int) -> Batch:
+        numbers = index * self.micro_batch_size + np.arange(self.micro_batch_size)
+        batch = empty_batch(len(numbers), self.transform, self.table.max_labels, self.table)
+        for row, place in enumerate((numbers * self.world + self.rank).tolist()):
+            if place >= self.num_samples:
+                break
+            sample_id = place if self.sample_ids is None else int(self.sample_ids[place])
+            try:
+                fill_row(batch, row, *self.reader.read_decoded(sample_id, self.transform.pair))
+            except BadSample as bad:  # another image in its place would count twice
+                batch.faults.append(self.reader.fault(sample_id, bad))
+        batch.images[~batch.valid] = 0
+        return batch
+
+
+def empty_batch(size: int, transform: TrainTransform | EvalTransform, max_labels: int, table: ShardTable) -> Batch:
+    """A batch in which every row is padding, for samples of a set like ``table``; its images are not initialised.
+
+    In a data process they lie in memory that the rank sees too. Elsewhere the whole batch would be copied there once it
+    is made, and mapping new memory costs more than a copy.
+    """
+    shape, block = (size, transform.height, transform.width, 3), None
+    if get_worker_info() is not None:
+        block = lent_memory.take(math.prod(shape))
+        if block is None:
+            storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
+            content = torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # pyright: ignore[reportCallIssue]
+        else:
+            content = torch.from_numpy(block.content).view(shape)
+    else:
+        content = torch.empty(shape, dtype=torch.uint8)
+    return Batch(
+        images=content.permute(0, 3, 1, 2),  # channels last, as decoders write them
+        labels=torch.full((size, max_labels), PADDING_LABEL, dtype=torch.int64),
+        sample_ids=torch.full((size,), NO_SAMPLE, dtype=torch.int64),
+        slots=torch.full((size,), NO_SLOT, dtype=torch.int64),
+        valid=torch.zeros(size, dtype=torch.bool),
+        targets=_empty_targets(size, transform, table),
+        block=block,
+    )
+
+
+def _empty_targets(size: int, transform: TrainTransform | EvalTransform, table: ShardTable) -> torch.Tensor | None:
+    if table.target == "vector":
+        return torch.zeros(size, table.num_classes)
+    if table.target == "mask":
+        return torch.full((size, transform.height, transform.width), IGNORED_PIXEL, dtype=torch.uint8)
+    return None
+
+
+def _fill_target(targets: torch.Tensor, row: int, sample: Sample, view: View) -> None:
+    targets.numpy()[row] = sample.vector if view.mask is None else view.mask
+
+
+def fill_row(batch: Batch, row: int, sample: Sample, view: View) -> None:
+    """Puts one sample into its row."""
+    batch.images.numpy()[row] = view.pixels.transpose(2, 0, 1)  # both are channels last: one copy of a block
+    batch.labels.numpy()[row] = PADDING_LABEL
+    batch.labels.numpy()[row, : len(sample.labels)] = sample.labels
+    batch.sample_ids.numpy()[row] = sample.sample_id
+    batch.valid.numpy()[row] = True
+    if batch.targets is not None:
+        _fill_target(batch.targets, row, sample, view)
+
+
+class MicroSteps(Sequence[tuple[int, int]]):
+    """The places of all micro-batches of a run of steps, in their order: (position, first sample within the rank's).
+
+    Args:
+        position: samples drawn before the first step.
+        num_steps: steps.
+        global_batch_size: B.
+        samples_per_rank: B / R.
+        micro_batch_size: b.
+    """
+
+    def __init__(
+        self, position: int, num_steps: int, *, global_batch_size: int, samples_per_rank: int, micro_batch_size: int
+    ) -> None:
+        self._position, self._global_batch_size = position, global_batch_size
+        self._micro_batch_size = micro_batch_size
+        self._accumulation = samples_per_rank // micro_batch_size
+        self._length = num_steps * self._accumulation
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        step, micro_step = divmod(index, self._accumulation)
+        return self._position + step * self._global_batch_size, micro_step * self._micro_batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return (self[index] for index in range(self._length))

@@ -1,0 +1,154 @@
+"""The loader: micro-batches in their order, from data processes that no signal and no crash leaves behind."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import sys
+import traceback
+import types
+import warnings
+import weakref
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from pretrain.data.workers import lent_memory
+from pretrain.data.workers.tally import take_row
+from pretrain.data.workers.worker import become_helper, fork_server, signals_blocked
+from pretrain.errors import DataError
+from pretrain.names import tell
+
+MAX_DEATHS_IN_A_ROW = 3
+_with_processes: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def loader(dataset: Dataset[Any], places: Any, *, num_workers: int, prefetch_factor: int) -> Generator[Any, None, None]:
+    """``dataset[place]`` for each place, in order, made by ``num_workers`` processes (0: by this one).
+
+    Close it (``contextlib.closing``) to end the processes at once.
+    """
+    common: dict[str, Any] = {
+        "sampler": places,
+        "batch_size": None,
+        "pin_memory": torch.cuda.is_available(),
+        "generator": torch.Generator(),  # of its own: the global generator's state is not the loader's to advance
+    }
+    if num_workers == 0:
+        yield from DataLoader(dataset, **common)
+        return
+    done, deaths = 0, 0
+    while done < len(places):
+        common["sampler"] = map(places.__getitem__, range(done, len(places)))
+        made: Any = _start_surely(dataset, common, num_workers, prefetch_factor)
+        try:
+            for batch in made:
+                yield batch
+                done, deaths = done + 1, 0
+        except (RuntimeError, EOFError, OSError) as error:
+            dead = [process.pid for process in made._workers if not process.is_alive()]
+            deaths += 1
+            if not dead:
+                raise
+            _say_deaths(dead, deaths, error)
+        finally:
+            made._shutdown_workers()
+            lent_memory.forget({process.pid for process in made._workers})
+
+
+def _say_deaths(dead: list[int], times: int, error: Exception) -> None:
+    """A process that was killed takes nothing with it: what it had not delivered is a function of the place.
+
+    Raises:
+        DataError: they keep dying before they deliver anything.
+    """
+    names = ", ".join(map(str, dead))
+    if times > MAX_DEATHS_IN_A_ROW:
+        raise DataError(
+            f"data processes died {times} times without delivering a batch (last: {names}; {error}): if the kernel "
+            "killed them for memory (dmesg), lower cluster.num_workers or cluster.prefetch_factor"
+        ) from None
+    tell(f"data process {names} died; new ones go on from the same batch", file=sys.stderr, flush=True)
+
+
+def _start_surely(dataset: Dataset[Any], common: dict[str, Any], num_workers: int, prefetch_factor: int) -> Any:
+    """Starts the data processes, from a new fork server where the old one was killed meanwhile.
+
+    Raises:
+        DataError: that keeps happening.
+    """
+    deaths = 0
+    while True:
+        try:
+            return _start_processes(dataset, common, num_workers, prefetch_factor)
+        except (EOFError, ConnectionError) as error:
+            _abandon(error)
+            deaths += 1
+            if deaths > MAX_DEATHS_IN_A_ROW:
+                raise DataError(
+                    f"the process that data processes are forked from died {deaths} times while they were started: if "
+                    "the kernel killed it for memory (dmesg), lower cluster.num_workers"
+                ) from None
+        tell("the fork server of the data processes died; a new one is started", file=sys.stderr, flush=True)
+
+
+def _abandon(error: BaseException) -> None:
+    """Ends the processes of a loader that could not start all of them; its own clean-up expects that it could."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        made = frame.f_locals.get("self")
+        if isinstance(made, _MultiProcessingDataLoaderIter):
+            made._shutdown = True
+            for process in made._workers:
+                process.kill()
+
+
+def _start_processes(dataset: Dataset[Any], common: dict[str, Any], num_workers: int, prefetch_factor: int) -> Any:
+    with warnings.catch_warnings(), signals_blocked(), _light_main():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # the user chose the number
+        several = DataLoader(
+            dataset,
+            **common,
+            num_workers=num_workers,
+            prefetch_factor=prefetch_factor,
+            multiprocessing_context=fork_server(),
+            worker_init_fn=partial(_start, os.getpid()),
+        )
+        made = iter(several)
+    _with_processes.add(made)
+    atexit.unregister(_close_all)
+    atexit.register(_close_all)  # after PyTorch's own, so before them: those wait 5 s for each process
+    return made
+
+
+def _close_all() -> None:
+    """Ends the processes of loaders that a dying rank has left open."""
+    for made in list(_with_processes):
+        made._shutdown_workers()
+
+
+def _start(rank_pid: int, worker: int) -> None:
+    """The first thing that a data process does."""
+    become_helper(rank_pid)
+    take_row(worker + 1)
+    import cv2
+
+    gc.freeze()  # what is imported stays; the collector need not walk through it again and again
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+@contextmanager
+def _light_main() -> Iterator[None]:
+    """Hides the main module: a new process would import the launch script, and with it all that the rank has."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

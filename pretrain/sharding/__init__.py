@@ -1,0 +1,1 @@
+"""How the training state is divided among ranks, and the memory this takes."""
