@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
+from pretrain.command_line import INTERRUPTED, reader_left
 from pretrain.errors import UserError
 from pretrain.names import tell
 
@@ -31,9 +31,7 @@ STAGES = {
     "average": ("pipelines.average.cli", "several trained weights → their mean, as one file"),
     "export": ("pipelines.export.cli", "trained weights → timm, Hugging Face, Google's .npz or ONNX, checked"),
 }
-INTERRUPTED = 130
 MOST_SHOWN = 200  # characters of a path
-NOT_READ = 141  # as a shell has it for a pipe that was closed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # the reader, such as head, has heard enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return NOT_READ
+        return reader_left()
     except (
         OSError
     ) as error:  # a file or folder that was named, or its disk: too long a name, no permission, an I/O error

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 if __name__ == "__main__":  # a launcher puts this file's folder first on the path; the project's root belongs there
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from pretrain.command_line import INTERRUPTED, Parser, reader_left
 from pretrain.distributed.launchers import launchers
 from pretrain.engine.stop import StopRequest
 from pretrain.errors import PeerError, SetupError, UserError
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from pretrain.distributed.rank import Rank
     from pretrain.engine.run_folder import RunFolder, Verdict
 
-INTERRUPTED = 130
-NOT_READ = 141  # as a shell has it for a pipe that was closed
 EXAMPLE = "example: deepspeed --num_gpus 2 pretrain/run.py --config configs/pretrain/demo_digits.yaml optim.lr=3e-4"
 
 
@@ -37,7 +36,7 @@ def parse_arguments(
     argv: Sequence[str] | None, *, prog: str, example: str, takes_weights: bool = False
 ) -> argparse.Namespace:
     """The command line of both entry files."""
-    parser = argparse.ArgumentParser(prog=prog, description=example, allow_abbrev=False)
+    parser = Parser(prog=prog, description=example)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML of the experiment")
     parser.add_argument("--cluster", metavar="FILE", help="YAML of the machines; default: what is found")
     if takes_weights:
@@ -111,8 +110,7 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str], entry: Entr
     except UserError as error:
         return fail(error)
     except BrokenPipeError:  # the reader, such as head, has heard enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return NOT_READ
+        return reader_left()
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.terminal.arguments import add_weights_kind, stage_parser
+from pretrain.command_line import Parser
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.names import tell
 from pretrain.outputs import check_output_file
@@ -72,14 +74,13 @@ def average(args: argparse.Namespace) -> int:
     return sum(tensor.numel() for tensor in kept.values())
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines average",
-        description="Averages trained weights of one architecture.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _parser() -> Parser:
+    parser = stage_parser(
+        "average",
+        "Averages trained weights of one architecture.",
+        EXAMPLES,
     )
     parser.add_argument("sources", nargs="+", type=Path, metavar="RUN_OR_WEIGHTS", help="two or more")
     parser.add_argument("--out", required=True, type=Path, help="the .safetensors file to make")
-    parser.add_argument("--weights", choices=("raw", "ema"), default="raw", help="of runs: trained, or their average")
+    add_weights_kind(parser)
     return parser

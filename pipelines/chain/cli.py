@@ -5,7 +5,6 @@ Run again, it passes over what is done, leaves alone what is queued or running, 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from pipelines.slurm import scheduler
 from pipelines.slurm.chain_stages import CHAINS, Stage, stages_of
+from pipelines.terminal.arguments import stage_parser
 from pretrain.config.loader import load_file
 from pretrain.config.schema.chain import ChainConfig
 from pretrain.errors import SetupError
@@ -29,11 +29,10 @@ ALIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEU
 
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines chain",
-        description="Submits pack → dedup → pretrain → fine-tune → evaluate → collect → report, with dependencies.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = stage_parser(
+        "chain",
+        "Submits pack → dedup → pretrain → fine-tune → evaluate → collect → report, with dependencies.",
+        EXAMPLES,
     )
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML of the chain")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, submit nothing")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import html
 import io
@@ -18,6 +17,8 @@ from pipelines.collect.published import published
 from pipelines.probe.cli import RESULT_FILE as PROBE_FILE
 from pipelines.sources.vtab_tasks import GROUPS, TASKS, Group, task_of, why_not
 from pipelines.sweep.cli import RESULT_FILE as SWEEP_FILE
+from pipelines.terminal.arguments import stage_parser
+from pretrain.command_line import Parser
 from pretrain.errors import DataError
 from pretrain.files import write_atomic
 from pretrain.names import tell
@@ -241,12 +242,11 @@ def _html(rows: Sequence[Row]) -> str:
 WRITERS: dict[str, Callable[[Sequence[Row]], str]] = {".md": markdown, ".csv": _csv, ".html": _html}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines collect",
-        description="Puts the results of sweeps and probes into one table, beside the published ones.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _parser() -> Parser:
+    parser = stage_parser(
+        "collect",
+        "Puts the results of sweeps and probes into one table, beside the published ones.",
+        EXAMPLES,
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="sweeps and probes, or folders of them")
     parser.add_argument("--out", type=Path, action="append", default=[], help="a .md, .csv or .html file; repeatable")

@@ -6,7 +6,6 @@ twice the resolution on digits 5-9, of which it has never seen one, beside the s
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import statistics
@@ -20,13 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.runs.jobs import ROOT, Job, free_port, last_value
+from pipelines.terminal.arguments import stage_parser
 from pipelines.terminal.progress import LazyBar
 from pretrain.config.loader import load_experiment
 from pretrain.config.overrides import override
 from pretrain.errors import SetupError
 from pretrain.telemetry.sinks import read_metrics
 
-EXAMPLE = "example: python -m pipelines demo --out runs/demo"
+EXAMPLES = "example: python -m pipelines demo --out runs/demo"
 PRETRAIN, FINETUNE = "configs/pretrain/demo_digits.yaml", "configs/finetune/demo_digits.yaml"
 PACKS = (
     ("data/demo/upstream", ["--classes", "0-4", "--holdout", "0.2"]),
@@ -34,9 +34,9 @@ PACKS = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """The stage: prints a small table at the end."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines demo", description=EXAMPLE)
+    parser = stage_parser("demo", "Packs, pretrains and fine-tunes on embedded images: a smoke test.", EXAMPLES)
     parser.add_argument(
         "--out", default="runs/demo", metavar="DIR", help="where the run folders go (default: runs/demo)"
     )

@@ -11,6 +11,8 @@ from rich.console import Console
 
 from pipelines.doctor import node, software, speed
 from pipelines.doctor.findings import AMBER, GREEN, LEVELS, RED, Finding
+from pipelines.terminal.arguments import add_json, stage_parser
+from pretrain.command_line import Parser
 from pretrain.names import tell
 
 EXIT_CODES = {GREEN: 0, AMBER: 1, RED: 2}
@@ -86,17 +88,15 @@ def _show(console: Console, finding: Finding) -> None:
         console.print(f"{'':<24}→ {finding.remedy}", markup=False)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines doctor",
-        description="Software, GPUs and links, memory, disk, clock, limits and speed of this machine.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def _parser() -> Parser:
+    parser = stage_parser(
+        "doctor",
+        "Software, GPUs and links, memory, disk, clock, limits and speed of this machine.",
+        EXAMPLES,
     )
     parser.add_argument("--gpus", type=int, help="GPUs that must be here; default: as many as torch sees")
     parser.add_argument("--run", type=Path, default=Path("runs"), metavar="DIR", help="where run folders lie (runs)")
     parser.add_argument("--shards", type=Path, nargs="+", default=[], metavar="DIR", help="packed sets to look at")
     parser.add_argument("--quick", action="store_true", help="without the tests of speed")
-    parser.add_argument("--json", action="store_true", help="one line of JSON per finding")
+    add_json(parser, "one line of JSON per finding")
     return parser

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pipelines.predict.cli import add_weights_arguments
 from pipelines.runs.ranks import joined
+from pipelines.terminal.arguments import add_data_workers, add_json, add_model, stage_parser
+from pretrain.command_line import Parser
 from pretrain.config.schema.evaluation import IMAGENET_REAL, NUMBERS
 from pretrain.errors import ConfigError
 from pretrain.names import tell
@@ -115,15 +116,14 @@ def _text(result: dict[str, Any]) -> str:
     return classification.text(result)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines evaluate",
-        description="Measures trained weights on a packed, labelled split.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _parser() -> Parser:
+    parser = stage_parser(
+        "evaluate",
+        "Measures trained weights on a packed, labelled split.",
+        EXAMPLES,
     )
     parser.add_argument("shards", type=Path, help="folder of a packed split")
-    add_weights_arguments(parser)
+    add_model(parser)
     parser.add_argument("--against", type=Path, metavar="RUN_OR_WEIGHTS", help="a second model on the same images")
     parser.add_argument(
         "--match",
@@ -134,9 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--targets", metavar="FILE", help=f"JSON of labels in the place of the set's own; {IMAGENET_REAL}: ReaL's"
     )
-    parser.add_argument("--num-workers", type=int, choices=range(65), metavar="N", default=2, help="data processes (2)")
+    add_data_workers(parser)
     parser.add_argument(
         "--out", type=Path, help="folder for result.json, per_class.csv, confusion.csv, calibration.csv"
     )
-    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+    add_json(parser)
     return parser

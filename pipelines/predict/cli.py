@@ -12,6 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from pipelines.terminal.arguments import add_model, positive, stage_parser
+from pretrain.command_line import Parser
 from pretrain.errors import ConfigError, DataError
 from pretrain.names import printable, printable_in, shown, tell
 from pretrain.outputs import check_output_file, check_output_folder
@@ -244,40 +246,16 @@ def as_csv(cells: Sequence[object]) -> str:
     return text.getvalue()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines predict",
-        description="Says what trained weights see in images: classes, numbers, or a class for every pixel.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _parser() -> Parser:
+    parser = stage_parser(
+        "predict",
+        "Says what trained weights see in images: classes, numbers, or a class for every pixel.",
+        EXAMPLES,
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER|SHARDS", help="what to look at")
-    add_weights_arguments(parser)
+    add_model(parser)
     parser.add_argument("--top", type=positive, help=f"classes per image ({TOP})")
     parser.add_argument("--format", choices=FORMATS, default="table", help="of the answer")
     parser.add_argument("--out", type=Path, help="a file instead of the terminal; it appears when it is whole")
     parser.add_argument("--masks", type=Path, metavar="FOLDER", help="segmentation: where a PNG for each image goes")
     return parser
-
-
-def add_weights_arguments(parser: argparse.ArgumentParser, *, classifies: bool = True) -> None:
-    """The options of every stage that uses trained weights; ``classifies``: it looks at their logits."""
-    parser.add_argument(
-        "--from", dest="source", required=True, type=Path, metavar="RUN_OR_WEIGHTS", help="run, checkpoint, any weights"
-    )
-    parser.add_argument("--weights", choices=("raw", "ema"), default="raw", help="of a run: trained, or their average")
-    parser.add_argument("--img-size", type=positive, help="pixels; by default the weights' own")
-    if classifies:
-        parser.add_argument(
-            "--activation", choices=("softmax", "sigmoid"), help="by default that of the run's objective"
-        )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1; by default the GPU where there is one")
-    parser.add_argument("--micro-batch-size", type=positive, default=64, help="images in one forward pass (64)")
-
-
-def positive(text: str) -> int:
-    """A whole number above 0, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number

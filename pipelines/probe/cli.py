@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.predict.cli import add_weights_arguments, positive
 from pipelines.runs.ranks import joined
+from pipelines.terminal.arguments import add_data_workers, add_json, add_model, positive, stage_parser
 from pipelines.weights.overlap import warn_of_overlap, warn_of_trained_images
+from pretrain.command_line import Parser
 from pretrain.config.loader import load_settings
 from pretrain.config.schema.evaluation import FEATURE_KINDS, EvaluationSetConfig
 from pretrain.errors import ConfigError
@@ -228,22 +229,21 @@ def text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines probe",
-        description="Measures frozen features of trained weights: what a simple classifier learns from them.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _parser() -> Parser:
+    parser = stage_parser(
+        "probe",
+        "Measures frozen features of trained weights: what a simple classifier learns from them.",
+        EXAMPLES,
     )
-    add_weights_arguments(parser, classifies=False)
+    add_model(parser, classifies=False)
     parser.add_argument("--train", required=True, metavar="SHARDS", help="labelled images to learn from")
     parser.add_argument("--test", required=True, metavar="SHARDS", help="labelled images to classify")
     parser.add_argument("--kind", type=_kinds, default=FEATURE_KINDS, help=f"some of {','.join(FEATURE_KINDS)} (all)")
     parser.add_argument("--transform", metavar="{…}", help="data.eval_transform in the place of the weights' own")
-    parser.add_argument("--num-workers", type=int, choices=range(65), metavar="N", default=2, help="data processes (2)")
+    add_data_workers(parser)
     parser.add_argument("--out", type=Path, help=f"folder for {RESULT_FILE} (WEIGHTS_transfer/NAME_OF_THE_SET)")
     parser.add_argument("--cache", type=Path, help="folder where features are kept (WEIGHTS_transfer/features)")
-    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+    add_json(parser)
     few_shot = parser.add_argument_group("few_shot")
     few_shot.add_argument("--shots", type=_shots, help="images per class (1,5,10,25)")
     few_shot.add_argument("--seeds", dest="num_seeds", type=positive, help="draws of them (3)")

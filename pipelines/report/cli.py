@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
@@ -13,7 +12,9 @@ from typing import Any
 from pipelines.report import series
 from pipelines.report.page import page
 from pipelines.runs.run_record import RunRecord, find_runs
+from pipelines.terminal.arguments import add_json, stage_parser
 from pretrain import records
+from pretrain.command_line import Parser
 from pretrain.engine import history
 from pretrain.errors import ConfigError, SetupError
 from pretrain.files import write_atomic
@@ -80,17 +81,15 @@ def _environment(path: Path) -> dict[str, Any]:
     return records.read(path / "environment.json", history.ENVIRONMENT).value or {}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines report",
-        description="Curves, settings, incidents, data, environment, cost and commands of runs in one HTML file.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def _parser() -> Parser:
+    parser = stage_parser(
+        "report",
+        "Curves, settings, incidents, data, environment, cost and commands of runs in one HTML file.",
+        EXAMPLES,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of run folders")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the HTML file to write")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="pictures made by python -m pipelines figures")
     parser.add_argument("--price", type=float, help="money per device and hour")
-    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+    add_json(parser)
     return parser

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.runs.run_record import RunRecord, find_runs
+from pipelines.terminal.arguments import add_json, stage_parser
 from pipelines.terminal.durations import duration
 from pretrain import records
 from pretrain.distributed.watchdog import accuse
@@ -27,14 +27,13 @@ QUEUED = {"PENDING": "queued", "REQUEUED": "queued", "CONFIGURING": "starting", 
 
 def main(argv: Sequence[str]) -> int:
     """Prints each run's state; the exit code is 0 whatever it is."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines status",
-        description="State, step, time left, restarts and last error of a run, or of all runs in a folder.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = stage_parser(
+        "status",
+        "State, step, time left, restarts and last error of a run, or of all runs in a folder.",
+        EXAMPLES,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a folder of run folders")
-    parser.add_argument("--json", action="store_true", help="one line of JSON per run")
+    add_json(parser, "one line of JSON per run")
     arguments = parser.parse_args(argv)
     for path in [run for given in arguments.runs for run in _runs(given)]:
         status = describe(RunRecord.read(path))

@@ -18,12 +18,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.predict.cli import positive
 from pipelines.runs.data_record import record_of
 from pipelines.runs.jobs import last_value
 from pipelines.sweep.running import best_of, run
 from pipelines.sweep.trials import Sweep, Trial, quoted
+from pipelines.terminal.arguments import add_overrides, positive, stage_parser
 from pretrain.check.experiment import check
+from pretrain.command_line import Parser
 from pretrain.config.loader import load_experiment
 from pretrain.data.sources import open_packed
 from pretrain.errors import ConfigError
@@ -174,14 +175,13 @@ def _show(console: Console, result: dict[str, Any], folder: Path) -> None:
     console.print(f"{folder / RESULT_FILE}, in {result['seconds']} s")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines sweep",
-        description="Runs the grid of a fine-tuning, picks on the dev split and reports on the test set.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _parser() -> Parser:
+    parser = stage_parser(
+        "sweep",
+        "Runs the grid of a fine-tuning, picks on the dev split and reports on the test set.",
+        EXAMPLES,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings of every run")
+    add_overrides(parser)
     parser.add_argument("--config", required=True, help="YAML of the fine-tuning, with a section sweep")
     parser.add_argument("--from", dest="source", metavar="RUN_OR_WEIGHTS", help="weights to start from; none: scratch")
     parser.add_argument("--ranks", type=positive, default=1, help="GPUs (or CPU processes) of each run (1)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,9 @@ from rich.table import Table
 
 from pipelines.runs.run_record import RunRecord, find_runs
 from pipelines.status.cli import describe
+from pipelines.terminal.arguments import stage_parser
 from pipelines.terminal.durations import duration
+from pretrain.command_line import Parser
 from pretrain.errors import ConfigError
 
 WIDE = 160
@@ -109,13 +110,11 @@ def _note(state: dict[str, Any]) -> str:
     return str(state["doing"] or "")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines watch",
-        description="Live state, speed, time left and last evaluation of runs; ends when all of them have ended.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def _parser() -> Parser:
+    parser = stage_parser(
+        "watch",
+        "Live state, speed, time left and last evaluation of runs; ends when all of them have ended.",
+        EXAMPLES,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a folder of run folders")
     parser.add_argument("--interval", type=float, default=2.0, help="seconds between two looks (2)")

@@ -16,6 +16,7 @@ Tree = Mapping[str, str]
 # Leaf modules, that every room may import.
 LEAVES = frozenset(
     {
+        "pretrain.command_line",
         "pretrain.disk",
         "pretrain.errors",
         "pretrain.files",
@@ -32,6 +33,7 @@ EVERYTHING = "pretrain"
 # Module or room → the modules and rooms that it may import. The longest prefix that fits a module decides.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pretrain.errors": (),
+    "pretrain.command_line": (),
     "pretrain.disk": (),
     "pretrain.files": (),
     "pretrain.records": (),
@@ -103,6 +105,7 @@ HEAVY = frozenset(
 )
 LIGHT = (
     "pretrain",
+    "pretrain.command_line",
     "pretrain.errors",
     "pretrain.disk",
     "pretrain.files",
