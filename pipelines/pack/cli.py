@@ -26,8 +26,9 @@ from pipelines.pack.mask_classes import check_classes
 from pipelines.pack.plan import PackOptions, Plan, Shard, make_plan
 from pipelines.pack.reconcile import reconcile, warnings
 from pipelines.pack.shard import Writing, is_done, num_bad, write_shard
-from pipelines.pack.state import STATE_FILE, State, Task, Work, locked, read_state, write_state
+from pipelines.pack.state import State, Task, Work, locked, read_state, write_state
 from pipelines.runs.pool import run_tasks
+from pipelines.sources.beside import STATE_FILE
 from pipelines.sources.samples import SAMPLES
 from pipelines.terminal.progress import LazyBar
 from pretrain.data.ledger import Ledger

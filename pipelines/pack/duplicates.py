@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.pack.labels import without_repeats
+from pipelines.sources.relabelling import without_repeats
 from pipelines.sources.table import ItemTable
 from pretrain.names import shown
 

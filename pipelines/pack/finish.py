@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from pipelines.pack.listing import About
-from pipelines.pack.moments import Moments
 from pipelines.pack.plan import PackOptions, Plan, Shard, Split
 from pipelines.sources.protocol import Source
+from pipelines.sources.vectors import Moments
 from pretrain.data.ledger import Ledger
 from pretrain.data.storage.card import CARD_FILE, CLASSES_FILE, READABLE_FILE, Card, encode_classes
 from pretrain.data.storage.index import Records, ShardRow, ShardTable, records_name

@@ -8,64 +8,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipelines.sources.table import ItemTable
+from pipelines.sources.relabelling import Relabelling
 from pretrain.data.storage.class_lookup import Classes, ClassLookup
 from pretrain.errors import ConfigError, DataError
 from pretrain.text_files import read_text
 
 REST = "*"
 _SPAN = re.compile(r"([0-9]+)-([0-9]+)")
-
-
-@dataclass(frozen=True)
-class Relabelling:
-    """New classes, and for each old class the new ones that it turns into, from general to special."""
-
-    classes: tuple[tuple[str, str], ...]
-    targets: tuple[tuple[int, ...], ...]
-
-    @property
-    def is_multi(self) -> bool:
-        """One old label may turn into several."""
-        return any(len(target) > 1 for target in self.targets)
-
-
-def relabel(table: ItemTable, change: Relabelling) -> ItemTable:
-    """Replaces each label by its targets; a label that a row gets twice stays where it came first."""
-    counts = np.array([len(target) for target in change.targets], dtype=np.int64)
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    targets = np.array([label for target in change.targets for label in target], dtype=np.int32)
-    old = table.columns["labels"]
-    per_label = counts[old]
-    within = np.arange(per_label.sum()) - np.repeat(np.cumsum(per_label) - per_label, per_label)
-    labels = targets[np.repeat(starts[old], per_label) + within] if len(targets) else targets
-    rows = np.repeat(np.repeat(np.arange(len(table)), table.num_labels), per_label)
-    return table.with_labels(*without_repeats(labels, rows, len(table)))
-
-
-def without_repeats(
-    labels: NDArray[np.int32], rows: NDArray[np.int64], num_rows: int
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """CSR of (labels, rows), both (n,) with ascending rows, each pair once and where it stood first."""
-    width = int(labels.max(initial=0)) + 1
-    _, first = np.unique(rows * width + labels, return_index=True)
-    first.sort()
-    counts = np.bincount(rows[first], minlength=num_rows)
-    return labels[first], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-
-
-def num_with_repeats(table: ItemTable) -> int:
-    """Rows that have one label more than once."""
-    counts, labels = table.num_labels, table.columns["labels"]
-    if int(counts.max(initial=0)) < 2:
-        return 0
-    rows = np.repeat(np.arange(len(table)), counts)
-    order = np.lexsort((labels, rows))
-    same = (labels[order][1:] == labels[order][:-1]) & (rows[order][1:] == rows[order][:-1])
-    return len(np.unique(rows[order][1:][same]))
 
 
 def choose_classes(text: str, classes: Classes) -> Relabelling:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.pack.labels import Relabelling
+from pipelines.sources.relabelling import Relabelling
 from pipelines.sources.table import ItemTable
 from pretrain.data.ledger import MOST_EXAMPLES, Ledger
 

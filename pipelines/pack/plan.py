@@ -15,18 +15,20 @@ from numpy.typing import NDArray
 
 from pipelines.pack.duplicates import Duplicates, find_duplicates
 from pipelines.pack.images import ImageOptions
-from pipelines.pack.labels import Classes, LabelMap, choose_classes, num_with_repeats, relabel
+from pipelines.pack.labels import LabelMap, choose_classes
 from pipelines.pack.left_out import IMAGES, LeftOut
 from pipelines.pack.masks import MaskOptions
 from pipelines.pack.split_lists import SplitLists
 from pipelines.pack.wordnet import WordNet
 from pipelines.sources.protocol import Item
+from pipelines.sources.relabelling import num_with_repeats, relabel
 from pipelines.sources.samples import split_name
 from pipelines.sources.splits import to_split_name
 from pipelines.sources.table import ItemTable, Rows
 from pretrain import seeds
 from pretrain.config.target import IN_WORDS, Target
 from pretrain.data.ledger import Ledger
+from pretrain.data.storage.class_lookup import Classes
 from pretrain.errors import ConfigError, DataError
 
 TAR_BLOCK = 512

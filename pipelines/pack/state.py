@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.pack.plan import PackOptions
+from pipelines.sources.beside import STATE_FILE
 from pretrain.data.storage.index import TABLE_FILE
 from pretrain.errors import ConfigError, DataError, SetupError
 from pretrain.files import write_atomic
 
-STATE_FILE = "pack.json"
 LOCK_FILE = ".pack.lock"
 WORK_FOLDER = ".plan"
 WORK_FILE = "work.json"

@@ -8,10 +8,9 @@ the pointers ``@`` (hypernym) and ``@i`` (instance hypernym) lead to what is mor
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
-from pipelines.pack.labels import Relabelling
+from pipelines.sources.relabelling import Relabelling
 from pretrain.data.storage.class_lookup import Classes
 from pretrain.errors import DataError, SetupError
 from pretrain.text_files import decode_text
@@ -99,17 +98,3 @@ class WordNet:
         index = {synset: number for number, synset in enumerate(used)}
         named = tuple((synset, given.get(synset) or self.names[synset]) for synset in used)
         return Relabelling(named, tuple(tuple(index[synset] for synset in line) for line in lines))
-
-
-@cache
-def synset_names() -> dict[str, str]:
-    """Synset → name of ImageNet's classes, from the list in timm's package; empty without it."""
-    from importlib.util import find_spec
-
-    spec = find_spec("timm")
-    folder = Path(spec.origin).parent if spec and spec.origin else None
-    path = folder / "data" / "_info" / "imagenet_synset_to_lemma.txt" if folder else None
-    if path is None or not path.is_file():
-        return {}
-    rows = (line.partition("\t") for line in path.read_text(encoding="utf-8").splitlines())
-    return {synset: name for synset, _, name in rows}

@@ -9,6 +9,7 @@ from pathlib import Path
 from pipelines.sources.entries import Found, Walk
 from pretrain.data.ledger import Ledger
 
+STATE_FILE = "pack.json"  # of a pack, beside its splits; it is there from the first shard on
 COMPRESSED = "compressed tar (unpack it first)"
 _COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|Z)|tgz|tbz2|txz|tzst)$", re.IGNORECASE)
 # of a packed set, and of img2dataset

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path, PurePosixPath
 
-from pipelines.pack.wordnet import synset_names
 from pipelines.sources.beside import compressed_note, files_with
 from pipelines.sources.fingerprints import files_fingerprint
 from pipelines.sources.protocol import Item, Source
@@ -146,3 +146,17 @@ def _to_the_damage(members: Iterator[Member], synset: str) -> Iterator[Member]:
         yield from members
     except DataError:
         yield Member(f"rest of {synset}.tar", DAMAGED, 0)
+
+
+@cache
+def synset_names() -> dict[str, str]:
+    """Synset → name of ImageNet's classes, from the list in timm's package; empty without it."""
+    from importlib.util import find_spec
+
+    spec = find_spec("timm")
+    folder = Path(spec.origin).parent if spec and spec.origin else None
+    path = folder / "data" / "_info" / "imagenet_synset_to_lemma.txt" if folder else None
+    if path is None or not path.is_file():
+        return {}
+    rows = (line.partition("\t") for line in path.read_text(encoding="utf-8").splitlines())
+    return {synset: name for synset, _, name in rows}

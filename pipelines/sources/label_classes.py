@@ -10,7 +10,6 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.pack.labels import Relabelling
 from pipelines.sources.class_names import ClassList
 from pipelines.sources.label_doubts import (
     gaps_in_words,
@@ -22,8 +21,8 @@ from pipelines.sources.label_doubts import (
     refuse_two_spellings,
 )
 from pipelines.sources.label_values import Atom, Kind, Reading, number_of, read_label
-from pipelines.sources.list_union import InList, union_of
 from pipelines.sources.multi_hot import Form, MultiHot
+from pipelines.sources.relabelling import InList, Relabelling, union_of
 from pretrain.data.storage.class_lookup import WHOLE_NUMBER
 from pretrain.errors import ConfigError, DataError
 

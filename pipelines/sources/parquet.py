@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.pack.labels import relabel
 from pipelines.sources.class_names import ClassList, read_class_names
 from pipelines.sources.fingerprints import files_fingerprint
 from pipelines.sources.label_classes import LabelCollector, LabelOptions
@@ -29,6 +28,7 @@ from pipelines.sources.parquet_columns import (
     rows_of,
 )
 from pipelines.sources.protocol import NOT_STATED, Item, Source
+from pipelines.sources.relabelling import relabel
 from pipelines.sources.splits import SplitFrom, splits_of_files
 from pipelines.sources.table import ItemTable
 from pipelines.sources.tars import RangeReader

@@ -16,10 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.pack.moments import Moments
-from pipelines.pack.state import STATE_FILE
 from pipelines.runs.pool import run_tasks
-from pipelines.sources.beside import compressed_note, files_with
+from pipelines.sources.beside import STATE_FILE, compressed_note, files_with
 from pipelines.sources.class_names import ClassList, class_list, read_class_names
 from pipelines.sources.label_classes import FORMS, LabelOptions
 from pipelines.sources.label_doubts import gaps_in_words
@@ -28,6 +26,7 @@ from pipelines.sources.protocol import NOT_STATED
 from pipelines.sources.remote import RemoteFiles, add_options, place_of
 from pipelines.sources.samples import SAMPLES
 from pipelines.sources.splits import Place, splits_of_files, to_split_name
+from pipelines.sources.vectors import Moments
 from pipelines.terminal.progress import LazyBar
 from pipelines.verify.correlation import label_correlation
 from pipelines.verify.shards import Job, Report, check_shard

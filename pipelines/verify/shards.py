@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.pack.moments import Moments
 from pipelines.runs.pool import Progress
 from pipelines.sources.class_names import ClassList
 from pipelines.sources.label_classes import LabelCollector, LabelOptions
 from pipelines.sources.remote import RemoteFiles
 from pipelines.sources.samples import samples_of
 from pipelines.sources.tars import Member, RangeReader, members_of
-from pipelines.sources.vectors import VectorLength
+from pipelines.sources.vectors import Moments, VectorLength
 from pipelines.verify.stock import compare_with_webdataset
 from pretrain.config.target import IGNORED_PIXEL
 from pretrain.data.images.masks import read_mask

@@ -73,6 +73,51 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pipelines": (EVERYTHING,),
 }
 
+# Folder of pipelines that its stages share → the shared folders that it may import. Every other folder is a stage: it
+# imports its own modules, the shared folders and pretrain, and nothing imports the cli of a stage.
+SHARED: dict[str, tuple[str, ...]] = {
+    "terminal": (),
+    "slurm": (),
+    "runs": ("slurm", "terminal"),
+    "sources": ("runs", "terminal"),
+    "weights": ("runs", "sources", "terminal"),
+}
+# Imports that break that rule today, as (importing module, imported module). Only ever remove a row.
+STAGE_IMPORTS_LEFT: frozenset[tuple[str, str]] = frozenset(
+    {
+        ("pipelines.chain.cli", "pipelines.__main__"),
+        ("pipelines.collect.cli", "pipelines.probe.cli"),
+        ("pipelines.collect.cli", "pipelines.sweep.cli"),
+        ("pipelines.figures.sources", "pipelines.export.cli"),
+        ("pipelines.figures.sources", "pipelines.export.verification"),
+        ("pipelines.predict.regression", "pipelines.predict.cli"),
+        ("pipelines.predict.segmentation", "pipelines.predict.cli"),
+        ("pipelines.slurm.__main__", "pipelines.doctor.node"),
+        ("pipelines.slurm.begin", "pipelines.doctor.node"),
+        ("pipelines.slurm.preflight", "pipelines.doctor.compute"),
+        ("pipelines.slurm.preflight", "pipelines.doctor.findings"),
+        ("pipelines.slurm.preflight", "pipelines.doctor.judgement"),
+        ("pipelines.slurm.preflight", "pipelines.doctor.node"),
+        ("pipelines.watch.cli", "pipelines.status.cli"),
+    }
+)
+# Rings of modules that import each other, also inside functions. Only ever remove one.
+CYCLES_LEFT: frozenset[frozenset[str]] = frozenset(
+    {
+        frozenset(
+            {
+                "pretrain.data.storage.http_client",
+                "pretrain.data.storage.http_transport",
+                "pretrain.data.storage.pipe_transport",
+                "pretrain.data.storage.s3_transport",
+                "pretrain.data.storage.transport",
+            }
+        ),
+        frozenset({"pretrain.models.surgery", "pretrain.models.timm_surgery"}),
+        frozenset({"pipelines.predict.cli", "pipelines.predict.regression", "pipelines.predict.segmentation"}),
+    }
+)
+
 # Outside library → the only places that may import it.
 HOMES: dict[str, tuple[str, ...]] = {
     "deepspeed": ("pretrain.engine.deepspeed_backend", "pretrain.engine.backends"),
@@ -206,6 +251,51 @@ def forbidden_rooms(tree: Tree) -> Iterator[str]:
             yield f"{path}:{entry.line}: {owner} must not import {entry.module}"
 
 
+def other_stages(tree: Tree) -> Iterator[str]:
+    """Imports between the stages of pipelines, or from a shared folder upwards."""
+    for path, entry in _all_imports(tree):
+        importer, imported = module_name(path), entry.module
+        if not imported.startswith("pipelines.") or not importer.startswith("pipelines"):
+            continue
+        if any(importer == one and inside(imported, other) for one, other in STAGE_IMPORTS_LEFT):
+            continue
+        own, other = (*importer.split("."), "")[1], imported.split(".")[1]
+        if imported.split(".")[2:3] == ["cli"] and other not in SHARED:
+            yield f"{path}:{entry.line}: {imported}: nothing imports a stage's cli; move what is needed beside it"
+        elif other not in (own, *SHARED.get(own, SHARED)):
+            allowed = ", ".join(SHARED.get(own, SHARED)) or "none of the others"
+            yield f"{path}:{entry.line}: pipelines.{own} must not import {imported}; it may import {allowed}"
+
+
+def import_cycles(tree: Tree) -> Iterator[str]:
+    """Modules that import each other, whether when they are imported or inside a function."""
+    modules = {module_name(path): path for path in tree}
+    for ring in rings_of(tree) - CYCLES_LEFT:
+        yield f"{modules[min(ring)]}:1: {', '.join(sorted(ring))} import each other: move down what several need"
+
+
+def rings_of(tree: Tree) -> set[frozenset[str]]:
+    """Largest sets of modules each of which imports every other, perhaps through further ones."""
+    graph: dict[str, set[str]] = {module_name(path): set() for path in tree}
+    for path, entry in _all_imports(tree):
+        module = module_name(path)
+        known = (name for name in (entry.module, entry.module.rpartition(".")[0]) if name in graph)
+        graph[module] |= {next(known, module)} - {module}
+    reached = {module: _reachable(graph, module) for module in graph}
+    rings = {frozenset(other for other in reached[module] if module in reached[other]) for module in graph}
+    return rings - {frozenset()}
+
+
+def _reachable(graph: Mapping[str, set[str]], start: str) -> set[str]:
+    found: set[str] = set()
+    left = list(graph[start])
+    while left:
+        if (module := left.pop()) not in found:
+            found.add(module)
+            left += graph[module]
+    return found
+
+
 def strangers(tree: Tree) -> Iterator[str]:
     """Outside libraries away from their home."""
     for path, entry in _all_imports(tree):
@@ -336,6 +426,8 @@ def _calls_with(parsed: ast.Module) -> Iterator[ast.AST]:
 RULES = (
     direct_file_calls,
     forbidden_rooms,
+    other_stages,
+    import_cycles,
     strangers,
     web_requests,
     environment_reads,

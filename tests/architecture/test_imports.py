@@ -62,6 +62,16 @@ def test_every_source_file_is_under_a_rule() -> None:
         ),
         ("pretrain/run.py", "from pretrain.models.vit import build_vit", "pretrain.run must not import"),
         ("pretrain/errors.py", "from pretrain.config import schema", "pretrain.errors must not import"),
+        # stages
+        ("pipelines/verify/x.py", "from pipelines.pack import plan", "pipelines.verify must not import pipelines.pack"),
+        (
+            "pipelines/sources/x.py",
+            "def f():\n    import pipelines.pack.plan",
+            "x.py:2: pipelines.sources must not import",
+        ),
+        ("pipelines/terminal/x.py", "from pipelines.runs import pool", "it may import none of the others"),
+        ("pipelines/pack/x.py", "from pipelines.pack.cli import main", "nothing imports a stage's cli"),
+        ("pipelines/finetune.py", "from pipelines.pack.plan import Plan", "pipelines.finetune must not import"),
         # libraries
         ("pretrain/engine/loop.py", "import deepspeed.comm", "deepspeed belongs to"),
         ("pretrain/config/schema/model.py", "from yaml import safe_load", "yaml belongs to pretrain.config.loader"),
@@ -145,6 +155,17 @@ def test_a_violation_is_found(path: str, text: str, expected: str) -> None:
 )
 def test_what_is_allowed_is_left_alone(path: str, text: str) -> None:
     assert rules.violations({path: text}) == []
+
+
+def test_modules_that_import_each_other_are_found() -> None:
+    tree = {
+        "pretrain/models/a.py": "from pretrain.models import b",
+        "pretrain/models/b.py": "from pretrain.models.c import x",
+        "pretrain/models/c.py": "def f():\n    from pretrain.models.a import y",
+        "pretrain/models/d.py": "from pretrain.models.a import y",
+    }
+    ring = "pretrain.models.a, pretrain.models.b, pretrain.models.c"
+    assert rules.violations(tree) == [f"pretrain/models/a.py:1: {ring} import each other: move down what several need"]
 
 
 @pytest.mark.parametrize("module", rules.LIGHT)

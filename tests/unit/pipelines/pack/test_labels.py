@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from pipelines.pack.duplicates import find_duplicates
-from pipelines.pack.labels import LabelMap, relabel
+from pipelines.pack.labels import LabelMap
 from pipelines.pack.plan import PackOptions, PlanInputs, make_plan
 from pipelines.pack.split_lists import SplitLists
 from pipelines.pack.wordnet import DEBIAN_FILE, WordNet
 from pipelines.sources.protocol import Item
+from pipelines.sources.relabelling import relabel
 from pipelines.sources.table import ItemTable
 from pretrain.errors import ConfigError, DataError, SetupError
 
