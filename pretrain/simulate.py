@@ -26,8 +26,7 @@ from pretrain.data.sources import mix, open_sources
 from pretrain.data.storage.index import TABLE_FILE
 from pretrain.data.storage.location import Location
 from pretrain.errors import ConfigError
-from pretrain.models import cost
-from pretrain.models.zoo import build_model
+from pretrain.models.families.registry import build_model, family_of
 from pretrain.optim.optimizers import build_optimizer, ensure_state
 
 FP32 = 4
@@ -245,11 +244,9 @@ class _State:
 
 def _activation_bytes(experiment: Experiment, micro_batch_size: int) -> int:
     """What the forward pass of a micro-batch keeps for the backward pass (of timm's models the most at once)."""
-    source: Any = cost
-    if experiment.model.is_timm:
-        from pretrain.models import timm_cost as source
-    settings = {"precision": experiment.precision, "checkpointing": experiment.cluster.activation_checkpointing}
-    return micro_batch_size * source.activation_bytes(experiment.model, experiment.num_outputs, **settings)
+    settings: Any = {"precision": experiment.precision, "checkpointing": experiment.cluster.activation_checkpointing}
+    footprint = family_of(experiment.model).footprint(experiment.model, experiment.num_outputs, **settings)
+    return micro_batch_size * footprint.kept
 
 
 def _own_lanes(num_lanes: int, rank: int, world: int) -> tuple[int, int]:

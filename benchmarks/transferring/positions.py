@@ -30,10 +30,9 @@ class NewPositions:
     def write(self) -> None:
         """Writes the file."""
         from pretrain.engine.checkpoint_folder import weights_file
+        from pretrain.models.families.registry import adapt_state_dict, build_model
         from pretrain.models.init import initial_value
         from pretrain.models.interop import WeightsMetadata, load_weights, save_weights
-        from pretrain.models.surgery import adapt_state_dict
-        from pretrain.models.zoo import build_model
 
         tensors, about = load_weights(weights_file(self.run, "raw"))
         config = ModelConfig.model_validate(self.model)

@@ -157,7 +157,7 @@ def device_rate(experiment: Experiment, device: Any, *, steps: int = 5) -> float
 
     from pretrain.check.memory import resolve_micro_batch
     from pretrain.data.stream import model_size
-    from pretrain.models.zoo import build_model, init_weights
+    from pretrain.models.families.registry import build_model, init_weights
 
     memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     size = resolve_micro_batch(experiment, 1, memory)[0]

@@ -135,9 +135,9 @@ def _for_inference(
             "the weights have a dense head (a class for every pixel), which no other program's model has a place for; "
             "give --drop-head to export the backbone, or use the weights file as it is"
         )
-    if metadata.model.is_timm and drop_head:
+    if drop_head and not metadata.model.family.has_plain_head:
         raise ConfigError(f"--drop-head: {metadata.model.name} is exported with its head only; leave the option out")
-    changes: dict[str, Any] = {} if metadata.model.is_timm else {"mask_token": False}
+    changes: dict[str, Any] = {"mask_token": False}
     update: dict[str, Any] = {}
     if drop_head:
         changes["representation_size"] = None
@@ -155,7 +155,7 @@ def _in_units(state: dict[str, Tensor], scale: TargetScale, metadata: WeightsMet
     """A regression whose head gives the data's own units: other programs know of no standardised targets."""
     import torch
 
-    if metadata.model.is_timm:
+    if not metadata.model.family.has_plain_head:
         raise ConfigError(f"a regression by {metadata.model.name} is not exported: its head's units would be lost")
     mean, std = (torch.tensor(values, dtype=torch.float64) for values in (scale.mean, scale.std))
     head = {"head.weight": state["head.weight"].double() * std[:, None]}

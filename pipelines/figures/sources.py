@@ -18,8 +18,8 @@ from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.data.images.augment import EvalTransform
 from pretrain.data.workers.faults import BadSample
 from pretrain.errors import CheckpointError, ConfigError, DataError
+from pretrain.models.families.registry import adapt_state_dict
 from pretrain.models.interop import WeightsMetadata
-from pretrain.models.surgery import adapt_state_dict
 from pretrain.models.vit import VisionTransformer, build_vit
 
 
@@ -39,7 +39,7 @@ def load(path: Path, label: str, img_size: tuple[int, int] | None, say: Callable
         CheckpointError: cannot be read, or a model without global attention.
     """
     state, metadata = load_source(path, "raw", say)
-    if metadata.model.is_timm:
+    if not metadata.model.family.has_global_attention:
         raise CheckpointError(
             f"{path}: {metadata.model.name} has no patch tokens that all attend to each other, so there is nothing to "
             "draw; the figures are of Vision Transformers (model.name: vit, or weights of timm's, Hugging Face's, "

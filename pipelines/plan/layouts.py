@@ -13,8 +13,6 @@ from pretrain.models import budget
 from pretrain.sharding import zero_memory
 from pretrain.sharding.zero_memory import Buckets, MemoryBytes
 
-POLICIES = ("none", "selective", "every_2", "full")  # from the fastest to the smallest
-TIMM_POLICIES = ("none", "full")
 TOLERANCE = 0.05
 
 
@@ -72,7 +70,7 @@ def possible_stages(experiment: Experiment) -> list[int]:
 def possible_policies(experiment: Experiment) -> list[str]:
     """Checkpointing policies that go with the model and compilation, the configured one among them."""
     cluster = experiment.cluster
-    policies: list[str] = list(TIMM_POLICIES if experiment.model.is_timm else POLICIES)
+    policies = ["every_2" if policy == "every_k" else policy for policy in experiment.model.family.policies]
     if cluster.compile and "selective" in policies:
         policies.remove("selective")
     if cluster.activation_checkpointing not in policies:

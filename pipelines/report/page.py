@@ -89,8 +89,8 @@ def _facts(view: RunView, price: float | None) -> Iterator[tuple[str, str]]:
     if experiment is None:
         yield "config", text(record.config_problem or "not written")
     if experiment is not None:
-        yield "model", text(experiment.model.name if experiment.model.is_timm else experiment.model.variant)
-        if budget.can_tell(experiment.model) and not experiment.model.is_timm:
+        yield "model", text(experiment.model.label)
+        if not experiment.model.family.packages:
             yield "parameters", f"{budget.num_parameters(experiment.model, experiment.num_outputs):,}"
             images = record.step * experiment.global_batch_size
             flops = budget.training_flops(experiment.model, experiment.num_outputs, images)

@@ -24,9 +24,9 @@ from pretrain.data.images.opening import Pixels
 from pretrain.data.on_device.device import to_model_input
 from pretrain.data.storage.class_lookup import told_apart
 from pretrain.errors import CheckpointError, ConfigError, SetupError
+from pretrain.models.families.registry import adapt_state_dict, build_model
 from pretrain.models.interop import Task, WeightsMetadata
-from pretrain.models.surgery import Filter, adapt_state_dict
-from pretrain.models.zoo import build_model
+from pretrain.models.surgery import Filter
 
 
 @dataclass(frozen=True)

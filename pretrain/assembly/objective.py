@@ -10,9 +10,8 @@ from torch import nn
 from pretrain.assembly.weights import read_weights
 from pretrain.config.schema.experiment import Experiment
 from pretrain.errors import ConfigError
+from pretrain.models.families.registry import build_frozen, family_of
 from pretrain.models.target_scale import TargetScale
-from pretrain.models.variants import resolve
-from pretrain.models.zoo import build_frozen, takes_any_size
 from pretrain.objectives.distillation import Teacher
 from pretrain.objectives.protocol import Objective
 from pretrain.objectives.registry import Context, build_objective
@@ -35,13 +34,13 @@ def objective_of(
         say: one line for the user.
         scale: of a regression's targets.
     """
-    shape = None if experiment.model.is_timm else resolve(experiment.model)
+    geometry = family_of(experiment.model).geometry(experiment.model)
     context = Context(
         seed=experiment.seed,
         mean=experiment.data.mean,
         std=experiment.data.std,
-        patch=None if shape is None else shape.patch,
-        grid=None if shape is None else shape.grid,
+        patch=geometry.patch,
+        grid=geometry.grid,
         teacher=build_teacher(experiment, device, say) if experiment.objective.name == "distillation" else None,
         two_heads=bool(getattr(model, "has_two_heads", False)),
         scale=scale,
@@ -63,9 +62,8 @@ def build_teacher(experiment: Experiment, device: torch.device, say: Callable[[s
             f"objective.teacher: {path} knows {about.num_classes} classes, data.num_classes is {data.num_classes}; "
             "name a teacher of the same classes"
         )
-    img_size = experiment.model.img_size
-    wanted = (img_size, img_size) if isinstance(img_size, int) else img_size
-    if about.img_size != wanted and not takes_any_size(about.model):
+    wanted = experiment.model.size
+    if about.img_size != wanted and not family_of(about.model).takes_any_size(about.model):
         raise ConfigError(
             f"objective.teacher: {path} takes images of {about.img_size} pixels only, model.img_size is {wanted}; "
             "fine-tune the teacher at that resolution, or choose a convolutional one"

@@ -33,9 +33,9 @@ from pretrain.engine.retention import Retention
 from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.state import TrainState
 from pretrain.engine.stop import StopRequest
+from pretrain.models.families.registry import uses_generator
 from pretrain.models.interop import WeightsMetadata, save_weights
 from pretrain.models.target_scale import TargetScale
-from pretrain.models.zoo import uses_generator
 from pretrain.optim.schedules import build_schedule
 from pretrain.telemetry.console import Reporter
 from pretrain.telemetry.telemetry import Telemetry

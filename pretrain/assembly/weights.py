@@ -20,10 +20,9 @@ from pretrain.engine.statistics import statistics_names
 from pretrain.errors import ConfigError, SetupError
 from pretrain.files import write_atomic
 from pretrain.models.exchange.formats import is_model_folder, load_any
+from pretrain.models.families.registry import adapt_state_dict, build_model, init_weights, tensor_shapes
 from pretrain.models.init import digest
 from pretrain.models.interop import WeightsMetadata
-from pretrain.models.surgery import adapt_state_dict
-from pretrain.models.zoo import build_model, init_weights, tensor_shapes
 
 LARGEST_WHOLE_MODEL = 2_000_000_000  # parameters
 

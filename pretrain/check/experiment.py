@@ -18,14 +18,14 @@ from pretrain.check.weights import check_weights
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.evaluation import IMAGENET_REAL, NUMBERS
 from pretrain.config.schema.experiment import Experiment
-from pretrain.config.schema.model import ModelConfig
 from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS
 from pretrain.config.typed import known_keys, nearest_key
 from pretrain.data.order import lanes
 from pretrain.data.order.mixture import in_quanta
 from pretrain.data.order.repeated import check_copies
 from pretrain.errors import ConfigError
-from pretrain.models import budget, variants
+from pretrain.models import budget
+from pretrain.models.families.registry import family_of
 from pretrain.optim import groups
 
 OUTPUTS = {"masked_patches": "colours", "regression": "numbers"}  # what the head gives, where it is no class
@@ -124,18 +124,10 @@ def _report_model(experiment: Experiment) -> list[str]:
     flops = budget.training_flops(model, num_outputs, experiment.num_steps * experiment.global_batch_size)
     outputs = OUTPUTS.get(experiment.objective.name, "classes")
     return [
-        f"model       {_shape(model)}, {body / 1e6:,.2f} M parameters without head, {total / 1e6:,.2f} M with its "
-        f"{num_outputs:,} {outputs}",
+        f"model       {family_of(model).summary(model)}, {body / 1e6:,.2f} M parameters without head, "
+        f"{total / 1e6:,.2f} M with its {num_outputs:,} {outputs}",
         f"compute     {flops / 1e18:,.4g} exaFLOPs (3 × forward, 2 per multiply-add)",
     ]
-
-
-def _shape(model: ModelConfig) -> str:
-    if model.is_timm:
-        pair = (model.img_size, model.img_size) if isinstance(model.img_size, int) else model.img_size
-        return f"{model.name} at {pair[0]}×{pair[1]}"
-    shape = variants.resolve(model)
-    return f"{model.variant} at {shape.img_size[0]}×{shape.img_size[1]}: {shape.num_tokens} tokens"
 
 
 def _report_steps(experiment: Experiment) -> list[str]:
@@ -173,11 +165,8 @@ def _report_batch(
     ]
     if not budget.can_tell(experiment.model):
         return [*lines, "memory      not known here, for that needs torch and timm: not checked"]
-    if experiment.model.is_timm:
-        from pretrain.engine.statistics import statistics_names
-        from pretrain.models.timm_cost import meta_model
-
-        check_statistics(experiment, statistics_names(meta_model(experiment.model, experiment.num_outputs)))
+    statistics = family_of(experiment.model).running_statistics(experiment.model, experiment.num_outputs)
+    check_statistics(experiment, statistics)
     held = memory_of(experiment, ranks, micro, backend)
     capacity = f"of {gib(memory)}" if memory is not None else "(capacity not known, not checked)"
     return [
@@ -206,9 +195,9 @@ def _report_optimizer(experiment: Experiment, backend: Backend, ranks: int) -> l
     if optim.name in WHOLE_TENSOR_OPTIMIZERS and backend == "deepspeed" and stage:
         raise ConfigError(f"optim.name: {_whole_tensor_remedy(experiment, ranks)}")
     line = f"optimiser   {optim.name}, {4 * optim.num_states:g} bytes of state per weight"
-    if experiment.model.is_timm:  # its names are known only with torch and timm: the run checks the patterns
+    if experiment.model.family.packages:  # its tensors are not known without torch: the run checks the patterns
         return [line]
-    shapes = variants.parameter_shapes(experiment.model, experiment.num_outputs)
+    shapes = family_of(experiment.model).tensor_shapes(experiment.model, experiment.num_outputs)
     rules = groups.assign_rules({name: len(shape) for name, shape in shapes.items()}, optim)
     frozen = sum(math.prod(shapes[name]) for name, rule in rules.items() if rule.frozen)
     return [line + (f"; {frozen / 1e6:,.2f} M parameters are frozen" if frozen else "")]

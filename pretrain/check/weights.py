@@ -8,7 +8,8 @@ from pretrain.config.saved import load_saved
 from pretrain.config.schema.model import ModelConfig
 from pretrain.engine.run_folder import RunFolder
 from pretrain.errors import CheckpointError, ConfigError
-from pretrain.models.architecture import model_in_file, require_same
+from pretrain.models.families.registry import require_same
+from pretrain.models.header import model_in_file
 
 
 def check_weights(source: Path, model: ModelConfig) -> None:

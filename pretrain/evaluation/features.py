@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pretrain.data.batch import Batch
 from pretrain.distributed.collectives import all_gather_rows
-from pretrain.models.zoo import classifier_layers
+from pretrain.models.families.registry import classifier_layers
 
 
 @dataclass(frozen=True)

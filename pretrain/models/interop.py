@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,11 +22,10 @@ from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.files import sync
-from pretrain.models.architecture import HEADER_KEY
-from pretrain.models.header_order import sort_metadata
+from pretrain.models.families.registry import family_of, tensor_shapes
+from pretrain.models.header import HEADER_KEY, sort_metadata
 from pretrain.models.target_scale import TargetScale
 from pretrain.models.variants import ViTShape, resolve
-from pretrain.models.zoo import tensor_shapes
 
 FORMAT_VERSION = 1
 Task = Literal["classification", "regression", "segmentation"]
@@ -75,7 +75,7 @@ class WeightsMetadata(Strict):
         return cls(
             model=model,
             num_classes=num_classes,
-            **_geometry(model),
+            **asdict(family_of(model).geometry(model)),
             mean=mean,
             std=std,
             class_names=class_names,
@@ -115,13 +115,13 @@ class WeightsMetadata(Strict):
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> WeightsMetadata:
         try:
-            geometry = _geometry(self.model)
+            geometry = asdict(family_of(self.model).geometry(self.model))
         except ConfigError as error:
             raise ValueError(str(error)) from error
-        for name in _GEOMETRY:
-            if getattr(self, name) != geometry.get(name):
-                raise ValueError(f"{name} {getattr(self, name)} is not the model's {geometry.get(name)}")
-        if self.model.is_timm and not self.num_classes:
+        for name, wanted in geometry.items():
+            if getattr(self, name) != wanted:
+                raise ValueError(f"{name} {getattr(self, name)} is not the model's {wanted}")
+        if not self.num_classes and not self.model.family.has_plain_head:
             raise ValueError(f"{self.model.name} without a head is not kept: give it num_classes")
         if (self.target_mean is None) != (self.target_std is None):
             raise ValueError("target_mean and target_std go together")
@@ -134,19 +134,6 @@ class WeightsMetadata(Strict):
             if given is not None and len(given) != self.num_classes:
                 raise ValueError(f"{len(given)} {what} for {self.num_classes} classes")
         return self
-
-
-_GEOMETRY = ("img_size", "patch", "grid", "num_prefix_tokens", "pool", "gelu", "layer_norm_eps")
-
-
-def _geometry(model: ModelConfig) -> dict[str, Any]:
-    """What the metadata repeats of the model, so that a file can be read without this program."""
-    if model.is_timm:
-        pair = (model.img_size, model.img_size) if isinstance(model.img_size, int) else model.img_size
-        return dict.fromkeys(_GEOMETRY) | {"img_size": pair}
-    shape = resolve(model)
-    found = {name: getattr(shape, name) for name in ("img_size", "patch", "grid", "num_prefix_tokens")}
-    return found | {name: getattr(model, name) for name in ("pool", "gelu", "layer_norm_eps")}
 
 
 def save_weights(path: str | Path, state: Mapping[str, Tensor], metadata: WeightsMetadata) -> None:

@@ -1,29 +1,36 @@
-"""Fits saved weights to another resolution, pooling or head, and says of every tensor what became of it.
+"""Position tables on another grid, and the report of what became of each tensor: the parts of every family's surgery.
 
-Legend: D width · N patch tokens of a grid (h, w) · F prefix tokens.
+Legend: D width · A heads · N patch tokens of a grid (h, w) · F prefix tokens.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.errors import CheckpointError
-from pretrain.models.architecture import require_same
-from pretrain.models.init import initial_value
-from pretrain.models.interop import WeightsMetadata
-from pretrain.models.variants import is_head_tensor, num_relative_rows, parameter_shapes
-from pretrain.models.vit import VisionTransformer
 
 Grid = tuple[int, int]
 Filter = Literal["bilinear_corners", "bicubic", "bicubic_aa"]
-_NORMS = ("norm", "fc_norm")
+
+
+@dataclass(frozen=True)
+class SurgeryOptions:
+    """What is wanted of weights that are fitted to another model.
+
+    Attributes:
+        head: ``replace`` drops the file's head and gives the initial value of a new one.
+        filter: how position tables are resized (see ``resize_pos_embed``).
+        seed: of the experiment, for new tensors.
+    """
+
+    head: Literal["keep", "replace"]
+    filter: Filter
+    seed: int
 
 
 @dataclass
@@ -122,158 +129,3 @@ def resize_relative_bias(table: Tensor, old_grid: Grid, new_grid: Grid, filter: 
     planes = offsets.T.reshape(1, -1, *old)
     resized = _interpolate(planes, new, filter).flatten(2)[0].T
     return torch.cat([resized.to(source.dtype), prefix])
-
-
-def adapt_state_dict(
-    state: Mapping[str, Tensor],
-    source: WeightsMetadata,
-    model: nn.Module,
-    *,
-    head: Literal["keep", "replace"],
-    filter: Filter,
-    seed: int,
-) -> tuple[dict[str, Tensor], SurgeryReport]:
-    """Saved tensors as ``model`` needs them: position embeddings resized, pooling switched, head kept or replaced.
-
-    Learned tables and relative biases are interpolated; fixed and rotary positions are made for any grid. Relative
-    keys (``relative_1d``) have a meaning on one grid only and are refused on another.
-
-    Args:
-        state: whole tensors of the file, on the CPU.
-        source: what the file says about itself; its grid and prefix tokens are used, none is guessed.
-        model: what they are for; only its ``config`` and ``num_classes`` are read, so it may be sharded or on meta.
-        head: ``replace`` drops the file's head, tanh layer included, and gives the initial value of a new one.
-        filter: how the position embedding is resized (see ``resize_pos_embed``).
-        seed: of the experiment, for new tensors (see ``init.initial_value``).
-
-    Returns:
-        Every tensor of the model by name, on the CPU, in the file's type (new ones fp32), and the report.
-
-    Raises:
-        CheckpointError: another architecture, a head that does not fit, or a tensor that nothing explains.
-    """
-    require_same(source.model, model.config)  # type: ignore[arg-type]
-    if not isinstance(model, VisionTransformer):
-        from pretrain.models.timm_surgery import adapt_timm_state
-
-        return adapt_timm_state(state, source, model, head=head, filter=filter, seed=seed)
-    if head == "keep" and source.model.head != model.config.head:
-        raise CheckpointError(
-            f"the weights have model.head: {source.model.head}, the model {model.config.head}; set init.head: replace "
-            "for a new head"
-        )
-    expected = parameter_shapes(model.config, model.num_classes)
-    report, adapted, left = SurgeryReport(), {}, dict(state)
-    _switch_norm(left, expected, report)
-    if head == "replace":
-        report.dropped += [name for name in left if is_head_tensor(name)]
-    if source.model.class_token and not model.config.class_token:
-        report.dropped += [name for name in left if name == "cls_token"]
-    if source.model.mask_token and not model.config.mask_token:
-        report.dropped.append("mask_token")
-    if source.model.pool == "map" and model.config.pool != "map":
-        report.dropped += [name for name in left if name.startswith("attn_pool.")]
-    new_pool = head == "replace" and model.config.pool == "map" and source.model.pool != "map"
-    _note_positions(source, model, report)
-    for name in report.dropped:
-        del left[name]
-    for name, shape in expected.items():
-        if (head == "replace" and is_head_tensor(name)) or (new_pool and name.startswith("attn_pool.")):
-            adapted[name] = initial_value(name, shape, model.config, seed)
-            report.new.append(name)
-        else:
-            adapted[name] = _take(name, left, source, model, filter, report)
-            _check_shape(name, adapted[name], shape)
-    if left:
-        name = next(iter(left))
-        raise CheckpointError(f"tensor {name} of the weights has no place in the model; {_remedy(name)}")
-    return adapted, report
-
-
-def _switch_norm(left: dict[str, Tensor], expected: Mapping[str, object], report: SurgeryReport) -> None:
-    """Gives the final norm the name that it has before or after the pooling; its weights are the same."""
-    for old, new in (_NORMS, _NORMS[::-1]):
-        for leaf in ("weight", "bias"):
-            name, wanted = f"{old}.{leaf}", f"{new}.{leaf}"
-            if name in left and name not in expected and wanted in expected and wanted not in left:
-                left[wanted] = left.pop(name)
-                report.renamed[wanted] = name
-
-
-def _take(
-    name: str,
-    left: dict[str, Tensor],
-    source: WeightsMetadata,
-    model: VisionTransformer,
-    filter: Filter,
-    report: SurgeryReport,
-) -> Tensor:
-    if name not in left:
-        raise CheckpointError(f"tensor {name} of the model is not in the weights; {_remedy(name)}")
-    tensor = left.pop(name)
-    resized = _resize(name, tensor, source, model, filter, report)
-    if source.shape.grid != model.shape.grid and _is_position_table(name):
-        report.resized[name] = (source.shape.grid, model.shape.grid)
-    elif name not in report.renamed:
-        report.loaded.append(name)
-    return resized
-
-
-_POSITION_TABLE = re.compile(r"(^|\.)(pos_embed(\.row|\.column)?|relative_position_bias_table)$")
-
-
-def _is_position_table(name: str) -> bool:
-    return _POSITION_TABLE.search(name) is not None
-
-
-def _resize(
-    name: str,
-    tensor: Tensor,
-    source: WeightsMetadata,
-    model: VisionTransformer,
-    filter: Filter,
-    report: SurgeryReport,
-) -> Tensor:
-    """The tensor for the model's grid and prefix tokens; what is no position table comes back as it is."""
-    old, new, leaf = source.shape.grid, model.shape.grid, name.rpartition(".")[2]
-    if leaf in ("row", "column"):
-        return resize_axis(tensor, new[leaf == "column"], filter)
-    if leaf == "relative_position_bias_table":
-        resized = resize_relative_bias(tensor, old, new, filter)
-        return resized if model.shape.num_prefix_tokens else resized[: num_relative_rows(model.shape)]
-    if leaf != "pos_embed":
-        return tensor
-    has_prefix_rows = source.model.pos_embed_prefix
-    prefix_rows = source.shape.num_prefix_tokens if has_prefix_rows else 0
-    resized = resize_pos_embed(tensor, old, new, prefix_rows, filter)
-    surplus = source.shape.num_prefix_tokens - model.shape.num_prefix_tokens if has_prefix_rows else 0
-    if surplus:
-        report.dropped.append(f"{name} (its rows for the class token)")
-    return resized[:, surplus:]
-
-
-def _note_positions(source: WeightsMetadata, model: VisionTransformer, report: SurgeryReport) -> None:
-    """Says what becomes of positions without tensors on another grid."""
-    old, new, kind = source.shape.grid, model.shape.grid, model.config.pos_embed
-    if old != new and kind.startswith("sincos2d"):
-        report.notes.append(f"{kind} is computed for the grid {new}; the weights have seen {old}")
-    if kind == "rope_2d":
-        spans = (source.model.rope_grid or old, model.config.rope_grid or new)
-        if spans[0] != spans[1]:
-            report.notes.append(
-                f"rope_2d positions span {spans[1]}, the weights have seen {spans[0]}; "
-                f"model.rope_grid: {list(spans[0])} scales them back"
-            )
-
-
-def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
-        raise CheckpointError(
-            f"tensor {name} is {tuple(tensor.shape)} in the weights, {shape} in the model; {_remedy(name)}"
-        )
-
-
-def _remedy(name: str) -> str:
-    if is_head_tensor(name):
-        return "set init.head: replace for a new head, or num_classes and model.representation_size as in the weights"
-    return "the weights are of another architecture: set model.variant as in their file, or name other weights"

@@ -70,7 +70,7 @@ def resolve(model: ModelConfig) -> ViTShape:
     """
     size, patch, hybrid = _split_variant(model.variant)
     embed_dim, depth, mlp_dim, num_heads = VARIANTS[size]
-    img_size = (model.img_size, model.img_size) if isinstance(model.img_size, int) else model.img_size
+    img_size = model.size
     shape = ViTShape(
         patch=(patch, patch),
         grid=(img_size[0] // patch, img_size[1] // patch),

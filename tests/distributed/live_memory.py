@@ -7,7 +7,7 @@ import os
 import torch
 
 from pretrain.config.schema.experiment import Experiment
-from pretrain.models.timm_cost import LiveBytes
+from pretrain.models.families.timm_cost import LiveBytes
 from tests.distributed import training
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from pretrain.config.schema.experiment import Experiment
 from pretrain.engine.checkpoint_folder import newest_valid
 from pretrain.engine.slices import SliceReader
+from pretrain.models.families.registry import build_model
 from pretrain.models.init import init_weights
-from pretrain.models.zoo import build_model
 from pretrain.objectives.registry import build_objective
 from pretrain.optim.optimizers import build_optimizer
 from pretrain.optim.schedules import build_schedule

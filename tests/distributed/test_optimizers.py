@@ -12,8 +12,8 @@ from torch import Tensor
 from pretrain.config.schema.experiment import Experiment
 from pretrain.distributed.collectives import all_reduce_sum
 from pretrain.engine.backend import square_sum
+from pretrain.models.families.registry import build_model
 from pretrain.models.init import init_weights
-from pretrain.models.zoo import build_model
 from pretrain.objectives.registry import build_objective
 from pretrain.optim.groups import set_lr
 from pretrain.optim.optimizers import build_optimizer

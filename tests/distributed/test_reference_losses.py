@@ -23,7 +23,7 @@ from pretrain.data.on_device.mixing import Mix, Mixing
 from pretrain.distributed.rank import detect
 from pretrain.engine.backends import build_backend
 from pretrain.models.exchange.google import read_npz
-from pretrain.models.zoo import build_model
+from pretrain.models.families.registry import build_model
 from pretrain.objectives.protocol import Inputs
 from pretrain.objectives.targets import dense_targets
 from pretrain.optim.schedules import build_schedule

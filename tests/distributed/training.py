@@ -23,11 +23,10 @@ from pretrain.engine.checkpoint_folder import newest_valid
 from pretrain.engine.retention import Retention
 from pretrain.engine.self_check import Reading
 from pretrain.engine.state import TrainState
+from pretrain.models.families.registry import adapt_state_dict, build_model, init_weights, uses_generator
 from pretrain.models.interop import WeightsMetadata, load_weights, save_weights
 from pretrain.models.layers.drop_path import drop_path_scales
-from pretrain.models.surgery import adapt_state_dict
 from pretrain.models.target_scale import TargetScale
-from pretrain.models.zoo import build_model, init_weights, uses_generator
 from pretrain.objectives.protocol import Inputs, Objective
 from pretrain.optim.schedules import build_schedule
 
@@ -69,7 +68,7 @@ def global_batch(step: int, config: Experiment) -> Inputs:
     images = torch.randn(BATCH, 3, size, size, generator=generator)
     labels = torch.randint(CLASSES, (BATCH, 1), generator=generator)
     slots = torch.arange(step * BATCH, (step + 1) * BATCH)
-    depth, rate = config.model.depth or 1, 0.0 if config.model.is_timm else config.model.drop_path
+    depth, rate = config.model.depth or 1, config.model.drop_path if config.model.family.takes_drop_path else 0.0
     scales = drop_path_scales(slots.numpy(), rate, depth, seed=config.seed, shape=config.model.drop_path_shape)
     targets = None
     if config.objective.name == "regression":

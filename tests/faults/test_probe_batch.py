@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from pretrain.config.loader import load_experiment
-from pretrain.models.zoo import build_model
+from pretrain.models.families.registry import build_model
 from tests.faults.job import checkpoint_steps, job
 from tests.integration.small_run import PRETRAIN, SMALL
 from tests.pool import Pool

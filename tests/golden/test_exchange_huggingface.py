@@ -23,7 +23,7 @@ from transformers import (
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.errors import CheckpointError
 from pretrain.models.exchange.huggingface import CONFIG, PREPROCESSOR, WEIGHTS, read_huggingface, write_huggingface
-from pretrain.models.zoo import build_model
+from pretrain.models.families.registry import build_model
 from tests.golden.exchange import (
     IDS,
     LOGITS,

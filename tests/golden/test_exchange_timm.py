@@ -16,8 +16,8 @@ from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.errors import CheckpointError
 from pretrain.models.exchange.positions import with_learned_table
 from pretrain.models.exchange.timm import CONFIG, WEIGHTS, read_timm, write_timm
+from pretrain.models.families.registry import build_model
 from pretrain.models.interop import load_weights
-from pretrain.models.zoo import build_model
 from tests.golden.exchange import (
     IDS,
     LOGITS,

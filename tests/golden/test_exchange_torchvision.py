@@ -12,7 +12,7 @@ from torchvision.models import VisionTransformer, vit_b_16
 
 from pretrain.errors import CheckpointError
 from pretrain.models.exchange.torchvision import read_torchvision
-from pretrain.models.zoo import build_model
+from pretrain.models.families.registry import build_model
 from tests.golden.exchange import LOGITS, filled, images_of, logits_of
 
 SMALL: dict[str, Any] = {

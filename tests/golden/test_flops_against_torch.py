@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config.schema.model import ModelConfig
 from pretrain.models.cost import forward_macs, training_flops
-from pretrain.models.zoo import build_model
+from pretrain.models.families.registry import build_model
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 
 from pretrain.config.schema.model import ModelConfig
 from pretrain.config.schema.optim import OptimConfig
-from pretrain.models.zoo import build_model
+from pretrain.models.families.registry import build_model
 from pretrain.optim.optimizers import build_optimizer
 
 DECAY = 0.65

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from pretrain.config.schema.model import ModelConfig
-from pretrain.models import budget, cost, timm_cost
-from pretrain.models.zoo import build_model
+from pretrain.models import budget, cost
+from pretrain.models.families import timm_cost
+from pretrain.models.families.registry import build_model
 from pretrain.sharding.zero_memory import MemoryBytes, Precision
-from tests.unit.models.test_zoo_timm import config
+from tests.unit.models.families.test_timm import config
 
 # parameters in millions and multiply-adds in thousand millions of one image at 224 pixels, 1,000 classes
 PUBLISHED = {

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pretrain.config.duration import Duration
+from pretrain.config.families import forms_where
 from pretrain.config.schema.base import Strict
 from pretrain.config.schema.checkpoint import CheckpointConfig, InitConfig, ResumeConfig
 from pretrain.config.schema.cluster import ClusterConfig
@@ -93,8 +94,10 @@ class Experiment(Strict):
     @model_validator(mode="after")
     def _objective_fits_model(self) -> Experiment:
         masked = self.objective.name == "masked_patches"
-        if masked and self.model.is_timm:
-            raise ValueError("objective.name: masked_patches needs model.name: vit")
+        family = self.model.family
+        if masked and not family.can_mask:
+            others = forms_where(lambda other: other.can_mask)
+            raise ValueError(f"objective.name: masked_patches needs model.name: {others}")
         if masked != self.model.mask_token:
             raise ValueError(
                 "objective.name: masked_patches needs model.mask_token: true"
@@ -106,11 +109,16 @@ class Experiment(Strict):
                 "evaluation.sets: a model that predicts colours has no accuracy; remove them, or use the kinds "
                 "few_shot, knn and logistic, which look at features"
             )
-        if self.model.is_timm and self.cluster.activation_checkpointing not in ("none", "full"):
-            policy = self.cluster.activation_checkpointing
-            raise ValueError(f"cluster.activation_checkpointing: {policy} needs model.name: vit; use none or full")
-        if self.model.is_timm and self.cluster.compile:
-            raise ValueError("cluster.compile: true needs model.name: vit, whose blocks are compiled one by one")
+        policy = self.cluster.activation_checkpointing
+        if not family.takes_policy(policy):
+            others = forms_where(lambda other: other.takes_policy(policy))
+            raise ValueError(
+                f"cluster.activation_checkpointing: {policy} needs model.name: {others}; use "
+                f"{' or '.join(family.policies)}"
+            )
+        if self.cluster.compile and not family.can_compile:
+            others = forms_where(lambda other: other.can_compile)
+            raise ValueError(f"cluster.compile: true needs model.name: {others}, whose blocks are compiled one by one")
         return self
 
     @model_validator(mode="after")
@@ -131,10 +139,11 @@ class Experiment(Strict):
     def _masks_have_a_dense_head(self) -> Experiment:
         dense, name = self.model.head == "dense", self.objective.name
         if dense != (name == "segmentation"):
-            raise ValueError(
-                f"objective.name: {name} needs model.head: {'dense' if not dense else 'pooled'}"
-                + (f", which is for name: vit, not {self.model.name}" if not dense and self.model.is_timm else "")
-            )
+            hint = ""
+            if not dense and not self.model.family.can_be_dense:
+                others = forms_where(lambda other: other.can_be_dense)
+                hint = f", which is for name: {others}, not {self.model.name}"
+            raise ValueError(f"objective.name: {name} needs model.head: {'pooled' if dense else 'dense'}{hint}")
         if not dense:
             return self
         transform = self.data.augmentation

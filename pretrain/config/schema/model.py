@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pretrain.config.families import FAMILIES, FamilyTraits, family_name, forms_where, known_forms
 from pretrain.config.schema.base import PositiveFloat, PositiveInt, Probability, Strict
 
 # Which placements each kind of position embedding has; the first is the default. A fixed embedding is the same in every
@@ -20,23 +21,6 @@ POS_EMBED_PLACEMENTS: dict[str, tuple[str, ...]] = {
     "relative_bias": ("every_layer", "every_layer_shared"),
     "rope_2d": (),
 }
-
-
-TIMM_MODEL_KEYS = frozenset({"name", "kwargs", "img_size", "head_bias", "head_init", "dropout", "drop_path"})
-ENGINE_OWNED_TIMM_REMEDY = {
-    "img_size": "use model.img_size",
-    "num_classes": "use data.num_classes",
-    "drop_rate": "use model.dropout",
-    "drop_path_rate": "use model.drop_path",
-    "in_chans": "images have three channels",
-    "pretrained": "use init.from",
-    "pretrained_cfg": "use init.from",
-    "checkpoint_path": "use init.from",
-    "features_only": "a classifier is trained",
-    "scriptable": "it has no use here",
-    "exportable": "it has no use here",
-}
-ENGINE_OWNED_TIMM_KEYS = frozenset(ENGINE_OWNED_TIMM_REMEDY)
 
 
 class ModelConfig(Strict):
@@ -146,27 +130,45 @@ class ModelConfig(Strict):
     layer_norm_eps: PositiveFloat = Field(default=1e-6, description="Epsilon of every LayerNorm.")
 
     @property
+    def family(self) -> FamilyTraits:
+        """What the family of this model reads and supports."""
+        name = family_name(self.name)
+        assert name is not None, "validated below"
+        return FAMILIES[name]
+
+    @property
     def is_timm(self) -> bool:
         """Whether the model is one of timm's."""
         return self.name.startswith("timm/")
 
+    @property
+    def label(self) -> str:
+        """The shortest name that tells this model from others of its family."""
+        return self.variant or self.name
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images, in pixels."""
+        return (self.img_size, self.img_size) if isinstance(self.img_size, int) else self.img_size
+
     @model_validator(mode="after")
-    def _settings_belong_to_the_name(self) -> ModelConfig:
-        if self.name != "vit" and (not self.is_timm or self.name == "timm/"):
-            raise ValueError(f"name: unknown architecture {self.name!r}; known are vit and timm/NAME (timm's models)")
-        if not self.is_timm:
-            if not self.variant:
-                raise ValueError("variant: is missing; name a size and a patch, such as B/16 or H/14")
-            if self.kwargs:
-                raise ValueError("kwargs belong to name: timm/…; with vit they would be ignored")
-            return self
-        for name, field in type(self).model_fields.items():
-            if name not in TIMM_MODEL_KEYS and getattr(self, name) != field.default:
-                raise ValueError(f"{name} belongs to name: vit; with {self.name} it would be ignored: see model.kwargs")
-        owned = sorted(ENGINE_OWNED_TIMM_KEYS & set(self.kwargs))
-        if owned:
-            remedy = ENGINE_OWNED_TIMM_REMEDY[owned[0]]
-            raise ValueError(f"kwargs.{owned[0]} is set by the engine ({remedy}); remove it here")
+    def _settings_belong_to_the_family(self) -> ModelConfig:
+        if family_name(self.name) is None:
+            raise ValueError(f"name: unknown architecture {self.name!r}; known are {known_forms()}")
+        family = self.family
+        for key, remedy in family.needed.items():
+            if not getattr(self, key):
+                raise ValueError(f"{key}: is missing; {remedy}")
+        for key, field in type(self).model_fields.items():
+            if key in family.keys | {"name"} or getattr(self, key) == field.get_default(call_default_factory=True):
+                continue
+            owners = forms_where(lambda other, key=key: key in other.keys)
+            hint = ": see model.kwargs" if "kwargs" in family.keys else ""
+            raise ValueError(f"{key} belongs to name: {owners}; with {self.name} it would be ignored{hint}")
+        refused = sorted(set(family.refused_kwargs) & set(self.kwargs))
+        if refused:
+            remedy = family.refused_kwargs[refused[0]]
+            raise ValueError(f"kwargs.{refused[0]} is set by the engine ({remedy}); remove it here")
         return self
 
     @model_validator(mode="after")

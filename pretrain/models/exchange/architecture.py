@@ -77,19 +77,21 @@ def square_grid(num_tokens: int, where: str | Path, tensor: str) -> tuple[int, i
     return side, side
 
 
-def refuse_inexpressible(metadata: WeightsMetadata, program: str, expressed: Collection[str]) -> None:
+def refuse_inexpressible(metadata: WeightsMetadata, program: str, format: str, expressed: Collection[str]) -> None:
     """Refuses a model that has an option which ``program`` lacks, rather than writing another model.
 
     Args:
         metadata: of the weights.
         program: whose format it is, for the error.
+        format: its name, as in ``--format``.
         expressed: fields of ModelConfig that the format carries.
 
     Raises:
         CheckpointError: names the field and the remedy.
     """
-    if metadata.model.is_timm:
-        raise refusal(program, "name", metadata.model.name, "choose --format timm or onnx")
+    formats = metadata.model.family.formats
+    if format not in formats:
+        raise refusal(program, "name", metadata.model.name, f"choose --format {' or '.join(formats)}")
     known = GEOMETRY | TRAINING_ONLY | set(expressed)
     for name, field in ModelConfig.model_fields.items():
         value = getattr(metadata.model, name)

@@ -270,7 +270,7 @@ def write_npz(
 def _refuse(metadata: WeightsMetadata, layout: Layout, accept_erf_gelu: bool) -> None:
     model = metadata.model
     carried = {"class_token", "pool", "representation_size", "pos_embed_prefix", "gelu", "layer_norm_eps"}
-    refuse_inexpressible(metadata, PROGRAM, carried)
+    refuse_inexpressible(metadata, PROGRAM, "npz", carried)
     if model.pool == "avg_norm":
         raise refusal(PROGRAM, "pool", model.pool, "they norm before the mean: train with norm_avg, or choose timm")
     if model.pool == "norm_avg" and model.class_token:

@@ -129,7 +129,8 @@ def class_for(model: ModelConfig) -> str:
 
 def _refuse(metadata: WeightsMetadata) -> None:
     model = metadata.model
-    refuse_inexpressible(metadata, PROGRAM, {"distilled", "num_registers", "gelu", "layer_norm_eps", "pool"})
+    carried = {"distilled", "num_registers", "gelu", "layer_norm_eps", "pool"}
+    refuse_inexpressible(metadata, PROGRAM, "hf", carried)
     if model.num_registers + model.distilled > 1:
         raise refusal(PROGRAM, "num_registers", model.num_registers, "its DeiT has one more token: choose timm")
     if model.pool != "token":

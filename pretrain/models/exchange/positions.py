@@ -24,7 +24,7 @@ def with_learned_table(
     is a table (1, P + N, D), in which the P prefix tokens have rows of zeros.
     """
     model = metadata.model
-    if model.is_timm or model.pos_embed not in ADDED or placement(model) != "stem":
+    if model.pos_embed not in ADDED or placement(model) != "stem":
         return dict(state), metadata
     network = build_vit(model, max(1, metadata.num_classes)).eval()
     network.load_state_dict(dict(state), strict=False)  # a head may be missing

@@ -55,7 +55,7 @@ def _refuse(metadata: WeightsMetadata) -> None:
     model = metadata.model
     if model.is_timm:
         return
-    refuse_inexpressible(metadata, PROGRAM, _CARRIED)
+    refuse_inexpressible(metadata, PROGRAM, "timm", _CARRIED)
     if model.pos_embed not in ("learned_1d", "none"):
         raise refusal(PROGRAM, "pos_embed", model.pos_embed)
     if model.layer_norm_eps != EPSILON:

@@ -11,8 +11,8 @@ import pytest
 from pretrain.assembly.weights import check_host_memory, record_initial_weights
 from pretrain.engine.run_folder import RunFolder
 from pretrain.errors import ConfigError, SetupError
+from pretrain.models.families.registry import build_model
 from pretrain.models.init import init_weights
-from pretrain.models.zoo import build_model
 from tests.distributed.training import experiment
 
 

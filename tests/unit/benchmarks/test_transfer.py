@@ -16,7 +16,7 @@ from benchmarks.transferring.sets import SETS
 from benchmarks.transferring.tables import Tables, fill, shown
 from pretrain.config.loader import load_experiment
 from pretrain.errors import ConfigError, DataError
-from pretrain.models.variants import resolve
+from pretrain.models.families.registry import family_of
 
 
 @pytest.fixture
@@ -47,8 +47,7 @@ def test_every_cell_is_a_config_that_the_project_takes(plan: Plan, tmp_path: Pat
         experiment = load_experiment(words[1], overrides=words[2:]).experiment
         assert experiment.seed == 1
         assert experiment.optim.lr == 1e-3
-        if not experiment.model.is_timm:
-            resolve(experiment.model)
+        family_of(experiment.model).geometry(experiment.model)
         assert ("photos" in cell.key or "resolution" in cell.key) == (experiment.model.img_size == FULL.high)
 
 

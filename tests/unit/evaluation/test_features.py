@@ -7,7 +7,7 @@ import torch
 
 from pretrain.config.schema.model import ModelConfig
 from pretrain.evaluation.features import HeadInput
-from pretrain.models.zoo import build_model, init_weights
+from pretrain.models.families.registry import build_model, init_weights
 
 SMALL = {"variant": "mu/4", "img_size": 16, "depth": 2, "head_init": "normal"}
 MODELS = {

@@ -18,9 +18,9 @@ from pretrain.models.cost import (
     recomputed_macs,
     training_flops,
 )
+from pretrain.models.families.registry import build_model
 from pretrain.models.variants import parameter_shapes
 from pretrain.models.vit import build_vit
-from pretrain.models.zoo import build_model
 from pretrain.sharding.zero_memory import Buckets, communication_bytes
 
 JFT_IMAGES = 303e6

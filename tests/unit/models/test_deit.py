@@ -9,12 +9,11 @@ from torch import nn
 
 from pretrain.errors import CheckpointError
 from pretrain.models.deit import DistilledVisionTransformer
+from pretrain.models.families.registry import adapt_state_dict, build_model
 from pretrain.models.init import init_weights
 from pretrain.models.interop import WeightsMetadata
 from pretrain.models.masked import Corruption, MaskedPatchTransformer, corrupt
-from pretrain.models.surgery import adapt_state_dict
 from pretrain.models.variants import parameter_shapes
-from pretrain.models.zoo import build_model
 from tests.golden.twins import small_config
 
 CLASSES = 7

@@ -11,10 +11,9 @@ from pydantic import ValidationError
 
 from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError
+from pretrain.models.families.registry import adapt_state_dict, build_model
 from pretrain.models.interop import load_weights, save_weights
-from pretrain.models.surgery import adapt_state_dict
 from pretrain.models.vit import build_vit
-from pretrain.models.zoo import build_model
 from tests.golden.exchange import filled, images_of, metadata_of, model_of
 from tests.golden.twins import small_config
 

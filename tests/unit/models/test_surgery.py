@@ -10,11 +10,11 @@ from torch import Tensor
 
 from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError
+from pretrain.models.families.registry import adapt_state_dict
 from pretrain.models.init import initial_state
 from pretrain.models.interop import WeightsMetadata
 from pretrain.models.surgery import (
     SurgeryReport,
-    adapt_state_dict,
     resize_axis,
     resize_pos_embed,
     resize_relative_bias,

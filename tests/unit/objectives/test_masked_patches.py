@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pretrain.config.schema.objective import ObjectiveConfig
 from pretrain.errors import ConfigError
+from pretrain.models.families.registry import build_model
 from pretrain.models.init import init_weights
 from pretrain.models.masked import Corruption
-from pretrain.models.zoo import build_model
 from pretrain.objectives.masked_patches import MaskedPatches, corruption, mean_colours
 from pretrain.objectives.protocol import Inputs
 from pretrain.objectives.registry import Context, build_objective

@@ -10,8 +10,8 @@ import torch
 
 from pretrain.config.schema.objective import ObjectiveConfig
 from pretrain.errors import ConfigError
+from pretrain.models.families.registry import build_model
 from pretrain.models.target_scale import TargetScale
-from pretrain.models.zoo import build_model
 from pretrain.objectives.distillation import Distillation
 from pretrain.objectives.masked_patches import MaskedPatches
 from pretrain.objectives.protocol import Inputs

@@ -8,7 +8,7 @@ from torch import nn
 
 from pretrain.config.schema.optim import OptimConfig
 from pretrain.errors import ConfigError
-from pretrain.models.zoo import build_model
+from pretrain.models.families.registry import build_model
 from pretrain.optim.groups import assign_rules, is_kernel, parameter_groups, set_lr
 from pretrain.optim.optimizers import build_optimizer, ensure_state
 from tests.distributed.training import experiment

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config.schema.optim import OptimConfig
-from pretrain.models.zoo import build_model, init_weights
+from pretrain.models.families.registry import build_model, init_weights
 from pretrain.optim.adafactor import attention_views, factored_axes
 from pretrain.optim.optimizers import build_optimizer
 from tests.distributed.training import experiment

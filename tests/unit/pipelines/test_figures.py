@@ -19,11 +19,11 @@ from pipelines.figures import measures
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError, ConfigError, DataError
+from pretrain.models.families.registry import build_model, init_weights
 from pretrain.models.init import initial_state
 from pretrain.models.interop import WeightsMetadata, save_weights
 from pretrain.models.layers.attention import Attention
 from pretrain.models.vit import VisionTransformer, build_vit
-from pretrain.models.zoo import build_model, init_weights
 
 HALF = (0.5, 0.5, 0.5)
 

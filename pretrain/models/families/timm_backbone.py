@@ -1,4 +1,4 @@
-"""Any classifier of timm as a backbone: Swin, PVT v2, ResNetV2 (BiT), DeiT and the rest of its zoo.
+"""Any classifier of timm as a backbone: Swin, PVT v2, ResNetV2 (BiT), DeiT and the rest of its models.
 
 The module is timm's own, of a subclass made on the spot, so that every tensor keeps timm's name. What this file adds is
 what the pipeline asks of every model: weights that are a function of the seed, an fp32 head that starts as
@@ -291,7 +291,7 @@ def _checked_shapes(key: str, num_classes: int) -> tuple[tuple[str, tuple[int, .
 
 
 def _try_forward(net: nn.Module, model: ModelConfig, num_classes: int) -> None:
-    height, width = (model.img_size, model.img_size) if isinstance(model.img_size, int) else model.img_size
+    height, width = model.size
     try:
         shape = tuple(net(torch.empty(2, _NUM_CHANNELS, height, width, device="meta")).shape)
     except (AssertionError, ValueError, RuntimeError) as error:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import ConfigError
-from pretrain.models import zoo
+from pretrain.models.families import registry
 from pretrain.models.init import digest
 from pretrain.optim.groups import is_kernel
 
@@ -58,8 +58,8 @@ def plain_timm(model: ModelConfig) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_backbone_computes_what_timm_computes(family: str) -> None:
     model = config(family, head_init="normal")
-    net: Any = zoo.build_model(model, CLASSES)
-    zoo.init_weights(net, 1)
+    net: Any = registry.build_model(model, CLASSES)
+    registry.init_weights(net, 1)
     twin = plain_timm(model)
     twin.load_state_dict(net.state_dict(), strict=True)
     logits = net.eval()(images(model))
@@ -69,23 +69,23 @@ def test_a_backbone_computes_what_timm_computes(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights_are_a_function_of_the_seed(family: str) -> None:
-    first, again, other = (zoo.build_model(config(family), CLASSES) for _ in range(3))
+    first, again, other = (registry.build_model(config(family), CLASSES) for _ in range(3))
     before = torch.random.get_rng_state()
-    zoo.init_weights(first, 7)
+    registry.init_weights(first, 7)
     assert torch.equal(torch.random.get_rng_state(), before), "the process's own generator is left alone"
     torch.rand(5)
-    zoo.init_weights(again, 7)
-    zoo.init_weights(other, 8)
+    registry.init_weights(again, 7)
+    registry.init_weights(other, 8)
     assert digest(first) == digest(again) != digest(other)
     assert any(tensor.any() for name, tensor in first.state_dict().items() if name.endswith("weight"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_head_starts_as_configured(family: str) -> None:
-    from pretrain.models.timm_backbone import classifiers, head_tensors
+    from pretrain.models.families.timm_backbone import classifiers, head_tensors
 
-    net: Any = zoo.build_model(config(family, head_bias=-10.0), CLASSES)
-    zoo.init_weights(net, 0)
+    net: Any = registry.build_model(config(family, head_bias=-10.0), CLASSES)
+    registry.init_weights(net, 0)
     assert (net(images(net.config)) == -10.0).all(), "zero weights and this bias"
     assert len(head_tensors(net)) == 2 * len(classifiers(net)) == (4 if family == "distilled" else 2)
 
@@ -93,8 +93,8 @@ def test_the_head_starts_as_configured(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_fp32_with_bf16_weights(family: str) -> None:
     model = config(family, head_init="normal")
-    net: Any = zoo.build_model(model, CLASSES).eval()
-    zoo.init_weights(net, 1)
+    net: Any = registry.build_model(model, CLASSES).eval()
+    registry.init_weights(net, 1)
     exact = net(images(model))
     logits = net.bfloat16()(images(model))
     assert logits.dtype == torch.float32
@@ -104,7 +104,7 @@ def test_logits_are_fp32_with_bf16_weights(family: str) -> None:
 
 def test_both_heads_of_a_distilled_model() -> None:
     model = config("distilled", head_init="normal")
-    net: Any = zoo.build_model(model, CLASSES)
+    net: Any = registry.build_model(model, CLASSES)
     twin = plain_timm(model)
     twin.load_state_dict(net.state_dict())
     twin.set_distilled_training(True)
@@ -115,7 +115,7 @@ def test_both_heads_of_a_distilled_model() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_activation_checkpointing_changes_no_gradient(family: str) -> None:
-    net: Any = zoo.build_model(config(family, head_init="normal"), CLASSES)
+    net: Any = registry.build_model(config(family, head_init="normal"), CLASSES)
     gradients = []
     for enable in (False, True):
         net.set_grad_checkpointing(enable)
@@ -127,7 +127,7 @@ def test_activation_checkpointing_changes_no_gradient(family: str) -> None:
 
 def test_where_timm_has_no_checkpointing_it_is_refused() -> None:
     with torch.device("meta"):
-        net: Any = zoo.build_model(ModelConfig(name="timm/pit_ti_224"), CLASSES)
+        net: Any = registry.build_model(ModelConfig(name="timm/pit_ti_224"), CLASSES)
     net.set_grad_checkpointing(False)
     with pytest.raises(
         ConfigError, match=r"activation_checkpointing: timm/pit_ti_224 has none in timm; set it to none"
@@ -137,17 +137,17 @@ def test_where_timm_has_no_checkpointing_it_is_refused() -> None:
 
 def test_drop_path_and_dropout_draw_from_the_generator_that_the_engine_seeds() -> None:
     model = config("swin", drop_path=0.5, head_init="normal")
-    net: Any = zoo.build_model(model, CLASSES)
-    assert zoo.uses_generator(net) and not zoo.uses_generator(zoo.build_model(config("swin"), CLASSES))
+    net: Any = registry.build_model(model, CLASSES)
+    assert registry.uses_generator(net) and not registry.uses_generator(registry.build_model(config("swin"), CLASSES))
     runs = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
         runs.append(net.train()(images(model, 8)))
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
-    assert zoo.uses_generator(zoo.build_model(config("pvt_v2", dropout=0.1), CLASSES))
+    assert registry.uses_generator(registry.build_model(config("pvt_v2", dropout=0.1), CLASSES))
     vit = ModelConfig(variant="mu/2", img_size=8, dropout=0.1)
-    assert zoo.uses_generator(zoo.build_model(vit, CLASSES))
-    assert not zoo.uses_generator(zoo.build_model(vit.model_copy(update={"dropout": 0.0}), CLASSES))
+    assert registry.uses_generator(registry.build_model(vit, CLASSES))
+    assert not registry.uses_generator(registry.build_model(vit.model_copy(update={"dropout": 0.0}), CLASSES))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_cannot_be_built_is_refused_in_words(case: str) -> None:
     settings, message = REFUSED[case]
     with pytest.raises(ConfigError, match=message):
-        zoo.build_model(ModelConfig(**settings), CLASSES)
+        registry.build_model(ModelConfig(**settings), CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_what_cannot_be_built_is_refused_in_words(case: str) -> None:
         ({"name": "resnet50"}, "unknown architecture 'resnet50'; known are vit and timm/NAME"),
         ({"name": "timm/"}, "unknown architecture"),
         ({"name": "vit"}, "variant: is missing"),
-        ({"variant": "mu/2", "kwargs": {"depth": 3}}, "kwargs belong to name: timm"),
+        ({"variant": "mu/2", "kwargs": {"depth": 3}}, "kwargs belongs to name: timm"),
         ({"name": "timm/pvt_v2_b0", "depth": 3}, "depth belongs to name: vit; with timm/pvt_v2_b0 it would be ignored"),
         ({"name": "timm/pvt_v2_b0", "variant": "B/16"}, "variant belongs to name: vit"),
         ({"name": "timm/pvt_v2_b0", "kwargs": {"img_size": 32}}, r"kwargs.img_size is set by the engine \(use model"),
@@ -192,9 +192,9 @@ def test_settings_that_would_be_ignored_are_errors(settings: dict[str, Any], mes
 
 def test_a_frozen_backbone_has_its_running_statistics() -> None:
     model = ModelConfig(name="timm/resnet18", img_size=32)
-    net = zoo.build_frozen(model, CLASSES)
+    net = registry.build_frozen(model, CLASSES)
     assert not net.training and not any(parameter.requires_grad for parameter in net.parameters())
-    shapes = zoo.tensor_shapes(model, CLASSES)
+    shapes = registry.tensor_shapes(model, CLASSES)
     assert shapes == {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     assert shapes["bn1.running_mean"] == (64,)
 

@@ -12,10 +12,11 @@ from torch import nn
 
 from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError
-from pretrain.models import zoo
+from pretrain.models.families import registry
+from pretrain.models.families.registry import adapt_state_dict
 from pretrain.models.interop import WeightsMetadata, load_weights, save_weights
-from pretrain.models.surgery import adapt_state_dict, resize_pos_embed
-from tests.unit.models.test_zoo_timm import CLASSES, FAMILIES, config, images
+from pretrain.models.surgery import resize_pos_embed
+from tests.unit.models.families.test_timm import CLASSES, FAMILIES, config, images
 
 HALF = (0.5, 0.5, 0.5)
 Weights = tuple[dict[str, torch.Tensor], WeightsMetadata]
@@ -23,8 +24,8 @@ Weights = tuple[dict[str, torch.Tensor], WeightsMetadata]
 
 def weights(model: ModelConfig, seed: int = 1) -> tuple[nn.Module, Weights]:
     """A backbone with its state and metadata, every tensor away from its initial value."""
-    net = zoo.build_model(model, CLASSES)
-    zoo.init_weights(net, seed)
+    net = registry.build_model(model, CLASSES)
+    registry.init_weights(net, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -36,7 +37,7 @@ def go_on(
     given: Weights, model: ModelConfig, num_classes: int = CLASSES, head: Any = "keep", filter: Any = "bicubic_aa"
 ) -> tuple[nn.Module, Any]:
     """The weights in another model, and the report."""
-    net = zoo.build_model(model, num_classes)
+    net = registry.build_model(model, num_classes)
     state, report = adapt_state_dict(*given, net, head=head, filter=filter, seed=4)
     net.load_state_dict(state, strict=True)
     return net, report

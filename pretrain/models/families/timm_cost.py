@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config.schema.model import ModelConfig
-from pretrain.models.timm_backbone import build_timm, head_tensors
+from pretrain.models.families.timm_backbone import build_timm, head_tensors
 from pretrain.sharding.zero_memory import Footprint, Precision
 
 _CHANNELS = 3
@@ -146,5 +146,4 @@ def meta_model(model: ModelConfig, num_classes: int) -> nn.Module:
 
 
 def _images(model: ModelConfig, num_images: int) -> Tensor:
-    height, width = (model.img_size, model.img_size) if isinstance(model.img_size, int) else model.img_size
-    return torch.empty(num_images, _CHANNELS, height, width, device="meta")
+    return torch.empty(num_images, _CHANNELS, *model.size, device="meta")

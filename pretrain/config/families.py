@@ -1,0 +1,120 @@
+"""The families of models: which settings each one reads and what it supports. No torch.
+
+``model.name`` is the name of a family (``vit``), or a family and one of its models (``timm/pvt_v2_b2``). A new family
+is a row here and a module of the same name in ``pretrain/models/families``, which implements it. Everything else asks
+a row or that module; nothing compares ``model.name``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class FamilyTraits:
+    """What can be known of a family without its network.
+
+    Attributes:
+        form: how ``model.name`` is written; ``NAME`` stands for one of several models.
+        about: a remark on ``form`` for error messages.
+        keys: the keys of ``model`` that it reads. Any other key must keep its default.
+        needed: keys without a usable default → what to write there.
+        refused_kwargs: keys of ``model.kwargs`` that other settings decide → what to use instead.
+        packages: what must be installed to know its tensors and costs; empty: closed forms, known without torch.
+        policies: values of ``cluster.activation_checkpointing``, from the fastest to the smallest; ``every_k`` is every
+            ``every_2``, ``every_3``, ….
+        can_compile: its blocks can be compiled one by one (``cluster.compile``).
+        can_mask: it can be shown corrupted patches (``objective.name: masked_patches``).
+        can_be_dense: it can give logits of every pixel (``model.head: dense``).
+        has_plain_head: its head is the dense layer ``head``, so it can be left out or rescaled. Weights of other
+            families are kept and exported with their head only.
+        takes_drop_path: drop-path masks are an argument of its forward pass, as functions of seed and slot; otherwise
+            the network draws its own from torch's generator.
+        has_global_attention: all patch tokens attend to each other in every block, which the figures draw.
+        formats: values of ``--format`` that ``pipelines export`` can write.
+    """
+
+    form: str
+    keys: frozenset[str]
+    about: str = ""
+    needed: Mapping[str, str] = field(default_factory=dict)
+    refused_kwargs: Mapping[str, str] = field(default_factory=dict)
+    packages: tuple[str, ...] = ()
+    policies: tuple[str, ...] = ("none",)
+    can_compile: bool = False
+    can_mask: bool = False
+    can_be_dense: bool = False
+    has_plain_head: bool = False
+    takes_drop_path: bool = False
+    has_global_attention: bool = False
+    formats: tuple[str, ...] = ("onnx",)
+
+    def takes_policy(self, policy: str) -> bool:
+        """Whether ``cluster.activation_checkpointing: policy`` works for its models."""
+        return ("every_k" if policy.startswith("every_") else policy) in self.policies
+
+
+_EVERY_FAMILY = {"img_size", "head_bias", "head_init", "dropout", "drop_path"}
+
+FAMILIES: dict[str, FamilyTraits] = {
+    # what model.name starts with, and the module in pretrain/models/families
+    "vit": FamilyTraits(
+        form="vit",
+        keys=frozenset(
+            _EVERY_FAMILY
+            | {"variant", "embed_dim", "depth", "num_heads", "mlp_dim", "gelu", "layer_norm_eps", "layer_scale"}
+            | {"class_token", "distilled", "mask_token", "num_registers", "qk_norm", "pool", "head"}
+            | {"pos_embed", "pos_embed_placement", "pos_embed_prefix", "rope_temperature", "rope_grid"}
+            | {"representation_size", "drop_path_shape"}
+        ),
+        needed={"variant": "name a size and a patch, such as B/16 or H/14"},
+        policies=("none", "selective", "every_k", "full"),
+        can_compile=True,
+        can_mask=True,
+        can_be_dense=True,
+        has_plain_head=True,
+        takes_drop_path=True,
+        has_global_attention=True,
+        formats=("timm", "hf", "npz", "onnx"),
+    ),
+    "timm": FamilyTraits(
+        form="timm/NAME",
+        about="timm's models",
+        keys=frozenset(_EVERY_FAMILY | {"kwargs"}),
+        refused_kwargs={
+            "img_size": "use model.img_size",
+            "num_classes": "use data.num_classes",
+            "drop_rate": "use model.dropout",
+            "drop_path_rate": "use model.drop_path",
+            "in_chans": "images have three channels",
+            "pretrained": "use init.from",
+            "pretrained_cfg": "use init.from",
+            "checkpoint_path": "use init.from",
+            "features_only": "a classifier is trained",
+            "scriptable": "it is of no use here",
+            "exportable": "it is of no use here",
+        },
+        packages=("torch", "timm"),
+        policies=("none", "full"),
+        formats=("timm", "onnx"),
+    ),
+}
+
+
+def family_name(name: str) -> str | None:
+    """The key of ``FAMILIES`` that ``model.name: name`` belongs to; None: it belongs to no family."""
+    family, slash, model = name.partition("/")
+    if family not in FAMILIES or bool(slash) != ("/" in FAMILIES[family].form) or bool(slash) != bool(model):
+        return None
+    return family
+
+
+def known_forms() -> str:
+    """Every form of ``model.name``, for an error message."""
+    return " and ".join(f"{row.form} ({row.about})" if row.about else row.form for row in FAMILIES.values())
+
+
+def forms_where(holds: Callable[[FamilyTraits], bool]) -> str:
+    """The forms of ``model.name`` of those families for which ``holds`` is true, for an error message."""
+    return " or ".join(row.form for row in FAMILIES.values() if holds(row))

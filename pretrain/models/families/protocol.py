@@ -1,0 +1,131 @@
+"""What the program asks of a family of models.
+
+What a family supports and which settings it reads is in ``pretrain/config/families.py``; a module here answers what
+takes more than that. ``model`` is always a config of the family. Where ``traits.packages`` is empty, everything above
+the line "networks" is answered without importing torch.
+
+Legend: K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from pretrain.config.schema.model import ModelConfig
+from pretrain.sharding.zero_memory import Footprint, Precision
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pretrain.models.interop import WeightsMetadata
+    from pretrain.models.surgery import SurgeryOptions, SurgeryReport
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a weights file repeats of its model, so that other programs can use it; pairs are (height, width).
+
+    Only ``img_size`` is known of every family; the rest describes Vision Transformers.
+    """
+
+    img_size: tuple[int, int]
+    patch: tuple[int, int] | None = None
+    grid: tuple[int, int] | None = None
+    num_prefix_tokens: int | None = None
+    pool: str | None = None
+    gelu: str | None = None
+    layer_norm_eps: float | None = None
+
+
+class Family(Protocol):
+    """A family of models. Every method may raise ConfigError for an impossible architecture."""
+
+    def summary(self, model: ModelConfig) -> str:
+        """The architecture and its resolution in a few words."""
+        ...
+
+    def geometry(self, model: ModelConfig) -> Geometry:
+        """What a weights file repeats of its model."""
+        ...
+
+    def require_same(self, theirs: ModelConfig, ours: ModelConfig) -> None:
+        """Checks that weights of ``theirs`` can start ``ours``, as far as the two configs tell.
+
+        Raises:
+            CheckpointError: names the setting that differs, and the tensor where that shows.
+        """
+        ...
+
+    def tensor_shapes(self, model: ModelConfig, num_classes: int) -> Shapes:
+        """Name → shape of every tensor in the weights, running statistics included."""
+        ...
+
+    def running_statistics(self, model: ModelConfig, num_classes: int) -> tuple[str, ...]:
+        """Names of the tensors in the weights that training changes without a gradient."""
+        ...
+
+    def num_parameters(self, model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:
+        """Number of parameters; without the head, those of the classifier do not count."""
+        ...
+
+    def forward_macs(self, model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:
+        """Multiply-adds of the matrix products and convolutions in one image's forward pass."""
+        ...
+
+    def recomputed_macs(self, model: ModelConfig, checkpointing: str) -> int:
+        """Multiply-adds of one image that the backward pass repeats under a policy of activation checkpointing."""
+        ...
+
+    def footprint(
+        self, model: ModelConfig, num_classes: int, *, precision: Precision, checkpointing: str = "none"
+    ) -> Footprint:
+        """What of the model decides the memory that training needs."""
+        ...
+
+    # ── networks ──
+
+    def takes_any_size(self, model: ModelConfig) -> bool:
+        """Whether its weights serve images of any size as they are: no window, no grid of positions."""
+        ...
+
+    def build(self, model: ModelConfig, num_classes: int) -> nn.Module:
+        """The network with a head of K classes, on torch's default device. Weights are not initialised yet.
+
+        It has ``config``, ``num_classes``, ``forward(images, drop_path=None)`` that gives fp32 logits,
+        ``set_grad_checkpointing(policy)``, ``layer_ids()`` and ``compile_blocks(backend)``.
+        """
+        ...
+
+    def build_frozen(self, model: ModelConfig, num_classes: int) -> nn.Module:
+        """The same network for inference with saved weights; may skip checks that ``build`` makes."""
+        ...
+
+    def init_weights(self, net: nn.Module, seed: int) -> None:
+        """Sets every tensor of an unsharded network to its initial value: a function of (seed, config).
+
+        Raises:
+            LookupError: no rule explains one of its tensors.
+        """
+        ...
+
+    def uses_generator(self, net: nn.Module) -> bool:
+        """Whether a training pass draws from torch's generator, which the engine then reseeds at every micro-step."""
+        ...
+
+    def classifiers(self, net: nn.Module) -> list[nn.Module]:
+        """The last layers, whose inputs are the features: one, or two of a distilled model."""
+        ...
+
+    def adapt(
+        self, state: Mapping[str, Tensor], source: WeightsMetadata, net: nn.Module, options: SurgeryOptions
+    ) -> tuple[dict[str, Tensor], SurgeryReport]:
+        """Saved tensors of a model that ``require_same`` accepts, as ``net`` needs them (see ``adapt_state_dict``).
+
+        Raises:
+            CheckpointError: a head that does not fit, or a tensor that nothing explains.
+        """
+        ...

@@ -1,0 +1,128 @@
+"""From a model config to its family, and what is asked most often.
+
+A family is a row in ``pretrain/config/families.py`` and a module of the same name in this folder with ``FAMILY``, an
+object with the methods of ``protocol.Family``. It is imported when a config first names it, so that timm is needed by
+those who use it only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from pretrain.config.families import FAMILIES, family_name
+from pretrain.config.schema.model import ModelConfig
+from pretrain.errors import CheckpointError
+from pretrain.models.families.protocol import Family, Shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pretrain.models.interop import WeightsMetadata
+    from pretrain.models.surgery import Filter, SurgeryReport
+
+
+def family_of(model: ModelConfig) -> Family:
+    """The family that ``model`` belongs to. No torch where the family needs none."""
+    name = family_name(model.name)
+    assert name is not None, f"ModelConfig accepts no {model.name!r}"
+    return importlib.import_module(f"pretrain.models.families.{name}").FAMILY
+
+
+def cost_is_known(model: ModelConfig) -> bool:
+    """Whether sizes and costs of ``model`` can be computed here: its family may need packages that are missing."""
+    return all(importlib.util.find_spec(package) is not None for package in model.family.packages)
+
+
+def build_model(model: ModelConfig, num_classes: int) -> nn.Module:
+    """Builds ``model`` with a head of ``num_classes``, on torch's default device (see ``Family.build``).
+
+    Raises:
+        ConfigError: an impossible architecture.
+    """
+    return family_of(model).build(model, num_classes)
+
+
+def build_frozen(model: ModelConfig, num_classes: int) -> nn.Module:
+    """The same for inference, in evaluation mode and without gradients.
+
+    Raises:
+        ConfigError: an impossible architecture.
+    """
+    return family_of(model).build_frozen(model, num_classes).eval().requires_grad_(False)
+
+
+def tensor_shapes(model: ModelConfig, num_classes: int) -> Shapes:
+    """Name → shape of every tensor in the weights of ``model``, running statistics included.
+
+    Raises:
+        ConfigError: an impossible architecture.
+    """
+    return family_of(model).tensor_shapes(model, num_classes)
+
+
+def init_weights(net: nn.Module, seed: int) -> None:
+    """Sets every tensor of an unsharded network to its initial value: a function of (seed, config).
+
+    Raises:
+        LookupError: no rule explains one of its tensors.
+    """
+    family_of(net.config).init_weights(net, seed)  # type: ignore[arg-type]
+
+
+def uses_generator(net: nn.Module) -> bool:
+    """Whether a training pass draws from torch's generator, which the engine then reseeds at every micro-step."""
+    return family_of(net.config).uses_generator(net)  # type: ignore[arg-type]
+
+
+def classifier_layers(net: nn.Module) -> list[nn.Module]:
+    """The last layers of a network, whose inputs are its features: one, or two of a distilled model."""
+    return family_of(net.config).classifiers(net)  # type: ignore[arg-type]
+
+
+def require_same(theirs: ModelConfig, ours: ModelConfig) -> None:
+    """Checks that weights of ``theirs`` can start ``ours``, as far as the two configs tell.
+
+    Raises:
+        CheckpointError: names the setting that differs, and the tensor where that shows.
+    """
+    if FAMILIES[str(family_name(theirs.name))] is not FAMILIES[str(family_name(ours.name))]:
+        raise CheckpointError(
+            f"the weights are of model.name: {theirs.name}, the model is {ours.name}; set model.name as in the "
+            "weights, or name other weights"
+        )
+    family_of(ours).require_same(theirs, ours)
+
+
+def adapt_state_dict(
+    state: Mapping[str, Tensor],
+    source: WeightsMetadata,
+    net: nn.Module,
+    *,
+    head: Literal["keep", "replace"],
+    filter: Filter,
+    seed: int,
+) -> tuple[dict[str, Tensor], SurgeryReport]:
+    """Saved tensors as ``net`` needs them: position embeddings resized, pooling switched, head kept or replaced.
+
+    Args:
+        state: complete tensors of the file, on the CPU.
+        source: the file's metadata; its grid and prefix tokens are used, nothing is guessed.
+        net: what they are for; may be sharded or on the meta device, as only its config and shapes are read.
+        head: ``replace`` drops the file's head, tanh layer included, and gives the initial value of a new one.
+        filter: how position tables are resized (see ``surgery.resize_pos_embed``).
+        seed: of the experiment, for new tensors.
+
+    Returns:
+        Every tensor of the model by name, on the CPU, in the file's type (new ones fp32), and the report.
+
+    Raises:
+        CheckpointError: another architecture, a head that does not fit, or a tensor that nothing explains.
+    """
+    from pretrain.models.surgery import SurgeryOptions
+
+    config: ModelConfig = net.config  # type: ignore[assignment]
+    require_same(source.model, config)
+    return family_of(config).adapt(state, source, net, SurgeryOptions(head, filter, seed))
