@@ -14,7 +14,7 @@ from pipelines.plan.layouts import Layout, Machine
 from pretrain.check.memory import GIB, RESERVED_BYTES
 from pretrain.config.devices import Device
 from pretrain.config.schema.experiment import Experiment
-from pretrain.data.order import lanes
+from pretrain.data.order.order import allowed_worlds, check_world, resolve_lanes
 from pretrain.data.storage.index import TABLE_FILE, ShardTable
 from pretrain.errors import ConfigError
 from pretrain.models import budget
@@ -109,10 +109,8 @@ def make_plan(
         ConfigError: the devices cannot share the batch; names the numbers that can.
     """
     _check_model(experiment)
-    num_lanes = lanes.resolve_lanes(
-        experiment.global_batch_size, experiment.data.lanes, experiment.data.smallest_source
-    )
-    lanes.check_world(experiment.global_batch_size, num_lanes, num_devices)
+    num_lanes = resolve_lanes(experiment.global_batch_size, experiment.data.lanes, experiment.data.smallest_source)
+    check_world(experiment.global_batch_size, num_lanes, num_devices)
     machine = _machine(experiment, device, num_devices, assumptions, limit_gib or device.memory_gib)
     model, num_outputs = experiment.model, experiment.num_outputs
     images = experiment.num_steps * experiment.global_batch_size
@@ -140,7 +138,7 @@ def make_plan(
         ),
         data=_data_needs(experiment, machine, rate, assumptions),
         disk=_disk_needs(experiment),
-        worlds=lanes.allowed_worlds(experiment.global_batch_size, num_lanes, experiment.global_batch_size),
+        worlds=allowed_worlds(experiment.global_batch_size, num_lanes, experiment.global_batch_size),
         num_lanes=num_lanes,
         cost=None if assumptions.price is None else gpu_hours * assumptions.price,
         reasons=[] if recommended is None else explain(experiment, machine, found, recommended),

@@ -20,7 +20,7 @@ from pretrain.assembly.weights import build_initialised_model, record_initial_we
 from pretrain.check.memory import resolve_micro_batch
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
-from pretrain.data.order.lanes import resolve_lanes
+from pretrain.data.order.order import resolve_lanes
 from pretrain.data.storage.card import Card
 from pretrain.data.stream import TrainStream
 from pretrain.distributed.rank import Rank

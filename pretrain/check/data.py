@@ -9,7 +9,7 @@ from pathlib import Path
 from pretrain.check.memory import gib
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.target import wanted_by
-from pretrain.data.order import lanes
+from pretrain.data.order.order import resolve_lanes
 from pretrain.data.sources import (
     LARGEST_TABLE,
     PackedSet,
@@ -75,7 +75,7 @@ def _report_cache(sources: Sequence[Source], experiment: Experiment) -> list[str
         return []
     world = cluster.num_devices if cluster.num_devices != "auto" else 1
     per_node = min(world, RANKS_PER_NODE)
-    num_lanes = lanes.resolve_lanes(experiment.global_batch_size, experiment.data.lanes)
+    num_lanes = resolve_lanes(experiment.global_batch_size, experiment.data.lanes)
     needed = needed_bytes(sources, experiment, num_lanes, world, per_node, experiment.data.shuffle_window)
     return [f"cache       {gib(needed)} of {gib(cluster.cache.max_bytes)} in use on a node of {per_node} ranks"]
 

@@ -20,9 +20,8 @@ from pretrain.config.schema.evaluation import IMAGENET_REAL, NUMBERS
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS
 from pretrain.config.typed import known_keys, nearest_key
-from pretrain.data.order import lanes
-from pretrain.data.order.mixture import in_quanta
-from pretrain.data.order.repeated import check_copies
+from pretrain.data.order.mixture import check_copies, in_quanta
+from pretrain.data.order.order import allowed_worlds, check_world, resolve_lanes
 from pretrain.errors import ConfigError
 from pretrain.models import budget
 from pretrain.models.families.registry import family_of
@@ -153,12 +152,12 @@ def _report_batch(
     expected, total = experiment.cluster.num_devices, experiment.global_batch_size
     if world is not None and expected not in ("auto", world):
         raise ConfigError(f"cluster.num_devices: {expected} expected, but {world} ranks were started; set it to auto")
-    num_lanes = lanes.resolve_lanes(total, experiment.data.lanes, experiment.data.smallest_source)
-    lanes.check_world(total, num_lanes, ranks)
+    num_lanes = resolve_lanes(total, experiment.data.lanes, experiment.data.smallest_source)
+    check_world(total, num_lanes, ranks)
     check_copies(experiment.data.repeated_augmentation, total, num_lanes)
     in_quanta([source.weight for source in experiment.data.mixture] or [1.0])
     micro, accumulation = resolve_micro_batch(experiment, ranks, memory, backend=backend)
-    worlds = lanes.allowed_worlds(total, num_lanes, total)
+    worlds = allowed_worlds(total, num_lanes, total)
     lines = [
         f"batch       {total:,} = {ranks} ranks × micro-batch {micro} × accumulation {accumulation}",
         f"lanes       {num_lanes}; numbers of ranks that draw the same batches: {', '.join(map(str, worlds))}",

@@ -13,10 +13,9 @@ from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.source import SourceConfig
 from pretrain.config.target import IN_WORDS, Target, makers_of, wanted_by
-from pretrain.data.order.drop_list import load_drop_list
 from pretrain.data.order.mixture import Mixture, Part
 from pretrain.data.order.order import Order
-from pretrain.data.order.selection import Selection
+from pretrain.data.order.selection import Selection, load_drop_list
 from pretrain.data.storage.cache import NodeCache, default_folder, on_disk
 from pretrain.data.storage.card import CARD_FILE, CLASSES_FILE, Card, load_classes
 from pretrain.data.storage.card_checks import check_card

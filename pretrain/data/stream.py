@@ -17,8 +17,7 @@ from pretrain.config.schema.experiment import Experiment
 from pretrain.config.target import wanted_by
 from pretrain.data.batch import Batch
 from pretrain.data.images.augment import EvalTransform, TrainTransform
-from pretrain.data.order.lanes import check_world, resolve_lanes
-from pretrain.data.order.order import lanes_of_rank
+from pretrain.data.order.order import check_world, lanes_of_rank, resolve_lanes
 from pretrain.data.sources import check_cache, check_target, mix, open_packed, open_sources, sources_digest
 from pretrain.data.storage.store import MAX_OPEN_SHARDS
 from pretrain.data.workers.dataset import EvalDataset, Failure, MicroSteps, TrainDataset

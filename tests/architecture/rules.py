@@ -161,7 +161,7 @@ LIGHT = (
     "pretrain.seeds",
     "pretrain.config",
     "pretrain.data.storage.index",
-    "pretrain.data.order.lanes",
+    "pretrain.data.order.order",
     "pretrain.data.order.order",
     "pretrain.data.sources",
     "pretrain.engine.run_folder",

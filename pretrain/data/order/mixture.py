@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from pretrain import seeds
 from pretrain.data.order.order import Draws, Order, lane_draws, lanes_of_rank
-from pretrain.data.order.repeated import Copies, check_copies, copies_of
 from pretrain.data.order.selection import Selection
 from pretrain.errors import ConfigError
 
@@ -166,3 +165,54 @@ def in_quanta(weights: Sequence[float]) -> list[int]:
             "leave that set out, or weigh it more"
         )
     return quanta.tolist()
+
+
+IntArray = NDArray[np.int64]
+
+
+class Copies(NamedTuple):
+    """For each draw, what it is a copy of; int64 (b,) each.
+
+    Attributes:
+        lanes: of the inner stream.
+        draws: of that lane.
+        copies: which copy, 0 … k − 1.
+    """
+
+    lanes: IntArray
+    draws: IntArray
+    copies: IntArray
+
+
+def copies_of(lanes: IntArray, draws: IntArray, *, copies: int, global_batch_size: int, num_lanes: int) -> Copies:
+    """The inner draws that stand at these places of one global batch.
+
+    Args:
+        lanes: (b,) of the stream.
+        draws: (b,) of those lanes, all of one global batch.
+        copies: k.
+        global_batch_size: B.
+        num_lanes: L.
+    """
+    per_lane = global_batch_size // num_lanes
+    if not lanes.size:
+        return Copies(lanes, draws, np.zeros_like(lanes))
+    batch, images = int(draws[0]) // per_lane, -(-global_batch_size // copies)
+    rows = lanes * per_lane + draws - batch * per_lane
+    numbers = batch * images + np.arange(images, dtype=np.int64)
+    numbers = numbers[np.argsort(numbers % num_lanes, kind="stable")]
+    copy, image = np.divmod(rows, images)
+    return Copies(numbers[image] % num_lanes, numbers[image] // num_lanes, copy)
+
+
+def check_copies(copies: int, global_batch_size: int, num_lanes: int) -> None:
+    """Refuses copies that would stand in one lane.
+
+    Raises:
+        ConfigError: more copies than lanes.
+    """
+    if copies > num_lanes:
+        raise ConfigError(
+            f"data.repeated_augmentation: {copies} copies of an image need as many lanes, but data.lanes is {num_lanes}"
+            f" (global_batch_size {global_batch_size}); use at most {num_lanes} copies, or more lanes"
+        )

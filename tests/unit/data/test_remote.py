@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pretrain.data import sources as sources_module
-from pretrain.data.order.lanes import allowed_worlds
+from pretrain.data.order.order import allowed_worlds
 from pretrain.data.storage import remote_store as remote_store_module
 from pretrain.data.storage import transport as transport_module
 from pretrain.data.storage.index import ShardTable

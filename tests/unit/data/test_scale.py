@@ -12,9 +12,8 @@ import psutil
 import pytest
 
 from pretrain.config.schema.cluster import ClusterConfig
-from pretrain.data.order.lanes import allowed_worlds, check_world
 from pretrain.data.order.mixture import Mixture, Part
-from pretrain.data.order.order import Order
+from pretrain.data.order.order import Order, allowed_worlds, check_world
 from pretrain.data.order.selection import Selection
 from pretrain.data.storage.cache import NodeCache
 from pretrain.data.storage.index import ShardRow, ShardTable

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
-from pretrain.data.order.lanes import allowed_worlds
+from pretrain.data.order.order import allowed_worlds
 from pretrain.data.storage.card import Card
 from pretrain.data.storage.index import ShardTable
 from pretrain.data.stream import EvalStream, TrainStream

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pretrain.check.data import report_data
-from pretrain.data.order.drop_list import load_drop_list
+from pretrain.data.order.selection import load_drop_list
 from pretrain.data.sources import open_packed, open_sources
 from pretrain.data.workers.reader import ShardReader
 from tests.unit.data.sets import experiment, write_set

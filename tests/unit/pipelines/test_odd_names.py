@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipelines.__main__ import main
-from pretrain.data.order.drop_list import load_drop_list
+from pretrain.data.order.selection import load_drop_list
 from pretrain.data.storage.card import Card, load_classes
 from pretrain.data.storage.index import Records, ShardTable
 from pretrain.data.workers.faults import Fault, FaultLog

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.order.lanes import allowed_worlds
 from pretrain.data.order.mixture import QUANTA, Mixture, Part, in_quanta
-from pretrain.data.order.order import Order
+from pretrain.data.order.order import Order, allowed_worlds
 from pretrain.data.order.selection import Selection
 from pretrain.errors import ConfigError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines.slurm.layout import Layout, largest_layout
-from pretrain.data.order.lanes import allowed_worlds, default_lanes
+from pretrain.data.order.order import allowed_worlds, default_lanes
 
 POWERS = [1, 2, 4, 8, 16, 32, 64]
 
