@@ -29,7 +29,6 @@ if __name__ == "__main__":  # a launcher puts this file's folder first on the pa
 
 import torch
 
-from pretrain.assembly.feeder import PreparedBatch
 from pretrain.assembly.trainer import schedule_of
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.workers.tally import Tally
@@ -49,7 +48,7 @@ from pretrain.engine.state import TrainState
 from pretrain.engine.stop import StopRequest
 from pretrain.models.families.registry import build_model, init_weights
 from pretrain.models.interop import WeightsMetadata, save_weights
-from pretrain.objectives.protocol import Inputs
+from pretrain.objectives.protocol import MicroBatch
 from pretrain.objectives.registry import Context, build_objective
 from pretrain.telemetry.console import Reporter
 from pretrain.telemetry.sinks import JsonlSink
@@ -82,14 +81,12 @@ class Turns:
         pairs: seconds of a step of the bare loop, and of ours right after it.
     """
 
-    def __init__(
-        self, batch: PreparedBatch, steps: int, device: torch.device, backend: Backend, objective: Any
-    ) -> None:
+    def __init__(self, batch: MicroBatch, steps: int, device: torch.device, backend: Backend, objective: Any) -> None:
         self.batch, self.steps, self._device = batch, steps, device
         self._engine, self.objective = backend._engine, objective  # type: ignore[attr-defined]
         self.pairs: list[tuple[float, float]] = []
 
-    def __call__(self, state: TrainState | None = None) -> Generator[PreparedBatch, None, None]:
+    def __call__(self, state: TrainState | None = None) -> Generator[MicroBatch, None, None]:
         """One round. Our last step, which saves, has no successor and is not timed."""
         for _ in range(self.steps):
             began = self._now()
@@ -100,7 +97,7 @@ class Turns:
 
     def _bare_step(self) -> None:
         """What DeepSpeed's documentation shows: forward, backward, step."""
-        loss = self.objective(self._engine, self.batch.inputs)
+        loss = self.objective(self._engine, self.batch)
         self._engine.backward(loss)
         self._engine.step()
 
@@ -119,7 +116,7 @@ def build_ours(
     @torch.no_grad()
     def probe() -> Reading:
         backend.train(False)
-        loss = float(objective(backend.forward, turns.batch.inputs))
+        loss = float(objective(backend.forward, turns.batch))
         backend.train(True)
         return Reading(loss, (0,), "the batch of the benchmark")
 
@@ -181,7 +178,7 @@ def run(options: argparse.Namespace, rank: Rank, device: torch.device, base: Pat
     experiment = experiment_of(options, rank.world)
     images = torch.randn(options.batch, 3, options.img_size, options.img_size, device=device)
     labels = torch.randint(CLASSES, (options.batch, 1), device=device)
-    batch = PreparedBatch(Inputs(images, labels, slots=torch.arange(options.batch)), digest=0, num_bad=0)
+    batch = MicroBatch(images, labels, slots=torch.arange(options.batch))
     model = build_model(experiment.model, CLASSES)
     init_weights(model, 0)
     backend = build_backend(experiment, model, rank, device, "deepspeed", (options.batch, 1))

@@ -1,18 +1,16 @@
-"""Training batches as the model takes them."""
+"""Host batches → micro-batches on the device."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pretrain import seeds
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
 from pretrain.data.on_device.device import to_model_input
@@ -21,21 +19,12 @@ from pretrain.data.on_device.mixing import Mixing
 from pretrain.data.stream import TrainStream
 from pretrain.engine.state import TrainState
 from pretrain.models.layers.drop_path import drop_path_scales
-from pretrain.objectives.protocol import Inputs
+from pretrain.objectives.protocol import MicroBatch
 from pretrain.objectives.targets import dense_targets
 
 
-@dataclass(frozen=True)
-class PreparedBatch:
-    """A micro-batch as the loop takes it; ``digest`` is an order-free checksum of its (sample, slot) pairs."""
-
-    inputs: Inputs
-    digest: int
-    num_bad: int
-
-
 class Feeder:
-    """Training batches as the model takes them: on the device, normalised, with their drop-path scales."""
+    """Turns host batches into micro-batches: on the device, normalised, erased, mixed, with drop-path scales."""
 
     def __init__(self, experiment: Experiment, model: nn.Module, stream: TrainStream, device: torch.device) -> None:
         self._experiment, self._stream, self._device = experiment, stream, device
@@ -47,37 +36,37 @@ class Feeder:
         self._erase = None if erasing is None else RandomErasing(erasing, seed)
         self._mix = Mixing(mixing, seed, experiment.global_batch_size) if mixing.active else None
 
-    def __call__(self, state: TrainState) -> Generator[PreparedBatch, None, None]:
+    def __call__(self, state: TrainState) -> Generator[MicroBatch, None, None]:
         """This rank's micro-batches from ``state`` to the end of the run."""
         steps_left = self._experiment.num_steps - state.progress(self._experiment.global_batch_size)
         with closing(self._stream.iterate(state.position, steps_left)) as batches:
             for batch in batches:
                 yield self.prepare(batch)
 
-    def prepare(self, batch: Batch) -> PreparedBatch:
+    def prepare(self, batch: Batch) -> MicroBatch:
         """One micro-batch on the device."""
         slots = batch.slots.numpy()
-        digest = int((seeds.hash64(batch.sample_ids.numpy(), slots) >> 32).sum())
         model, seed = self._experiment.model, self._experiment.seed
         rate = model.drop_path if self._depth else 0.0
         scales = drop_path_scales(slots, rate, self._depth, seed=seed, shape=model.drop_path_shape)
         moved = batch.to(self._device)
-        images, targets = self.augment(moved, slots)
-        inputs = Inputs(
+        images, targets = self._augment(moved, slots)
+        return MicroBatch(
             images=images,
             labels=moved.labels,
             drop_path=None if scales is None else scales.to(self._device, non_blocking=True),
             targets=targets,
             slots=batch.slots,
+            digest=batch.digest(),
+            num_bad=len(batch.faults),
         )
-        return PreparedBatch(inputs, digest, len(batch.faults))
 
-    def augment(self, moved: Batch, slots: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
-        """Normalised images, erased and mixed, and the mixed targets (unmixed: those of the set, or None).
+    def _augment(self, moved: Batch, slots: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        """Normalised images, erased and mixed, and their targets (unmixed: those of the set, or None).
 
         Args:
             moved: the micro-batch on the device.
-            slots: its slots, on the host.
+            slots: its slots on the host: erasing and mixing draw from them there, so the device is not waited for.
         """
         images = self.to_images(moved.images)
         if self._erase is not None:

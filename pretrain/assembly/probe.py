@@ -17,7 +17,7 @@ from pretrain.distributed.rank import Rank
 from pretrain.engine.backend import Backend
 from pretrain.engine.self_check import FIRST_SAMPLES, Reading
 from pretrain.files import digest
-from pretrain.objectives.protocol import Inputs, Objective
+from pretrain.objectives.protocol import MicroBatch, Objective
 
 
 class _Rows(NamedTuple):
@@ -70,7 +70,7 @@ class Probe:
         if rows is None:
             return None
         self._backend.train(False)
-        inputs = Inputs(
+        inputs = MicroBatch(
             images=self._to_images(rows.images.to(self._device)),
             labels=rows.labels.to(self._device),
             targets=None if rows.targets is None else rows.targets.to(self._device),

@@ -1,4 +1,4 @@
-"""One micro-batch as the engine gets it.
+"""One micro-batch on the host, as a data process makes it.
 
 Legend: b images in the micro-batch · H, W pixels · M labels per sample at most · D numbers of a vector.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretrain import seeds
 from pretrain.data.workers.faults import Fault
 from pretrain.data.workers.lent_memory import Block
 
@@ -44,6 +45,10 @@ class Batch:
 
     def __len__(self) -> int:
         return self.images.shape[0]
+
+    def digest(self) -> int:
+        """Order-free checksum of the (sample, slot) pairs: equal global batches have equal sums over the ranks."""
+        return int((seeds.hash64(self.sample_ids.numpy(), self.slots.numpy()) >> 32).sum())
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch on ``device``."""

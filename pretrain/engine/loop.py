@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -22,23 +22,11 @@ from pretrain.engine.rollback import roll_back
 from pretrain.engine.run_folder import COMPLETE, FATAL, REQUEUE, RunFolder, Verdict
 from pretrain.engine.state import TrainState
 from pretrain.engine.stop import StopRequest
+from pretrain.objectives.protocol import MicroBatch, Objective
 from pretrain.telemetry.memory import memory_bytes
 from pretrain.telemetry.telemetry import OwnTimes, Telemetry
 
 UNSAID = ("num_samples", "num_classes", "_std")  # figures of an evaluation that are written but not printed
-
-
-class MicroBatch(Protocol):
-    """What the loop sees of a micro-batch: model inputs, and two numbers for the record."""
-
-    @property
-    def inputs(self) -> Any: ...
-
-    @property
-    def digest(self) -> int: ...
-
-    @property
-    def num_bad(self) -> int: ...
 
 
 class Tally(Protocol):
@@ -78,7 +66,7 @@ class Trainer:
     """Everything that a run consists of, built and connected.
 
     Attributes:
-        objective: (forward, inputs) → mean loss of a micro-batch.
+        objective: (forward, micro-batch) → its mean loss.
         batches: position → the micro-batches of this rank from there on, without end.
         schedule: state → learning rate of its next update.
         evaluate: → metrics of all evaluation sets, or None where a wish to stop came in between. Collective.
@@ -92,7 +80,7 @@ class Trainer:
 
     rank: Rank
     backend: Backend
-    objective: Callable[[Callable[..., Tensor], Any], Tensor]
+    objective: Objective
     folder: RunFolder
     batches: Callable[[TrainState], Generator[MicroBatch, None, None]]
     schedule: Callable[[TrainState], float]
@@ -168,7 +156,7 @@ class Trainer:
             self.seed_step(state.step, micro_step)
             with self.backend.micro_step(boundary=micro_step == self.accumulation_steps - 1):
                 with self.clock.forward():
-                    loss = self.objective(self.backend.forward, batch.inputs)
+                    loss = self.objective(self.backend.forward, batch)
                 self.backend.backward(loss)
             total += loss.detach()
         return total / self.accumulation_steps, [digest, num_bad]

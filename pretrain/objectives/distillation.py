@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.objectives.protocol import Inputs, Model
+from pretrain.objectives.protocol import MicroBatch, Model
 from pretrain.objectives.softmax import Softmax
 
 Triple = tuple[float, float, float]
@@ -42,7 +42,7 @@ class Distillation:
     label_smoothing: float = 0.0
     two_heads: bool = True
 
-    def __call__(self, model: Model, batch: Inputs) -> Tensor:
+    def __call__(self, model: Model, batch: MicroBatch) -> Tensor:
         """The loss, an fp32 scalar."""
         if self.two_heads:
             logits, imitating = model(batch.images, batch.drop_path, separate_heads=True).float().unbind(1)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pretrain import seeds
 from pretrain.models.masked import MASK_TOKEN, Corruption
-from pretrain.objectives.protocol import Inputs, Model
+from pretrain.objectives.protocol import MicroBatch, Model
 
 MASKED, REPLACED = 0.8, 0.1  # of the corrupted patches; the rest stays as it is
 LEVELS = 8  # per channel: 3 bits
@@ -49,7 +49,7 @@ class MaskedPatches:
     seed: int
     share: float = 0.5
 
-    def __call__(self, model: Model, batch: Inputs) -> Tensor:
+    def __call__(self, model: Model, batch: MicroBatch) -> Tensor:
         """The loss, an fp32 scalar."""
         assert batch.slots is not None, "masks are functions of the slots"
         num_patches = self.grid[0] * self.grid[1]

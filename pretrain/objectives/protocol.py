@@ -1,7 +1,7 @@
-"""What a training objective is: a function of the model and a micro-batch that gives one scalar.
+"""A training objective: a function of the model and a micro-batch that returns one scalar.
 
-An objective calls the model itself, because some need more than its logits. It never waits for the device: no value is
-read on the host, so the loss reaches the host only with the step's other numbers.
+An objective calls the model itself, because some need more than its logits. It must not read a value on the host: that
+would wait for the device in every micro-step. The loss reaches the host once per step, with the step's other numbers.
 
 Legend: B images · C H W · M most labels of an image · K classes.
 """
@@ -18,17 +18,18 @@ Model = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """One micro-batch on the device.
+class MicroBatch:
+    """One micro-batch as the model takes it, made from a ``pretrain.data.batch.Batch`` by ``assembly.feeder``.
 
     Attributes:
-        images: normalised floats (B, C, H, W).
+        images: normalised floats (B, C, H, W) on the device.
         labels: int64 (B, M), padded with −1.
         drop_path: None, or (B, depth, 2) of 0 or 1 / keep (see ``models.layers.drop_path``).
-        targets: None, or what goes before ``labels``: the share of each class, fp32 (B, K), which mixing made of them;
-            or, of a set that has vectors in their place, those, fp32 (B, K), in the units of the data; or
-            masks, uint8 (B, H, W).
-        slots: int64 (B,) on the **host**: the number of each draw in the global stream, of which masks are a function.
+        targets: None, or what takes precedence over ``labels``: class shares fp32 (B, K) made by mixing; vectors
+            fp32 (B, K) in the units of the data; or masks uint8 (B, H, W).
+        slots: int64 (B,) on the **host**: the number of each draw in the global stream. Masks are a function of it.
+        digest: order-free checksum of the (sample, slot) pairs, for the record of the step.
+        num_bad: samples of it that could not be used and were replaced, for the record of the step.
     """
 
     images: Tensor
@@ -36,12 +37,14 @@ class Inputs:
     drop_path: Tensor | None = None
     targets: Tensor | None = None
     slots: Tensor | None = None
+    digest: int = 0
+    num_bad: int = 0
 
 
 class Objective(Protocol):
     """A training objective."""
 
-    def __call__(self, model: Model, batch: Inputs) -> Tensor:
+    def __call__(self, model: Model, batch: MicroBatch) -> Tensor:
         """The loss, an fp32 scalar: the mean over the images of the micro-batch.
 
         Args:

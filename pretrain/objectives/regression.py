@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.models.target_scale import TargetScale
-from pretrain.objectives.protocol import Inputs, Model
+from pretrain.objectives.protocol import MicroBatch, Model
 
 Loss = Literal["mse", "l1", "smooth_l1"]
 
@@ -34,7 +34,7 @@ class Regression:
     loss: Loss = "mse"
     beta: float = 1.0
 
-    def __call__(self, model: Model, batch: Inputs) -> Tensor:
+    def __call__(self, model: Model, batch: MicroBatch) -> Tensor:
         """The loss, an fp32 scalar."""
         assert batch.targets is not None, "the set has vectors"
         outputs = model(batch.images, batch.drop_path).float()

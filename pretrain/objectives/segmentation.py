@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.config.target import IGNORED_PIXEL
-from pretrain.objectives.protocol import Inputs, Model
+from pretrain.objectives.protocol import MicroBatch, Model
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Segmentation:
     Source: mmsegmentation, CrossEntropyLoss with its default ``avg_non_ignore=False``.
     """
 
-    def __call__(self, model: Model, batch: Inputs) -> Tensor:
+    def __call__(self, model: Model, batch: MicroBatch) -> Tensor:
         """The loss, an fp32 scalar."""
         assert batch.targets is not None, "the set has masks"
         logits = model(batch.images, batch.drop_path).float()

@@ -11,7 +11,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.objectives.protocol import Inputs, Model
+from pretrain.objectives.protocol import MicroBatch, Model
 from pretrain.objectives.targets import dense_targets
 
 
@@ -29,7 +29,7 @@ class Sigmoid:
     reduction: Literal["sum_classes", "mean"] = "sum_classes"
     binarise: bool = False
 
-    def __call__(self, model: Model, batch: Inputs) -> Tensor:
+    def __call__(self, model: Model, batch: MicroBatch) -> Tensor:
         """The loss, an fp32 scalar."""
         logits = model(batch.images, batch.drop_path).float()
         targets = dense_targets(batch.labels, logits.shape[1]) if batch.targets is None else batch.targets

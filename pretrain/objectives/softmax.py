@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.errors import DataError
-from pretrain.objectives.protocol import Inputs, Model
+from pretrain.objectives.protocol import MicroBatch, Model
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Softmax:
 
     label_smoothing: float = 0.0
 
-    def __call__(self, model: Model, batch: Inputs) -> Tensor:
+    def __call__(self, model: Model, batch: MicroBatch) -> Tensor:
         """The loss, an fp32 scalar.
 
         Raises:
@@ -31,7 +31,7 @@ class Softmax:
         """
         return self.loss(model(batch.images, batch.drop_path).float(), batch)
 
-    def loss(self, logits: Tensor, batch: Inputs) -> Tensor:
+    def loss(self, logits: Tensor, batch: MicroBatch) -> Tensor:
         """The loss of fp32 logits (B, K).
 
         Raises:

@@ -35,11 +35,11 @@ def measure(config: Experiment) -> dict[str, int]:
     return {phase: min(found[phase] for found in steps) for phase in steps[0]}
 
 
-def _step(live: LiveHere, backend, objective, batch: training.Inputs, accumulation: int) -> dict[str, int]:  # type: ignore[no-untyped-def]
+def _step(live: LiveHere, backend, objective, batch: training.MicroBatch, accumulation: int) -> dict[str, int]:  # type: ignore[no-untyped-def]
     micro, found = training.BATCH // torch.distributed.get_world_size() // accumulation, {}
     for index in range(accumulation):
         part = slice(index * micro, (index + 1) * micro)
-        inputs = training.Inputs(batch.images[part].clone(), batch.labels[part], None, slots=None)
+        inputs = training.MicroBatch(batch.images[part].clone(), batch.labels[part], None, slots=None)
         with backend.micro_step(boundary=index == accumulation - 1):
             loss = objective(backend.forward, inputs)
             found["forward"] = live.peak = live.live

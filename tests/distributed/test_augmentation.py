@@ -38,7 +38,7 @@ def tensors(folder: Path, micro: int, per: str, first_step: int = 0) -> dict[int
     feeder = Feeder(config, torch.nn.Identity(), stream, torch.device("cpu"))
     found = {}
     for batch in stream.iterate(first_step * config.global_batch_size, STEPS - first_step):
-        inputs = feeder.prepare(batch).inputs
+        inputs = feeder.prepare(batch)
         assert inputs.targets is not None
         for slot, image, target in zip(batch.slots.tolist(), inputs.images, inputs.targets, strict=True):
             found[slot] = hashlib.sha256(image.numpy().tobytes() + target.numpy().tobytes()).hexdigest()

@@ -24,7 +24,7 @@ from pretrain.distributed.rank import detect
 from pretrain.engine.backends import build_backend
 from pretrain.models.exchange.google import read_npz
 from pretrain.models.families.registry import build_model
-from pretrain.objectives.protocol import Inputs
+from pretrain.objectives.protocol import MicroBatch
 from pretrain.objectives.targets import dense_targets
 from pretrain.optim.schedules import build_schedule
 from tests.golden.batches import BATCH, CLASSES, SIDE, STEPS, batch_of, pictures_of
@@ -65,7 +65,7 @@ def experiment(
 
 
 def trained(
-    config: Experiment, state: dict[str, torch.Tensor], kind: str, global_batch: Callable[[int], Inputs]
+    config: Experiment, state: dict[str, torch.Tensor], kind: str, global_batch: Callable[[int], MicroBatch]
 ) -> Curve:
     """Trains this rank's half of every batch."""
     os.environ["DS_ACCELERATOR"] = "cpu"
@@ -82,7 +82,7 @@ def trained(
     for step in range(STEPS):
         batch = global_batch(step)
         assert batch.targets is not None
-        part = Inputs(batch.images[mine], batch.labels[mine], targets=batch.targets[mine])
+        part = MicroBatch(batch.images[mine], batch.labels[mine], targets=batch.targets[mine])
         with backend.micro_step(boundary=True):
             loss = objective(backend.forward, part)
             backend.backward(loss)
@@ -129,9 +129,9 @@ def like_big_vision(recipe: str, kind: str, zero_stage: int) -> Curve:
     cluster = {"zero_stage": zero_stage, "micro_batch_size": BATCH // 2}
     config = experiment(model, objective, optim, {}, cluster=cluster)
 
-    def global_batch(step: int) -> Inputs:
+    def global_batch(step: int) -> MicroBatch:
         images, labels = (torch.from_numpy(array) for array in batch_of(step, one_hot=objective["name"] == "softmax"))
-        return Inputs(images.permute(0, 3, 1, 2), labels.argmax(1, keepdim=True), targets=labels)
+        return MicroBatch(images.permute(0, 3, 1, 2), labels.argmax(1, keepdim=True), targets=labels)
 
     return trained(config, state, kind, global_batch)
 
@@ -196,14 +196,14 @@ def like_deit(recipe: str, kind: str, zero_stage: int) -> Curve:
     }
     mixing = RecordedMixing(config.data.mixing, config.seed, BATCH)
 
-    def global_batch(step: int) -> Inputs:
+    def global_batch(step: int) -> MicroBatch:
         pixels, classes = pictures_of(step)
         labels = torch.from_numpy(classes[AS_PAIRS, None])
         images = torch.from_numpy(pixels[AS_PAIRS].transpose(0, 3, 1, 2))
         images = to_model_input(images, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         slots = np.arange(step * BATCH, (step + 1) * BATCH)
         images, targets = mixing(images, dense_targets(labels, CLASSES), slots)
-        return Inputs(images, labels, targets=targets)
+        return MicroBatch(images, labels, targets=targets)
 
     return trained(config, state, kind, global_batch)
 

@@ -27,7 +27,7 @@ from pretrain.models.families.registry import adapt_state_dict, build_model, ini
 from pretrain.models.interop import WeightsMetadata, load_weights, save_weights
 from pretrain.models.layers.drop_path import drop_path_scales
 from pretrain.models.target_scale import TargetScale
-from pretrain.objectives.protocol import Inputs, Objective
+from pretrain.objectives.protocol import MicroBatch, Objective
 from pretrain.optim.schedules import build_schedule
 
 BATCH, CLASSES, SIZE = 8, 5, 8
@@ -60,7 +60,7 @@ def experiment(**changes: object) -> Experiment:
     return Experiment.model_validate(settings)
 
 
-def global_batch(step: int, config: Experiment) -> Inputs:
+def global_batch(step: int, config: Experiment) -> MicroBatch:
     """The global batch of a step, the same whoever asks; few different ones, so that the loss falls."""
     generator = torch.Generator().manual_seed(1000 + step % 4)
     size = config.model.img_size
@@ -76,7 +76,7 @@ def global_batch(step: int, config: Experiment) -> Inputs:
     if config.objective.name == "segmentation":
         targets = torch.randint(CLASSES, (BATCH, size, size), generator=generator, dtype=torch.uint8)
         targets[::3, : size // 2] = 255  # on one rank more of the pixels have no class than on the other
-    return Inputs(images, labels, scales, targets, slots)
+    return MicroBatch(images, labels, scales, targets, slots)
 
 
 def make(config: Experiment, kind: str = "deepspeed", weights: str | None = None) -> tuple[Backend, int]:
@@ -132,7 +132,7 @@ def one_step(
             torch.manual_seed(seeds.integer_seed(config.seed, "dropout", step, index, rank))
         with backend.micro_step(boundary=index == accumulation - 1):
             targets = None if batch.targets is None else batch.targets[part]
-            inputs = Inputs(images, batch.labels[part], scales, targets, batch.slots[part])
+            inputs = MicroBatch(images, batch.labels[part], scales, targets, batch.slots[part])
             loss = objective(backend.forward, inputs)
             backend.backward(loss)
         losses.append(loss.detach())
@@ -152,7 +152,7 @@ def checkpointer(
     def probe() -> Reading:
         backend.train(False)
         batch = global_batch(99, config)
-        inputs = Inputs(batch.images, batch.labels, targets=batch.targets, slots=batch.slots)
+        inputs = MicroBatch(batch.images, batch.labels, targets=batch.targets, slots=batch.slots)
         loss = float(objective(backend.forward, inputs))
         backend.train(True)
         return Reading(loss, tuple(range(BATCH)), "law")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pretrain.config.schema.objective import ObjectiveConfig
 from pretrain.objectives.distillation import Distillation, Teacher
-from pretrain.objectives.protocol import Inputs
+from pretrain.objectives.protocol import MicroBatch
 from pretrain.objectives.registry import Context, build_objective
 from tests.unit.objectives.batches import images, linear_model
 
@@ -60,13 +60,15 @@ def test_the_published_formula(kind: Any, alpha: float, tau: float, two_heads: b
     objective = Distillation(teacher_logits, kind=kind, alpha=alpha, tau=tau, two_heads=two_heads)
     class_logits, dist_logits = model(x, separate_heads=True).unbind(1) if two_heads else (model(x), model(x))
     expected = published(class_logits, dist_logits, teacher_logits(x), kind, alpha, tau)
-    torch.testing.assert_close(objective(model, Inputs(x, LABELS)).double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(objective(model, MicroBatch(x, LABELS)).double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_papers_scale_of_the_divergence_is_the_codes_times_the_classes() -> None:
     model, x = TwoHeads(), images(BATCH)
     losses = [
-        Distillation(teacher_logits, kind="soft", alpha=1.0, tau=3.0, kl_reduction=reduction)(model, Inputs(x, LABELS))
+        Distillation(teacher_logits, kind="soft", alpha=1.0, tau=3.0, kl_reduction=reduction)(
+            model, MicroBatch(x, LABELS)
+        )
         for reduction in ("mean", "sum_classes")
     ]
     torch.testing.assert_close(losses[1], CLASSES * losses[0])
@@ -77,14 +79,14 @@ def test_each_head_has_a_teacher_of_its_own() -> None:
     model, x = TwoHeads(), images(BATCH)
     for alpha, moved, still in ((0.0, model.head, model.head_dist), (1.0, model.head_dist, model.head)):
         model.zero_grad()
-        Distillation(teacher_logits, alpha=alpha)(model, Inputs(x, LABELS)).backward()
+        Distillation(teacher_logits, alpha=alpha)(model, MicroBatch(x, LABELS)).backward()
         assert moved.weight.grad.abs().sum() > 0 and still.weight.grad.abs().sum() == 0
 
 
 def test_mixed_targets_and_smoothing_reach_the_labels_term() -> None:
     model, x = TwoHeads(), images(BATCH)
     targets = torch.rand(BATCH, CLASSES).softmax(1)
-    loss = Distillation(teacher_logits, alpha=0.0, label_smoothing=0.1)(model, Inputs(x, LABELS, targets=targets))
+    loss = Distillation(teacher_logits, alpha=0.0, label_smoothing=0.1)(model, MicroBatch(x, LABELS, targets=targets))
     logits = model(x, separate_heads=True)[:, 0]
     torch.testing.assert_close(loss, F.cross_entropy(logits, 0.9 * targets + 0.1 / CLASSES))
 

@@ -16,7 +16,7 @@ from pretrain.models.families.registry import build_model
 from pretrain.models.init import init_weights
 from pretrain.models.masked import Corruption
 from pretrain.objectives.masked_patches import MaskedPatches, corruption, mean_colours
-from pretrain.objectives.protocol import Inputs
+from pretrain.objectives.protocol import MicroBatch
 from pretrain.objectives.registry import Context, build_objective
 from tests.golden.twins import small_config
 
@@ -85,7 +85,7 @@ def objective(model: Any) -> MaskedPatches:
 def test_the_loss_is_the_cross_entropy_of_the_corrupted_patches() -> None:
     model = masked_model()
     images, slots = torch.rand(4, 3, *model.shape.img_size) * 2 - 1, torch.arange(10, 14)
-    loss = objective(model)(model, Inputs(images, torch.zeros(4, 1, dtype=torch.int64), slots=slots))
+    loss = objective(model)(model, MicroBatch(images, torch.zeros(4, 1, dtype=torch.int64), slots=slots))
     positions, sources = (torch.from_numpy(part) for part in corruption(slots.numpy(), 24, 0.5, seed=5))
     logits = model(images, None, Corruption(positions, sources))
     colours = mean_colours(images, model.shape.patch, HALF, HALF)

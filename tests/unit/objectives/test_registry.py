@@ -14,7 +14,7 @@ from pretrain.models.families.registry import build_model
 from pretrain.models.target_scale import TargetScale
 from pretrain.objectives.distillation import Distillation
 from pretrain.objectives.masked_patches import MaskedPatches
-from pretrain.objectives.protocol import Inputs
+from pretrain.objectives.protocol import MicroBatch
 from pretrain.objectives.registry import OBJECTIVES, Context, build_objective
 from pretrain.objectives.regression import Regression
 from pretrain.objectives.segmentation import Segmentation
@@ -75,7 +75,7 @@ def test_the_loss_is_the_mean_over_the_images(config: dict[str, Any], mixed: boo
     targets = torch.rand(6, 5).softmax(1) if mixed else None
 
     def loss(part: slice) -> torch.Tensor:
-        return objective(model, Inputs(x[part], labels[part], targets=None if targets is None else targets[part]))
+        return objective(model, MicroBatch(x[part], labels[part], targets=None if targets is None else targets[part]))
 
     whole, halves = loss(slice(0, 6)), [loss(slice(0, 3)), loss(slice(3, 6))]
     assert whole.shape == () and whole.dtype == torch.float32
@@ -92,7 +92,7 @@ def test_nothing_is_read_on_the_host(config: dict[str, Any]) -> None:
         head = "dense" if dense else "pooled"
         model: Any = build_model(small_config(mask_token=masked, distilled=distilled, head=head), num_classes)
         teacher = build_model(small_config(), num_classes).eval()
-        batch = Inputs(torch.empty(2, 3, 32, 48), torch.empty(2, 1, dtype=torch.int64), torch.empty(2, 3, 2))
+        batch = MicroBatch(torch.empty(2, 3, 32, 48), torch.empty(2, 1, dtype=torch.int64), torch.empty(2, 3, 2))
         targets = torch.empty(2, 32, 48, dtype=torch.uint8) if dense else torch.empty(2, num_classes)
     batch = replace(batch, slots=torch.arange(2))
     mixed = replace(batch, targets=targets)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.models.target_scale import TargetScale
-from pretrain.objectives.protocol import Inputs
+from pretrain.objectives.protocol import MicroBatch
 from pretrain.objectives.regression import Regression
 from tests.unit.objectives.batches import images, linear_model
 
@@ -28,9 +28,9 @@ def test_the_loss_is_torchs_of_standardised_targets(loss, beta, expected) -> Non
     model, x = linear_model(3), images(4)
     wanted = (TARGETS.double() - torch.tensor(MEAN).double()) / torch.tensor([12.0, 0.01, 1.0]).double()
     labels = torch.zeros(4, 0, dtype=torch.int64)
-    found = Regression(SCALE, loss, beta)(model, Inputs(x, labels, targets=TARGETS))
+    found = Regression(SCALE, loss, beta)(model, MicroBatch(x, labels, targets=TARGETS))
     torch.testing.assert_close(found.double(), expected(model(x).double(), wanted), rtol=1e-4, atol=1e-6)
-    scaled = Regression(SCALE, loss, beta)(model, Inputs(x, labels, torch.full((4, 1, 1), 0.5), TARGETS))
+    scaled = Regression(SCALE, loss, beta)(model, MicroBatch(x, labels, torch.full((4, 1, 1), 0.5), TARGETS))
     torch.testing.assert_close(scaled.double(), expected(2 * model(x).double(), wanted), rtol=1e-4, atol=1e-6)
 
 

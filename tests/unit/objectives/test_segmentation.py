@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from pretrain.objectives.protocol import Inputs
+from pretrain.objectives.protocol import MicroBatch
 from pretrain.objectives.segmentation import Segmentation
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -15,7 +15,7 @@ MASKS = torch.randint(5, (3, 4, 6), generator=GENERATOR, dtype=torch.uint8)
 
 def loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     labels = torch.zeros(len(logits), 0, dtype=torch.int64)
-    return Segmentation()(lambda images, drop_path: logits, Inputs(torch.zeros(len(logits)), labels, targets=masks))
+    return Segmentation()(lambda images, drop_path: logits, MicroBatch(torch.zeros(len(logits)), labels, targets=masks))
 
 
 def test_the_loss_is_torchs() -> None:
