@@ -72,6 +72,25 @@ def test_every_source_file_is_under_a_rule() -> None:
         ("pipelines/terminal/x.py", "from pipelines.runs import pool", "it may import none of the others"),
         ("pipelines/pack/x.py", "from pipelines.pack.cli import main", "nothing imports a stage's cli"),
         ("pipelines/finetune.py", "from pipelines.pack.plan import Plan", "pipelines.finetune must not import"),
+        ("pretrain/data/order/x.py", "from pretrain.data.storage import store", "pretrain.data.order must not import"),
+        ("pretrain/data/order/x.py", "from pretrain.config import schema", "pretrain.data.order must not import"),
+        (
+            "pretrain/data/images/x.py",
+            "def f():\n    from pretrain.data.workers import worker",
+            "images must not import",
+        ),
+        ("pretrain/data/storage/x.py", "from pretrain.data.images import decode", "storage must not import"),
+        ("pretrain/data/workers/x.py", "from pretrain.data.stream import Stream", "workers must not import"),
+        ("pretrain/sharding/x.py", "from pretrain.engine import backends", "pretrain.sharding must not import"),
+        ("pretrain/engine/x.py", "from pretrain.assembly import trainer", "pretrain.engine must not import"),
+        # what only computes
+        ("pretrain/data/order/x.py", "import torch", "pretrain.data.order.x → torch"),
+        (
+            "pretrain/data/order/x.py",
+            "def f(path):\n    return open(path)",
+            "x.py:2: open(path): read and write elsewhere",
+        ),
+        ("pretrain/data/order/x.py", "def f(path):\n    path.read_text()", "x.py:2: path.read_text()"),
         # libraries
         ("pretrain/engine/loop.py", "import deepspeed.comm", "deepspeed belongs to"),
         ("pretrain/config/schema/model.py", "from yaml import safe_load", "yaml belongs to pretrain.config.loader"),
