@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Pretrains ViT-L/16 on ImageNet-21k, on 8 nodes of 8 GPUs, and goes on after a time limit, a preemption or a node failure.
+# Pretrains ViT-L/16 on ImageNet-21k, on 8 nodes of 8 GPUs. Resumes after a time limit, a preemption or a node failure.
 # Usage: sbatch [options of sbatch] slurm/pretrain_vit_l.sh [CONFIG.yaml] [key.sub=value …]
 #        The cluster file is CLUSTER, by default configs/cluster/64xa100_80.yaml.
+# Slurm reads these options from this file alone, so pretrain_vit_h.sh and pretrain_vit_l.sh repeat them.
 #SBATCH --job-name=vit_l16
 #SBATCH --nodes=8
 #SBATCH --ntasks-per-node=8
@@ -21,10 +22,4 @@ enter_repository
 # shellcheck source=slurm/lib/training.sh
 source slurm/lib/training.sh
 load_site
-
-config=configs/pretrain/vit_l16_i21k_90ep.yaml
-if [[ ${1:-} == *.yaml ]]; then
-    config=$1
-    shift
-fi
-train pretrain --config "$config" --cluster "${CLUSTER:-configs/cluster/64xa100_80.yaml}" "$@"
+pretrain configs/pretrain/vit_l16_i21k_90ep.yaml "$@"

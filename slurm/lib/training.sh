@@ -1,6 +1,17 @@
 # shellcheck shell=bash
 # A training in a job: begin, preflight, step, end. Sourced after job.sh.
 
+# Arguments: the config to train when the user names none, then the arguments of the job script.
+pretrain() {
+    local config=$1
+    shift
+    if [[ ${1:-} == *.yaml ]]; then
+        config=$1
+        shift
+    fi
+    train pretrain --config "$config" --cluster "${CLUSTER:-configs/cluster/64xa100_80.yaml}" "$@"
+}
+
 # Arguments: pretrain or finetune, then the arguments of the training.
 train() {
     local entry=$1 variables restarts=(--max-restarts "${MAX_RESTARTS_WITHOUT_PROGRESS:-3}")
