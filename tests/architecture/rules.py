@@ -170,7 +170,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "pyarrow": ("pipelines.sources.parquet_columns",),
     "safetensors": ("pretrain.models", "pretrain.engine", "pretrain.data"),
 }
-# What speaks HTTP, and the only place that may: there an answer has limits, is checked and asked for again.
+# HTTP libraries, and the only module that may import them: it bounds, checks and retries answers.
 WEB = frozenset(
     {"urllib", "urllib.request", "urllib.robotparser", "http", "http.client", "requests", "httpx", "aiohttp"}
 )
@@ -245,6 +245,19 @@ NOT_RUN_FOLDER = ("pretrain.engine.process_identity",)  # asks the kernel
 FILE_CALLS = frozenset(
     {"open", "save_file", "safe_open", "rename", "replace", "unlink", "rmtree", "mkdir", "makedirs", "rmdir", "touch"}
     | {"read_text", "read_bytes", "write_text", "write_bytes", "glob", "rglob", "iterdir", "listdir", "fsync"}
+)
+
+# The limits of a function. A comment that begins with ``long:`` or ``many:``, inside the function or on the line above
+# it, gives the reason for an exception.
+MOST_LINES, MOST_PARAMETERS = 40, 6
+# Functions that have no such comment yet: delete a name when the function is shorter or has the comment, add none.
+LONG_YET = frozenset(
+    {"build_trainer", "adapt_state_dict", "memory_bytes", "train", "build_backend", "check", "open", "make_plan"}
+    | {"_parser", "finish_split", "chart", "rows_of_set", "deduplicate", "stages_of", "measure", "probe"}
+    | {"_by_micro_batch", "_write_card", "verify", "main", "pack"}
+)
+MANY_YET = frozenset(
+    {"build_trainer", "memory_bytes", "named_config", "__init__", "_fit", "of", "lane_draws", "load_network", "chart"}
 )
 
 VAGUE_NAMES = frozenset({"utils", "util", "misc", "common", "helpers", "helper"})
@@ -401,6 +414,34 @@ def importing_inits(tree: Tree) -> Iterator[str]:
                 yield f"{path}:{entry.line}: a package file imports nothing; import {entry.module} where it is used"
 
 
+def oversized_functions(tree: Tree) -> Iterator[str]:
+    """Functions that are too long or have too many parameters, and no comment that gives the reason."""
+    for path, text in tree.items():
+        lines = text.split("\n")
+        for node in ast.walk(_parse(text)):
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            first, last = min([node.lineno, *(mark.lineno for mark in node.decorator_list)]), node.end_lineno or 0
+            comments = [line.partition("#")[2].strip() for line in lines[max(0, first - 2) : last] if "#" in line]
+            num_lines, num_parameters = last - node.lineno + 1, _num_parameters(node.args)
+            for name, number, most, excused in (
+                ("long", num_lines, MOST_LINES, LONG_YET),
+                ("many", num_parameters, MOST_PARAMETERS, MANY_YET),
+            ):
+                if number > most and node.name not in excused and not any(c.startswith(f"{name}: ") for c in comments):
+                    of = "lines" if name == "long" else "parameters"
+                    yield (
+                        f"{path}:{node.lineno}: {node.name} has {number} {of}, the limit is {most}: split it, "
+                        f"or give the reason in a comment `# {name}: …`"
+                    )
+
+
+def _num_parameters(arguments: ast.arguments) -> int:
+    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    num_named = sum(argument.arg not in ("self", "cls") for argument in named)
+    return num_named + (arguments.vararg is not None) + (arguments.kwarg is not None)
+
+
 def bare_prints(tree: Tree) -> Iterator[str]:
     """``print`` where ``tell`` keeps names with control characters away from the terminal."""
     for path, text in tree.items():
@@ -481,6 +522,7 @@ RULES = (
     heavy_imports,
     vague_names,
     importing_inits,
+    oversized_functions,
     bare_prints,
     image_openers,
 )
@@ -517,7 +559,7 @@ def _import_nodes(body: list[ast.stmt], at_once: bool) -> Iterator[tuple[ast.Imp
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             yield node, at_once
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            # Types may be named across rooms; they are no import. What stands in the else is.
+            # Types may be named across rooms: that imports nothing. The else branch does.
             yield from _import_nodes(node.orelse, at_once)
         else:
             inside = at_once and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
@@ -539,7 +581,7 @@ def _all_imports(tree: Tree) -> Iterator[tuple[str, Import]]:
 
 
 def inside(module: str, name: str) -> bool:
-    """Whether ``module`` is ``name`` or lies below it."""
+    """Whether ``module`` is ``name`` or below it."""
     return module == name or module.startswith(f"{name}.")
 
 

@@ -134,6 +134,14 @@ def test_every_source_file_is_under_a_rule() -> None:
         ("pretrain/helpers/x.py", "", "helpers says nothing"),
         ("pretrain/data/image_utils.py", "", "image_utils says nothing"),
         ("pretrain/data/__init__.py", "from pretrain.data import index", "a package file imports nothing"),
+        # size
+        ("pipelines/x.py", "def f():\n" + "    x = 1\n" * 40, "x.py:1: f has 41 lines, the limit is 40"),
+        ("pipelines/x.py", "class A:\n    def f(self, a, b, c, d, e, *f, **g): ...", "x.py:2: f has 7 parameters"),
+        (
+            "pipelines/x.py",
+            "# many: no\ndef f():\n" + "    x = 1\n" * 40,
+            "or give the reason in a comment `# long: …`",
+        ),
         # the run folder
         (
             "pretrain/engine/history.py",
@@ -170,6 +178,9 @@ def test_a_violation_is_found(path: str, text: str, expected: str) -> None:
         ("pretrain/assembly/trainer.py", "from pretrain.models import vit\nfrom pretrain.data import index"),
         ("pipelines/x.py", "import subprocess\nfrom pretrain import run"),
         ("pretrain/data/__init__.py", '"""What this room is for."""'),
+        ("pipelines/x.py", "# long: a table\ndef f():\n" + "    x = 1\n" * 40),
+        ("pipelines/x.py", "def f(a, b, c, d, e, g, h):\n    # many: the form of the format's header\n    return a"),
+        ("pipelines/x.py", "def f():\n" + "    x = 1\n" * 39),
     ],
 )
 def test_what_is_allowed_is_left_alone(path: str, text: str) -> None:
