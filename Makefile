@@ -1,15 +1,15 @@
-# make demo | test | test-all | test-slurm | test-versions | lint | types | docs | bench | bench-setup | clean
-# The environment is made when it is missing and brought up to date when pyproject.toml has changed.
+# make demo | quick | test | test-all | test-slurm | test-versions | lint | types | docs | bench | bench-setup | clean
+# Every target creates the environment if it is missing and updates it if pyproject.toml has changed.
 
 SYSTEM_PYTHON ?= python3
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-all test-slurm test-versions lint types docs bench bench-setup clean
+.PHONY: help demo quick test test-all test-slurm test-versions lint types docs bench bench-setup clean
 .DEFAULT_GOAL := help
 
-help: ## say what can be made
+help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 16
 
 $(INSTALLED): pyproject.toml setup.sh
@@ -19,10 +19,13 @@ $(INSTALLED): pyproject.toml setup.sh
 demo: $(INSTALLED) ## pack, pretrain, kill, resume and fine-tune on embedded real images
 	$(PYTHON) -m pipelines demo
 
-test: $(INSTALLED) ## the suite without what is slow
-	$(PYTHON) -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+quick: $(INSTALLED) ## one case of each law, in two minutes: after every edit
+	$(PYTHON) -m pytest -m quick --numprocesses auto --dist loadfile
 
-test-all: test ## the whole suite: what is slow runs alone, for it measures, or starts a cluster
+test: $(INSTALLED) ## the suite without slow tests, on all cores: before every commit
+	$(PYTHON) -m pytest -m "not slow" --numprocesses auto --dist loadfile
+
+test-all: test ## the complete suite; slow tests run one after the other, since they measure or start a cluster
 	tests/slurm/with_slurm.sh $(PYTHON) -m pytest -m slow
 
 test-slurm: $(INSTALLED) ## the job scripts on a real Slurm, installed for it where that is allowed (root, apt-get)
@@ -45,7 +48,7 @@ docs: $(INSTALLED) ## the documentation as a site in site/, without network; a d
 	@echo "site/index.html; with search: $(PYTHON) -m http.server --directory site --bind 127.0.0.1"
 
 BENCH ?=
-bench: $(INSTALLED) ## every benchmark, and docs/benchmarks.md from what they say; BENCH="--only engine" or --photos DIR
+bench: $(INSTALLED) ## every benchmark, and docs/benchmarks.md from their results; BENCH="--only engine" or --photos DIR
 	$(PYTHON) -m benchmarks $(BENCH)
 
 bench-setup: $(INSTALLED) ## environments under .bench/ for the loaders that benchmarks/loader.py compares with

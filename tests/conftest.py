@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from tests.command import Commands
@@ -12,6 +14,22 @@ from tests.pool import Nursery, Pool
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a shell's `make test &`: our children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+GIB_PER_PROCESS = 4.0  # a test process with its pools of 1, 2 and 4 ranks, at their largest
+MOST_PROCESSES = 12  # with more, the longest file decides, and each pays for the start of its pools
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """How many test processes ``--numprocesses auto`` starts; None leaves PYTEST_XDIST_AUTO_NUM_WORKERS in force."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    return num_processes(len(os.sched_getaffinity(0)), psutil.virtual_memory().available / 2**30)
+
+
+def num_processes(cores: int, free_gib: float) -> int:
+    """One process per core, as far as the free memory holds their pools; at least one."""
+    return max(1, min(cores, int(free_gib / GIB_PER_PROCESS), MOST_PROCESSES))
 
 
 @pytest.fixture(scope="session")

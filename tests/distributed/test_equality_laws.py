@@ -51,7 +51,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.quick] if case == "zero3" else []) for case in CASES]
+)
 def test_two_ranks(pool2: Pool, reference: list[float], case: str) -> None:
     stage, micro, kind, more = CASES[case]
     assert losses(pool2, settings(stage, micro, **more), kind) == pytest.approx(reference, rel=1e-5)

@@ -41,6 +41,7 @@ def as_set(batch: np.ndarray) -> set[tuple[int, ...]]:
     return {tuple(column) for column in batch.T.tolist()}
 
 
+@pytest.mark.quick
 @settings(max_examples=MAX_EXAMPLES, deadline=None)
 @given(order=orders())
 def test_an_epoch_draws_each_sample_once_up_to_the_left_outs(order):
@@ -61,6 +62,7 @@ def test_slots_number_the_draws(order):
     assert np.array_equal(drawn[2], drawn[1] // order.lanes // order.samples_per_lane)
 
 
+@pytest.mark.quick
 @settings(max_examples=MAX_EXAMPLES, deadline=None)
 @given(order=orders(), data=st.data())
 def test_any_world_and_micro_batch_give_the_same_global_batches(order, data):
@@ -79,6 +81,7 @@ def test_any_world_and_micro_batch_give_the_same_global_batches(order, data):
         assert np.array_equal(np.concatenate(parts, axis=1), expected)
 
 
+@pytest.mark.quick
 @settings(max_examples=MAX_EXAMPLES, deadline=None)
 @given(order=orders(), steps=st.lists(st.integers(0, 50), min_size=1, max_size=6))
 def test_a_seek_equals_the_straight_run(order, steps):
@@ -132,6 +135,7 @@ def test_a_lane_reads_few_shards_at_a_time():
         assert len(np.unique(sample_ids // 100)) <= 2
 
 
+@pytest.mark.quick
 def test_the_order_is_pinned():
     """A change of these numbers changes every run: it needs a new format version and an entry in the changelog."""
     order = Order([5, 0, 9, 6], seed=7, global_batch_size=6, lanes=3, window=4)
