@@ -23,7 +23,7 @@ SETTINGS = {
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """What the machine needs, single-threaded CPU settings, our interpreter's folder first in PATH; nothing else."""
+    """Variables that the system needs, single-threaded CPU settings, and this interpreter first in PATH."""
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | SETTINGS | more
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
     return environment
@@ -38,7 +38,7 @@ class Commands:
     def run(
         self,
         *arguments: str | Path,
-        timeout_s: float = 120.0,
+        timeout_s: float = 280.0,
         env: Mapping[str, str] | None = None,
         cwd: Path = ROOT,
         check: bool = False,

@@ -7,7 +7,6 @@ import re
 import socket
 import struct
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +26,6 @@ class Server:
         fault: (path, number of the request for that path and range, from 0) → one of ``KINDS``, or None.
         sent: path → bytes of bodies that were sent for it.
         requests: number of GET requests.
-        stall_s: how long a stalled answer takes.
     """
 
     def __init__(self, serve: Callable[[str, str, dict[str, str]], Answer]) -> None:
@@ -35,7 +33,7 @@ class Server:
         self.fault: Callable[[str, int], str | None] = lambda path, number: None
         self.sent: Counter[str] = Counter()
         self.requests = 0
-        self.stall_s = 2.0
+        self.closing = threading.Event()
         self.seen: Counter[tuple[str, str]] = Counter()
         self.lock = threading.Lock()
         server = self
@@ -64,6 +62,7 @@ class Server:
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     def close(self) -> None:
+        self.closing.set()
         self.http.shutdown()
         self.http.server_close()
 
@@ -82,7 +81,8 @@ class Server:
         if kind == "wrong_bytes":
             body = bytes([body[0] ^ 1]) + body[1:-1] + bytes([body[-1] ^ 1])
         if kind == "stall":
-            time.sleep(self.stall_s)
+            self.closing.wait()  # no answer at all: the client has to give up
+            return
         handler.send_response(status)
         for name, value in ({"Content-Length": str(len(body))} | headers).items():
             handler.send_header(name, value)

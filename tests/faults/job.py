@@ -20,7 +20,7 @@ from tests.integration.small_run import PRETRAIN, SMALL
 
 @dataclass(frozen=True)
 class Faults:
-    """What goes wrong.
+    """The faults to inject.
 
     Attributes:
         nan: (first, end) positions of the stream whose samples make the loss NaN.
@@ -42,7 +42,7 @@ NONE = Faults()
 
 @dataclass
 class Seen:
-    """What the test wants to know beside the run folder: what was said, and how far saves were at each boundary."""
+    """Facts for the test beside the run folder: printed lines, and how far saves were at each boundary."""
 
     said: list[str] = field(default_factory=list)
     saving: list[list[float]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""kill -9 of a data process: new ones go on from the batch that it had not delivered."""
+"""kill -9 of a data process: new ones continue from the batch that it had not delivered."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def straight(digits: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kill_when(command: Commands, words: list[str], happened: object) -> None:
     """Starts a job and kills all its processes as soon as ``happened()`` is true."""
     process = command.start(*words)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not happened():  # type: ignore[operator]
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -114,12 +114,12 @@ def test_killed_on_one_rank(command: Commands, digits: None, tmp_path: Path) -> 
     """The launcher ends the others at once; no verdict is left, so a job script starts it again."""
     run = tmp_path / "run"
     process = command.start(*pretrain("torchrun", tmp_path, "duration=5000 steps", "checkpoint.every=4 steps"))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (run / "checkpoints/step-00000004").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(ranks_of("pretrain/run.py", tmp_path)[-1], signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     assert process.returncode != 0 and not (run / "exit.json").exists()
     assert ranks_of("pretrain/run.py", tmp_path) == []
     assert newest_valid(run, print) is not None

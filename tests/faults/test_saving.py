@@ -28,7 +28,7 @@ def files_of(checkpoint: Path) -> dict:
 
 
 def test_a_save_in_the_background_writes_what_one_at_once_writes(digits: None, pool2: Pool, tmp_path: Path) -> None:
-    """The training goes on over several steps while it is written, and neither notices the other."""
+    """The training continues over several steps while it is written, and neither notices the other."""
     fast = run(pool2, tmp_path / "sync", "checkpoint.asynchronous=false", "checkpoint.keep_last=9")
     slow = run(pool2, tmp_path / "async", "checkpoint.keep_last=9", faults=Faults(slow_weights_s=0.3))
     assert not any(map(any, fast["saving"])), "nothing is in flight at a boundary"

@@ -1,4 +1,4 @@
-"""A password and a signature in the place of a set are used, and are in no file that a run leaves."""
+"""A password and a signature in the address of a set are used, and are in no file that a run leaves."""
 
 from __future__ import annotations
 

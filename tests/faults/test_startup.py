@@ -1,4 +1,4 @@
-"""What can be wrong before the first step: the run folder, the rendezvous, the other job."""
+"""Errors before the first step: the run folder, the rendezvous, the other job."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Ranks:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write("\n")
                 process.stdin.flush()
-        ended = [process.communicate(timeout=120) for process in self.processes]
+        ended = [process.communicate(timeout=240) for process in self.processes]
         return [(process.returncode, out) for process, (out, _) in zip(self.processes, ended, strict=True)]
 
 
@@ -157,7 +157,7 @@ def test_a_second_job_is_refused_while_the_first_lives(command: Commands, digits
 
     words = pretrain("alone", tmp_path, "duration=100_000 steps", "checkpoint.every=100_000 steps")
     first = command.start(*words)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (tmp_path / "run/metrics.jsonl").exists():
         assert first.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
@@ -167,5 +167,5 @@ def test_a_second_job_is_refused_while_the_first_lives(command: Commands, digits
     )
     assert first.poll() is None
     (tmp_path / "run/STOP").touch()
-    first.communicate(timeout=120)
+    first.communicate(timeout=240)
     assert verdict(tmp_path / "run")["outcome"] == "requeue"

@@ -32,7 +32,7 @@ def test_stop_and_go_on(command: Commands, digits: None, tmp_path: Path, way: st
     run = tmp_path / "run"
     words = pretrain("torchrun", tmp_path, "duration=2000 steps", "checkpoint.every=1000 steps")
     process = command.start(*words)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while max(read_metrics(run / "metrics.jsonl"), default=0) < 5:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -41,7 +41,7 @@ def test_stop_and_go_on(command: Commands, digits: None, tmp_path: Path, way: st
         (run / "STOP").touch()
     else:
         os.kill(ranks_of("pretrain/run.py", tmp_path)[-1], getattr(signal, way))  # one rank is told
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=240)
     end = verdict(run)
     assert (end["outcome"], end["exit_code"]) == ("requeue", 75), output + errors
     step = end["step"]

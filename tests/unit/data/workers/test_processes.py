@@ -119,7 +119,7 @@ def test_data_processes_end_with_a_killed_rank_that_has_a_process_group(tmp_path
     assert len(pids) >= 3  # two data processes and their fork server
     os.kill(rank.pid, signal.SIGKILL)
     rank.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and any(map(is_running, pids)):
         time.sleep(0.05)
     assert not [pid for pid in pids if is_running(pid)]
@@ -139,7 +139,7 @@ def test_an_abandoned_stream_ends_its_processes(tmp_path):
     workers = data_processes()
     assert len(workers) == 2
     batches.close()
-    assert psutil.wait_procs(workers, timeout=2)[1] == []
+    assert psutil.wait_procs(workers, timeout=120)[1] == []
 
 
 def test_a_failed_stream_ends_its_processes_although_somebody_holds_the_error(tmp_path):
@@ -170,5 +170,5 @@ def test_a_rank_that_exits_with_its_stream_open_does_not_wait(tmp_path, command)
     folder = write_set(tmp_path / "set", [40])
     script = tmp_path / "rank.py"
     script.write_text(LEFT_OPEN)
-    done = command.run("python", script, folder, env={"PYTHONPATH": os.getcwd()}, timeout_s=60)
+    done = command.run("python", script, folder, env={"PYTHONPATH": os.getcwd()}, timeout_s=300)
     assert (done.returncode, done.stderr) == (7, "")
