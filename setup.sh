@@ -29,7 +29,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     fail "this system lacks: ${missing[*]}" "install it with: sudo apt-get install -y ${missing[*]}"
 fi
 
-# An environment whose interpreter has gone is of no use.
+# An environment whose interpreter has gone is useless.
 if [ -e "$venv" ] && ! "$venv/bin/python" -c '' 2>/dev/null; then
     rm -rf "$venv"
 fi

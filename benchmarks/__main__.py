@@ -81,7 +81,7 @@ def run_all(options: argparse.Namespace) -> int:
     """Runs the chosen benchmarks one after the other; the page is written after each.
 
     Raises:
-        ConfigError: a name is unknown, or the photos are no folder. SetupError: the page cannot be written.
+        ConfigError: a name is unknown, or the photos are not a folder. SetupError: the page cannot be written.
     """
     unknown = [name for name in options.only if name not in BENCHMARKS]
     if unknown:
@@ -112,7 +112,7 @@ def command_of(name: str, benchmark: Benchmark, options: argparse.Namespace) -> 
 
 
 def run_one(name: str, command: Sequence[str], options: argparse.Namespace) -> dict[str, Any] | None:
-    """What the page keeps of one benchmark; None when it failed."""
+    """The record of one benchmark for the page; None when it failed."""
     record = {
         "command": shlex.join("DIR" if word == str(options.photos) else word for word in command),
         "date": time.strftime("%Y-%m-%d %H:%M"),

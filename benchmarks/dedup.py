@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="where to keep the pairs side by side (HTML)")
     args = parser.parse_args()
     if not args.images.is_dir():
-        print(json.dumps({"benchmark": "dedup", "skipped": f"{args.images} is no folder; give one with --images"}))
+        print(json.dumps({"benchmark": "dedup", "skipped": f"{args.images} is not a folder; give one with --images"}))
         return
     with tempfile.TemporaryDirectory() as folder:
         result = planted(args, Path(folder))
@@ -160,7 +160,7 @@ def usable(folder: Path, count: int, generator: np.random.Generator) -> list[Ima
     seen: set[bytes | tuple[Path, str]] = set()
     for index in generator.permutation(len(files)):
         data, series = files[index].read_bytes(), (files[index].parent, re.sub(r"\d+", "#", files[index].stem))
-        numbered = "#" in series[1].strip("#")  # photos are often called by a number alone: that is no series
+        numbered = "#" in series[1].strip("#")  # photos are often called by a number alone, which is not a series
         if data in seen or (numbered and series in seen) or len(data) > 2_000_000:
             continue
         seen |= {data, series}

@@ -1,4 +1,4 @@
-"""What the engine costs: our loop over the bare DeepSpeed loop, a checkpoint, and a resume, in one run.
+"""Cost of the engine: our loop over the bare DeepSpeed loop, a checkpoint, and a resume, in one run.
 
     python -m benchmarks.engine                                        # one rank on this machine's device
     torchrun --nproc_per_node 2 benchmarks/engine.py --zero-stage 2    # several
@@ -7,7 +7,7 @@ Both loops train one model in one DeepSpeed engine on one batch and take turns s
 wanders hits both. Our step is timed from one batch asked for to the next, and does all that a run does: the meeting of
 the ranks, the guard, metrics.jsonl, the watchdog. Ends with one line of JSON: ``overhead`` is the median ratio of our
 step to the bare one before it,
-``checkpoint_stall_sync_s`` and ``checkpoint_stall_async_s`` how long the training stands still for a save, and
+``checkpoint_stall_sync_s`` and ``checkpoint_stall_async_s`` how long a save interrupts the training, and
 ``resume_s`` how long a checkpoint takes to be checked, loaded and verified.
 """
 
@@ -96,7 +96,7 @@ class Turns:
             self.pairs.append((between - began, self._now() - between))
 
     def _bare_step(self) -> None:
-        """What DeepSpeed's documentation shows: forward, backward, step."""
+        """The step of DeepSpeed's documentation: forward, backward, step."""
         loss = self.objective(self._engine, self.batch)
         self._engine.backward(loss)
         self._engine.step()
@@ -143,7 +143,7 @@ def build_ours(
 
 
 def time_saves(trainer: Trainer, repeats: int) -> dict[str, float]:
-    """Median seconds that the training stands still, and that a save takes in all."""
+    """Median seconds that a save interrupts the training, and that it takes in total."""
     stalls: dict[bool, list[float]] = {False: [], True: []}
     whole: list[float] = []
     for index in range(repeats):
@@ -174,7 +174,7 @@ def time_resume(trainer: Trainer, repeats: int) -> float:
 
 
 def run(options: argparse.Namespace, rank: Rank, device: torch.device, base: Path) -> dict[str, Any]:
-    """Both loops in turns, then saves and resumes of ours."""
+    """Both loops interleaved, then saves and resumes of ours."""
     experiment = experiment_of(options, rank.world)
     images = torch.randn(options.batch, 3, options.img_size, options.img_size, device=device)
     labels = torch.randint(CLASSES, (options.batch, 1), device=device)

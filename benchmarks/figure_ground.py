@@ -1,4 +1,4 @@
-r"""Segmentation of real drawings: openclipart's PNGs, whose alpha channel says which pixels are the figure.
+r"""Segmentation of real drawings: openclipart's PNGs, whose alpha channel marks the pixels of the figure.
 
     python benchmarks/figure_ground.py --images /usr/share/openclipart/png --out data/figure_ground   # openclipart-png
     python -m pipelines pack masks data/figure_ground/images data/figure_ground/masks \
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def write_pair(path: Path, name: str, out: Path, number: int) -> bool:
-    """One drawing on its colour, and its mask; False where it is of no use."""
+    """One drawing on its colour, and its mask; False where it is unusable."""
     with Image.open(path) as image:
         if image.mode not in ("RGBA", "LA", "P"):
             return False

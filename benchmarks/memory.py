@@ -1,4 +1,4 @@
-"""Memory and time of each activation checkpointing policy, beside what models/cost.py says.
+"""Memory and time of each activation checkpointing policy, beside the estimate of models/cost.py.
 
     python -m benchmarks.memory                          # L/16, two images, on this machine's device
     python -m benchmarks.memory --variant H/14 --batch 1
@@ -40,7 +40,7 @@ def step(model: VisionTransformer, images: torch.Tensor, labels: torch.Tensor, p
 
 
 def kept_bytes(model: VisionTransformer, device: torch.device, batch: int, precision: str) -> int:
-    """What is alive after the forward pass of ``batch`` images and was made in it, images included."""
+    """Bytes alive after the forward pass of ``batch`` images that were allocated in it, images included."""
     live = LiveStorages(model.parameters())
     with live, torch.autocast(device.type, torch.bfloat16, enabled=precision == "autocast"):
         images = torch.randn(batch, 3, *model.shape.img_size, device=device)

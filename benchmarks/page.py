@@ -103,7 +103,7 @@ def nothing(result: Mapping[str, Any]) -> Rows:
 
 SECTIONS: dict[str, Section] = {
     "engine": Section(
-        "What our loop, a save and a resume cost beside the bare DeepSpeed loop ([checkpoints](checkpoints.md)).",
+        "Cost of our loop, a save and a resume beside the bare DeepSpeed loop ([checkpoints](checkpoints.md)).",
         ("", "measured"),
         engine,
     ),
@@ -114,7 +114,7 @@ SECTIONS: dict[str, Section] = {
         train_step,
     ),
     "memory": Section(
-        "What each activation checkpointing policy keeps, beside what the cost model says ([models](models.md)).",
+        "Activations that each checkpointing policy keeps, beside the cost model's estimate ([models](models.md)).",
         ("policy", "MiB kept an image", "cost model", "s/step", "computed again"),
         memory,
     ),

@@ -9,8 +9,8 @@ Small ViTs and a small ResNet of BiT are pretrained on Fashion-MNIST and on open
 at twice the resolution (``--photos``: folders train, validation and test with one folder per class). Every run goes
 through ``pretrain/run.py`` or ``pipelines/finetune.py``, every set through ``pipelines pack``.
 
-Each finished run is a line of ``results.jsonl`` in the folder; the same command goes on after a stop. It ends with the
-tables, ``tables.md`` in the folder and, with ``--page``, in a page between its marks.
+Each finished run is a line of ``results.jsonl`` in the folder; rerun the same command to continue after a stop. It ends
+with the tables, ``tables.md`` in the folder and, with ``--page``, in a page between its marks.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Experiment:
         return self.out / "runs" / run.name
 
     def _waiting(self) -> list[Run]:
-        """What is not done; what failed is tried again.
+        """Runs that are not done; failed ones are tried again.
 
         Raises:
             ConfigError: what is done had other settings.
@@ -175,7 +175,7 @@ def features(experiment: Experiment) -> str:
 
 
 def report(experiment: Experiment, command: str, page: Path | None) -> str:
-    """Writes the tables and says what they were made by."""
+    """Writes the tables and the command that made them."""
     tables, missing = experiment.tables.all(), experiment.tables.missing()
     tables["features"] = features(experiment)
     versions = ", ".join(f"{name} {version}" for name, version in installed(PACKAGES).items())
@@ -195,7 +195,7 @@ def report(experiment: Experiment, command: str, page: Path | None) -> str:
 
 
 def command_of(options: argparse.Namespace) -> str:
-    """The command that makes the same figures, with a word in the place of the photos' folder."""
+    """The command that makes the same figures, with a placeholder instead of the photos' folder."""
     words = ["python -m benchmarks.transfer", "--out", str(options.out), "--parallel", str(options.parallel)]
     for name in ("seeds", "budget", "clipart"):
         if (value := getattr(options, name)) != _parser().get_default(name):

@@ -49,6 +49,6 @@ if ((SLURM_ARRAY_TASK_MAX > last)); then
 fi
 config=${configs[task / ${#rates[@]}]}
 lr=${rates[task % ${#rates[@]}]}
-# Two names in runs/: a sweep does not lie in the run that it starts from.
+# Both folders are in runs/: a sweep is not written into the run that it starts from.
 train finetune --config "$config" --from "$source_run" "optim.lr=$lr" \
     "output_dir=${source_run%/}_transfer" "name=$(basename "$config" .yaml)_lr$lr" "$@"

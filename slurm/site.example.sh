@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What is particular to a site. Copy to slurm/site.sh and adapt; every job script sources it (SITE_FILE names another).
+# Settings of a site. Copy to slurm/site.sh and adapt; every job script sources it (SITE_FILE names another).
 # sbatch reads its own options before that, so set account and partition in the shell that calls it, once a session:
 #   source slurm/site.sh && sbatch slurm/pretrain_vit_h.sh
 export SBATCH_ACCOUNT=my_account
@@ -25,5 +25,5 @@ export SBATCH_PARTITION=gpu
 # How often in a row a job may be restarted without a newer checkpoint before it gives up.
 # export MAX_RESTARTS_WITHOUT_PROGRESS=3
 
-# What is asked of every node before the training: full, light (no matrix product, no all-reduce) or off.
+# Checks of every node before the training: full, light (no matrix product, no all-reduce) or off.
 # export PREFLIGHT=full

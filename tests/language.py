@@ -126,7 +126,7 @@ def _hits_in_block(path: str, block: Prose) -> Iterator[Hit]:
 
 
 def _without_code(line: str) -> str:
-    """The line with code in backticks replaced by one word, so that ``lies`` as a name is no phrase."""
+    """The line with code in backticks replaced by one word, so that ``lies`` as a name is not a phrase."""
     return re.sub(r"`+[^`]*`+", "CODE", line)
 
 

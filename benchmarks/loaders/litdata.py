@@ -13,7 +13,7 @@ from benchmarks.loaders.pillow_transform import decoded, size
 
 
 def item(path: str) -> dict[str, Any]:
-    """What a chunk holds of a photo."""
+    """One photo as a sample of a chunk."""
     return {"image": Path(path).read_bytes(), "label": 0}
 
 

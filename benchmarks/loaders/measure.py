@@ -1,6 +1,6 @@
-"""What every loader's process does: builds the loader, and measures a stretch of it whenever it is told to.
+"""The process of one loader: it builds the loader and measures a stretch of it whenever it is told to.
 
-A measurement first draws as many batches as may lie ready, so that what is timed is the steady state; then it takes
+A measurement first draws as many batches as may be ready, so that what is timed is the steady state; then it takes
 the time and the CPU seconds of this process and its children for the batches that follow.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 BATCH, SIZE = 64, 224
-PREFETCH = 2  # batches per worker that may lie ready
+PREFETCH = 2  # batches per worker that may be ready
 MIN_AREA = 0.05
 
 
@@ -24,7 +24,7 @@ def serve(name: str, make: Callable[[str, int], Iterable[Any]], count: Callable[
 
     Args:
         name: of the loader.
-        make: (folder, workers) → batches without end, or of one epoch, in which case they begin anew.
+        make: (folder, workers) → batches without end, or of one epoch, in which case they start again.
         count: images of a batch.
     """
     folder, workers = sys.argv[1], int(sys.argv[2])

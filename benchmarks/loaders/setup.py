@@ -27,7 +27,7 @@ def python_of(name: str) -> Path:
 
 
 def failure_of(name: str) -> Path:
-    """Where it says why a peer could not be installed."""
+    """The file with the reason why a peer could not be installed."""
     return FOLDER / f"{name}.failed.txt"
 
 
@@ -52,7 +52,7 @@ def make_environment(name: str, packages: list[str]) -> bool:
 
 
 def main() -> int:
-    """Makes every environment and says what is there."""
+    """Creates every environment and reports which are there."""
     FOLDER.mkdir(exist_ok=True)
     for name, packages in PACKAGES.items():
         good = make_environment(name, packages)

@@ -197,7 +197,7 @@ class Plan:
         return [Cell(f"positions/{kind}", base | {"model.pos_embed": kind}, rates) for kind in kinds]
 
     def _resolutions(self) -> list[Cell]:
-        """The position embedding at the photos' resolution anew; resized, it is the transfer itself."""
+        """The position embedding initialised again at the photos' resolution; resized, it is the transfer itself."""
         cells = []
         for name in SOURCES if self.photos else ():
             for length, source in (("", SOURCES[name]), ("longer_", f"longer/{name}")):
@@ -224,7 +224,7 @@ class Plan:
         return self._training(target, target, "vit_small", self._size_of(target), {}) | _objective(target)
 
     def _frozen(self, target: str, name: str, source: str | None) -> Cell:
-        """What the features are worth as they are: a logistic regression, or a head alone where labels are several."""
+        """The features without fine-tuning: a logistic regression, or a head alone where labels are several."""
         settings, key = self._finetuning(target), f"frozen/{target}/{name}"
         settings["optim.overrides"] = [{"pattern": "^(?!head)", "freeze": True}]
         if SETS[target].multi_label:

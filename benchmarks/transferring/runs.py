@@ -45,7 +45,7 @@ class Run:
 
 
 class Results:
-    """What is done: a line of JSON for each run, in ``results.jsonl``; of equal names the last counts."""
+    """Runs that are done: a line of JSON for each in ``results.jsonl``; of equal names the last counts."""
 
     def __init__(self, path: Path, cells: Mapping[str, Cell]) -> None:
         self.path, self._cells = path, cells
@@ -61,7 +61,7 @@ class Results:
         """Writes a line, and is sure that it is on the disk."""
         self.lines[line["run"]] = line
         with open(self.path, "a") as file:
-            file.write(f"\n{json.dumps(line)}")  # a line that a kill cut short stays by itself
+            file.write(f"\n{json.dumps(line)}")  # a line that a kill cut short stays on a line of its own
             file.flush()
             os.fsync(file.fileno())
 
@@ -166,7 +166,7 @@ class Pool:
 
 
 def line_of(run: Run, settings: Mapping[str, Any], folder: Path, exit_code: int, seconds: float) -> dict[str, Any]:
-    """What is remembered of a run that ended."""
+    """The record of a run that ended."""
     evaluations = read_metrics(folder / "metrics.jsonl", "eval")
     metrics = evaluations[max(evaluations)] if evaluations and exit_code == 0 else {}
     cpu = folder / "cpu_seconds"
@@ -185,7 +185,7 @@ def line_of(run: Run, settings: Mapping[str, Any], folder: Path, exit_code: int,
 
 
 def check_same(line: Mapping[str, Any], run: Run, settings: Mapping[str, Any]) -> None:
-    """Refuses to go on in a folder whose runs had other settings.
+    """Refuses to continue in a folder whose runs had other settings.
 
     Raises:
         ConfigError: they had.

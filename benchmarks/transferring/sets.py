@@ -28,7 +28,7 @@ class DataSet:
     Attributes:
         train, dev, test: folders below the data folder.
         hflip: probability of a mirrored training image: half, or none where a mirrored one is another class.
-        crops: whether a training image is a random crop: of pictures it is; of 28 or 8 pixels it is shown whole.
+        crops: whether a training image is a random crop: photos are cropped; images of 28 or 8 pixels are not.
         multi_label: an image has several labels; the metric is mean average precision, else top-1.
     """
 
@@ -41,7 +41,7 @@ class DataSet:
 
     @property
     def metric(self) -> str:
-        """What is reported of it."""
+        """The name of the metric that is reported."""
         return "mAP" if self.multi_label else "top1"
 
 
@@ -98,7 +98,7 @@ def pack_sets(data: Path, clipart: Path, photos: Path | None, quick: bool) -> No
 
 
 def _pack(out: Path, *arguments: str) -> None:
-    done = out / "packed.json"  # the packer would find by itself that nothing is to do, after listing the source
+    done = out / "packed.json"  # the packer would also find that nothing is to do, but only after listing the source
     if done.is_file() and json.loads(done.read_text()) == list(arguments):
         return
     if pack([*arguments, "--out", str(out)]):
@@ -121,7 +121,7 @@ def write_digits(folder: Path, most: int = 400) -> tuple[Path, Path]:
 
 
 def card(folder: Path) -> dict[str, Any]:
-    """What the packer says of a split.
+    """The packer's card of a split.
 
     Raises:
         DataError: it is not packed.

@@ -154,7 +154,7 @@ class Tables:
         return markdown(head, lines)
 
     def rates(self) -> str:
-        """What each learning rate reached on the dev split with seed 0."""
+        """The result of each learning rate on the dev split with seed 0."""
         lines = []
         for cell in self._plan.cells.values():
             if isinstance(cell.rates, str) or len(cell.rates) == 1:
@@ -251,6 +251,6 @@ def fill(page: Path, parts: dict[str, str]) -> None:
         text, count = pattern.subn(lambda found, part=part: f"{found[1]}\n{part}\n{found[2]}", text)
         if count != 1:
             raise DataError(
-                f"{page}: the marks <!-- {name}: … --> and <!-- end of {name} --> stand there {count} times"
+                f"{page}: the marks <!-- {name}: … --> and <!-- end of {name} --> occur there {count} times"
             )
     write_atomic(page, text)

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What every job script shares. Sourced in the batch shell; the functions are called in the order in which they stand.
+# Functions that every job script shares, in the order in which they are called. Sourced in the batch shell.
 
 # Goes to the repository: where sbatch was called. (The batch script itself is a copy in a spool folder.)
 enter_repository() {

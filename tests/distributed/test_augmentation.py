@@ -1,4 +1,4 @@
-"""What the model gets (crops, policies, erasing, mixing, targets) is the same for any ranks × micro-batch."""
+"""The model's inputs (crops, policies, erasing, mixing, targets) are the same for any ranks × micro-batch."""
 
 from __future__ import annotations
 

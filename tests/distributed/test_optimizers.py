@@ -82,7 +82,7 @@ def references() -> dict[str, dict[str, dict[str, Tensor]]]:
 
 
 def assert_near(kind: str, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    """To 1e-6. A bf16 moment that lies half-way between two numbers is rounded by the last bit of a gradient, so that
+    """To 1e-6. A bf16 moment half-way between two numbers is rounded by the last bit of a gradient, so that
     there few weights may differ by one such rounding.
     """
     assert ours.keys() == theirs.keys()
@@ -188,7 +188,7 @@ def test_the_norm_of_the_weights_counts_frozen_ones_once_and_no_moments(pool2: P
 
 
 def test_an_fp32_moment_is_not_rounded_by_a_resume(pool2: Pool, tmp_path: Path) -> None:
-    """The other way round loses nothing: a bf16 moment goes on in fp32."""
+    """The other way round loses nothing: a bf16 moment continues in fp32."""
     folder = {"folder": str(tmp_path)}
     plain = settings(1, 4, optim__eps=1e-4)
     pool2.run(train_with, plain, "deepspeed", {"steps": 2, "save_at": 2} | folder)
@@ -217,7 +217,7 @@ def test_offload_to_the_cpu_equals_no_offload(pool2: Pool, stage: int) -> None:
 
 @pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_fused_kernels_change_nothing_at_a_stage(pool2: Pool, tmp_path: Path, stage: int) -> None:
-    """torch has them on the CPU too; their counter lives on the device, and goes on in a resume."""
+    """torch has them on the CPU too; their counter lives on the device, and survives a resume."""
     plain, fused = (settings(stage, 4, optim__eps=1e-4, cluster__fused_optimizer=value) for value in (False, True))
     straight = pool2.run(train_with, plain, "deepspeed", {"steps": 6})[0]["losses"]
     folder = {"folder": str(tmp_path)}
@@ -236,7 +236,7 @@ def test_fused_kernels_change_nothing_at_a_stage(pool2: Pool, tmp_path: Path, st
     ],
 )
 def test_low_precision_trains_and_goes_on(pool2: Pool, tmp_path: Path, kind: str, stage: int, precision: str) -> None:
-    """What the recipes use: the same losses after a resume, near those of fp32."""
+    """The states of the recipes: the same losses after a resume, near those of fp32."""
     low = config(kind, stage).model_copy(update={"precision": precision})
     folder = {"folder": str(tmp_path)}
     straight = pool2.run(train_with, low, "deepspeed", {"steps": 6, "save_at": 3} | folder)[0]["losses"]

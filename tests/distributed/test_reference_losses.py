@@ -147,7 +147,7 @@ def like_big_vision(recipe: str, kind: str, zero_stage: int) -> Curve:
     ],
 )
 def test_thirty_steps_of_big_visions_recipes(pool2: Pool, recipe: str, kind: str, zero_stage: int) -> None:
-    """Source: google-research/big_vision, trained by itself (tests/golden/make/big_vision_losses.py)."""
+    """Source: google-research/big_vision's own training (tests/golden/make/big_vision_losses.py)."""
     wanted, curve = traces("big_vision_losses"), pool2.run(like_big_vision, recipe, kind, zero_stage)[0]
     assert wanted[f"{recipe}/losses"][-1] < 0.6 * wanted[f"{recipe}/losses"].max()
     assert curve.losses == pytest.approx(wanted[f"{recipe}/losses"].tolist(), rel=1e-4)
@@ -175,7 +175,7 @@ AS_PAIRS = np.array([0, 7, 1, 6, 2, 5, 3, 4])  # timm mixes the first image with
 
 
 class RecordedMixing(Mixing):
-    """What timm drew, in the place of our draws."""
+    """The draws of timm instead of ours."""
 
     def plan(self, slots: NDArray[np.int64], height: int, width: int) -> Mix:
         *box, lam = traces("deit_losses")["deit/mixes"][slots[0] // BATCH]
@@ -212,7 +212,7 @@ def like_deit(recipe: str, kind: str, zero_stage: int) -> Curve:
     ("recipe", "kind", "zero_stage"), [("deit", "accelerate", 0), ("deit", "deepspeed", 2), ("deit3", "deepspeed", 0)]
 )
 def test_thirty_steps_of_deits_recipes(pool2: Pool, recipe: str, kind: str, zero_stage: int) -> None:
-    """Source: DeiT's main.py with timm's parts, trained by themselves (tests/golden/make/deit_losses.py)."""
+    """Source: DeiT's main.py with timm's parts, without our code (tests/golden/make/deit_losses.py)."""
     wanted, curve = traces("deit_losses"), pool2.run(like_deit, recipe, kind, zero_stage)[0]
     mixes = wanted[f"{recipe}/mixes"]
     assert np.array_equal(mixes, wanted["deit/mixes"]) and 5 < (mixes[:, 1] > 0).sum() < 25

@@ -1,4 +1,4 @@
-"""What a simulated rank would hold, send and read is what real ranks hold, send and read."""
+"""A simulated rank holds, sends and reads the same as real ranks."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def gradients(backend: Backend) -> int:
 
 
 def measured(config: Any, kind: str) -> dict[str, Any]:
-    """What this rank holds and sends in the third step of a real training, two micro-steps each."""
+    """Bytes that this rank holds and sends in the third step of a real training, two micro-steps each."""
     backend, accumulation = make(config, kind)
     backend.train(True)
     objective = objective_for(config, backend)

@@ -45,7 +45,7 @@ def filled(model: nn.Module) -> Any:
 
 
 def metadata_of(model: Any, transform: EvalTransformConfig | None = SQUASH, **changes: Any) -> WeightsMetadata:
-    """What the weights say about themselves; mean and std differ by channel, so that a swap would show."""
+    """The metadata of the weights; mean and std differ by channel, so that a swap would show."""
     named = model.num_classes == NUM_CLASSES
     given: dict[str, Any] = {
         "class_names": NAMES if named else None,
@@ -86,7 +86,7 @@ def image_file(folder: Path, width: int, height: int, kind: str = "png") -> Path
 
 
 def our_input(path: Path, metadata: WeightsMetadata) -> Tensor:
-    """What our evaluation makes of an image file: (1, C, H, W), normalised."""
+    """An image file as our evaluation sees it: (1, C, H, W), normalised."""
     from pretrain.data.images.augment import EvalTransform
     from pretrain.data.on_device.device import to_model_input
 

@@ -127,7 +127,7 @@ def added(model: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("prefix", [True, False])
 @pytest.mark.parametrize("where", ["stem", "every_layer", "every_layer_shared"])
 def test_placements_of_d4(where: Any, prefix: bool) -> None:
-    """What the placements mean, by adding by hand to a model that has no positions."""
+    """The placements, checked by adding by hand to a model that has no positions."""
     config = small_config(pos_embed_placement=where, pos_embed_prefix=prefix, num_registers=1)
     model = our_model(config).eval()
     bare = build_vit(small_config(pos_embed="none", num_registers=1), 11).eval()

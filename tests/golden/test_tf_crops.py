@@ -39,7 +39,7 @@ def p_value(values: np.ndarray, others: np.ndarray) -> float:
 
 
 def shares(boxes: np.ndarray, size: str) -> dict[str, np.ndarray]:
-    """What is compared: each is a function of the box alone."""
+    """Values to compare, each a function of the box alone."""
     height, width = map(int, size.split("x"))
     top, left, box_height, box_width = boxes.T
     return {

@@ -1,4 +1,4 @@
-"""What backbones of timm cost, against what their papers and model cards publish and against our closed forms."""
+"""Costs of timm's backbones against their papers and model cards and against our closed forms."""
 
 from __future__ import annotations
 

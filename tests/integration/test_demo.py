@@ -1,4 +1,4 @@
-"""The demo, whole, with one seed: the table stands at the end and the transfer beats scratch's chance level."""
+"""The complete demo with one seed: the table comes at the end and the transfer beats scratch's chance level."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def _stand_in(word: str, page: str, tmp_path: Path) -> str:
 
 
 def _weights(path: Path) -> Path:
-    """Weights of a small model, in the place of a trained run."""
+    """Weights of a small model instead of a trained run."""
     from pretrain.config.schema.data import EvalTransformConfig
     from pretrain.config.schema.model import ModelConfig
     from pretrain.models.init import initial_state
@@ -180,7 +180,7 @@ def test_stages_targets_and_options_in_the_text_exist(capsys: pytest.CaptureFixt
 
 
 def _options(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Where the options of a command stand: its help, of a benchmark its source."""
+    """The text that lists the options of a command: its help, or the source of a benchmark."""
     if words[0] != "python":
         if words[0].startswith("benchmarks/"):
             return (ROOT / words[0]).read_text().replace('"', " ")
@@ -200,7 +200,7 @@ _SEEN: dict[tuple[str, ...], str] = {}
 
 
 def _help(module: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> str:
-    """What ``--help`` prints."""
+    """The output of ``--help``."""
     key = (module, *words)
     if key not in _SEEN:
         with pytest.raises(SystemExit) as left:

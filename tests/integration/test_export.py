@@ -10,7 +10,7 @@ from tests.command import Commands
 from tests.integration.small_run import FINETUNE, SMALL, curve, pretrain
 
 OUT = {"timm": "folder", "hf": "folder", "npz": "w.npz"}
-# What every one of the formats can express.
+# Settings that each of the formats can express.
 EXPRESSIBLE = ["model.pool=token", "model.gelu=tanh", "data.eval_transform.resize_filter=bilinear_aa"]
 
 

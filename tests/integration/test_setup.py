@@ -1,4 +1,4 @@
-"""What a fresh machine meets first: the set-up names what is missing, with the line that installs it."""
+"""The set-up on a fresh machine: it names what is missing, with the line that installs it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Every ``console`` block of the docs: the command is run, and must say what the page says.
 
-docs/errors.md is about spoilt input, which lies in ``bad/`` of the folder in which the commands are run.
+docs/errors.md is about spoilt input, which is in ``bad/`` of the folder in which the commands are run.
 ``python -m tests.integration.test_shown_answers`` writes the answers of today into the pages.
 """
 
@@ -169,7 +169,7 @@ def _resnet(path: Path) -> None:
 
 
 def answer_to(command: str) -> tuple[int, str]:
-    """A command's exit code, and what it says on both outputs."""
+    """A command's exit code and both of its outputs."""
     words = shlex.split(command)
     assert words.pop(0) == "python"
     take = 2 if words[0] == "-m" else 1

@@ -19,12 +19,12 @@ from tests.command import ROOT, Commands
 
 COUNTED = ("table", "tr", "ul", "ol", "li", "pre")
 BUTTONS = "form[data-md-component=palette] label"
-# Attributes by which a browser fetches something by itself.
+# Attributes by which a browser fetches something on its own.
 FETCHING = {"img": "src", "script": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}
 
 
 class Page(HTMLParser):
-    """What a page fetches, and how many elements of each kind its article has."""
+    """Files that a page fetches, and how many elements of each kind its article has."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

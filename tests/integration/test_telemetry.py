@@ -1,4 +1,4 @@
-"""What a real run writes: the same numbers in metrics.jsonl and in the files of Weights & Biases, and they are true."""
+"""Files of a real run: the same numbers in metrics.jsonl and in the files of Weights & Biases, and they are true."""
 
 from __future__ import annotations
 

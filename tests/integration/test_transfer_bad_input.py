@@ -1,4 +1,4 @@
-"""What a user of transfer can get wrong: each command says what, where and what to do, and leaves with 2."""
+"""Mistakes in a transfer: each command names the problem, the place and the remedy, and exits with 2."""
 
 from __future__ import annotations
 

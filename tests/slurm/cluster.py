@@ -1,6 +1,6 @@
 """A real Slurm on this machine: munged, slurmctld and one slurmd per node on loopback, with GPUs that are only files.
 
-Everything runs in namespaces of its own. The processes lie in one PID namespace, so that the end of its first process
+Everything runs in namespaces of its own. The processes share one PID namespace, so that the end of its first process
 ends every daemon and every job, also when the tests are killed; /etc/hosts is replaced in a mount namespace only, so
 that nothing is ever written below /etc.
 """
@@ -164,7 +164,7 @@ class Cluster:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def show(self, job: str) -> dict[str, str]:
-        """What scontrol says of a job, by field."""
+        """The fields that scontrol shows for a job."""
         text = self.run("scontrol", "show", "job", "-o", job).stdout
         return dict(re.findall(r"(?:^| )([A-Za-z:/_]+)=(\S*)", text))
 

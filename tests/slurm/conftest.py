@@ -31,7 +31,7 @@ TINY = [
     "cluster.num_workers=0",
 ]
 ONE_GPU = ["--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1"]
-# What a user's site file says, for nodes whose GPUs are only files. The environment of sbatch goes before it.
+# A user's site file, for nodes whose GPUs are only files. The environment of sbatch goes before it.
 SITE = f"""\
 export RUN_PYTHON={sys.executable}
 export RUN_DEVICE=${{RUN_DEVICE:-cpu}} PREFLIGHT=${{PREFLIGHT:-light}}
@@ -124,7 +124,7 @@ def frozen(cluster: Cluster, job: str, folder: Path, ranks: int, at_step: int) -
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether the process still stands still; Slurm wakes what it sends a signal to."""
+    """Whether the process is still stopped; Slurm wakes what it sends a signal to."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
     except OSError:

@@ -149,7 +149,7 @@ REFUSED = {
 
 
 def test_bad_input_is_refused_within_seconds(cluster: Cluster, tmp_path: Path) -> None:
-    """The job ends with 2 and says why, before a node has done anything."""
+    """The job ends with 2 and the reason, before a node has done anything."""
     env = {"CLUSTER": "configs/cluster/cpu.yaml"}
     jobs = {}
     for what, (words, more, _) in REFUSED.items():

@@ -75,7 +75,7 @@ def test_preemption(cluster: Cluster, straight: Path, tmp_path: Path) -> None:
 
 
 def test_a_node_fails_and_the_job_returns_with_fewer(cluster: Cluster, straight: Path, tmp_path: Path) -> None:
-    """4 nodes → 3, whose 6 GPUs do not fit the batch: the largest number that does, the rest idle, and said."""
+    """4 nodes → 3, whose 6 GPUs do not fit the batch: the largest number that does; the log names the idle rest."""
     job = pretrain(cluster, tmp_path, nodes="3-4", options=("--ntasks-per-node=2", "--gpus-per-node=2"))
     with frozen(cluster, job, tmp_path, 8, at_step=9):
         cluster.run("scontrol", "update", "NodeName=node4", "State=DOWN", "Reason=test")

@@ -91,7 +91,7 @@ def test_a_sweep_with_tasks_for_nothing_is_refused(command: Commands, tmp_path: 
 
 
 def sweep(command: Commands, folder: Path, task: int, last: int, *words: str) -> str:
-    """What slurm/finetune.sh asks begin for: in the place of Python stands a program that prints its arguments."""
+    """The arguments that slurm/finetune.sh gives to begin: RUN_PYTHON is a program that prints them."""
     python = folder / "python"
     python.write_text('#!/bin/sh\necho "$@" >&2\nexit 2\n')
     python.chmod(0o755)
@@ -105,7 +105,7 @@ def sweep(command: Commands, folder: Path, task: int, last: int, *words: str) ->
 def test_where_slurm_may_not_be_installed_it_is_said(command: Commands, tmp_path: Path) -> None:
     (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
     (tmp_path / "id").chmod(0o755)
-    path = f"{tmp_path}:/usr/bin:/bin"  # the daemons lie in sbin
+    path = f"{tmp_path}:/usr/bin:/bin"  # the daemons are in sbin
     done = command.run("env", f"PATH={path}", "tests/slurm/with_slurm.sh", "echo", "the tests", check=True)
     assert "are skipped: installing it needs root" in done.stderr and done.stdout == "the tests\n"
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs a command on a machine that has Slurm's programs: installs Debian's packages where they are missing and it may,
-# and purges afterwards what it installed (KEEP_SLURM=1: leaves it). Where it may not, it says so and runs the command,
+# and purges afterwards what it installed (KEEP_SLURM=1: leaves it). Where it may not, it prints a note and runs the command,
 # whose Slurm tests are then skipped with the reason.
 # Usage: tests/slurm/with_slurm.sh COMMAND …
 set -uo pipefail

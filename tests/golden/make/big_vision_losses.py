@@ -50,7 +50,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any], bool, Any, dict[str, Any], dict[st
 
 
 def main() -> None:
-    """Makes the file anew."""
+    """Writes the file again."""
     arrays = {}
     for name, (weights, options, one_hot, loss, optimiser, schedule) in RECIPES.items():
         with np.load(TRACES / f"google_big_vision_{weights}.npz") as file:

@@ -26,7 +26,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Makes the file anew."""
+    """Writes the file again."""
     arrays = {}
     for name, settings in SCHEDULES.items():
         rate = big_vision.utils.create_learning_rate_schedule(TOTAL, batch_size=8, data_size=80, base=BASE, **settings)

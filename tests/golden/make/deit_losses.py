@@ -99,7 +99,7 @@ def train(recipe: str) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    """Makes the file anew."""
+    """Writes the file again."""
     torch.manual_seed(0)
     made = {f"{recipe}/{key}": array for recipe in RECIPES for key, array in train(recipe).items()}
     np.savez_compressed(TARGET, **made)

@@ -52,7 +52,7 @@ CASES: dict[str, tuple[Any, int, dict[str, Any], Any]] = {
 
 
 def main() -> None:
-    """Makes the files anew."""
+    """Writes the files again."""
     for name, (model, side, arguments, logits) in CASES.items():
         random = np.random.RandomState(0)
         images = random.uniform(-1, 1, (2, side, side, 3)).astype(np.float32)

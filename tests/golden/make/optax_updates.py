@@ -20,7 +20,7 @@ SHAPES = {"kernel": (32, 36), "bias": (32,)}
 
 
 def main() -> None:
-    """Makes the file anew."""
+    """Writes the file again."""
     random = np.random.RandomState(0)
     start = {name: random.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
     # Gradients with a mean, so that a moment settles, of very different sizes, so that the second moment matters.

@@ -152,5 +152,5 @@ def test_a_page_is_filled_between_its_marks_only(tmp_path: Path) -> None:
     page.write_text("before\n<!-- scale: written by x -->\nold\n<!-- end of scale -->\nafter\n")
     fill(page, {"scale": "new\n"})
     assert page.read_text() == "before\n<!-- scale: written by x -->\n\nnew\n\n<!-- end of scale -->\nafter\n"
-    with pytest.raises(DataError, match="stand there 0 times"):
+    with pytest.raises(DataError, match="occur there 0 times"):
         fill(page, {"other": ""})
