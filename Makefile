@@ -20,7 +20,7 @@ demo: $(INSTALLED) ## pack, pretrain, kill, resume and fine-tune on embedded rea
 	$(PYTHON) -m pipelines demo
 
 quick: $(INSTALLED) ## one case of each law, in two minutes: after every edit
-	$(PYTHON) -m pytest -m quick --numprocesses auto --dist loadfile
+	$(PYTHON) -m pytest -m "quick and not slow" --numprocesses auto --dist loadfile
 
 test: $(INSTALLED) ## the suite without slow tests, on all cores: before every commit
 	$(PYTHON) -m pytest -m "not slow" --numprocesses auto --dist loadfile

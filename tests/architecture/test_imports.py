@@ -14,6 +14,7 @@ from tests.architecture import rules
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("rule", rules.RULES)
 def test_the_source_keeps_the_rules(rule: Callable[[rules.Tree], Iterator[str]]) -> None:
     assert list(rule(rules.read_tree(ROOT))) == []

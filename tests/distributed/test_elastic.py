@@ -35,7 +35,7 @@ def run(pools: dict[int, Pool], layout: Layout, options: dict, **more: object) -
     return pools[layout[1]].run(train_with, layout_settings(layout, **more), layout[2], options)[0]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.quick), "sgd"])
 @pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: "→".join(f"zero{s}x{w}{k[0]}" for s, w, k in chain))
 def test_three_layouts_in_a_row(pools: dict[int, Pool], tmp_path: Path, chain: tuple, optimizer: str) -> None:
     more = SGD if optimizer == "sgd" else {}

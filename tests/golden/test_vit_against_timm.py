@@ -87,6 +87,7 @@ def test_intermediates_equal_timm(config: ModelConfig) -> None:
         torch.testing.assert_close(mine, other, **EXACT, msg=lambda text, i=index: f"block {i}: {text}")
 
 
+@pytest.mark.quick
 def test_gradients_equal_timm(config: ModelConfig) -> None:
     model = our_model(config)
     twin, images = timm_twin(model), some_images(model)
