@@ -89,7 +89,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 # Imports that break the table until the file is moved or split: delete a row with its import, add none.
 UNTIL_MOVED = frozenset(
     {
-        ("pretrain.data.order.drop_list", "pretrain.data.storage.index"),
+        ("pretrain.data.order.selection", "pretrain.data.storage.index"),
         ("pretrain.data.images.grey_depth", "pretrain.data.workers.faults"),
         ("pretrain.data.images.masks", "pretrain.data.workers.faults"),
         ("pretrain.data.images.opening", "pretrain.data.workers.faults"),
@@ -104,7 +104,7 @@ UNTIL_MOVED = frozenset(
 
 # These compute and neither read nor write: a position in, samples out.
 PURE = ("pretrain.data.order",)
-NOT_PURE_YET = ("pretrain.data.order.drop_list",)
+NOT_PURE_YET = ("pretrain.data.order.selection",)  # reads the drop list
 
 # Folder of pipelines that its stages share → the shared folders that it may import. Every other folder is a stage: it
 # imports its own modules, the shared folders and pretrain, and nothing imports the cli of a stage.
