@@ -195,7 +195,6 @@ LIGHT = (
     "pretrain.config",
     "pretrain.data.storage.index",
     "pretrain.data.order.order",
-    "pretrain.data.order.order",
     "pretrain.data.sources",
     "pretrain.engine.run_folder",
     "pretrain.models.header",
