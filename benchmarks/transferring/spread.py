@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipelines.probe.cache import FeatureCache
-from pipelines.probe.frozen import load_frozen
+from pipelines.weights.network import load_frozen
 from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.data.sources import open_packed

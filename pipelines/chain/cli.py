@@ -12,8 +12,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.chain.stages import CHAINS, Stage, stages_of
 from pipelines.slurm import scheduler
-from pipelines.slurm.chain_stages import CHAINS, Stage, stages_of
 from pipelines.terminal.arguments import stage_parser
 from pretrain.config.loader import load_file
 from pretrain.config.schema.chain import ChainConfig

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipelines.doctor import node, software, speed
-from pipelines.doctor.findings import AMBER, GREEN, LEVELS, RED, Finding
+from pipelines.doctor import software, speed
+from pipelines.nodes import checks
+from pipelines.nodes.checks import AMBER, GREEN, LEVELS, RED, Finding
 from pipelines.terminal.arguments import add_json, stage_parser
 from pretrain.command_line import Parser
 from pretrain.names import tell
@@ -52,15 +53,15 @@ def examine(args: argparse.Namespace) -> Iterator[Finding]:
     yield software.deepspeed()
     yield software.versions()
     simple: list[Callable[[], Finding]] = [
-        lambda: node.gpus(args.gpus if args.gpus is not None else _visible_gpus(has_torch)),
+        lambda: checks.gpus(args.gpus if args.gpus is not None else _visible_gpus(has_torch)),
         speed.links,
-        lambda: node.memory(MEMORY_GIB),
-        node.shared_memory,
-        lambda: node.space(args.run, SPACE_GIB),
-        lambda: node.clock(args.run),
+        lambda: checks.memory(MEMORY_GIB),
+        checks.shared_memory,
+        lambda: checks.space(args.run, SPACE_GIB),
+        lambda: checks.clock(args.run),
         software.open_files,
         software.slurm,
-        *[lambda folder=folder: node.shards(folder) for folder in args.shards],
+        *[lambda folder=folder: checks.shards(folder) for folder in args.shards],
     ]
     for question in simple:
         yield question()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from importlib import metadata
 
-from pipelines.doctor.findings import AMBER, GREEN, RED, Finding
+from pipelines.nodes.checks import AMBER, GREEN, RED, Finding
 from pretrain.check.versions import check_deepspeed, outside_range
 from pretrain.errors import SetupError
 

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipelines.doctor.findings import AMBER, GREEN, RED, Finding
+from pipelines.nodes.checks import AMBER, GREEN, RED, Finding
 from pretrain.config.devices import Device, device_reported_as, load_devices
 
 DISK_BYTES = 128 << 20
@@ -50,7 +50,7 @@ def compute() -> list[Finding]:
     """Matrix products and memory of each device; of the CPU where there is no GPU."""
     import torch
 
-    from pipelines.doctor.compute import gemm_tflops
+    from pipelines.nodes.compute import gemm_tflops
 
     table, findings = load_devices(), []
     for device in _devices():
@@ -122,7 +122,7 @@ def all_reduce() -> Finding:
         return Finding("all_reduce", GREEN, "one GPU: nobody to exchange with")
     ranks = gpus or CPU_RANKS
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    command += ["-m", "pipelines.doctor.all_reduce_rank"]
+    command += ["-m", "pipelines.nodes.compute"]
     remedy = "run it with NCCL_DEBUG=INFO, and look at nvidia-smi topo -m"
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=ALL_REDUCE_TIMEOUT_S)

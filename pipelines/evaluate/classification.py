@@ -18,7 +18,7 @@ from pipelines.evaluate.outcomes import Outcomes, outcomes_of
 from pipelines.evaluate.rows import IMAGES, finished, ledger_lines, open_set
 from pipelines.evaluate.tables import as_csv
 from pipelines.weights.classifier import Classifier, load_classifier
-from pipelines.weights.overlap import warn_of_trained_images
+from pipelines.weights.load import warn_of_trained_images
 from pretrain.config.schema.evaluation import NUMBERS
 from pretrain.data.ledger import Ledger
 from pretrain.data.storage.card import load_classes

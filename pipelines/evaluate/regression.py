@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.evaluate.rows import finished, ledger_lines, open_set, rows_of_set
-from pipelines.weights.overlap import warn_of_trained_images
+from pipelines.weights.load import warn_of_trained_images
 from pipelines.weights.regressor import Regressor, load_regressor
 from pretrain.data.batch import Batch
 from pretrain.data.sources import check_target

@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.plan import layouts
 from pipelines.plan.estimate import DEFAULT_DECODE_RATE, DEFAULT_MFU, Plan, gib
 from pipelines.plan.layouts import Layout
-from pipelines.terminal.durations import duration
+from pipelines.terminal.text import duration
 from pretrain.check.memory import RESERVED_BYTES
 
 MAX_COLUMNS = 6

@@ -23,8 +23,8 @@ import torch
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from pipelines.probe.frozen import Frozen
 from pipelines.terminal.progress import LazyBar
+from pipelines.weights.network import Frozen
 from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.data.batch import Batch

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.runs.ranks import joined
 from pipelines.terminal.arguments import add_data_workers, add_json, add_model, positive, stage_parser
-from pipelines.weights.overlap import warn_of_overlap, warn_of_trained_images
+from pipelines.weights.load import warn_of_overlap, warn_of_trained_images
 from pretrain.command_line import Parser
 from pretrain.config.loader import load_settings
 from pretrain.config.schema.evaluation import FEATURE_KINDS, EvaluationSetConfig
@@ -90,8 +90,8 @@ def probe(args: argparse.Namespace, rank: Rank) -> dict[str, Any]:
         CheckpointError: weights that cannot be used. SetupError: no room for the features.
     """
     from pipelines.probe.cache import FeatureCache
-    from pipelines.probe.frozen import load_frozen
-    from pipelines.runs.data_record import record_of
+    from pipelines.runs.results import record_of
+    from pipelines.weights.network import load_frozen
     from pretrain.config.schema.cluster import ClusterConfig
     from pretrain.data.sources import open_packed
 

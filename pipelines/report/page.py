@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.report import look, paper, series, starts
+from pipelines.report import markup, paper, series, starts
 from pipelines.report.chart import NUM_COLOURS, chart, number
 from pipelines.report.markup import table, text, when
 from pipelines.report.series import RunView
 from pipelines.runs.run_record import CONFIG
-from pipelines.terminal.durations import duration
+from pipelines.terminal.text import duration
 from pretrain.data.storage.card import CARD_FILE, Card
 from pretrain.errors import DataError
 from pretrain.models import budget
@@ -46,9 +46,9 @@ def page(views: Sequence[RunView], *, pictures: Path | None, price: float | None
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="data:,">'  # or a browser asks for one
-        f"<title>{text(title)}</title><style>{look.STYLE}</style></head><body>\n"
+        f"<title>{text(title)}</title><style>{markup.STYLE}</style></head><body>\n"
         + "\n".join(section for section in sections if section)
-        + f"\n<script>{look.SCRIPT}</script></body></html>\n"
+        + f"\n<script>{markup.SCRIPT}</script></body></html>\n"
     )
 
 

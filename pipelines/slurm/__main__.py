@@ -28,7 +28,7 @@ def _begin(arguments: argparse.Namespace) -> int:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
-    from pipelines.doctor.node import Expected
+    from pipelines.nodes.checks import Expected
     from pipelines.slurm.preflight import probe
 
     expected = Expected(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.doctor.node import token_path
+from pipelines.nodes.checks import token_path
 from pipelines.slurm import scheduler, starts
 from pipelines.slurm.layout import Layout, largest_layout
 from pipelines.slurm.scheduler import Job

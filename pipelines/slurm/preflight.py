@@ -14,9 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.doctor.findings import RED, Finding
-from pipelines.doctor.judgement import Judgement, judge
-from pipelines.doctor.node import Expected, probe_node, token_path
+from pipelines.nodes.checks import RED, Expected, Finding, probe_node, token_path
+from pipelines.nodes.judgement import Judgement, judge
 from pipelines.slurm import scheduler
 from pretrain.distributed.rank import Rank, detect
 from pretrain.files import write_atomic
@@ -48,7 +47,7 @@ def probe_devices(rank: Rank) -> list[Finding]:
     """A matrix product on this rank's device, then all-reduces with the neighbouring nodes. Collective: yes."""
     import torch
 
-    from pipelines.doctor import compute
+    from pipelines.nodes import compute
     from pretrain.distributed import startup
     from pretrain.distributed.collectives import gather_objects
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.runs.run_record import RunRecord, find_runs
 from pipelines.terminal.arguments import add_json, stage_parser
-from pipelines.terminal.durations import duration
+from pipelines.terminal.text import duration
 from pretrain import records
 from pretrain.distributed.watchdog import accuse
 from pretrain.errors import ConfigError

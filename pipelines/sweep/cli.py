@@ -18,8 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.runs.data_record import record_of
 from pipelines.runs.jobs import last_value
+from pipelines.runs.results import record_of
 from pipelines.sweep.running import best_of, run
 from pipelines.sweep.trials import Sweep, Trial, quoted
 from pipelines.terminal.arguments import add_overrides, positive, stage_parser

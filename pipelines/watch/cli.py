@@ -15,7 +15,7 @@ from rich.table import Table
 from pipelines.runs.run_record import RunRecord, find_runs
 from pipelines.status.cli import describe
 from pipelines.terminal.arguments import stage_parser
-from pipelines.terminal.durations import duration
+from pipelines.terminal.text import duration
 from pretrain.command_line import Parser
 from pretrain.errors import ConfigError
 

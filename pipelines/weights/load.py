@@ -1,4 +1,4 @@
-"""Weights for a stage that only uses them: of a run, a checkpoint, or any format that is read."""
+"""Where the weights are that a stage uses: a run, a checkpoint or a file of any known format; what trained them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pretrain.errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pretrain.config.schema.experiment import Experiment
+    from pretrain.data.storage.index import ShardTable
     from pretrain.models.interop import Task, WeightsMetadata
 
 RESOLVED_CONFIG = "config.resolved.yaml"
@@ -61,3 +64,40 @@ def experiment_of(weights: Path) -> Experiment | None:
 
     config = weights.parent / RESOLVED_CONFIG
     return load_saved(config).experiment if config.is_file() else None
+
+
+def warn_of_overlap(train: ShardTable, test: ShardTable, what: str, say: Callable[[str], None]) -> None:
+    """Warns where images of ``test`` are, by their bytes, also in ``train``.
+
+    Args:
+        train, test: two sets.
+        what: the rest of the sentence "N of the M images of TEST are also …".
+        say: one line for the user.
+
+    Raises:
+        DataError: a record file is missing or stale.
+    """
+    from pretrain.data.storage.overlap import num_in_common
+
+    if common := num_in_common(train, test):
+        say(
+            f"warning: {common:,} of the {test.num_samples:,} images of {test.folder} are also {what}: the figures say "
+            "little about new images"
+        )
+
+
+def warn_of_trained_images(
+    source: Path, weights: Literal["raw", "ema"], test: ShardTable, say: Callable[[str], None]
+) -> None:
+    """Warns where weights were trained on images of ``test``, as far as that can be known from here."""
+    from pretrain.data.sources import open_packed
+
+    experiment = experiment_of(weights_path(source, weights, lambda line: None))
+    if experiment is None:
+        return
+    for trained_on in experiment.data.sources:
+        try:
+            packed = open_packed(trained_on.shards, experiment.cluster, allow_pipe=False)
+            warn_of_overlap(packed.table, test, f"in {packed.location}, on which {source} was trained", say)
+        except UserError:  # the training set cannot be had from here
+            continue

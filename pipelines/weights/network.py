@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from pipelines.weights.load import load_source
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.model import ModelConfig
+from pretrain.data.batch import Batch
 from pretrain.data.images.augment import EvalTransform
 from pretrain.data.images.opening import Pixels
 from pretrain.data.on_device.device import to_model_input
 from pretrain.data.storage.class_lookup import told_apart
 from pretrain.errors import CheckpointError, ConfigError, SetupError
 from pretrain.models.families.registry import adapt_state_dict, build_model
+from pretrain.models.init import digest
 from pretrain.models.interop import Task, WeightsMetadata
 from pretrain.models.surgery import Filter
 
@@ -70,6 +72,18 @@ class Network:
         return told_apart(list(zip(ids, self.names, strict=True)))
 
 
+class Frozen(Network):
+    """A network that is asked for features (``evaluation.features.FrozenModel``)."""
+
+    def logits(self, batch: Batch) -> Tensor:
+        """See ``FrozenModel.logits``."""
+        return self.outputs(batch.images)
+
+    def digests(self) -> dict[str, str]:
+        """Name → short hash of every tensor, at the resolution that is used."""
+        return digest(self.model)
+
+
 def load_network(
     source: str | Path,
     task: Task | None,
@@ -104,6 +118,11 @@ def load_network(
     transform = EvalTransform(eval_transform_of(metadata, say), *metadata.img_size)
     chosen = pick_device(device)
     return Network(model.float().eval().requires_grad_(False).to(chosen), metadata, transform, chosen)
+
+
+def load_frozen(source: Path, **options: Any) -> Frozen:
+    """Reads weights, with or without a head; arguments and errors as ``load_network``."""
+    return Frozen(**vars(load_network(source, None, **options)))
 
 
 def network_of(

@@ -110,7 +110,8 @@ NOT_PURE_YET = ("pretrain.data.order.selection",)  # reads the drop list
 # imports its own modules, the shared folders and pretrain, and nothing imports the cli of a stage.
 SHARED: dict[str, tuple[str, ...]] = {
     "terminal": (),
-    "slurm": (),
+    "nodes": (),
+    "slurm": ("nodes",),
     "runs": ("slurm", "terminal"),
     "sources": ("runs", "terminal"),
     "weights": ("runs", "sources", "terminal"),
@@ -125,12 +126,6 @@ STAGE_IMPORTS_LEFT: frozenset[tuple[str, str]] = frozenset(
         ("pipelines.figures.sources", "pipelines.export.verification"),
         ("pipelines.predict.regression", "pipelines.predict.cli"),
         ("pipelines.predict.segmentation", "pipelines.predict.cli"),
-        ("pipelines.slurm.__main__", "pipelines.doctor.node"),
-        ("pipelines.slurm.begin", "pipelines.doctor.node"),
-        ("pipelines.slurm.preflight", "pipelines.doctor.compute"),
-        ("pipelines.slurm.preflight", "pipelines.doctor.findings"),
-        ("pipelines.slurm.preflight", "pipelines.doctor.judgement"),
-        ("pipelines.slurm.preflight", "pipelines.doctor.node"),
         ("pipelines.watch.cli", "pipelines.status.cli"),
     }
 )
@@ -210,8 +205,8 @@ LIGHT = (
     "pipelines.chain.cli",
     "pipelines.runs.run_record",
     "pipelines.status.cli",
-    "pipelines.doctor.judgement",
-    "pipelines.doctor.node",
+    "pipelines.nodes.checks",
+    "pipelines.nodes.judgement",
 )
 LIGHT_ROOMS = ("pretrain.check", "pretrain.config", "pretrain.data.order", "pretrain.sharding", "pipelines.slurm")
 
@@ -222,7 +217,7 @@ PRINTERS = (
     "pretrain.config.json_schema",
     "pretrain.telemetry.metrics",
     "pipelines.slurm",
-    "pipelines.doctor.all_reduce_rank",
+    "pipelines.nodes.compute",
     "pipelines.doctor.software",
 )
 # The one module that opens images with Pillow, and calls that read an image file without it.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.doctor import software
-from pipelines.doctor.findings import AMBER, GREEN, RED
+from pipelines.nodes.checks import AMBER, GREEN, RED
 from pretrain.check.experiment import check
 from pretrain.check.versions import check_deepspeed, outside_range
 from pretrain.config.loader import load_experiment

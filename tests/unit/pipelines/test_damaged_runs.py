@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.chain.stages import is_complete
 from pipelines.report import series
 from pipelines.report.page import page
 from pipelines.runs.run_record import RunRecord
 from pipelines.slurm import starts
-from pipelines.slurm.chain_stages import is_complete
 from pipelines.slurm.verdict import read_outcome
 from pipelines.status.cli import describe, render
 from pipelines.watch.cli import look, table

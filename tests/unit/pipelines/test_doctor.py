@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.doctor import cli as doctor
 from pipelines.doctor import software, speed
-from pipelines.doctor.findings import AMBER, GREEN, RED, Finding
+from pipelines.nodes.checks import AMBER, GREEN, RED, Finding
 
 SOFT_PROBES = ["python", "torch", "deepspeed", "versions", "gpus", "links", "memory", "shared_memory", "space", "clock"]
 SOFT_PROBES += ["open_files", "slurm"]

@@ -17,9 +17,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from pipelines.__main__ import main
 from pipelines.probe import cli as stage
 from pipelines.probe.cache import FeatureCache
-from pipelines.probe.frozen import load_frozen
 from pipelines.weights.classifier import load_classifier
-from pipelines.weights.network import stack
+from pipelines.weights.network import load_frozen, stack
 from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.data.images.augment import EvalTransform

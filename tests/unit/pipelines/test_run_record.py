@@ -12,7 +12,7 @@ from PIL import Image
 from pipelines.__main__ import main
 from pipelines.runs.run_record import RunRecord, find_runs
 from pipelines.slurm import starts
-from pipelines.terminal.durations import duration
+from pipelines.terminal.text import duration
 from pretrain.config.loader import load_experiment
 from pretrain.config.schema.model import ModelConfig
 from pretrain.engine.run_folder import COMPLETE, Verdict

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.__main__ import STAGES, main
 from pipelines.chain.cli import command, dry_run
-from pipelines.slurm.chain_stages import Stage, is_complete, sbatch_options, stages_of
+from pipelines.chain.stages import Stage, is_complete, sbatch_options, stages_of
 from pretrain.config.loader import load_file
 from pretrain.config.schema.chain import ChainConfig
 from pretrain.errors import ConfigError

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from pipelines.doctor.findings import AMBER, RED, Finding
+from pipelines.nodes.checks import AMBER, RED, Finding
 
 SLOW_GEMM = 0.8  # of the median of all GPUs; GPUs of one kind differ by a few per cent
 SLOW_LINK = 0.5  # of the median of all pairs

@@ -11,13 +11,15 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from pipelines.doctor.findings import AMBER, GREEN, RED, Finding
 from pretrain.data.storage.index import ShardTable
 from pretrain.errors import UserError
 
+GREEN, AMBER, RED = "green", "amber", "red"
+LEVELS = (GREEN, AMBER, RED)
 GIB = 2**30
 DRIVER_TIMEOUT_S = 60.0
 SHARDS_TO_OPEN = 4
@@ -25,6 +27,33 @@ READ_BYTES = 1 << 20
 SHARED_WAIT_S = 10.0  # a network file system may show a new file late
 LARGEST_SKEW_S = 2.0
 SMALLEST_SHARED_MEMORY_GIB = 1.0  # data processes hand their batches over through it
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One answer.
+
+    Attributes:
+        probe: its name, such as ``gpus``.
+        level: green; amber: it can run, but not as it should; red: it cannot.
+        text: what was found, with figures and units.
+        remedy: what to do, where it is not green.
+        values: the figures, for comparing nodes.
+        host: the node that it was found on.
+    """
+
+    probe: str
+    level: str
+    text: str
+    remedy: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+    host: str = field(default_factory=socket.gethostname)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.host}: {self.probe}: {self.text}" + (f"; {self.remedy}" if self.remedy else "")
 
 
 @dataclass(frozen=True)

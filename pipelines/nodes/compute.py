@@ -7,6 +7,8 @@ node that is slow itself is slow in both.
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Callable
 
@@ -73,3 +75,20 @@ def _best_s(run: Callable[[], object], device: torch.device) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def main() -> None:
+    """Measures and prints. Collective: all ranks."""
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if gpu else "gloo")
+    rate = all_reduce_gb_per_s(device)
+    if dist.get_rank() == 0:
+        print(json.dumps({"gb_per_s": rate, "ranks": dist.get_world_size()}), flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

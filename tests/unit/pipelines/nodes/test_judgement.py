@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.doctor.findings import AMBER, GREEN, RED, Finding
-from pipelines.doctor.judgement import judge
+from pipelines.nodes.checks import AMBER, GREEN, RED, Finding
+from pipelines.nodes.judgement import judge
 
 NODES = ("node1", "node2", "node3", "node4")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.doctor import node
-from pipelines.doctor.findings import AMBER, GREEN, RED
+from pipelines.nodes import checks
+from pipelines.nodes.checks import AMBER, GREEN, RED
 from tests.command import Commands
 
 A100 = "NVIDIA A100-SXM4-80GB, 81920, 3"
@@ -33,36 +33,36 @@ def driver(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 )
 def test_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, level: str, says: str) -> None:
     driver(tmp_path, monkeypatch, script)
-    monkeypatch.setattr(node, "DRIVER_TIMEOUT_S", 0.5 if script.startswith("sleep") else 30)
-    found = node.gpus(2)
+    monkeypatch.setattr(checks, "DRIVER_TIMEOUT_S", 0.5 if script.startswith("sleep") else 30)
+    found = checks.gpus(2)
     assert (found.level, says in found.text) == (level, True), found
 
 
 def test_gpus_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    assert node.gpus(8).level == RED and node.gpus(0).level == GREEN
+    assert checks.gpus(8).level == RED and checks.gpus(0).level == GREEN
 
 
 @pytest.mark.parametrize(("needed", "level"), [(0.001, GREEN), (1e9, RED)])
 def test_memory_and_space(tmp_path: Path, needed: float, level: str) -> None:
-    assert node.memory(needed).level == level
-    assert node.space(tmp_path / "runs" / "not yet there", needed).level == level
+    assert checks.memory(needed).level == level
+    assert checks.space(tmp_path / "runs" / "not yet there", needed).level == level
 
 
 def test_shared_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node, "SHARED_WAIT_S", 0.3)
-    assert node.shared_folder(tmp_path, "abc").level == RED
-    node.token_path(tmp_path).parent.mkdir()
-    node.token_path(tmp_path).write_text("xyz")
-    assert node.shared_folder(tmp_path, "abc").level == RED
-    assert node.shared_folder(tmp_path, "xyz").level == GREEN
+    monkeypatch.setattr(checks, "SHARED_WAIT_S", 0.3)
+    assert checks.shared_folder(tmp_path, "abc").level == RED
+    checks.token_path(tmp_path).parent.mkdir()
+    checks.token_path(tmp_path).write_text("xyz")
+    assert checks.shared_folder(tmp_path, "abc").level == RED
+    assert checks.shared_folder(tmp_path, "xyz").level == GREEN
 
 
 @pytest.mark.parametrize(("ahead", "level"), [(0, GREEN), (60, RED), (-60, RED)])
 def test_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float, level: str) -> None:
-    real = node.time.time
-    monkeypatch.setattr(node.time, "time", lambda: real() + ahead)
-    found = node.clock(tmp_path)
+    real = checks.time.time
+    monkeypatch.setattr(checks.time, "time", lambda: real() + ahead)
+    found = checks.clock(tmp_path)
     assert found.level == level and found.values["skew_s"] == pytest.approx(abs(ahead), abs=1)
 
 
@@ -70,10 +70,10 @@ def test_shards(command: Commands, tmp_path: Path) -> None:
     packing = ["--classes", "0-1", "--shard-samples", "100", "--out", tmp_path / "set"]
     command.run("python", "-m", "pipelines", "pack", "digits", *packing, check=True)
     folder = tmp_path / "set" / "train"
-    assert node.shards(folder).level == GREEN and node.shards(folder).values["mb_per_s"] > 0
+    assert checks.shards(folder).level == GREEN and checks.shards(folder).values["mb_per_s"] > 0
     last = sorted(folder.glob("*.tar"))[-1]
     last.write_bytes(last.read_bytes()[:-512])
-    assert (node.shards(folder).level, last.name in node.shards(folder).text) == (RED, True)
+    assert (checks.shards(folder).level, last.name in checks.shards(folder).text) == (RED, True)
     last.unlink()
-    assert "No such file" in node.shards(folder).text
-    assert node.shards(tmp_path / "nothing").level == RED
+    assert "No such file" in checks.shards(folder).text
+    assert checks.shards(tmp_path / "nothing").level == RED
