@@ -241,6 +241,22 @@ FILE_CALLS = frozenset(
     | {"read_text", "read_bytes", "write_text", "write_bytes", "glob", "rglob", "iterdir", "listdir", "fsync"}
 )
 
+# Attribute → the only modules that read it. Everybody else asks the family, or the sharding, what depends on it.
+ASKED_AT_HOME = {
+    "is_timm": ("pretrain.models.exchange.timm",),
+    "zero_stage": ("pretrain.config.schema.cluster", "pretrain.sharding.choice"),
+}
+# Settings of several kinds: the kind declares what others need to know, and nobody compares its ``name``.
+KINDS = frozenset({"objective", "optim", "schedule", "model"})
+# Files that do so until they ask: delete a file, add none.
+ASKING_YET = frozenset(
+    {"pretrain/assembly/objective.py", "pretrain/assembly/trainer.py", "pretrain/check/data.py"}
+    | {"pretrain/check/experiment.py", "pretrain/check/memory.py", "pretrain/config/schema/experiment.py"}
+    | {"pretrain/engine/backends.py", "pretrain/engine/deepspeed_backend.py", "pretrain/sharding/zero_memory.py"}
+    | {"pretrain/simulate.py", "pipelines/plan/estimate.py", "pipelines/plan/layouts.py", "pipelines/plan/text.py"}
+    | {"pipelines/weights/classifier.py"}
+)
+
 # The limits of a function. A comment that begins with ``long:`` or ``many:``, inside the function or on the line above
 # it, gives the reason for an exception.
 MOST_LINES, MOST_PARAMETERS = 40, 6
@@ -436,6 +452,29 @@ def _num_parameters(arguments: ast.arguments) -> int:
     return num_named + (arguments.vararg is not None) + (arguments.kwarg is not None)
 
 
+def compared_variants(tree: Tree) -> Iterator[str]:
+    """Code that tests which variant it has instead of asking the variant."""
+    for path, text in tree.items():
+        module = module_name(path)
+        for node in ast.walk(_parse(text)) if path not in ASKING_YET else ():
+            if isinstance(node, ast.Attribute) and node.attr in ASKED_AT_HOME:
+                homes = ASKED_AT_HOME[node.attr]
+                if module not in homes:
+                    yield f"{path}:{node.lineno}: {ast.unparse(node)} is read in {', '.join(homes)} only; ask its owner"
+            elif isinstance(node, ast.Compare):
+                for side in (node.left, *node.comparators):
+                    if _is_kind_name(side):
+                        yield f"{path}:{node.lineno}: {ast.unparse(node)}: ask what its kind declares, not for its name"
+
+
+def _is_kind_name(node: ast.expr) -> bool:
+    """Whether it is the ``name`` of a setting in ``KINDS``, such as ``experiment.objective.name``."""
+    if not isinstance(node, ast.Attribute) or node.attr != "name":
+        return False
+    owner = node.value
+    return (owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")) in KINDS
+
+
 def bare_prints(tree: Tree) -> Iterator[str]:
     """``print`` where ``tell`` keeps names with control characters away from the terminal."""
     for path, text in tree.items():
@@ -517,6 +556,7 @@ RULES = (
     vague_names,
     importing_inits,
     oversized_functions,
+    compared_variants,
     bare_prints,
     image_openers,
 )

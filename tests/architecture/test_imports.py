@@ -135,6 +135,12 @@ def test_every_source_file_is_under_a_rule() -> None:
         ("pretrain/helpers/x.py", "", "helpers says nothing"),
         ("pretrain/data/image_utils.py", "", "image_utils says nothing"),
         ("pretrain/data/__init__.py", "from pretrain.data import index", "a package file imports nothing"),
+        # variants
+        ("pretrain/run.py", "def f(model):\n    return model.is_timm", "run.py:2: model.is_timm is read in"),
+        ("pipelines/x.py", "def f(e):\n    return e.cluster.zero_stage > 1", "x.py:2: e.cluster.zero_stage is read in"),
+        ("pipelines/x.py", "def f(e):\n    return e.objective.name == 'softmax'", "ask what its kind declares"),
+        ("pipelines/x.py", "def f(optim):\n    return optim.name in ('lamb',)", "ask what its kind declares"),
+        ("pipelines/x.py", "def f(e):\n    return 'vit' != e.model.name", "x.py:2: 'vit' != e.model.name: ask"),
         # size
         ("pipelines/x.py", "def f():\n" + "    x = 1\n" * 40, "x.py:1: f has 41 lines, the limit is 40"),
         ("pipelines/x.py", "class A:\n    def f(self, a, b, c, d, e, *f, **g): ...", "x.py:2: f has 7 parameters"),
@@ -179,6 +185,7 @@ def test_a_violation_is_found(path: str, text: str, expected: str) -> None:
         ("pretrain/assembly/trainer.py", "from pretrain.models import vit\nfrom pretrain.data import index"),
         ("pipelines/x.py", "import subprocess\nfrom pretrain import run"),
         ("pretrain/data/__init__.py", '"""What this room is for."""'),
+        ("pipelines/x.py", "def f(path, e):\n    return path.name == 'x', [e.objective.name]"),
         ("pipelines/x.py", "# long: a table\ndef f():\n" + "    x = 1\n" * 40),
         ("pipelines/x.py", "def f(a, b, c, d, e, g, h):\n    # many: the form of the format's header\n    return a"),
         ("pipelines/x.py", "def f():\n" + "    x = 1\n" * 39),
