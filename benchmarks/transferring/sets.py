@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.pack.cli import main as pack
-from pipelines.sources.digits import DigitsSource
+from pipelines.sources.array_sets import DigitsSource
 from pretrain.errors import DataError, SetupError
 from pretrain.files import write_atomic
 

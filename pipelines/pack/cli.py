@@ -18,17 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.pack.arguments import PackRequest, parse
+from pipelines.pack.checks import check_classes, reconcile, warnings
 from pipelines.pack.contents import check_contents, finish_contents
 from pipelines.pack.finish import QUARANTINE_FILE, encode_lines, finish_split, quarantined_in
 from pipelines.pack.inputs import Inputs
 from pipelines.pack.listing import About, digest_content, list_source, load_content, load_listing, prepare_units
-from pipelines.pack.mask_classes import check_classes
 from pipelines.pack.plan import PackOptions, Plan, Shard, make_plan
-from pipelines.pack.reconcile import reconcile, warnings
 from pipelines.pack.shard import Writing, is_done, num_bad, write_shard
 from pipelines.pack.state import State, Task, Work, locked, read_state, write_state
 from pipelines.runs.pool import run_tasks
-from pipelines.sources.beside import STATE_FILE
+from pipelines.sources.file_patterns import STATE_FILE
 from pipelines.sources.samples import SAMPLES
 from pipelines.terminal.progress import LazyBar
 from pretrain.data.ledger import Ledger

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.pack.drop_list import load_dropped_keys
 from pipelines.pack.labels import LabelMap
 from pipelines.pack.plan import PlanInputs
 from pipelines.pack.split_lists import SplitLists
 from pipelines.pack.wordnet import WordNet
+from pretrain.errors import ConfigError
 from pretrain.files import write_atomic
+from pretrain.names import parsed
 
 FOLDER, LIST = "inputs", "inputs.json"
 
@@ -72,3 +73,23 @@ def _copy(source: Path, target: Path) -> Path:
     if not target.exists():
         write_atomic(target, source.read_bytes())
     return target
+
+
+def load_dropped_keys(path: Path) -> frozenset[str]:
+    """What the list names, as ``SHARD/KEY``: shard without .tar, key without extension.
+
+    Raises:
+        ConfigError: it cannot be read, or a line is something else.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--drop-list {path}: cannot be read ({error})") from error
+    keys = set()
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            keys.add(f"{parsed(entry['shard']).removesuffix('.tar')}/{parsed(entry['key'])}")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f'--drop-list {path}:{number}: not {{"shard": …, "key": …}} ({error!r})') from error
+    return frozenset(keys)

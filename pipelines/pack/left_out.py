@@ -1,16 +1,22 @@
-"""What a plan leaves out, told to the ledger: images, and labels."""
+"""What a plan leaves out: counted for the ledger, and exact duplicates, which are images with the same bytes."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.sources.relabelling import Relabelling
+from pipelines.sources.relabelling import Relabelling, without_repeats
 from pipelines.sources.table import ItemTable
 from pretrain.data.ledger import MOST_EXAMPLES, Ledger
+from pretrain.names import shown
 
 IMAGES, LABELS = "images", "labels"
 OF_LOST_IMAGE = "of an image that is left out"
+TRAIN = "train"
 
 
 class LeftOut:
@@ -46,3 +52,73 @@ class LeftOut:
         """Labels that the source did not give: of ancestors, or of an image's copies."""
         if count:
             self.ledger.found(LABELS, count)
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """What is left when each image stands once.
+
+    Attributes:
+        table: the list, with merged labels where that was asked for.
+        kept: rows that stay, ascending.
+        copies: (n, 2) rows: one that goes, and the one that stays for it.
+    """
+
+    table: ItemTable
+    kept: NDArray[np.int64]
+    copies: NDArray[np.int64]
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """What was left out, as lines of a report."""
+        for gone, stays in self.copies.tolist():
+            copy, image = (shown(self.table.key(row)) for row in (gone, stays))
+            yield {"source": copy, "because": "exact duplicate", "of": image}
+
+
+def find_duplicates(
+    table: ItemTable,
+    rows: NDArray[np.int64],
+    hashes: NDArray[np.uint64],
+    content: NDArray[np.uint64],
+    *,
+    merge: bool,
+) -> Duplicates:
+    """Keeps one row of those with equal content.
+
+    The one with the least key hash stays, so that the choice does not depend on the order of the list. Where an image
+    stands in train and in another split, the training copies go; other splits keep one copy each.
+
+    Args:
+        table: the source's list.
+        rows: those to look at.
+        hashes: key hash of every row of the table.
+        content: uint64 (N, 2) digest of every row's bytes.
+        merge: the one that stays gets the labels of its copies in the same split, behind its own.
+    """
+    is_train = np.array([name == TRAIN for name in table.split_names], dtype=bool)[table.columns["splits"][rows]]
+    split = table.columns["splits"][rows].astype(np.int64)
+    order = np.lexsort((hashes[rows], split, is_train, content[rows, 1], content[rows, 0]))
+    ordered = rows[order]
+    same = np.all(content[ordered[1:]] == content[ordered[:-1]], axis=1) if len(rows) else np.zeros(0, dtype=bool)
+    new_image = np.concatenate([[True], ~same])[: len(rows)]
+    new_split = np.concatenate([[True], ~same | (split[order][1:] != split[order][:-1])])[: len(rows)]
+    stays = new_image | (new_split & ~is_train[order])
+    # a copy in train goes for the image's first row, any other for its split's first
+    leader = np.maximum.accumulate(np.where(stays, np.arange(len(rows)), 0))
+    copies = np.stack([ordered[~stays], ordered[leader[~stays]]], axis=1)
+    if merge:
+        table = _merged(table, copies[split[order][~stays] == split[order][leader[~stays]]])
+    return Duplicates(table, np.sort(ordered[stays]), copies)
+
+
+def _merged(table: ItemTable, copies: NDArray[np.int64]) -> ItemTable:
+    """Gives each row that stays the labels of its copies too."""
+    counts, starts = table.num_labels, table.columns["label_starts"]
+    gone, stays = copies[:, 0], copies[:, 1]
+    added = counts[gone]
+    within = np.arange(added.sum()) - np.repeat(np.cumsum(added) - added, added)
+    more = table.columns["labels"][np.repeat(starts[gone], added) + within]
+    rows = np.concatenate([np.repeat(np.arange(len(table)), counts), np.repeat(stays, added)])
+    labels = np.concatenate([table.columns["labels"], more])
+    order = np.argsort(rows, kind="stable")
+    return table.with_labels(*without_repeats(labels[order], rows[order], len(table)))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines.pack.images import PackedImage
-from pipelines.sources.png import encode_grey
+from pipelines.sources.array_sets import encode_grey
 from pretrain.config.target import IGNORED_PIXEL
 from pretrain.data.images.masks import Mask, read_numbers
 from pretrain.data.images.opening import upright

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.pack.duplicates import Duplicates, find_duplicates
 from pipelines.pack.images import ImageOptions
 from pipelines.pack.labels import LabelMap, choose_classes
-from pipelines.pack.left_out import IMAGES, LeftOut
+from pipelines.pack.left_out import IMAGES, Duplicates, LeftOut, find_duplicates
 from pipelines.pack.masks import MaskOptions
 from pipelines.pack.split_lists import SplitLists
 from pipelines.pack.wordnet import WordNet

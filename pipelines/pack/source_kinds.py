@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.sources.array_sets import DigitCanvasSource, DigitsSource, FashionMnistSource
 from pipelines.sources.class_names import read_class_names
-from pipelines.sources.digit_canvases import DigitCanvasSource
-from pipelines.sources.digits import DigitsSource
-from pipelines.sources.fashion_mnist import FashionMnistSource
 from pipelines.sources.folder import FolderSource
 from pipelines.sources.image_pairs import ImagePairSource
 from pipelines.sources.imagenet21k import ImageNet21kSource

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.pack.plan import PackOptions
-from pipelines.sources.beside import STATE_FILE
+from pipelines.sources.file_patterns import STATE_FILE
 from pretrain.data.storage.index import TABLE_FILE
 from pretrain.errors import ConfigError, DataError, SetupError
 from pretrain.files import write_atomic

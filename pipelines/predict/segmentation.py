@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.predict.cli import Answer, Say, as_csv, as_json, images_of
-from pipelines.sources.png import encode_grey
+from pipelines.sources.array_sets import encode_grey
 from pipelines.weights.segmenter import Segmenter, load_segmenter
 from pretrain.data.ledger import Ledger
 from pretrain.data.workers.faults import BadSample

@@ -2,21 +2,27 @@
 
 Links are followed, to files and to folders, wherever they lead, unless a folder would be entered below itself. All
 stages that look for images in folders use this walk, so they see the same ones.
+
+Whether files may have changed is told without reading them: a file counts as the same where its name, size, time of
+change (mtime) and time of status change (ctime, in nanoseconds each) are. Programs can set the first time back but not
+the second, so on a local disk no write goes unseen. The reverse does not hold: a copy, ``chmod`` or a link changes
+ctime too, and then the packer compares the content.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from pretrain.data.ledger import Ledger
 from pretrain.errors import DataError
-from pretrain.names import shown
+from pretrain.names import shown, to_bytes
 
 KIND = "directory entries"
 HIDDEN, LOOP, DANGLING = "hidden", "link to a folder that it lies in", "dangling link"
@@ -148,3 +154,18 @@ def _has_head_of_image(path: Path) -> bool:
             return _IMAGE_HEADS.match(file.read(16)) is not None
     except OSError:
         return False
+
+
+def files_fingerprint(paths: Iterable[str | Path], *words: str) -> str:
+    """Names files and their state, and words that belong to them; a file that is missing counts as that."""
+    seen = hashlib.blake2b(digest_size=16)
+    for word in words:
+        seen.update(b"word\0" + to_bytes(word) + b"\0")
+    for path in paths:
+        try:
+            status = os.stat(path)
+            state = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+        except (OSError, ValueError):
+            state = "missing"
+        seen.update(to_bytes(os.path.basename(path)) + b"\0" + state.encode() + b"\0")
+    return seen.hexdigest()

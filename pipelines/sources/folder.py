@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from pipelines.sources.entries import IMAGE_EXTENSIONS, Walk, hidden_reason
-from pipelines.sources.fingerprints import files_fingerprint
+from pipelines.sources.entries import IMAGE_EXTENSIONS, Walk, files_fingerprint, hidden_reason
 from pipelines.sources.label_classes import in_order
 from pipelines.sources.protocol import NOT_STATED, Item, Source
 from pipelines.sources.split_folders import SplitFolders

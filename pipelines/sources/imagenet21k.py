@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from pipelines.sources.beside import compressed_note, files_with
-from pipelines.sources.fingerprints import files_fingerprint
+from pipelines.sources.entries import files_fingerprint
+from pipelines.sources.file_patterns import compressed_note, files_with
 from pipelines.sources.protocol import Item, Source
 from pipelines.sources.splits import Place, SplitFrom, splits_of_files
 from pipelines.sources.tars import KIND as MEMBERS

@@ -20,8 +20,7 @@ from pipelines.sources.label_doubts import (
     refuse_odd_names,
     refuse_two_spellings,
 )
-from pipelines.sources.label_values import Atom, Kind, Reading, number_of, read_label
-from pipelines.sources.multi_hot import Form, MultiHot
+from pipelines.sources.label_values import Atom, Form, Kind, MultiHot, Reading, number_of, read_label
 from pipelines.sources.relabelling import InList, Relabelling, union_of
 from pretrain.data.storage.class_lookup import WHOLE_NUMBER
 from pretrain.errors import ConfigError, DataError

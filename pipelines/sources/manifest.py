@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipelines.sources.class_names import ClassList
-from pipelines.sources.fingerprints import files_fingerprint
+from pipelines.sources.entries import files_fingerprint
+from pipelines.sources.file_patterns import is_url
 from pipelines.sources.label_classes import LabelCollector, LabelOptions
 from pipelines.sources.manifest_rows import SUFFIXES, hint, is_json, rows_of
-from pipelines.sources.names import is_url
 from pipelines.sources.protocol import NOT_STATED, UNKNOWN_NUM_BYTES, Item, Source
 from pipelines.sources.relabelling import relabel
 from pipelines.sources.remote import Downloads

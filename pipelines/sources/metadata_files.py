@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sources.class_names import ClassList
-from pipelines.sources.entries import IMAGE_EXTENSIONS, Walk
-from pipelines.sources.fingerprints import files_fingerprint
+from pipelines.sources.entries import IMAGE_EXTENSIONS, Walk, files_fingerprint
 from pipelines.sources.label_classes import LabelOptions
 from pipelines.sources.manifest import LABELS, MASK, TARGET, ManifestSource
 from pipelines.sources.manifest_rows import Row, is_json, rows_of

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from pipelines.sources.class_names import ClassList, read_class_names
-from pipelines.sources.fingerprints import files_fingerprint
+from pipelines.sources.entries import files_fingerprint
+from pipelines.sources.file_patterns import distinct_names, find_files
 from pipelines.sources.label_classes import LabelCollector, LabelOptions
 from pipelines.sources.label_values import decode_label, read_label
-from pipelines.sources.names import distinct_names, find_files
 from pipelines.sources.parquet_columns import (
     check_columns,
     choose_columns,

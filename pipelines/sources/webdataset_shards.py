@@ -11,11 +11,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipelines.sources.beside import add_img2dataset, compressed_note
 from pipelines.sources.class_names import ClassList, class_list, read_class_names
-from pipelines.sources.fingerprints import files_fingerprint
+from pipelines.sources.entries import files_fingerprint
+from pipelines.sources.file_patterns import add_img2dataset, compressed_note, distinct_names, find_files, is_remote
 from pipelines.sources.label_classes import LabelCollector, LabelOptions
-from pipelines.sources.names import distinct_names, find_files, is_remote
 from pipelines.sources.protocol import NOT_STATED, Item, Source
 from pipelines.sources.relabelling import relabel
 from pipelines.sources.remote import RemoteFiles, place_of

@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.runs.pool import run_tasks
-from pipelines.sources.beside import STATE_FILE, compressed_note, files_with
 from pipelines.sources.class_names import ClassList, class_list, read_class_names
+from pipelines.sources.file_patterns import STATE_FILE, compressed_note, expand_braces, files_with, is_remote
 from pipelines.sources.label_classes import FORMS, LabelOptions
 from pipelines.sources.label_doubts import gaps_in_words
-from pipelines.sources.names import expand_braces, is_remote
 from pipelines.sources.protocol import NOT_STATED
 from pipelines.sources.remote import RemoteFiles, add_options, place_of
 from pipelines.sources.samples import SAMPLES

@@ -23,7 +23,7 @@ import pytest
 
 from pipelines import finetune
 from pipelines.__main__ import main as stage
-from pipelines.sources.png import encode_grey
+from pipelines.sources.array_sets import encode_grey
 from pretrain import run
 from pretrain.data.storage.card import Card
 from pretrain.data.storage.index import ShardTable

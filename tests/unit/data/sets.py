@@ -14,7 +14,7 @@ from pipelines.pack.finish import finish_split
 from pipelines.pack.masks import MaskOptions
 from pipelines.pack.plan import PackOptions, Plan, Shard, Split
 from pipelines.pack.shard import Writing, write_shard
-from pipelines.sources.png import encode_grey
+from pipelines.sources.array_sets import encode_grey
 from pipelines.sources.protocol import Item, Source
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.target import Target

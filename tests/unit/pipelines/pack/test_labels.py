@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.pack.duplicates import find_duplicates
 from pipelines.pack.labels import LabelMap
+from pipelines.pack.left_out import find_duplicates
 from pipelines.pack.plan import PackOptions, PlanInputs, make_plan
 from pipelines.pack.split_lists import SplitLists
 from pipelines.pack.wordnet import DEBIAN_FILE, WordNet

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.__main__ import main
-from pipelines.sources.digits import DigitsSource
+from pipelines.sources.array_sets import DigitsSource
 from pipelines.sources.vtab_tasks import why_not
 from pretrain.data.storage.card import Card
 from pretrain.data.storage.index import ShardTable

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pipelines.sources.names import distinct_names, find_files
+from pipelines.sources.file_patterns import distinct_names, find_files
 from pipelines.sources.splits import splits_of_files
 from pretrain.errors import DataError
 

@@ -1,17 +1,43 @@
 from __future__ import annotations
 
 import gzip
+import pickle
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
-from pipelines.sources import fashion_mnist
-from pipelines.sources.fashion_mnist import FashionMnistSource
+from pipelines.sources import array_sets
+from pipelines.sources.array_sets import DigitsSource, FashionMnistSource
 from pretrain.data.images.decode import open_image
 from pretrain.errors import DataError, SetupError
 
 RNG = np.random.default_rng(0)
+
+
+def test_digits_are_those_of_scikit_learn_without_loss():
+    source = DigitsSource()
+    items = source.items()
+    bunch: Any = load_digits()
+    assert len(items) == 1797
+    assert [item.labels for item in items] == [(label,) for label in bunch.target.tolist()]
+    for index in (0, 7, 1796):
+        data, extension = source.read(items[index])
+        pixels = open_image(data).decode()
+        assert extension == "png"
+        assert pixels.shape == (8, 8, 3)
+        assert np.array_equal(np.rint(pixels[..., 0] / (255 / 16)), bunch.images[index])
+        assert np.array_equal(pixels[..., 0], pixels[..., 2])
+
+
+def test_a_process_gets_the_source_without_its_images():
+    source = DigitsSource()
+    items = source.items()
+    sent = pickle.dumps(source)
+    assert len(sent) < 2000
+    assert pickle.loads(sent).read(items[3]) == source.read(items[3])
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -77,14 +103,14 @@ def test_damaged_files_are_refused(published, damage, message):
 
 
 def test_without_files_and_network_the_error_says_how_to_install_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "absent")
+    monkeypatch.setattr(array_sets, "DEBIAN_FOLDER", tmp_path / "absent")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr("torchvision.datasets.FashionMNIST.mirrors", [f"file://{tmp_path}/nowhere/"])
     with pytest.raises(SetupError, match="sudo apt-get install dataset-fashion-mnist"):
         FashionMnistSource().items()
 
 
-@pytest.mark.skipif(not fashion_mnist.DEBIAN_FOLDER.is_dir(), reason="dataset-fashion-mnist is not installed")
+@pytest.mark.skipif(not array_sets.DEBIAN_FOLDER.is_dir(), reason="dataset-fashion-mnist is not installed")
 def test_debians_files_are_found():
     items = FashionMnistSource().items()
     assert [sum(item.split == split for item in items) for split in ("train", "test")] == [60_000, 10_000]
