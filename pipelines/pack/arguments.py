@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.pack.inputs import Inputs
+from pipelines.pack.inputs import Inputs, PlanInputs
 from pipelines.pack.masks import ORIENTATIONS
-from pipelines.pack.plan import PackOptions, PlanInputs
+from pipelines.pack.options import PackOptions
 from pipelines.pack.source_kinds import OF_SOURCE, SOURCE_OPTIONS, SOURCES, SourceKind
 from pipelines.pack.state import Task
 from pipelines.pack.wordnet import DEBIAN_FILE

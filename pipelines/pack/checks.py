@@ -15,6 +15,7 @@ from pipelines.pack.listing import About
 from pipelines.pack.masks import MaskOptions
 from pipelines.pack.plan import Plan, Shard
 from pipelines.sources.protocol import Source
+from pipelines.sources.samples import SAMPLES
 from pretrain.data.ledger import MOST_EXAMPLES, Ledger
 from pretrain.data.storage.card import Card
 from pretrain.data.storage.index import Records, records_name
@@ -23,6 +24,22 @@ from pretrain.names import parsed, shown
 from pretrain.redaction import redacted
 
 MOST_SHOWN = 8
+
+
+def check_samples(about: About, max_bad_rate: float) -> None:
+    """Refuses a source with too many samples that are broken and could not be listed.
+
+    Raises:
+        DataError: says what is wrong with them.
+    """
+    account = about.ledger.accounts.get(SAMPLES)
+    if account is None or account.num_lost <= max_bad_rate * account.found:
+        return
+    kinds = "; ".join(f"{reason} × {lost.count}, such as {lost.examples[0]}" for reason, lost in account.lost.items())
+    raise DataError(
+        f"{account.num_lost} of {account.found} samples cannot be used ({kinds}), more than --max-bad-rate "
+        f"{max_bad_rate:g} allows. Correct the tars, or run again with a higher --max-bad-rate"
+    )
 
 
 def reconcile(out: Path, plan: Plan, source: About | Source) -> Ledger:

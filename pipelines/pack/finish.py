@@ -10,17 +10,21 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pipelines.pack.checks import reconcile
+from pipelines.pack.contents import finish_contents
 from pipelines.pack.listing import About
-from pipelines.pack.plan import PackOptions, Plan, Shard, Split
+from pipelines.pack.options import PackOptions
+from pipelines.pack.plan import Plan, Shard, Split
 from pipelines.sources.protocol import Source
 from pipelines.sources.vectors import Moments
 from pretrain.data.ledger import Ledger
-from pretrain.data.storage.card import CARD_FILE, CLASSES_FILE, READABLE_FILE, Card, encode_classes
+from pretrain.data.storage.card import Card, encode_classes
 from pretrain.data.storage.index import Records, ShardRow, ShardTable, records_name
-from pretrain.files import digest, write_atomic
+from pretrain.files import TEMPORARY_SUFFIX, digest, write_atomic
 from pretrain.names import printable_in
 
 QUARANTINE_FILE = "quarantine.jsonl"
+DROPPED_FILE = "dropped.jsonl"
 NOT_ON_CARD = frozenset(["name", "licence", "release", "source"])  # said in fields of their own
 
 
@@ -33,10 +37,27 @@ def quarantined_in(folder: Path, shards: Iterable[Shard]) -> list[dict[str, Any]
     ]
 
 
+def finish(out: Path, plan: Plan, about: About, options: PackOptions) -> list[Card]:
+    """Completes a pack all of whose shards are written; returns the card of each split.
+
+    Raises:
+        DataError: the ledger does not add up.
+    """
+    for folder in (out, *(out / split.name for split in plan.splits)):
+        remove_leftovers(folder)
+    if plan.duplicates is not None and len(plan.duplicates.copies):
+        write_atomic(out / DROPPED_FILE, encode_lines(plan.duplicates.entries()))
+    ledger = reconcile(out, plan, about)
+    finish_contents(out, plan)
+    cards = [finish_split(out / split.name, split, plan, about, options, ledger) for split in plan.splits]
+    (out / QUARANTINE_FILE).unlink(missing_ok=True)  # of an earlier run that found too many
+    return cards
+
+
 def finish_split(
     folder: Path, split: Split, plan: Plan, source: About | Source, options: PackOptions, ledger: Ledger | None = None
 ) -> Card:
-    """Writes everything beside the shards; index.json comes last and marks the split as whole.
+    """Writes everything beside the shards; index.json comes last and marks the split as complete.
 
     Args:
         folder: of the split.
@@ -44,52 +65,58 @@ def finish_split(
         plan: of the pack.
         source: the source's description of the data set.
         options: of the pack.
-        ledger: where everything in the source went.
+        ledger: what became of everything in the source.
     """
     quarantined = quarantined_in(folder, split.shards)
     if quarantined:
         write_atomic(folder / QUARANTINE_FILE, encode_lines(quarantined))
     counted = Counts(len(plan.classes))
     rows = [counted.add(folder, shard.name) for shard in split.shards]
-    is_labelled = plan.target == "labels"
-    max_labels = counted.max_labels if is_labelled else 0
+    max_labels = counted.max_labels if plan.target == "labels" else 0
     table = ShardTable(folder, rows, num_classes=len(plan.classes), max_labels=max_labels, target=plan.target)
-    classes = encode_classes(list(plan.classes))
     card = Card(
-        name=options.name or source.name,
         split=split.name,
-        source=source.origin,
-        release=options.release or source.release,
-        licence=options.licence or source.licence,
-        homepage=source.homepage,
         num_samples=table.num_samples,
         num_classes=len(plan.classes),
         labels=_kind_of_labels(plan, source),
         max_labels=max_labels,
         num_shards=len(rows),
         num_bytes=sum(row.num_bytes for row in rows),
-        split_rule=source.split_rule,
         held_out=plan.held_out,
         selection=plan.selection,
-        lists=dict(source.lists),
         quarantined=dict(sorted(Counter(entry["kind"] for entry in quarantined).items())),
         dropped=plan.dropped,
-        changed=dict(sorted(counted.changes.items())),
-        short_sides={str(size): counted.short_sides[size] for size in sorted(counted.short_sides)},
         class_counts=[] if plan.target == "vector" else counted.classes.tolist(),
-        target_mean=counted.moments.mean.tolist(),
-        target_std=counted.moments.std.tolist(),
-        options=_shown_options(options),
         ledger=ledger.accounts if ledger else {},
-        shuffle_seed=options.seed,
-        classes_digest=digest(classes),
+        classes_digest=digest(encode_classes(list(plan.classes))),
         index_digest=table.digest,
+        **counted.on_card(),
+        **_described(source, options),
     )
-    write_atomic(folder / CLASSES_FILE, classes)
-    write_atomic(folder / READABLE_FILE, card.to_markdown(list(plan.classes)))
-    write_atomic(folder / CARD_FILE, card.to_json())
+    card.save(folder, list(plan.classes))
     table.save()
     return card
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes partly written files; no other process may be writing into the folder."""
+    for leftover in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+        leftover.unlink()
+
+
+def _described(source: About | Source, options: PackOptions) -> dict[str, Any]:
+    """The fields of a card that say what was packed, in the source's words or the user's."""
+    return {
+        "name": options.name or source.name,
+        "source": source.origin,
+        "release": options.release or source.release,
+        "licence": options.licence or source.licence,
+        "homepage": source.homepage,
+        "split_rule": source.split_rule,
+        "lists": dict(source.lists),
+        "options": _shown_options(options),
+        "shuffle_seed": options.seed,
+    }
 
 
 def _kind_of_labels(plan: Plan, source: About | Source) -> Literal["single", "multi", "vector", "mask"]:
@@ -115,6 +142,15 @@ class Counts:
         self.short_sides: Counter[int] = Counter()
         self.changes: Counter[str] = Counter()
         self.moments = Moments()
+
+    def on_card(self) -> dict[str, Any]:
+        """The fields of a card that hold counts."""
+        return {
+            "changed": dict(sorted(self.changes.items())),
+            "short_sides": {str(size): self.short_sides[size] for size in sorted(self.short_sides)},
+            "target_mean": self.moments.mean.tolist(),
+            "target_std": self.moments.std.tolist(),
+        }
 
     def add(self, folder: Path, name: str) -> ShardRow:
         """Counts one shard and returns its row of the table."""

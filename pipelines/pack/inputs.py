@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.pack.labels import LabelMap
-from pipelines.pack.plan import PlanInputs
 from pipelines.pack.split_lists import SplitLists
 from pipelines.pack.wordnet import WordNet
 from pretrain.errors import ConfigError
@@ -18,6 +17,25 @@ from pretrain.files import write_atomic
 from pretrain.names import parsed
 
 FOLDER, LIST = "inputs", "inputs.json"
+
+
+@dataclass(frozen=True)
+class PlanInputs:
+    """What the options name and the plan needs the content of.
+
+    Attributes:
+        label_map: classes that become others.
+        wordnet: where ancestors come from.
+        split_lists: which image belongs to which split.
+        content: uint64 (N, 2), digest of each row's bytes, where duplicates are not kept.
+        dropped_keys: samples that a drop list names, as SHARD/KEY.
+    """
+
+    label_map: LabelMap | None = None
+    wordnet: WordNet | None = None
+    split_lists: SplitLists | None = None
+    content: NDArray[np.uint64] | None = None
+    dropped_keys: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.pack.plan import PackOptions
+from pipelines.pack.options import PackOptions
 from pipelines.sources.file_patterns import STATE_FILE
 from pretrain.data.storage.index import TABLE_FILE
 from pretrain.errors import ConfigError, DataError, SetupError

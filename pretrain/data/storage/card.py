@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pretrain.data.ledger import Account, Ledger
 from pretrain.errors import DataError
-from pretrain.files import digest
+from pretrain.files import digest, write_atomic
 from pretrain.names import printable, printable_in
 from pretrain.redaction import redacted_in
 from pretrain.text_files import read_text
@@ -122,6 +122,12 @@ class Card(BaseModel):
                 "again from where it was packed, or pack the set again; texts such as the licence may be changed"
             )
         return card
+
+    def save(self, folder: Path, classes: list[tuple[str, str]]) -> None:
+        """Writes the card and its classes, (id, name) in index order, into a split's folder; card.json comes last."""
+        write_atomic(folder / CLASSES_FILE, encode_classes(classes))
+        write_atomic(folder / READABLE_FILE, self.to_markdown(classes))
+        write_atomic(folder / CARD_FILE, self.to_json())
 
     def to_json(self) -> bytes:
         """card.json; equal cards give equal bytes."""

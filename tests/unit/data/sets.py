@@ -12,7 +12,8 @@ from PIL import Image
 
 from pipelines.pack.finish import finish_split
 from pipelines.pack.masks import MaskOptions
-from pipelines.pack.plan import PackOptions, Plan, Shard, Split
+from pipelines.pack.options import PackOptions
+from pipelines.pack.plan import Plan, Shard, Split
 from pipelines.pack.shard import Writing, write_shard
 from pipelines.sources.array_sets import encode_grey
 from pipelines.sources.protocol import Item, Source

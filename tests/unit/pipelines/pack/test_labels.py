@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.pack.inputs import PlanInputs
 from pipelines.pack.labels import LabelMap
 from pipelines.pack.left_out import find_duplicates
-from pipelines.pack.plan import PackOptions, PlanInputs, make_plan
+from pipelines.pack.options import PackOptions
+from pipelines.pack.plan import make_plan
 from pipelines.pack.split_lists import SplitLists
 from pipelines.pack.wordnet import DEBIAN_FILE, WordNet
 from pipelines.sources.protocol import Item

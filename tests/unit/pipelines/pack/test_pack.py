@@ -370,7 +370,7 @@ def test_a_pack_without_digests_of_its_source_says_that_it_does_not_know(tmp_pat
     (tmp_path / "out" / "contents.json").unlink()
     next(bitmaps.rglob("*.bmp")).touch()
     assert pack(*arguments) == 0
-    assert "whether pixels have changed is not known" in capsys.readouterr().out
+    assert "whether pixels have changed is unknown" in capsys.readouterr().out
 
 
 def test_a_damaged_finished_pack_is_no_silent_success(tmp_path, photos, capsys):

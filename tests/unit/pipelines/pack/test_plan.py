@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 
 from pipelines.pack.labels import parse_classes
-from pipelines.pack.plan import PackOptions, Plan, make_plan
+from pipelines.pack.options import PackOptions
+from pipelines.pack.plan import Plan, make_plan
 from pipelines.sources.protocol import Item
 from pretrain.errors import ConfigError, DataError
 

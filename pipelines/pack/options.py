@@ -1,0 +1,99 @@
+"""The options that decide the packed bytes, and whether they fit what the source has."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipelines.pack.images import ImageOptions
+from pipelines.pack.masks import MaskOptions
+from pretrain.config.target import IN_WORDS, Target
+from pretrain.errors import ConfigError
+
+OF_MASKS = ("reduce_zero_label", "mask_values", "mask_none", "mask_orientation")
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """What decides the packed bytes. Two packs with equal options and equal sources are equal.
+
+    Files are named by their digest: ``label_map``, ``split_lists``.
+    """
+
+    source: str
+    nested_labels: bool = False
+    seed: int = 0
+    shard_bytes: int = 256_000_000
+    shard_samples: int = 10_000
+    holdout: float = 0.0
+    classes: str = ""
+    per_class: int = 0
+    name: str = ""
+    licence: str = ""
+    release: str = ""
+    label_map: str = ""
+    hierarchy: str = ""
+    duplicates: str = "keep"
+    split_lists: dict[str, str] = field(default_factory=dict)
+    images: str = "keep"
+    encode: str = ""
+    quality: int = 95
+    short_side: int = 0
+    min_side: int = 0
+    max_pixels: int = 0
+    drop_list: str = ""
+    reduce_zero_label: bool = False
+    mask_values: str = ""
+    mask_none: str = ""
+    mask_orientation: str = "auto"
+    of_source: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as JSON values."""
+        return asdict(self)
+
+    @property
+    def of_images(self) -> ImageOptions:
+        """What is done to every image."""
+        return ImageOptions(
+            self.images, self.encode, self.quality, self.short_side, self.min_side, self.max_pixels or None
+        )
+
+    def of_masks(self, num_classes: int) -> MaskOptions:
+        """What the numbers of masks mean.
+
+        Raises:
+            ConfigError: see ``MaskOptions.of``.
+        """
+        return MaskOptions.of(
+            num_classes,
+            values=self.mask_values,
+            none=self.mask_none,
+            reduce_zero_label=self.reduce_zero_label,
+            orientation=self.mask_orientation,
+        )
+
+    def check_target(self, target: Target, num_classes: int) -> None:
+        """Refuses options that mean nothing for what the source's images have.
+
+        Args:
+            target: what they have.
+            num_classes: classes of the source.
+
+        Raises:
+            ConfigError: names the option.
+        """
+        if target == "mask":
+            self.of_masks(num_classes)
+        elif given := next((name for name in OF_MASKS if getattr(self, name) != getattr(PackOptions(""), name)), ""):
+            option = f"--{given.replace('_', '-')}"
+            raise ConfigError(f"{option} is about masks, but this source has none; leave it out")
+        of_labels = {
+            "--classes": self.classes,
+            "--per-class": self.per_class,
+            "--label-map": self.label_map,
+            "--hierarchy": self.hierarchy,
+            "--duplicates merge": self.duplicates == "merge",
+        }
+        if target != "labels" and (given := next((name for name, value in of_labels.items() if value), "")):
+            raise ConfigError(f"{given} is about class labels, but the images of this source have {IN_WORDS[target]}")

@@ -1,0 +1,181 @@
+"""Which images a plan takes, and in which split each is: narrowed step by step, with everything left out on record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.pack.left_out import Duplicates, LeftOut, find_duplicates
+from pipelines.pack.split_lists import SplitLists
+from pipelines.sources.relabelling import Relabelling, num_with_repeats, relabel
+from pipelines.sources.samples import split_name
+from pipelines.sources.splits import to_split_name
+from pipelines.sources.table import ItemTable
+from pretrain import seeds
+from pretrain.data.storage.class_lookup import Classes
+from pretrain.errors import ConfigError, DataError
+
+FIRST_SPLITS = ("train", "val")
+Rows = NDArray[np.int64]
+
+
+class Selection:
+    """The images of a source's list that are still to be packed.
+
+    Args:
+        table: the list.
+        classes: of the source.
+
+    Attributes:
+        table: the list with the labels that images have by now.
+        classes: (id, name) of those labels.
+        rows: int64 (n,), the images that are left, ascending.
+        hashes: uint64 (N,), of every key of the list.
+        left_out: what the steps took away.
+        is_multi: a step may have given one image several labels.
+        repeated: images that the source gives one label twice.
+        duplicates: which images are copies of others, once ``drop_copies`` has looked.
+        notes: remarks on what the steps did.
+
+    Raises:
+        DataError: two images have one key.
+    """
+
+    def __init__(self, table: ItemTable, classes: Classes) -> None:
+        self.table, self.classes = table, classes
+        self.rows, self.hashes = np.arange(len(table)), table.key_hashes()
+        table.check_unique(self.hashes)
+        self.left_out, self.repeated = LeftOut(table), num_with_repeats(table)
+        self.is_multi = False
+        self.duplicates: Duplicates | None = None
+        self.notes: list[str] = []
+        self._was_labelled = table.num_labels > 0
+
+    def relabel(self, changes: Iterable[Callable[[Classes], Relabelling]]) -> None:
+        """Changes labels, each time from the classes that the change before has made."""
+        for change_of in changes:
+            change, before = change_of(self.classes), self.table
+            self.table, self.classes = relabel(before, change), change.classes
+            self.left_out.relabelled(before, self.table, change)
+            self.is_multi = self.is_multi or change.is_multi
+
+    def keep_labelled(self) -> None:
+        """Leaves out images without a label."""
+        has_label = self.table.num_labels > 0
+        self.left_out.rows(self.table, np.flatnonzero(~self._was_labelled), "no label")
+        self.left_out.rows(self.table, np.flatnonzero(self._was_labelled & ~has_label), "no label chosen")
+        self.rows = self.rows[has_label[self.rows]]
+
+    def drop(self, keys: frozenset[str]) -> None:
+        """Leaves out the samples that a drop list names as SHARD/KEY.
+
+        Raises:
+            DataError: some of them are not there.
+        """
+        if not keys:
+            return
+        names = (self.table.key(int(row)) for row in self.rows)
+        stays = np.array([split_name(name)[0] not in keys for name in names], dtype=bool)
+        if not_found := len(keys) - int((~stays).sum()):
+            raise DataError(f"--drop-list: {not_found} of its {len(keys)} samples are not among those to pack")
+        self._leave_out(~stays, "drop list")
+
+    def drop_copies(self, content: NDArray[np.uint64], *, merge: bool) -> None:
+        """Leaves out all but one of the images with equal bytes; see ``find_duplicates``."""
+        found = self.duplicates = find_duplicates(self.table, self.rows, self.hashes, content, merge=merge)
+        self.left_out.rows(self.table, np.setdiff1d(self.rows, found.kept), "exact duplicate")
+        self.left_out.added(len(found.table.columns["labels"]) - len(self.table.columns["labels"]))
+        self.table, self.rows = found.table, found.kept
+
+    def by_split(self, lists: SplitLists | None, holdout: float) -> dict[str, Rows]:
+        """The rows of each split, train and val first.
+
+        Args:
+            lists: name the images of some splits.
+            holdout: share of train that becomes val, chosen by the hash of the key.
+
+        Raises:
+            DataError: a split has a name that cannot be a folder, or see ``SplitLists.assign``.
+        """
+        _check_split_names([*self.table.split_names, *(lists.names if lists else [])])
+        names = [*FIRST_SPLITS, *(name for name in self.table.split_names if name not in FIRST_SPLITS)]
+        number = np.array([names.index(name) for name in self.table.split_names], dtype=np.int64)
+        codes = number[self.table.columns["splits"][self.rows]]
+        if lists:
+            wanted = lists.assign(self.table, self.rows)  # -1: on no list
+            self.notes += lists.notes
+            names += [name for name in lists.names if name not in names]
+            in_list = np.array([names.index(name) for name in lists.names], dtype=np.int64)
+            codes = np.where(wanted >= 0, in_list[wanted], -1 if "train" in lists.names else codes)
+            self.left_out.rows(self.table, self.rows[codes < 0], "on no split list")
+        if holdout:
+            held = seeds.uniform("holdout", self.hashes[self.rows]) < holdout
+            codes = np.where(held & (codes == 0), 1, codes)
+        made = {name: self.rows[codes == index] for index, name in enumerate(names)}
+        if holdout and not lists:
+            self._note_mixed_val(made["val"])
+        return made
+
+    def few(self, train: Rows, per_class: int, seed: int) -> Rows:
+        """The first images of each class in a seeded order; a larger number keeps those of a smaller one.
+
+        Args:
+            train: the rows of train.
+            per_class: how many of each class, by an image's last label.
+            seed: of the order.
+
+        Raises:
+            DataError: a class has fewer.
+        """
+        last_labels = self.table.columns["labels"][self.table.columns["label_starts"][train + 1] - 1]
+        by_order = np.argsort(seeds.hash64(seed, "per_class", self.hashes[train]), kind="stable")
+        by_class = by_order[np.argsort(last_labels[by_order], kind="stable")]
+        counts = np.bincount(last_labels, minlength=len(self.classes))
+        rank = np.arange(len(train)) - np.repeat(np.cumsum(counts) - counts, counts)
+        short = [
+            f"{name} ({count})" for (_, name), count in zip(self.classes, counts, strict=True) if count < per_class
+        ]
+        if short and not np.any(self.table.num_labels[train] > 1):
+            raise DataError(f"--per-class {per_class}: too few training images in {', '.join(short[:8])}")
+        kept = train[by_class[rank < per_class]]
+        self.left_out.rows(self.table, np.setdiff1d(train, kept), "more than --per-class")
+        return kept
+
+    def check_not_empty(self, splits: dict[str, Rows], holdout: float) -> None:
+        """Refuses a plan without training images, or with an empty hold-out.
+
+        Raises:
+            ConfigError: so it is.
+        """
+        has_train = "train" in self.table.split_names  # the lists of VTAB-1k are called otherwise
+        if (has_train and not len(splits["train"])) or not any(map(len, splits.values())):
+            raise ConfigError("no training image is left; choose more classes or a smaller --holdout")
+        if holdout and not len(splits["val"]):
+            raise ConfigError(f"--holdout {holdout:g} holds out none of {len(splits['train'])} images; raise it")
+
+    def _leave_out(self, goes: NDArray[np.bool_], reason: str) -> None:
+        self.left_out.rows(self.table, self.rows[goes], reason)
+        self.rows = self.rows[~goes]
+
+    def _note_mixed_val(self, val: Rows) -> None:
+        """Remarks that val holds more than the source's own images."""
+        if "val" not in self.table.split_names:
+            return
+        own = int((self.table.columns["splits"][val] == self.table.split_names.index("val")).sum())
+        self.notes.append(
+            f"val has {own} images of the source's own val and {len(val) - own} held out of train; leave --holdout out "
+            "to keep it as the source has it"
+        )
+
+
+def _check_split_names(names: Iterable[str]) -> None:
+    """Splits become folders: whatever source named them, they are plain names, and no two are one on any disk."""
+    known: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        if to_split_name(name, "a split of the source") != name:
+            raise DataError(f"the source calls a split {name!r}; it must be {to_split_name(name, '')!r}")
+        other = known.setdefault(name.lower(), name)
+        if other != name:
+            raise DataError(f"the splits {other!r} and {name!r} differ in upper and lower case alone; rename one")
