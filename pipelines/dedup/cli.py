@@ -3,7 +3,7 @@
 OUT/drop.jsonl     one line per image to leave out: shard, key, because; for data.drop_list and pack --drop-list
 OUT/report.html    the pairs side by side
 OUT/summary.json   counts and settings
-OUT/prints/        what was computed of every image; a run that was killed goes on with it
+OUT/prints/        what was computed of every image; a killed run resumes from it
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from pipelines.dedup.prints import PrintJob, Prints, make_prints
 from pipelines.dedup.report import Pair, write_report
 from pipelines.dedup.sets import ImageSet
 from pipelines.runs.pool import run_tasks
+from pipelines.terminal.arguments import add_json, add_workers, stage_parser
 from pipelines.terminal.progress import LazyBar
+from pretrain.command_line import Parser
 from pretrain.data.ledger import MOST_EXAMPLES, Ledger
 from pretrain.errors import ConfigError
 from pretrain.files import write_atomic
@@ -61,42 +63,23 @@ def main(argv: Sequence[str]) -> int:
 
 
 def deduplicate(args: argparse.Namespace) -> dict[str, Any]:
-    """Finds and writes everything; returns the summary."""
+    """Finds and writes everything; returns the summary.
+
+    Raises:
+        DataError: a folder holds no images.
+    """
     started, ledger = time.monotonic(), Ledger()
     upstream = ImageSet.open(args.upstream, ledger)
     tests = [ImageSet.open(path, ledger) for path in args.against]
-    workers = args.workers or len(os.sched_getaffinity(0))
     args.out.mkdir(parents=True, exist_ok=True)
-    folder = args.out / "prints"
-    jobs = [PrintJob(images, folder, VIEWS, True) for images in tests]
-    job = PrintJob(upstream, folder, COARSE_VIEWS, False)
-    for one in [*jobs, job]:
-        _make_all(one, workers)
-        _account(ledger, one)
-    test_prints = _joined([Prints.load(one.path(part)) for one in jobs for part in range(len(one.images.parts))])
-    side = TestSide(test_prints)
-    names = [(images, part, key) for images in tests for part in range(len(images.parts)) for key in images.keys(part)]
-    first_of_part = {}
-    for place, (images, part, _) in enumerate(names):
-        first_of_part.setdefault((images.folder, part), place)
-    pairs: list[Pair] = []
-    for parts in _chunks(upstream):
-        prints = _joined([Prints.load(job.path(part)) for part in parts])
-        owners = [(part, index) for part in parts for index in range(upstream.sizes[part])]
-        keys = {part: upstream.keys(part) for part in parts}
-        for match in _matches(side, prints, args, workers):
-            part, index = owners[match.upstream]
-            test, test_part, test_key = names[match.test]
-            test_index = match.test - first_of_part[test.folder, test_part]
-            pairs.append(Pair(part, index, keys[part][index], test, test_part, test_index, test_key, match))
-    pairs.sort(key=lambda pair: (pair.part, pair.index))
+    pairs, num_test = _pairs(upstream, tests, args, ledger)
     lines = [json.dumps(_line(upstream, pair)) for pair in pairs]
     write_atomic(args.out / "drop.jsonl", "".join(f"{line}\n" for line in lines))
     summary = {
         "upstream": shown(args.upstream),
         "against": [shown(path) for path in args.against],
         "num_upstream": upstream.num_images,
-        "num_test": len(names),
+        "num_test": num_test,
         "num_dropped": len(pairs),
         "found": dict(sorted(Counter(pair.match.how for pair in pairs).items())),
         "ledger": ledger.to_dict(),
@@ -108,6 +91,32 @@ def deduplicate(args: argparse.Namespace) -> dict[str, Any]:
     write_report(args.out / "report.html", upstream, pairs, summary)
     write_atomic(args.out / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _pairs(
+    upstream: ImageSet, tests: Sequence[ImageSet], args: argparse.Namespace, ledger: Ledger
+) -> tuple[list[Pair], int]:
+    """The pairs in the order of the upstream images, and the number of test images."""
+    workers, folder = args.workers or len(os.sched_getaffinity(0)), args.out / "prints"
+    jobs = [PrintJob(images, folder, VIEWS, True) for images in tests]
+    job = PrintJob(upstream, folder, COARSE_VIEWS, False)
+    for one in [*jobs, job]:
+        _make_all(one, workers)
+        _account(ledger, one)
+    side = TestSide(_joined([Prints.load(one.path(part)) for one in jobs for part in range(len(one.images.parts))]))
+    places = [
+        (images, part, index, key)
+        for images in tests
+        for part in range(len(images.parts))
+        for index, key in enumerate(images.keys(part))
+    ]
+    pairs: list[Pair] = []
+    for parts in _chunks(upstream):
+        prints = _joined([Prints.load(job.path(part)) for part in parts])
+        owners = [(part, index, key) for part in parts for index, key in enumerate(upstream.keys(part))]
+        for match in _matches(side, prints, args, workers):
+            pairs.append(Pair(*owners[match.upstream], *places[match.test], match))
+    return sorted(pairs, key=lambda pair: (pair.part, pair.index)), len(places)
 
 
 def _account(ledger: Ledger, job: PrintJob) -> None:
@@ -178,19 +187,14 @@ def _line(upstream: ImageSet, pair: Pair) -> dict[str, Any]:
     return {**place, "because": because, "score": round(pair.match.score, 3)}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines dedup",
-        description="Finds exact and near-duplicates of test images in a training set.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = stage_parser("dedup", "Finds exact and near-duplicates of test images in a training set.", EXAMPLES)
     add = parser.add_argument
     add("upstream", type=Path, metavar="UPSTREAM", help="packed split to clean (or a folder of images)")
     add("--against", type=Path, nargs="+", required=True, metavar="TEST", help="packed splits or folders of images")
     add("--out", type=Path, required=True, help="folder for the drop list, the report and what was computed")
     add("--threshold", type=float, default=DEFAULT_THRESHOLD, help=f"least correlation ({DEFAULT_THRESHOLD})")
     add("--radius", type=int, default=RADIUS, help=f"bits of 63 in which a candidate's hash may differ ({RADIUS})")
-    add("--workers", type=int, help="processes (one per core)")
-    add("--json", action="store_true", help="print the summary as one line of JSON")
+    add_workers(parser)
+    add_json(parser, "the summary as one line of JSON")
     return parser

@@ -7,23 +7,23 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipelines.pack.inputs import Inputs, PlanInputs
-from pipelines.pack.masks import ORIENTATIONS
 from pipelines.pack.options import PackOptions
-from pipelines.pack.source_kinds import OF_SOURCE, SOURCE_OPTIONS, SOURCES, SourceKind
+from pipelines.pack.source_kinds import SOURCES, SourceKind, options_of_sources
 from pipelines.pack.state import Task
 from pipelines.pack.wordnet import DEBIAN_FILE
-from pipelines.sources.label_classes import FORMS as LABEL_FORMS
 from pipelines.sources.label_values import LARGEST_NUMBER
+from pipelines.sources.options import Option, SourceOptions
 from pipelines.sources.protocol import Source
-from pipelines.sources.remote import add_options
-from pipelines.sources.splits import SPLIT_FROM
+from pipelines.terminal.arguments import add_json, stage_parser
+from pretrain.command_line import Parser
 from pretrain.data.images.opening import MAX_PIXELS
 from pretrain.errors import ConfigError
 from pretrain.files import file_digest
 from pretrain.outputs import check_output_folder
-from pretrain.text_files import UTF8, known_encoding
+from pretrain.text_files import known_encoding
 
 DEFAULT_MAX_BAD_RATE = 0.01
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -31,8 +31,89 @@ EXAMPLES = """examples:
   python -m pipelines pack digits --classes 0-4 --holdout 0.2 --out data/digits_upstream
   python -m pipelines pack folder photos/ --out data/photos --holdout 0.1 --workers 8
   python -m pipelines pack folder clipart/ --nested-labels --out data/clipart
-Killed at any moment, the same command goes on where it was; finished, it has nothing to do.
+Rerun a killed command to resume; once the set is complete, it has nothing to do.
 On a cluster, task I of N does its share (--task I/N), and then: python -m pipelines pack merge data/photos"""
+
+
+def _num_bytes(text: str) -> int:
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write a number and a unit, such as 256MB or 1GiB")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def _option(name: str, text: str, **rest: Any) -> Option:
+    return Option(name, text, **{"group": "", **rest})
+
+
+IMAGES, WHICH, LABELS, CARD = "images", "which images", "labels", "on the card"
+# What every source understands; the options of some sources are in source_kinds.py.
+OPTIONS = (
+    _option("out", "folder to make; gets one sub-folder per split", default=None, type=Path),
+    _option("seed", "seed of the global shuffle (0)", default=0, type=int),
+    _option("workers", "processes (one per core, fewer for a small set)", default=None, type=int),
+    _option("task", "do only the I-th of N shares; then: pack merge DIR", metavar="I/N"),
+    _option("shard_bytes", "largest size of a tar (256MB)", default="256MB", type=_num_bytes),
+    _option("shard_samples", "most images in a tar (10000)", default=10_000, type=int),
+    _option("holdout", "share of the training images that becomes val (0)", default=0.0, type=float, group=WHICH),
+    _option(
+        "split",
+        "images of a split, one key or name a line",
+        default=[],
+        metavar="NAME=FILE",
+        repeats=True,
+        group=WHICH,
+    ),
+    _option("classes", "only these: ids, names or ranges of indices, such as 0-4,7", group=WHICH),
+    _option("per_class", "only so many training images of each class", default=0, type=int, group=WHICH),
+    _option("max_bad_rate", "share that may be bad (0.01)", default=DEFAULT_MAX_BAD_RATE, type=float, group=WHICH),
+    _option(
+        "duplicates",
+        "images with equal bytes: keep all, drop all but one, or merge the labels into that one (keep)",
+        default="keep",
+        choices=("keep", "drop", "merge"),
+        group=WHICH,
+    ),
+    _option(
+        "label_map",
+        "CSV from,to[,name]: classes that become others",
+        default=None,
+        type=Path,
+        metavar="FILE",
+        group=LABELS,
+    ),
+    _option("hierarchy", "add the WordNet ancestors of each class to its images", choices=("wordnet",), group=LABELS),
+    _option(
+        "wordnet",
+        "WordNet 3.0's data.noun (Debian: wordnet-base)",
+        default=None,
+        type=Path,
+        metavar="FILE",
+        group=LABELS,
+    ),
+    _option(
+        "images",
+        "rgb: upright RGB without metadata; keep: the bytes as they are",
+        default=None,
+        choices=("rgb", "keep"),
+        group=IMAGES,
+    ),
+    _option(
+        "short_side", "shorter side in pixels above which an image is made smaller", default=0, type=int, group=IMAGES
+    ),
+    _option(
+        "encode",
+        "format of all images (default: lossless images stay lossless)",
+        choices=("jpeg", "webp"),
+        group=IMAGES,
+    ),
+    _option("quality", "of lossy encoding (95)", default=None, type=int, group=IMAGES),
+    _option("min_side", "leave out images whose shorter side is shorter", default=0, type=int, group=IMAGES),
+    _option(
+        "max_pixels", "refuse images with more, before they are decoded (89478485)", default=0, type=int, group=IMAGES
+    ),
+    _option("name", "name of the data set on its card", group=CARD),
+)
 
 
 @dataclass(frozen=True)
@@ -70,12 +151,11 @@ def parse(argv: Sequence[str]) -> PackRequest:
     check_output_folder(args.out)
     kind = SOURCES[args.source]
     _check_paths(args, kind)
-    for name, default in SOURCE_OPTIONS.items():
-        if getattr(args, name) != default and name not in kind.options:
-            those = ", ".join(sorted(other for other, entry in SOURCES.items() if name in entry.options))
-            raise ConfigError(f"--{_dashed(name)} belongs to {those}; with {args.source} it would be ignored")
+    for option, those in options_of_sources().items():
+        if option.is_given(args) and args.source not in those:
+            raise ConfigError(f"{option.flag} belongs to {', '.join(those)}; with {args.source} it would be ignored")
     inputs = Inputs.load(_input_paths(args))
-    source = kind.make(args)
+    source = kind.make(args, SourceOptions.of(args))
     return PackRequest(
         source=source,
         options=_options(args, source, inputs),
@@ -162,84 +242,25 @@ def _options(args: argparse.Namespace, source: Source, inputs: Inputs) -> PackOp
     lists = inputs.content.split_lists
     given["label_map"] = file_digest(args.label_map) if args.label_map else ""
     given["drop_list"] = file_digest(args.drop_list) if args.drop_list else ""
-    given["of_source"] = {
-        name: str(getattr(args, name)) for name in OF_SOURCE if getattr(args, name) != SOURCE_OPTIONS[name]
-    }
+    deciding = [option for option in SOURCES[args.source].options if option.decides_list and option.is_given(args)]
+    given["of_source"] = {option.name: str(getattr(args, option.name)) for option in deciding}
     given["split_lists"] = {entry.split: entry.digest for entry in lists.lists} if lists else {}
     return PackOptions(**given)
 
 
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines pack",
-        description="Packs labelled images into WebDataset shards with an index and a data set card.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _parser() -> Parser:
+    parser = stage_parser(
+        "pack", "Packs labelled images into WebDataset shards with an index and a data set card.", EXAMPLES
     )
-    add = parser.add_argument
-    add("source", choices=[*sorted(SOURCES), "merge"], help="kind of source; merge: finish what --task packed")
-    add("paths", nargs="*", metavar="PATH", help="; ".join(f"{n}: {k.paths}" for n, k in SOURCES.items() if k.paths))
-    add("--out", type=Path, help="folder to make; gets one sub-folder per split")
-    add("--seed", type=int, default=0, help="seed of the global shuffle (0)")
-    add("--workers", type=int, help="processes (one per core, fewer for a small set)")
-    add("--task", default="", metavar="I/N", help="do only the I-th of N shares; then: pack merge DIR")
-    add("--shard-bytes", type=_num_bytes, default="256MB", help="largest size of a tar (256MB)")
-    add("--shard-samples", type=int, default=10_000, help="most images in a tar (10000)")
-    add("--json", action="store_true", help="print the result as one line of JSON")
-    add = parser.add_argument_group("which images").add_argument
-    add("--holdout", type=float, default=0.0, help="share of the training images that becomes val (0)")
-    add("--split", action="append", default=[], metavar="NAME=FILE", help="images of a split, one key or name a line")
-    split_from = "what decides the split: folders before file names (auto), only one of them, or nothing: all is train"
-    add("--split-from", choices=SPLIT_FROM, default="auto", help=split_from)
-    add("--classes", default="", help="only these: ids, names or ranges of indices, such as 0-4,7")
-    add("--per-class", type=int, default=0, help="only so many training images of each class")
-    add("--max-bad-rate", type=float, default=DEFAULT_MAX_BAD_RATE, help="share that may be bad (0.01)")
-    duplicates = "images with equal bytes: keep all, drop all but one, or merge the labels into that one (keep)"
-    add("--duplicates", choices=["keep", "drop", "merge"], default="keep", help=duplicates)
-    add("--drop-list", type=Path, metavar="FILE", help="webdataset: leave out what dedup found (drop.jsonl)")
-    add = parser.add_argument_group("sources").add_argument
-    add("--image-column", default="", help="parquet: column of the images")
-    add("--label-column", default="", help="column of the labels; webdataset: cls, txt, or a key of KEY.json")
-    add("--target-column", default="", help="parquet: column of the numbers of a regression, in the place of labels")
-    names = "webdataset, masks, manifest of masks: a name per line, id,name, NUMBER NAME, index,id,name, or JSON"
-    add("--class-names", type=Path, metavar="FILE", help=names)
-    add("--encoding", default=UTF8, help="of text in tars, tables and class names without a byte-order mark (utf-8)")
-    add("--reduce-zero-label", action="store_true", help="masks: 0 is no class, and k + 1 stands for class k (ADE20K)")
-    add("--mask-values", default="", metavar="N,…", help="masks: the number of each class (0,1,…), such as 0,255")
-    add("--mask-none", default="", metavar="N,…", help="masks: numbers of pixels without a class (255)")
-    turned = "masks of images with an EXIF orientation: as the image is stored, or upright (auto: their size tells)"
-    add("--mask-orientation", choices=ORIENTATIONS, default="auto", help=turned)
-    add("--allow-empty-classes", action="store_true", help="masks: a class may occur in none of them")
-    add_options(add)
-    add("--root", type=Path, help="manifest: where relative paths count from (its folder)")
-    add = parser.add_argument_group("labels").add_argument
-    forms = "what labels are where they could be several things: class numbers, names, or lists of 0 and 1"
-    add("--labels-are", choices=LABEL_FORMS, default="", help=forms)
-    add("--num-classes", type=int, default=0, help="of labels that are numbers (the largest + 1)")
-    add("--nested-labels", action="store_true", help="folder: every folder above a file is a label")
-    add("--label-map", type=Path, metavar="FILE", help="CSV from,to[,name]: classes that become others")
-    add("--hierarchy", choices=["wordnet"], default="", help="a synset becomes itself and all that it is a kind of")
-    add("--wordnet", type=Path, metavar="FILE", help="WordNet 3.0's data.noun (Debian: wordnet-base)")
-    add = parser.add_argument_group("images").add_argument
-    add("--images", choices=["rgb", "keep"], help="rgb: upright RGB without metadata; keep: the bytes as they are")
-    add("--short-side", type=int, default=0, help="shorter side in pixels above which an image is made smaller")
-    add("--encode", choices=["jpeg", "webp"], default="", help="all images become this (else: lossless ones stay so)")
-    add("--quality", type=int, help="of what is encoded anew with losses (95)")
-    add("--min-side", type=int, default=0, help="leave out images whose shorter side is shorter")
-    add("--max-pixels", type=int, default=0, help="refuse images with more, before they are decoded (89478485)")
-    add = parser.add_argument_group("on the card").add_argument
-    add("--name", default="", help="name of the data set on its card")
-    add("--licence", default="", help="licence and terms of the images")
-    add("--release", default="", help="edition of the source, such as fall11")
+    parser.add_argument(
+        "source", choices=[*sorted(SOURCES), "merge"], help="kind of source; merge: finish what --task packed"
+    )
+    paths = "; ".join(f"{name}: {kind.paths}" for name, kind in SOURCES.items() if kind.paths)
+    parser.add_argument("paths", nargs="*", metavar="PATH", help=paths)
+    groups = {"": parser.add_argument}
+    for option in (*OPTIONS, *options_of_sources()):
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group).add_argument
+        option.declare(groups[option.group])
+    add_json(parser)
     return parser
-
-
-def _num_bytes(text: str) -> int:
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
-    if match is None or match[2].upper() not in UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write a number and a unit, such as 256MB or 1GiB")
-    return int(float(match[1]) * UNITS[match[2].upper()])

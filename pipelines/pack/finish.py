@@ -57,18 +57,17 @@ def finish(out: Path, plan: Plan, about: About, options: PackOptions) -> list[Ca
 def finish_split(
     folder: Path, split: Split, plan: Plan, source: About | Source, options: PackOptions, ledger: Ledger | None = None
 ) -> Card:
-    """Writes everything beside the shards; index.json comes last and marks the split as complete.
+    """Writes everything beside the shards of ``split``; index.json comes last and marks the split as complete.
 
     Args:
         folder: of the split.
-        split: what was written there.
+        split: one of those of ``plan``.
         plan: of the pack.
-        source: the source's description of the data set.
+        source: describes the data set.
         options: of the pack.
         ledger: what became of everything in the source.
     """
-    quarantined = quarantined_in(folder, split.shards)
-    if quarantined:
+    if quarantined := quarantined_in(folder, split.shards):
         write_atomic(folder / QUARANTINE_FILE, encode_lines(quarantined))
     counted = Counts(len(plan.classes))
     rows = [counted.add(folder, shard.name) for shard in split.shards]
@@ -76,21 +75,19 @@ def finish_split(
     table = ShardTable(folder, rows, num_classes=len(plan.classes), max_labels=max_labels, target=plan.target)
     card = Card(
         split=split.name,
-        num_samples=table.num_samples,
         num_classes=len(plan.classes),
         labels=_kind_of_labels(plan, source),
         max_labels=max_labels,
-        num_shards=len(rows),
-        num_bytes=sum(row.num_bytes for row in rows),
         held_out=plan.held_out,
         selection=plan.selection,
-        quarantined=dict(sorted(Counter(entry["kind"] for entry in quarantined).items())),
+        quarantined=_kinds(quarantined),
         dropped=plan.dropped,
         class_counts=[] if plan.target == "vector" else counted.classes.tolist(),
         ledger=ledger.accounts if ledger else {},
         classes_digest=digest(encode_classes(list(plan.classes))),
         index_digest=table.digest,
         **counted.on_card(),
+        **_totals(table),
         **_described(source, options),
     )
     card.save(folder, list(plan.classes))
@@ -102,6 +99,15 @@ def remove_leftovers(folder: Path) -> None:
     """Removes partly written files; no other process may be writing into the folder."""
     for leftover in folder.glob(f"*{TEMPORARY_SUFFIX}"):
         leftover.unlink()
+
+
+def _totals(table: ShardTable) -> dict[str, int]:
+    num_bytes = sum(row.num_bytes for row in table.rows)
+    return {"num_samples": table.num_samples, "num_shards": len(table.rows), "num_bytes": num_bytes}
+
+
+def _kinds(quarantined: list[dict[str, Any]]) -> dict[str, int]:
+    return dict(sorted(Counter(entry["kind"] for entry in quarantined).items()))
 
 
 def _described(source: About | Source, options: PackOptions) -> dict[str, Any]:

@@ -12,11 +12,20 @@ from numpy.typing import NDArray
 from pipelines.pack.labels import LabelMap
 from pipelines.pack.split_lists import SplitLists
 from pipelines.pack.wordnet import WordNet
+from pipelines.sources.options import Option
 from pretrain.errors import ConfigError
 from pretrain.files import write_atomic
 from pretrain.names import parsed
 
 FOLDER, LIST = "inputs", "inputs.json"
+DROP_LIST = Option(
+    "drop_list",
+    "webdataset: leave out what dedup found (drop.jsonl)",
+    default=None,
+    group="which images",
+    type=Path,
+    metavar="FILE",
+)
 
 
 @dataclass(frozen=True)

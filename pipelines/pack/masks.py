@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipelines.pack.images import PackedImage
 from pipelines.sources.array_sets import encode_grey
+from pipelines.sources.options import Option
 from pretrain.config.target import IGNORED_PIXEL
 from pretrain.data.images.masks import Mask, read_numbers
 from pretrain.data.images.opening import upright
@@ -21,6 +22,23 @@ from pretrain.errors import ConfigError
 
 MASK_EXTENSION = "seg.png"
 ORIENTATIONS = ("auto", "stored", "upright")
+OPTIONS = (
+    Option(
+        "reduce_zero_label",
+        "masks: 0 is not a class, and k + 1 means class k (ADE20K)",
+        default=False,
+        is_flag=True,
+    ),
+    Option("mask_values", "masks: the number of each class (0,1,…), such as 0,255", metavar="N,…"),
+    Option("mask_none", "masks: numbers of pixels without a class (255)", metavar="N,…"),
+    Option(
+        "mask_orientation",
+        "masks of images with an EXIF orientation: as the image is stored, or upright (auto: their size tells)",
+        default="auto",
+        choices=ORIENTATIONS,
+    ),
+    Option("allow_empty_classes", "masks: a class may occur in none of them", default=False, is_flag=True),
+)
 TURNED = "mask turned with its image"
 _LARGEST = 65_535
 _UNKNOWN = -1

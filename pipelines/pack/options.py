@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipelines.pack.images import ImageOptions
+from pipelines.pack.masks import OPTIONS as OF_MASKS
 from pipelines.pack.masks import MaskOptions
 from pretrain.config.target import IN_WORDS, Target
 from pretrain.errors import ConfigError
-
-OF_MASKS = ("reduce_zero_label", "mask_values", "mask_none", "mask_orientation")
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,10 @@ class PackOptions:
         """
         if target == "mask":
             self.of_masks(num_classes)
-        elif given := next((name for name in OF_MASKS if getattr(self, name) != getattr(PackOptions(""), name)), ""):
-            option = f"--{given.replace('_', '-')}"
-            raise ConfigError(f"{option} is about masks, but this source has none; leave it out")
+        else:
+            for option in OF_MASKS:
+                if getattr(self, option.name, option.default) != option.default:
+                    raise ConfigError(f"{option.flag} is about masks, but this source has none; leave it out")
         of_labels = {
             "--classes": self.classes,
             "--per-class": self.per_class,

@@ -107,11 +107,11 @@ def make_plan(
 
     Args:
         items: the source's list.
-        classes: the source's classes.
+        classes: its classes.
         options: what is wanted.
         inputs: contents of the files that the options name.
-        multi_label: the source's images may have several labels.
-        target: what the source's images have.
+        multi_label: its images may have several labels.
+        target: what its images have.
 
     Raises:
         ConfigError: a class is unknown, the selection leaves nothing, or an option is about labels that there are not.
@@ -119,26 +119,11 @@ def make_plan(
     """
     inputs = inputs or PlanInputs()
     options.check_target(target, len(classes))
-    table = ItemTable.of(items)
-    chosen = Selection(table, classes)
-    chosen.relabel(_changes(options, inputs))
-    if target == "labels":
-        chosen.keep_labelled()
-    chosen.drop(inputs.dropped_keys)
-    if options.duplicates != "keep":
-        assert inputs.content is not None, "duplicates are found by content"
-        chosen.drop_copies(inputs.content, merge=options.duplicates == "merge")
-    by_split = chosen.by_split(inputs.split_lists, options.holdout)
-    if options.per_class:
-        by_split["train"] = chosen.few(by_split["train"], options.per_class, options.seed)
-    chosen.check_not_empty(by_split, options.holdout)
+    chosen = Selection(table := ItemTable.of(items), classes)
+    by_split = _select(chosen, options, inputs, are_labelled=target == "labels")
     return Plan(
         classes=tuple(chosen.classes),
-        splits=tuple(
-            Split(name, _cut(chosen.table, _shuffled(rows, chosen.hashes, options.seed), options))
-            for name, rows in by_split.items()
-            if len(rows)
-        ),
+        splits=tuple(_split(name, rows, chosen, options) for name, rows in by_split.items() if len(rows)),
         listing=table.listing(chosen.hashes, classes),
         selection=_selection(options),
         held_out=_held_out(options, inputs.split_lists),
@@ -151,6 +136,24 @@ def make_plan(
     )
 
 
+def _select(
+    chosen: Selection, options: PackOptions, inputs: PlanInputs, *, are_labelled: bool
+) -> dict[str, NDArray[np.int64]]:
+    """Takes the steps of the selection in their order; returns the rows of each split."""
+    chosen.relabel(_changes(options, inputs))
+    if are_labelled:
+        chosen.keep_labelled()
+    chosen.drop(inputs.dropped_keys)
+    if options.duplicates != "keep":
+        assert inputs.content is not None, "duplicates are found by content"
+        chosen.drop_copies(inputs.content, merge=options.duplicates == "merge")
+    by_split = chosen.by_split(inputs.split_lists, options.holdout)
+    if options.per_class:
+        by_split["train"] = chosen.few(by_split["train"], options.per_class, options.seed)
+    chosen.check_not_empty(by_split, options.holdout)
+    return by_split
+
+
 def _changes(options: PackOptions, inputs: PlanInputs) -> Iterator[Callable[[Classes], Relabelling]]:
     """What happens to labels, in this order: the map, the hierarchy, the choice of classes."""
     if inputs.label_map:
@@ -161,8 +164,10 @@ def _changes(options: PackOptions, inputs: PlanInputs) -> Iterator[Callable[[Cla
         yield lambda classes: choose_classes(options.classes, classes)
 
 
-def _shuffled(rows: NDArray[np.int64], hashes: NDArray[np.uint64], seed: int) -> NDArray[np.int64]:
-    return rows[np.argsort(seeds.hash64(seed, "pack", hashes[rows]), kind="stable")]
+def _split(name: str, rows: NDArray[np.int64], chosen: Selection, options: PackOptions) -> Split:
+    """Shuffles the rows of a split, and cuts them into shards."""
+    order = np.argsort(seeds.hash64(options.seed, "pack", chosen.hashes[rows]), kind="stable")
+    return Split(name, _cut(chosen.table, rows[order], options))
 
 
 def _cut(table: ItemTable, rows: NDArray[np.int64], options: PackOptions) -> tuple[Shard, ...]:

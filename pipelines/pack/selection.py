@@ -134,9 +134,8 @@ class Selection:
         by_class = by_order[np.argsort(last_labels[by_order], kind="stable")]
         counts = np.bincount(last_labels, minlength=len(self.classes))
         rank = np.arange(len(train)) - np.repeat(np.cumsum(counts) - counts, counts)
-        short = [
-            f"{name} ({count})" for (_, name), count in zip(self.classes, counts, strict=True) if count < per_class
-        ]
+        pairs = zip(self.classes, counts, strict=True)
+        short = [f"{identifier} ({count})" for (identifier, _), count in pairs if count < per_class]
         if short and not np.any(self.table.num_labels[train] > 1):
             raise DataError(f"--per-class {per_class}: too few training images in {', '.join(short[:8])}")
         kept = train[by_class[rank < per_class]]

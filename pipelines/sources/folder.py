@@ -8,12 +8,16 @@ from pathlib import Path, PurePosixPath
 
 from pipelines.sources.entries import IMAGE_EXTENSIONS, Walk, files_fingerprint, hidden_reason
 from pipelines.sources.label_classes import in_order
+from pipelines.sources.options import Option, SourceOptions
 from pipelines.sources.protocol import NOT_STATED, Item, Source
 from pipelines.sources.split_folders import SplitFolders
 from pipelines.sources.splits import TRAIN, SplitFrom, is_split_word
 from pretrain.errors import DataError
 from pretrain.names import shown
 
+NESTED_LABELS = Option(
+    "nested_labels", "every folder above a file is a label", default=False, group="labels", is_flag=True
+)
 LISTS = frozenset(["txt", "csv", "jsonl", "json"])
 
 
@@ -24,9 +28,8 @@ class FolderSource(Source):
 
     Args:
         root: one sub-folder per class, perhaps below one per split. Files deeper down belong to the class folder above.
+        how: the name of the set, by default the folder's, and what decides the split; see split_folders.py.
         nested_labels: every folder on the way to a file is one of its labels.
-        name: of the data set; by default the folder's.
-        split_from: what decides the split; see pipelines/sources/split_folders.py.
 
     Attributes:
         remarks: put in front of the notes.
@@ -34,18 +37,17 @@ class FolderSource(Source):
 
     looks_at_files = True
 
-    def __init__(
-        self, root: Path, *, nested_labels: bool = False, name: str = "", split_from: SplitFrom = "auto"
-    ) -> None:
+    def __init__(self, root: Path, how: SourceOptions | None = None, *, nested_labels: bool = False) -> None:
+        how = how or SourceOptions()
         self.root = Path(root)
         self.multi_label = nested_labels
-        self.name = name or self.root.resolve().name
+        self.name = how.name or self.root.resolve().name
         self.origin = f"folder {self.root.resolve()}"
         self.licence = NOT_STATED
         self.classes: list[tuple[str, str]] = []
         self.notes: list[str] = []
         self.remarks: list[str] = []
-        self.split_from: SplitFrom = split_from
+        self.split_from: SplitFrom = how.split_from
 
     def fingerprint(self) -> str:
         """See ``Source.fingerprint``."""

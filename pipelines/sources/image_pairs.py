@@ -8,10 +8,11 @@ from pathlib import Path, PurePosixPath
 
 from pipelines.sources.entries import IMAGE_EXTENSIONS, Found, Walk
 from pipelines.sources.folder import folder_fingerprint, images_of
+from pipelines.sources.options import SourceOptions
 from pipelines.sources.protocol import NOT_STATED, Item, Source
 from pipelines.sources.splits import Place, SplitFrom, splits_of_files
 from pretrain.data.ledger import Ledger
-from pretrain.errors import DataError
+from pretrain.errors import ConfigError, DataError
 
 
 class ImagePairSource(Source):
@@ -22,30 +23,28 @@ class ImagePairSource(Source):
     Args:
         images: folder of the images.
         masks: folder of the masks.
-        classes: (id, name) in the order of the masks' numbers.
-        name: of the data set; by default that of the folder which holds both.
-        split_from: what decides the split.
+        how: the list of the classes, in the order of the masks' numbers; the name of the set, by default that of the
+            folder with both; and what decides the split.
+
+    Raises:
+        ConfigError: no list of classes is named.
     """
 
     target = "mask"
 
     looks_at_files = True
 
-    def __init__(
-        self,
-        images: Path,
-        masks: Path,
-        classes: list[tuple[str, str]],
-        *,
-        name: str = "",
-        split_from: SplitFrom = "auto",
-    ) -> None:
-        self.root, self.masks, self.classes = images, masks, classes
-        self.name = name or images.resolve().parent.name
+    def __init__(self, images: Path, masks: Path, how: SourceOptions) -> None:
+        names = how.class_list()
+        if names is None:
+            raise ConfigError("the source masks needs --class-names FILE: a class per line, in the masks' order")
+        self.classes = names.from_zero("masks")
+        self.root, self.masks = images, masks
+        self.name = how.name or images.resolve().parent.name
         self.origin = f"images {images.resolve()}, masks {masks.resolve()}"
         self.licence = NOT_STATED
         self.notes: list[str] = []
-        self.split_from: SplitFrom = split_from
+        self.split_from: SplitFrom = how.split_from
 
     def fingerprint(self) -> str:
         """See ``Source.fingerprint``."""

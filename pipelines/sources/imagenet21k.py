@@ -15,8 +15,9 @@ from pathlib import Path, PurePosixPath
 
 from pipelines.sources.entries import files_fingerprint
 from pipelines.sources.file_patterns import compressed_note, files_with
+from pipelines.sources.options import SourceOptions
 from pipelines.sources.protocol import Item, Source
-from pipelines.sources.splits import Place, SplitFrom, splits_of_files
+from pipelines.sources.splits import Place, splits_of_files
 from pipelines.sources.tars import KIND as MEMBERS
 from pipelines.sources.tars import Member, RangeReader, Section, members_in, members_of
 from pretrain.data.ledger import Ledger
@@ -31,16 +32,16 @@ class ImageNet21kSource(Source):
 
     Args:
         path: the tar of tars, or a folder of per-synset tars.
-        name: of the data set.
-        split_from: what decides the split of a tar.
+        how: the name of the set, and what decides the split of a tar.
     """
 
     homepage = "https://image-net.org"
     licence = "ImageNet terms of access: non-commercial research and education; the images belong to their owners"
 
-    def __init__(self, path: Path, *, name: str = "", split_from: SplitFrom = "auto") -> None:
+    def __init__(self, path: Path, how: SourceOptions | None = None) -> None:
+        how = how or SourceOptions()
         self.path = path
-        self.name = name or "imagenet21k"
+        self.name = how.name or "imagenet21k"
         self.origin = str(path)
         self.classes: list[tuple[str, str]] = []
         self.notes: list[str] = []
@@ -52,7 +53,7 @@ class ImageNet21kSource(Source):
         if not self._files:
             raise DataError(f"{path} holds no .tar; give the tar of per-synset tars, or a folder of them")
         folder = Path(os.path.abspath(path)).name if path.is_dir() else ""
-        self._splits = splits_of_files([Place(file.name, folder) for file in self._files], split_from)
+        self._splits = splits_of_files([Place(file.name, folder) for file in self._files], how.split_from)
         self.split_rule, self.notes = self._splits.rule, [*self._splits.notes, *compressed_note(self._beside)]
         self._reader = RangeReader()
 

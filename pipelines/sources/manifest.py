@@ -13,23 +13,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines.sources.class_names import ClassList
 from pipelines.sources.entries import files_fingerprint
 from pipelines.sources.file_patterns import is_url
 from pipelines.sources.label_classes import LabelCollector, LabelOptions
 from pipelines.sources.manifest_rows import SUFFIXES, hint, is_json, rows_of
+from pipelines.sources.options import Option, SourceOptions
 from pipelines.sources.protocol import NOT_STATED, UNKNOWN_NUM_BYTES, Item, Source
 from pipelines.sources.relabelling import relabel
 from pipelines.sources.remote import Downloads
 from pipelines.sources.split_folders import SplitFolders
-from pipelines.sources.splits import SplitFrom, to_split_name
+from pipelines.sources.splits import to_split_name
 from pipelines.sources.table import ItemTable
 from pipelines.sources.vectors import VectorLength, to_vector
 from pretrain.data.ledger import Ledger
 from pretrain.data.storage.web_address import path_in
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import file_digest
-from pretrain.text_files import UTF8
 
 SEPARATOR = "|"
 PLACES = ("path", "url", "image", "file_name")
@@ -38,6 +37,9 @@ ROWS = "rows"
 TARGET = "target"
 MASK = "mask"
 SPLIT = "split"
+ROOT = Option(
+    "root", "manifest: where relative paths count from (its folder)", default=None, type=Path, decides_list=True
+)
 
 
 class ManifestSource(Source):
@@ -48,52 +50,39 @@ class ManifestSource(Source):
 
     Args:
         path: the file: .csv, .tsv or .jsonl.
-        root: where relative paths count from.
-        name: of the data set.
-        classes: list of the classes of labels or masks.
-        labels: what the user says of the labels.
-        label_column: their column; "": ``label`` or ``labels``.
-        encoding: of a file without a byte-order mark.
-        split_from: what decides the split where the table lacks a split column; see split_folders.py.
+        how: how labels, classes and splits are read; see ``SourceOptions``.
+        root: where relative paths count from; None: the file's folder.
     """
 
     looks_at_files = True
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        root: Path | None = None,
-        name: str = "",
-        classes: ClassList | None = None,
-        labels: LabelOptions | None = None,
-        label_column: str = "",
-        encoding: str = UTF8,
-        split_from: SplitFrom = "auto",
-    ) -> None:
+    def __init__(self, path: Path, how: SourceOptions | None = None, *, root: Path | None = None) -> None:
         if path.suffix.lower() not in SUFFIXES:
             raise ConfigError(f"{path}: a manifest is a .csv, .tsv or .jsonl")
         if not path.is_file():
             raise DataError(f"{path} does not exist; give the .csv, .tsv or .jsonl that names the images")
-        self.path, self.root, self.downloads = path, root or path.parent, Downloads()
-        self.name, self.licence = name or path.stem, NOT_STATED
+        how = how or SourceOptions()
+        self.path, self.root, self.name = path, root or path.parent, how.name or path.stem
         self.origin = f"manifest {path} ({file_digest(path)})"
-        self.classes: list[tuple[str, str]] = []
-        self.notes: list[str] = []
-        self.split_from: SplitFrom = split_from
-        self._labels, self._label_column, self._encoding = labels or LabelOptions(), label_column, encoding
-        self._typed, self._list, self._split_place = is_json(path), classes, str(path.with_suffix(""))
-        self._begin()
+        self._split_place = str(path.with_suffix(""))
+        self._begin(how, typed=is_json(path))
 
-    def _begin(self) -> None:
-        """Looks at the columns: what an image has, and whether the options are about that."""
+    def _begin(self, how: SourceOptions, *, typed: bool) -> None:
+        """Looks at the columns: what an image has, and whether the options are about that.
+
+        Args:
+            how: the options.
+            typed: values have types, as in JSON.
+        """
+        self.licence, self.classes, self.notes, self.downloads = NOT_STATED, [], [], Downloads()
+        self._how, self._typed, self._list = how, typed, how.class_list()
         _, row = self._first_row()
         self._named = [name for name in row if name.startswith(f"{TARGET}.")]
         self.multi_label = self._column == "labels"
         self.target = "vector" if self._named or TARGET in row else "mask" if MASK in row else "labels"
         if self.target == "mask" and self._list is None:
             raise ConfigError(f"{self.path}: masks need --class-names FILE, a class per line")
-        if self.target != "labels" and (self._label_column or self._labels != LabelOptions()):
+        if self.target != "labels" and (self._how.label_column or self._how.labels != LabelOptions()):
             raise ConfigError(
                 f"{self.path}: --label-column, --labels-are and --num-classes would be ignored: it has no labels"
             )
@@ -145,7 +134,7 @@ class ManifestSource(Source):
         self.classes = [(name, name) for name in names] or lengths.classes
 
     def _with_classes(self, splits: Sequence[str]) -> ItemTable:
-        labels = LabelCollector(self._labels)
+        labels = LabelCollector(self._how.labels)
         labels.begin(self._list)
         items = zip(self._with_labels(labels), splits, strict=True)
         table = ItemTable.of(item._replace(split=split) for item, split in items)
@@ -182,13 +171,13 @@ class ManifestSource(Source):
             else:
                 given.append(to_split_name(row[SPLIT], f"{self._at(line)}"))
         if not given:
-            made = SplitFolders(paths, self._split_place, self.split_from, has_classes=False)
+            made = SplitFolders(paths, self._split_place, self._how.split_from, has_classes=False)
             self.split_rule, self.notes = made.rule, [*self.notes, *made.notes]
             return made.splits
         if silent:
             raise DataError(f"{self._at(silent)}: no {SPLIT}, but other rows have one; fill it in")
-        if self.split_from != "auto":
-            raise ConfigError(f"{self.path} has a column {SPLIT}; --split-from {self.split_from} would be ignored")
+        if self._how.split_from != "auto":
+            raise ConfigError(f"{self.path} has a column {SPLIT}; --split-from {self._how.split_from} would be ignored")
         self.split_rule = f"from the column {SPLIT}"
         return given
 
@@ -237,13 +226,13 @@ class ManifestSource(Source):
         if first is None:
             raise DataError(f"{self.path} names no image")
         line, row = first
-        labels = [self._label_column] if self._label_column else [name for name in row if name in LABELS]
+        labels = [self._how.label_column] if self._how.label_column else [name for name in row if name in LABELS]
         targets = [name for name in row if name.partition(".")[0] == TARGET or name == MASK]
-        answers = labels if self._label_column else [*labels, *targets]
+        answers = labels if self._how.label_column else [*labels, *targets]
         if not set(row) & set(PLACES) or not set(row) & set(answers):
             raise ConfigError(
                 f"{self._at(line)}: the columns {', '.join(row)} hold no {'/'.join(PLACES)} or no "
-                f"{self._label_column or '/'.join((*LABELS, TARGET, MASK))}{hint(list(row))}"
+                f"{self._how.label_column or '/'.join((*LABELS, TARGET, MASK))}{hint(list(row))}"
             )
         if len(answers) > 1 and not all(name.startswith(f"{TARGET}.") for name in answers):
             raise ConfigError(
@@ -257,7 +246,7 @@ class ManifestSource(Source):
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """(line, row) of the file."""
-        return rows_of(self.path, self._encoding)
+        return rows_of(self.path, self._how.encoding)
 
 
 def _path_of(place: str) -> str:

@@ -12,17 +12,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.sources.class_names import ClassList
 from pipelines.sources.entries import IMAGE_EXTENSIONS, Walk, files_fingerprint
-from pipelines.sources.label_classes import LabelOptions
+from pipelines.sources.folder import FolderSource
 from pipelines.sources.manifest import LABELS, MASK, TARGET, ManifestSource
 from pipelines.sources.manifest_rows import Row, is_json, rows_of
-from pipelines.sources.protocol import NOT_STATED, Item
-from pipelines.sources.remote import Downloads
-from pipelines.sources.splits import SplitFrom
+from pipelines.sources.options import SourceOptions
+from pipelines.sources.protocol import Item, Source
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import file_digest
-from pretrain.text_files import UTF8
 
 NAMES = ("metadata.csv", "metadata.jsonl")
 FILE_NAME = "file_name"
@@ -45,42 +42,44 @@ def has_labels(tables: list[Path], label_column: str, encoding: str) -> bool:
     raise DataError(f"{tables[0]} names no image")
 
 
+def open_folder(root: Path, how: SourceOptions, *, nested_labels: bool) -> Source:
+    """A folder whose labels are in tables beside the images, where there are such tables, else a folder of classes.
+
+    Raises:
+        ConfigError: an option would be ignored.
+    """
+    tables = find_metadata(root)
+    if tables and has_labels(tables, how.label_column, how.encoding):
+        if nested_labels:
+            raise ConfigError(f"--nested-labels would be ignored: the labels are those of {tables[0]}")
+        return MetadataSource(root, tables, how)
+    if how.about_labels:
+        needs = f"{tables[0]} has no labels" if tables else f"{root} holds no metadata.csv or metadata.jsonl"
+        raise ConfigError(f"{how.about_labels[0]} is about labels in a table, but {needs}: it would be ignored")
+    source = FolderSource(root, how, nested_labels=nested_labels)
+    if tables:
+        source.remarks = [f"{tables[0]} has no column of labels (--label-column): the folders are the classes"]
+    return source
+
+
 class MetadataSource(ManifestSource):
     """The images that such tables name, in the splits that their folders say.
 
     Args:
         root: the folder; keys of images are paths below it.
         tables: what ``find_metadata`` found.
-        name: of the data set.
-        classes: list of the classes of labels or masks.
-        labels: what the user says of the labels.
-        label_column: their column; "": ``label`` or ``labels``.
-        encoding: of tables without a byte-order mark.
-        split_from: what decides the split; see split_folders.py.
+        how: how labels, classes and splits are read; see ``SourceOptions``.
     """
 
     def __init__(  # pyright: ignore[reportMissingSuperCall]  # the tables are several
-        self,
-        root: Path,
-        tables: list[Path],
-        *,
-        name: str = "",
-        classes: ClassList | None = None,
-        labels: LabelOptions | None = None,
-        label_column: str = "",
-        encoding: str = UTF8,
-        split_from: SplitFrom = "auto",
+        self, root: Path, tables: list[Path], how: SourceOptions
     ) -> None:
         if len({is_json(table) for table in tables}) > 1:
             raise ConfigError(f"{root} holds tables of several kinds ({', '.join(map(str, tables))}); keep one kind")
-        self.path, self.root, self.downloads, self.tables = root, root, Downloads(), tables
-        self.name, self.licence = name or root.resolve().name, NOT_STATED
+        self.path, self.root, self.tables, self.name = root, root, tables, how.name or root.resolve().name
         self.origin = f"folder {root.resolve()} with {', '.join(str(table.relative_to(root)) for table in tables)}"
-        self.classes, self.notes = [], []
-        self.split_from = split_from
-        self._labels, self._label_column, self._encoding = labels or LabelOptions(), label_column, encoding
-        self._typed, self._list, self._split_place = is_json(tables[0]), classes, str(root)
-        self._begin()
+        self._split_place = str(root)
+        self._begin(how, typed=is_json(tables[0]))
         names = ", ".join(dict.fromkeys(table.name for table in tables))
         self.notes.append(f"labels are those of {names}, not the folders; move it away to take folders as classes")
 
@@ -112,7 +111,7 @@ class MetadataSource(ManifestSource):
         """(where, row) of all tables; ``file_name`` counts from the root."""
         for table in self.tables:
             folder = table.parent.relative_to(self.root).as_posix()
-            for line, row in rows_of(table, self._encoding):
+            for line, row in rows_of(table, self._how.encoding):
                 name = row.get(FILE_NAME)
                 if not isinstance(name, str) or not name:
                     raise DataError(f"{table}:{line}: no {FILE_NAME}; it has {', '.join(row)}")

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.sources.class_names import ClassList, read_class_names
+from pipelines.sources.class_names import ClassList
 from pipelines.sources.entries import files_fingerprint
 from pipelines.sources.file_patterns import distinct_names, find_files
 from pipelines.sources.label_classes import LabelCollector, LabelOptions
 from pipelines.sources.label_values import decode_label, read_label
+from pipelines.sources.options import Option, SourceOptions
 from pipelines.sources.parquet_columns import (
     check_columns,
     choose_columns,
@@ -29,7 +30,7 @@ from pipelines.sources.parquet_columns import (
 )
 from pipelines.sources.protocol import NOT_STATED, Item, Source
 from pipelines.sources.relabelling import relabel
-from pipelines.sources.splits import SplitFrom, splits_of_files
+from pipelines.sources.splits import splits_of_files
 from pipelines.sources.table import ItemTable
 from pipelines.sources.tars import RangeReader
 from pipelines.sources.vectors import VectorLength, to_vector
@@ -37,8 +38,11 @@ from pretrain.data.ledger import Ledger
 from pretrain.errors import ConfigError
 from pretrain.files import TEMPORARY_SUFFIX, write_atomic
 from pretrain.names import to_bytes
-from pretrain.text_files import UTF8
 
+OPTIONS = (
+    Option("image_column", "parquet: column of the images", decides_list=True),
+    Option("target_column", "parquet: column of the numbers of a regression, in place of labels", decides_list=True),
+)
 KIND = "parquet rows"
 MAGIC = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b"BM": "bmp", b"II": "tif", b"MM": "tif"}
 
@@ -48,58 +52,48 @@ class ParquetSource(Source):
 
     Args:
         patterns: files, folders, or patterns with braces and wildcards.
+        how: how labels, classes and splits are read. The label column is of integers, texts, or lists of either; "":
+            label, labels, or fine_label.
         image_column: column of the images; "": the only one with bytes in it.
-        label_column: column of the labels, an integer, a text, or a list of either; "": label, labels, or fine_label.
-        target_column: column of a number, or of a list of them, that is there in the place of labels; "": labels are.
-        class_names: list of the classes, where the files do not name them.
-        labels: what the user says of the labels.
-        encoding: of the list of classes.
-        name: of the data set.
-        split_from: what decides the split of a file.
+        target_column: column of a number, or of a list of them, that takes the place of labels; "": there are labels.
     """
 
     def __init__(
         self,
         patterns: Sequence[str],
+        how: SourceOptions | None = None,
         *,
         image_column: str = "",
-        label_column: str = "",
         target_column: str = "",
-        class_names: Path | None = None,
-        labels: LabelOptions | None = None,
-        encoding: str = UTF8,
-        name: str = "",
-        split_from: SplitFrom = "auto",
     ) -> None:
+        self._how = how = how or SourceOptions()
         self._beside = Ledger()
         found = find_files(patterns, ".parquet", self._beside)
         self.paths = [Path(file.url) for file in found]
         self._prefix = [end.removesuffix(".parquet") for end in distinct_names([file.url for file in found])]
-        self._splits = splits_of_files([file.place for file in found], split_from)
-        self.split_rule = self._splits.rule
-        self.name = name or self.paths[0].resolve().parent.name
-        self.origin = f"parquet {' '.join(patterns)}"
-        self.licence = NOT_STATED
+        self._splits = splits_of_files([file.place for file in found], how.split_from)
+        self.split_rule, self.notes = self._splits.rule, list(self._splits.notes)
+        self.name = how.name or self.paths[0].resolve().parent.name
+        self.origin, self.licence = f"parquet {' '.join(patterns)}", NOT_STATED
         self.classes: list[tuple[str, str]] = []
-        self.notes = list(self._splits.notes)
         self._folder: Path | None = None
         self._reader = RangeReader()
-        if label_column and target_column:
+        if how.label_column and target_column:
             raise ConfigError("--label-column and --target-column are two answers for one image; leave one out")
         self.target = "vector" if target_column else "labels"
         schemas = [read_schema(path) for path in self.paths]
-        self._columns = choose_columns(schemas[0], self.paths[0], image_column, target_column or label_column)
+        self._columns = choose_columns(schemas[0], self.paths[0], image_column, target_column or how.label_column)
         for schema, path in zip(schemas, self.paths, strict=True):
             check_columns(schema, path, self._columns)
         self.image_column, self.label_column = self._columns.image, self._columns.label
-        self._labels = labels or LabelOptions()
-        self._lists = self._class_lists(schemas, class_names, encoding)
-        self._others = [] if label_column else other_label_columns(schemas[0], self.label_column)
+        self._lists = self._class_lists(schemas)
+        self._others = [] if how.label_column else other_label_columns(schemas[0], self.label_column)
 
-    def _class_lists(self, schemas: list[Any], given: Path | None, encoding: str) -> list[ClassList | None]:
+    def _class_lists(self, schemas: list[Any]) -> list[ClassList | None]:
         """What the classes of each file are called."""
+        given = self._how.class_names
         if self.target == "vector":
-            if given or self._labels != LabelOptions():
+            if given or self._how.labels != LabelOptions():
                 raise ConfigError("--class-names, --labels-are and --num-classes are for labels, not --target-column")
             return [None] * len(schemas)
         column = self.label_column
@@ -109,7 +103,7 @@ class ParquetSource(Source):
         named = [one for one in found if one is not None]
         if len(named) == len(found):
             raise ConfigError(f"--class-names {given} would be ignored: {named[0].where} names its classes itself")
-        names = read_class_names(given, encoding)
+        names = self._how.class_list()
         return [one or names for one in found]
 
     def fingerprint(self) -> str:
@@ -164,7 +158,7 @@ class ParquetSource(Source):
         self.classes = [(self.label_column, self.label_column)] if lengths.length == 1 else lengths.classes
 
     def _with_labels(self) -> ItemTable:
-        labels = LabelCollector(self._labels)
+        labels = LabelCollector(self._how.labels)
         table = ItemTable.of(self._provisional(labels))
         change = labels.resolve()
         self.multi_label, self.classes = labels.is_multi, list(change.classes)

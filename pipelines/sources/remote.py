@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.sources.options import Option
 from pretrain.config.schema.storage import RemoteConfig
 from pretrain.data.storage.http_client import HttpClient
 from pretrain.data.storage.location import PIPE, Location
 from pretrain.data.storage.transport import GaveUp, Refused, Retries, Transport, open_transport
 from pretrain.errors import ConfigError, DataError, SetupError
 
-OPTIONS: dict[str, Any] = {"allow_pipe": False, "s3_endpoint": None, "s3_anonymous": False}  # and their defaults
+OPTIONS = (
+    Option("allow_pipe", "let pipe:COMMAND run", default=False, is_flag=True),
+    Option("s3_endpoint", "an S3-compatible service other than AWS", default=None, metavar="URL"),
+    Option("s3_anonymous", "read public S3 buckets without credentials", default=False, is_flag=True),
+)
 DOWNLOAD_ATTEMPTS, DOWNLOAD_TIMEOUT_S = 4, 30.0  # of an image; seconds for each 4 MiB
 LARGEST_DOWNLOAD = 256 << 20  # bytes of an image file
 _TAR_IN_COMMAND = re.compile(r"[^\s/'\"={}]+\.tar(?!\w)")
@@ -37,7 +41,7 @@ class RemoteFiles:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> RemoteFiles:
-        """From the options that ``add_options`` declared."""
+        """From the values of ``OPTIONS``."""
         return cls(RemoteConfig(s3_endpoint=args.s3_endpoint, s3_anonymous=args.s3_anonymous), args.allow_pipe)
 
     def check(self, location: Location) -> None:
@@ -124,13 +128,6 @@ class Downloads:
             raise NotDownloaded(error.kind, str(error)) from error
         except DataError as error:
             raise NotDownloaded("bad_url", str(error)) from error
-
-
-def add_options(add: Callable[..., Any]) -> None:
-    """Declares what decides how remote files are fetched."""
-    add("--allow-pipe", action="store_true", help="let pipe:COMMAND run")
-    add("--s3-endpoint", metavar="URL", help="an S3-compatible service other than AWS")
-    add("--s3-anonymous", action="store_true", help="read public S3 buckets without credentials")
 
 
 def place_of(url: str) -> tuple[Location, str]:

@@ -11,15 +11,16 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipelines.sources.class_names import ClassList, class_list, read_class_names
+from pipelines.sources.class_names import ClassList, class_list
 from pipelines.sources.entries import files_fingerprint
 from pipelines.sources.file_patterns import add_img2dataset, compressed_note, distinct_names, find_files, is_remote
-from pipelines.sources.label_classes import LabelCollector, LabelOptions
+from pipelines.sources.label_classes import LabelCollector
+from pipelines.sources.options import SourceOptions
 from pipelines.sources.protocol import NOT_STATED, Item, Source
 from pipelines.sources.relabelling import relabel
 from pipelines.sources.remote import RemoteFiles, place_of
 from pipelines.sources.samples import SAMPLES, LabelPlace, Sample, no_label, samples_of
-from pipelines.sources.splits import SplitFrom, splits_of_files
+from pipelines.sources.splits import splits_of_files
 from pipelines.sources.table import ItemTable
 from pipelines.sources.tars import Member, RangeReader, members_of
 from pipelines.sources.vectors import VectorLength
@@ -41,41 +42,28 @@ class WebDatasetSource(Source):
 
     Args:
         patterns: tars, folders, URLs, or patterns with braces and wildcards.
-        class_names: list of the classes, of shards that have no classes.csv.
-        labels: what the user says of the labels.
-        place: where they are in a sample.
-        name: of the data set.
+        how: how labels and splits are read; the list of classes is that of shards without a classes.csv.
         remote: fetches what lies elsewhere.
-        split_from: what decides the split of a shard; see pipelines/sources/splits.py.
     """
 
     def __init__(
-        self,
-        patterns: Sequence[str],
-        *,
-        class_names: Path | None = None,
-        labels: LabelOptions | None = None,
-        place: LabelPlace | None = None,
-        name: str = "",
-        remote: RemoteFiles | None = None,
-        split_from: SplitFrom = "auto",
+        self, patterns: Sequence[str], how: SourceOptions | None = None, *, remote: RemoteFiles | None = None
     ) -> None:
+        self._how = how = how or SourceOptions()
         self._beside = Ledger()
         found = find_files(patterns, ".tar", self._beside)
         self.urls = [file.url for file in found]
-        self._splits = splits_of_files([file.place for file in found], split_from)
+        self._splits = splits_of_files([file.place for file in found], how.split_from)
         self.split_rule = self._splits.rule
         self.remote = remote or RemoteFiles()
         for url in self.units():
             self.remote.check(place_of(url)[0])
-        self.name = name or _name_of(self.urls[0])
-        self.origin = f"shards {' '.join(patterns)}"
-        self.licence = NOT_STATED
+        self.name = how.name or _name_of(self.urls[0])
+        self.origin, self.licence = f"shards {' '.join(patterns)}", NOT_STATED
         self.multi_label = True  # known when all labels are read, like target; see items
         self.classes: list[tuple[str, str]] = []
         self.notes = [*self._splits.notes, *compressed_note(self._beside)]
-        self._labels, self._place = labels or LabelOptions(), place or LabelPlace()
-        self._given = read_class_names(class_names, self._place.encoding) if class_names else None
+        self._place, self._given = LabelPlace(how.label_column, how.encoding), how.class_list()
         self._lists: dict[Path, ClassList | None] = {}
         self._folder: Path | None = None
         self._reader = RangeReader()
@@ -118,7 +106,7 @@ class WebDatasetSource(Source):
         self.target, self.ledger = "labels", Ledger()
         self.ledger.merge(self._beside)
         self.notes = [*self._splits.notes, *compressed_note(self._beside)]
-        labels, seen = LabelCollector(self._labels), _Seen()
+        labels, seen = LabelCollector(self._how.labels), _Seen()
         table = ItemTable.of(self._provisional(labels, seen))
         if not seen.num_samples:
             lines = "\n  ".join(self.ledger.lines())

@@ -4,101 +4,27 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.runs.pool import Progress
-from pipelines.sources.class_names import ClassList
-from pipelines.sources.label_classes import LabelCollector, LabelOptions
-from pipelines.sources.remote import RemoteFiles
+from pipelines.sources.label_classes import LabelCollector
 from pipelines.sources.samples import samples_of
 from pipelines.sources.tars import Member, RangeReader, members_of
-from pipelines.sources.vectors import Moments, VectorLength
+from pipelines.sources.vectors import VectorLength
+from pipelines.verify.report import Job, Report
 from pipelines.verify.stock import compare_with_webdataset
 from pretrain.config.target import IGNORED_PIXEL
 from pretrain.data.images.masks import read_mask
 from pretrain.data.images.opening import decode_strictly
-from pretrain.data.ledger import Ledger
 from pretrain.data.storage.index import Record, Records, ShardRow, encode_records, records_name
-from pretrain.data.storage.location import Location
 from pretrain.data.workers.faults import BadSample
 from pretrain.errors import DataError
 from pretrain.files import TEMPORARY_SUFFIX, digest, write_atomic
 
-MOST_SHOWN = 5
 IMAGES = "images"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all shards of a set share.
-
-    Attributes:
-        folder: where the index is, and the tars unless they are remote.
-        location: of the tars where they are remote; None: they are in the folder.
-        remote: fetches them.
-        classes: what the labels are, where a list says so.
-        labels: what the user says of them.
-        decode: every image is decoded.
-        stock: every shard is read by webdataset too.
-    """
-
-    folder: Path
-    location: Location | None = None
-    remote: RemoteFiles = field(default_factory=RemoteFiles)
-    classes: ClassList | None = None
-    labels: LabelOptions = field(default_factory=LabelOptions)
-    decode: bool = True
-    stock: bool = True
-
-
-@dataclass
-class Report:
-    """What was found in one shard.
-
-    Attributes:
-        name: of the tar.
-        row: of the table, as the shard would be indexed now; None: it cannot be read.
-        labels: int32 (n,), the most special label of each sample.
-        all_labels: int32 (m,), every label that occurs, once.
-        max_labels: the most labels of one sample.
-        highest: the largest label; -1 where there are none.
-        moments: of the vectors, where samples have those.
-        num_masks: samples with a mask.
-        mask_classes: the classes in them, as far as they were decoded; ``None`` where they were not.
-        ledger: what became of everything in the tar.
-        notes: how the labels were read, where that could be otherwise.
-        problems: the first few, in words.
-        num_problems: how many there are.
-    """
-
-    name: str
-    row: ShardRow | None = None
-    labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
-    all_labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
-    max_labels: int = 1
-    highest: int = -1
-    moments: Moments = field(default_factory=Moments)
-    num_masks: int = 0
-    mask_classes: set[int] | None = None
-    ledger: Ledger = field(default_factory=Ledger)
-    notes: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    num_problems: int = 0
-
-    @property
-    def highest_in_masks(self) -> int:
-        """The largest class in masks; -1: none was seen."""
-        return max(self.mask_classes or {-1})
-
-    def add(self, problem: str) -> None:
-        """Notes a problem."""
-        self.num_problems += 1
-        if len(self.problems) < MOST_SHOWN:
-            self.problems.append(problem)
 
 
 def check_shard(job: Job, task: tuple[str, ShardRow | None], progress: Progress) -> Report:

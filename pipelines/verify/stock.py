@@ -7,15 +7,13 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipelines.sources.samples import MEMBERS, OF_NO_SAMPLE, SAMPLES, split_name
+from pipelines.verify.report import Report
 from pretrain.data.ledger import Lost
 from pretrain.data.storage.index import Record
 from pretrain.names import printable, shown
-
-if TYPE_CHECKING:
-    from pipelines.verify.shards import Report
 
 
 def compare_with_webdataset(report: Report, path: Path, found: Sequence[Record]) -> None:

@@ -193,9 +193,12 @@ def test_a_manifest_of_masks(folders: Path, tmp_path: Path, capsys: pytest.Captu
 
 def test_an_image_without_a_mask_is_named(folders: Path, tmp_path: Path) -> None:
     from pipelines.sources.image_pairs import ImagePairSource
+    from pipelines.sources.options import SourceOptions
 
+    (tmp_path / "names.txt").write_text("a\n")
+    how = SourceOptions(class_names=tmp_path / "names.txt")
     with pytest.raises(DataError, match=r"images/training/0.png has no mask: .*/0.png does not exist"):
-        list(ImagePairSource(folders / "images", tmp_path, [("a", "a")]).items())
+        list(ImagePairSource(folders / "images", tmp_path, how).items())
 
 
 def test_a_number_beyond_the_classes_is_a_bad_sample() -> None:

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import pytest
 
-from pipelines.sources.class_names import of_names
 from pipelines.sources.manifest import ManifestSource
+from pipelines.sources.options import SourceOptions
 from pipelines.sources.table import ItemTable
 from pretrain.errors import ConfigError, DataError
 from tests.unit.pipelines.photos import encode, write_photos
@@ -51,7 +51,7 @@ def test_without_a_column_the_paths_say_the_split(tmp_path):
     root = write_photos(tmp_path / "set", {"train/a": 1, "val2017/a": 1})
     path = lines(root / "m.csv", "path,label", "train/a/000.jpg,a", "val2017/a/000.jpg,a")
     assert [item.split for item in ManifestSource(path).items()] == ["train", "val"]
-    assert [item.split for item in ManifestSource(path, split_from="none").items()] == ["train", "train"]
+    assert [item.split for item in ManifestSource(path, SourceOptions(split_from="none")).items()] == ["train", "train"]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_split_that_cannot_be_is_refused_with_its_line(tmp_path, photos, rows,
         list(ManifestSource(lines(photos / "m.jsonl", {"path": "x/000.jpg", "label": "a", "split": 1})).items())
     path = lines(photos / "m.csv", "path,label,split", "x/000.jpg,a,train")
     with pytest.raises(ConfigError, match="--split-from none would be ignored"):
-        list(ManifestSource(path, split_from="none").items())
+        list(ManifestSource(path, SourceOptions(split_from="none")).items())
 
 
 def test_one_image_under_two_spellings_is_refused(tmp_path, photos):
@@ -123,7 +123,7 @@ def test_labels_in_a_table(tmp_path, photos, labels, encoding, classes, expected
     if encoding == "cp949":
         with pytest.raises(DataError, match=r"m\.CSV:2: not UTF-8 text .*--encoding"):
             ManifestSource(path).items()
-    source = ManifestSource(path, encoding="cp949" if encoding == "cp949" else "utf-8")
+    source = ManifestSource(path, SourceOptions(encoding="cp949" if encoding == "cp949" else "utf-8"))
     assert meanings(source, tmp_path / "work") == expected
     assert classes is None or [identifier for identifier, _ in source.classes] == classes.split()
 
@@ -145,12 +145,13 @@ def test_labels_in_json_lines(tmp_path, photos, values, expected):
 
 def test_another_column_and_given_names(tmp_path, photos):
     path = lines(photos / "m.csv", "path,label,kind", "x/000.jpg,owl,1", "x/001.jpg,cat,0")
-    assert meanings(ManifestSource(path, label_column="kind"), tmp_path / "work") == ["1", "0"]
-    names = of_names(["bird", "mammal"], "names.txt")
-    source = ManifestSource(path, label_column="kind", classes=names)
+    assert meanings(ManifestSource(path, SourceOptions(label_column="kind")), tmp_path / "work") == ["1", "0"]
+    names = tmp_path / "names.txt"
+    names.write_text("bird\nmammal\n")
+    source = ManifestSource(path, SourceOptions(label_column="kind", class_names=names))
     assert meanings(source, tmp_path / "work") == ["mammal", "bird"]
     with pytest.raises(ConfigError, match=r"hold no path/url/image/file_name.* or no sort"):
-        ManifestSource(path, label_column="sort")
+        ManifestSource(path, SourceOptions(label_column="sort"))
 
 
 def test_a_long_field_beside_the_label_is_no_obstacle(tmp_path, photos):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from pipelines.sources.options import SourceOptions
 from pipelines.sources.parquet import ParquetSource
 from pretrain.errors import ConfigError, DataError
 from tests.unit.pipelines.photos import encode
@@ -110,12 +111,15 @@ def test_columns_are_found_by_name_in_every_file(tmp_path):
 def test_names_can_be_given(tmp_path):
     path = write(tmp_path / "a.parquet", [encode(0), encode(1)], [1, 0])
     (tmp_path / "names.txt").write_text("cat\ndog\n")
-    assert meanings(ParquetSource([str(path)], class_names=tmp_path / "names.txt"), tmp_path / "w") == ["dog", "cat"]
+    assert meanings(ParquetSource([str(path)], SourceOptions(class_names=tmp_path / "names.txt")), tmp_path / "w") == [
+        "dog",
+        "cat",
+    ]
     named = write(tmp_path / "b.parquet", [encode(0)], [0], ["owl"])
-    both = ParquetSource([str(path), str(named)], class_names=tmp_path / "names.txt")
+    both = ParquetSource([str(path), str(named)], SourceOptions(class_names=tmp_path / "names.txt"))
     assert meanings(both, tmp_path / "w") == ["dog", "cat", "owl"], "only the file without names takes them"
     with pytest.raises(ConfigError, match=r"would be ignored: .*b\.parquet names its classes itself"):
-        ParquetSource([str(named)], class_names=tmp_path / "names.txt")
+        ParquetSource([str(named)], SourceOptions(class_names=tmp_path / "names.txt"))
 
 
 def test_failed_downloads_are_counted_by_their_status(tmp_path):
@@ -175,7 +179,7 @@ def test_what_cannot_be_known_is_asked_for(tmp_path):
     with pytest.raises(ConfigError, match="--label-column: image, kind"):
         ParquetSource([str(path)])
     with pytest.raises(ConfigError, match="no column 'picture'"):
-        ParquetSource([str(path)], image_column="picture", label_column="kind")
-    assert ParquetSource([str(path)], label_column="kind").image_column == "image"
+        ParquetSource([str(path)], SourceOptions(label_column="kind"), image_column="picture")
+    assert ParquetSource([str(path)], SourceOptions(label_column="kind")).image_column == "image"
     with pytest.raises(DataError, match="does not exist"):
         ParquetSource([str(tmp_path / "b.parquet")])

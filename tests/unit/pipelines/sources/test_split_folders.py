@@ -3,13 +3,14 @@ from __future__ import annotations
 import pytest
 
 from pipelines.sources.folder import FolderSource
+from pipelines.sources.options import SourceOptions
 from pretrain.errors import DataError
 from tests.unit.pipelines.photos import write_photos
 
 
 def listed(root, **options) -> tuple[list[str], dict[str, list[tuple[str, str]]], FolderSource]:
     """Class ids, split → (path, class id) of its images, and the source."""
-    source = FolderSource(root, **options)
+    source = FolderSource(root, SourceOptions(**options))
     found: dict[str, list[tuple[str, str]]] = {}
     for item in source.items():
         found.setdefault(item.split, []).append((item.key, source.classes[item.labels[0]][0]))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.sources.manifest import ManifestSource
+from pipelines.sources.options import SourceOptions
 from pipelines.sources.parquet import ParquetSource
 from pipelines.sources.webdataset_shards import WebDatasetSource
 from pretrain.errors import ConfigError, DataError
@@ -55,7 +56,7 @@ def test_parquet(tmp_path: Path) -> None:
         assert [item.vector for item, _, _ in listed(source, tmp_path / column).values()] == vectors
         assert source.target == "vector" and [name for name, _ in source.classes] == names
     with pytest.raises(ConfigError, match="two answers for one image"):
-        ParquetSource([str(tmp_path / "a.parquet")], label_column="label", target_column="age")
+        ParquetSource([str(tmp_path / "a.parquet")], SourceOptions(label_column="label"), target_column="age")
 
 
 def test_shards_are_packed_again_with_their_numbers_and_names(tmp_path: Path) -> None:

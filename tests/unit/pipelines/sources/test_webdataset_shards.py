@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines.__main__ import main
-from pipelines.sources.samples import LabelPlace
+from pipelines.sources.options import SourceOptions
 from pipelines.sources.webdataset_shards import WebDatasetSource
 from pretrain.data.storage.card import encode_classes
 from pretrain.errors import ConfigError, DataError
@@ -53,7 +53,7 @@ def test_a_caption_is_not_a_class(tmp_path):
     with pytest.raises(DataError, match=r"no sample has a label; known are .*it is that caption.*--label-column"):
         listed(WebDatasetSource([path]), tmp_path)
     for name, expected in (("txt", "owl"), ("kind", "3")):
-        source = WebDatasetSource([path], place=LabelPlace(name))
+        source = WebDatasetSource([path], SourceOptions(label_column=name))
         assert labels_of(source, tmp_path) == {"x/a.jpg": (expected,)}
 
 
@@ -62,7 +62,7 @@ def test_labels_in_two_places_are_told(tmp_path):
     path = write(tmp_path / "x.tar", files)
     with pytest.raises(DataError, match=r"b: its label is in txt, that of .*a in cls; .*--label-column"):
         listed(WebDatasetSource([path]), tmp_path)
-    source = WebDatasetSource([path], place=LabelPlace("cls"))
+    source = WebDatasetSource([path], SourceOptions(label_column="cls"))
     assert labels_of(source, tmp_path) == {"x/a.jpg": ("2",), "x/b.jpg": ()}
     both = write(tmp_path / "y.tar", {"a.jpg": CAT, "a.json": b'{"label": 1, "class": "owl"}'})
     source = WebDatasetSource([both])
@@ -74,7 +74,7 @@ def test_korean_and_latin_labels_need_their_encoding(tmp_path):
     path = write(tmp_path / "x.tar", {"a.jpg": CAT, "a.cls": "고양이".encode("cp949")})
     with pytest.raises(DataError, match=r"a.cls:1: not UTF-8 text .*--encoding"):
         listed(WebDatasetSource([path]), tmp_path)
-    assert labels_of(WebDatasetSource([path], place=LabelPlace("", "cp949")), tmp_path) == {"x/a.jpg": ("고양이",)}
+    assert labels_of(WebDatasetSource([path], SourceOptions(encoding="cp949")), tmp_path) == {"x/a.jpg": ("고양이",)}
 
 
 def test_sets_whose_numbers_mean_other_classes_are_joined_by_name(tmp_path):
@@ -111,10 +111,10 @@ def test_packed_sets_are_merged_by_class_id(tmp_path):
 def test_names_that_would_be_ignored_are_an_error(tmp_path):
     write(tmp_path / "x.tar", {"0.jpg": CAT, "0.cls": b"0"})
     (tmp_path / "names.txt").write_text("cat\n")
-    assert listed(WebDatasetSource([str(tmp_path)], class_names=tmp_path / "names.txt"), tmp_path)
+    assert listed(WebDatasetSource([str(tmp_path)], SourceOptions(class_names=tmp_path / "names.txt")), tmp_path)
     (tmp_path / "classes.csv").write_bytes(encode_classes([("n1", "dog")]))
     with pytest.raises(ConfigError, match=r"--class-names would be ignored: .*classes\.csv says"):
-        listed(WebDatasetSource([str(tmp_path)], class_names=tmp_path / "names.txt"), tmp_path)
+        listed(WebDatasetSource([str(tmp_path)], SourceOptions(class_names=tmp_path / "names.txt")), tmp_path)
     (tmp_path / "classes.csv").write_text("class,name\n0,dog\n")
     with pytest.raises(DataError, match=r"classes\.csv:1: a list of classes begins with the line index,id,name"):
         listed(WebDatasetSource([str(tmp_path)]), tmp_path)
