@@ -88,4 +88,4 @@ def load_classifier(source: str | Path, *, activation: Activation | None = None,
 
 def _activation(source: Path, weights: Literal["raw", "ema"]) -> Activation:
     experiment = experiment_of(weights_path(source, weights, lambda line: None))
-    return "sigmoid" if experiment is not None and experiment.objective.name == "sigmoid" else "softmax"
+    return "softmax" if experiment is None else experiment.objective.needs.activation

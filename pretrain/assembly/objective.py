@@ -34,6 +34,7 @@ def objective_of(
         say: one line for the user.
         scale: of a regression's targets.
     """
+    source = experiment.objective.teacher_weights
     geometry = family_of(experiment.model).geometry(experiment.model)
     context = Context(
         seed=experiment.seed,
@@ -41,21 +42,20 @@ def objective_of(
         std=experiment.data.std,
         patch=geometry.patch,
         grid=geometry.grid,
-        teacher=build_teacher(experiment, device, say) if experiment.objective.name == "distillation" else None,
+        teacher=None if source is None else build_teacher(experiment, source, device, say),
         two_heads=bool(getattr(model, "has_two_heads", False)),
         scale=scale,
     )
     return build_objective(experiment.objective, experiment.num_outputs, context)
 
 
-def build_teacher(experiment: Experiment, device: torch.device, say: Callable[[str], None]) -> Teacher:
-    """The teacher of a distillation, whole and frozen on the device.
+def build_teacher(experiment: Experiment, source: str, device: torch.device, say: Callable[[str], None]) -> Teacher:
+    """The teacher of a distillation, unsharded and frozen, on the device.
 
     Raises:
         CheckpointError: no weights there. ConfigError: they are of other classes or of another resolution.
     """
-    data, source = experiment.data, experiment.objective.teacher
-    assert source is not None
+    data = experiment.data
     path, (tensors, about) = read_weights(source, say)
     if about.num_classes != data.num_classes:
         raise ConfigError(

@@ -78,14 +78,14 @@ def build_trainer(
     backend = build_backend(experiment, model, rank, device, kind, micro_batch)
     evaluate = Evaluator(experiment, rank, device, backend, feeder.to_images, stop_request, reporter.say, scale=scale)
     schedule = schedule_of(experiment)
-    of_labels = experiment.objective.name != "masked_patches"
+    named_outputs = experiment.objective.needs.has_accuracy
     about = WeightsMetadata.of(
         experiment.model,
         experiment.num_outputs,
         experiment.data.mean,
         experiment.data.std,
-        tuple(stream.class_names) if of_labels else None,
-        class_ids=tuple(identifier for identifier, _ in stream.classes) if of_labels else None,
+        tuple(stream.class_names) if named_outputs else None,
+        class_ids=tuple(identifier for identifier, _ in stream.classes) if named_outputs else None,
         eval_transform=experiment.data.eval_transform,
         scale=scale,
     )
@@ -139,7 +139,7 @@ def build_trainer(
 
 def scale_of(experiment: Experiment, card: Card) -> TargetScale | None:
     """The units of a regression's targets: those of its (first) training set."""
-    return TargetScale.of(card.target_mean, card.target_std) if experiment.objective.name == "regression" else None
+    return TargetScale.of(card.target_mean, card.target_std) if experiment.objective.needs.target == "vector" else None
 
 
 def lanes_of(experiment: Experiment) -> int:

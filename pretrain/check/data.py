@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain.check.memory import gib
+from pretrain.config.schema.evaluation import target_of_kind
 from pretrain.config.schema.experiment import Experiment
-from pretrain.config.target import wanted_by
 from pretrain.data.order.order import resolve_lanes
 from pretrain.data.sources import (
     LARGEST_TABLE,
@@ -99,8 +99,11 @@ def _check_split(
 ) -> str:
     packed = open_packed(shards, experiment.cluster, allow_pipe=experiment.data.allow_pipe)
     table = packed.table
-    name = experiment.objective.name
-    check_target(packed, wanted_by(kind or name), f"{key}: kind: {kind}" if kind else f"objective.name: {name}")
+    objective = experiment.objective
+    if kind:
+        check_target(packed, target_of_kind(kind), f"{key}: kind: {kind}")
+    else:
+        check_target(packed, objective.needs.target, f"objective.name: {objective.name}")
     num_classes = experiment.data.num_classes if same_classes else table.num_classes
     count_key = key.replace(".train_shards", ".num_train_samples").replace(".shards", ".num_samples")
     training = not key.startswith("evaluation")
@@ -114,9 +117,10 @@ def _check_split(
                 f"set {name}: {found}, or {key} to the set that was meant"
             )
     packed.check_files()
-    if training and table.max_labels > 1 and experiment.objective.name == "softmax":
+    if training and table.max_labels > 1 and objective.needs.one_label:
         raise ConfigError(
-            f"objective.name: softmax takes one label per image, but {shards} has up to {table.max_labels}; use sigmoid"
+            f"objective.name: {objective.name} takes one label per image, but {shards} has up to {table.max_labels}; "
+            "use sigmoid"
         )
     return f"data        {shards}: {table.num_samples:,} samples in {len(table.rows):,} shards, digest {table.digest}"
 

@@ -27,8 +27,6 @@ from pretrain.models import budget
 from pretrain.models.families.registry import family_of
 from pretrain.optim import groups
 
-OUTPUTS = {"masked_patches": "colours", "regression": "numbers"}  # what the head gives, where it is no class
-
 
 def check(
     resolved: Resolved,
@@ -121,10 +119,9 @@ def _report_model(experiment: Experiment) -> list[str]:
     body = budget.num_parameters(model, num_outputs, with_head=False)
     total = budget.num_parameters(model, num_outputs)
     flops = budget.training_flops(model, num_outputs, experiment.num_steps * experiment.global_batch_size)
-    outputs = OUTPUTS.get(experiment.objective.name, "classes")
     return [
         f"model       {family_of(model).summary(model)}, {body / 1e6:,.2f} M parameters without head, "
-        f"{total / 1e6:,.2f} M with its {num_outputs:,} {outputs}",
+        f"{total / 1e6:,.2f} M with its {num_outputs:,} {experiment.objective.needs.outputs}",
         f"compute     {flops / 1e18:,.4g} exaFLOPs (3 × forward, 2 per multiply-add)",
     ]
 
@@ -226,7 +223,7 @@ def _report_start(experiment: Experiment, require_data: bool) -> list[str]:
     sources = {
         "resume.from": experiment.resume.from_,
         "init.from": experiment.init.from_,
-        "objective.teacher": experiment.objective.teacher,
+        "objective.teacher": experiment.objective.teacher_weights,
     }
     for key, source in sources.items():
         if source is not None and not Path(source).exists():

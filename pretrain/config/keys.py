@@ -18,9 +18,12 @@ from pydantic_core import PydanticUndefined
 
 from pretrain.config.changes import decides_result
 from pretrain.config.devices import DeviceTable
+from pretrain.config.schema.base import Choice, choice_of, fields_of, models_in
 from pretrain.config.schema.chain import ChainConfig
 from pretrain.config.schema.experiment import Experiment
-from pretrain.config.typed import describe, fields_of, model_of
+from pretrain.config.typed import describe, enumerated
+
+Kind = Choice | type[BaseModel]
 
 REQUIRED = "*required*"
 SECTION_IN_LISTS = "NUMBER"
@@ -67,37 +70,71 @@ class KeySection:
     keys: list[Key] = field(default_factory=list)
 
 
-def sections_of(model: type[BaseModel], prefix: str = "", about: str | None = None) -> Iterator[KeySection]:
-    """The section of a model and those below it, each after the one that holds it."""
-    section = KeySection(prefix, _about(model) if about is None else about)
+def sections_of(kind: Kind, prefix: str = "", about: str | None = None) -> Iterator[KeySection]:
+    """The section of a model or a union of them, and those below it, each after the one that holds it."""
+    section = KeySection(prefix, _about(kind) if about is None else about)
     below: list[KeySection] = []
-    for name, info in fields_of(model).items():
+    for name, info, meaning in _fields(kind):
         key = f"{prefix}.{name}" if prefix else name
-        part = "" if model_of(info.annotation) else _part_of(info.annotation)
-        inner = model_of(info.annotation) or (_inner(info.annotation) if part else None)
+        section_here = _kind_of(info.annotation)
+        part = "" if section_here else _part_of(info.annotation)
+        inner = section_here or (_inner(info.annotation) if part else None)
         if inner is None or part:
-            section.keys.append(Key(key, _accepts(info, inner), _default(info), _meaning(info)))
+            section.keys.append(Key(key, _accepts(info, inner), _default(info), meaning))
         if inner is not None:
             below += sections_of(inner, f"{key}.{part}" if part else key, None if part else _section_about(info, inner))
+    if isinstance(kind, Choice):
+        section.keys.insert(0, _name_row(kind, prefix))
     yield section
     yield from below
 
 
-def _about(model: type[BaseModel]) -> str:
-    """The first paragraph of the model's docstring, on one line."""
+def _fields(kind: Kind) -> Iterator[tuple[str, FieldInfo, str]]:
+    """Key, field and meaning; of a union once for each meaning, which begins with the names that it is for."""
+    if not isinstance(kind, Choice):
+        yield from ((key, info, _meaning(info)) for key, info in fields_of(kind).items())
+        return
+    for key in kind.fields:
+        owners: dict[tuple[str, ...], list[str]] = {}
+        for name in kind.owners(key) if key != kind.key else ():
+            info = fields_of(kind.models[name])[key]
+            if isinstance(info.json_schema_extra, dict) and "const" in info.json_schema_extra:
+                continue  # the key of another model, which old configs list with its default
+            owners.setdefault((_accepts(info, _kind_of(info.annotation)), _default(info), _meaning(info)), []).append(
+                name
+            )
+        for (_, _, meaning), names in owners.items():
+            only = "" if len(names) == len(kind.models) else f"{', '.join(names)}: "
+            yield key, fields_of(kind.models[names[0]])[key], only + meaning
+
+
+def _name_row(choice: Choice, prefix: str) -> Key:
+    """The key of a union whose value chooses the model."""
+    meanings = [f"{name}: {_meaning(fields_of(model)[choice.key])}" for name, model in choice.models.items()]
+    return Key(f"{prefix}.{choice.key}", enumerated(list(choice.models)), f"`{choice.default}`", " ".join(meanings))
+
+
+def _kind_of(annotation: Any) -> Kind | None:
+    """The section, or the union of sections, that an annotation is."""
+    return choice_of(annotation) or next(iter(models_in(annotation)), None)
+
+
+def _about(kind: Kind) -> str:
+    """The first paragraph of the model's docstring, on one line; of a union that of its base."""
+    model = next(iter(kind.models.values())).__mro__[1] if isinstance(kind, Choice) else kind
     return " ".join((inspect.getdoc(model) or "").split("\n\n")[0].split())
 
 
-def _section_about(info: FieldInfo, model: type[BaseModel]) -> str:
-    text = info.description or _about(model)
+def _section_about(info: FieldInfo, kind: Kind) -> str:
+    text = info.description or _about(kind)
     optional = type(None) in get_args(info.annotation) and "null" not in text
     return f"{text} null (the default): none." if optional else text
 
 
-def _inner(annotation: Any) -> type[BaseModel] | None:
+def _inner(annotation: Any) -> Kind | None:
     """The section that the values of a mapping or the items of a list are."""
     kinds = [kind for kind in get_args(annotation) if kind not in (str, Ellipsis)]
-    return model_of(kinds[0]) if len(kinds) == 1 else None
+    return _kind_of(kinds[0]) if len(kinds) == 1 else None
 
 
 def _part_of(annotation: Any) -> str:
@@ -107,7 +144,7 @@ def _part_of(annotation: Any) -> str:
     return {dict: SECTION_BY_NAME, tuple: SECTION_IN_LISTS}.get(get_origin(annotation) or type(None), "")
 
 
-def _accepts(info: FieldInfo, inner: type[BaseModel] | None) -> str:
+def _accepts(info: FieldInfo, inner: Kind | None) -> str:
     if inner is not None:
         return "sections by name" if get_origin(info.annotation) is dict else "a list of sections"
     if get_origin(info.annotation) is dict:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 import pretrain
 from pretrain.config import changes, tree, typed
 from pretrain.config.overrides import is_yaml
+from pretrain.config.schema.base import Strict, fields_of
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.tree import COMMAND_LINE, Items, Leaf, Node, Section
 from pretrain.errors import ConfigError
@@ -290,21 +291,15 @@ def _read_bytes(path: str, chain: tuple[str, ...]) -> bytes:
 
 
 def _complete_settings(section: BaseModel) -> dict[str, Any]:
-    """The section's settings and defaults as JSON values, less the defaults that the section refuses to see written.
-
-    (``betas`` of an SGD optimiser: written, it would be an error; unwritten, it means nothing.)
-    """
-    written: dict[str, Any] = {}
+    """The section's settings and defaults as JSON values, less what has no effect beside its other settings."""
     values = section.model_dump(by_alias=True, mode="json")
+    ignored = section.ignored() if isinstance(section, Strict) else {}
     names = {info.alias or name: name for name, info in type(section).model_fields.items()}
-    for key, name in names.items():
-        written[key] = _complete_value(getattr(section, name), values[key])
-    defaults = [key for key, name in names.items() if name not in section.model_fields_set]
-    for key in defaults if _refuses(section, written) else ():
-        kept = {k: v for k, v in written.items() if k == key or k not in defaults}
-        if _refuses(section, kept):
-            del written[key]
-    return written
+    return {
+        key: _complete_value(getattr(section, names[key]), values[key])
+        for key in fields_of(type(section))
+        if names[key] not in ignored
+    }
 
 
 def _complete_value(value: Any, dumped: Any) -> Any:
@@ -314,14 +309,6 @@ def _complete_value(value: Any, dumped: Any) -> Any:
     if isinstance(value, dict):
         return {key: _complete_value(part, dumped[key]) for key, part in value.items()}
     return dumped
-
-
-def _refuses(section: BaseModel, settings: dict[str, Any]) -> bool:
-    try:
-        type(section).model_validate(settings)
-    except ValidationError:
-        return True
-    return False
 
 
 class _Dumper(yaml.SafeDumper):

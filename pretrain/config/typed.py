@@ -10,13 +10,15 @@ import difflib
 import math
 import re
 import types
-from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from pretrain.config.duration import Duration
+from pretrain.config.schema.base import Choice, choice_of, fields_of, models_in, options_of
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.subset import Subset
 from pretrain.config.tree import Items, Leaf, Node, Section
@@ -46,7 +48,7 @@ def validate(tree: Section, schema: type[Model], file: str) -> tuple[Model | Non
         The typed settings, or None and every problem found: one line each, with place, key and remedy.
     """
     problems: list[str] = []
-    values = _section_values(tree, schema, "", problems)
+    values = _section_values(tree, fields_of(schema), "", problems)
     try:
         typed = schema.model_validate(values, strict=True)
     except ValidationError as error:
@@ -59,9 +61,8 @@ def known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Yields every dotted key of ``schema``, sections included."""
     for key, info in fields_of(schema).items():
         yield prefix + key
-        section = model_of(info.annotation)
-        if section is not None:
-            yield from known_keys(section, f"{prefix}{key}.")
+        inner = (known_keys(section, f"{prefix}{key}.") for section in models_in(info.annotation))
+        yield from dict.fromkeys(chain.from_iterable(inner))  # members of a union share keys
 
 
 def nearest_key(key: str, known: Iterable[str]) -> str | None:
@@ -85,8 +86,8 @@ def free_value(node: Node) -> Any:
     return None if node.is_null else _scalar(node.text, (bool, int, float))
 
 
-def _section_values(tree: Section, schema: type[BaseModel], prefix: str, problems: list[str]) -> dict[str, Any]:
-    fields, values = fields_of(schema), {}
+def _section_values(tree: Section, fields: Mapping[str, FieldInfo], prefix: str, problems: list[str]) -> dict[str, Any]:
+    values = {}
     for key, node in tree.children.items():
         if key not in fields:
             problems.append(_unknown_key(prefix + key, node.where, list(fields)))
@@ -95,6 +96,26 @@ def _section_values(tree: Section, schema: type[BaseModel], prefix: str, problem
         if value is not _ABSENT:
             values[key] = value
     return values
+
+
+def _chosen_values(tree: Section, choice: Choice, key: str, problems: list[str]) -> dict[str, Any]:
+    """Reads a member of a union; where the name is not one of theirs, which is told later, as any of them."""
+    chosen = tree.children.get(choice.key)
+    name = choice.default if chosen is None else chosen.text if isinstance(chosen, Leaf) else ""
+    if name not in choice.models:
+        return _section_values(tree, choice.fields, f"{key}.", problems)
+    fields = fields_of(choice.models[name])
+    foreign = {own: choice.owners(own) for own in tree.children if own not in fields and choice.owners(own)}
+    for own, owners in foreign.items():
+        owner = f"{choice.key}: {enumerated(owners)}"
+        where = tree.children[own].where
+        problems.append(f"{where}: {key}: {own} belongs to {owner}; with {name} it would be ignored, so remove it")
+    kept = {own: node for own, node in tree.children.items() if own not in foreign}
+    return _section_values(Section(kept, tree.where), fields, f"{key}.", problems)
+
+
+def enumerated(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _unknown_key(key: str, where: str, siblings: list[str]) -> str:
@@ -106,17 +127,20 @@ def _unknown_key(key: str, where: str, siblings: list[str]) -> str:
 
 
 def _value(node: Node, annotation: Any, key: str, problems: list[str]) -> Any:
-    options = _options(annotation)
-    section = model_of(annotation)
+    options = options_of(annotation)
+    choice, sections = choice_of(annotation), models_in(annotation)
+    keys = choice.fields if choice is not None else fields_of(sections[0]) if sections else {}
     if isinstance(node, Leaf) and not _is_text(node.text):
         problems.append(f"{node.where}: {key}: {printable(node.text)!r} has a character that no text may have")
         return _ABSENT
-    if section is not None:
+    if sections:
+        if isinstance(node, Section) and choice is not None:
+            return _chosen_values(node, choice, key, problems)
         if isinstance(node, Section):
-            return _section_values(node, section, f"{key}.", problems)
+            return _section_values(node, keys, f"{key}.", problems)
         if isinstance(node, Leaf) and node.is_null:
             return _ABSENT  # null takes a section back to its defaults
-        problems.append(f"{node.where}: {key}: expected a section with the keys {', '.join(fields_of(section))}")
+        problems.append(f"{node.where}: {key}: expected a section with the keys {', '.join(keys)}")
         return _ABSENT
     mapping = next((option for option in options if get_origin(option) is dict), None)
     if mapping is not None:
@@ -177,26 +201,6 @@ def _is_text(text: str) -> bool:
     return _CONTROL.search(text) is None
 
 
-def fields_of(schema: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Key as it is written → field."""
-    return {info.alias or name: info for name, info in schema.model_fields.items()}
-
-
-def _options(annotation: Any) -> tuple[Any, ...]:
-    """The types that an annotation allows, without Annotated and unions."""
-    if get_origin(annotation) is Annotated:
-        return _options(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return tuple(option for part in get_args(annotation) for option in _options(part))
-    return (annotation,)
-
-
-def model_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that an annotation stands for, alone or with null."""
-    models = [option for option in _options(annotation) if isinstance(option, type) and issubclass(option, BaseModel)]
-    return models[0] if models else None
-
-
 def _unique(lines: list[str]) -> list[str]:
     return list(dict.fromkeys(lines))
 
@@ -204,18 +208,31 @@ def _unique(lines: list[str]) -> list[str]:
 # What pydantic says, in the user's terms
 
 
+class _Place(NamedTuple):
+    """Where one of pydantic's errors belongs: dotted key, ``file:line``, what is written there and what may be."""
+
+    key: str
+    where: str
+    node: Node
+    kind: Any
+    info: FieldInfo | None
+
+
 def _explain(error: ValidationError, tree: Section, schema: type[BaseModel], file: str) -> Iterator[str]:
     wrong: dict[str, tuple[int, str]] = {}  # by key: a union gives an error for each branch, the deepest says most
     for detail in error.errors(include_url=False):
         loc = detail["loc"]
-        key, where, node, info = _locate(loc, tree, schema, file)
+        place = _locate(loc, tree, schema, file)
+        key, where, node, info = place.key, place.where, place.node, place.info
         message = str(detail.get("ctx", {}).get("error", detail["msg"]))
-        if detail["type"] == "missing" and isinstance(loc[-1], str):
+        if detail["type"] == "union_tag_invalid":
+            yield _unknown_name(place)
+        elif detail["type"] == "missing" and isinstance(loc[-1], str):
             yield f"{where}: {key} is missing" + (f": {info.description}" if info and info.description else "")
         elif detail["type"] == "value_error" and isinstance(node, Section):
             mentioned = [word for word in re.findall(r"[a-z_]+", message) if word in node.children]
-            place = node.children[mentioned[0]].where if mentioned else where
-            yield f"{place}: {key}: {message}" if key else f"{place}: {message}"
+            line = node.children[mentioned[0]].where if mentioned else where
+            yield f"{line}: {key}: {message}" if key else f"{line}: {message}"
         elif detail["type"] == "value_error" or info is None:
             yield f"{where}: {key}: {message}"
         elif len(loc) > wrong.get(key, (0, ""))[0]:
@@ -223,9 +240,18 @@ def _explain(error: ValidationError, tree: Section, schema: type[BaseModel], fil
     yield from (message for _, message in wrong.values())
 
 
-def _locate(
-    loc: tuple[int | str, ...], tree: Section, schema: type[BaseModel], file: str
-) -> tuple[str, str, Node, FieldInfo | None]:
+def _unknown_name(place: _Place) -> str:
+    """What is wrong with a section whose name is not one of its union's."""
+    choice = choice_of(place.kind)
+    assert choice is not None and isinstance(place.node, Section)
+    name = place.node.children[choice.key]
+    asked = name.text if isinstance(name, Leaf) else ""
+    reasons = [model.not_offered[asked] for model in choice.models.values() if asked in model.not_offered]
+    wrong = reasons[0] if reasons else f"{_shown(name)} is not {enumerated(list(choice.models))}"
+    return f"{name.where}: {place.key}.{choice.key}: {wrong}"
+
+
+def _locate(loc: tuple[int | str, ...], tree: Section, schema: type[BaseModel], file: str) -> _Place:
     """Follows pydantic's location through tree and schema; what it adds for branches of a union is left out."""
     node: Node = tree
     kind: Any = schema
@@ -235,12 +261,15 @@ def _locate(
         if isinstance(node, Items) and isinstance(part, int):
             if part < len(node.items):
                 node, where = node.items[part], node.items[part].where
-            kind = next((get_args(option)[0] for option in _options(kind) if get_origin(option) is tuple), kind)
+            kind = next((get_args(option)[0] for option in options_of(kind) if get_origin(option) is tuple), kind)
             continue
-        section = model_of(kind)
-        mapping = next((option for option in _options(kind) if get_origin(option) is dict), None)
-        if section is not None and part in fields_of(section):
-            info = fields_of(section)[str(part)]
+        choice, sections = choice_of(kind), models_in(kind)
+        mapping = next((option for option in options_of(kind) if get_origin(option) is dict), None)
+        if choice is not None:
+            kind = choice.models[str(part)]
+            continue
+        if sections and part in fields_of(sections[0]):
+            info = fields_of(sections[0])[str(part)]
             kind = info.annotation
         elif mapping is not None:
             info, kind = None, get_args(mapping)[1]
@@ -252,16 +281,21 @@ def _locate(
             where = node.where
         else:
             node = Section(where=where)
-    return ".".join(path), where, node, info
+    return _Place(".".join(path), where, node, kind, info)
 
 
 def _wrong_value(node: Node, info: FieldInfo) -> str:
-    got = "a section" if isinstance(node, Section) else "a list" if isinstance(node, Items) else f"{node.text!r}"
-    expected = describe(info.annotation, info.metadata)
-    if isinstance(node, Leaf) and len(node.text) > MOST_SHOWN:
-        got = f"{node.text[:MOST_SHOWN]!r}…"
-    quoted = isinstance(node, Leaf) and node.quoted and str not in _options(info.annotation)
-    return f"{got} is not {expected}" + ("; remove the quotes" if quoted else "")
+    quoted = isinstance(node, Leaf) and node.quoted and str not in options_of(info.annotation)
+    return f"{_shown(node)} is not {describe(info.annotation, info.metadata)}" + (
+        "; remove the quotes" if quoted else ""
+    )
+
+
+def _shown(node: Node) -> str:
+    """What is written at a key, in words where it is not text."""
+    if not isinstance(node, Leaf):
+        return "a section" if isinstance(node, Section) else "a list"
+    return repr(node.text) if len(node.text) <= MOST_SHOWN else f"{node.text[:MOST_SHOWN]!r}…"
 
 
 def describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
@@ -274,8 +308,7 @@ def describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         words = [describe(part, metadata) for part in parts if part is not type(None)]
         return " or ".join(_unique(words) + (["null"] if type(None) in parts else []))
     if get_origin(annotation) is Literal:
-        values = [str(value) for value in get_args(annotation)]
-        return values[0] if len(values) == 1 else f"{', '.join(values[:-1])} or {values[-1]}"
+        return enumerated([str(value) for value in get_args(annotation)])
     if get_origin(annotation) is tuple:
         arguments = get_args(annotation)
         if arguments[-1] is Ellipsis:

@@ -11,8 +11,9 @@ import numpy as np
 
 from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.experiment import Experiment
+from pretrain.config.schema.objective import makers_of
 from pretrain.config.schema.source import SourceConfig
-from pretrain.config.target import IN_WORDS, Target, makers_of, wanted_by
+from pretrain.config.target import IN_WORDS, Target
 from pretrain.data.order.mixture import Mixture, Part
 from pretrain.data.order.order import Order
 from pretrain.data.order.selection import Selection, load_drop_list
@@ -191,7 +192,7 @@ def open_sources(config: Experiment) -> tuple[Source, ...]:
         found = packed.table.num_samples - selection.num_dropped
         _expect(packed, f"{key}.num_samples", found, source.num_samples, selection.num_dropped)
         _expect(packed, "data.num_classes", packed.card.num_classes, config.data.num_classes, 0)
-        wanted = sources[0].packed.table.target if sources else wanted_by(config.objective.name)
+        wanted = sources[0].packed.table.target if sources else config.objective.needs.target
         check_target(packed, wanted, f"objective.name: {config.objective.name}")
         if sources:
             _same_classes(sources[0].packed, packed)

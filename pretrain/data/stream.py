@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.config.schema.data import EvalTransformConfig
+from pretrain.config.schema.evaluation import target_of_kind
 from pretrain.config.schema.experiment import Experiment
-from pretrain.config.target import wanted_by
 from pretrain.data.batch import Batch
 from pretrain.data.images.augment import EvalTransform, TrainTransform
 from pretrain.data.order.order import check_world, lanes_of_rank, resolve_lanes
@@ -207,7 +207,7 @@ class EvalStream:
             packed.check_files()
         self.table, self.card = packed.table, packed.card
         asks = f"objective.name: {config.objective.name}" if kind is None else f"kind: {kind}"
-        check_target(packed, wanted_by(kind or config.objective.name), asks)
+        check_target(packed, target_of_kind(kind) if kind else config.objective.needs.target, asks)
         if not any_classes and self.table.num_classes != config.data.num_classes:
             raise DataError(
                 f"{shards}: {self.table.num_classes} classes, but data.num_classes is {config.data.num_classes}; "

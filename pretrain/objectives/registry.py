@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from pretrain.config.schema.objective import ObjectiveConfig
+from pretrain.config.schema.objective import (
+    DistillationConfig,
+    MaskedPatchesConfig,
+    ObjectiveConfig,
+    RegressionConfig,
+    SigmoidConfig,
+    SoftmaxConfig,
+)
 from pretrain.errors import ConfigError
 from pretrain.models.target_scale import TargetScale
 from pretrain.objectives.distillation import Distillation
@@ -42,7 +50,15 @@ class Context:
     scale: TargetScale | None = None
 
 
-def _distillation(config: ObjectiveConfig, context: Context) -> Objective:
+def _softmax(config: SoftmaxConfig, context: Context) -> Objective:
+    return Softmax(config.label_smoothing)
+
+
+def _sigmoid(config: SigmoidConfig, context: Context) -> Objective:
+    return Sigmoid(config.reduction, config.binarise)
+
+
+def _distillation(config: DistillationConfig, context: Context) -> Objective:
     assert context.teacher is not None, "the caller brings the teacher"
     return Distillation(
         context.teacher,
@@ -55,7 +71,7 @@ def _distillation(config: ObjectiveConfig, context: Context) -> Objective:
     )
 
 
-def _masked_patches(config: ObjectiveConfig, context: Context) -> Objective:
+def _masked_patches(config: MaskedPatchesConfig, context: Context) -> Objective:
     if context.grid is None or context.patch is None:
         raise ConfigError("objective.name: masked_patches needs model.name: vit, whose patches it masks")
     return MaskedPatches(
@@ -63,14 +79,14 @@ def _masked_patches(config: ObjectiveConfig, context: Context) -> Objective:
     )
 
 
-def _regression(config: ObjectiveConfig, context: Context) -> Objective:
+def _regression(config: RegressionConfig, context: Context) -> Objective:
     assert context.scale is not None, "the caller brings the units of the targets"
     return Regression(context.scale, config.regression, config.beta)
 
 
-OBJECTIVES: dict[str, Callable[[ObjectiveConfig, Context], Objective]] = {
-    "softmax": lambda config, context: Softmax(config.label_smoothing),
-    "sigmoid": lambda config, context: Sigmoid(config.reduction, config.binarise),
+OBJECTIVES: dict[str, Callable[[Any, Context], Objective]] = {
+    "softmax": _softmax,
+    "sigmoid": _sigmoid,
     "distillation": _distillation,
     "masked_patches": _masked_patches,
     "regression": _regression,
@@ -79,14 +95,12 @@ OBJECTIVES: dict[str, Callable[[ObjectiveConfig, Context], Objective]] = {
 
 
 def build_objective(config: ObjectiveConfig, num_classes: int, context: Context | None = None) -> Objective:
-    """The objective that ``config`` names, for a head of ``num_classes``.
+    """The objective of these settings, for a head of ``num_classes``.
 
     Raises:
-        ConfigError: no such objective, or one that has no meaning for so few classes or for this model.
+        ConfigError: it has no meaning for so few classes, or for this model.
     """
-    if config.name not in OBJECTIVES:
-        raise ConfigError(f"objective.name: unknown objective {config.name!r}; known are {', '.join(OBJECTIVES)}")
-    if config.name in ("softmax", "distillation", "segmentation") and num_classes < 2:
+    if num_classes < config.needs.min_classes:
         raise ConfigError(
             f"objective.name: {config.name} over {num_classes} class is always 0; use sigmoid or more classes"
         )

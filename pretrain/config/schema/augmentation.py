@@ -140,14 +140,17 @@ class MixingConfig(Strict):
         """Whether anything is mixed at all."""
         return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
+    def ignored(self) -> dict[str, str]:
+        """See ``Strict``."""
+        ignored = {}
+        if not (self.mixup and self.cutmix):
+            ignored["switch_prob"] = "chooses between mixup and cutmix; with one of them it would be ignored"
+        if not (self.mixup or self.cutmix):
+            ignored |= dict.fromkeys(("prob", "per"), "belongs to mixup and cutmix; with neither it would be ignored")
+        return ignored
+
     @model_validator(mode="after")
-    def _nothing_ignored(self) -> MixingConfig:
-        given = self.model_fields_set
-        if "switch_prob" in given and not (self.mixup and self.cutmix):
-            raise ValueError("switch_prob chooses between mixup and cutmix; with one of them it would be ignored")
+    def _keeps_what_is_mixed(self) -> MixingConfig:
         if self.keep_larger and not self.mixup:
             raise ValueError("keep_larger belongs to mixup; without mixup it would be ignored")
-        others = sorted({"prob", "per"} & given)
-        if others and not (self.mixup or self.cutmix):
-            raise ValueError(f"{', '.join(others)}: without mixup or cutmix it would be ignored")
         return self

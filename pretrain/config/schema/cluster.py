@@ -85,12 +85,19 @@ class ClusterConfig(Strict):
         default_factory=dict, description="Passed to DeepSpeed as it is; keys that the engine owns are refused."
     )
 
+    def ignored(self) -> dict[str, str]:
+        """See ``Strict``."""
+        ignored = {}
+        if self.backend == "accelerate" and self.zero_stage:
+            ignored["zero_stage"] = "needs backend: deepspeed; accelerate trains with DDP (stage 0)"
+        if self.num_workers == 0:
+            ignored["prefetch_factor"] = "would be ignored with num_workers: 0"
+        return ignored
+
     @model_validator(mode="after")
-    def _nothing_ignored(self) -> ClusterConfig:
+    def _settings_fit_each_other(self) -> ClusterConfig:
         if self.backend == "accelerate" and self.deepspeed:
             raise ValueError("deepspeed: would be ignored by backend: accelerate; remove it or choose deepspeed")
-        if self.backend == "accelerate" and "zero_stage" in self.model_fields_set and self.zero_stage:
-            raise ValueError("zero_stage: needs backend: deepspeed; accelerate trains with DDP (stage 0)")
         if self.compile and self.zero_stage == 3 and self.backend != "accelerate":
             raise ValueError(
                 "compile: true does not go with zero_stage: 3, whose hooks gather each layer's weights in the middle "
@@ -101,8 +108,6 @@ class ClusterConfig(Strict):
                 "compile: true does not go with activation_checkpointing: selective, for a compiled block hides the "
                 "operations to keep; use none, full or every_2 (the compiler chooses by itself what a block keeps)"
             )
-        if self.num_workers == 0 and "prefetch_factor" in self.model_fields_set:
-            raise ValueError("prefetch_factor would be ignored with num_workers: 0")
         owned = sorted(ENGINE_OWNED_DEEPSPEED_KEYS & set(self.deepspeed))
         if owned:
             raise ValueError(

@@ -78,14 +78,15 @@ class TrainTransformConfig(Strict):
             return {"ratio": TENSORFLOW_RATIO} | values
         return values
 
+    def ignored(self) -> dict[str, str]:
+        """See ``Strict``."""
+        if self.crop in ("inception", "inception_tf"):
+            return {}
+        reason = f"belongs to crop: inception or inception_tf; with {self.crop} it would be ignored"
+        return dict.fromkeys(("min_area", "ratio"), reason)
+
     @model_validator(mode="after")
-    def _nothing_ignored(self) -> TrainTransformConfig:
-        unused = sorted({"min_area", "ratio"} & self.model_fields_set)
-        if self.crop not in ("inception", "inception_tf") and unused:
-            raise ValueError(
-                f"{', '.join(unused)} belong to crop: inception or inception_tf; with crop: {self.crop} they would be "
-                "ignored"
-            )
+    def _settings_fit_each_other(self) -> TrainTransformConfig:
         if self.crop != "resmall" and self.short_side is not None:
             raise ValueError(f"short_side belongs to crop: resmall; with crop: {self.crop} it would be ignored")
         if self.crop == "resmall" and self.short_side is None:
@@ -113,13 +114,13 @@ class EvalTransformConfig(Strict):
     )
     resize_filter: ResizeFilter = Field(default="bilinear_aa", description="Interpolation of the resize.")
 
-    @model_validator(mode="after")
-    def _nothing_ignored(self) -> EvalTransformConfig:
-        if self.resize == "squash" and "crop_fraction" in self.model_fields_set:
-            raise ValueError(
-                "crop_fraction belongs to resize: short_side, resmall or squash_crop; with squash it would be ignored"
-            )
-        return self
+    def ignored(self) -> dict[str, str]:
+        """See ``Strict``."""
+        if self.resize != "squash":
+            return {}
+        return {
+            "crop_fraction": "belongs to resize: short_side, resmall or squash_crop; with squash it would be ignored"
+        }
 
     def before_crop(self, side: int) -> int:
         """Pixels to which a side is resized, of which ``side`` are kept. Source: timm and DeiT round down."""

@@ -10,6 +10,7 @@ from pretrain.config.duration import Duration
 from pretrain.config.schema.base import PositiveFloat, PositiveInt, Strict
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.source import PLACES
+from pretrain.config.target import Target
 
 Kind = Literal["accuracy", "multilabel", "label_map", "few_shot", "knn", "logistic", "regression", "segmentation"]
 FEATURE_KINDS = ("few_shot", "knn", "logistic")  # look at what the head sees, not at its logits
@@ -44,8 +45,14 @@ METRICS: dict[Kind, tuple[str, ...]] = {
     "regression": ("mae", "rmse", "r2"),
     "segmentation": ("mIoU", "pixel_accuracy"),
 }
+TARGETS: dict[str, Target] = {"regression": "vector", "segmentation": "mask"}  # of the other kinds: labels
 FEW_SHOT_L2 = 2.0**10
 LOGISTIC_L2 = 1.0
+
+
+def target_of_kind(kind: str) -> Target:
+    """What a kind of evaluation needs the samples to carry beside their images."""
+    return TARGETS.get(kind, "labels")
 
 
 class EvaluationSetConfig(Strict):
@@ -98,14 +105,17 @@ class EvaluationSetConfig(Strict):
     temperature: PositiveFloat = Field(default=0.07, description="knn only: a vote weighs exp(cosine / temperature).")
     max_iterations: PositiveInt = Field(default=1000, description="logistic only: most iterations of the solver.")
 
+    def ignored(self) -> dict[str, str]:
+        """See ``Strict``."""
+        return {
+            name: f"belongs to kind: {' or '.join(owners)}; with {self.kind} it would be ignored"
+            for names, owners in SETTINGS_OF_KINDS
+            if self.kind not in owners
+            for name in names
+        }
+
     @model_validator(mode="after")
-    def _nothing_ignored(self) -> EvaluationSetConfig:
-        for names, owners in SETTINGS_OF_KINDS:
-            ignored = [name for name in names if name in self.model_fields_set and self.kind not in owners]
-            if ignored:
-                raise ValueError(
-                    f"{ignored[0]} belongs to kind: {' or '.join(owners)}; with {self.kind} it would be ignored"
-                )
+    def _settings_fit_the_kind(self) -> EvaluationSetConfig:
         if self.kind in FEATURE_KINDS:
             for name in ("train_shards", "num_train_samples"):
                 if getattr(self, name) is None:
@@ -125,6 +135,11 @@ class EvaluationSetConfig(Strict):
     def metrics(self) -> tuple[str, ...]:
         """The figures by which models can be compared on the set."""
         return tuple(f"{shots}_shot" for shots in self.shots) if self.kind == "few_shot" else METRICS[self.kind]
+
+    @property
+    def target(self) -> Target:
+        """What the samples of the set carry beside their images."""
+        return target_of_kind(self.kind)
 
     @property
     def uses_features(self) -> bool:

@@ -14,11 +14,11 @@ from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.data import DataConfig
 from pretrain.config.schema.evaluation import EvaluationConfig
 from pretrain.config.schema.model import ModelConfig
-from pretrain.config.schema.objective import NUM_COLOURS, ObjectiveConfig
+from pretrain.config.schema.objective import Objective, SoftmaxConfig, makers_of
 from pretrain.config.schema.optim import OptimConfig
 from pretrain.config.schema.sweep import SweepConfig
 from pretrain.config.schema.telemetry import GuardConfig, TelemetryConfig
-from pretrain.config.target import IGNORED_PIXEL, IN_WORDS, makers_of, wanted_by
+from pretrain.config.target import IGNORED_PIXEL, IN_WORDS
 
 FORMAT_VERSION = 1
 LARGEST_BATCH = 2**24
@@ -50,7 +50,7 @@ class Experiment(Strict):
         description="fp32 matrix products and convolutions in TensorFloat-32, on GPUs that have it (A100 and later).",
     )
     model: ModelConfig
-    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    objective: Objective = Field(default_factory=SoftmaxConfig, description="What is minimised.")
     data: DataConfig
     optim: OptimConfig
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
@@ -84,30 +84,32 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _loss_can_fall(self) -> Experiment:
-        if self.data.num_classes == 1 and self.objective.name in ("softmax", "segmentation", "distillation"):
+        if self.data.num_classes < self.objective.needs.min_classes:
             raise ValueError(
-                f"data.num_classes: 1; objective.name: {self.objective.name} divides one between the classes, so with "
-                "one class its loss is always 0; use objective.name: sigmoid, or a set of two classes"
+                f"data.num_classes: {self.data.num_classes}; objective.name: {self.objective.name} divides one between "
+                "the classes, so with one class its loss is always 0; use objective.name: sigmoid, or a set of two "
+                "classes"
             )
         return self
 
     @model_validator(mode="after")
     def _objective_fits_model(self) -> Experiment:
-        masked = self.objective.name == "masked_patches"
+        masked, name = self.objective.needs.mask_token, self.objective.name
         family = self.model.family
         if masked and not family.can_mask:
             others = forms_where(lambda other: other.can_mask)
-            raise ValueError(f"objective.name: masked_patches needs model.name: {others}")
+            raise ValueError(f"objective.name: {name} needs model.name: {others}")
         if masked != self.model.mask_token:
             raise ValueError(
-                "objective.name: masked_patches needs model.mask_token: true"
+                f"objective.name: {name} needs model.mask_token: true"
                 if masked
                 else "model.mask_token belongs to objective.name: masked_patches; otherwise it would be ignored"
             )
-        if masked and not all(chosen.uses_features for chosen in self.evaluation.sets.values()):
+        measurable = self.objective.needs.has_accuracy
+        if not measurable and not all(chosen.uses_features for chosen in self.evaluation.sets.values()):
             raise ValueError(
-                "evaluation.sets: a model that predicts colours has no accuracy; remove them, or use the kinds "
-                "few_shot, knn and logistic, which look at features"
+                f"evaluation.sets: a model that predicts {self.objective.needs.outputs} has no accuracy; remove them, "
+                "or use the kinds few_shot, knn and logistic, which look at features"
             )
         policy = self.cluster.activation_checkpointing
         if not family.takes_policy(policy):
@@ -123,11 +125,10 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _evaluation_fits_targets(self) -> Experiment:
-        target = wanted_by(self.objective.name)
+        target = self.objective.needs.target
         for name, chosen in self.evaluation.sets.items():
-            wanted = wanted_by(chosen.kind)
-            if target is not None and wanted not in (None, target) and not chosen.uses_features:
-                assert wanted is not None
+            wanted = chosen.target
+            if target is not None and wanted != target and not chosen.uses_features:
                 remedy = f"set kind: {makers_of(target)}" if target != "labels" else "choose a kind for labels"
                 raise ValueError(
                     f"evaluation.sets.{name}.kind: {chosen.kind} needs {IN_WORDS[wanted]}, objective.name: "
@@ -138,12 +139,13 @@ class Experiment(Strict):
     @model_validator(mode="after")
     def _masks_have_a_dense_head(self) -> Experiment:
         dense, name = self.model.head == "dense", self.objective.name
-        if dense != (name == "segmentation"):
+        wanted = self.objective.needs.head
+        if self.model.head != wanted:
             hint = ""
-            if not dense and not self.model.family.can_be_dense:
+            if wanted == "dense" and not self.model.family.can_be_dense:
                 others = forms_where(lambda other: other.can_be_dense)
                 hint = f", which is for name: {others}, not {self.model.name}"
-            raise ValueError(f"objective.name: {name} needs model.head: {'pooled' if dense else 'dense'}{hint}")
+            raise ValueError(f"objective.name: {name} needs model.head: {wanted}{hint}")
         if not dense:
             return self
         transform = self.data.augmentation
@@ -198,11 +200,11 @@ class Experiment(Strict):
     @model_validator(mode="after")
     def _augmentation_fits(self) -> Experiment:
         mixes = self.data.effective_mixing.active
-        if self.objective.binarise and not mixes:
+        for key in () if mixes else self.objective.of_mixed_targets():
             raise ValueError(
-                "objective.binarise acts on mixed targets; without data.mixing (or data.augreg) it would be ignored"
+                f"objective.{key} acts on mixed targets; without data.mixing (or data.augreg) it would be ignored"
             )
-        if mixes and wanted_by(self.objective.name) != "labels":
+        if mixes and not self.objective.needs.mixes:
             raise ValueError(
                 f"data.mixing (or data.augreg) mixes labels, of which objective.name: {self.objective.name} has none; "
                 "remove it"
@@ -231,8 +233,8 @@ class Experiment(Strict):
 
     @property
     def num_outputs(self) -> int:
-        """Width of the head: the classes of the set, or the colours that masked_patches predicts."""
-        return NUM_COLOURS if self.objective.name == "masked_patches" else self.data.num_classes
+        """Width of the head: the classes of the set, unless the objective brings its own."""
+        return self.objective.needs.num_outputs or self.data.num_classes
 
     @property
     def num_steps(self) -> int:

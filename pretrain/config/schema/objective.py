@@ -1,83 +1,205 @@
-"""What is minimised."""
+"""What is minimised: one model per objective, each with what it needs of the data, the model and the head."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pretrain.config.schema.base import PositiveFloat, Probability, Strict
+from pretrain.config.schema.base import ONE_OF, PositiveFloat, Probability, Strict, models_in
+from pretrain.config.target import IN_WORDS, Target
 
-# (names of objectives, settings that only they have)
-OBJECTIVE_SETTINGS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("softmax", "distillation"), ("label_smoothing",)),
-    (("sigmoid",), ("reduction", "binarise")),
-    (("distillation",), ("teacher", "distillation", "alpha", "tau", "kl_reduction")),
-    (("masked_patches",), ("corrupted",)),
-    (("regression",), ("regression", "beta")),
-)
 NUM_COLOURS = 512  # classes of masked_patches: 3 bits for each of red, green and blue
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective needs, for all that depends on it: nobody else asks for an objective by its name.
+
+    Attributes:
+        target: what of a sample it learns from; None: images alone, so that any set will do.
+        head: the model's.
+        mixes: images may be mixed, and their labels with them.
+        one_label: an image has exactly one label.
+        min_classes: with fewer its loss cannot fall.
+        mask_token: the model replaces patches by a learned embedding.
+        num_outputs: width of the head; None: the classes of the set.
+        outputs: what the head gives, in words.
+        has_accuracy: its outputs can be compared with what the evaluation sets hold. Otherwise features alone can be
+            evaluated, and the set's class names do not belong to the weights.
+        activation: logits → scores of the classes.
+    """
+
+    target: Target | None = "labels"
+    head: Literal["pooled", "dense"] = "pooled"
+    mixes: bool = True
+    one_label: bool = False
+    min_classes: int = 1
+    mask_token: bool = False
+    num_outputs: int | None = None
+    outputs: Literal["classes", "colours", "numbers"] = "classes"
+    has_accuracy: bool = True
+    activation: Literal["softmax", "sigmoid"] = "softmax"
 
 
 class ObjectiveConfig(Strict):
     """What is minimised."""
 
-    name: Literal["softmax", "sigmoid", "distillation", "masked_patches", "regression", "segmentation"] = Field(
-        default="softmax",
-        description="softmax: one label per image. sigmoid: any number of labels per image. distillation: DeiT's, with "
-        "a teacher. masked_patches: the mean colours of corrupted patches, without labels (ViT, B.1.2). "
-        "regression: a vector of numbers per image, standardised by the training set. segmentation: "
-        "a class for every pixel (model.head: dense).",
-    )
-    label_smoothing: Probability = Field(
-        default=0.0, description="Share of the target spread over all classes (softmax and distillation)."
-    )
+    needs: ClassVar[Needs]
+
+    name: str
+
+    @property
+    def teacher_weights(self) -> str | None:
+        """Where a teacher's weights are; None: it has no teacher."""
+        return None
+
+    def of_mixed_targets(self) -> tuple[str, ...]:
+        """Its settings that act on mixed targets only, where they are on."""
+        return ()
+
+
+class WithoutSmoothing(ObjectiveConfig):
+    """An objective that accepts ``label_smoothing: 0``, which resolved configs list for every objective."""
+
+    label_smoothing: float = Field(default=0.0, description="0 only.", json_schema_extra={"const": 0})
+
+    @model_validator(mode="after")
+    def _has_no_smoothing(self) -> WithoutSmoothing:
+        if self.label_smoothing:
+            raise ValueError(
+                f"label_smoothing belongs to name: softmax or distillation; with {self.name} it would be ignored"
+            )
+        return self
+
+
+class SoftmaxConfig(ObjectiveConfig):
+    """Cross-entropy with one label per image."""
+
+    needs = Needs(one_label=True, min_classes=2)
+
+    name: Literal["softmax"] = Field(default="softmax", description="One label per image.")
+    label_smoothing: Probability = Field(default=0.0, description="Share of the target spread over all classes.")
+
+
+class SigmoidConfig(WithoutSmoothing):
+    """Binary cross-entropy with any number of labels per image."""
+
+    needs = Needs(activation="sigmoid")
+
+    name: Literal["sigmoid"] = Field(default="sigmoid", description="Any number of labels per image.")
     reduction: Literal["sum_classes", "mean"] = Field(
         default="sum_classes",
-        description="sigmoid only: sum over the classes and mean over the batch (Google), or over both (DeiT III).",
+        description="Sum over the classes and mean over the batch (Google), or mean over both (DeiT III).",
     )
     binarise: bool = Field(
         default=False,
-        description="sigmoid only: after mixing, each class with any share of the target counts as 1 (DeiT III).",
-    )
-    teacher: str | None = Field(
-        default=None, description="distillation only: weights of the teacher, as init.from: a run folder or a file."
-    )
-    distillation: Literal["hard", "soft"] = Field(
-        default="hard", description="distillation only: the teacher's best class is a label, or its distribution is."
-    )
-    alpha: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.5, description="distillation only: weight of the teacher's term; the labels' term has the rest."
-    )
-    tau: PositiveFloat = Field(default=1.0, description="soft distillation only: temperature of both distributions.")
-    kl_reduction: Literal["mean", "sum_classes"] = Field(
-        default="mean",
-        description="soft distillation only: the divergence's mean over batch and classes (DeiT's code), or its sum "
-        "over the classes and mean over the batch (DeiT's paper): as many times more as there are classes.",
-    )
-    corrupted: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.5, description="masked_patches only: share of the patches that are corrupted and predicted."
-    )
-    regression: Literal["mse", "l1", "smooth_l1"] = Field(
-        default="mse", description="regression only: the loss of a standardised error: squared, absolute, or Huber's."
-    )
-    beta: PositiveFloat = Field(
-        default=1.0, description="smooth_l1 only: the error, in standard deviations, from which on it is linear."
+        description="After mixing, each class with any share of the target counts as 1 (DeiT III).",
     )
 
+    def of_mixed_targets(self) -> tuple[str, ...]:
+        """See ``ObjectiveConfig``."""
+        return ("binarise",) if self.binarise else ()
+
+
+class DistillationConfig(ObjectiveConfig):
+    """DeiT's distillation from a teacher."""
+
+    needs = Needs(one_label=True, min_classes=2)
+
+    name: Literal["distillation"] = Field(default="distillation", description="DeiT's, with a teacher.")
+    label_smoothing: Probability = Field(default=0.0, description="Share of the target spread over all classes.")
+    teacher: str | None = Field(
+        default=None, description="Weights of the teacher, as init.from: a run folder or a file. Must be set."
+    )
+    distillation: Literal["hard", "soft"] = Field(
+        default="hard", description="The teacher's best class is a label, or its distribution is."
+    )
+    alpha: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5, description="Weight of the teacher's term; the labels' term has the rest."
+    )
+    tau: PositiveFloat = Field(default=1.0, description="Temperature of both distributions; distillation: soft only.")
+    kl_reduction: Literal["mean", "sum_classes"] = Field(
+        default="mean",
+        description="The divergence's mean over batch and classes (DeiT's code), or its sum over the classes and mean "
+        "over the batch (DeiT's paper), larger by the number of classes; distillation: soft only.",
+    )
+
+    @property
+    def teacher_weights(self) -> str | None:
+        """See ``ObjectiveConfig``."""
+        return self.teacher
+
+    def ignored(self) -> dict[str, str]:
+        """See ``Strict``."""
+        if self.distillation == "soft":
+            return {}
+        return dict.fromkeys(("tau", "kl_reduction"), "belongs to distillation: soft; with hard it would be ignored")
+
     @model_validator(mode="after")
-    def _nothing_ignored(self) -> ObjectiveConfig:
-        for owners, names in OBJECTIVE_SETTINGS:
-            ignored = [name for name in names if name in self.model_fields_set and self.name not in owners]
-            ignored = [name for name in ignored if name != "label_smoothing" or self.label_smoothing]
-            if ignored:
-                owner = " or ".join(owners)
-                raise ValueError(f"{ignored[0]} belongs to name: {owner}; with {self.name} it would be ignored")
-        for name in ("tau", "kl_reduction"):
-            if name in self.model_fields_set and self.distillation == "hard":
-                raise ValueError(f"{name} belongs to distillation: soft; with hard it would be ignored")
-        if "beta" in self.model_fields_set and self.regression != "smooth_l1":
-            raise ValueError(f"beta belongs to regression: smooth_l1; with {self.regression} it would be ignored")
-        if self.name == "distillation" and self.teacher is None:
+    def _has_a_teacher(self) -> DistillationConfig:
+        if self.teacher is None:
             raise ValueError("teacher: is missing; name the teacher's run folder, checkpoint or weights file")
         return self
+
+
+class MaskedPatchesConfig(WithoutSmoothing):
+    """The mean colours of corrupted patches, without labels."""
+
+    needs = Needs(
+        target=None, mixes=False, mask_token=True, num_outputs=NUM_COLOURS, outputs="colours", has_accuracy=False
+    )
+
+    name: Literal["masked_patches"] = Field(
+        default="masked_patches", description="The mean colours of corrupted patches, without labels (ViT, B.1.2)."
+    )
+    corrupted: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="Share of the patches that are corrupted and predicted."
+    )
+
+
+class RegressionConfig(WithoutSmoothing):
+    """A vector of numbers per image."""
+
+    needs = Needs(target="vector", mixes=False, outputs="numbers")
+
+    name: Literal["regression"] = Field(
+        default="regression", description="A vector of numbers per image, standardised by the training set."
+    )
+    regression: Literal["mse", "l1", "smooth_l1"] = Field(
+        default="mse", description="The loss of a standardised error: squared, absolute, or Huber's."
+    )
+    beta: PositiveFloat = Field(
+        default=1.0,
+        description="The error, in standard deviations, from which the loss is linear; regression: smooth_l1 only.",
+    )
+
+    def ignored(self) -> dict[str, str]:
+        """See ``Strict``."""
+        if self.regression == "smooth_l1":
+            return {}
+        return {"beta": f"belongs to regression: smooth_l1; with {self.regression} it would be ignored"}
+
+
+class SegmentationConfig(WithoutSmoothing):
+    """A class for every pixel."""
+
+    needs = Needs(target="mask", head="dense", mixes=False, min_classes=2)
+
+    name: Literal["segmentation"] = Field(
+        default="segmentation", description="A class for every pixel (model.head: dense)."
+    )
+
+
+Objective = Annotated[
+    SoftmaxConfig | SigmoidConfig | DistillationConfig | MaskedPatchesConfig | RegressionConfig | SegmentationConfig,
+    ONE_OF,
+]
+
+
+def makers_of(target: Target) -> str:
+    """The objectives that learn from such a set, in words; kinds of evaluation have the same names."""
+    makers = [model for model in models_in(Objective) if issubclass(model, ObjectiveConfig)]
+    names = [model.model_fields["name"].default for model in makers if model.needs.target == target]
+    return names[0] if len(names) == 1 else f"one of those for {IN_WORDS[target]}"

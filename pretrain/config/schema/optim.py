@@ -64,12 +64,13 @@ class ScheduleConfig(Strict):
         default=False, description="The rate changes when an epoch begins and stays for all of it (timm, DeiT)."
     )
 
+    def ignored(self) -> dict[str, str]:
+        """See ``Strict``."""
+        foreign = set().union(*SCHEDULE_SETTINGS.values()) - SCHEDULE_SETTINGS[self.name]
+        return dict.fromkeys(sorted(foreign), f"would be ignored by name: {self.name}; remove it")
+
     @model_validator(mode="after")
-    def _nothing_ignored(self) -> ScheduleConfig:
-        special = set().union(*SCHEDULE_SETTINGS.values())
-        ignored = sorted(special & self.model_fields_set - SCHEDULE_SETTINGS[self.name])
-        if ignored:
-            raise ValueError(f"{', '.join(ignored)} would be ignored by name: {self.name}; remove it")
+    def _settings_fit_each_other(self) -> ScheduleConfig:
         if self.warmup_lr and not self.warmup.value:
             raise ValueError("warmup_lr would be ignored without warmup; set warmup or remove it")
         if not self.warmup_prefix and not self.warmup.value:
@@ -154,12 +155,13 @@ class OptimConfig(Strict):
             raise ValueError(NO_MUON)
         return name
 
+    def ignored(self) -> dict[str, str]:
+        """See ``Strict``."""
+        foreign = set().union(*OPTIMIZER_SETTINGS.values()) - OPTIMIZER_SETTINGS[self.name]
+        return dict.fromkeys(sorted(foreign), f"would be ignored by name: {self.name}; remove it")
+
     @model_validator(mode="after")
-    def _nothing_ignored(self) -> OptimConfig:
-        special = set().union(*OPTIMIZER_SETTINGS.values())
-        foreign = special & self.model_fields_set - OPTIMIZER_SETTINGS[self.name]
-        if foreign:
-            raise ValueError(f"{', '.join(sorted(foreign))} would be ignored by name: {self.name}; remove it")
+    def _settings_fit_each_other(self) -> OptimConfig:
         if self.momentum_dtype == "bf16" and self.name == "sgd" and not self.momentum:
             raise ValueError("momentum_dtype would be ignored with momentum: 0; remove it")
         return self

@@ -59,6 +59,10 @@ def test_every_config_names_its_schema_and_fits_it(file: str) -> None:
         {"duration": 7},
         {"data": {"lanes": "many"}},
         {"extends": []},
+        {"objective": {"name": "softmax", "reduction": "mean"}},
+        {"objective": {"reduction": "mean", "teacher": "runs/x"}},
+        {"objective": {"name": "sigmoid", "label_smoothing": 0.1}},
+        {"objective": {"name": "hinge"}},
     ],
 )
 def test_the_schema_refuses_what_the_loader_refuses(settings: dict[str, Any]) -> None:
@@ -74,6 +78,9 @@ def test_the_schema_refuses_what_the_loader_refuses(settings: dict[str, Any]) ->
         {"model": {"depth": None, "img_size": [8, 16]}},
         {"evaluation": None},
         {"extends": ["a.yaml", "b.yaml"]},
+        {"objective": {"name": "sigmoid", "reduction": "mean", "label_smoothing": 0}},
+        {"objective": {"reduction": "mean"}},  # the name may be in the file that this one extends
+        {"objective": None},
     ],
 )
 def test_the_schema_accepts_what_the_loader_accepts(settings: dict[str, Any]) -> None:

@@ -123,6 +123,18 @@ def test_extends_merges_sections_and_replaces_the_rest(write: Write) -> None:
     assert resolved.provenance["model.variant"] == "base/base.yaml:4"
 
 
+def test_keys_of_another_name_are_told_where_the_parent_wrote_them(write: Write) -> None:
+    """A file that changes the name of what it extends must not keep the old name's keys unnoticed."""
+    write(MINIMAL + "objective:\n  reduction: mean\n  name: sigmoid\n", "base.yaml")
+    assert load_experiment("base.yaml").experiment.objective.name == "sigmoid"
+    with pytest.raises(
+        ConfigError, match=r"^base\.yaml:12: objective: reduction belongs to name: sigmoid; with softmax"
+    ):
+        load_experiment(write("extends: base.yaml\nobjective: {name: softmax}\n"))
+    with pytest.raises(ConfigError, match=r"^base\.yaml:12: objective: reduction belongs to name: sigmoid"):
+        load_experiment("base.yaml", overrides=["objective.name=regression"])
+
+
 def test_the_cluster_file_and_then_the_command_line_win(write: Write) -> None:
     path = write(MINIMAL + "cluster: {num_workers: 1, zero_stage: 2}\n")
     cluster = write("num_workers: 7\nnum_devices: 4\n", "c.yaml")
@@ -224,6 +236,18 @@ def test_where_falls_back_to_the_section_and_the_file(write: Write) -> None:
             [],
             ["x.yaml:11: objective: reduction belongs to name: sigmoid"],
         ),
+        (
+            "objective: {reduction: mean, name: distillation, teacher: t}\n",
+            [],
+            ["x.yaml:11: objective: reduction belongs to name: sigmoid; with distillation it would be ignored"],
+        ),
+        ("objective: {name: hinge}\n", [], ["x.yaml:11: objective.name: 'hinge' is not softmax, sigmoid, dist"]),
+        ("objective: {name: [softmax]}\n", [], ["x.yaml:11: objective.name: a list is not softmax, sigmoid, dist"]),
+        ("", ["objective.name=null"], ["command line: objective.name: 'null' is not softmax, sigmoid, dist"]),
+        ("objective: {name: sigmoid, labels: 1}\n", [], ["x.yaml:11: objective.labels: unknown key; allowed: name, "]),
+        ("objective: {reductoin: mean}\n", [], ["objective.reductoin: unknown key; did you mean objective.reduction?"]),
+        ("", ["objective.name=regression", "objective.regression=x"], ["command line: objective.regression: 'x' is"]),
+        ("", ["objective=3"], ["objective: expected a section with the keys name, label_smoothing, reduction, bin"]),
         ("", ["optim.name=sgd", "optim.eps=1"], ["optim: eps would be ignored by name: sgd"]),
         ("", ["optim.name=muon"], ["command line: optim.name: muon is not offered: DeepSpeed's class chooses"]),
         ("", ["optim.name=lamb", "optim.momentum=0.8"], ["optim: momentum would be ignored by name: lamb"]),

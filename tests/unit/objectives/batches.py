@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
+
+from pretrain.config.schema.objective import Objective, ObjectiveConfig
+
+
+def settings_of(**settings: Any) -> ObjectiveConfig:
+    """The section ``objective`` of a config."""
+    return TypeAdapter(Objective).validate_python(settings)
 
 
 def linear_model(num_classes: int, seed: int = 0) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.config.schema.objective import ObjectiveConfig
+from pretrain.config.loader import load_experiment
+from pretrain.errors import ConfigError
 from pretrain.objectives.distillation import Distillation, Teacher
 from pretrain.objectives.protocol import MicroBatch
 from pretrain.objectives.registry import Context, build_objective
-from tests.unit.objectives.batches import images, linear_model
+from tests.unit.config.test_loader import MINIMAL
+from tests.unit.objectives.batches import images, linear_model, settings_of
 
 CLASSES, BATCH = 7, 6
 LABELS = torch.arange(BATCH)[:, None]
@@ -114,7 +117,7 @@ def test_the_teacher_under_autocast_gives_fp32() -> None:
 
 
 def test_settings_arrive() -> None:
-    config = ObjectiveConfig(
+    config = settings_of(
         name="distillation", teacher="t", distillation="soft", alpha=0.1, tau=3.0, kl_reduction="sum_classes",
         label_smoothing=0.1,
     )  # fmt: skip
@@ -125,18 +128,16 @@ def test_settings_arrive() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "distillation"}, "teacher: is missing"),
-        ({"name": "softmax", "teacher": "t"}, "teacher belongs to name: distillation; with softmax"),
-        ({"name": "sigmoid", "alpha": 0.5}, "alpha belongs to name: distillation"),
-        ({"name": "distillation", "teacher": "t", "tau": 3.0}, "tau belongs to distillation: soft"),
-        ({"name": "distillation", "teacher": "t", "binarise": True}, "binarise belongs to name: sigmoid"),
-        ({"name": "softmax", "corrupted": 0.4}, "corrupted belongs to name: masked_patches"),
-        (
-            {"name": "masked_patches", "label_smoothing": 0.1},
-            "label_smoothing belongs to name: softmax or distillation",
-        ),
+        ("name=distillation", "teacher: is missing"),
+        ("name=softmax teacher=t", "teacher belongs to name: distillation; with softmax"),
+        ("name=sigmoid alpha=0.5", "alpha belongs to name: distillation"),
+        ("name=distillation teacher=t tau=3.0", "tau belongs to distillation: soft"),
+        ("name=distillation teacher=t binarise=true", "binarise belongs to name: sigmoid"),
+        ("corrupted=0.4", "corrupted belongs to name: masked_patches"),
+        ("name=masked_patches label_smoothing=0.1", "label_smoothing belongs to name: softmax or distillation"),
     ],
 )
-def test_settings_that_would_be_ignored_are_errors(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ObjectiveConfig(**settings)
+def test_settings_that_would_be_ignored_are_errors(tmp_path: Path, settings: str, message: str) -> None:
+    (tmp_path / "x.yaml").write_text(MINIMAL)
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(tmp_path / "x.yaml", overrides=[f"objective.{setting}" for setting in settings.split()])

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.config.schema.objective import ObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.models.families.registry import build_model
 from pretrain.models.init import init_weights
@@ -19,6 +18,7 @@ from pretrain.objectives.masked_patches import MaskedPatches, corruption, mean_c
 from pretrain.objectives.protocol import MicroBatch
 from pretrain.objectives.registry import Context, build_objective
 from tests.golden.twins import small_config
+from tests.unit.objectives.batches import settings_of
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -77,7 +77,7 @@ def masked_model() -> Any:
 
 def objective(model: Any) -> MaskedPatches:
     context = Context(seed=5, mean=HALF, std=HALF, patch=model.shape.patch, grid=model.shape.grid)
-    built = build_objective(ObjectiveConfig(name="masked_patches"), 512, context)
+    built = build_objective(settings_of(name="masked_patches"), 512, context)
     assert isinstance(built, MaskedPatches)
     return built
 
@@ -111,4 +111,4 @@ def test_a_hidden_patch_cannot_be_seen() -> None:
 
 def test_it_needs_patches() -> None:
     with pytest.raises(ConfigError, match=r"masked_patches needs model\.name: vit"):
-        build_objective(ObjectiveConfig(name="masked_patches"), 512)
+        build_objective(settings_of(name="masked_patches"), 512)
