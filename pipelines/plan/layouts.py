@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pretrain.check.memory import num_optimizer_temporaries, require_divisor
+from pretrain.check.memory import require_divisor
 from pretrain.config.devices import Device
 from pretrain.config.schema.experiment import Experiment
-from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS
 from pretrain.models import budget
 from pretrain.sharding import zero_memory
 from pretrain.sharding.zero_memory import Buckets, MemoryBytes
@@ -61,7 +60,7 @@ def possible_stages(experiment: Experiment) -> list[int]:
     cluster = experiment.cluster
     if cluster.backend == "accelerate":
         return [0]
-    if experiment.optim.name in WHOLE_TENSOR_OPTIMIZERS:
+    if experiment.optim.needs_unsharded:
         return [0]
     stages = [1, 2, 3] if experiment.precision == "bf16" else [0, 1, 2, 3]
     return [stage for stage in stages if not (stage == 3 and cluster.compile)]
@@ -122,7 +121,7 @@ def _by_micro_batch(experiment: Experiment, machine: Machine, stage: int, policy
             num_devices=machine.num_devices,
             micro_batch_size=micro,
             num_optimizer_states=experiment.optim.num_states,
-            num_temporaries=num_optimizer_temporaries(experiment.optim),
+            num_temporaries=experiment.optim.num_temporaries,
             accumulates=accumulation > 1,
             buckets=buckets,
         )

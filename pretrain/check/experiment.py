@@ -18,7 +18,6 @@ from pretrain.check.weights import check_weights
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.evaluation import IMAGENET_REAL, NUMBERS
 from pretrain.config.schema.experiment import Experiment
-from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS
 from pretrain.config.typed import known_keys, nearest_key
 from pretrain.data.order.mixture import check_copies, in_quanta
 from pretrain.data.order.order import allowed_worlds, check_world, resolve_lanes
@@ -188,7 +187,7 @@ def _report_precision(experiment: Experiment, backend: Backend) -> list[str]:
 
 def _report_optimizer(experiment: Experiment, backend: Backend, ranks: int) -> list[str]:
     optim, stage = experiment.optim, experiment.cluster.zero_stage
-    if optim.name in WHOLE_TENSOR_OPTIMIZERS and backend == "deepspeed" and stage:
+    if optim.needs_unsharded and backend == "deepspeed" and stage:
         raise ConfigError(f"optim.name: {_whole_tensor_remedy(experiment, ranks)}")
     line = f"optimiser   {optim.name}, {4 * optim.num_states:g} bytes of state per weight"
     if experiment.model.family.packages:  # its tensors are not known without torch: the run checks the patterns

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pretrain.config.schema.experiment import Experiment
-from pretrain.config.schema.optim import OptimConfig
 from pretrain.errors import ConfigError
 from pretrain.models import budget
 from pretrain.sharding.zero_memory import Buckets, MemoryBytes
@@ -91,11 +90,6 @@ def _largest_that_fits(experiment: Experiment, world: int, memory: int | None, b
     return fitting[-1]
 
 
-def num_optimizer_temporaries(optim: OptimConfig) -> int:
-    """fp32 tensors per parameter that the optimiser makes while it updates, on a GPU."""
-    return {"adamw": 1, "sgd": int(optim.weight_decay > 0)}.get(optim.name, 2)
-
-
 def memory_of(experiment: Experiment, world: int, micro_batch_size: int, backend: Backend) -> MemoryBytes:
     cluster = experiment.cluster
     return budget.memory_bytes(
@@ -107,7 +101,7 @@ def memory_of(experiment: Experiment, world: int, micro_batch_size: int, backend
         micro_batch_size=micro_batch_size,
         checkpointing=cluster.activation_checkpointing,
         num_optimizer_states=experiment.optim.num_states,
-        num_temporaries=num_optimizer_temporaries(experiment.optim),
+        num_temporaries=experiment.optim.num_temporaries,
         accumulates=experiment.global_batch_size // world > micro_batch_size,
         buckets=Buckets.of(cluster.deepspeed),
     )

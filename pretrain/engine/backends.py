@@ -11,7 +11,7 @@ from pretrain.config.schema.experiment import Experiment
 from pretrain.distributed.rank import Rank
 from pretrain.engine.backend import EMA, MASTER, Backend, BackendOptions
 from pretrain.errors import ConfigError
-from pretrain.optim.optimizers import OPTIMIZERS, build_optimizer
+from pretrain.optim.optimizers import build_optimizer
 
 Maker = Callable[[nn.Module, torch.optim.Optimizer, BackendOptions], Backend]
 
@@ -48,7 +48,7 @@ def build_backend(
         ConfigError: an optimiser that needs whole tensors where they are cut, or a device without what was asked for.
     """
     cluster = experiment.cluster
-    if OPTIMIZERS[experiment.optim.name].whole_tensors and kind == "deepspeed" and cluster.zero_stage:
+    if experiment.optim.needs_unsharded and kind == "deepspeed" and cluster.zero_stage:
         raise ConfigError(
             f"optim.name: {experiment.optim.name} needs whole tensors, which ZeRO-{cluster.zero_stage} cuts into "
             "pieces; use cluster.zero_stage: 0 or cluster.backend: accelerate"

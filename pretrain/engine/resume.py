@@ -16,7 +16,9 @@ from pretrain.config.changes import Change, changes, refuse_changes
 from pretrain.config.duration import Duration
 from pretrain.config.loader import Resolved
 from pretrain.config.saved import load_saved
+from pretrain.config.schema.base import names_of
 from pretrain.config.schema.experiment import Experiment
+from pretrain.config.schema.optim import Schedule
 from pretrain.distributed.collectives import broadcast_object, raise_together
 from pretrain.distributed.rank import Rank
 from pretrain.engine.checkpoint_folder import clean, newest_valid, read_state
@@ -31,7 +33,6 @@ from pretrain.telemetry.sinks import read_metrics
 STREAM_KEYS = ("seed", "data.num_samples", "data.lanes", "data.shuffle_window", "data.subset", "data.mixture")
 _STREAM_PREFIXES = tuple(f"{key}." for key in STREAM_KEYS)
 COOLDOWN_KEYS = ("duration", "optim.schedule.cooldown")
-SCHEDULES_TO_COOL = ("constant", "rsqrt")  # those whose curve does not depend on the length of the run
 Lanes = Callable[[Experiment], int]
 
 
@@ -150,11 +151,12 @@ def _cooldown_end(experiment: Experiment, saved: Experiment, start: Start) -> in
                 "resume.cooldown begins a fork, but this folder has a run of its own: choose another name"
             )
         return saved.num_steps
-    name, cooldown = experiment.optim.schedule.name, experiment.resume.cooldown
-    if name not in SCHEDULES_TO_COOL or saved.optim.schedule.cooldown.value:
+    schedule, cooldown = experiment.optim.schedule, experiment.resume.cooldown
+    if schedule.needs_length or saved.optim.schedule.cooldown.value:
         found = saved.optim.schedule
+        open_ended = sorted(names_of(Schedule, lambda model: not model.needs_length))
         raise ConfigError(
-            f"resume.cooldown needs a trunk with optim.schedule.name {' or '.join(SCHEDULES_TO_COOL)} and no cooldown "
+            f"resume.cooldown needs a trunk with optim.schedule.name {' or '.join(open_ended)} and no cooldown "
             f"of its own; {start.path} has {found.name} with a cooldown of {found.cooldown}"
         )
     assert cooldown is not None

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.config.schema.optim import WHOLE_TENSOR_OPTIMIZERS, OptimConfig
+from pretrain.config.schema.optim import AdafactorConfig, AdamWConfig, LambConfig, OptimConfig, SGDConfig
 from pretrain.optim.adafactor import Adafactor, attention_views
 from pretrain.optim.elementwise import AdamWBf16, SGDBf16, StatefulOptimizer
 from pretrain.optim.groups import assign_rules, parameter_groups
 from pretrain.optim.lamb import Lamb
 
 Groups = list[dict[str, Any]]
-Maker = Callable[[Groups, OptimConfig, nn.Module, bool], torch.optim.Optimizer]
 
 # torch's optimisers, whose state we make ahead of their first step. Ours make their own (``StatefulOptimizer``).
 TORCH_STATES: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
@@ -26,46 +24,35 @@ TORCH_STATES: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
 STEP = "step"
 
 
-@dataclass(frozen=True)
-class OptimizerSpec:
-    """One optimiser.
-
-    Attributes:
-        build: (parameter groups, config, model, fused) → torch optimiser.
-        whole_tensors: it reads a tensor as a whole, so that no rank may hold a piece of one.
-    """
-
-    build: Maker
-    whole_tensors: bool = False
-
-
-def _adamw(groups: Groups, config: OptimConfig, model: nn.Module, fused: bool) -> torch.optim.Optimizer:
+def _adamw(groups: Groups, config: AdamWConfig, model: nn.Module, fused: bool) -> torch.optim.Optimizer:
     if config.momentum_dtype == "bf16":
         return AdamWBf16(groups, config.lr, config.betas, config.eps)
     kwargs: dict[str, Any] = {"fused": True} if fused else {}
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0.0, **kwargs)
 
 
-def _sgd(groups: Groups, config: OptimConfig, model: nn.Module, fused: bool) -> torch.optim.Optimizer:
+def _sgd(groups: Groups, config: SGDConfig, model: nn.Module, fused: bool) -> torch.optim.Optimizer:
     if config.momentum_dtype == "bf16":
         return SGDBf16(groups, config.lr, config.momentum)
     kwargs: dict[str, Any] = {"fused": True} if fused else {}
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=0.0, **kwargs)
 
 
-def _adafactor(groups: Groups, config: OptimConfig, model: nn.Module, fused: bool) -> torch.optim.Optimizer:
+def _adafactor(groups: Groups, config: AdafactorConfig, model: nn.Module, fused: bool) -> torch.optim.Optimizer:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.momentum_dtype]
     caps = (config.beta2_cap, config.beta2_power)
     return Adafactor(groups, config.lr, config.momentum, dtype, *caps, attention_views(model))
 
 
-def _lamb(groups: Groups, config: OptimConfig, model: nn.Module, fused: bool) -> torch.optim.Optimizer:
+def _lamb(groups: Groups, config: LambConfig, model: nn.Module, fused: bool) -> torch.optim.Optimizer:
     return Lamb(groups, config.lr, config.betas, config.eps)
 
 
-_MAKERS: dict[str, Maker] = {"adamw": _adamw, "sgd": _sgd, "adafactor": _adafactor, "lamb": _lamb}
-OPTIMIZERS: dict[str, OptimizerSpec] = {
-    name: OptimizerSpec(maker, whole_tensors=name in WHOLE_TENSOR_OPTIMIZERS) for name, maker in _MAKERS.items()
+OPTIMIZERS: dict[str, Callable[[Groups, Any, nn.Module, bool], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "sgd": _sgd,
+    "adafactor": _adafactor,
+    "lamb": _lamb,
 }
 
 
@@ -86,7 +73,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool = Fals
     for name, parameter in named.items():
         if rules[name].frozen:
             parameter.requires_grad_(False)
-    return OPTIMIZERS[config.name].build(parameter_groups(named.items(), rules), config, model, fused)
+    return OPTIMIZERS[config.name](parameter_groups(named.items(), rules), config, model, fused)
 
 
 def ensure_state(optimizer: torch.optim.Optimizer, tensor: Tensor) -> dict[str, Tensor]:

@@ -12,79 +12,85 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pretrain.config.duration import Duration
 from pretrain.config.schema.experiment import Experiment
+from pretrain.config.schema.optim import EndingScheduleConfig, RsqrtConfig
 
 Schedule = Callable[[int], float]
 
 
+Decay = Callable[[float], float]
+
+
 @dataclass(frozen=True)
-class Decay:
-    """What a decay may look at; steps count from the end of the warmup.
+class Run:
+    """What a decay depends on besides its own settings; steps count from where the decay begins.
 
     Attributes:
-        base, end: peak and last learning rate.
-        total: steps that the decay takes, at least 1.
-        power: of the polynomial.
-        timescale, shift: of rsqrt, in steps.
+        base: peak learning rate.
+        total: steps of the decay where it ends with the run, at least 1.
+        steps: a duration in steps; not rounded where the rate changes with the epoch.
     """
 
     base: float
-    end: float
     total: float
-    power: float
-    timescale: float
-    shift: float
-
-    def polynomial(self, power: float, step: float) -> float:
-        """``end + (base - end) × (share of the run that is left) ** power``."""
-        left = 1.0 - min(1.0, max(0.0, step / self.total))
-        return self.end + (self.base - self.end) * left**power
-
-    def cosine(self, step: float) -> float:
-        """From ``base`` to ``end`` along half a cosine."""
-        progress = min(1.0, max(0.0, step / self.total))
-        return self.end + (self.base - self.end) * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-    def rsqrt(self, step: float) -> float:
-        """``base / sqrt(1 + (step + shift) / timescale)``; a warmup ramps to ``base / sqrt(1 + shift / timescale)``.
-
-        Source: Scaling ViT (2106.04560), section 3.5; big_vision ``utils.create_learning_rate_schedule``.
-        """
-        return self.base / math.sqrt(1.0 + (max(0.0, step) + self.shift) / self.timescale)
+    steps: Callable[[Duration], float]
 
 
-DECAYS: dict[str, Callable[[Decay, float], float]] = {
-    "linear": lambda decay, step: decay.polynomial(1.0, step),
-    "polynomial": lambda decay, step: decay.polynomial(decay.power, step),
-    "cosine": lambda decay, step: decay.cosine(step),
-    "rsqrt": lambda decay, step: decay.rsqrt(step),
-    "constant": lambda decay, step: decay.base,
+def polynomial(config: EndingScheduleConfig, run: Run, power: float) -> Decay:
+    """``end + (base - end) × (share of the run that is left) ** power``."""
+
+    def at(step: float) -> float:
+        left = 1.0 - min(1.0, max(0.0, step / run.total))
+        return config.end_lr + (run.base - config.end_lr) * left**power
+
+    return at
+
+
+def cosine(config: EndingScheduleConfig, run: Run) -> Decay:
+    """From ``base`` to ``end_lr`` along half a cosine."""
+
+    def at(step: float) -> float:
+        progress = min(1.0, max(0.0, step / run.total))
+        return config.end_lr + (run.base - config.end_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    return at
+
+
+def rsqrt(config: RsqrtConfig, run: Run) -> Decay:
+    """``base / sqrt(1 + (step + shift) / timescale)``; a warmup ramps to ``base / sqrt(1 + shift / timescale)``.
+
+    Source: Scaling ViT (2106.04560), section 3.5; big_vision ``utils.create_learning_rate_schedule``.
+    """
+    timescale, shift = max(1, run.steps(config.timescale)), run.steps(config.shift)
+    return lambda step: run.base / math.sqrt(1.0 + (max(0.0, step) + shift) / timescale)
+
+
+DECAYS: dict[str, Callable[[Any, Run], Decay]] = {
+    "linear": lambda config, run: polynomial(config, run, 1.0),
+    "polynomial": lambda config, run: polynomial(config, run, config.power),
+    "cosine": cosine,
+    "rsqrt": rsqrt,
+    "constant": lambda config, run: lambda step: run.base,
 }
 
 
 def build_schedule(experiment: Experiment) -> Schedule:
     """The learning rate at each step in [0, num_steps]; the update from step s to s + 1 uses ``schedule(s)``."""
-    config = experiment.optim.schedule
+    config, base = experiment.optim.schedule, experiment.optim.lr
     # a rate per epoch counts in epochs, which are seldom whole steps
     steps: Callable[[Duration], float] = experiment.exact_steps if config.per_epoch else experiment.steps
     total, warmup, cooldown = steps(experiment.duration), steps(config.warmup), steps(config.cooldown)
-    before = warmup if config.warmup_prefix else 0  # steps that the decay does not count
-    decay = Decay(
-        base=experiment.optim.lr,
-        end=config.end_lr,
-        total=max(1, total - before - steps(config.end_hold)),
-        power=config.power,
-        timescale=max(1, steps(config.timescale)),
-        shift=steps(config.shift),
-    )
-    at = DECAYS[config.name]
+    before = 0 if config.decays_from_start else warmup  # steps that the decay does not count
+    held = steps(config.end_hold) if isinstance(config, EndingScheduleConfig) else 0
+    decay = DECAYS[config.name](config, Run(base, max(1, total - before - held), steps))
 
     def schedule(step: float) -> float:
         up = min(1.0, step / warmup) if warmup else 1.0
         down = min(1.0, max(0, total - step) / cooldown) if cooldown else 1.0
-        peak = decay.base if up < 1.0 and not config.warmup_prefix else at(decay, step - before)
+        peak = base if up < 1.0 and config.decays_from_start else decay(step - before)
         return (peak * up + config.warmup_lr * (1.0 - up)) * down
 
     if not config.per_epoch:

@@ -71,9 +71,9 @@ def global_batch(step: int, config: Experiment) -> MicroBatch:
     depth, rate = config.model.depth or 1, config.model.drop_path if config.model.family.takes_drop_path else 0.0
     scales = drop_path_scales(slots.numpy(), rate, depth, seed=config.seed, shape=config.model.drop_path_shape)
     targets = None
-    if config.objective.name == "regression":
+    if config.objective.needs.target == "vector":
         targets = 3 + 2 * torch.randn(BATCH, CLASSES, generator=generator)
-    if config.objective.name == "segmentation":
+    if config.objective.needs.target == "mask":
         targets = torch.randint(CLASSES, (BATCH, size, size), generator=generator, dtype=torch.uint8)
         targets[::3, : size // 2] = 255  # on one rank more of the pixels have no class than on the other
     return MicroBatch(images, labels, scales, targets, slots)

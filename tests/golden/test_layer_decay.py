@@ -9,7 +9,7 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from pretrain.config.schema.model import ModelConfig
-from pretrain.config.schema.optim import OptimConfig
+from pretrain.config.schema.optim import AdamWConfig
 from pretrain.models.families.registry import build_model
 from pretrain.optim.optimizers import build_optimizer
 
@@ -38,7 +38,7 @@ def test_scales_equal_timms(ours: dict, theirs: str, kwargs: dict) -> None:
     with torch.device("meta"):
         model = build_model(ModelConfig.model_validate(ours), 10)
         peer = timm.create_model(theirs, num_classes=10, **kwargs)
-    config = OptimConfig(lr=1e-3, weight_decay=0.05, layer_decay=DECAY)
+    config = AdamWConfig(lr=1e-3, weight_decay=0.05, layer_decay=DECAY)
     found = scales(build_optimizer(model, config).param_groups, model)
     wanted = scales(param_groups_layer_decay(peer, 0.05, layer_decay=DECAY), peer)
     assert found == pytest.approx(wanted)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from pretrain.config.schema.optim import OptimConfig
+from pretrain.config.schema.optim import Optim
 from pretrain.optim import elementwise
 from pretrain.optim.optimizers import build_optimizer
 
@@ -40,7 +41,7 @@ def updated(traces: dict[str, Tensor], name: str, dtype: str) -> dict[str, Tenso
     """Our weights after updates 10 and 30, (2, ...) each."""
     model = Layer({ours: traces[f"start/{theirs}"] for ours, theirs in NAMES.items()})
     settings = {"lr": float(traces["lr"]), "weight_decay": float(traces["decay"])}
-    config = OptimConfig.model_validate({"name": name, "momentum_dtype": dtype} | settings)
+    config = TypeAdapter(Optim).validate_python({"name": name, "momentum_dtype": dtype} | settings)
     optimizer, seen = build_optimizer(model, config), []
     for step in range(30):
         for key, parameter in model.named_parameters():

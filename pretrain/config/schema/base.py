@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
@@ -104,6 +104,13 @@ def choice_of(annotation: Any) -> Choice | None:
         return None
     key = models[0].chosen_by
     return Choice(key, {model.model_fields[key].default: model for model in models})
+
+
+def names_of(union: Any, which: Callable[[Any], bool]) -> list[str]:
+    """Names of the models of a union for which a question is answered by yes."""
+    choice = choice_of(union)
+    assert choice is not None, "a union of sections"
+    return [name for name, model in choice.models.items() if which(model)]
 
 
 def models_in(annotation: Any) -> list[type[Strict]]:

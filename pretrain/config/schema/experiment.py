@@ -15,7 +15,7 @@ from pretrain.config.schema.data import DataConfig
 from pretrain.config.schema.evaluation import EvaluationConfig
 from pretrain.config.schema.model import ModelConfig
 from pretrain.config.schema.objective import Objective, SoftmaxConfig, makers_of
-from pretrain.config.schema.optim import OptimConfig
+from pretrain.config.schema.optim import Optim
 from pretrain.config.schema.sweep import SweepConfig
 from pretrain.config.schema.telemetry import GuardConfig, TelemetryConfig
 from pretrain.config.target import IGNORED_PIXEL, IN_WORDS
@@ -52,7 +52,10 @@ class Experiment(Strict):
     model: ModelConfig
     objective: Objective = Field(default_factory=SoftmaxConfig, description="What is minimised.")
     data: DataConfig
-    optim: OptimConfig
+    optim: Optim = Field(
+        description="The optimiser. Decay applies to kernels only: no bias, norm, class token or position embedding "
+        "decays."
+    )
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     resume: ResumeConfig = Field(default_factory=ResumeConfig)
@@ -66,17 +69,13 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _lengths_can_be_counted(self) -> Experiment:
-        schedule = self.optim.schedule
         lengths = {
             "duration": self.duration,
             "checkpoint.every": self.checkpoint.every,
             "checkpoint.keep_every": self.checkpoint.keep_every,
             "evaluation.every": self.evaluation.every,
             "resume.cooldown": self.resume.cooldown,
-        } | {
-            f"optim.schedule.{name}": getattr(schedule, name)
-            for name in ("warmup", "cooldown", "end_hold", "timescale", "shift")
-        }
+        } | {f"optim.schedule.{name}": length for name, length in self.optim.schedule.durations.items()}
         for key, length in lengths.items():
             if length is not None and self.exact_steps(length) * self.global_batch_size >= MOST_SAMPLES:
                 raise ValueError(f"{key}: {length} is longer than {MOST_SAMPLES:.0e} samples; make it shorter")

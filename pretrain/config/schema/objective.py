@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pretrain.config.schema.base import ONE_OF, PositiveFloat, Probability, Strict, models_in
+from pretrain.config.schema.base import ONE_OF, PositiveFloat, Probability, Strict, names_of
 from pretrain.config.target import IN_WORDS, Target
 
 NUM_COLOURS = 512  # classes of masked_patches: 3 bits for each of red, green and blue
@@ -200,6 +200,5 @@ Objective = Annotated[
 
 def makers_of(target: Target) -> str:
     """The objectives that learn from such a set, in words; kinds of evaluation have the same names."""
-    makers = [model for model in models_in(Objective) if issubclass(model, ObjectiveConfig)]
-    names = [model.model_fields["name"].default for model in makers if model.needs.target == target]
+    names = names_of(Objective, lambda model: model.needs.target == target)
     return names[0] if len(names) == 1 else f"one of those for {IN_WORDS[target]}"

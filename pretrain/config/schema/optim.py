@@ -1,31 +1,16 @@
-"""The optimiser and its schedule."""
+"""The optimiser and its schedule: one model for each, with the facts that memory, checks and backends ask."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from pretrain.config.duration import Duration
-from pretrain.config.schema.base import NonNegativeFloat, PositiveFloat, Probability, Strict
+from pretrain.config.schema.base import ONE_OF, NonNegativeFloat, PositiveFloat, Probability, Strict
 
-# What each schedule and each optimiser reads, of the settings that not all of them do.
-SCHEDULE_SETTINGS: dict[str, set[str]] = {
-    "linear": {"end_lr", "end_hold", "warmup_prefix"},
-    "cosine": {"end_lr", "end_hold", "warmup_prefix"},
-    "polynomial": {"end_lr", "end_hold", "warmup_prefix", "power"},
-    "rsqrt": {"timescale", "shift"},
-    "constant": set(),
-}
-OPTIMIZER_SETTINGS: dict[str, set[str]] = {
-    "adamw": {"betas", "eps", "momentum_dtype"},
-    "sgd": {"momentum", "momentum_dtype"},
-    "adafactor": {"momentum", "momentum_dtype", "beta2_cap", "beta2_power"},
-    "lamb": {"betas", "eps"},
-}
-# These read whole tensors (means of rows and columns, norms), which ZeRO from stage 1 on cuts into flat pieces.
-WHOLE_TENSOR_OPTIMIZERS = ("adafactor", "lamb")
 NO_MUON = (
     "muon is not offered: DeepSpeed's class chooses its tensors by its own rule (two dimensions, no 'embed' in the "
     "name), so it would orthogonalise the class token and the head; it orthogonalises before the gradient's norm is "
@@ -37,49 +22,104 @@ NO_MUON = (
 class ScheduleConfig(Strict):
     """The learning rate as a function of the step."""
 
-    name: Literal["linear", "cosine", "polynomial", "rsqrt", "constant"] = Field(
-        default="cosine", description="Decay after the warmup."
-    )
+    key_order = ("name", "warmup", "warmup_lr", "warmup_prefix", "cooldown", ..., "per_epoch")
+    needs_length: ClassVar[bool] = True  # the curve depends on the length of the run: a cooldown cannot end it earlier
+
+    name: str
     warmup: Duration = Field(default=Duration(0, "steps"), description="Linear from warmup_lr to lr.")
     warmup_lr: NonNegativeFloat = Field(default=0.0, description="Rate at step 0 of a warmup (DeiT: 1e-6).")
-    warmup_prefix: bool = Field(
-        default=True,
-        description="linear, cosine, polynomial: the decay starts when the warmup ends (big_vision). false: it counts "
-        "from step 0 and the warmup hides its start (timm's default, DeiT).",
-    )
     cooldown: Duration = Field(default=Duration(0, "steps"), description="Linear to 0 at the end, over any decay.")
-    end_lr: NonNegativeFloat = Field(default=0.0, description="linear, cosine, polynomial: rate at the last step.")
-    end_hold: Duration = Field(
-        default=Duration(0, "steps"),
-        description="linear, cosine, polynomial: the decay ends so much earlier, and end_lr stays (timm's "
-        "cooldown_epochs).",
-    )
-    power: PositiveFloat = Field(default=2.0, description="polynomial: exponent of what is left of the run.")
-    timescale: Duration = Field(
-        default=Duration(10_000, "steps"),
-        description="rsqrt: lr / sqrt(1 + (steps since the warmup + shift) / timescale).",
-    )
-    shift: Duration = Field(default=Duration(0, "steps"), description="rsqrt: see timescale.")
     per_epoch: bool = Field(
         default=False, description="The rate changes when an epoch begins and stays for all of it (timm, DeiT)."
     )
 
-    def ignored(self) -> dict[str, str]:
-        """See ``Strict``."""
-        foreign = set().union(*SCHEDULE_SETTINGS.values()) - SCHEDULE_SETTINGS[self.name]
-        return dict.fromkeys(sorted(foreign), f"would be ignored by name: {self.name}; remove it")
+    @property
+    def decays_from_start(self) -> bool:
+        """Whether the decay counts from step 0 instead of from the end of the warmup."""
+        return False
+
+    @property
+    def durations(self) -> dict[str, Duration]:
+        """Its keys that are lengths of training."""
+        values = {key: getattr(self, key) for key in type(self).model_fields}
+        return {key: value for key, value in values.items() if isinstance(value, Duration)}
 
     @model_validator(mode="after")
-    def _settings_fit_each_other(self) -> ScheduleConfig:
+    def _warmup_settings_have_a_warmup(self) -> ScheduleConfig:
         if self.warmup_lr and not self.warmup.value:
             raise ValueError("warmup_lr would be ignored without warmup; set warmup or remove it")
-        if not self.warmup_prefix and not self.warmup.value:
+        if self.decays_from_start and not self.warmup.value:
             raise ValueError("warmup_prefix: false would be ignored without warmup; set warmup or remove it")
         return self
 
 
+class EndingScheduleConfig(ScheduleConfig):
+    """A schedule whose decay ends with the run."""
+
+    warmup_prefix: bool = Field(
+        default=True,
+        description="The decay starts when the warmup ends (big_vision). false: it counts from step 0 and the warmup "
+        "hides its start (timm's default, DeiT).",
+    )
+    end_lr: NonNegativeFloat = Field(default=0.0, description="Rate at the last step.")
+    end_hold: Duration = Field(
+        default=Duration(0, "steps"),
+        description="The decay ends so much earlier, and end_lr stays (timm's cooldown_epochs).",
+    )
+
+    @property
+    def decays_from_start(self) -> bool:
+        """See ``ScheduleConfig``."""
+        return not self.warmup_prefix
+
+
+class CosineConfig(EndingScheduleConfig):
+    """Half a cosine."""
+
+    name: Literal["cosine"] = Field(default="cosine", description="From lr to end_lr along half a cosine.")
+
+
+class LinearConfig(EndingScheduleConfig):
+    """A straight line."""
+
+    name: Literal["linear"] = Field(default="linear", description="A straight line from lr to end_lr.")
+
+
+class PolynomialConfig(EndingScheduleConfig):
+    """A power of the share of the run that is left."""
+
+    name: Literal["polynomial"] = Field(
+        default="polynomial", description="A power of the share of the run that is left."
+    )
+    power: PositiveFloat = Field(default=2.0, description="The exponent.")
+
+
+class RsqrtConfig(ScheduleConfig):
+    """The inverse square root of the step."""
+
+    needs_length = False
+
+    name: Literal["rsqrt"] = Field(default="rsqrt", description="The inverse square root of the step (Scaling ViT).")
+    timescale: Duration = Field(
+        default=Duration(10_000, "steps"),
+        description="lr / sqrt(1 + (steps since the warmup + shift) / timescale).",
+    )
+    shift: Duration = Field(default=Duration(0, "steps"), description="See timescale.")
+
+
+class ConstantConfig(ScheduleConfig):
+    """No decay."""
+
+    needs_length = False
+
+    name: Literal["constant"] = Field(default="constant", description="No decay.")
+
+
+Schedule = Annotated[CosineConfig | LinearConfig | PolynomialConfig | RsqrtConfig | ConstantConfig, ONE_OF]
+
+
 class OverrideConfig(Strict):
-    """What is different for the tensors whose name a pattern is found in."""
+    """Settings of the parameters whose name matches a pattern."""
 
     pattern: str = Field(
         description="Regular expression that is searched in the parameter's name, such as ^head\\.weight$ or ^blocks."
@@ -98,11 +138,11 @@ class OverrideConfig(Strict):
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
         return pattern
 
     @model_validator(mode="after")
-    def _says_something(self) -> OverrideConfig:
+    def _changes_something(self) -> OverrideConfig:
         tuned = self.lr_scale is not None or self.weight_decay is not None
         if self.freeze and tuned:
             raise ValueError(f"{self.pattern!r}: lr_scale and weight_decay would be ignored with freeze: true")
@@ -112,26 +152,20 @@ class OverrideConfig(Strict):
 
 
 class OptimConfig(Strict):
-    """The optimiser. Decay applies to kernels only: no bias, norm, class token or position embedding decays."""
+    """The optimiser. Decay applies to kernels only: no bias, norm, class token or position embedding decays.
 
-    name: Literal["adamw", "sgd", "adafactor", "lamb"] = Field(
-        default="adamw",
-        description="adamw (decay times lr, as in torch); sgd; adafactor (Scaling ViT's); lamb (apex's FusedLAMB). The "
-        "last two need whole tensors: cluster.zero_stage: 0, or DDP.",
-    )
+    Attributes:
+        needs_unsharded: an update reads complete tensors (norms, means of rows and columns), which ZeRO cuts into flat
+            pieces from stage 1 on.
+    """
+
+    key_order = ("name", "lr", "weight_decay", ..., "clip_grad", "layer_decay", "overrides", "schedule", "ema_decay")
+    not_offered: ClassVar[Mapping[str, str]] = {"muon": NO_MUON}
+    needs_unsharded: ClassVar[bool] = False
+
+    name: str
     lr: PositiveFloat = Field(description="Peak learning rate; the schedule scales it.")
     weight_decay: NonNegativeFloat = Field(default=0.0, description="In the AdamW convention (multiplied by the lr).")
-    betas: tuple[Probability, Probability] = Field(default=(0.9, 0.999), description="adamw and lamb.")
-    eps: PositiveFloat = Field(default=1e-8, description="adamw and lamb.")
-    momentum: Probability = Field(
-        default=0.9, description="sgd; and adafactor: what an update keeps of the average of scaled gradients."
-    )
-    momentum_dtype: Literal["fp32", "bf16"] = Field(
-        default="fp32",
-        description="adamw, sgd, adafactor: type in which the first moment or momentum is kept between steps.",
-    )
-    beta2_cap: Probability = Field(default=0.999, description="adafactor: largest decay of the second moment.")
-    beta2_power: PositiveFloat = Field(default=0.8, description="adafactor: the decay at update t is 1 - t^-power.")
     clip_grad: PositiveFloat | None = Field(
         default=None, description="Largest global norm of the gradient; null: no clipping."
     )
@@ -141,42 +175,132 @@ class OptimConfig(Strict):
         "factor less. null: none.",
     )
     overrides: tuple[OverrideConfig, ...] = Field(
-        default=(), description="By parameter name: learning rate, decay, freezing. The first pattern found counts."
+        default=(),
+        description="By parameter name: learning rate, decay, freezing. The first pattern that matches counts.",
     )
-    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    schedule: Schedule = Field(default_factory=CosineConfig, description="The learning rate as a function of the step.")
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None, description="Polyak averaging: what an update keeps of the average (0.9999); null: no average."
     )
 
-    @field_validator("name", mode="before")
-    @classmethod
-    def _no_muon(cls, name: Any) -> Any:
-        if name == "muon":
-            raise ValueError(NO_MUON)
-        return name
+    @property
+    def own_states(self) -> float:
+        """fp32 numbers that the optimiser keeps per weight; a bf16 one is half."""
+        raise NotImplementedError
 
-    def ignored(self) -> dict[str, str]:
-        """See ``Strict``."""
-        foreign = set().union(*OPTIMIZER_SETTINGS.values()) - OPTIMIZER_SETTINGS[self.name]
-        return dict.fromkeys(sorted(foreign), f"would be ignored by name: {self.name}; remove it")
+    @property
+    def num_states(self) -> float:
+        """As ``own_states``, with the Polyak average."""
+        return self.own_states + (self.ema_decay is not None)
 
-    @model_validator(mode="after")
-    def _settings_fit_each_other(self) -> OptimConfig:
-        if self.momentum_dtype == "bf16" and self.name == "sgd" and not self.momentum:
-            raise ValueError("momentum_dtype would be ignored with momentum: 0; remove it")
-        return self
+    @property
+    def num_temporaries(self) -> int:
+        """fp32 tensors of a parameter's size that an update makes, on a GPU."""
+        return 2
 
     @property
     def has_fused(self) -> bool:
         """Whether torch has a fused kernel for it."""
-        return self.name in ("adamw", "sgd") and self.momentum_dtype == "fp32"
+        return False
+
+
+KeptDtype = Literal["fp32", "bf16"]
+
+
+class AdamWConfig(OptimConfig):
+    """Adam with decoupled weight decay."""
+
+    name: Literal["adamw"] = Field(default="adamw", description="The decay is multiplied by lr, as in torch.")
+    betas: tuple[Probability, Probability] = Field(default=(0.9, 0.999), description="Decay of the two moments.")
+    eps: PositiveFloat = Field(default=1e-8, description="Added to the root of the second moment.")
+    momentum_dtype: KeptDtype = Field(
+        default="fp32", description="Type in which the first moment is kept between steps."
+    )
 
     @property
-    def num_states(self) -> float:
-        """fp32 numbers that the optimiser keeps per weight (a bf16 one is half), the Polyak average among them.
+    def own_states(self) -> float:
+        """See ``OptimConfig``."""
+        return numbers_of(self.momentum_dtype) + 1
 
-        Adafactor's factored second moment is left out: a row and a column of each matrix.
-        """
-        first = 0.5 if self.momentum_dtype == "bf16" else 1.0
-        own = {"adamw": first + 1, "sgd": first * (self.momentum > 0), "adafactor": first, "lamb": 2.0}[self.name]
-        return own + (self.ema_decay is not None)
+    @property
+    def num_temporaries(self) -> int:
+        """See ``OptimConfig``."""
+        return 1
+
+    @property
+    def has_fused(self) -> bool:
+        """See ``OptimConfig``."""
+        return self.momentum_dtype == "fp32"
+
+
+class SGDConfig(OptimConfig):
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"] = Field(default="sgd", description="With momentum.")
+    momentum: Probability = Field(default=0.9, description="What an update keeps of the sum of gradients.")
+    momentum_dtype: KeptDtype = Field(default="fp32", description="Type in which the momentum is kept between steps.")
+
+    @property
+    def own_states(self) -> float:
+        """See ``OptimConfig``."""
+        return numbers_of(self.momentum_dtype) * (self.momentum > 0)
+
+    @property
+    def num_temporaries(self) -> int:
+        """See ``OptimConfig``."""
+        return int(self.weight_decay > 0)
+
+    @property
+    def has_fused(self) -> bool:
+        """See ``OptimConfig``."""
+        return self.momentum_dtype == "fp32"
+
+    @model_validator(mode="after")
+    def _dtype_of_something(self) -> SGDConfig:
+        if self.momentum_dtype == "bf16" and not self.momentum:
+            raise ValueError("momentum_dtype would be ignored with momentum: 0; remove it")
+        return self
+
+
+class AdafactorConfig(OptimConfig):
+    """Adafactor as Scaling ViT trains with it."""
+
+    needs_unsharded = True
+
+    name: Literal["adafactor"] = Field(
+        default="adafactor", description="Scaling ViT's; needs unsharded tensors: cluster.zero_stage: 0, or DDP."
+    )
+    momentum: Probability = Field(default=0.9, description="What an update keeps of the average of scaled gradients.")
+    momentum_dtype: KeptDtype = Field(default="fp32", description="Type in which the momentum is kept between steps.")
+    beta2_cap: Probability = Field(default=0.999, description="Largest decay of the second moment.")
+    beta2_power: PositiveFloat = Field(default=0.8, description="The decay at update t is 1 - t^-power.")
+
+    @property
+    def own_states(self) -> float:
+        """See ``OptimConfig``; without the factored second moment, a row and a column of each matrix."""
+        return numbers_of(self.momentum_dtype)
+
+
+class LambConfig(OptimConfig):
+    """LAMB."""
+
+    needs_unsharded = True
+
+    name: Literal["lamb"] = Field(
+        default="lamb", description="As apex's FusedLAMB; needs unsharded tensors: cluster.zero_stage: 0, or DDP."
+    )
+    betas: tuple[Probability, Probability] = Field(default=(0.9, 0.999), description="Decay of the two moments.")
+    eps: PositiveFloat = Field(default=1e-8, description="Added to the root of the second moment.")
+
+    @property
+    def own_states(self) -> float:
+        """See ``OptimConfig``."""
+        return 2.0
+
+
+def numbers_of(dtype: KeptDtype) -> float:
+    """How many fp32 numbers take the place of one of this type."""
+    return 0.5 if dtype == "bf16" else 1.0
+
+
+Optim = Annotated[AdamWConfig | SGDConfig | AdafactorConfig | LambConfig, ONE_OF]

@@ -49,7 +49,7 @@ REFUSED = {
     "data.train_transform.short_side=256": "belongs to crop: resmall",
     "data.train_transform.crop=resmall data.train_transform.short_side=100": "100 is smaller than the model's 224",
     "data.train_transform.crop=simple data.train_transform.min_area=0.5": "min_area belongs to crop: inception",
-    "data.train_transform.crop=resize data.train_transform.ratio=[0.5, 2]": "inception or inception_tf; with crop",
+    "data.train_transform.crop=resize data.train_transform.ratio=[0.5, 2]": "inception or inception_tf; with resize",
     "data.eval_transform.resize=squash data.eval_transform.crop_fraction=0.9": "short_side, resmall or squash_crop",
     "model.drop_path_shape=constant": "drop_path_shape: constant belongs to drop_path",
     "data.train_transform.random_erasing.min_area=0.9": "min_area 0.9 is larger than max_area",

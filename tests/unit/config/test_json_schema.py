@@ -63,6 +63,9 @@ def test_every_config_names_its_schema_and_fits_it(file: str) -> None:
         {"objective": {"reduction": "mean", "teacher": "runs/x"}},
         {"objective": {"name": "sigmoid", "label_smoothing": 0.1}},
         {"objective": {"name": "hinge"}},
+        {"optim": {"name": "sgd", "betas": [0.9, 0.99]}},
+        {"optim": {"schedule": {"name": "constant", "end_lr": 0}}},
+        {"optim": {"schedule": {"end_lr": 0, "timescale": "3 steps"}}},
     ],
 )
 def test_the_schema_refuses_what_the_loader_refuses(settings: dict[str, Any]) -> None:
@@ -81,6 +84,8 @@ def test_the_schema_refuses_what_the_loader_refuses(settings: dict[str, Any]) ->
         {"objective": {"name": "sigmoid", "reduction": "mean", "label_smoothing": 0}},
         {"objective": {"reduction": "mean"}},  # the name may be in the file that this one extends
         {"objective": None},
+        {"optim": {"name": "sgd", "lr": 1, "momentum": 0.5, "schedule": {"name": "rsqrt", "shift": "3 steps"}}},
+        {"optim": {"betas": [0.9, 0.99], "schedule": {"end_lr": "1e-6", "warmup": "3 steps"}}},
     ],
 )
 def test_the_schema_accepts_what_the_loader_accepts(settings: dict[str, Any]) -> None:

@@ -14,7 +14,10 @@ REFUSED = {
     "mixing": ({**REGRESSION, "data__mixing": {"mixup": 0.2}}, "mixes labels, of which objective.name: regression has"),
     "augreg": ({**REGRESSION, "data__augreg": "medium1"}, "mixes labels, of which objective.name: regression has none"),
     "smoothing": ({**REGRESSION, "objective__label_smoothing": 0.1}, "label_smoothing belongs to name: softmax"),
-    "loss elsewhere": ({"objective__regression": "l1"}, "regression belongs to name: regression"),
+    "loss elsewhere": (
+        {"objective__regression": "l1"},
+        "objective.softmax.regression\n  Extra inputs are not permitted",
+    ),
     "beta": ({**REGRESSION, "objective__beta": 2.0}, "beta belongs to regression: smooth_l1; with mse it would be"),
     "accuracy": (
         {**REGRESSION, "evaluation__sets": {"val": SET}},

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.config.schema.optim import OptimConfig
+from pretrain.config.schema.optim import AdamWConfig, OptimConfig
 from pretrain.errors import ConfigError
 from pretrain.models.families.registry import build_model
 from pretrain.optim.groups import assign_rules, is_kernel, parameter_groups, set_lr
@@ -40,7 +40,7 @@ NAMES = {"cls_token": 3, "blocks.0.mlp.fc1.weight": 2, "blocks.0.mlp.fc1.bias": 
 
 
 def config(**settings: object) -> OptimConfig:
-    return OptimConfig.model_validate({"lr": 0.1} | settings)
+    return AdamWConfig.model_validate({"lr": 0.1} | settings)
 
 
 def test_overrides_by_name_and_the_first_one_counts() -> None:
@@ -94,7 +94,7 @@ def test_an_override_without_effect_is_refused(overrides: tuple, message: str) -
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ({"pattern": "("}, "is no regular expression"),
+        ({"pattern": "("}, "is not a regular expression"),
         ({"pattern": "head"}, "changes nothing"),
         ({"pattern": "head", "freeze": True, "lr_scale": 2.0}, "would be ignored with freeze"),
     ],

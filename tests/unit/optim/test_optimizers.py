@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 import timm.optim
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from pretrain.config.schema.optim import OptimConfig
+from pretrain.config.schema.optim import Optim
 from pretrain.models.families.registry import build_model, init_weights
 from pretrain.optim.adafactor import attention_views, factored_axes
 from pretrain.optim.optimizers import build_optimizer
@@ -41,7 +42,7 @@ def hash_of(name: str) -> int:
 
 def ours(**settings: object) -> dict[str, Tensor]:
     model = Layers()
-    config = OptimConfig.model_validate({"lr": LR, "weight_decay": DECAY} | settings)
+    config = TypeAdapter(Optim).validate_python({"lr": LR, "weight_decay": DECAY} | settings)
     return run(model, build_optimizer(model, config))
 
 
@@ -90,7 +91,7 @@ def test_steps_equal_those_of_the_peer(name: str) -> None:
 def test_the_moment_is_kept_in_bf16() -> None:
     for name in ("adamw", "sgd", "adafactor"):
         model = Layers()
-        config = OptimConfig(name=name, lr=LR, momentum_dtype="bf16")  # type: ignore[arg-type]
+        config = TypeAdapter(Optim).validate_python({"name": name, "lr": LR, "momentum_dtype": "bf16"})
         optimizer = build_optimizer(model, config)
         run(model, optimizer)
         first = "momentum_buffer" if name == "sgd" else "exp_avg"
@@ -125,7 +126,7 @@ def test_what_is_factored() -> None:
 def test_fused_equals_the_loop() -> None:
     """torch's fused kernels run on the CPU too."""
     for name in ("adamw", "sgd"):
-        config = OptimConfig(name=name, lr=LR, weight_decay=DECAY)  # type: ignore[arg-type]
+        config = TypeAdapter(Optim).validate_python({"name": name, "lr": LR, "weight_decay": DECAY})
         model = Layers()
         optimizer = build_optimizer(model, config, fused=True)
         assert optimizer.defaults["fused"]
