@@ -88,9 +88,10 @@ class Commands:
         for process in self._started:
             kill_tree(process)
             process.wait()
-            for stream in (process.stdout, process.stderr):
+            for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None:
-                    stream.close()
+                    with contextlib.suppress(BrokenPipeError):  # input that nobody has read
+                        stream.close()
 
 
 def kill_tree(process: subprocess.Popen[Any], number: int = signal.SIGKILL) -> None:

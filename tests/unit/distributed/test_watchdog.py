@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pretrain.distributed import watchdog
 from pretrain.distributed.watchdog import EXIT_HUNG, Beat, Watchdog, accuse, read_beats
 from tests.command import Commands
 
 HANGS = """
 import sys, time
 from pathlib import Path
+from pretrain.distributed import watchdog
+from pretrain.distributed import watchdog as module
 from pretrain.distributed.watchdog import Watchdog
+
+module.INTERVAL_S, module.SILENT_S = 0.1, 0.5
 
 def waits_for_something_that_never_comes():
     time.sleep(60)
 
 watchdog = Watchdog(Path(sys.argv[1]), 3, "here", {"data": 1.5}).start()
 watchdog.at("step", 4)
-time.sleep(2.5)  # a phase without a limit
+time.sleep(1.8)  # a phase without a limit
 watchdog.at("data", 5)
 waits_for_something_that_never_comes()
 """
@@ -40,14 +44,54 @@ def test_a_process_that_hangs_ends_with_its_stacks(command: Commands, tmp_path: 
     assert "waits_for_something_that_never_comes" in done.stderr
 
 
-def test_a_process_that_goes_on_is_left_alone(tmp_path: Path) -> None:
-    watchdog = Watchdog(tmp_path, 0, "here", {"step": 1.5}).start()
+class Watched:
+    """A watchdog of this process on a clock that the test moves; ``ended`` are the phases that it would end it for."""
+
+    def __init__(self, folder: Path, limit_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.ended = 0.0, []
+        monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=time.sleep))
+        monkeypatch.setattr(watchdog, "INTERVAL_S", 0.01)
+        monkeypatch.setattr(Watchdog, "_end", lambda dog, place, phase_s: self.ended.append(phase_s))
+        self.folder = folder
+        self.dog = Watchdog(folder, 0, "here", {"data": limit_s}).start()
+
+    def move(self, seconds: float) -> None:
+        """Moves the clock, and waits until the watchdog has looked at it twice."""
+        self.now += seconds
+        looks = self._looks() + 2
+        while self._looks() < looks:
+            time.sleep(0.005)
+
+    def _looks(self) -> int:
+        return max((beat.count for beat in read_beats(self.folder)), default=0)
+
+
+@pytest.fixture
+def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    watched = Watched(tmp_path, 3.0, monkeypatch)
+    yield watched
+    watched.dog.stop()
+
+
+def test_a_process_that_advances_is_left_alone(watched: Watched) -> None:
     for step in range(8):
-        watchdog.at("step", step)
-        time.sleep(0.3)
-    watchdog.stop()
-    (beat,) = read_beats(tmp_path)
-    assert (beat.rank, beat.host) == (0, "here") and beat.step >= 3
+        watched.dog.at("data", step)
+        watched.move(2.0)
+    (beat,) = read_beats(watched.folder)
+    assert (beat.rank, beat.host, beat.step, beat.phase_s) == (0, "here", 7, 2.0)
+    assert watched.ended == []
+
+
+def test_a_process_that_was_paused_does_not_hang(watched: Watched) -> None:
+    """All ranks of a suspended job wake up together: nobody has hung."""
+    watched.dog.at("data", 5)
+    watched.move(1.0)
+    watched.move(1000.0)
+    assert watched.ended == []
+    watched.move(1.5)
+    assert watched.ended == []
+    watched.move(1.0)
+    assert watched.ended[0] == 3.5, "the pause does not count, the seconds around it do"
 
 
 JUMPS = """
@@ -55,12 +99,15 @@ import sys, time
 from pathlib import Path
 real, jump = time.time, [0.0]
 time.time = lambda: real() + jump[0]
+from pretrain.distributed import watchdog
+from pretrain.distributed import watchdog as module
 from pretrain.distributed.watchdog import Watchdog
 
+module.INTERVAL_S = 0.1
 watchdog = Watchdog(Path(sys.argv[1]), 3, "here", {"data": 60}).start()
 watchdog.at("data", 5)
 for jump[0] in (1e6, -1e6):
-    time.sleep(2.5)
+    time.sleep(0.5)
 watchdog.stop()
 """
 
@@ -72,33 +119,6 @@ def test_a_wall_clock_that_jumps_is_not_a_hang(command: Commands, tmp_path: Path
     assert done.returncode == 0, done.stderr
     (beat,) = read_beats(tmp_path)
     assert 0 <= beat.phase_s < 60
-
-
-PAUSED = """
-import os, sys, time
-from pathlib import Path
-from pretrain.distributed import watchdog
-watchdog.INTERVAL_S, watchdog.PAUSE_S = 0.1, 1.0
-watched = watchdog.Watchdog(Path(sys.argv[1]), 3, "here", {"data": 2}).start()
-watched.at("data", 5)
-print("ready", flush=True)
-sys.stdin.readline()
-watched.stop()
-"""
-
-
-def test_a_process_that_was_paused_does_not_hang(command: Commands, tmp_path: Path) -> None:
-    """All ranks of a suspended job wake up together: nobody has hung."""
-    script = tmp_path / "paused.py"
-    script.write_text(PAUSED)
-    process = command.start("python", script, tmp_path, stdin=subprocess.PIPE, env={"PYTHONPATH": str(Path.cwd())})
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    os.kill(process.pid, signal.SIGSTOP)
-    time.sleep(3)
-    os.kill(process.pid, signal.SIGCONT)
-    time.sleep(0.3)  # the next look would find a phase of more than 3 s
-    process.communicate("\n", timeout=60)
-    assert process.returncode == 0
 
 
 BEAT = Beat(rank=0, host="a", pid=1, step=7, phase="step", phase_s=3.0, count=5)

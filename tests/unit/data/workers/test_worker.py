@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import threading
 import time
 
@@ -34,8 +35,7 @@ if __name__ == "__main__":
 def test_a_helper_ends_by_its_parents_word_or_death_and_by_no_other_signal(tmp_path, command, terminate):
     script = tmp_path / "parent.py"
     script.write_text(HELPER.format(terminate=terminate))
-    # the shell pauses before standard input ends: only then does the parent go on
-    parent = command.start("sh", "-c", f'sleep 4 | exec python "{script}"', env={"PYTHONPATH": "."})
+    parent = command.start("python", script, stdin=subprocess.PIPE, env={"PYTHONPATH": "."})
     pid = parent.stdout.readline().strip()
     for number in IGNORED_SIGNALS:
         command.run("kill", f"-{int(number)}", pid, check=True)
@@ -43,10 +43,12 @@ def test_a_helper_ends_by_its_parents_word_or_death_and_by_no_other_signal(tmp_p
     helper = psutil.Process(int(pid))
     assert helper.status() != psutil.STATUS_ZOMBIE
     if terminate:
+        parent.stdin.write("\n")
+        parent.stdin.flush()
         assert parent.stdout.readline() == "joined 1\n"
         return
     helper.parent().kill()  # pyright: ignore[reportOptionalMemberAccess]
-    assert psutil.wait_procs([helper], timeout=5)[1] == []
+    assert psutil.wait_procs([helper], timeout=120)[1] == []
 
 
 def test_blocked_signals_are_blocked_inside_only():
