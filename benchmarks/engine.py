@@ -47,7 +47,8 @@ from pretrain.engine.self_check import Reading
 from pretrain.engine.state import TrainState
 from pretrain.engine.stop import StopRequest
 from pretrain.models.families.registry import build_model, init_weights
-from pretrain.models.interop import WeightsMetadata, save_weights
+from pretrain.models.interop import save_weights
+from pretrain.models.metadata import WeightsMetadata
 from pretrain.objectives.protocol import MicroBatch
 from pretrain.objectives.registry import Context, build_objective
 from pretrain.telemetry.console import Reporter

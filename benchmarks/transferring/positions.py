@@ -32,7 +32,8 @@ class NewPositions:
         from pretrain.engine.checkpoint_folder import weights_file
         from pretrain.models.families.registry import adapt_state_dict, build_model
         from pretrain.models.init import initial_value
-        from pretrain.models.interop import WeightsMetadata, load_weights, save_weights
+        from pretrain.models.interop import load_weights, save_weights
+        from pretrain.models.metadata import WeightsMetadata
 
         tensors, about = load_weights(weights_file(self.run, "raw"))
         config = ModelConfig.model_validate(self.model)

@@ -25,7 +25,7 @@ from pretrain.redaction import redacted_in
 
 if TYPE_CHECKING:
     from pretrain.distributed.rank import Rank
-    from pretrain.models.interop import Task
+    from pretrain.models.metadata import Task
 
 COLLECTIVE_TIMEOUT_S = 1800
 EXAMPLES = """\

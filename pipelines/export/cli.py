@@ -22,8 +22,7 @@ from pretrain.outputs import check_output_file, check_output_folder
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pretrain.models.interop import WeightsMetadata
-    from pretrain.models.target_scale import TargetScale
+    from pretrain.models.metadata import TargetScale, WeightsMetadata
 
 FORMATS = ("timm", "hf", "npz", "onnx")
 SUFFIXES = {"npz": ".npz", "onnx": ".onnx"}  # the others are folders
@@ -171,10 +170,10 @@ def _write_and_check(
     say: Callable[[str], None],
 ) -> list[str]:
     from pipelines.export import verification
+    from pretrain.models.exchange.formats import with_learned_table
     from pretrain.models.exchange.google import write_npz
     from pretrain.models.exchange.huggingface import write_huggingface
     from pretrain.models.exchange.onnx import write_onnx
-    from pretrain.models.exchange.positions import with_learned_table
     from pretrain.models.exchange.timm import write_timm
 
     model, kind = verification.built(state, metadata), metadata.model.pos_embed

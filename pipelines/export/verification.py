@@ -17,7 +17,8 @@ from pretrain.errors import CheckpointError
 from pretrain.models.exchange.formats import load_any
 from pretrain.models.exchange.onnx import INPUT, Features
 from pretrain.models.families.registry import build_model
-from pretrain.models.interop import WeightsMetadata, expected_shapes
+from pretrain.models.interop import expected_shapes
+from pretrain.models.metadata import WeightsMetadata
 
 NUM_IMAGES = 2
 TOLERANCE = 1e-4  # of the largest output; fp32 kernels of other programs sum in another order

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.models.layers.attention import Attention
-from pretrain.models.layers.pos_embed import Learned2d
+from pretrain.models.layers.block import Attention
+from pretrain.models.layers.embed import Learned2d
 from pretrain.models.vit import VisionTransformer
 
 NUM_COMPONENTS = 28  # as the paper shows

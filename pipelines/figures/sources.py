@@ -19,7 +19,7 @@ from pretrain.data.images.augment import EvalTransform
 from pretrain.data.workers.faults import BadSample
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.models.families.registry import adapt_state_dict
-from pretrain.models.interop import WeightsMetadata
+from pretrain.models.metadata import WeightsMetadata
 from pretrain.models.vit import VisionTransformer, build_vit
 
 

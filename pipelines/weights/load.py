@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pretrain.config.schema.experiment import Experiment
     from pretrain.data.storage.index import ShardTable
-    from pretrain.models.interop import Task, WeightsMetadata
+    from pretrain.models.metadata import Task, WeightsMetadata
 
 RESOLVED_CONFIG = "config.resolved.yaml"
 

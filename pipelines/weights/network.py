@@ -27,7 +27,7 @@ from pretrain.data.storage.class_lookup import told_apart
 from pretrain.errors import CheckpointError, ConfigError, SetupError
 from pretrain.models.families.registry import adapt_state_dict, build_model
 from pretrain.models.init import digest
-from pretrain.models.interop import Task, WeightsMetadata
+from pretrain.models.metadata import Task, WeightsMetadata
 from pretrain.models.surgery import Filter
 
 

@@ -14,7 +14,7 @@ from pretrain.engine.stop import StopRequest
 from pretrain.evaluation.context import Context as EvaluationContext
 from pretrain.evaluation.interrupt import Interrupted
 from pretrain.evaluation.registry import build_evaluators
-from pretrain.models.target_scale import TargetScale
+from pretrain.models.metadata import TargetScale
 
 
 class Evaluator:

@@ -18,7 +18,7 @@ from pretrain.data.on_device.erasing import RandomErasing
 from pretrain.data.on_device.mixing import Mixing
 from pretrain.data.stream import TrainStream
 from pretrain.engine.state import TrainState
-from pretrain.models.layers.drop_path import drop_path_scales
+from pretrain.models.layers.block import drop_path_scales
 from pretrain.objectives.protocol import MicroBatch
 from pretrain.objectives.targets import dense_targets
 

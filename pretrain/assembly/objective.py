@@ -11,7 +11,7 @@ from pretrain.assembly.weights import read_weights
 from pretrain.config.schema.experiment import Experiment
 from pretrain.errors import ConfigError
 from pretrain.models.families.registry import build_frozen, family_of
-from pretrain.models.target_scale import TargetScale
+from pretrain.models.metadata import TargetScale
 from pretrain.objectives.distillation import Teacher
 from pretrain.objectives.protocol import Objective
 from pretrain.objectives.registry import Context, build_objective

@@ -34,8 +34,8 @@ from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.state import TrainState
 from pretrain.engine.stop import StopRequest
 from pretrain.models.families.registry import uses_generator
-from pretrain.models.interop import WeightsMetadata, save_weights
-from pretrain.models.target_scale import TargetScale
+from pretrain.models.interop import save_weights
+from pretrain.models.metadata import TargetScale, WeightsMetadata
 from pretrain.optim.schedules import build_schedule
 from pretrain.telemetry.console import Reporter
 from pretrain.telemetry.telemetry import Telemetry

@@ -22,7 +22,7 @@ from pretrain.files import write_atomic
 from pretrain.models.exchange.formats import is_model_folder, load_any
 from pretrain.models.families.registry import adapt_state_dict, build_model, init_weights, tensor_shapes
 from pretrain.models.init import digest
-from pretrain.models.interop import WeightsMetadata
+from pretrain.models.metadata import WeightsMetadata
 
 LARGEST_WHOLE_MODEL = 2_000_000_000  # parameters
 

@@ -16,7 +16,7 @@ from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
 from pretrain.data.stream import EvalStream
 from pretrain.evaluation.interrupt import InterruptibleStream
-from pretrain.models.target_scale import TargetScale
+from pretrain.models.metadata import TargetScale
 
 # Source: google-research/big_vision, evaluators/common_fewshot.py: resize(256) of both sides, central_crop(224); and
 # its `resize`, which is bilinear without antialias.

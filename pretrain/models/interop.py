@@ -8,132 +8,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_serializer, model_validator
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pretrain.config.schema.base import PositiveFloat, PositiveInt, Strict
-from pretrain.config.schema.data import EvalTransformConfig
-from pretrain.config.schema.model import ModelConfig
-from pretrain.errors import CheckpointError, ConfigError
+from pretrain.errors import CheckpointError
 from pretrain.files import sync
-from pretrain.models.families.registry import family_of, tensor_shapes
+from pretrain.models.families.registry import tensor_shapes
 from pretrain.models.header import HEADER_KEY, sort_metadata
-from pretrain.models.target_scale import TargetScale
-from pretrain.models.variants import ViTShape, resolve
+from pretrain.models.metadata import FORMAT_VERSION, WeightsMetadata
 
-FORMAT_VERSION = 1
-Task = Literal["classification", "regression", "segmentation"]
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-
-
-class WeightsMetadata(Strict):
-    """What a weights file says about itself. Pairs are (height, width).
-
-    What only a Vision Transformer has is None for timm's backbones, which their name and kwargs describe.
-    ``num_classes: 0`` says that there is no head; ``eval_transform: None`` that it is not known how images are resized.
-    Of a regression ``target_mean`` and ``target_std`` are the units of its ``num_classes`` numbers.
-    """
-
-    version: Literal[1] = FORMAT_VERSION
-    model: ModelConfig
-    num_classes: Annotated[int, Field(ge=0)]
-    img_size: tuple[PositiveInt, PositiveInt]
-    patch: tuple[PositiveInt, PositiveInt] | None
-    grid: tuple[PositiveInt, PositiveInt] | None
-    num_prefix_tokens: int | None
-    pool: str | None
-    gelu: str | None
-    layer_norm_eps: PositiveFloat | None
-    mean: tuple[float, float, float]
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-    class_names: tuple[str, ...] | None = None
-    class_ids: tuple[str, ...] | None = None
-    eval_transform: EvalTransformConfig | None = None
-    target_mean: tuple[float, ...] | None = None
-    target_std: tuple[PositiveFloat, ...] | None = None
-
-    @classmethod
-    def of(
-        cls,
-        model: ModelConfig,
-        num_classes: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
-        class_names: tuple[str, ...] | None = None,
-        *,
-        class_ids: tuple[str, ...] | None = None,
-        eval_transform: EvalTransformConfig | None = None,
-        scale: TargetScale | None = None,
-    ) -> WeightsMetadata:
-        """The metadata of weights of ``model``, trained on pixels in [0, 1] normalised by ``mean`` and ``std``."""
-        return cls(
-            model=model,
-            num_classes=num_classes,
-            **asdict(family_of(model).geometry(model)),
-            mean=mean,
-            std=std,
-            class_names=class_names,
-            class_ids=class_ids,
-            eval_transform=eval_transform,
-            target_mean=None if scale is None else scale.mean,
-            target_std=None if scale is None else scale.std,
-        )
-
-    @property
-    def task(self) -> Task:
-        """What the head gives: logits of an image's classes, numbers, or logits of every pixel's classes."""
-        if self.model.head == "dense":
-            return "segmentation"
-        return "classification" if self.target_mean is None else "regression"
-
-    @property
-    def scale(self) -> TargetScale | None:
-        """The units of a regression; None of what is none."""
-        if self.target_mean is None or self.target_std is None:
-            return None
-        return TargetScale(self.target_mean, self.target_std)
-
-    @field_serializer("eval_transform")
-    def _without_ignored_keys(self, transform: EvalTransformConfig | None) -> dict[str, Any] | None:
-        """Written out with its defaults, so that the file says all, but not with keys that its kind refuses."""
-        if transform is None:
-            return None
-        ignored = {"crop_fraction"} if transform.resize == "squash" else set()
-        return transform.model_dump(exclude=ignored)
-
-    @property
-    def shape(self) -> ViTShape:
-        """The geometry of a Vision Transformer's weights."""
-        return resolve(self.model)
-
-    @model_validator(mode="after")
-    def _agrees_with_itself(self) -> WeightsMetadata:
-        try:
-            geometry = asdict(family_of(self.model).geometry(self.model))
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
-        for name, wanted in geometry.items():
-            if getattr(self, name) != wanted:
-                raise ValueError(f"{name} {getattr(self, name)} is not the model's {wanted}")
-        if not self.num_classes and not self.model.family.has_plain_head:
-            raise ValueError(f"{self.model.name} without a head is not kept: give it num_classes")
-        if (self.target_mean is None) != (self.target_std is None):
-            raise ValueError("target_mean and target_std go together")
-        for what, given in (
-            ("class names", self.class_names),
-            ("class ids", self.class_ids),
-            ("target means", self.target_mean),
-            ("target standard deviations", self.target_std),
-        ):
-            if given is not None and len(given) != self.num_classes:
-                raise ValueError(f"{len(given)} {what} for {self.num_classes} classes")
-        return self
 
 
 def save_weights(path: str | Path, state: Mapping[str, Tensor], metadata: WeightsMetadata) -> None:

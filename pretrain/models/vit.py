@@ -8,6 +8,7 @@ Legend: B images · C H W · N patch tokens · T tokens with prefix · D width �
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 
@@ -15,15 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config.schema.model import ModelConfig
-from pretrain.models.layer_ids import layer_id
-from pretrain.models.layers.attention_pool import AttentionPool
-from pretrain.models.layers.block import Block
+from pretrain.models.layers.block import NUM_BRANCHES, Block, dropout
 from pretrain.models.layers.checkpointing import block_policy, run_block
-from pretrain.models.layers.drop_path import NUM_BRANCHES
-from pretrain.models.layers.dropout import dropout
-from pretrain.models.layers.patch_embed import patch_embed
-from pretrain.models.layers.pool import pool_tokens
-from pretrain.models.layers.pos_embed import add_positions, learned_table, rotary_2d, sincos_2d
+from pretrain.models.layers.embed import add_positions, learned_table, patch_embed, rotary_2d, sincos_2d
+from pretrain.models.layers.pool import AttentionPool, pool_tokens
 from pretrain.models.layers.precision import Fp32Linear, LayerNorm, without_autocast
 from pretrain.models.layers.relative import relative_term
 from pretrain.models.variants import num_position_rows, placement, representation_size, resolve
@@ -76,7 +72,7 @@ class VisionTransformer(nn.Module):
         self.checkpointing = names[policy] if isinstance(policy, bool) else policy
 
     def layer_ids(self) -> dict[str, int]:
-        """Parameter name → layer, 0 for the stem and the largest for the head (layer-wise decay)."""
+        """Parameter name → layer, for layer-wise decay of the learning rate (see ``layer_id``)."""
         return {name: layer_id(name, self.shape.depth) for name, _ in self.named_parameters()}
 
     def compile_blocks(self, backend: str = "inductor") -> None:
@@ -190,6 +186,27 @@ def _learned_tokens(count: int, embed_dim: int) -> nn.Parameter | None:
 
 def _tanh_layer(embed_dim: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict([("fc", Fp32Linear(embed_dim, hidden)), ("act", nn.Tanh())]))
+
+
+_STEM = re.compile(r"(cls_token|dist_token|reg_token|mask_token|pos_embed|patch_embed)")
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+
+
+def layer_id(name: str, depth: int) -> int:
+    """0 for tokens, positions and patches; i + 1 for block i, ``depth`` for the norm after it; else the head's.
+
+    Args:
+        name: the parameter's.
+        depth: number of blocks.
+
+    Source: timm's ``VisionTransformer.group_matcher`` (BEiT's rule, but the final norm goes with the last block).
+    """
+    if _STEM.match(name):
+        return 0
+    block = _BLOCK.match(name)
+    if block is not None:
+        return int(block[1]) + 1
+    return depth if name.startswith("norm.") else depth + 1
 
 
 def build_vit(model: ModelConfig, num_classes: int) -> VisionTransformer:

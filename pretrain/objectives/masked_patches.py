@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain import seeds
-from pretrain.models.masked import MASK_TOKEN, Corruption
+from pretrain.models.vit_tasks import MASK_TOKEN, Corruption
 from pretrain.objectives.protocol import MicroBatch, Model
 
 MASKED, REPLACED = 0.8, 0.1  # of the corrupted patches; the rest stays as it is

@@ -24,7 +24,7 @@ class MicroBatch:
     Attributes:
         images: normalised floats (B, C, H, W) on the device.
         labels: int64 (B, M), padded with −1.
-        drop_path: None, or (B, depth, 2) of 0 or 1 / keep (see ``models.layers.drop_path``).
+        drop_path: None, or (B, depth, 2) of 0 or 1 / keep (see ``models.layers.block``).
         targets: None, or what takes precedence over ``labels``: class shares fp32 (B, K) made by mixing; vectors
             fp32 (B, K) in the units of the data; or masks uint8 (B, H, W).
         slots: int64 (B,) on the **host**: the number of each draw in the global stream. Masks are a function of it.

@@ -17,7 +17,7 @@ from pretrain.config.schema.objective import (
     SoftmaxConfig,
 )
 from pretrain.errors import ConfigError
-from pretrain.models.target_scale import TargetScale
+from pretrain.models.metadata import TargetScale
 from pretrain.objectives.distillation import Distillation
 from pretrain.objectives.masked_patches import MaskedPatches
 from pretrain.objectives.protocol import Objective

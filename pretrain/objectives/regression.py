@@ -12,7 +12,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.models.target_scale import TargetScale
+from pretrain.models.metadata import TargetScale
 from pretrain.objectives.protocol import MicroBatch, Model
 
 Loss = Literal["mse", "l1", "smooth_l1"]

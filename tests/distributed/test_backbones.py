@@ -65,7 +65,8 @@ def write_teacher(path: str) -> None:
     """A frozen teacher with running statistics, as DeiT's RegNet."""
     from pretrain.config.schema.model import ModelConfig
     from pretrain.models.families.registry import build_frozen
-    from pretrain.models.interop import WeightsMetadata, save_weights
+    from pretrain.models.interop import save_weights
+    from pretrain.models.metadata import WeightsMetadata
 
     config = ModelConfig(name="timm/resnet18", img_size=64, head_init="normal")
     about = WeightsMetadata.of(config, CLASSES, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -19,7 +19,7 @@ from pretrain.errors import DataError
 from pretrain.evaluation.context import Context
 from pretrain.evaluation.registry import build_evaluators
 from pretrain.models.families.registry import build_model, init_weights
-from pretrain.models.target_scale import TargetScale
+from pretrain.models.metadata import TargetScale
 from tests.pool import Pool
 from tests.unit.data.sets import experiment, write_set
 

@@ -24,9 +24,9 @@ from pretrain.engine.retention import Retention
 from pretrain.engine.self_check import Reading
 from pretrain.engine.state import TrainState
 from pretrain.models.families.registry import adapt_state_dict, build_model, init_weights, uses_generator
-from pretrain.models.interop import WeightsMetadata, load_weights, save_weights
-from pretrain.models.layers.drop_path import drop_path_scales
-from pretrain.models.target_scale import TargetScale
+from pretrain.models.interop import load_weights, save_weights
+from pretrain.models.layers.block import drop_path_scales
+from pretrain.models.metadata import TargetScale, WeightsMetadata
 from pretrain.objectives.protocol import MicroBatch, Objective
 from pretrain.optim.schedules import build_schedule
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.model import ModelConfig
 from pretrain.models.families.registry import build_model
-from pretrain.models.interop import WeightsMetadata
+from pretrain.models.metadata import WeightsMetadata
 from tests.golden.twins import small_config
 
 NUM_CLASSES = 11

@@ -16,7 +16,7 @@ from pretrain.errors import CheckpointError
 from pretrain.models.exchange.google import beside, read_npz, write_npz
 from pretrain.models.exchange.timm import model_arguments
 from pretrain.models.families.registry import build_model
-from pretrain.models.interop import WeightsMetadata
+from pretrain.models.metadata import WeightsMetadata
 from tests.golden.exchange import LOGITS, images_of, logits_of, metadata_of, model_of, real_model
 
 # name → (changes of the small model, layout)

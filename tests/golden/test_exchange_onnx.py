@@ -13,7 +13,7 @@ pytest.importorskip("onnxscript", reason="the extra [onnx] is not installed")
 import onnxruntime
 
 from pretrain.models.exchange.onnx import METADATA_KEY, write_onnx
-from pretrain.models.interop import WeightsMetadata
+from pretrain.models.metadata import WeightsMetadata
 from tests.golden.exchange import images_of, logits_of, metadata_of, model_of, real_model
 
 # Warnings of torch's exporter about its own dependencies are silenced where it is called.

@@ -14,7 +14,7 @@ from timm.data import create_transform, resolve_data_config
 
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.errors import CheckpointError
-from pretrain.models.exchange.positions import with_learned_table
+from pretrain.models.exchange.formats import with_learned_table
 from pretrain.models.exchange.timm import CONFIG, WEIGHTS, read_timm, write_timm
 from pretrain.models.families.registry import build_model
 from pretrain.models.interop import load_weights
@@ -134,7 +134,7 @@ def test_timms_own_folders_are_read(
 
 def test_a_backbone_of_timms_own_goes_there_and_back(tmp_path: Path) -> None:
     from pretrain.config.schema.model import ModelConfig
-    from pretrain.models.interop import WeightsMetadata
+    from pretrain.models.metadata import WeightsMetadata
 
     config = ModelConfig(name="timm/pvt_v2_b0", img_size=64, kwargs={"depths": [1, 1, 1, 1]})
     ours = build_model(config, 5).eval()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pretrain.config.schema.model import POS_EMBED_PLACEMENTS, ModelConfig
 from pretrain.errors import ConfigError
-from pretrain.models.layers.pos_embed import Learned2d, rotary_2d, rotate, sincos_2d
+from pretrain.models.layers.embed import Learned2d, rotary_2d, rotate, sincos_2d
 from pretrain.models.layers.relative import RelativeKeys, relative_index
 from pretrain.models.variants import parameter_shapes, resolve
 from pretrain.models.vit import build_vit

@@ -134,7 +134,8 @@ def _weights(path: Path) -> Path:
     from pretrain.config.schema.data import EvalTransformConfig
     from pretrain.config.schema.model import ModelConfig
     from pretrain.models.init import initial_state
-    from pretrain.models.interop import WeightsMetadata, save_weights
+    from pretrain.models.interop import save_weights
+    from pretrain.models.metadata import WeightsMetadata
 
     model = ModelConfig(variant="mu/8", img_size=32)
     half, digits = (0.5, 0.5, 0.5), tuple("56789")  # the classes of data/demo/downstream

@@ -160,7 +160,8 @@ def _resnet(path: Path) -> None:
     from pretrain.config.schema.data import EvalTransformConfig
     from pretrain.config.schema.model import ModelConfig
     from pretrain.models.families.registry import build_model
-    from pretrain.models.interop import WeightsMetadata, save_weights
+    from pretrain.models.interop import save_weights
+    from pretrain.models.metadata import WeightsMetadata
 
     config = ModelConfig(name="timm/resnet10t", img_size=32)
     half = (0.5, 0.5, 0.5)

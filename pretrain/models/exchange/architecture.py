@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError, ConfigError
-from pretrain.models.interop import WeightsMetadata
+from pretrain.models.metadata import WeightsMetadata
 from pretrain.models.variants import VARIANTS, resolve
 
 # What shapes training only; a file for inference need not say it.

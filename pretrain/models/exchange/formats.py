@@ -13,7 +13,8 @@ from pretrain.models.exchange.google import read_npz
 from pretrain.models.exchange.huggingface import CONFIG, read_huggingface, read_json
 from pretrain.models.exchange.timm import read_timm
 from pretrain.models.exchange.torchvision import MARK, read_torchvision
-from pretrain.models.interop import WeightsMetadata, is_weights_header, load_weights
+from pretrain.models.interop import is_weights_header, load_weights
+from pretrain.models.metadata import WeightsMetadata
 
 Weights = tuple[dict[str, Tensor], WeightsMetadata]
 

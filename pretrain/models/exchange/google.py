@@ -41,7 +41,8 @@ from pretrain.models.exchange.google_names import (
     entries,
     names_of,
 )
-from pretrain.models.interop import WeightsMetadata, check_tensors, expected_shapes
+from pretrain.models.interop import check_tensors, expected_shapes
+from pretrain.models.metadata import WeightsMetadata
 from pretrain.models.variants import STEM_BLOCKS
 
 Array = NDArray[np.generic]

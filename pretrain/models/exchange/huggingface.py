@@ -32,7 +32,8 @@ from pretrain.models.exchange.architecture import (
     require,
 )
 from pretrain.models.exchange.preprocessing import from_huggingface, huggingface_settings
-from pretrain.models.interop import WeightsMetadata, check_tensors, expected_shapes, read_tensors
+from pretrain.models.interop import check_tensors, expected_shapes, read_tensors
+from pretrain.models.metadata import WeightsMetadata
 from pretrain.models.variants import ViTShape
 
 PROGRAM = "Hugging Face"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.errors import SetupError
-from pretrain.models.interop import WeightsMetadata
+from pretrain.models.metadata import WeightsMetadata
 
 METADATA_KEY = "pretrain.weights"
 OPSET = 20  # the first with GELU as one operator

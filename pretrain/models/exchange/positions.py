@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pretrain.models.interop import WeightsMetadata, expected_shapes
+from pretrain.models.interop import expected_shapes
+from pretrain.models.metadata import WeightsMetadata
 from pretrain.models.variants import placement
 from pretrain.models.vit import build_vit
 

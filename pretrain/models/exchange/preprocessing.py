@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.errors import CheckpointError
-from pretrain.models.interop import WeightsMetadata
+from pretrain.models.metadata import WeightsMetadata
 
 # Our filter → (timm's name, Pillow's number, which Hugging Face writes).
 FILTERS: dict[str, tuple[str, int]] = {"bilinear_aa": ("bilinear", 2), "bicubic_aa": ("bicubic", 3)}

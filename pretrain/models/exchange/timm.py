@@ -20,7 +20,8 @@ from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError
 from pretrain.models.exchange.architecture import named_config, refusal, refuse_inexpressible
 from pretrain.models.exchange.preprocessing import from_timm, timm_settings
-from pretrain.models.interop import WeightsMetadata, check_tensors, read_tensors, save_weights
+from pretrain.models.interop import check_tensors, read_tensors, save_weights
+from pretrain.models.metadata import WeightsMetadata
 from pretrain.models.variants import STEM_BLOCKS
 
 PROGRAM = "timm"

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pretrain.errors import CheckpointError
 from pretrain.models.exchange.architecture import named_config, refuse_leftovers, require, square_grid
-from pretrain.models.interop import WeightsMetadata, check_tensors, expected_shapes, read_tensors
+from pretrain.models.interop import check_tensors, expected_shapes, read_tensors
+from pretrain.models.metadata import WeightsMetadata
 
 PROGRAM = "torchvision"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

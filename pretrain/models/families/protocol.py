@@ -19,7 +19,7 @@ from pretrain.sharding.zero_memory import Footprint, Precision
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pretrain.models.interop import WeightsMetadata
+    from pretrain.models.metadata import WeightsMetadata
     from pretrain.models.surgery import SurgeryOptions, SurgeryReport
 
 Shapes = dict[str, tuple[int, ...]]

@@ -20,7 +20,7 @@ from pretrain.models.families.protocol import Family, Shapes
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pretrain.models.interop import WeightsMetadata
+    from pretrain.models.metadata import WeightsMetadata
     from pretrain.models.surgery import Filter, SurgeryReport
 
 

@@ -12,7 +12,7 @@ from pretrain.sharding.zero_memory import Footprint, Precision
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pretrain.models.interop import WeightsMetadata
+    from pretrain.models.metadata import WeightsMetadata
     from pretrain.models.surgery import SurgeryOptions, SurgeryReport
 
 

@@ -26,19 +26,9 @@ from torch import Tensor, nn
 from pretrain import seeds
 from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import ConfigError
-from pretrain.models.layers.precision import Fp32Linear, without_autocast
+from pretrain.models.layers.precision import Fp32Conv2d, Fp32Linear
 
 _NUM_CHANNELS = 3
-
-
-class Fp32Conv2d(nn.Conv2d):
-    """A convolution in fp32 whatever the weights' type or an autocast around it: BiT's head is one of 1×1."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolves (B, C, H, W) of any floating type to fp32."""
-        with without_autocast(input.device):
-            bias = None if self.bias is None else self.bias.float()
-            return self._conv_forward(input.float(), self.weight.float(), bias)
 
 
 class TimmBackbone(nn.Module):

@@ -18,7 +18,7 @@ from pretrain.models.families.timm_backbone import TimmBackbone, build_frozen, h
 from pretrain.models.surgery import SurgeryOptions, SurgeryReport, resize_pos_embed, resize_relative_bias
 
 if TYPE_CHECKING:
-    from pretrain.models.interop import WeightsMetadata
+    from pretrain.models.metadata import WeightsMetadata
 
 # Numbers of a layer that its tensors do not show: two models that differ in one compute different things.
 _HIDDEN_NUMBERS = ("num_heads", "num_groups", "eps", "groups", "stride")

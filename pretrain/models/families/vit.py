@@ -15,7 +15,7 @@ from pretrain.sharding.zero_memory import Footprint, Precision
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pretrain.models.interop import WeightsMetadata
+    from pretrain.models.metadata import WeightsMetadata
     from pretrain.models.surgery import SurgeryOptions, SurgeryReport
 
 
@@ -80,10 +80,8 @@ class VitFamily:
 
     def build(self, model: ModelConfig, num_classes: int) -> nn.Module:
         """A VisionTransformer, or the kind of it that the head or the training needs."""
-        from pretrain.models.deit import DistilledVisionTransformer
-        from pretrain.models.dense import DenseTransformer
-        from pretrain.models.masked import MaskedPatchTransformer
         from pretrain.models.vit import VisionTransformer
+        from pretrain.models.vit_tasks import DenseTransformer, DistilledVisionTransformer, MaskedPatchTransformer
 
         if model.head == "dense":
             return DenseTransformer(model, num_classes)

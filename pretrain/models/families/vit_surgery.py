@@ -21,7 +21,7 @@ from pretrain.models.surgery import SurgeryOptions, SurgeryReport, resize_axis, 
 from pretrain.models.variants import is_head_tensor, num_relative_rows, parameter_shapes, resolve
 
 if TYPE_CHECKING:
-    from pretrain.models.interop import WeightsMetadata
+    from pretrain.models.metadata import WeightsMetadata
 
 _NORMS = ("norm", "fc_norm")
 _POSITION_TABLE = re.compile(r"(^|\.)(pos_embed(\.row|\.column)?|relative_position_bias_table)$")

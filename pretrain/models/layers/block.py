@@ -1,18 +1,21 @@
-"""One pre-norm Transformer block.
+"""One pre-norm Transformer block and its parts: attention, MLP, LayerScale, dropout and stochastic depth.
 
-Legend: B images · T tokens · D width.
+Legend: B images · T tokens · D width · A heads · E head width (D = A·E) · M hidden width of the MLP.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pretrain import seeds
 from pretrain.config.schema.model import ModelConfig
-from pretrain.models.layers.attention import Attention
-from pretrain.models.layers.drop_path import scale_branch
-from pretrain.models.layers.layer_scale import layer_scale
-from pretrain.models.layers.mlp import Mlp
-from pretrain.models.layers.pos_embed import add_positions, learned_table
+from pretrain.models.layers.embed import add_positions, learned_table, rotate
 from pretrain.models.layers.precision import LayerNorm
 from pretrain.models.layers.relative import relative_term
 from pretrain.models.variants import ViTShape, num_position_rows, placement
@@ -61,3 +64,159 @@ class Block(nn.Module):
         x = add_positions(x, self.pos_embed)
         x = x + scale_branch(self.ls1(self.attn(self.norm1(x), bias, rotary)), attn_scale)
         return x + scale_branch(self.ls2(self.mlp(self.norm2(x))), mlp_scale)
+
+
+class Attention(nn.Module):
+    """Softmax(q kᵀ / √E + bias) v over A heads, with one fused projection for q, k and v.
+
+    The softmax is inside torch's fused kernel, which accumulates in fp32 for every input type.
+
+    Args:
+        dim: D.
+        num_heads: A.
+        proj_drop: rate of the dropout after the output projection.
+        qk_norm_eps: epsilon of the LayerNorm over E of queries and keys; None: they are not normalised.
+            Source: ViT-22B (2302.05442), section 2.
+        rel_pos: computes the bias from the queries (see ``layers.relative``).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        proj_drop: float = 0.0,
+        *,
+        qk_norm_eps: float | None = None,
+        rel_pos: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        head_dim = dim // num_heads
+        self.q_norm = nn.Identity() if qk_norm_eps is None else LayerNorm(head_dim, eps=qk_norm_eps)
+        self.k_norm = nn.Identity() if qk_norm_eps is None else LayerNorm(head_dim, eps=qk_norm_eps)
+        self.rel_pos = rel_pos
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = dropout(proj_drop)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None, rotary: Tensor | None = None) -> Tensor:
+        """Mixes the tokens of x (B, T, D); the same shape comes out.
+
+        Args:
+            x: tokens.
+            bias: what all layers add to the logits, (1, A, T, T), or None.
+            rotary: cosines and sines (2, T, E) that turn queries and keys, or None.
+        """
+        q, k, v, bias = self._project(x, bias, rotary)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+        return self.proj_drop(self.proj(mixed.transpose(1, 2).reshape(x.shape)))
+
+    def weights(self, x: Tensor, bias: Tensor | None = None, rotary: Tensor | None = None) -> Tensor:
+        """How much each token (rows) takes from each token, which ``forward`` never has in memory: (B, A, T, T)."""
+        q, k, _, bias = self._project(x, bias, rotary)
+        logits = q.float() @ k.float().transpose(-2, -1) / q.shape[-1] ** 0.5
+        return (logits if bias is None else logits + bias.float()).softmax(dim=-1)
+
+    def _project(
+        self, x: Tensor, bias: Tensor | None, rotary: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries, keys and values, each (B, A, T, E), and what is added to the logits."""
+        images, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(images, tokens, 3, self.num_heads, width // self.num_heads)
+        q, k, v = qkv.unbind(2)  # each (B, T, A, E), in whose order attention's output needs no copy
+        q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)  # (B, A, T, E)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        if self.rel_pos is not None:
+            bias = self.rel_pos(q)
+        return q, k, v, bias
+
+
+def gelu(form: Literal["erf", "tanh"]) -> nn.GELU:
+    """GELU in its exact form (erf, timm) or the tanh approximation (flax's default)."""
+    return nn.GELU(approximate="none" if form == "erf" else "tanh")
+
+
+class Mlp(nn.Module):
+    """D → M → GELU → D, with dropout after each dense layer."""
+
+    def __init__(self, dim: int, mlp_dim: int, gelu_form: Literal["erf", "tanh"] = "erf", drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, mlp_dim)
+        self.act = gelu(gelu_form)
+        self.drop1 = dropout(drop)
+        self.fc2 = nn.Linear(mlp_dim, dim)
+        self.drop2 = dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps each token of x (B, T, D) by itself; the same shape comes out."""
+        return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))
+
+
+class LayerScale(nn.Module):
+    """x · gamma: a learned factor per channel on a branch, small at the start (``models.init`` sets it).
+
+    Source: CaiT (2103.17239), equation 4; DeiT III starts from 1e-4, CaiT from 1e-4 to 1e-6 by depth.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scales the channels of x (B, T, D)."""
+        return x * self.gamma
+
+
+def layer_scale(dim: int, initial: float | None) -> nn.Module:
+    """A LayerScale, or nothing where the config has no initial value."""
+    return nn.Identity() if initial is None else LayerScale(dim)
+
+
+def dropout(rate: float) -> nn.Module:
+    """Dropout at ``rate`` from torch's own generator (the engine seeds it), or nothing at rate 0."""
+    return nn.Dropout(rate) if rate else nn.Identity()
+
+
+# ── stochastic depth ──
+# The masks come from outside, as functions of what an image is and not of a generator's state: an argument is the same
+# in the recomputation of a checkpointed block, under compilation, after a resume and on another number of devices.
+# Source: Huang et al., "Deep Networks with Stochastic Depth" (1603.09382), section 3: rates linear in the depth;
+# DeiT III (facebookresearch/deit, models_v2.py): one rate for all blocks.
+# Differs: survivors are divided by their probability in training, as in timm, instead of multiplied at test time.
+
+NUM_BRANCHES = 2
+DropPathShape = Literal["linear", "constant"]
+
+
+def drop_path_rates(rate: float, depth: int, shape: DropPathShape = "linear") -> NDArray[np.float64]:
+    """Rate of each block, (depth,): linear from 0 in the first to ``rate`` in the last, or ``rate`` in all."""
+    return np.full(depth, rate) if shape == "constant" else np.linspace(0.0, rate, depth)
+
+
+def drop_path_scales(
+    slots: NDArray[np.int64], rate: float, depth: int, *, seed: int, shape: DropPathShape = "linear"
+) -> Tensor | None:
+    """What multiplies each branch of each image: 0 where it is dropped, 1 / (1 − rate) where it is kept.
+
+    Args:
+        slots: (B,) numbers of the draws in the global stream; each has its own masks.
+        rate: of the last block (linear) or of each (constant), in [0, 1); 0 gives None, for nothing is dropped.
+        depth: number of blocks.
+        seed: the experiment's.
+        shape: how the rate grows with the depth.
+
+    Returns:
+        fp32 (B, depth, 2) on the CPU, or None.
+    """
+    if not rate:
+        return None
+    rates = drop_path_rates(rate, depth, shape)[None, :, None]
+    branch = np.arange(depth * NUM_BRANCHES).reshape(1, depth, NUM_BRANCHES)
+    uniform = seeds.uniform(seed, "drop_path", np.asarray(slots)[:, None, None], branch)
+    return torch.from_numpy(np.where(uniform >= rates, 1.0 / (1.0 - rates), 0.0).astype(np.float32))
+
+
+def scale_branch(branch: Tensor, scales: Tensor | None) -> Tensor:
+    """Multiplies each image of ``branch`` (B, T, D) by its scale (B,), in the branch's type; None leaves it."""
+    return branch if scales is None else branch * scales.to(branch.dtype)[:, None, None]

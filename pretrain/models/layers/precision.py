@@ -41,3 +41,13 @@ class Fp32Linear(nn.Linear):
         """Maps (B, in) of any floating type to fp32 (B, out)."""
         with without_autocast(input.device):
             return F.linear(input.float(), self.weight.float(), self.bias.float())
+
+
+class Fp32Conv2d(nn.Conv2d):
+    """A convolution in fp32 whatever the weights' type or an autocast around it: BiT's head is one of 1×1."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolves (B, C, H, W) of any floating type to fp32."""
+        with without_autocast(input.device):
+            bias = None if self.bias is None else self.bias.float()
+            return self._conv_forward(input.float(), self.weight.float(), bias)

@@ -8,12 +8,11 @@ from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 
 from pretrain.errors import CheckpointError
-from pretrain.models.deit import DistilledVisionTransformer
 from pretrain.models.families.registry import adapt_state_dict, build_model
 from pretrain.models.init import init_weights
-from pretrain.models.interop import WeightsMetadata
-from pretrain.models.masked import Corruption, MaskedPatchTransformer, corrupt
+from pretrain.models.metadata import WeightsMetadata
 from pretrain.models.variants import parameter_shapes
+from pretrain.models.vit_tasks import Corruption, DistilledVisionTransformer, MaskedPatchTransformer, corrupt
 from tests.golden.twins import small_config
 
 CLASSES = 7

@@ -17,7 +17,8 @@ from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError
 from pretrain.models.init import initial_state
-from pretrain.models.interop import WeightsMetadata, load_weights, save_weights
+from pretrain.models.interop import load_weights, save_weights
+from pretrain.models.metadata import WeightsMetadata
 
 CONFIG = ModelConfig(variant="mu/8", img_size=(16, 24), pool="norm_avg", gelu="tanh")
 HALF = (0.5, 0.5, 0.5)

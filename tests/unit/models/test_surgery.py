@@ -12,7 +12,7 @@ from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError
 from pretrain.models.families.registry import adapt_state_dict
 from pretrain.models.init import initial_state
-from pretrain.models.interop import WeightsMetadata
+from pretrain.models.metadata import WeightsMetadata
 from pretrain.models.surgery import (
     SurgeryReport,
     resize_axis,

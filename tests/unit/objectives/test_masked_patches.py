@@ -13,7 +13,7 @@ from torch import Tensor
 from pretrain.errors import ConfigError
 from pretrain.models.families.registry import build_model
 from pretrain.models.init import init_weights
-from pretrain.models.masked import Corruption
+from pretrain.models.vit_tasks import Corruption
 from pretrain.objectives.masked_patches import MaskedPatches, corruption, mean_colours
 from pretrain.objectives.protocol import MicroBatch
 from pretrain.objectives.registry import Context, build_objective

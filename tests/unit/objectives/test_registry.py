@@ -12,7 +12,7 @@ from pretrain.config.schema.base import choice_of
 from pretrain.config.schema.objective import Objective
 from pretrain.errors import ConfigError
 from pretrain.models.families.registry import build_model
-from pretrain.models.target_scale import TargetScale
+from pretrain.models.metadata import TargetScale
 from pretrain.objectives.distillation import Distillation
 from pretrain.objectives.masked_patches import MaskedPatches
 from pretrain.objectives.protocol import MicroBatch

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.models.target_scale import TargetScale
+from pretrain.models.metadata import TargetScale
 from pretrain.objectives.protocol import MicroBatch
 from pretrain.objectives.regression import Regression
 from tests.unit.objectives.batches import images, linear_model

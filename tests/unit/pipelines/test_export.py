@@ -15,7 +15,8 @@ from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.engine.checkpoint_folder import FORMAT_VERSION, seal
 from pretrain.errors import CheckpointError
 from pretrain.models.exchange.formats import load_any
-from pretrain.models.interop import WeightsMetadata, save_weights
+from pretrain.models.interop import save_weights
+from pretrain.models.metadata import WeightsMetadata
 from tests.golden.exchange import NAMES, SHORT_SIDE, images_of, logits_of, metadata_of, model_of
 
 OUT = {"timm": "folder", "hf": "folder", "npz": "w.npz", "onnx": "m.onnx"}

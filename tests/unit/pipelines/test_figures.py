@@ -21,8 +21,9 @@ from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.models.families.registry import build_model, init_weights
 from pretrain.models.init import initial_state
-from pretrain.models.interop import WeightsMetadata, save_weights
-from pretrain.models.layers.attention import Attention
+from pretrain.models.interop import save_weights
+from pretrain.models.layers.block import Attention
+from pretrain.models.metadata import WeightsMetadata
 from pretrain.models.vit import VisionTransformer, build_vit
 
 HALF = (0.5, 0.5, 0.5)

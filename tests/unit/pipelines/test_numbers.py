@@ -24,7 +24,7 @@ from pretrain.data.workers.reader import ShardReader
 from pretrain.distributed.rank import detect
 from pretrain.errors import CheckpointError
 from pretrain.models.interop import load_weights, save_weights
-from pretrain.models.target_scale import TargetScale
+from pretrain.models.metadata import TargetScale
 from tests.golden.exchange import SQUASH, metadata_of, model_of
 from tests.pool import Pool
 from tests.unit.data.sets import NUM_CLASSES, write_set

@@ -18,7 +18,8 @@ from pretrain.config.schema.model import ModelConfig
 from pretrain.engine.run_folder import COMPLETE, Verdict
 from pretrain.errors import ConfigError
 from pretrain.models.init import initial_state
-from pretrain.models.interop import WeightsMetadata, save_weights
+from pretrain.models.interop import save_weights
+from pretrain.models.metadata import WeightsMetadata
 from tests.unit.pipelines.run_folders import write_run
 
 DIGITS = "configs/pretrain/demo_digits.yaml"

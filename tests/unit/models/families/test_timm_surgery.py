@@ -14,7 +14,8 @@ from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError
 from pretrain.models.families import registry
 from pretrain.models.families.registry import adapt_state_dict
-from pretrain.models.interop import WeightsMetadata, load_weights, save_weights
+from pretrain.models.interop import load_weights, save_weights
+from pretrain.models.metadata import WeightsMetadata
 from pretrain.models.surgery import resize_pos_embed
 from tests.unit.models.families.test_timm import CLASSES, FAMILIES, config, images
 

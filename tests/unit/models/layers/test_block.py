@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.models.layers.drop_path import drop_path_rates, drop_path_scales, scale_branch
+from pretrain.models.layers.block import drop_path_rates, drop_path_scales, scale_branch
 
 
 def scales(slots: list[int] | np.ndarray, rate: float, depth: int, seed: int = 0) -> torch.Tensor:
