@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pretrain.errors import CheckpointError
 from pretrain.models.exchange.formats import load_any
 from pretrain.models.exchange.onnx import INPUT, Features
-from pretrain.models.families.registry import build_model
+from pretrain.models.families.registry import build_model, family_of
 from pretrain.models.interop import expected_shapes
 from pretrain.models.metadata import WeightsMetadata
 
@@ -114,10 +114,8 @@ def _by_timms_npz_reader(path: Path, metadata: WeightsMetadata, images: Tensor) 
         return "timm has no tanh layer, so its reader of .npz was not asked"
     import timm
 
-    from pretrain.models.exchange.timm import model_arguments
-
-    architecture, arguments = model_arguments(metadata)
-    twin: Any = timm.create_model(architecture, num_classes=metadata.num_classes, **arguments)
+    described = family_of(metadata.model).timm_twin(metadata.model)
+    twin: Any = timm.create_model(described.architecture, num_classes=metadata.num_classes, **described.arguments)
     twin.load_pretrained(str(path))
     return "timm's reader of .npz", twin.eval()(images)
 

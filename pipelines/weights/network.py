@@ -157,7 +157,7 @@ def network_of(
         metadata.num_classes,
         metadata.mean,
         metadata.std,
-        metadata.class_names,
+        class_names=metadata.class_names,
         class_ids=metadata.class_ids,
         eval_transform=metadata.eval_transform,
         scale=metadata.scale,

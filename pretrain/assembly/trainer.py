@@ -84,7 +84,7 @@ def build_trainer(
         experiment.num_outputs,
         experiment.data.mean,
         experiment.data.std,
-        tuple(stream.class_names) if named_outputs else None,
+        class_names=tuple(stream.class_names) if named_outputs else None,
         class_ids=tuple(identifier for identifier, _ in stream.classes) if named_outputs else None,
         eval_transform=experiment.data.eval_transform,
         scale=scale,

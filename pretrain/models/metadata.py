@@ -92,7 +92,6 @@ class WeightsMetadata(Strict):
         num_classes: int,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
-        class_names: tuple[str, ...] | None = None,
         *,
         scale: TargetScale | None = None,
         **more: Any,
@@ -103,9 +102,8 @@ class WeightsMetadata(Strict):
             model: the architecture.
             num_classes: K, the width of the head.
             mean, std: per channel.
-            class_names: of the K classes.
             scale: the units of a regression.
-            **more: ``class_ids`` and ``eval_transform``.
+            **more: ``class_names``, ``class_ids`` and ``eval_transform``, where they are known.
         """
         return cls(
             model=model,
@@ -113,7 +111,6 @@ class WeightsMetadata(Strict):
             **asdict(family_of(model).geometry(model)),
             mean=mean,
             std=std,
-            class_names=class_names,
             target_mean=None if scale is None else scale.mean,
             target_std=None if scale is None else scale.std,
             **more,

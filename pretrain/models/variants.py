@@ -8,24 +8,34 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pretrain.config.schema.model import POS_EMBED_PLACEMENTS, ModelConfig
 from pretrain.errors import ConfigError
 
+
+class Size(NamedTuple):
+    """A row of ``VARIANTS``: D, number of blocks, M, A."""
+
+    embed_dim: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+
+
 # Source: Ti, S: DeiT (2012.12877) Table 1. B, L, H: ViT (2010.11929) Table 1. M, g, G: Scaling ViT (2106.04560) Table 2
 # and big_vision's models/vit.py, which also has `mu`. `nano` is ours: the smallest that learns small real images.
-VARIANTS: dict[str, tuple[int, int, int, int]] = {
-    # size: (embed_dim, depth, mlp_dim, num_heads)
-    "mu":   (  32,  1,  128,  2),
-    "nano": (  96,  6,  384,  3),
-    "Ti":   ( 192, 12,  768,  3),
-    "S":    ( 384, 12, 1536,  6),
-    "M":    ( 512, 12, 2048,  8),
-    "B":    ( 768, 12, 3072, 12),
-    "L":    (1024, 24, 4096, 16),
-    "H":    (1280, 32, 5120, 16),
-    "g":    (1408, 40, 6144, 16),
-    "G":    (1664, 48, 8192, 16),
+VARIANTS: dict[str, Size] = {
+    "mu":   Size(  32,  1,  128,  2),
+    "nano": Size(  96,  6,  384,  3),
+    "Ti":   Size( 192, 12,  768,  3),
+    "S":    Size( 384, 12, 1536,  6),
+    "M":    Size( 512, 12, 2048,  8),
+    "B":    Size( 768, 12, 3072, 12),
+    "L":    Size(1024, 24, 4096, 16),
+    "H":    Size(1280, 32, 5120, 16),
+    "g":    Size(1408, 40, 6144, 16),
+    "G":    Size(1664, 48, 8192, 16),
 }  # fmt: skip
 
 NUM_CHANNELS = 3

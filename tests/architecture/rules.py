@@ -243,7 +243,6 @@ FILE_CALLS = frozenset(
 
 # Attribute → the only modules that read it. Everybody else asks the family, or the sharding, what depends on it.
 ASKED_AT_HOME = {
-    "is_timm": ("pretrain.models.exchange.timm",),
     "zero_stage": ("pretrain.config.schema.cluster", "pretrain.sharding.choice"),
 }
 # Settings of several kinds: the kind declares what others need to know, and nobody compares its ``name``.
@@ -262,13 +261,11 @@ ASKING_YET = frozenset(
 MOST_LINES, MOST_PARAMETERS = 40, 6
 # Functions that have no such comment yet: delete a name when the function is shorter or has the comment, add none.
 LONG_YET = frozenset(
-    {"build_trainer", "adapt_state_dict", "memory_bytes", "train", "build_backend", "check", "open", "make_plan"}
+    {"build_trainer", "memory_bytes", "train", "build_backend", "check", "open", "make_plan"}
     | {"_parser", "finish_split", "chart", "rows_of_set", "deduplicate", "stages_of", "measure", "probe"}
     | {"_by_micro_batch", "_write_card", "verify", "main", "pack"}
 )
-MANY_YET = frozenset(
-    {"build_trainer", "memory_bytes", "named_config", "__init__", "_fit", "of", "lane_draws", "load_network", "chart"}
-)
+MANY_YET = frozenset({"build_trainer", "memory_bytes", "__init__", "lane_draws", "load_network", "chart"})
 
 VAGUE_NAMES = frozenset({"utils", "util", "misc", "common", "helpers", "helper"})
 

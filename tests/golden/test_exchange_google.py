@@ -14,8 +14,7 @@ import torch
 from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError
 from pretrain.models.exchange.google import beside, read_npz, write_npz
-from pretrain.models.exchange.timm import model_arguments
-from pretrain.models.families.registry import build_model
+from pretrain.models.families.registry import build_model, family_of
 from pretrain.models.metadata import WeightsMetadata
 from tests.golden.exchange import LOGITS, images_of, logits_of, metadata_of, model_of, real_model
 
@@ -41,7 +40,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Path, Any
 
 
 def timm_model(metadata: WeightsMetadata) -> Any:
-    architecture, arguments = model_arguments(metadata)
+    architecture, arguments, _ = family_of(metadata.model).timm_twin(metadata.model)
     return timm.create_model(architecture, num_classes=metadata.num_classes, **arguments).eval()
 
 

@@ -137,11 +137,6 @@ class ModelConfig(Strict):
         return FAMILIES[name]
 
     @property
-    def is_timm(self) -> bool:
-        """Whether the model is one of timm's."""
-        return self.name.startswith("timm/")
-
-    @property
     def label(self) -> str:
         """The shortest name that tells this model from others of its family."""
         return self.variant or self.name

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError, ConfigError
-from pretrain.models.metadata import WeightsMetadata
-from pretrain.models.variants import VARIANTS, resolve
+from pretrain.models.variants import VARIANTS, Size, resolve
 
 # What shapes training only; a file for inference need not say it.
 TRAINING_ONLY = frozenset({"dropout", "drop_path", "drop_path_shape", "head_init", "head_bias", "mask_token"})
@@ -21,40 +20,28 @@ GEOMETRY = frozenset({"name", "variant", "img_size", "embed_dim", "depth", "num_
 
 
 def named_config(
-    where: str | Path,
-    *,
-    embed_dim: int,
-    depth: int,
-    mlp_dim: int,
-    num_heads: int,
-    patch: int,
-    img_size: tuple[int, int],
-    stem: str = "",
-    **options: Any,
+    where: str | Path, size: Size, *, patch: int, img_size: tuple[int, int], stem: str = "", **options: Any
 ) -> ModelConfig:
     """The config of a Vision Transformer from its numbers: a named size where one fits, else B with overrides.
 
     Args:
         where: the file, for errors.
-        embed_dim: D.
-        depth: blocks.
-        mlp_dim: M.
-        num_heads: A.
+        size: widths, depth and heads.
         patch: its side in pixels.
         img_size: (height, width) in pixels.
-        stem: what stands before the size in the variant of a hybrid (``patch`` is then its total stride).
+        stem: what comes before the size in the variant of a hybrid (``patch`` is then its total stride).
         **options: other fields of ModelConfig.
 
     Raises:
         CheckpointError: no model of ours has these numbers.
     """
-    numbers = {"embed_dim": embed_dim, "depth": depth, "mlp_dim": mlp_dim, "num_heads": num_heads}
-    sizes = [size for size, row in VARIANTS.items() if row == (embed_dim, depth, mlp_dim, num_heads)]
-    overrides = {} if sizes else numbers
+    names = [name for name, row in VARIANTS.items() if row == size]
+    overrides = {} if names else size._asdict()
     side: Any = img_size[0] if img_size[0] == img_size[1] else img_size
     try:
-        variant = f"{stem}{sizes[0] if sizes else 'B'}/{patch}"
-        config = ModelConfig(variant=variant, img_size=side, **overrides, **options)
+        config = ModelConfig(
+            variant=f"{stem}{names[0] if names else 'B'}/{patch}", img_size=side, **overrides, **options
+        )
         resolve(config)
     except (ValidationError, ConfigError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
@@ -77,11 +64,11 @@ def square_grid(num_tokens: int, where: str | Path, tensor: str) -> tuple[int, i
     return side, side
 
 
-def refuse_inexpressible(metadata: WeightsMetadata, program: str, format: str, expressed: Collection[str]) -> None:
+def refuse_inexpressible(model: ModelConfig, program: str, format: str, expressed: Collection[str]) -> None:
     """Refuses a model that has an option which ``program`` lacks, rather than writing another model.
 
     Args:
-        metadata: of the weights.
+        model: of the weights.
         program: whose format it is, for the error.
         format: its name, as in ``--format``.
         expressed: fields of ModelConfig that the format carries.
@@ -89,12 +76,12 @@ def refuse_inexpressible(metadata: WeightsMetadata, program: str, format: str, e
     Raises:
         CheckpointError: names the field and the remedy.
     """
-    formats = metadata.model.family.formats
+    formats = model.family.formats
     if format not in formats:
-        raise refusal(program, "name", metadata.model.name, f"choose --format {' or '.join(formats)}")
+        raise refusal(program, "name", model.name, f"choose --format {' or '.join(formats)}")
     known = GEOMETRY | TRAINING_ONLY | set(expressed)
     for name, field in ModelConfig.model_fields.items():
-        value = getattr(metadata.model, name)
+        value = getattr(model, name)
         if name in known or value == field.get_default(call_default_factory=True):
             continue
         raise refusal(program, name, value)

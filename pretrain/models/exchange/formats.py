@@ -1,10 +1,11 @@
-"""One door for weights in any format that is read: ours, Google's, timm's, Hugging Face's and torchvision's."""
+"""Weights in any format that is read (ours, Google's, timm's, Hugging Face's, torchvision's), and positions for all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -13,8 +14,12 @@ from pretrain.models.exchange.google import read_npz
 from pretrain.models.exchange.huggingface import CONFIG, read_huggingface, read_json
 from pretrain.models.exchange.timm import read_timm
 from pretrain.models.exchange.torchvision import MARK, read_torchvision
-from pretrain.models.interop import is_weights_header, load_weights
+from pretrain.models.interop import expected_shapes, is_weights_header, load_weights
 from pretrain.models.metadata import WeightsMetadata
+from pretrain.models.variants import placement
+from pretrain.models.vit import build_vit
+
+ADDED = ("sincos2d_big_vision", "sincos2d_timm", "learned_2d")  # position embeddings that few programs know
 
 Weights = tuple[dict[str, Tensor], WeightsMetadata]
 
@@ -84,3 +89,28 @@ def _file_format(path: Path) -> str:
             return "torchvision" if not has_ours and MARK in file.keys() else "weights"  # noqa: SIM118
     except (SafetensorError, OSError):
         return "weights"
+
+
+@torch.no_grad()
+def with_learned_table(
+    state: Mapping[str, Tensor], metadata: WeightsMetadata
+) -> tuple[dict[str, Tensor], WeightsMetadata]:
+    """Weights with a learned table in place of fixed sines and cosines or of tables by axis; others as they are.
+
+    Few programs know those, but at one resolution the numbers that are added to the tokens are a table (1, F + N, D),
+    in which the F prefix tokens have rows of zeros. Every program has a place for it.
+    """
+    model = metadata.model
+    if model.pos_embed not in ADDED or placement(model) != "stem":
+        return dict(state), metadata
+    network = build_vit(model, max(1, metadata.num_classes)).eval()
+    network.load_state_dict(dict(state), strict=False)  # a head may be missing
+    shape = metadata.shape
+    num_patches = shape.grid[0] * shape.grid[1]
+    tokens = network.add_prefix_and_positions(torch.zeros(1, num_patches, shape.embed_dim))
+    changed = model.model_copy(update={"pos_embed": "learned_1d", "pos_embed_placement": None})
+    metadata = metadata.model_copy(update={"model": changed})
+    shapes = expected_shapes(metadata)
+    table = torch.zeros(shapes["pos_embed"])
+    table[:, -num_patches:] = tokens[:, -num_patches:]
+    return {name: table if name == "pos_embed" else state[name] for name in shapes}, metadata

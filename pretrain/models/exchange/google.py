@@ -43,7 +43,7 @@ from pretrain.models.exchange.google_names import (
 )
 from pretrain.models.interop import check_tensors, expected_shapes
 from pretrain.models.metadata import WeightsMetadata
-from pretrain.models.variants import STEM_BLOCKS
+from pretrain.models.variants import STEM_BLOCKS, Size
 
 Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]
@@ -154,10 +154,7 @@ def _described_by_arrays(arrays: Arrays, names: Names, path: Path) -> WeightsMet
         options["representation_size"] = arrays["pre_logits/kernel"].shape[1]
     config = named_config(
         path,
-        embed_dim=query[0],
-        depth=depth,
-        mlp_dim=hidden[1],
-        num_heads=query[1],
+        Size(query[0], depth, hidden[1], query[1]),
         patch=patch[0],
         img_size=(grid[0] * patch[0], grid[1] * patch[0]),
         class_token=has_class,
@@ -271,7 +268,7 @@ def write_npz(
 def _refuse(metadata: WeightsMetadata, layout: Layout, accept_erf_gelu: bool) -> None:
     model = metadata.model
     carried = {"class_token", "pool", "representation_size", "pos_embed_prefix", "gelu", "layer_norm_eps"}
-    refuse_inexpressible(metadata, PROGRAM, "npz", carried)
+    refuse_inexpressible(model, PROGRAM, "npz", carried)
     if model.pool == "avg_norm":
         raise refusal(PROGRAM, "pool", model.pool, "they norm before the mean: train with norm_avg, or choose timm")
     if model.pool == "norm_avg" and model.class_token:

@@ -34,7 +34,7 @@ from pretrain.models.exchange.architecture import (
 from pretrain.models.exchange.preprocessing import from_huggingface, huggingface_settings
 from pretrain.models.interop import check_tensors, expected_shapes, read_tensors
 from pretrain.models.metadata import WeightsMetadata
-from pretrain.models.variants import ViTShape
+from pretrain.models.variants import Size, ViTShape
 
 PROGRAM = "Hugging Face"
 CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
@@ -131,7 +131,7 @@ def class_for(model: ModelConfig) -> str:
 def _refuse(metadata: WeightsMetadata) -> None:
     model = metadata.model
     carried = {"distilled", "num_registers", "gelu", "layer_norm_eps", "pool"}
-    refuse_inexpressible(metadata, PROGRAM, "hf", carried)
+    refuse_inexpressible(model, PROGRAM, "hf", carried)
     if model.num_registers + model.distilled > 1:
         raise refusal(PROGRAM, "num_registers", model.num_registers, "its DeiT has one more token: choose timm")
     if model.pool != "token":
@@ -254,7 +254,7 @@ def _described(
             num_classes,
             tuple(settings.get("image_mean", (0.5, 0.5, 0.5))),
             tuple(settings.get("image_std", (0.5, 0.5, 0.5))),
-            names,
+            class_names=names,
             class_ids=tuple(ids) if isinstance(ids, list) and len(ids) == num_classes else None,
         )
     except ValidationError as error:
@@ -285,10 +285,7 @@ def _model_config(
         raise CheckpointError(f"{where}: pooler_act: {config['pooler_act']!r} is not read, only tanh")
     return named_config(
         where,
-        embed_dim=config["hidden_size"],
-        depth=config["num_hidden_layers"],
-        mlp_dim=config["intermediate_size"],
-        num_heads=config["num_attention_heads"],
+        Size(*(config[name] for name in needed)),
         patch=patch[0],
         img_size=size,
         gelu=_GELU[config["hidden_act"]],

@@ -18,6 +18,7 @@ from pretrain.errors import CheckpointError
 from pretrain.models.exchange.architecture import named_config, refuse_leftovers, require, square_grid
 from pretrain.models.interop import check_tensors, expected_shapes, read_tensors
 from pretrain.models.metadata import WeightsMetadata
+from pretrain.models.variants import Size
 
 PROGRAM = "torchvision"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -84,13 +85,11 @@ def _described(theirs: Mapping[str, Tensor], header: Mapping[str, str], path: Pa
         )
     grid = square_grid(positions[1] - 1, path, MARK)
     first = _their_name("blocks.0.mlp.fc1.weight", theirs)
+    mlp_dim = require(theirs, first, path, PROGRAM).shape[0]
     tanh = theirs.get("heads.pre_logits.weight")
     config = named_config(
         path,
-        embed_dim=width,
-        depth=sum(name.endswith(".ln_1.weight") for name in theirs),
-        mlp_dim=require(theirs, first, path, PROGRAM).shape[0],
-        num_heads=heads,
+        Size(width, sum(name.endswith(".ln_1.weight") for name in theirs), mlp_dim, heads),
         patch=patch,
         img_size=(grid[0] * patch, grid[1] * patch),
         representation_size=None if tanh is None else tanh.shape[0],

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pretrain.config.schema.model import ModelConfig
 from pretrain.sharding.zero_memory import Footprint, Precision
@@ -39,6 +39,21 @@ class Geometry:
     pool: str | None = None
     gelu: str | None = None
     layer_norm_eps: float | None = None
+
+
+class TimmTwin(NamedTuple):
+    """How ``timm.create_model`` makes a network of the same architecture, whose tensors have the same names.
+
+    Attributes:
+        architecture: a registered name.
+        arguments: of the constructor, without ``num_classes``.
+        layers: of timm's ``pretrained_cfg``: names of the first and the last layer, which timm exchanges for other
+            channels and classes, and the size of the last feature map.
+    """
+
+    architecture: str
+    arguments: dict[str, Any]
+    layers: dict[str, Any]
 
 
 class Family(Protocol):
@@ -127,5 +142,15 @@ class Family(Protocol):
 
         Raises:
             CheckpointError: a head that does not fit, or a tensor that nothing explains.
+        """
+        ...
+
+    # ── exchange ──
+
+    def timm_twin(self, model: ModelConfig) -> TimmTwin:
+        """How timm makes the same network.
+
+        Raises:
+            CheckpointError: timm cannot express it.
         """
         ...

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pretrain.config.schema.model import ModelConfig
-from pretrain.models.families.protocol import Family, Geometry, Shapes
+from pretrain.models.families.protocol import Family, Geometry, Shapes, TimmTwin
 from pretrain.sharding.zero_memory import Footprint, Precision
 
 if TYPE_CHECKING:
@@ -111,6 +111,17 @@ class TimmFamily:
         from pretrain.models.families.timm_surgery import adapt
 
         return adapt(state, source, net, options)
+
+    def timm_twin(self, model: ModelConfig) -> TimmTwin:
+        """Its own name and kwargs; a network that takes images of any size has no ``img_size``."""
+        from timm.models import get_pretrained_cfg
+
+        from pretrain.models.families.timm_backbone import has_img_size, timm_name
+
+        size = {"img_size": list(model.size)} if has_img_size(model) else {}
+        known = get_pretrained_cfg(timm_name(model.name))
+        layers = {name: getattr(known, name, None) for name in ("pool_size", "first_conv", "classifier")}
+        return TimmTwin(timm_name(model.name), dict(model.kwargs) | size, layers)
 
 
 FAMILY: Family = TimmFamily()

@@ -186,7 +186,7 @@ def _call_timm(model: ModelConfig, num_classes: int) -> tuple[nn.Module, dict[st
     given = {key: _as_tuples(value) for key, value in model.kwargs.items()}
     while True:
         try:
-            name, settings = _timm_name(model.name), {"num_classes": num_classes, **ours, **given}
+            name, settings = timm_name(model.name), {"num_classes": num_classes, **ours, **given}
             return timm.create_model(name, pretrained=False, **settings), ours
         except TypeError as error:
             said = str(error).partition("unexpected keyword argument")[2]
@@ -210,7 +210,7 @@ def _call_timm(model: ModelConfig, num_classes: int) -> tuple[nn.Module, dict[st
 
 
 def _refuse_unknown(name: str) -> None:
-    wanted = _timm_name(name)
+    wanted = timm_name(name)
     if "." in wanted or ":" in wanted:
         raise ConfigError(
             f"model.name: {name} names pretrained weights, which would be ignored; write timm/"
@@ -222,7 +222,8 @@ def _refuse_unknown(name: str) -> None:
         raise ConfigError(f"model.name: timm has no {wanted!r}{hint}")
 
 
-def _timm_name(name: str) -> str:
+def timm_name(name: str) -> str:
+    """timm's name of a ``model.name``."""
     return name.removeprefix("timm/")
 
 

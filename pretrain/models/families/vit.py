@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError
 from pretrain.models import cost, variants
-from pretrain.models.families.protocol import Family, Geometry, Shapes
+from pretrain.models.families.protocol import Family, Geometry, Shapes, TimmTwin
 from pretrain.models.variants import placement, resolve
 from pretrain.sharding.zero_memory import Footprint, Precision
 
@@ -115,6 +115,12 @@ class VitFamily:
         from pretrain.models.families.vit_surgery import adapt
 
         return adapt(state, source, net, options)
+
+    def timm_twin(self, model: ModelConfig) -> TimmTwin:
+        """See ``exchange.timm_names.vit_twin``."""
+        from pretrain.models.exchange.timm_names import vit_twin
+
+        return vit_twin(model)
 
 
 FAMILY: Family = VitFamily()
