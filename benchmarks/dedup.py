@@ -33,7 +33,7 @@ from pipelines.dedup.hashes import COARSE_VIEWS, NUM_BITS, VIEWS
 from pipelines.dedup.search import near_pairs
 from pipelines.sources.entries import IMAGE_EXTENSIONS
 from pretrain.data.images.decode import open_image
-from pretrain.data.workers.faults import BadSample
+from pretrain.errors import BadSample
 
 DEBIAN = Path("/usr/share/openclipart/png")
 LEAST_SIDE = 64

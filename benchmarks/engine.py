@@ -31,7 +31,7 @@ import torch
 
 from pretrain.assembly.trainer import schedule_of
 from pretrain.config.schema.experiment import Experiment
-from pretrain.data.workers.tally import Tally
+from pretrain.data.storage.tally import Tally
 from pretrain.distributed import startup
 from pretrain.distributed.collectives import broadcast_object
 from pretrain.distributed.rank import Rank, detect

@@ -37,3 +37,19 @@ class SetupError(UserError):
 
 class PeerError(UserError):
     """Another rank failed; it says itself why."""
+
+
+class BadSample(Exception):
+    """The bytes of one sample cannot be read or decoded.
+
+    Not a ``UserError``: training replaces the sample and continues. ``kind`` is one word to count by; ``detail`` says
+    more.
+    """
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(kind, detail)
+        self.kind = kind
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail}"

@@ -16,7 +16,7 @@ from pipelines.probe.cache import FeatureCache
 from pipelines.weights.network import load_frozen
 from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.data import EvalTransformConfig
-from pretrain.data.sources import open_packed
+from pretrain.data.storage.packed_set import open_packed
 from pretrain.distributed.rank import detect
 
 MICRO_BATCH = 128

@@ -94,7 +94,7 @@ def measure(experiment: Experiment, num_images: int) -> dict[str, float]:
     from pretrain.data.images.decode import open_image
     from pretrain.data.on_device.device import to_model_input
     from pretrain.data.stream import TrainStream, model_size
-    from pretrain.data.workers.faults import BadSample
+    from pretrain.errors import BadSample
 
     torch.set_num_threads(1)
     stream = TrainStream(experiment, 0, 1, experiment.global_batch_size)

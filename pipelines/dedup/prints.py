@@ -18,7 +18,7 @@ from pipelines.dedup.hashes import View, grey_picture, hash_views, is_flat
 from pipelines.dedup.sets import ImageSet
 from pipelines.runs.pool import Progress
 from pretrain.data.images.decode import open_image
-from pretrain.data.workers.faults import BadSample
+from pretrain.errors import BadSample
 from pretrain.files import write_atomic
 
 VERSION = 2

@@ -14,7 +14,7 @@ from PIL import Image
 from pipelines.dedup.matching import Match
 from pipelines.dedup.sets import ImageSet
 from pretrain.data.images.decode import open_image
-from pretrain.data.workers.faults import BadSample
+from pretrain.errors import BadSample
 from pretrain.files import write_atomic
 from pretrain.names import printable, shown
 

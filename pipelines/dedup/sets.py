@@ -10,7 +10,8 @@ from pipelines.sources.entries import Walk
 from pipelines.sources.folder import images_of
 from pipelines.sources.samples import split_name
 from pretrain.data.ledger import Ledger
-from pretrain.data.storage.index import TABLE_FILE, Records, ShardTable
+from pretrain.data.storage.index import TABLE_FILE, ShardTable
+from pretrain.data.storage.records import Records
 from pretrain.data.storage.store import LocalStore
 from pretrain.errors import DataError
 from pretrain.files import digest

@@ -21,8 +21,7 @@ from pipelines.weights.classifier import Classifier, load_classifier
 from pipelines.weights.load import warn_of_trained_images
 from pretrain.config.schema.evaluation import NUMBERS
 from pretrain.data.ledger import Ledger
-from pretrain.data.storage.card import load_classes
-from pretrain.data.storage.class_lookup import differing_class, told_apart
+from pretrain.data.storage.classes import differing_class, load_classes, told_apart
 from pretrain.data.storage.index import ShardTable
 from pretrain.distributed.rank import Rank
 from pretrain.errors import ConfigError, DataError

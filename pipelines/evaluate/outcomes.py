@@ -15,7 +15,7 @@ from pipelines.evaluate.rows import rows_of_set
 from pipelines.weights.classifier import Classifier
 from pretrain.data.batch import Batch
 from pretrain.data.ledger import Ledger
-from pretrain.data.sources import PackedSet
+from pretrain.data.storage.packed_set import PackedSet
 from pretrain.distributed.rank import Rank
 from pretrain.errors import DataError
 from pretrain.evaluation.class_map import ClassMap

@@ -15,7 +15,7 @@ from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.data.batch import Batch
 from pretrain.data.images.augment import EvalTransform
 from pretrain.data.ledger import Ledger
-from pretrain.data.sources import PackedSet, open_packed
+from pretrain.data.storage.packed_set import PackedSet, open_packed
 from pretrain.data.workers.dataset import EvalDataset, Failure
 from pretrain.data.workers.processes import loader
 from pretrain.distributed.collectives import gather_objects

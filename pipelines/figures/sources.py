@@ -16,8 +16,7 @@ from pipelines.sources.entries import IMAGE_EXTENSIONS, Walk
 from pipelines.sources.folder import images_of
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.data.images.augment import EvalTransform
-from pretrain.data.workers.faults import BadSample
-from pretrain.errors import CheckpointError, ConfigError, DataError
+from pretrain.errors import BadSample, CheckpointError, ConfigError, DataError
 from pretrain.models.families.registry import adapt_state_dict
 from pretrain.models.metadata import WeightsMetadata
 from pretrain.models.vit import VisionTransformer, build_vit

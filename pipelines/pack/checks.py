@@ -18,7 +18,7 @@ from pipelines.sources.protocol import Source
 from pipelines.sources.samples import SAMPLES
 from pretrain.data.ledger import MOST_EXAMPLES, Ledger
 from pretrain.data.storage.card import Card
-from pretrain.data.storage.index import Records, records_name
+from pretrain.data.storage.records import Records, records_name
 from pretrain.errors import DataError
 from pretrain.names import parsed, shown
 from pretrain.redaction import redacted

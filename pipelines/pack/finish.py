@@ -18,8 +18,10 @@ from pipelines.pack.plan import Plan, Shard, Split
 from pipelines.sources.protocol import Source
 from pipelines.sources.vectors import Moments
 from pretrain.data.ledger import Ledger
-from pretrain.data.storage.card import Card, encode_classes
-from pretrain.data.storage.index import Records, ShardRow, ShardTable, records_name
+from pretrain.data.storage.card import Card
+from pretrain.data.storage.classes import encode_classes
+from pretrain.data.storage.index import ShardRow, ShardTable
+from pretrain.data.storage.records import Records, records_name
 from pretrain.files import TEMPORARY_SUFFIX, digest, write_atomic
 from pretrain.names import printable_in
 

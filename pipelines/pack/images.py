@@ -15,7 +15,7 @@ from PIL import Image
 from pipelines.pack.metadata import STRIPPERS, has_trailing_bytes, is_lossless_webp, strip_jpeg
 from pretrain.data.images.opening import ROTATED, Decoded, decode_strictly
 from pretrain.data.images.turbojpeg import turned_upright
-from pretrain.data.workers.faults import BadSample
+from pretrain.errors import BadSample
 
 LOSSY = {"jpeg": ("JPEG", "jpg"), "webp": ("WEBP", "webp")}
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.sources.relabelling import Relabelling
-from pretrain.data.storage.class_lookup import Classes, ClassLookup
+from pretrain.data.storage.classes import Classes, ClassLookup
 from pretrain.errors import ConfigError, DataError
 from pretrain.text_files import read_text
 

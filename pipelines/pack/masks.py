@@ -17,8 +17,7 @@ from pipelines.sources.options import Option
 from pretrain.config.target import IGNORED_PIXEL
 from pretrain.data.images.masks import Mask, read_numbers
 from pretrain.data.images.opening import upright
-from pretrain.data.workers.faults import BadSample
-from pretrain.errors import ConfigError
+from pretrain.errors import BadSample, ConfigError
 
 MASK_EXTENSION = "seg.png"
 ORIENTATIONS = ("auto", "stored", "upright")

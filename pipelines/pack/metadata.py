@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 
-from pretrain.data.images import jpeg_segments, png_chunks
+from pretrain.data.images.containers import JPEG_END, JPEG_START, START_OF_SCAN, end_of_jpeg, jpeg_segments, png_picture
 
 _APP0, _APP14, _APP15, _COMMENT = 0xE0, 0xEE, 0xEF, 0xFE
 _WEBP_PIXELS = frozenset([b"VP8 ", b"VP8L"])
@@ -23,19 +23,19 @@ def strip_jpeg(data: bytes) -> bytes | None:
     What follows its end marker goes too: further pictures, a video, padding.
     """
     kept, place = [data[:2]], None
-    for marker, start, end in jpeg_segments.segments(data):
+    for marker, start, end in jpeg_segments(data):
         if end > len(data):
             return None
         if place is not None:  # coded data, and tables between two scans
             continue
-        if marker == jpeg_segments.START_OF_SCAN:
+        if marker == START_OF_SCAN:
             place = start
         elif _makes_picture(marker, data[start + 4 : end]):
             kept.append(data[start:end])
     if place is None:
         return None
-    end_of_picture = jpeg_segments.end_of_picture(data)
-    tail = [data[place:], jpeg_segments.END_MARKER] if end_of_picture is None else [data[place:end_of_picture]]
+    end_of_picture = end_of_jpeg(data)
+    tail = [data[place:], JPEG_END] if end_of_picture is None else [data[place:end_of_picture]]
     return b"".join([*kept, *tail])
 
 
@@ -49,7 +49,7 @@ def _makes_picture(marker: int, body: bytes) -> bool:
 
 def has_trailing_bytes(data: bytes) -> bool:
     """Something follows the end of a JPEG's first picture, such as a phone's video; zeros are padding."""
-    end = jpeg_segments.end_of_picture(data) if data.startswith(jpeg_segments.START) else None
+    end = end_of_jpeg(data) if data.startswith(JPEG_START) else None
     return end is not None and bool(data[end:].strip(b"\0"))
 
 
@@ -84,6 +84,6 @@ def _webp_chunks(data: bytes, place: int) -> Iterator[tuple[bytes, int, int]]:
 
 STRIPPERS: dict[str, Callable[[bytes], bytes | None]] = {
     "JPEG": strip_jpeg,
-    "PNG": png_chunks.picture,
+    "PNG": png_picture,
     "WEBP": strip_webp,
 }

@@ -24,7 +24,7 @@ from pipelines.sources.table import ItemTable, Rows
 from pretrain import seeds
 from pretrain.config.target import Target
 from pretrain.data.ledger import Ledger
-from pretrain.data.storage.class_lookup import Classes
+from pretrain.data.storage.classes import Classes
 
 TAR_BLOCK = 512
 LABEL_MEMBER_BYTES = 2 * TAR_BLOCK

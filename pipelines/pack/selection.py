@@ -14,7 +14,7 @@ from pipelines.sources.samples import split_name
 from pipelines.sources.splits import to_split_name
 from pipelines.sources.table import ItemTable
 from pretrain import seeds
-from pretrain.data.storage.class_lookup import Classes
+from pretrain.data.storage.classes import Classes
 from pretrain.errors import ConfigError, DataError
 
 FIRST_SPLITS = ("train", "val")

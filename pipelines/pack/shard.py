@@ -23,9 +23,8 @@ from pipelines.sources.protocol import Item, Source
 from pipelines.sources.remote import NotDownloaded
 from pipelines.sources.vectors import TARGET_KEY
 from pretrain.config.target import IGNORED_PIXEL, Target
-from pretrain.data.storage.index import Record, Records, encode_records, records_name
-from pretrain.data.workers.faults import BadSample
-from pretrain.errors import DataError
+from pretrain.data.storage.records import Record, Records, encode_records, records_name
+from pretrain.errors import BadSample, DataError
 from pretrain.files import TEMPORARY_SUFFIX, write_atomic
 from pretrain.names import shown
 from pretrain.redaction import redacted, redacted_in

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.sources.relabelling import Relabelling
-from pretrain.data.storage.class_lookup import Classes
+from pretrain.data.storage.classes import Classes
 from pretrain.errors import DataError, SetupError
 from pretrain.text_files import decode_text
 

@@ -156,7 +156,7 @@ def answers(
         ledger: is told of every image found.
     """
     from pipelines.weights.network import stack
-    from pretrain.data.workers.faults import BadSample
+    from pretrain.errors import BadSample
 
     remaining = images_of(args.images, ledger)
     while several := list(islice(remaining, args.micro_batch_size)):

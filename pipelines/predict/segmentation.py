@@ -13,8 +13,7 @@ from pipelines.predict.cli import Answer, Say, as_csv, as_json, images_of
 from pipelines.sources.array_sets import encode_grey
 from pipelines.weights.segmenter import Segmenter, load_segmenter
 from pretrain.data.ledger import Ledger
-from pretrain.data.workers.faults import BadSample
-from pretrain.errors import ConfigError, DataError
+from pretrain.errors import BadSample, ConfigError, DataError
 from pretrain.files import write_atomic
 from pretrain.names import shown
 

@@ -30,9 +30,9 @@ from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.data.batch import Batch
 from pretrain.data.images.augment import EvalTransform
 from pretrain.data.images.opening import READING
-from pretrain.data.sources import PackedSet
-from pretrain.data.storage.index import PADDING_LABEL, ShardTable
-from pretrain.data.storage.labels import read_labels
+from pretrain.data.storage.index import ShardTable, read_labels
+from pretrain.data.storage.packed_set import PackedSet
+from pretrain.data.storage.records import PADDING_LABEL
 from pretrain.data.workers.dataset import NO_SAMPLE, EvalDataset, Failure
 from pretrain.data.workers.processes import loader
 from pretrain.distributed.collectives import broadcast_object, raise_together

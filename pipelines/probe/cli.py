@@ -28,7 +28,7 @@ from pretrain.redaction import redacted_in
 
 if TYPE_CHECKING:
     from pipelines.probe.cache import CachedSet, FeatureCache
-    from pretrain.data.sources import PackedSet
+    from pretrain.data.storage.packed_set import PackedSet
     from pretrain.distributed.rank import Rank
     from pretrain.evaluation.feature_sets import Pair
 
@@ -93,7 +93,7 @@ def probe(args: argparse.Namespace, rank: Rank) -> dict[str, Any]:
     from pipelines.runs.results import record_of
     from pipelines.weights.network import load_frozen
     from pretrain.config.schema.cluster import ClusterConfig
-    from pretrain.data.sources import open_packed
+    from pretrain.data.storage.packed_set import open_packed
 
     def say(line: str) -> None:
         if rank.is_main:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pretrain.data.sources import PackedSet
+    from pretrain.data.storage.packed_set import PackedSet
 
 
 def record_of(packed: PackedSet) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.storage.class_lookup import WHOLE_NUMBER, ClassLookup, repeated
+from pretrain.data.storage.classes import WHOLE_NUMBER, ClassLookup, repeated
 from pretrain.errors import ConfigError, DataError
 from pretrain.text_files import UTF8, read_text
 

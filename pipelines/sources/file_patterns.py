@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from pipelines.sources.entries import Found, Walk
 from pipelines.sources.splits import Place
 from pretrain.data.ledger import Ledger
-from pretrain.data.storage.web_address import is_web_address
+from pretrain.data.storage.location import is_web_address
 from pretrain.errors import DataError
 
 STATE_FILE = "pack.json"  # of a pack, beside its splits; it is there from the first shard on

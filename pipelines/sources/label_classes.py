@@ -22,7 +22,7 @@ from pipelines.sources.label_doubts import (
 )
 from pipelines.sources.label_values import Atom, Form, Kind, MultiHot, Reading, number_of, read_label
 from pipelines.sources.relabelling import InList, Relabelling, union_of
-from pretrain.data.storage.class_lookup import WHOLE_NUMBER
+from pretrain.data.storage.classes import WHOLE_NUMBER
 from pretrain.errors import ConfigError, DataError
 
 FORMS: tuple[Form, ...] = ("numbers", "names", "multi-hot")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from pipelines.sources.label_values import Atom, Kind, looks_like_number
-from pretrain.data.storage.class_lookup import WHOLE_NUMBER
+from pretrain.data.storage.classes import WHOLE_NUMBER
 from pretrain.errors import DataError
 
 Where = Callable[[Atom], str]

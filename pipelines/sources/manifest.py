@@ -26,7 +26,7 @@ from pipelines.sources.splits import to_split_name
 from pipelines.sources.table import ItemTable
 from pipelines.sources.vectors import VectorLength, to_vector
 from pretrain.data.ledger import Ledger
-from pretrain.data.storage.web_address import path_in
+from pretrain.data.storage.location import path_in
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import file_digest
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from pretrain.data.storage.class_lookup import repeated
+from pretrain.data.storage.classes import repeated
 from pretrain.errors import ConfigError, DataError
 from pretrain.names import shown
 from pretrain.text_files import UTF8, encoding_of

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipelines.sources.class_names import ClassList
 from pipelines.sources.table import ItemTable
-from pretrain.data.storage.class_lookup import repeated
+from pretrain.data.storage.classes import repeated
 from pretrain.errors import DataError
 
 

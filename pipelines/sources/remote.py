@@ -13,7 +13,8 @@ from pipelines.sources.options import Option
 from pretrain.config.schema.storage import RemoteConfig
 from pretrain.data.storage.http_client import HttpClient
 from pretrain.data.storage.location import PIPE, Location
-from pretrain.data.storage.transport import GaveUp, Refused, Retries, Transport, open_transport
+from pretrain.data.storage.transport import GaveUp, Refused, Retries, Transport
+from pretrain.data.storage.transports import open_transport
 from pretrain.errors import ConfigError, DataError, SetupError
 
 OPTIONS = (

@@ -20,7 +20,7 @@ from pipelines.sources.protocol import NOT_STATED, Item, Source
 from pipelines.sources.vtab_tasks import FORM, TASKS
 from pretrain.data.ledger import Ledger
 from pretrain.data.storage.card import SplitList
-from pretrain.data.storage.class_lookup import WHOLE_NUMBER
+from pretrain.data.storage.classes import WHOLE_NUMBER
 from pretrain.errors import DataError
 from pretrain.files import digest
 from pretrain.text_files import decode_text

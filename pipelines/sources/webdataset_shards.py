@@ -25,7 +25,7 @@ from pipelines.sources.table import ItemTable
 from pipelines.sources.tars import Member, RangeReader, members_of
 from pipelines.sources.vectors import VectorLength
 from pretrain.data.ledger import Ledger
-from pretrain.data.storage.card import CLASSES_FILE, read_classes
+from pretrain.data.storage.classes import CLASSES_FILE, read_classes
 from pretrain.data.storage.transport import Refused
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import TEMPORARY_SUFFIX

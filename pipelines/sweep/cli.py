@@ -26,7 +26,7 @@ from pipelines.terminal.arguments import add_overrides, positive, stage_parser
 from pretrain.check.experiment import check
 from pretrain.command_line import Parser
 from pretrain.config.loader import load_experiment
-from pretrain.data.sources import open_packed
+from pretrain.data.storage.packed_set import open_packed
 from pretrain.errors import ConfigError
 from pretrain.files import write_atomic
 from pretrain.names import tell

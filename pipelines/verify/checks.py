@@ -10,8 +10,8 @@ from pipelines.verify.correlation import label_correlation
 from pipelines.verify.report import MOST_NOTES, Report, Verdict
 from pipelines.verify.targets import Target
 from pretrain.data.ledger import Account
-from pretrain.data.storage import card_checks
 from pretrain.data.storage.card import CARD_FILE, Card
+from pretrain.data.storage.card import check_card as check_card_fits
 from pretrain.data.storage.index import TABLE_FILE, ShardTable
 from pretrain.errors import DataError
 
@@ -87,6 +87,6 @@ def check_masks(table: ShardTable, reports: Sequence[Report], verdict: Verdict) 
 def check_card(target: Target, table: ShardTable, verdict: Verdict) -> None:
     """Compares the card of a set with its index."""
     try:
-        card_checks.check_card(Card.load(target.folder), table, str(target))
+        check_card_fits(Card.load(target.folder), table, str(target))
     except DataError as error:
         verdict.errors.append(str(error))

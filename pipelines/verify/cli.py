@@ -27,9 +27,10 @@ from pipelines.verify.report import Job, Report, Verdict
 from pipelines.verify.shards import check_shard
 from pipelines.verify.targets import Target, targets_of
 from pretrain.command_line import Parser
-from pretrain.data.storage.card import CARD_FILE, CLASSES_FILE, load_classes
+from pretrain.data.storage.card import CARD_FILE
+from pretrain.data.storage.classes import CLASSES_FILE, load_classes
 from pretrain.data.storage.index import TABLE_FILE, ShardTable
-from pretrain.data.storage.shard_names import problem_of
+from pretrain.data.storage.index_checks import problem_of
 from pretrain.errors import ConfigError, DataError
 from pretrain.names import tell
 from pretrain.outputs import check_output_folder

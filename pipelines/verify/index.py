@@ -16,7 +16,8 @@ from pipelines.sources.vectors import Moments
 from pipelines.verify.report import Report
 from pipelines.verify.targets import Target
 from pretrain.data.ledger import Ledger
-from pretrain.data.storage.card import Card, encode_classes
+from pretrain.data.storage.card import Card
+from pretrain.data.storage.classes import encode_classes
 from pretrain.data.storage.index import ShardTable
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import digest

@@ -19,9 +19,9 @@ from pipelines.verify.stock import compare_with_webdataset
 from pretrain.config.target import IGNORED_PIXEL
 from pretrain.data.images.masks import read_mask
 from pretrain.data.images.opening import decode_strictly
-from pretrain.data.storage.index import Record, Records, ShardRow, encode_records, records_name
-from pretrain.data.workers.faults import BadSample
-from pretrain.errors import DataError
+from pretrain.data.storage.index import ShardRow
+from pretrain.data.storage.records import Record, Records, encode_records, records_name
+from pretrain.errors import BadSample, DataError
 from pretrain.files import TEMPORARY_SUFFIX, digest, write_atomic
 
 IMAGES = "images"

@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.sources.samples import MEMBERS, OF_NO_SAMPLE, SAMPLES, split_name
 from pipelines.verify.report import Report
 from pretrain.data.ledger import Lost
-from pretrain.data.storage.index import Record
+from pretrain.data.storage.records import Record
 from pretrain.names import printable, shown
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from pipelines.sources.file_patterns import expand_braces, files_with, is_remote
 from pipelines.sources.remote import RemoteFiles, place_of
 from pretrain.data.ledger import Ledger
-from pretrain.data.storage.card import CARD_FILE, CLASSES_FILE
+from pretrain.data.storage.card import CARD_FILE
+from pretrain.data.storage.classes import CLASSES_FILE
 from pretrain.data.storage.index import TABLE_FILE, ShardTable
 from pretrain.data.storage.location import Location
 from pretrain.data.storage.transport import Missing

@@ -77,7 +77,7 @@ def warn_of_overlap(train: ShardTable, test: ShardTable, what: str, say: Callabl
     Raises:
         DataError: a record file is missing or stale.
     """
-    from pretrain.data.storage.overlap import num_in_common
+    from pretrain.data.storage.index import num_in_common
 
     if common := num_in_common(train, test):
         say(
@@ -90,7 +90,7 @@ def warn_of_trained_images(
     source: Path, weights: Literal["raw", "ema"], test: ShardTable, say: Callable[[str], None]
 ) -> None:
     """Warns where weights were trained on images of ``test``, as far as that can be known from here."""
-    from pretrain.data.sources import open_packed
+    from pretrain.data.storage.packed_set import open_packed
 
     experiment = experiment_of(weights_path(source, weights, lambda line: None))
     if experiment is None:

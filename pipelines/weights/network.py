@@ -23,7 +23,7 @@ from pretrain.data.batch import Batch
 from pretrain.data.images.augment import EvalTransform
 from pretrain.data.images.opening import Pixels
 from pretrain.data.on_device.device import to_model_input
-from pretrain.data.storage.class_lookup import told_apart
+from pretrain.data.storage.classes import told_apart
 from pretrain.errors import CheckpointError, ConfigError, SetupError
 from pretrain.models.families.registry import adapt_state_dict, build_model
 from pretrain.models.init import digest

@@ -10,19 +10,13 @@ from pretrain.check.memory import gib
 from pretrain.config.schema.evaluation import target_of_kind
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.order.order import resolve_lanes
-from pretrain.data.sources import (
-    LARGEST_TABLE,
-    PackedSet,
-    Source,
-    check_target,
-    needed_bytes,
-    open_packed,
-    open_sources,
-)
-from pretrain.data.storage.class_lookup import require_same_classes
+from pretrain.data.sources import Source, check_target, needed_bytes, open_sources
+from pretrain.data.storage.classes import require_same_classes
 from pretrain.data.storage.index import TABLE_FILE
 from pretrain.data.storage.location import Location
-from pretrain.data.storage.transport import TransportError, open_transport
+from pretrain.data.storage.packed_set import LARGEST_TABLE, PackedSet, open_packed
+from pretrain.data.storage.transport import TransportError
+from pretrain.data.storage.transports import open_transport
 from pretrain.errors import ConfigError, DataError
 
 RANKS_PER_NODE = 8  # where --check must guess how many share a cache

@@ -2,109 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.objective import makers_of
 from pretrain.config.schema.source import SourceConfig
 from pretrain.config.target import IN_WORDS, Target
 from pretrain.data.order.mixture import Mixture, Part
 from pretrain.data.order.order import Order
-from pretrain.data.order.selection import Selection, load_drop_list
-from pretrain.data.storage.cache import NodeCache, default_folder, on_disk
-from pretrain.data.storage.card import CARD_FILE, CLASSES_FILE, Card, load_classes
-from pretrain.data.storage.card_checks import check_card
-from pretrain.data.storage.index import REMEDY, TABLE_FILE, ShardTable
-from pretrain.data.storage.location import Location
-from pretrain.data.storage.remote_store import RemoteStore, automatic_chunk_bytes
-from pretrain.data.storage.store import MAX_OPEN_SHARDS, LocalStore, Store
-from pretrain.data.storage.transport import Missing, Retries, Transport, open_transport
-from pretrain.data.workers.tally import Tally
+from pretrain.data.order.selection import Selection
+from pretrain.data.storage.card import CARD_FILE
+from pretrain.data.storage.index import ShardTable
+from pretrain.data.storage.packed_set import PackedSet, open_packed
+from pretrain.data.storage.records import Records
+from pretrain.data.storage.store import RemoteStore
 from pretrain.errors import ConfigError, DataError
-from pretrain.files import digest, write_atomic
+from pretrain.files import digest
+from pretrain.names import from_bytes, parsed
 from pretrain.seeds import integer_seed
-
-LARGEST_TABLE = 256 << 20  # bytes of an index.json, a card or a class list: millions of shards
-_SETS = "sets"  # folder of the cache for tables, cards and class lists: small, and not counted by its cap
-
-
-@dataclass(frozen=True)
-class PackedSet:
-    """One packed split, wherever it lies.
-
-    Attributes:
-        location: where.
-        table: its shards; the table's folder has table, card and class list, if remote as copies.
-        card: its card.
-        transport: None for a folder.
-        cache: None for a folder.
-    """
-
-    location: Location
-    table: ShardTable
-    card: Card
-    transport: Transport | None = None
-    cache: NodeCache | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        """Of all tars."""
-        return sum(row.num_bytes for row in self.table.rows)
-
-    @property
-    def classes(self) -> list[tuple[str, str]]:
-        """(id, name) in index order."""
-        return load_classes(self.table.folder)
-
-    def store(
-        self, cluster: ClusterConfig, lanes: int, *, max_open: int = MAX_OPEN_SHARDS, tally: Tally | None = None
-    ) -> Store:
-        """Where the bytes come from.
-
-        Args:
-            cluster: how to fetch them.
-            lanes: L, for the automatic size of chunks; 1 for sets that are read in sequence.
-            max_open: shards that are open at a time, in a folder.
-            tally: counts what is read and fetched.
-        """
-        if self.transport is None or self.cache is None:
-            return LocalStore(self.table.folder, max_open, tally)
-        chunk = cluster.cache.chunk_bytes
-        return RemoteStore(
-            self.transport,
-            self.cache,
-            self.table.rows,
-            chunk_bytes=automatic_chunk_bytes(self.num_bytes, lanes) if chunk == "auto" else chunk,
-            retries=Retries(cluster.remote.attempts),
-            tally=tally,
-        )
-
-    def check_files(self) -> None:
-        """Compares every file's size with the table, as far as that can be known without reading them.
-
-        Raises:
-            DataError: names the first that is missing or has another size, and how many there are in all.
-        """
-        if self.transport is None:
-            self.table.check_files()
-            return
-        wrong = []
-        expected = {row.name: row.num_bytes for row in self.table.rows}
-        for name, size in self.transport.sizes(list(expected)):
-            if size is None:
-                wrong.append(f"shard {name} is missing")
-            elif size != expected[name]:
-                what = "truncated" if size < expected[name] else "not the file that was indexed"
-                wrong.append(f"shard {name} is {what}: it has {size} bytes, {TABLE_FILE} says {expected[name]}")
-        if wrong:
-            more = f" (and {len(wrong) - 1} more problems like this)" if len(wrong) > 1 else ""
-            raise DataError(f"{self.location}: {wrong[0]}{more}. {REMEDY}")
 
 
 @dataclass(frozen=True)
@@ -122,58 +44,6 @@ class Source:
     packed: PackedSet
     selection: Selection
     first_sample_id: int
-
-
-def open_packed(shards: str, cluster: ClusterConfig, *, allow_pipe: bool = False) -> PackedSet:
-    """Opens a split by its table and card.
-
-    Raises:
-        DataError: something is missing, unreadable or stale. ConfigError: a place that cannot be, or is not allowed.
-        SetupError: a package is missing, or there is no place for the cache.
-    """
-    location = Location.parse(shards)
-    if not location.is_remote:
-        table, card = ShardTable.load(location.base), Card.load(location.base)
-        packed = PackedSet(location, table, card)
-    else:
-        transport = open_transport(location, cluster.remote, allow_pipe=allow_pipe)
-        folder = Path(cluster.cache.dir) if cluster.cache.dir else default_folder()
-        cache = NodeCache(folder, cluster.cache.max_bytes)
-        copies = _fetch_small_files(transport, cache, Retries(cluster.remote.attempts))
-        packed = PackedSet(location, ShardTable.load(copies), Card.load(copies), transport, cache)
-        store = packed.store(cluster, 1)
-        assert isinstance(store, RemoteStore)
-        packed.table.find_records, packed.table.forget_records = store.records, store.forget_records
-    check_card(packed.card, packed.table, str(location))
-    return packed
-
-
-def _fetch_small_files(transport: Transport, cache: NodeCache, retries: Retries) -> Path:
-    """Copies table, card and class list to the node, into a folder that their content names."""
-    contents = {}
-    for name in (TABLE_FILE, CARD_FILE, CLASSES_FILE):
-        try:
-            contents[name] = retries.fetch(transport, name, most_bytes=LARGEST_TABLE)
-        except Missing as error:
-            raise DataError(
-                f"{error}; a set needs its {TABLE_FILE}, {CARD_FILE} and {CLASSES_FILE} beside the tars. Copy the "
-                "whole folder that python -m pipelines pack has written there, or correct the place"
-            ) from error
-    folder = cache.folder / _SETS / digest(b"\0".join(contents.values()))
-    with on_disk(cache.folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in contents.items():
-            if not _is_kept(folder / name, data):
-                write_atomic(folder / name, data)
-    return folder
-
-
-def _is_kept(path: Path, data: bytes) -> bool:
-    """Whether a copy on this node is there and was not damaged by its disk."""
-    try:
-        return path.read_bytes() == data
-    except OSError:
-        return False
 
 
 def open_sources(config: Experiment) -> tuple[Source, ...]:
@@ -234,6 +104,72 @@ def select(packed: PackedSet, source: SourceConfig) -> Selection:
 
     dropped = load_drop_list(source.drop_list, table, table.open_records)
     return Selection(table.sizes, dropped, count)
+
+
+def load_drop_list(path: str | Path, table: ShardTable, open_records: Callable[[int], Records]) -> NDArray[np.int64]:
+    """The sample ids that a drop list names, ascending.
+
+    Args:
+        path: the file.
+        table: the set that it speaks of.
+        open_records: shard number → its records; called for the shards in the list only.
+
+    Raises:
+        DataError: the file cannot be read, a line is no such object, or names a sample that the set does not have.
+    """
+    numbers = {row.name: index for index, row in enumerate(table.rows)}
+    wanted: dict[int, dict[str, int]] = {}
+    for line, (shard, key) in enumerate(_drop_list_lines(Path(path)), start=1):
+        if shard not in numbers:
+            raise DataError(f"{path}:{line}: the set has no shard {shard!r}; it was made for another set")
+        wanted.setdefault(numbers[shard], {}).setdefault(key, line)
+    ids = []
+    for shard, keys in sorted(wanted.items()):
+        found = _records_with(keys, open_records(shard))
+        if len(found) < len(keys):
+            key = next(key for key in keys if key not in found)
+            raise DataError(
+                f"{path}:{keys[key]}: shard {table.rows[shard].name} has no sample with the key {key!r}; the key is "
+                "the member's name up to its first dot"
+            )
+        ids += [int(table.starts[shard]) + record for record in found.values()]
+    return np.array(sorted(ids), dtype=np.int64)
+
+
+def _drop_list_lines(path: Path) -> list[tuple[str, str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"data.drop_list: {path} cannot be read: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            shard, key = row["shard"], row["key"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f'{path}:{number}: not {{"shard": "shard-000000.tar", "key": "000000042"}}: {line[:80]!r}'
+            ) from error
+        if not isinstance(shard, str) or not isinstance(key, str):
+            raise DataError(f"{path}:{number}: shard and key must be text: {line[:80]!r}")
+        rows.append((parsed(shard), parsed(key)))
+    return rows
+
+
+def _records_with(keys: dict[str, int], records: Records) -> dict[str, int]:
+    names, starts = records.columns["members"].tobytes(), records.columns["member_starts"].tolist()
+    found = {}
+    for record, (start, stop) in enumerate(itertools.pairwise(starts)):
+        key = webdataset_key(from_bytes(names[start:stop]))
+        if key in keys:
+            found[key] = record
+    return found
+
+
+def webdataset_key(member: str) -> str:
+    """``a/b.c.jpg`` → ``a/b``: the path up to the first dot of its last part."""
+    folder, slash, name = member.rpartition("/")
+    return f"{folder}{slash}{name.partition('.')[0]}"
 
 
 def mix(sources: Sequence[Source], config: Experiment, lanes: int) -> Mixture:

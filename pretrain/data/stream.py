@@ -5,9 +5,10 @@ Legend: B images per global batch · R ranks · b images in a micro-batch.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +19,14 @@ from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
 from pretrain.data.images.augment import EvalTransform, TrainTransform
 from pretrain.data.order.order import check_world, lanes_of_rank, resolve_lanes
-from pretrain.data.sources import check_cache, check_target, mix, open_packed, open_sources, sources_digest
+from pretrain.data.sources import check_cache, check_target, mix, open_sources, sources_digest
+from pretrain.data.storage.packed_set import open_packed
 from pretrain.data.storage.store import MAX_OPEN_SHARDS
-from pretrain.data.workers.dataset import EvalDataset, Failure, MicroSteps, TrainDataset
+from pretrain.data.storage.tally import Tally
+from pretrain.data.workers.dataset import EvalDataset, Failure, TrainDataset, read_samples
 from pretrain.data.workers.faults import FaultLog
-from pretrain.data.workers.first_samples import read_samples
 from pretrain.data.workers.processes import loader
 from pretrain.data.workers.reader import MixedReader, ShardReader
-from pretrain.data.workers.tally import Tally
 from pretrain.data.workers.worker import fork_server
 from pretrain.errors import ConfigError, DataError
 
@@ -235,6 +236,38 @@ class EvalStream:
         made = loader(self._dataset, range(len(self)), num_workers=num_workers, prefetch_factor=cluster.prefetch_factor)
         with closing(made):
             yield from _accounted(made, self.faults)
+
+
+class MicroSteps(Sequence[tuple[int, int]]):
+    """The places of all micro-batches of a run of steps, in their order: (position, first sample within the rank's).
+
+    Args:
+        position: samples drawn before the first step.
+        num_steps: steps.
+        global_batch_size: B.
+        samples_per_rank: B / R.
+        micro_batch_size: b.
+    """
+
+    def __init__(
+        self, position: int, num_steps: int, *, global_batch_size: int, samples_per_rank: int, micro_batch_size: int
+    ) -> None:
+        self._position, self._global_batch_size = position, global_batch_size
+        self._micro_batch_size = micro_batch_size
+        self._accumulation = samples_per_rank // micro_batch_size
+        self._length = num_steps * self._accumulation
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        step, micro_step = divmod(index, self._accumulation)
+        return self._position + step * self._global_batch_size, micro_step * self._micro_batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return (self[index] for index in range(self._length))
 
 
 def model_size(config: Experiment) -> tuple[int, int]:

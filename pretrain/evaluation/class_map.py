@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config.schema.evaluation import NUMBERS
-from pretrain.data.storage.class_lookup import WHOLE_NUMBER, Classes, ClassLookup, repeated
+from pretrain.data.storage.classes import WHOLE_NUMBER, Classes, ClassLookup, repeated
 from pretrain.errors import DataError
 from pretrain.text_files import read_text
 

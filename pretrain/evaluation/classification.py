@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pretrain.config.schema.evaluation import EvaluationSetConfig
 from pretrain.data.batch import Batch
-from pretrain.data.sources import open_packed
-from pretrain.data.storage.card import load_classes
+from pretrain.data.storage.classes import load_classes
+from pretrain.data.storage.packed_set import open_packed
 from pretrain.evaluation.average_precision import MeanAveragePrecision
 from pretrain.evaluation.class_map import ClassMap
 from pretrain.evaluation.context import Context

@@ -14,10 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from pretrain.config.schema.evaluation import EvaluationSetConfig
-from pretrain.data.storage.card import load_classes
-from pretrain.data.storage.class_lookup import require_same_classes
-from pretrain.data.storage.index import ShardTable
-from pretrain.data.storage.labels import read_labels
+from pretrain.data.storage.classes import load_classes, require_same_classes
+from pretrain.data.storage.index import ShardTable, read_labels
 from pretrain.errors import DataError
 from pretrain.evaluation.context import Context
 from pretrain.evaluation.features import Features, all_features, own_features

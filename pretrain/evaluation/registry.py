@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from pretrain.config.schema.evaluation import EvaluationSetConfig
-from pretrain.data.sources import open_packed
+from pretrain.data.storage.index import num_in_common
 from pretrain.data.storage.location import Location
-from pretrain.data.storage.overlap import num_in_common
+from pretrain.data.storage.packed_set import open_packed
 from pretrain.evaluation.classification import Accuracy, MultiLabel
 from pretrain.evaluation.context import Context
 from pretrain.evaluation.feature_sets import Pair

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.config.schema.evaluation import IMAGENET_REAL
-from pretrain.data.storage.class_lookup import repeated
-from pretrain.data.storage.index import PADDING_LABEL, ShardTable
-from pretrain.data.storage.labels import read_labels, read_sources
+from pretrain.data.storage.classes import repeated
+from pretrain.data.storage.index import ShardTable, read_labels, read_sources
+from pretrain.data.storage.records import PADDING_LABEL
 from pretrain.errors import DataError
 
 LEAST_AGREEMENT = 0.5

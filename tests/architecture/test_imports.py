@@ -97,7 +97,7 @@ def test_every_source_file_is_under_a_rule() -> None:
         ("pretrain/config/schema/model.py", "from yaml import safe_load", "yaml belongs to pretrain.config.loader"),
         ("pretrain/data/x.py", "def f():\n    import subprocess", "x.py:2: subprocess belongs to pipelines"),
         (
-            "pretrain/data/storage/http_transport.py",
+            "pretrain/data/storage/cache.py",
             "import urllib3",
             "urllib3 belongs to pretrain.data.storage.http_client",
         ),

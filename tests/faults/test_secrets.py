@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.__main__ import main
 from pretrain.config.loader import load_experiment
-from pretrain.data.sources import open_packed
+from pretrain.data.storage.packed_set import open_packed
 from pretrain.errors import ConfigError
 from tests.faults.job import checkpoint_steps, job
 from tests.faulty_server import folder_server, running

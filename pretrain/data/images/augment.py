@@ -23,8 +23,7 @@ from pretrain.data.images.decode import EncodedImage, Pixels, inside, open_image
 from pretrain.data.images.masks import Mask, open_mask
 from pretrain.data.images.policies.protocol import Policy
 from pretrain.data.images.policies.registry import build_policies
-from pretrain.data.images.resize import covering_size, resize
-from pretrain.data.images.resized_part import window
+from pretrain.data.images.resize import covering_size, resize, window
 
 if TYPE_CHECKING:
     from pretrain.data.workers.reader import Sample

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from pretrain.config.schema.data import TrainTransformConfig
 from pretrain.data.images.decode import Box, EncodedImage, Pixels, inside
 from pretrain.data.images.distorted_box import distorted_box
-from pretrain.data.images.resize import ANTIALIASED, resize
-from pretrain.data.images.resized_part import window
+from pretrain.data.images.resize import ANTIALIASED, resize, window
 
 ATTEMPTS = 10
 NUMBERS_PER_CROP = 4 * ATTEMPTS

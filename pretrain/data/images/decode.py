@@ -1,9 +1,8 @@
-"""Image bytes → sRGB pixels. JPEGs go the quick way, everything else through Pillow (``opening``).
+"""Image bytes → sRGB pixels. JPEGs are decoded by libjpeg-turbo, everything else by Pillow (``opening``).
 
-The size is known before anything is decoded, and an image with too many pixels is refused. What is not RGB becomes it:
-grey gets three equal channels, palettes are resolved, transparency is laid over white, CMYK is converted, 16-bit
-samples keep their upper 8 bits. Colour profiles are converted to sRGB and the EXIF orientation is honoured, by the same
-functions both ways. Of an animation the first frame counts.
+The size is read before anything is decoded, and an image with too many pixels is refused. Both ways apply colour
+profiles and EXIF orientation with the same functions, so they give the same pixels. Of an animation, the first frame
+is used.
 """
 
 from __future__ import annotations
@@ -13,13 +12,14 @@ from typing import Protocol
 
 import simplejpeg
 
-from pretrain.data.images import jpeg_segments, turbojpeg
+from pretrain.data.images import turbojpeg
+from pretrain.data.images.colour import profile_of
+from pretrain.data.images.containers import JPEG_START
 from pretrain.data.images.opening import (
     Pixels,
     check_pixels,
     decode_strictly,
     jpeg_orientation,
-    profile_of,
     read_jpeg,
     upright,
 )
@@ -28,7 +28,7 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 
 class EncodedImage(Protocol):
-    """An image whose size is known and whose pixels are not decoded yet. Sizes are those of the upright image."""
+    """An image whose size is known but whose pixels are not decoded yet. All sizes are of the upright image."""
 
     height: int
     width: int
@@ -37,16 +37,16 @@ class EncodedImage(Protocol):
         """The upright RGB pixels, uint8 (h, w, 3).
 
         Args:
-            min_height: the image may be made smaller while it is decoded, down to this height; None: full size.
+            min_height: the decoder may scale the image down to this height; None: full size.
             min_width: likewise for the width.
         """
         ...
 
     def decode_box(self, box: Box, min_height: int | None = None, min_width: int | None = None) -> Pixels:
-        """The pixels of ``decode`` that lie in a box of the full-size image; only these are decoded, where it helps.
+        """The pixels of ``decode`` inside a box of the full-size image. Decodes only these where that is faster.
 
         Args:
-            box: (top, left, height, width); in a smaller decode its edges are rounded, and it is never empty.
+            box: (top, left, height, width); in a scaled-down decode its edges are rounded, and it is never empty.
             min_height: as in ``decode``.
             min_width: likewise.
         """
@@ -59,7 +59,7 @@ def open_image(data: bytes) -> EncodedImage:
     Raises:
         BadSample: not an image, or more than ``opening.MAX_PIXELS`` pixels.
     """
-    if data.startswith(jpeg_segments.START):
+    if data.startswith(JPEG_START):
         size = _jpeg_size(data)
         if size is not None:
             return _JpegImage(data, *size)
@@ -67,7 +67,7 @@ def open_image(data: bytes) -> EncodedImage:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG in a usual colour space; None: leave it to Pillow."""
+    """Height and width of a JPEG in RGB, YCbCr or grey; None for others, which Pillow decodes."""
     if turbojpeg.available():
         with contextlib.suppress(turbojpeg.DecodeError):
             return turbojpeg.read_size(data)
@@ -79,7 +79,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 class _JpegImage:
-    """A JPEG in a usual colour space: libjpeg-turbo, scaled by eighths in the DCT where a smaller image will do."""
+    """A JPEG in RGB, YCbCr or grey. Where a smaller image will do, it is scaled by eighths in the DCT."""
 
     def __init__(self, data: bytes, height: int, width: int) -> None:
         check_pixels(height, width)
@@ -97,7 +97,7 @@ class _JpegImage:
             pixels = simplejpeg.decode_jpeg(
                 self._data, colorspace="RGB", min_height=lowest[0], min_width=lowest[1], min_factor=2
             )
-        except ValueError:  # a damaged file, or one with an oddity that Pillow forgives
+        except ValueError:  # damaged, or with an oddity that Pillow tolerates
             return _PillowImage(self._data).decode()
         return upright(self._in_srgb(pixels), self._orientation)
 
@@ -105,22 +105,22 @@ class _JpegImage:
         return pixels if self._conversion is None else self._conversion.of_pixels(pixels)
 
     def decode_box(self, box: Box, min_height: int | None = None, min_width: int | None = None) -> Pixels:
-        if self._orientation != 1:  # the rows and columns of a smaller copy would count from other edges
+        if self._orientation != 1:  # a scaled copy rounds its edges up at the stored right and bottom, not the upright
             return inside(self.decode(), box)
         eighths = dct_eighths(self.height, self.width, min_height or self.height, min_width or self.width)
         top, left, height, width = box if eighths == 8 else scaled_box(box, self.height, self.width, eighths)
         if turbojpeg.available():
-            with contextlib.suppress(turbojpeg.DecodeError):  # then Pillow has the last word, as below
+            with contextlib.suppress(turbojpeg.DecodeError):  # then decode() tries, and Pillow after it
                 part = turbojpeg.decode_part(self._data, top, left, height, width, eighths)
                 return self._in_srgb(inside(part.pixels, (top - part.top, left - part.left, height, width)))
         pixels = self.decode(min_height, min_width)
-        if pixels.shape[0] == self.height:  # by Pillow, perhaps, which decodes at full size
+        if pixels.shape[0] == self.height:  # Pillow may have decoded it, which does so at full size
             return inside(pixels, box)
         return inside(pixels, (top, left, height, width))
 
 
 class _PillowImage:
-    """Anything that Pillow reads, decoded at once."""
+    """Any image that Pillow reads, decoded when it is opened."""
 
     def __init__(self, data: bytes) -> None:
         self._pixels = decode_strictly(data).pixels
@@ -134,9 +134,11 @@ class _PillowImage:
 
 
 def dct_eighths(height: int, width: int, min_height: int, min_width: int) -> int:
-    """The smallest of 1 … 4 eighths at which an image keeps its least size, or 8: others cost more than they save.
+    """The smallest of 1 … 4 eighths at which an image keeps its minimum size, or 8.
 
-    Source: simplejpeg's rule for ``min_factor=2``, so that a part is decoded at the scale of the whole.
+    5, 6 and 7 eighths are left out: their inverse DCTs cost more time than the smaller image saves.
+
+    Source: simplejpeg's rule for ``min_factor=2``, so that ``decode`` and ``decode_box`` choose the same scale.
     """
     for eighths in (1, 2, 3, 4):
         if -(-height * eighths // 8) >= min_height and -(-width * eighths // 8) >= min_width:
@@ -145,10 +147,10 @@ def dct_eighths(height: int, width: int, min_height: int, min_width: int) -> int
 
 
 def scaled_box(box: Box, height: int, width: int, eighths: int) -> Box:
-    """The box in a copy of the image that is scaled in the DCT, rounded to its pixels and never empty.
+    """The box in a copy of the image that is scaled in the DCT, rounded to whole pixels and never empty.
 
-    A pixel of the copy stands for 8 / eighths of the image's, from its first row and column on; the last ones may stand
-    for less.
+    A pixel of the copy covers 8 / eighths pixels of the image, counted from the first row and column; the last row and
+    column may cover fewer.
 
     Args:
         box: in the image.

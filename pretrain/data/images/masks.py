@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pretrain.config.target import IGNORED_PIXEL
-from pretrain.data.images import png_chunks
+from pretrain.data.images.containers import grey_png_depth, is_16_bit_png
 from pretrain.data.images.decode import Box, Pixels, inside
 from pretrain.data.images.opening import opened, orientation_of, upright
-from pretrain.data.workers.faults import BadSample
+from pretrain.errors import BadSample
 
 Mask = NDArray[np.uint8]
 FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # without losses, and their numbers can be read as they are stored
@@ -85,7 +85,7 @@ def _stored(image: Image.Image, data: bytes) -> NDArray[np.integer]:
     if image.mode == "1":
         return values.astype(np.uint8)
     if image.mode == "L":  # 2 and 4 bits are spread over 0 … 255 when they are read
-        depth = _tiff_tag(image, _BITS) if image.format == "TIFF" else png_chunks.grey_depth(data)
+        depth = _tiff_tag(image, _BITS) if image.format == "TIFF" else grey_png_depth(data)
         return values // _SPREAD.get(depth or 8, 1)
     if values.min(initial=0) < 0:
         raise BadSample("mask", f"a pixel is {values.min()}; a mask's numbers are not negative")
@@ -94,7 +94,7 @@ def _stored(image: Image.Image, data: bytes) -> NDArray[np.integer]:
 
 def _one_of(values: NDArray[np.uint8], image: Image.Image, data: bytes) -> NDArray[np.uint8]:
     """The one channel that a grey picture with several channels has."""
-    if png_chunks.has_16_bits(data):
+    if is_16_bit_png(data):
         raise BadSample("mask", f"mode {image.mode} of 16 bits; a mask of 16 bits has one channel")
     colours = values if image.mode == "RGB" else values[:, :, :-1]
     if image.mode != "RGB" and (values[:, :, -1] != 255).any():

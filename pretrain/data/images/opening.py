@@ -1,8 +1,8 @@
-"""The only place where Pillow opens an image: which formats, how large, how it is turned and coloured.
+"""The only place where Pillow opens an image: which formats, how many pixels, which way up.
 
-Everything in the product that looks at an image, packing, training, evaluation, prediction, masks and duplicates, opens
-it here or by ``decode.open_image``, so that all see the same pixels. Formats are named, since Pillow knows more than 40
-by their first bytes, whatever a file is called, and starts Ghostscript for some.
+Everything that looks at an image (packing, training, evaluation, prediction, masks, duplicates) opens it here or with
+``decode.open_image``, so all of them see the same pixels. The formats are an allow-list: Pillow recognises more than 40
+by their first bytes, whatever the file is called, and starts Ghostscript for some of them.
 """
 
 from __future__ import annotations
@@ -20,19 +20,28 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from pretrain.data.images import jpeg_segments, png_chunks
-from pretrain.data.images.colour import Conversion, UnreadableProfile, conversion, png_profile
-from pretrain.data.images.grey_depth import grey_levels
-from pretrain.data.workers.faults import BadSample
-from pretrain.errors import UserError
+from pretrain.data.images.colour import to_srgb
+from pretrain.data.images.containers import (
+    JPEG_END,
+    JPEG_START,
+    PNG_APPEARANCE,
+    PNG_SIGNATURE,
+    JpegHeader,
+    end_of_jpeg,
+    is_16_bit_png,
+    png_picture,
+    read_jpeg_header,
+)
+from pretrain.errors import BadSample, UserError
 
 MAX_SCANS = 500  # a progressive file of a million empty scans would keep a process busy for hours
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a GiB of 3-byte pixels
-ROTATED, CONVERTED, FIRST_FRAME = "rotated", "converted to sRGB", "first frame of several"
-PROFILE_IGNORED, REPAIRED = "unreadable colour profile ignored", "damaged metadata ignored"
-END_ADDED, WARNED = "end marker added", "read with a warning"
-READING = 2  # of this module: grows when the pixels of some file change
+# What the packer's card counts. Oddities: how a picture is stored. Remarks: what was wrong around it.
+ROTATED, FIRST_FRAME = "rotated", "first frame of several"
+REPAIRED, END_ADDED, WARNED = "damaged metadata ignored", "end marker added", "read with a warning"
+# Version of the pixels that files are read as; raise it when any file's pixels change: cached features are then remade.
+READING = 2
 
 Pixels = NDArray[np.uint8]
 Number = TypeVar("Number", bound=np.generic)
@@ -40,7 +49,6 @@ Number = TypeVar("Number", bound=np.generic)
 _ORIENTATION = 0x0112
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _DAMAGE = ("premature end", "bad huffman", "bad arithmetic", "must_resync", "out of order")  # libjpeg's warnings
-_ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 _LOOKS_LIKE = (
     (0, b"%!PS", "PostScript"),
     (0, b"\xc5\xd0\xd3\xc6", "PostScript"),
@@ -55,14 +63,14 @@ _LOOKS_LIKE = (
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image that was decoded to the last pixel, and what its file was like.
+    """A fully decoded image, and what its file was like.
 
     Attributes:
         pixels: upright sRGB, uint8 (h, w, 3).
         format: Pillow's name, such as JPEG.
         mode: Pillow's name of the stored channels, such as RGB, L or CMYK.
-        oddities: what a reader must mind, in a few words each: an orientation, a mode that is not RGB, several frames.
-        remarks: what was wrong around the picture and does not change it.
+        oddities: what other readers might get wrong, a few words each: an orientation, a mode other than RGB, frames.
+        remarks: damage around the picture that does not change it.
         quantization: a JPEG's tables.
         orientation: EXIF, 1 … 8, of the stored picture.
     """
@@ -77,12 +85,12 @@ class Decoded:
 
     @property
     def is_plain(self) -> bool:
-        """The file holds one upright 8-bit sRGB picture, as every reader sees it."""
+        """Whether the file holds one upright 8-bit sRGB picture, which every reader shows alike."""
         return not self.oddities
 
 
 def check_pixels(height: int, width: int, max_pixels: int | None = None) -> None:
-    """Refuses an image by its size.
+    """Refuses an image with too many pixels.
 
     Raises:
         BadSample: more pixels than ``max_pixels``; None: ``MAX_PIXELS``.
@@ -94,19 +102,19 @@ def check_pixels(height: int, width: int, max_pixels: int | None = None) -> None
 
 @contextlib.contextmanager
 def opened(data: bytes, max_pixels: int | None = None, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
-    """The image in a file's bytes, its pixels not decoded yet; what goes wrong inside becomes a ``BadSample``.
+    """Opens an image without decoding its pixels; whatever goes wrong inside the block becomes a ``BadSample``.
 
     Args:
         data: the file.
-        max_pixels: more are refused before anything is decoded; None: ``MAX_PIXELS``.
-        formats: Pillow's names of those that are read.
+        max_pixels: larger images are refused before anything is decoded; None: ``MAX_PIXELS``.
+        formats: Pillow's names of the formats to accept.
 
     Raises:
         BadSample: not an image in one of the formats, damaged, or too large.
     """
     Image.init()
-    known = [name for name in formats if name in Image.OPEN]  # AVIF and JPEG 2000 depend on the build
-    with warnings.catch_warnings():  # remarks about metadata, and about sizes that are checked here
+    known = [name for name in formats if name in Image.OPEN]  # AVIF and JPEG 2000 depend on Pillow's build
+    with warnings.catch_warnings():  # about metadata, and about sizes, which are checked here
         warnings.simplefilter("ignore")
         try:
             with Image.open(io.BytesIO(data), formats=known) as image:
@@ -137,12 +145,12 @@ def _unidentified(data: bytes, known: list[str]) -> str:
 
 
 def decode_strictly(data: bytes, max_pixels: int | None = None) -> Decoded:
-    """Decodes every pixel with Pillow, which reports truncation: the packer's check.
+    """Decodes every pixel and reports truncation: the packer's check, and the way of everything but plain JPEGs.
 
-    A file of which only metadata is damaged, or the last two bytes of a JPEG are missing, is decoded all the same.
+    If only metadata is damaged, or only the last two bytes of a JPEG are missing, the picture is decoded all the same.
 
     Raises:
-        BadSample: says why.
+        BadSample: names the reason.
     """
     try:
         return _decode(data, max_pixels)
@@ -156,19 +164,19 @@ def decode_strictly(data: bytes, max_pixels: int | None = None) -> Decoded:
 
 
 def _repaired(data: bytes) -> tuple[bytes | None, str]:
-    """The file with what is missing around its picture; None: it is the picture that is damaged, or nothing is."""
-    if data.startswith(png_chunks.SIGNATURE):
-        return png_chunks.picture(data, also=png_chunks.LOOK), REPAIRED
-    if data.startswith(jpeg_segments.START) and jpeg_segments.end_of_picture(data) is None:
-        completed = data + jpeg_segments.END_MARKER
+    """The file with damage around its picture repaired, and the remark; None if nothing there can be repaired."""
+    if data.startswith(PNG_SIGNATURE):
+        return png_picture(data, also=PNG_APPEARANCE), REPAIRED
+    if data.startswith(JPEG_START) and end_of_jpeg(data) is None:
+        completed = data + JPEG_END
         with contextlib.suppress(ValueError):
-            simplejpeg.decode_jpeg(completed, strict=True)  # an incomplete picture gives a warning there, an error here
+            simplejpeg.decode_jpeg(completed, strict=True)  # strict: refuses a picture that libjpeg only warns about
             return completed, END_ADDED
     return None, ""
 
 
 def _decode(data: bytes, max_pixels: int | None, remarks: tuple[str, ...] = ()) -> Decoded:
-    is_jpeg = data.startswith(jpeg_segments.START)
+    is_jpeg = data.startswith(JPEG_START)
     header = read_jpeg(data) if is_jpeg else None
     with opened(data, max_pixels) as image:
         if image.mode == "LAB":
@@ -180,11 +188,11 @@ def _decode(data: bytes, max_pixels: int | None, remarks: tuple[str, ...] = ()) 
         oddities = [ROTATED] if orientation != 1 else []
         if image.mode != "RGB" or "transparency" in image.info:
             oddities.append(f"mode {image.mode}")
-        if png_chunks.has_16_bits(data):
+        if is_16_bit_png(data):
             oddities.append("16 bits a channel")
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             oddities.append(FIRST_FRAME)
-        pixels, found, remark = _to_srgb(image, stored)
+        pixels, found, remark = to_srgb(image, stored)
         return Decoded(
             upright(pixels, orientation),
             image.format or "",
@@ -196,23 +204,23 @@ def _decode(data: bytes, max_pixels: int | None, remarks: tuple[str, ...] = ()) 
         )
 
 
-def read_jpeg(data: bytes) -> jpeg_segments.Header:
+def read_jpeg(data: bytes) -> JpegHeader:
     """The header of a JPEG.
 
     Raises:
-        BadSample: its picture comes in more scans than any encoder writes.
+        BadSample: it has more scans than any encoder writes.
     """
-    header = jpeg_segments.read_header(data)
+    header = read_jpeg_header(data)
     if header.num_scans > MAX_SCANS:
         raise BadSample("decode", f"{header.num_scans:,} scans; the limit is {MAX_SCANS}")
     return header
 
 
 def _jpeg_pixels(data: bytes) -> tuple[Pixels | None, tuple[str, ...]]:
-    """The pixels of a JPEG in RGB or grey, and a remark; None: Pillow, which overlooks warnings, decodes it.
+    """RGB pixels of a JPEG in RGB or grey, and remarks; None if Pillow, which ignores warnings, must decode it.
 
     Raises:
-        BadSample: a part of the picture is missing, which Pillow would show as grey.
+        BadSample: a part of the picture is missing; Pillow would fill it with grey.
     """
     try:
         return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True), ()
@@ -223,7 +231,7 @@ def _jpeg_pixels(data: bytes) -> tuple[Pixels | None, tuple[str, ...]]:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """EXIF orientation 1 … 8 of anything but a JPEG; a TIFF's pixels are upright already once they are loaded."""
+    """EXIF orientation 1 … 8 of any format but JPEG. Pillow turns a TIFF upright itself when it loads the pixels."""
     orientation: object = None
     with contextlib.suppress(Exception):  # damaged metadata around a readable picture
         orientation = image.getexif().get(_ORIENTATION)
@@ -234,8 +242,8 @@ def _allowed(orientation: object) -> int:
     return orientation if isinstance(orientation, int) and orientation in range(1, 9) else 1
 
 
-def jpeg_orientation(header: jpeg_segments.Header) -> int:
-    """EXIF orientation 1 … 8 of a JPEG; what XMP says counts where Exif says nothing, as in Pillow."""
+def jpeg_orientation(header: JpegHeader) -> int:
+    """EXIF orientation 1 … 8 of a JPEG. XMP counts only where Exif has no orientation, as in Pillow."""
     orientation: object = None
     if header.exif:
         exif = Image.Exif()
@@ -254,68 +262,3 @@ def upright(pixels: NDArray[Number], orientation: int) -> NDArray[Number]:
         pixels = pixels[:, ::-1]
     quarter_turns = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0)
     return np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if orientation > 1 else pixels
-
-
-def profile_of(profile: bytes, channels: int) -> tuple[Conversion | None, str]:
-    """The conversion that a profile asks for, None where there is nothing to convert, and a remark or "".
-
-    Args:
-        profile: ICC; b"": none.
-        channels: stored in the picture, without an alpha channel.
-    """
-    if not profile:
-        return None, ""
-    try:
-        found = conversion(profile)
-    except UnreadableProfile:
-        return None, PROFILE_IGNORED
-    if not found.fits(channels):
-        return None, PROFILE_IGNORED
-    return (None if found.is_identity else found), ""
-
-
-def _to_srgb(image: Image.Image, stored: Pixels | None = None) -> tuple[Pixels, list[str], list[str]]:
-    """Pixels (not upright yet) in sRGB and over white, with oddities and remarks.
-
-    Args:
-        image: whose pixels and profile.
-        stored: its RGB pixels, where they are decoded already.
-    """
-    oddities: list[str] = []
-    profile = image.info.get("icc_profile") or b""
-    if not profile and image.format == "PNG" and "srgb" not in image.info:
-        profile = png_profile(image.info.get("gamma"), image.info.get("chromaticity"))
-    channels = {"CMYK": 4, "L": 1, "LA": 1, "La": 1, "1": 1, "F": 1}.get(image.mode, 1 if image.mode[0] == "I" else 3)
-    found, remark = profile_of(profile, channels)
-    if found is not None:
-        oddities.append(CONVERTED)
-        if found.mode == "CMYK":
-            return found.of_image(image), oddities, []
-    pixels, alpha, depth = _to_rgb(image) if stored is None else (stored, None, "")
-    oddities += [depth] if depth else []
-    if found is not None:
-        pixels = found.of_pixels(pixels)
-    return over_white(pixels, alpha), oddities, [remark] if remark else []
-
-
-def _to_rgb(image: Image.Image) -> tuple[Pixels, Pixels | None, str]:
-    """RGB (h, w, 3), alpha (h, w) or None, and how deep grey was read."""
-    transparent = image.info.get("transparency")
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image)
-        bits = 16 if image.mode.startswith("I;16") or image.format in ("PNG", "PPM") else None
-        grey, depth = grey_levels(values, bits)
-        alpha = np.where(values == transparent, 0, 255).astype(np.uint8) if isinstance(transparent, int) else None
-        return np.repeat(grey[:, :, None], 3, axis=2), alpha, depth if bits is None else ""
-    if image.mode in _ALPHA_MODES or transparent is not None:
-        rgba = np.asarray(image.convert("RGBA"))
-        return np.ascontiguousarray(rgba[:, :, :3]), rgba[:, :, 3], ""
-    return np.asarray(image.convert("RGB")), None, ""
-
-
-def over_white(pixels: Pixels, alpha: Pixels | None) -> Pixels:
-    """Lays a picture over white."""
-    if alpha is None:
-        return pixels
-    rgba = Image.fromarray(np.dstack([pixels, alpha]))
-    return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))

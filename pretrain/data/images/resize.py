@@ -1,13 +1,21 @@
-"""Resizing of 8-bit RGB images, in the four ways that the recipes name, and masks.
+"""Resizing of 8-bit RGB images and masks, and how to make only a part of a huge resized image.
 
-bilinear and area are OpenCV's; the antialiased ones are PyTorch's, which follow Pillow's filters to one or two levels.
-Differs: Google's pipelines resize with TensorFlow and cut the result off to whole levels, where we round: their pixels
-are the same to one level, and 0.4 to 0.5 of a level darker on average.
+``bilinear`` and ``area`` are OpenCV's filters; the antialiased ones are PyTorch's, which match Pillow's to one or two
+levels. Differs: Google's pipelines resize with TensorFlow and truncate the result to whole levels, where we round.
+Their pixels are the same to one level, and 0.4 to 0.5 of a level darker on average.
+
+``window``: an image of 40,000 × 1 pixels whose short side is resized to 224 has two billion pixels, of which 224 × 224
+are wanted. Above ``MOST_PIXELS`` the image is cropped first, with a margin for the filter. Images of usual shapes never
+are, so their results do not depend on it.
+
+Legend: a *span* is (first, length) along one side.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -15,10 +23,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pretrain.data.workers.faults import BadSample
+from pretrain.data.images.decode import Box
+from pretrain.errors import BadSample
+
+MOST_PIXELS = 1 << 25  # of a resized image: 100 MB; at 224 pixels a ratio of sides of 668 to 1
+_MARGIN = 3  # pixels: a cubic filter reads two on each side of a place, and one more for rounding
+_SEARCHED = 64  # pixels among which to look for an edge close to the resized image's grid
 
 Pixels = NDArray[np.uint8]
-Filter = Callable[[Pixels, Pixels], None]  # pixels (h, w, 3), where the result goes (height, width, 3)
+Filter = Callable[[Pixels, Pixels], None]  # pixels (h, w, 3), destination (height, width, 3)
 
 
 def _opencvs(interpolation: int) -> Filter:
@@ -39,8 +52,8 @@ def _pytorchs(operation: Callable[..., Tensor]) -> Filter:
 def _channels_last(pixels: Pixels) -> Tensor:
     """The same memory as (1, 3, h, w).
 
-    By ``reshape``, which gives the batch dimension its stride: so PyTorch knows channels-last, and takes twice as quick
-    a way. NumPy turns axes several times as fast as PyTorch does.
+    ``reshape`` gives the batch dimension the stride by which PyTorch recognises channels-last; its kernel for that is
+    twice as fast. NumPy permutes axes several times as fast as PyTorch.
     """
     return torch.from_numpy(pixels.reshape(1, *pixels.shape).transpose(0, 3, 1, 2))
 
@@ -63,7 +76,7 @@ def _memory(height: int, width: int) -> Pixels:
 
 
 def resize(pixels: Pixels, height: int, width: int, filter: str, out: Pixels | None = None) -> Pixels:
-    """Resizes to exactly ``height`` × ``width``; the identity where that is the size already.
+    """Resizes to exactly ``height`` × ``width``; the identity if the image has that size already.
 
     Args:
         pixels: uint8 (h, w, 3).
@@ -90,14 +103,14 @@ def resize(pixels: Pixels, height: int, width: int, filter: str, out: Pixels | N
 
 
 def covering_size(size: tuple[int, int], wanted: tuple[int, int], *, rounded: bool = False) -> tuple[int, int]:
-    """Height and width that an image is resized to, its aspect kept, to cover ``wanted`` with no more than needed.
+    """The smallest height and width of an image's aspect ratio that cover ``wanted``.
 
     Args:
         size: height and width of the image.
-        wanted: height and width; where they are equal, this is a resize of the short side.
-        rounded: the long side is rounded to the nearest whole number, not down.
+        wanted: height and width; if they are equal, this is a resize of the short side.
+        rounded: round the long side to the nearest integer instead of down.
 
-    Source: down, torchvision's ``Resize`` of one number (and timm's and Hugging Face's); to the nearest,
+    Source: rounded down, torchvision's ``Resize`` of one number (and timm's and Hugging Face's); to the nearest,
     google-research/big_vision's ``resize_small``, in 32-bit floats. Unequal sides: timm's ``ResizeKeepRatio``.
     """
     if wanted[0] != wanted[1]:
@@ -110,3 +123,49 @@ def covering_size(size: tuple[int, int], wanted: tuple[int, int], *, rounded: bo
     else:
         sides = tuple(wanted[0] * side // short for side in size)
     return sides[0], sides[1]
+
+
+class Window(NamedTuple):
+    """How to make a part of a resized image: crop ``box``, resize that to ``height`` × ``width``, take ``part``."""
+
+    box: Box
+    height: int
+    width: int
+    part: Box
+
+
+def window(size: tuple[int, int], resized: tuple[int, int], part: Box) -> Window:
+    """How to make a part of a resized image without making all of it, if all of it would be huge.
+
+    Args:
+        size: height and width of the image.
+        resized: height and width that it is resized to.
+        part: the wanted box of the resized image.
+    """
+    if math.prod(resized) <= MOST_PIXELS:
+        return Window((0, 0, *size), *resized, part)
+    top, height, resized_height, part_top = _cropped(size[0], resized[0], part[0], part[2])
+    left, width, resized_width, part_left = _cropped(size[1], resized[1], part[1], part[3])
+    return Window((top, left, height, width), resized_height, resized_width, (part_top, part_left, *part[2:]))
+
+
+def _cropped(side: int, resized: int, first: int, length: int) -> tuple[int, int, int, int]:
+    """Along one side: the span of the image to crop, the length it is resized to, and where the part begins in that.
+
+    Resized alone, the span's pixels are shifted from those of the complete image by the fraction of a pixel by which
+    the span's edges miss the resized image's grid. So the edges that miss it least are chosen.
+    """
+    scale = resized / side
+    margin = math.ceil(_MARGIN * max(1.0, 1 / scale))
+    last_start = math.floor(first / scale) - margin
+    first_stop = math.ceil((first + length) / scale) + margin
+    start = _on_grid(np.arange(last_start, last_start - _SEARCHED, -1), scale) if last_start > 0 else 0
+    stop = _on_grid(np.arange(first_stop, first_stop + _SEARCHED), scale) if first_stop < side else side
+    start, stop = max(start, 0), min(stop, side)
+    offset = round(start * scale)
+    return start, stop - start, round(stop * scale) - offset, first - offset
+
+
+def _on_grid(edges: np.ndarray, scale: float) -> int:
+    places = edges * scale
+    return int(edges[np.abs(places - np.rint(places)).argmin()])

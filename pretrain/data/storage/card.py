@@ -5,26 +5,28 @@ DIR/card.json    this model     DIR/card.md    the same for people     DIR/class
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pretrain.data.ledger import Account, Ledger
+from pretrain.data.storage.classes import CLASSES_FILE, encode_classes
+from pretrain.data.storage.index import TABLE_FILE, ShardTable
+from pretrain.data.storage.records import REMEDY
 from pretrain.errors import DataError
 from pretrain.files import digest, write_atomic
 from pretrain.names import printable, printable_in
 from pretrain.redaction import redacted_in
-from pretrain.text_files import read_text
 
 CARD_VERSION = 1
 CARD_FILE = "card.json"
 READABLE_FILE = "card.md"
-CLASSES_FILE = "classes.csv"
-CLASSES_HEADER = ["index", "id", "name"]
 
 
 class SplitList(BaseModel):
@@ -227,36 +229,65 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
 
 
-def encode_classes(classes: list[tuple[str, str]]) -> bytes:
-    """classes.csv from (id, name) in index order."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CLASSES_HEADER)
-    writer.writerows([index, *map(printable, names)] for index, names in enumerate(classes))
-    return text.getvalue().encode()
+_KINDS = {"labels": ("single", "multi"), "vector": ("vector",), "mask": ("mask",)}
 
 
-def load_classes(folder: str | Path) -> list[tuple[str, str]]:
-    """(id, name) of each class of a packed set in index order; errors as ``read_classes``."""
-    return read_classes(Path(folder) / CLASSES_FILE)
+def check_card(card: Card, table: ShardTable, where: str) -> None:
+    """Compares what both say.
 
-
-def read_classes(path: Path) -> list[tuple[str, str]]:
-    """(id, name) of each class in index order.
+    Args:
+        card: of the set.
+        table: of the set.
+        where: the set, for messages.
 
     Raises:
-        DataError: the file is not of the form index,id,name with the indices 0, 1, 2, … in order.
+        DataError: names the first number in which they differ, or that cannot be.
     """
-    try:
-        rows = list(csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
-    except csv.Error as error:
-        raise DataError(f"{path}: not a CSV ({error})") from error
-    if not rows or rows[0] != CLASSES_HEADER:
-        raise DataError(
-            f"{path}:1: a list of classes begins with the line {','.join(CLASSES_HEADER)}; move a file of another form "
-            "away, and give it with --class-names"
-        )
-    for line, row in enumerate(rows[1:], 2):
-        if len(row) != len(CLASSES_HEADER) or row[0] != str(line - 2):
-            raise DataError(f"{path}:{line}: {','.join(row)!r} is not {line - 2},id,name")
-    return [(printable(identifier), printable(name)) for _, identifier, name in rows[1:]]
+    if table.digest != card.index_digest:
+        raise DataError(f"{where}: {TABLE_FILE} and {CARD_FILE} come from two packs (one of them is stale). {REMEDY}")
+    expected = {
+        "num_samples": table.num_samples,
+        "num_classes": table.num_classes,
+        "max_labels": table.max_labels,
+        "num_shards": len(table.rows),
+        "num_bytes": sum(row.num_bytes for row in table.rows),
+    }
+    for name, value in expected.items():
+        if getattr(card, name) != value:
+            raise _changed(where, f"{name} is {getattr(card, name):,}, {TABLE_FILE} has {value:,}")
+    if card.labels not in _KINDS[table.target]:
+        raise _changed(where, f"labels is {card.labels}, {TABLE_FILE} has the target {table.target}")
+    counts = card.class_counts
+    if counts and (len(counts) != card.num_classes or min(counts) < 0 or max(counts) > card.num_samples):
+        raise _changed(where, f"class_counts are not {card.num_classes:,} numbers of images")
+    if table.target == "vector":
+        _check_moments(card, table, where)
+
+
+def _check_moments(card: Card, table: ShardTable, where: str) -> None:
+    mean, std = card.target_mean, card.target_std
+    if {len(mean), len(std)} != {table.num_classes} or not all(map(math.isfinite, (*mean, *std))) or min(std) < 0:
+        raise _changed(where, f"target_mean and target_std are not {table.num_classes} numbers each")
+    if card.facts_digest or not table.num_samples:
+        return
+    # a card of an earlier version: nothing else says whether these numbers were changed
+    total = squares = np.zeros(table.num_classes)
+    for vectors in _vectors(table):
+        total = total + vectors.sum(axis=0)
+    true_mean = total / table.num_samples
+    for vectors in _vectors(table):
+        squares = squares + ((vectors - true_mean) ** 2).sum(axis=0)
+    true_std = np.sqrt(squares / table.num_samples)
+    near = 1e-6 * (np.abs(true_mean) + true_std) + 1e-12
+    if np.any(np.abs(np.array(mean) - true_mean) > near) or np.any(np.abs(np.array(std) - true_std) > near):
+        raise _changed(where, "target_mean and target_std are not those of the vectors")
+
+
+def _vectors(table: ShardTable) -> Iterator[NDArray[np.float64]]:
+    for shard, row in enumerate(table.rows):
+        if row.num_samples:
+            yield table.open_records(shard).vectors
+
+
+def _changed(where: str, what: str) -> DataError:
+    return DataError(f"{where}: {CARD_FILE} was changed or damaged: {what}. {REMEDY}")

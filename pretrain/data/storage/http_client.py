@@ -1,18 +1,15 @@
-"""One request for bytes of a web address. Every URL of the product is read here.
+"""One request for bytes of a web address. Every URL that this project reads is read here.
 
-An answer is never believed: its length is compared with what was promised, its time and its size have a limit, and its
-encoding is undone within that limit.
+Requests have time limits in all their phases, redirects and proxies are followed here so that credentials only go where
+they belong, and the answer is judged by ``http_answer``.
 """
 
 from __future__ import annotations
 
 import re
 import threading
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from email.utils import parsedate_to_datetime
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -20,26 +17,16 @@ from urllib.request import getproxies, proxy_bypass
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from pretrain.data.storage.transport import (
-    LARGEST_ANSWER,
-    PIECE_BYTES,
-    Missing,
-    Refused,
-    TransportError,
-    byte_range,
-    paced,
-)
-from pretrain.data.storage.web_address import Request, is_web_address, request_for, same_origin
+from pretrain.data.storage.http_answer import body, check_answer, decoded, in_words, is_encoded, length, too_long
+from pretrain.data.storage.location import Request, is_web_address, request_for, same_origin
+from pretrain.data.storage.transport import LARGEST_ANSWER, Refused, TransportError, byte_range, paced
 from pretrain.errors import DataError
-from pretrain.names import printable
 from pretrain.redaction import redacted
 
 SIMULTANEOUS = 16
 MOST_REDIRECTS = 5
 _SMALL_BODY = 1 << 16  # of a redirect: read, so that the connection can be used again
-_TRY_AGAIN = frozenset({408, 425, 429})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_GZIP_OR_ZLIB = 47  # for zlib: find out from the header which of the two it is
 
 
 class HttpClient:
@@ -78,8 +65,8 @@ class HttpClient:
             response = self._open("HEAD", address, {})
             response.drain_conn()  # of a HEAD there is nothing, but only then the connection can be used again
             response.release_conn()
-            if response.status == 200 and not _is_encoded(response):
-                return _length(response)
+            if response.status == 200 and not is_encoded(response):
+                return length(response)
             with_range = self._open("GET", address, {"Range": byte_range(0, 1)})
             with_range.close()
         except (TransportError, DataError):
@@ -105,42 +92,18 @@ class HttpClient:
         response = self._open("GET", address, {} if size is None else {"Range": byte_range(start, size)})
         done = False
         try:
-            self._check(response, address, start, size)
+            check_answer(response, address, start, size)
             total = 0
-            for piece in _decoded(_body(response), response.headers.get("Content-Encoding", ""), address, most):
+            for piece in decoded(body(response), response.headers.get("Content-Encoding", ""), address):
                 total += len(piece)
                 if total > most:
-                    raise _too_long(response, address, size, most)
+                    raise too_long(response, address, size, most)
                 yield piece
             done = True
         except urllib3.exceptions.HTTPError as error:
-            raise TransportError(_in_words(error)) from error
+            raise TransportError(in_words(error)) from error
         finally:
             response.release_conn() if done else response.close()
-
-    def _check(self, response: urllib3.BaseHTTPResponse, address: str, start: int, size: int | None) -> None:
-        status, url = response.status, redacted(address)
-        if status in _TRY_AGAIN or status >= 500:
-            raise TransportError(_status(status), _pause(response.headers))
-        if status in (404, 410):
-            raise Missing(f"{url}: not there (HTTP {status})", f"http_{status}")
-        if status in (401, 403):
-            raise Refused(
-                f"{url}: the server does not allow it (HTTP {status}); put what it needs into the URL", f"http_{status}"
-            )
-        if status == 416:
-            raise DataError(f"{url}: the file ends before byte {start}: truncated, or not the file that was indexed")
-        if status not in (200, 206):
-            raise Refused(f"{url}: unexpected answer, {_status(status)}", f"http_{status}")
-        if size is None:
-            return
-        if status == 200 and (start or not (_is_encoded(response) or _length(response)[1] in (None, size))):
-            raise _ignores_ranges(address)
-        given = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-        if status == 206 and given and int(given[1]) != start:
-            raise TransportError(f"bytes from {given[1][:20]} on, not from {start}")
-        if status == 206 and _is_encoded(response):
-            raise DataError(f"{url}: the server compresses parts of files; switch that off there for shards")
 
     def _open(self, method: str, address: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
         """The head of an answer, behind redirects."""
@@ -171,15 +134,15 @@ class HttpClient:
                 timeout=urllib3.Timeout(connect=self.timeout_s, read=self.timeout_s),
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise TransportError(_in_words(error)) from error
+            raise TransportError(in_words(error)) from error
 
     def _leave(self, response: urllib3.BaseHTTPResponse) -> None:
-        known, size = _length(response)
+        known, size = length(response)
         if not known or size is None or size > _SMALL_BODY:
             response.close()
             return
         try:
-            for _ in paced(_body(response), self.timeout_s):
+            for _ in paced(body(response), self.timeout_s):
                 pass
             response.release_conn()
         except (urllib3.exceptions.HTTPError, TransportError):
@@ -248,48 +211,6 @@ class _HttpsPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _Https  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
 
 
-def _body(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
-    """An answer's bytes as they come, not in blocks that are waited for: the time limit must be seen between them."""
-    while piece := response.read1(PIECE_BYTES, decode_content=False):
-        yield piece
-
-
-def _decoded(pieces: Iterator[bytes], encoding: str, address: str, most: int) -> Iterator[bytes]:
-    """Undoes the encoding of an answer, in small steps, since a few bytes may become any number."""
-    name = encoding.strip().lower()
-    if name in ("", "identity"):
-        yield from pieces
-        return
-    if name not in ("gzip", "x-gzip", "deflate"):
-        raise Refused(
-            f"{redacted(address)}: encoded as {printable(name[:40])!r}, although no encoding was asked for; switch it "
-            "off at the server",
-            "encoding",
-        )
-    decoder, begun = zlib.decompressobj(_GZIP_OR_ZLIB), False
-    try:
-        for piece in pieces:
-            begun = True
-            while piece:
-                if decoder.eof:  # gzip files may follow each other
-                    decoder = zlib.decompressobj(_GZIP_OR_ZLIB)
-                yield decoder.decompress(piece, PIECE_BYTES)
-                piece = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
-    except zlib.error as error:
-        raise TransportError(f"the answer's {name} cannot be undone") from error
-    if begun and not decoder.eof:
-        raise TransportError(f"short read: the answer's {name} ends too early")
-
-
-def _is_encoded(response: urllib3.BaseHTTPResponse) -> bool:
-    return response.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity")
-
-
-def _length(response: urllib3.BaseHTTPResponse) -> tuple[bool, int | None]:
-    text = response.headers.get("Content-Length", "").strip()
-    return (True, int(text)) if re.fullmatch(r"[0-9]{1,18}", text) else (False, None)
-
-
 def _sent_on(url: str, target: str, address: str) -> Request:
     """The request that a redirect from ``url`` means; ``address`` is the one that was asked for first."""
     # a header is read as Latin-1, but what is in it is UTF-8 where it is not ASCII
@@ -301,44 +222,3 @@ def _sent_on(url: str, target: str, address: str) -> Request:
     except (ValueError, DataError):  # of that place, and not of the whole source
         joined = target
     raise Refused(f"{redacted(address)}: sent on to {redacted(joined)!r}, which is not a web address", "redirect")
-
-
-def _too_long(response: urllib3.BaseHTTPResponse, address: str, size: int | None, most: int) -> Exception:
-    if size is not None and response.status == 200:
-        return _ignores_ranges(address)
-    if size is not None:
-        return TransportError(f"more than the {size} bytes that were asked for")
-    return Refused(f"{redacted(address)}: the answer is longer than {most:,} bytes; given up", "too_long")
-
-
-def _ignores_ranges(address: str) -> DataError:
-    return DataError(
-        f"{redacted(address)}: the server ignores Range requests; use one that answers them (nginx, Apache, any object "
-        "store), or a command: pipe:curl -sf …/{name}"
-    )
-
-
-def _status(status: int) -> str:
-    """A status in standard words; the server's own may hold anything."""
-    try:
-        return f"HTTP {status} {HTTPStatus(status).phrase}"
-    except ValueError:
-        return f"HTTP {status}"
-
-
-def _pause(headers: Mapping[str, str]) -> float:
-    """Seconds that a server asks to wait: a number, or a date, which is compared with the server's own clock."""
-    text = headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"[0-9]{1,9}", text):
-        return float(text)
-    try:
-        return max(0.0, (parsedate_to_datetime(text) - parsedate_to_datetime(headers["Date"])).total_seconds())
-    except (KeyError, ValueError, TypeError, IndexError, OverflowError):
-        return 0.0
-
-
-def _in_words(error: Exception) -> str:
-    """urllib3's message without its pool and its nested exceptions."""
-    text = str(error.args[-1] if error.args else error)
-    text = re.sub(r"<[^>]*>: |_?Https?\w*\([^)]*\):? ?", "", text, flags=re.IGNORECASE)
-    return printable(text)[:200] or type(error).__name__

@@ -1,10 +1,15 @@
-"""Whether an index can be believed. It may come from anywhere, and a digest only says that it is as it was written.
+"""Whether an index can be trusted before anything is done with it. It may come from anyone.
 
-N records · C classes · M labels of one sample at most.
+A digest only shows that a file is as it was written, not that whoever wrote it meant well. So names of shards, which
+become paths, addresses and words of commands, are checked here, and so is every number that becomes an offset, a size
+or a length.
+
+Legend: N records · C classes · M labels of one sample at most.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -12,13 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.config.target import Target
-from pretrain.data.storage.shard_names import problem_of
+from pretrain.errors import DataError
 from pretrain.names import printable
 
 LARGEST = 2**53  # bytes and samples: what JSON's numbers hold exactly in every program
 MOST_CLASSES = 2**31 - 1
 MOST_LABELS = 2**20  # of one sample
 BLOCK = 512  # bytes of a tar that each sample takes at least
+SUFFIX = ".tar"
+_LONGEST = 200  # bytes; the record file's name is longer by its suffix, and file systems take 255
+# letters and digits of any script, and no sign that a shell, a path or an address takes for more than itself
+_SAFE = re.compile(r"\w[\w .,+=@#%~:()\[\]^-]*")
+_SAFE_IN_SHELL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,+=@%^-]*")
+_ALLOWED = "letters, digits, spaces and _ . , + = @ # % ~ : ( ) [ ] ^ -"
 _ROW = ("name", "num_samples", "num_bytes", "records")
 
 
@@ -124,3 +135,34 @@ def _whole_number(value: Any, name: str, largest: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
         said = "out of range" if isinstance(value, int) else printable(str(value)[:40])
         raise ValueError(f"{name} is {said}")
+
+
+def problem_of(name: object) -> str:
+    """What is wrong with a shard's name, or "" where it may be used."""
+    if not isinstance(name, str):
+        return f"the shard's name {str(name)[:40]!r} is not a text"
+    shown = ascii(name[:80])
+    if not name.lower().endswith(SUFFIX):
+        return f"the shard's name {shown} does not end with {SUFFIX}"
+    if len(name.encode(errors="replace")) > _LONGEST:
+        return f"the shard's name {shown} has more than {_LONGEST} bytes"
+    if not _SAFE.fullmatch(name):
+        return (
+            f"the shard's name {shown} is not safe to use as a file name: allowed are {_ALLOWED}, the first one a "
+            "letter, a digit or _"
+        )
+    return ""
+
+
+def check_name_for_shell(name: str, command: str) -> None:
+    """Refuses a name that a shell could take for more than a word, however often the command has it evaluated.
+
+    Raises:
+        DataError: it has other characters than ASCII letters, digits and a few signs.
+    """
+    if not _SAFE_IN_SHELL.fullmatch(name):
+        raise DataError(
+            f"{command}: the file name {name[:80]!a} does not go into a command; allowed are A-Z a-z 0-9 and "
+            "_ . , + = @ % ^ -, the first one a letter, a digit or _. Rename the shard and index the set again, or "
+            "read it from a folder, http or S3"
+        )

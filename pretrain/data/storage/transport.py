@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from pretrain.config.schema.storage import RemoteConfig
 from pretrain.data.storage.location import Location
-from pretrain.errors import ConfigError, DataError
+from pretrain.errors import DataError
 
 PIECE_BYTES = 1 << 16
 TIMED_BYTES = 4 << 20  # a time limit is for so many bytes
@@ -143,32 +142,6 @@ def cannot_be_read(transport: Transport, name: str, part: str, error: GaveUp) ->
         f"{name} cannot be read from {transport.location.url(name)}{part}: {error}. The run can be resumed when the "
         "store answers; cluster.remote.attempts and cluster.remote.timeout_s set how long it is waited for"
     )
-
-
-def open_transport(location: Location, config: RemoteConfig, *, allow_pipe: bool) -> Transport:
-    """The transport for a remote location.
-
-    Raises:
-        ConfigError: a command that was not allowed. SetupError: a package is missing.
-    """
-    if location.kind == "http":
-        from pretrain.data.storage.http_transport import HttpTransport
-
-        return HttpTransport(location, timeout_s=config.timeout_s)
-    if location.kind == "s3":
-        from pretrain.data.storage.s3_transport import S3Transport
-
-        return S3Transport(
-            location, timeout_s=config.timeout_s, endpoint=config.s3_endpoint, anonymous=config.s3_anonymous
-        )
-    if not allow_pipe:
-        raise ConfigError(
-            f"data.shards: {location} runs a shell command on every node, which is off by default; if you trust this "
-            "config, set data.allow_pipe: true"
-        )
-    from pretrain.data.storage.pipe_transport import PipeTransport
-
-    return PipeTransport(location, timeout_s=config.timeout_s)
 
 
 def gathered(pieces: Iterable[bytes], size: int | None, timeout_s: float) -> bytes:

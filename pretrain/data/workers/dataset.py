@@ -6,7 +6,7 @@ Legend: b images in the micro-batch · M labels per sample at most · H, W pixel
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,13 @@ from pretrain.config.target import IGNORED_PIXEL
 from pretrain.data.batch import NO_SLOT, Batch
 from pretrain.data.images.augment import EvalTransform, TrainTransform, View
 from pretrain.data.order.mixture import Mixture
-from pretrain.data.storage.ahead import FetchAhead
-from pretrain.data.storage.index import PADDING_LABEL, ShardTable
+from pretrain.data.storage.index import ShardTable
+from pretrain.data.storage.records import PADDING_LABEL
 from pretrain.data.storage.store import Store
 from pretrain.data.workers import lent_memory
-from pretrain.data.workers.faults import BadSample
+from pretrain.data.workers.ahead import FetchAhead
 from pretrain.data.workers.reader import MixedReader, Sample, ShardReader
-from pretrain.errors import UserError
+from pretrain.errors import BadSample, DataError, UserError
 
 NO_SAMPLE = -1
 
@@ -231,33 +231,49 @@ def fill_row(batch: Batch, row: int, sample: Sample, view: View) -> None:
         _fill_target(batch.targets, row, sample, view)
 
 
-class MicroSteps(Sequence[tuple[int, int]]):
-    """The places of all micro-batches of a run of steps, in their order: (position, first sample within the rank's).
+def read_samples(reader: MixedReader, sample_ids: Sequence[int], transform: EvalTransform) -> tuple[Batch, list[str]]:
+    """These samples, each bad one replaced as in training; a sample that has no replacement gets no row.
 
     Args:
-        position: samples drawn before the first step.
-        num_steps: steps.
-        global_batch_size: B.
-        samples_per_rank: B / R.
-        micro_batch_size: b.
+        reader: of the training sets.
+        sample_ids: in the order of the rows.
+        transform: bytes → pixels.
+
+    Returns:
+        The batch, all of whose rows are real images, and what could not be read, in words.
     """
+    batch = empty_batch(len(sample_ids), transform, reader.max_labels, reader.table)
+    problems: list[str] = []
+    filled = 0
+    for sample_id in sample_ids:
+        try:
+            try:
+                sample = reader.read(sample_id)
+                view = transform.pair(sample)
+            except BadSample as bad:
+                sample, view, fault = reader.neighbour(sample_id, bad, transform.pair)
+                problems.append(f"shard {fault.shard}, member {fault.member}: {bad}; its neighbour takes its place")
+        except DataError as error:
+            problems.append(str(error))
+            if not isinstance(error.__cause__, BadSample):  # a set that cannot be reached is not asked for every row
+                break
+            continue
+        fill_row(batch, filled, sample, view)
+        filled += 1
+    return _rows(batch, filled), _unique(problems)
 
-    def __init__(
-        self, position: int, num_steps: int, *, global_batch_size: int, samples_per_rank: int, micro_batch_size: int
-    ) -> None:
-        self._position, self._global_batch_size = position, global_batch_size
-        self._micro_batch_size = micro_batch_size
-        self._accumulation = samples_per_rank // micro_batch_size
-        self._length = num_steps * self._accumulation
 
-    def __len__(self) -> int:
-        return self._length
+def _rows(batch: Batch, count: int) -> Batch:
+    targets = None if batch.targets is None else batch.targets[:count]
+    return Batch(
+        images=batch.images[:count],
+        labels=batch.labels[:count],
+        sample_ids=batch.sample_ids[:count],
+        slots=batch.slots[:count],
+        valid=batch.valid[:count],
+        targets=targets,
+    )
 
-    def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < self._length:
-            raise IndexError(index)
-        step, micro_step = divmod(index, self._accumulation)
-        return self._position + step * self._global_batch_size, micro_step * self._micro_batch_size
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return (self[index] for index in range(self._length))
+def _unique(lines: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(lines))

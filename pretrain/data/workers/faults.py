@@ -20,18 +20,6 @@ from pretrain.files import Journal
 from pretrain.names import printable, shown, tell
 
 
-class BadSample(Exception):
-    """The bytes of one sample cannot be read or decoded. ``kind`` is one word to count by; the text says more."""
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(kind, detail)
-        self.kind = kind
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.detail}"
-
-
 @dataclass(frozen=True)
 class Fault:
     """One sample that could not be used, and the sample that took its place (-1: none, in evaluation)."""

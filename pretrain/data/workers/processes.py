@@ -19,8 +19,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from pretrain.data.storage.tally import take_row
 from pretrain.data.workers import lent_memory
-from pretrain.data.workers.tally import take_row
 from pretrain.data.workers.worker import become_helper, fork_server, signals_blocked
 from pretrain.errors import DataError
 from pretrain.names import tell

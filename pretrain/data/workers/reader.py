@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from pretrain.config.target import IGNORED_PIXEL
 from pretrain.data.order.selection import Selection
-from pretrain.data.storage.index import PADDING_LABEL, Record, Records, ShardTable
+from pretrain.data.storage.index import ShardTable
 from pretrain.data.storage.open_files import OpenFiles
+from pretrain.data.storage.records import PADDING_LABEL, Record, Records
 from pretrain.data.storage.store import LocalStore, Store
 from pretrain.data.storage.transport import Unreachable
-from pretrain.data.workers.faults import BadSample, Fault
-from pretrain.errors import DataError
+from pretrain.data.workers.faults import Fault
+from pretrain.errors import BadSample, DataError
 
 MAX_OPEN_RECORDS = 256
 MAX_NEIGHBOURS = 16

@@ -16,7 +16,8 @@ from pipelines.pack import cli as pack
 from pretrain.check.experiment import check
 from pretrain.check.memory import GIB, RESERVED_BYTES, resolve_micro_batch
 from pretrain.config.loader import Resolved, load_experiment
-from pretrain.data.storage.card import Card, encode_classes
+from pretrain.data.storage.card import Card
+from pretrain.data.storage.classes import encode_classes
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import digest
 from pretrain.models import budget

@@ -19,12 +19,12 @@ import pytest
 import safetensors.numpy
 
 from pretrain.config.schema.cluster import ClusterConfig
-from pretrain.data.sources import open_packed
-from pretrain.data.storage.card import CARD_FILE, CLASSES_FILE, Card
+from pretrain.data.storage.card import CARD_FILE, Card
+from pretrain.data.storage.classes import CLASSES_FILE
 from pretrain.data.storage.index import TABLE_FILE
-from pretrain.data.workers.faults import BadSample
+from pretrain.data.storage.packed_set import open_packed
 from pretrain.data.workers.reader import ShardReader
-from pretrain.errors import UserError
+from pretrain.errors import BadSample, UserError
 from pretrain.files import digest
 from tests.unit.data.sets import write_set
 from tests.unit.data.storage.test_index import _rewrite

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from pretrain.data import sources as sources_module
 from pretrain.data.order.order import allowed_worlds
-from pretrain.data.storage import remote_store as remote_store_module
+from pretrain.data.storage import packed_set
+from pretrain.data.storage import store as store_module
 from pretrain.data.storage import transport as transport_module
 from pretrain.data.storage.index import ShardTable
 from pretrain.data.stream import EvalStream, TrainStream
@@ -408,8 +408,8 @@ def test_a_record_file_that_is_another_on_the_server_is_named(folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["index.json", "shard-000003.records.safetensors"])
 def test_a_table_without_an_end_is_given_up(folder, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(sources_module, "LARGEST_TABLE", 1 << 20)
-    monkeypatch.setattr(remote_store_module, "RECORDS_BYTES", 1 << 20)
+    monkeypatch.setattr(packed_set, "LARGEST_TABLE", 1 << 20)
+    monkeypatch.setattr(store_module, "RECORDS_BYTES", 1 << 20)
 
     def handle(handler: Handler) -> None:
         path = folder / handler.path.rpartition("/")[2]

@@ -18,8 +18,9 @@ from pretrain.data.order.selection import Selection
 from pretrain.data.storage.cache import NodeCache
 from pretrain.data.storage.index import ShardRow, ShardTable
 from pretrain.data.storage.location import Location
-from pretrain.data.storage.remote_store import RemoteStore, automatic_chunk_bytes
-from pretrain.data.storage.transport import Retries, open_transport
+from pretrain.data.storage.store import RemoteStore, automatic_chunk_bytes
+from pretrain.data.storage.transport import Retries
+from pretrain.data.storage.transports import open_transport
 from pretrain.data.workers.processes import loader
 from pretrain.data.workers.reader import MixedReader, ShardReader
 from pretrain.errors import ConfigError

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from pipelines.__main__ import main
-from pretrain.data.storage.index import ShardTable
-from pretrain.data.storage.labels import read_labels, read_sources
+from pretrain.data.storage.index import ShardTable, read_labels, read_sources
 from pretrain.errors import DataError
 from pretrain.evaluation.class_map import ClassMap
 from pretrain.evaluation.targets import load_targets

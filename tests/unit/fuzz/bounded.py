@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from pretrain.data.workers.faults import BadSample
-from pretrain.errors import UserError
+from pretrain.errors import BadSample, UserError
 
 LIMIT_S = 20  # of this process's own time, so that a loaded machine does not matter
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pretrain.check.data import report_data
-from pretrain.data.order.selection import load_drop_list
-from pretrain.data.sources import open_packed, open_sources
+from pretrain.data.sources import load_drop_list, open_sources
+from pretrain.data.storage.packed_set import open_packed
 from pretrain.data.workers.reader import ShardReader
 from tests.unit.data.sets import experiment, write_set
 from tests.unit.fuzz.bounded import damaged, outcome, replaced

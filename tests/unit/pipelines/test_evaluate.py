@@ -27,8 +27,7 @@ from pipelines.evaluate.ranking import resampled
 from pipelines.evaluate.rows import open_set
 from pipelines.weights.classifier import load_classifier
 from pipelines.weights.network import stack
-from pretrain.data.storage.index import ShardTable
-from pretrain.data.storage.labels import read_sources
+from pretrain.data.storage.index import ShardTable, read_sources
 from pretrain.data.workers.reader import ShardReader
 from pretrain.distributed.rank import detect
 from pretrain.models.interop import save_weights

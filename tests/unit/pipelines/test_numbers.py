@@ -18,7 +18,8 @@ from pipelines.weights.classifier import load_classifier
 from pipelines.weights.network import stack
 from pipelines.weights.regressor import load_regressor
 from pretrain.data.on_device.device import to_model_input
-from pretrain.data.storage.card import Card, load_classes
+from pretrain.data.storage.card import Card
+from pretrain.data.storage.classes import load_classes
 from pretrain.data.storage.index import ShardTable
 from pretrain.data.workers.reader import ShardReader
 from pretrain.distributed.rank import detect

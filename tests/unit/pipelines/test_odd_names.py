@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from pipelines.__main__ import main
-from pretrain.data.order.selection import load_drop_list
-from pretrain.data.storage.card import Card, load_classes
-from pretrain.data.storage.index import Records, ShardTable
+from pretrain.data.sources import load_drop_list
+from pretrain.data.storage.card import Card
+from pretrain.data.storage.classes import load_classes
+from pretrain.data.storage.index import ShardTable
+from pretrain.data.storage.records import Records
 from pretrain.data.workers.faults import Fault, FaultLog
 from pretrain.data.workers.reader import ShardReader
 from tests.unit.pipelines.photos import encode

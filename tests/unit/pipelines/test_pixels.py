@@ -18,7 +18,7 @@ from pipelines.weights import segmenter as segmenter_module
 from pipelines.weights.network import stack
 from pipelines.weights.segmenter import class_of_pixels, load_segmenter
 from pretrain.data.images.masks import read_mask
-from pretrain.data.storage.card import load_classes
+from pretrain.data.storage.classes import load_classes
 from pretrain.data.storage.index import ShardTable
 from pretrain.data.workers.reader import ShardReader
 from pretrain.models.interop import save_weights

@@ -22,8 +22,8 @@ from pipelines.weights.network import load_frozen, stack
 from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.data.images.augment import EvalTransform
-from pretrain.data.sources import open_packed
 from pretrain.data.storage.index import ShardTable
+from pretrain.data.storage.packed_set import open_packed
 from pretrain.data.workers.reader import ShardReader
 from pretrain.distributed.rank import detect
 from pretrain.models.interop import load_weights, save_weights

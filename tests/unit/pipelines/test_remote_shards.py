@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.__main__ import main
 from pretrain.data.storage import transport
-from pretrain.data.storage.card import encode_classes, load_classes
+from pretrain.data.storage.classes import encode_classes, load_classes
 from pretrain.data.storage.index import ShardTable
 from pretrain.data.workers.reader import ShardReader
 from tests.faulty_server import Server, folder_server, running

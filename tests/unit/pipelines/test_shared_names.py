@@ -13,7 +13,7 @@ import pytest
 from pipelines.__main__ import main
 from pipelines.weights.classifier import load_classifier
 from pipelines.weights.network import stack
-from pretrain.data.storage.card import load_classes
+from pretrain.data.storage.classes import load_classes
 from pretrain.data.storage.index import ShardTable
 from pretrain.data.workers.reader import ShardReader
 from pretrain.models.interop import save_weights

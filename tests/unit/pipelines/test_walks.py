@@ -134,7 +134,7 @@ def test_a_drop_list_of_keys_with_dots_is_honoured(tmp_path: Path) -> None:
     assert (line["shard"], line["key"]) == ("v1.0.tar", "v1.0/img_2")
     pack = ["pack", "webdataset", str(tmp_path / "set"), "--drop-list", str(drop), "--out", str(tmp_path / "out")]
     assert main(pack) == 0
-    from pretrain.data.storage.index import Records
+    from pretrain.data.storage.records import Records
 
     records = Records.open(tmp_path / "out" / "train" / "shard-000000.records.safetensors")
     sources = {records[index].source for index in range(len(records))}

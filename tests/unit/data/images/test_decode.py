@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from pretrain.data.images import opening
 from pretrain.data.images.decode import open_image
 from pretrain.data.images.opening import decode_strictly
-from pretrain.data.workers.faults import BadSample
+from pretrain.errors import BadSample
 
 HEIGHT, WIDTH = 48, 64
 ORIENTATION = 0x0112

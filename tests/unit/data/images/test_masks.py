@@ -22,9 +22,8 @@ from pretrain.data.images.masks import read_mask
 from pretrain.data.storage.card import Card
 from pretrain.data.storage.index import ShardTable
 from pretrain.data.stream import EvalStream, TrainStream
-from pretrain.data.workers.faults import BadSample
 from pretrain.data.workers.reader import Sample, ShardReader
-from pretrain.errors import DataError
+from pretrain.errors import BadSample, DataError
 from tests.unit.data.sets import experiment
 
 HEIGHT, WIDTH, SIDE = 37, 53, 24

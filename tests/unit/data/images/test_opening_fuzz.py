@@ -15,7 +15,7 @@ from pretrain.data.images import opening
 from pretrain.data.images.decode import open_image
 from pretrain.data.images.masks import read_mask
 from pretrain.data.images.opening import decode_strictly
-from pretrain.data.workers.faults import BadSample
+from pretrain.errors import BadSample
 from tests.unit.data.images.test_opening import PROFILES, SRGB, encode, picture
 
 NUM_DAMAGED = 60

@@ -17,7 +17,7 @@ from pretrain.config.schema.data import TrainTransformConfig
 from pretrain.data.images import decode, turbojpeg
 from pretrain.data.images.crops import cut, inception_box
 from pretrain.data.images.resize import FILTERS, resize
-from pretrain.data.workers.faults import BadSample
+from pretrain.errors import BadSample
 
 PHOTOS = Path(sklearn.datasets.__file__).parent / "images"
 SUBSAMPLINGS = ["4:4:4", "4:2:2", "4:2:0", "4:1:1", "grey"]

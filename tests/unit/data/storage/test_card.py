@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pretrain.data.sources import open_sources
-from pretrain.data.storage.card import Card, encode_classes, load_classes
+from pretrain.data.storage.card import Card
+from pretrain.data.storage.classes import encode_classes, load_classes
 from pretrain.errors import DataError
 from tests.unit.data.sets import experiment, vector_of, write_set
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from pretrain.data.storage.index import Record, Records, ShardRow, ShardTable, encode_records
+from pretrain.data.storage.index import ShardRow, ShardTable
+from pretrain.data.storage.records import Record, Records, encode_records
 from pretrain.data.workers.reader import ShardReader
 from pretrain.errors import DataError
 from tests.unit.data.sets import labels_of, write_set

@@ -6,8 +6,7 @@ import pickle
 import pytest
 
 from pretrain.data.storage.store import LocalStore
-from pretrain.data.workers.faults import BadSample
-from pretrain.errors import DataError
+from pretrain.errors import BadSample, DataError
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from pretrain.data.images.opening import Decoded, decode_strictly
-from pretrain.data.storage.index import PADDING_LABEL, ShardTable
+from pretrain.data.storage.index import ShardTable
+from pretrain.data.storage.records import PADDING_LABEL
 from pretrain.data.storage.store import LocalStore
 from pretrain.data.workers import reader as reader_module
-from pretrain.data.workers.faults import BadSample
 from pretrain.data.workers.reader import MixedReader, Sample, ShardReader
-from pretrain.errors import DataError
+from pretrain.errors import BadSample, DataError
 from tests.unit.data.sets import labels_of, write_set
 
 SIZES = [6, 4]

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.__main__ import main
 from pretrain.data.storage.card import Card
-from pretrain.data.storage.index import Records
+from pretrain.data.storage.records import Records
 from tests.unit.pipelines.photos import encode, write_photos
 
 

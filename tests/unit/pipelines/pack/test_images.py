@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from pipelines.pack.images import ImageOptions, make_image
 from pretrain.data.images.decode import open_image
-from pretrain.data.workers.faults import BadSample
+from pretrain.errors import BadSample
 
 RGB = ImageOptions(mode="rgb")
 HEIGHT, WIDTH = 40, 60

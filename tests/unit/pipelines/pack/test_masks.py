@@ -15,9 +15,8 @@ from pipelines.pack.masks import MaskOptions, make_mask
 from pretrain.data.images.masks import read_mask
 from pretrain.data.storage.card import Card
 from pretrain.data.storage.index import ShardTable
-from pretrain.data.workers.faults import BadSample
 from pretrain.data.workers.reader import ShardReader
-from pretrain.errors import ConfigError
+from pretrain.errors import BadSample, ConfigError
 
 HEIGHT, WIDTH = 20, 30
 PLAIN = {"values": "", "none": "", "reduce_zero_label": False, "orientation": "auto"}

@@ -23,7 +23,8 @@ from sklearn.datasets import load_digits
 from webdataset.compat import WebDataset
 
 from pipelines.__main__ import main
-from pretrain.data.storage.card import Card, load_classes
+from pretrain.data.storage.card import Card
+from pretrain.data.storage.classes import load_classes
 from pretrain.data.storage.index import ShardTable
 from pretrain.data.workers.reader import ShardReader
 from tests.unit.pipelines.photos import encode, tree, write_photos

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.__main__ import main
-from pretrain.data.storage.card import Card, load_classes
-from pretrain.data.storage.index import ShardTable
-from pretrain.data.storage.labels import read_labels, read_sources
+from pretrain.data.storage.card import Card
+from pretrain.data.storage.classes import load_classes
+from pretrain.data.storage.index import ShardTable, read_labels, read_sources
 from tests.unit.pipelines.photos import encode
 from tests.unit.pipelines.sources.test_imagenet21k import tar_of
 

@@ -10,7 +10,7 @@ from pipelines.pack.plan import Shard
 from pipelines.pack.shard import Writing, is_done, write_shard
 from pipelines.sources.folder import FolderSource
 from pipelines.sources.protocol import Item
-from pretrain.data.storage.index import Records
+from pretrain.data.storage.records import Records
 from tests.unit.pipelines.photos import encode
 
 

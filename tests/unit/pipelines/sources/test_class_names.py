@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines.sources.class_names import read_class_names
-from pretrain.data.storage.card import encode_classes
+from pretrain.data.storage.classes import encode_classes
 from pretrain.errors import ConfigError, DataError
 
 A, B, C = ("tench", "tench"), ("crane", "crane"), ("maillot", "maillot")

@@ -15,7 +15,7 @@ from torchvision.datasets import CIFAR10, Flowers102
 
 from pipelines.__main__ import main
 from pipelines.sources.torchvision_sets import TorchvisionSource
-from pretrain.data.storage.card import load_classes
+from pretrain.data.storage.classes import load_classes
 from pretrain.data.storage.index import ShardTable
 from pretrain.data.workers.reader import ShardReader
 from pretrain.errors import ConfigError, SetupError

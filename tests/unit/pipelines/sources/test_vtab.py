@@ -11,8 +11,7 @@ from pipelines.__main__ import main
 from pipelines.sources.array_sets import DigitsSource
 from pipelines.sources.vtab_tasks import why_not
 from pretrain.data.storage.card import Card
-from pretrain.data.storage.index import ShardTable
-from pretrain.data.storage.labels import read_labels, read_sources
+from pretrain.data.storage.index import ShardTable, read_labels, read_sources
 from pretrain.files import file_digest
 
 

@@ -5,7 +5,7 @@ import pytest
 from pipelines.__main__ import main
 from pipelines.sources.options import SourceOptions
 from pipelines.sources.webdataset_shards import WebDatasetSource
-from pretrain.data.storage.card import encode_classes
+from pretrain.data.storage.classes import encode_classes
 from pretrain.errors import ConfigError, DataError
 from tests.unit.pipelines.photos import encode, write_photos
 from tests.unit.pipelines.sources.listing import listed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 
-from pretrain.data.workers.tally import COUNTED, Tally, take_row
+from pretrain.data.storage.tally import COUNTED, Tally, take_row
 
 ADDED = 20_000
 

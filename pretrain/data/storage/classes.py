@@ -1,13 +1,23 @@
-"""Finds a class by what a person writes: its id, its name, or its number."""
+"""The classes of a set: the list beside the tars, how a person names one, and whether two sets mean the same ones.
+
+DIR/classes.csv    index,id,name
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from pretrain.errors import DataError
+from pretrain.names import printable
+from pretrain.text_files import read_text
 
+CLASSES_FILE = "classes.csv"
+CLASSES_HEADER = ["index", "id", "name"]
 Classes = Sequence[tuple[str, str]]  # (id, name) in the order of the numbers
 WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")  # ASCII only: str.isdecimal knows the digits of every script
 
@@ -110,3 +120,38 @@ def require_same_classes(first: Classes, second: Classes, where: tuple[object, o
         f"{where[1]} has other classes than {where[0]}, or the same in another order: class {number} is {words[1]!r} "
         f"there and {words[0]!r} here; pack both together, or one with the other's list of classes (--class-names)"
     )
+
+
+def encode_classes(classes: list[tuple[str, str]]) -> bytes:
+    """classes.csv from (id, name) in index order."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CLASSES_HEADER)
+    writer.writerows([index, *map(printable, names)] for index, names in enumerate(classes))
+    return text.getvalue().encode()
+
+
+def load_classes(folder: str | Path) -> list[tuple[str, str]]:
+    """(id, name) of each class of a packed set in index order; errors as ``read_classes``."""
+    return read_classes(Path(folder) / CLASSES_FILE)
+
+
+def read_classes(path: Path) -> list[tuple[str, str]]:
+    """(id, name) of each class in index order.
+
+    Raises:
+        DataError: the file is not of the form index,id,name with the indices 0, 1, 2, … in order.
+    """
+    try:
+        rows = list(csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}: not a CSV ({error})") from error
+    if not rows or rows[0] != CLASSES_HEADER:
+        raise DataError(
+            f"{path}:1: a list of classes begins with the line {','.join(CLASSES_HEADER)}; move a file of another form "
+            "away, and give it with --class-names"
+        )
+    for line, row in enumerate(rows[1:], 2):
+        if len(row) != len(CLASSES_HEADER) or row[0] != str(line - 2):
+            raise DataError(f"{path}:{line}: {','.join(row)!r} is not {line - 2},id,name")
+    return [(printable(identifier), printable(name)) for _, identifier, name in rows[1:]]

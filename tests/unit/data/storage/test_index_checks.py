@@ -7,9 +7,9 @@ import subprocess
 import pytest
 
 from pretrain.data.storage.index import TABLE_FILE, ShardRow, ShardTable
+from pretrain.data.storage.index_checks import problem_of
 from pretrain.data.storage.location import Location
-from pretrain.data.storage.pipe_transport import PipeTransport
-from pretrain.data.storage.shard_names import problem_of
+from pretrain.data.storage.transports import PipeTransport
 from pretrain.errors import DataError
 
 GOOD = ["shard-000000.tar", "train 00+x.tar", "고양이.tar", "set#1 (50%), [a]~b.tar", "_x.tar", "a=b@c:d^e.tar"]

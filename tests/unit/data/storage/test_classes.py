@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pretrain.data.storage.class_lookup import ClassLookup, differing_class, require_same_classes, told_apart
+from pretrain.data.storage.classes import ClassLookup, differing_class, require_same_classes, told_apart
 from pretrain.errors import DataError
 
 CLASSES = [("n1", "crane"), ("n2", "tench"), ("n3", "crane"), ("n4", "n2")]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.data.order.mixture import Mixture, Window
-from pretrain.data.storage.remote_store import RemoteStore
+from pretrain.data.storage.store import RemoteStore
 from pretrain.data.workers.reader import ShardReader
 from pretrain.errors import UserError
 

@@ -1,0 +1,163 @@
+"""The file structure of JPEG (segments) and PNG (chunks): where the metadata is, and which bytes make the picture.
+
+Nothing here decodes pixels. The packer uses it to strip metadata without touching the picture, the readers to learn
+orientation and colour profile before they decode.
+
+Source: JPEG, ITU-T T.81, annex B; Exif 2.32, section 4.7.2; XMP specification, part 3, section 1.1.3; ICC.1:2022,
+annex B.4. PNG, third edition, sections 5 and 11.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+JPEG_START = b"\xff\xd8\xff"
+JPEG_END = b"\xff\xd9"
+START_OF_SCAN = 0xDA
+
+_END, _APP1, _APP2 = 0xD9, 0xE1, 0xE2
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 … SOF15; those three are tables
+_PROGRESSIVE = frozenset([0xC2, 0xC6, 0xCA, 0xCE])
+_SCAN = bytes([0xFF, START_OF_SCAN])
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # a marker that has a length, or the end marker
+_EXIF, _XMP, _ICC = b"Exif\x00\x00", b"http://ns.adobe.com/xap/1.0/\x00", b"ICC_PROFILE\x00"
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_APPEARANCE = frozenset([b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"eXIf"])  # colour space and orientation
+_PNG_PICTURE = frozenset([b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"])
+_PNG_GREY = 0  # colour type
+_PNG_DEPTH, _PNG_COLOUR_TYPE = 24, 25  # offsets in the file: IHDR always comes first
+
+
+class Segment(NamedTuple):
+    """A JPEG marker with its data: the file's bytes from ``start`` (of the marker) to ``end``."""
+
+    marker: int
+    start: int
+    end: int
+
+
+class JpegHeader(NamedTuple):
+    """The metadata before a JPEG's first scan; b"" or 0 where there is none.
+
+    Attributes:
+        exif: the TIFF structure of its Exif segments.
+        xmp: its XMP packet.
+        profile: its ICC profile.
+        channels: colour components of the frame.
+        num_scans: an upper bound on the scans of a progressive file; 1 for other files.
+    """
+
+    exif: bytes
+    xmp: bytes
+    profile: bytes
+    channels: int
+    num_scans: int
+
+
+class Chunk(NamedTuple):
+    """A PNG chunk: its kind, and the bytes it occupies in the file, including its length and checksum."""
+
+    kind: bytes
+    start: int
+    end: int
+
+
+def jpeg_segments(data: bytes) -> Iterator[Segment]:
+    """Every segment of the first picture, up to and including its end marker; fill bytes and coded data are skipped.
+
+    If the file is cut inside a segment, that segment is the last one and its ``end`` is beyond the file's.
+    """
+    place = 2
+    while (found := _MARKER.search(data, place)) is not None:
+        start, marker = found.start(), data[found.start() + 1]
+        if marker == _END:
+            yield Segment(marker, start, start + 2)
+            return
+        if start + 4 > len(data):
+            return
+        place = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+        yield Segment(marker, start, place)
+
+
+def read_jpeg_header(data: bytes) -> JpegHeader:
+    """Orientation, colour profile and number of scans of a JPEG, from the segments before its first scan."""
+    exif, xmp, pieces, channels, num_scans = b"", b"", [], 0, 1
+    for marker, start, end in jpeg_segments(data):
+        if marker == START_OF_SCAN:
+            break
+        if marker == _APP1:
+            body = data[start + 4 : end]
+            if body.startswith(_EXIF):
+                exif += body[len(_EXIF) :]
+            elif body.startswith(_XMP):
+                xmp = body[len(_XMP) :]
+        elif marker == _APP2 and data.startswith(_ICC, start + 4):
+            pieces.append(data[start + 4 + len(_ICC) : end])
+        elif marker in _FRAMES and start + 9 < len(data):
+            channels = data[start + 9]
+            # The two bytes may also occur inside other segments, so this counts too many at worst.
+            num_scans = data.count(_SCAN) if marker in _PROGRESSIVE else 1
+    return JpegHeader(exif, xmp, _joined_profile(pieces), channels, num_scans)
+
+
+def _joined_profile(pieces: list[bytes]) -> bytes:
+    """Each piece begins with its number and the number of pieces; an incomplete profile counts as absent."""
+    pieces = sorted(piece for piece in pieces if len(piece) > 2)
+    if not pieces or [piece[0] for piece in pieces] != list(range(1, pieces[0][1] + 1)):
+        return b""
+    return b"".join(piece[2:] for piece in pieces)
+
+
+def end_of_jpeg(data: bytes) -> int | None:
+    """The offset just after the first picture's end marker; None if it has none, so the file was cut off."""
+    for marker, _, end in jpeg_segments(data):
+        if marker == _END:
+            return end
+    return None
+
+
+def png_chunks(data: bytes) -> Iterator[Chunk]:
+    """Every chunk up to and including IEND; if the file is cut inside a chunk, its ``end`` is beyond the file's."""
+    place = len(PNG_SIGNATURE)
+    while place + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        start, place = place, place + 12 + length
+        yield Chunk(kind, start, place)
+        if kind == b"IEND":
+            return
+
+
+def png_picture(data: bytes, also: frozenset[bytes] = frozenset()) -> bytes | None:
+    """The file reduced to the chunks that make its picture (of an animation the first); None if it is cut off.
+
+    Args:
+        data: the file.
+        also: kinds of chunks to keep as well, where their checksum is right.
+    """
+    kept = [PNG_SIGNATURE]
+    for kind, start, end in png_chunks(data):
+        if end > len(data):
+            return None
+        is_sound = data[end - 4 : end] == zlib.crc32(data[start + 4 : end - 4]).to_bytes(4, "big")
+        if kind in _PNG_PICTURE or (kind in also and is_sound):
+            kept.append(data[start:end])
+        if kind == b"IEND":
+            return b"".join(kept)
+    return None
+
+
+def is_16_bit_png(data: bytes) -> bool:
+    """Whether it is a PNG with 16 bits per channel."""
+    return data.startswith(PNG_SIGNATURE) and len(data) > _PNG_DEPTH and data[_PNG_DEPTH] == 16
+
+
+def grey_png_depth(data: bytes) -> int | None:
+    """Bits per pixel of a grey PNG without alpha; None for anything else."""
+    if not data.startswith(PNG_SIGNATURE) or len(data) <= _PNG_COLOUR_TYPE or data[_PNG_COLOUR_TYPE] != _PNG_GREY:
+        return None
+    return data[_PNG_DEPTH]

@@ -1,0 +1,152 @@
+"""Colour profiles: pixels in any ICC profile → sRGB, which is what models are trained on.
+
+littlecms converts. A profile by which no colour moves visibly counts as sRGB, and its pixels stay as they are.
+
+Source: ICC.1:2022; PNG specification, third edition, sections 11.3.2 (gAMA, cHRM) and 13.13.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, features
+
+from pretrain.errors import SetupError
+
+Pixels = NDArray[np.uint8]
+SAME_AS_SRGB = 2  # levels: published sRGB profiles round their curves and primaries differently
+_GRID_STEPS = 17
+_NO_CACHE = 0x0040  # ImageCms.Flags.NOCACHE, which Pillow has from 10.3: a cache of one pixel is not for threads
+_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+_SRGB_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # white, red, green, blue, each x and y
+_SRGB_GAMMA = 1 / 2.2
+_GAMMA_TOLERANCE, _PRIMARIES_TOLERANCE = 0.05, 0.01  # libpng's thresholds
+_D50 = np.array([0.9642, 1.0, 0.8249])
+_BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+
+
+class UnreadableProfile(Exception):
+    """The bytes are not a profile that littlecms understands."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """From a profile to sRGB.
+
+    Attributes:
+        mode: Pillow's name of the channels that it applies to: RGB, L or CMYK.
+        is_identity: it is sRGB already.
+    """
+
+    mode: str
+    is_identity: bool
+    _transform: Any
+    _table: Pixels
+
+    def fits(self, channels: int) -> bool:
+        """Whether it applies to pixels that were stored with so many channels; one for colours also takes grey."""
+        return {"RGB": channels in (1, 3), "L": channels == 1, "CMYK": channels == 4}[self.mode]
+
+    def of_pixels(self, pixels: Pixels) -> Pixels:
+        """Converts RGB pixels (h, w, 3); grey ones have three equal channels."""
+        if self.is_identity:
+            return pixels
+        return self._table[pixels] if self.mode == "L" else self.of_image(Image.fromarray(pixels))
+
+    def of_image(self, image: Image.Image) -> Pixels:
+        """Converts a Pillow image of ``mode`` to RGB pixels (h, w, 3)."""
+        return np.asarray(ImageCms.applyTransform(image, self._transform))
+
+
+@lru_cache(maxsize=32)
+def conversion(profile: bytes) -> Conversion:
+    """The way from an ICC profile to sRGB.
+
+    Raises:
+        UnreadableProfile: it is damaged, or not one for images in RGB, grey or CMYK.
+        SetupError: Pillow was built without littlecms.
+    """
+    if not features.check("littlecms2"):
+        raise SetupError("this Pillow cannot convert colour profiles; install one with littlecms2, such as its wheels")
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = _MODES[opened.profile.xcolor_space.strip()]  # pyright: ignore[reportAttributeAccessIssue]
+        srgb = ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(opened, srgb, mode, "RGB", flags=_NO_CACHE)  # pyright: ignore
+    except (ImageCms.PyCMSError, OSError, KeyError, ValueError) as error:
+        raise UnreadableProfile(str(error)) from error
+    ramp = np.arange(256, dtype=np.uint8)
+    table, is_identity = ramp, False
+    if mode == "L":  # a table, so that grey stays exactly grey
+        moved = np.asarray(ImageCms.applyTransform(Image.fromarray(ramp[None]), transform))
+        table = np.rint(moved[0].mean(1)).astype(np.uint8)
+        is_identity = bool(np.abs(table.astype(int) - ramp).max() <= SAME_AS_SRGB)
+    elif mode == "RGB":
+        grid = _grid()
+        moved = np.asarray(ImageCms.applyTransform(Image.fromarray(grid), transform))
+        is_identity = bool(np.abs(moved.astype(int) - grid).max() <= SAME_AS_SRGB)
+    return Conversion(mode, is_identity, transform, table)
+
+
+def _grid() -> Pixels:
+    steps = np.rint(np.linspace(0, 255, _GRID_STEPS)).astype(np.uint8)
+    return np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(_GRID_STEPS, -1, 3)
+
+
+def png_profile(gamma: float | None, primaries: Sequence[float] | None) -> bytes:
+    """The ICC profile that a PNG's gAMA and cHRM chunks describe; b"" where that is sRGB, or no usable one.
+
+    Args:
+        gamma: of the encoding, as in the chunk: 1 / 2.2 is usual, 1 is linear light; None: no chunk.
+        primaries: x and y of white, red, green and blue; None: no chunk.
+    """
+    gamma = gamma or _SRGB_GAMMA
+    wanted = np.array(primaries if primaries is not None else _SRGB_PRIMARIES, dtype=float)
+    is_usual = abs(gamma / _SRGB_GAMMA - 1) < _GAMMA_TOLERANCE
+    if is_usual and wanted.shape == (8,) and np.abs(wanted - _SRGB_PRIMARIES).max() < _PRIMARIES_TOLERANCE:
+        return b""
+    try:
+        return _matrix_profile(_colorants(wanted), 1 / gamma)
+    except (ValueError, ZeroDivisionError, np.linalg.LinAlgError, struct.error):  # primaries that no light can have
+        return b""
+
+
+def _colorants(primaries: NDArray[np.float64]) -> NDArray[np.float64]:
+    """XYZ of red, green and blue (rows), adapted to the white point D50. Source: Lindbloom, RGB/XYZ matrices."""
+    x, y = primaries.reshape(4, 2).T
+    if not (y > 0).all():
+        raise ValueError("a chromaticity without luminance")
+    xyz = np.stack([x / y, np.ones(4), (1 - x - y) / y], axis=1)
+    white, corners = xyz[0], xyz[1:].T
+    colorants = corners * np.linalg.solve(corners, white)
+    adapted = np.linalg.inv(_BRADFORD) @ np.diag((_BRADFORD @ _D50) / (_BRADFORD @ white)) @ _BRADFORD
+    return (adapted @ colorants).T
+
+
+def _matrix_profile(colorants: NDArray[np.float64], exponent: float) -> bytes:
+    """A version 2 profile of three colorants and one exponent. Source: ICC.1:2001-04, sections 6.1, 6.3.1 and 6.5."""
+
+    def fixed(values: Sequence[float] | NDArray[np.float64]) -> bytes:
+        return b"".join(struct.pack(">i", round(float(value) * 65536)) for value in values)
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IHxx", 1, round(exponent * 256))
+    text = b"desc\0\0\0\0" + struct.pack(">I", 4) + b"PNG\0" + bytes(78)
+    tags = [(b"desc", text), (b"cprt", b"text\0\0\0\0\0\0\0\0"), (b"wtpt", b"XYZ \0\0\0\0" + fixed(_D50))]
+    for letter, colorant in zip((b"r", b"g", b"b"), colorants, strict=True):
+        tags += [(letter + b"XYZ", b"XYZ \0\0\0\0" + fixed(colorant)), (letter + b"TRC", curve)]
+    table, body = struct.pack(">I", len(tags)), b""
+    for signature, content in tags:
+        table += signature + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(content))
+        body += content + bytes(-len(content) % 4)
+    head = bytearray(128)
+    head[:4] = struct.pack(">I", 128 + len(table) + len(body))
+    head[8:12], head[12:24], head[36:40] = b"\2\x20\0\0", b"mntrRGB XYZ ", b"acsp"
+    head[68:80] = fixed(_D50)
+    return bytes(head) + table + body
