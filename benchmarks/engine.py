@@ -21,6 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,18 @@ from pretrain.data.storage.tally import Tally
 from pretrain.distributed import startup
 from pretrain.distributed.collectives import broadcast_object
 from pretrain.distributed.rank import Rank, detect
-from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine.backend import Backend
 from pretrain.engine.backends import build_backend
 from pretrain.engine.checkpoint import Checkpointer
 from pretrain.engine.checkpoint_folder import newest_valid
 from pretrain.engine.loop import Trainer
 from pretrain.engine.retention import Retention
+from pretrain.engine.rollback import Guard
 from pretrain.engine.run_folder import RunFolder
+from pretrain.engine.saving import Origin, SavePolicy
 from pretrain.engine.self_check import Reading
-from pretrain.engine.state import TrainState
-from pretrain.engine.stop import StopRequest
+from pretrain.engine.session import Session
+from pretrain.engine.state import Cadence, TrainState
 from pretrain.models.families.registry import build_model, init_weights
 from pretrain.models.interop import save_weights
 from pretrain.models.metadata import WeightsMetadata
@@ -108,11 +110,9 @@ class Turns:
         return time.perf_counter()
 
 
-def build_ours(
-    experiment: Experiment, rank: Rank, device: torch.device, backend: Backend, turns: Turns, folder: RunFolder
-) -> Trainer:
+def build_ours(experiment: Experiment, session: Session, backend: Backend, turns: Turns) -> Trainer:
     """A trainer as ``pretrain.assembly`` makes it, but on one batch that is there already."""
-    objective = turns.objective
+    objective, rank = turns.objective, session.rank
 
     @torch.no_grad()
     def probe() -> Reading:
@@ -122,24 +122,19 @@ def build_ours(
         return Reading(loss, (0,), "the batch of the benchmark")
 
     about = WeightsMetadata.of(experiment.model, CLASSES, HALF, HALF)
-    reporter = Reporter(False)
-    reporter.start("engine", turns.steps, 0)
+    session.reporter.start("engine", turns.steps, 0)
     checkpointer = Checkpointer(
-        folder=folder.checkpoints, rank=rank, backend=backend,
-        write_weights=lambda path, tensors: save_weights(path, tensors, about),
-        probe=probe, config_yaml="", config_digest="", data_digest="", precision=experiment.precision,
-        schedule=schedule_of(experiment), retention=Retention(1), asynchronous=True, stop_on_error=True,
-        say=reporter.say,
+        session=session, backend=backend, write_weights=lambda path, tensors: save_weights(path, tensors, about),
+        probe=probe, schedule=schedule_of(experiment), origin=Origin("", "", "", experiment.precision),
+        policy=SavePolicy(Retention(1)),
     )  # fmt: skip
     work = Work(batch_size=experiment.global_batch_size, world=rank.world, num_samples=1_000_000)
-    sinks = [JsonlSink(folder.metrics)] if rank.is_main else []
+    sinks = [JsonlSink(session.folder.metrics)] if rank.is_main else []
     return Trainer(
-        rank=rank, backend=backend, folder=folder, objective=objective, batches=turns, schedule=schedule_of(experiment),
+        session=session, backend=backend, objective=objective, batches=turns, schedule=schedule_of(experiment),
         evaluate=dict, seed_step=lambda step, micro_step: None, tally=Tally(0), checkpointer=checkpointer,
-        telemetry=Telemetry(sinks, reporter, log_every=10, work=work), stop_request=StopRequest(), device=device,
-        watchdog=Watchdog(folder.heartbeats, rank.rank, rank.host, {}).start(), num_steps=turns.steps,
-        global_batch_size=experiment.global_batch_size, accumulation_steps=1, evaluate_every=None, save_every=None,
-        max_consecutive_skips=20, max_rollbacks=0,
+        telemetry=Telemetry(sinks, session.reporter, log_every=10, work=work),
+        cadence=Cadence(turns.steps, experiment.global_batch_size), guard=Guard(20, 0),
     )  # fmt: skip
 
 
@@ -149,11 +144,12 @@ def time_saves(trainer: Trainer, repeats: int) -> dict[str, float]:
     whole: list[float] = []
     for index in range(repeats):
         for asynchronous in (False, True):
-            trainer.checkpointer.asynchronous = asynchronous
+            checkpointer = trainer.checkpointer
+            checkpointer.policy = replace(checkpointer.policy, asynchronous=asynchronous)
             began = time.perf_counter()
             trainer.save(TrainState(step=index + 1))
             stalls[asynchronous].append(time.perf_counter() - began)
-            trainer.checkpointer.wait()
+            checkpointer.finish_save()
             whole.append(time.perf_counter() - began)
     return {
         "checkpoint_stall_sync_s": statistics.median(stalls[False]),
@@ -187,7 +183,9 @@ def run(options: argparse.Namespace, rank: Rank, device: torch.device, base: Pat
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     objective = build_objective(experiment.objective, CLASSES, Context(seed=0, mean=HALF, std=HALF))
     turns = Turns(batch, options.steps, device, backend, objective)
-    trainer = build_ours(experiment, rank, device, backend, turns, folder)
+    session = replace(Session.of(rank, device, folder), reporter=Reporter(False))  # the report is the only output
+    session.watchdog.start()
+    trainer = build_ours(experiment, session, backend, turns)
     for _ in range(options.rounds):
         trainer.fit(TrainState())
     bare, ours = zip(*turns.pairs[options.steps - 1 :], strict=True)  # after a round of warm-up
@@ -202,7 +200,7 @@ def run(options: argparse.Namespace, rank: Rank, device: torch.device, base: Pat
     report |= time_saves(trainer, options.rounds)
     report["resume_s"] = time_resume(trainer, options.rounds)
     state_bytes = sum(view.nbytes for piece in backend.slices() for view in piece.owned_states().values())
-    trainer.watchdog.stop()
+    session.watchdog.stop()
     return report | {"state_mib_per_rank": state_bytes / 2**20}
 
 

@@ -18,16 +18,14 @@ if __name__ == "__main__":  # a launcher puts this file's folder first on the pa
 
 from pretrain.command_line import INTERRUPTED, Parser, reader_left
 from pretrain.distributed.launchers import launchers
-from pretrain.engine.stop import StopRequest
+from pretrain.engine.session import Session, StopRequest
 from pretrain.errors import PeerError, SetupError, UserError
 from pretrain.names import tell
 
 if TYPE_CHECKING:
-    import torch
-
     from pretrain.config.loader import Resolved
     from pretrain.distributed.rank import Rank
-    from pretrain.engine.run_folder import RunFolder, Verdict
+    from pretrain.engine.run_folder import Verdict
 
 EXAMPLE = "example: deepspeed --num_gpus 2 pretrain/run.py --config configs/pretrain/demo_digits.yaml optim.lr=3e-4"
 
@@ -141,11 +139,12 @@ def run(resolved: Resolved, rank: Rank, stop_request: StopRequest, entry: Entry)
     folder.open(rank, job())
     verdict: Verdict | None = None
     try:
-        verdict = train(resolved, rank, device, folder, stop_request, entry)
+        limits_s = experiment.cluster.phase_limits_s.model_dump()
+        verdict = train(resolved, Session.of(rank, device, folder, stop_request, limits_s), entry)
     except UserError as error:
         verdict = Verdict(FATAL, str(error), 0)
         return fail(error)
-    finally:  # without a verdict (a bug) the missing exit.json says that it was a crash
+    finally:  # without a verdict (a bug) exit.json is not written, which means a crash
         is_fatal = verdict is not None and verdict.outcome == FATAL
         written = folder.close(verdict, job(), writes=rank.is_main or is_fatal)
     barrier()  # a launcher ends all ranks when one leaves with a code: nobody leaves before the verdict is written
@@ -155,50 +154,25 @@ def run(resolved: Resolved, rank: Rank, stop_request: StopRequest, entry: Entry)
     return verdict.exit_code
 
 
-def train(
-    resolved: Resolved, rank: Rank, device: torch.device, folder: RunFolder, stop_request: StopRequest, entry: Entry
-) -> Verdict:
-    """Builds the trainer, puts it where the run stands, and trains. Collective: yes."""
-    from pretrain.assembly.record import record_run
-    from pretrain.assembly.trainer import build_trainer, lanes_of
-    from pretrain.distributed.collectives import raise_together
-    from pretrain.distributed.watchdog import Watchdog
+def train(resolved: Resolved, session: Session, entry: Entry) -> Verdict:
+    """Builds the trainer, loads the checkpoint to continue from, and trains. Collective: yes."""
+    from pretrain.assembly.record import record_start
+    from pretrain.assembly.trainer import build_trainer
     from pretrain.engine.resume import choose_start, load_start
-    from pretrain.telemetry.console import Reporter
 
-    reporter = Reporter(rank.is_main, folder.log)
-    stop_request.watch_file(folder.stop_file)
-    resolved, start = choose_start(resolved, folder, rank, reporter.say, lanes_of)
-    error: SetupError | None = None
+    resolved, start = choose_start(resolved, session)
+    record_start(resolved, session, 0 if start is None else start.step)
+    session.watchdog.start()
+    trainer = build_trainer(resolved, session, kind=entry.backend, head=entry.head, start=start)
     try:
-        if rank.is_main:
-            record_run(resolved, folder, rank, device, 0 if start is None else start.step)
-    except OSError as failure:
-        error = SetupError(f"run folder {folder.path} cannot be written: {failure}")
-    raise_together(error, doing="recording the start")
-    limits = resolved.experiment.cluster.phase_limits_s.model_dump()
-    watchdog = Watchdog(folder.heartbeats, rank.rank, rank.host, limits).start()
-    trainer = build_trainer(
-        resolved,
-        rank,
-        device,
-        folder,
-        reporter,
-        stop_request,
-        watchdog,
-        kind=entry.backend,
-        head=entry.head,
-        start=start,
-    )
-    try:
-        state = load_start(trainer, start, reporter.say)
-        reporter.start(resolved.experiment.name, trainer.last_step(state), state.step)
+        state = load_start(trainer, start)
+        session.reporter.start(resolved.experiment.name, trainer.cadence.last_step(state), state.step)
         verdict = trainer.fit(state)
     finally:
-        watchdog.stop()
+        session.watchdog.stop()
         trainer.telemetry.close()
-    reporter.say(f"{verdict.outcome}: {verdict.reason} (step {verdict.step}); run folder {folder.path}")
-    reporter.close()
+    session.say(f"{verdict.outcome}: {verdict.reason} (step {verdict.step}); run folder {session.folder.path}")
+    session.reporter.close()
     return verdict
 
 

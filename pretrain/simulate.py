@@ -21,8 +21,7 @@ from pretrain.check.experiment import check
 from pretrain.check.memory import resolve_micro_batch
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
-from pretrain.data.order.order import resolve_lanes
-from pretrain.data.sources import mix, open_sources
+from pretrain.data.sources import lanes_of, mix, open_sources
 from pretrain.data.storage.index import TABLE_FILE
 from pretrain.data.storage.location import Location
 from pretrain.errors import ConfigError
@@ -139,7 +138,7 @@ def simulate(resolved: Resolved, world: int, rank: int, *, backend: str) -> Simu
     cluster = experiment.cluster.model_copy(update={"num_devices": "auto"})
     anywhere = replace(resolved, experiment=experiment.model_copy(update={"cluster": cluster}))
     check(anywhere, world=world, backend=backend)  # type: ignore[arg-type]
-    num_lanes = resolve_lanes(experiment.global_batch_size, experiment.data.lanes, experiment.data.smallest_source)
+    num_lanes = lanes_of(experiment)
     micro, accumulation = resolve_micro_batch(experiment, world, backend=backend)  # type: ignore[arg-type]
     with torch.device("meta"):
         model = build_model(experiment.model, experiment.num_outputs)

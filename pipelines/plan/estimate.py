@@ -14,7 +14,8 @@ from pipelines.plan.layouts import Layout, Machine
 from pretrain.check.memory import GIB, RESERVED_BYTES
 from pretrain.config.devices import Device
 from pretrain.config.schema.experiment import Experiment
-from pretrain.data.order.order import allowed_worlds, check_world, resolve_lanes
+from pretrain.data.order.order import allowed_worlds, check_world
+from pretrain.data.sources import lanes_of
 from pretrain.data.storage.index import TABLE_FILE, ShardTable
 from pretrain.errors import ConfigError
 from pretrain.models import budget
@@ -109,7 +110,7 @@ def make_plan(
         ConfigError: the devices cannot share the batch; names the numbers that can.
     """
     _check_model(experiment)
-    num_lanes = resolve_lanes(experiment.global_batch_size, experiment.data.lanes, experiment.data.smallest_source)
+    num_lanes = lanes_of(experiment)
     check_world(experiment.global_batch_size, num_lanes, num_devices)
     machine = _machine(experiment, device, num_devices, assumptions, limit_gib or device.memory_gib)
     model, num_outputs = experiment.model, experiment.num_outputs

@@ -23,7 +23,8 @@ from pretrain.check.experiment import check
 from pretrain.config.loader import Resolved, load_experiment
 from pretrain.config.overrides import override
 from pretrain.config.schema.experiment import Experiment
-from pretrain.data.order.order import allowed_worlds, resolve_lanes
+from pretrain.data.order.order import allowed_worlds
+from pretrain.data.sources import lanes_of
 from pretrain.data.storage.location import Location
 from pretrain.engine import ownership
 from pretrain.errors import ConfigError, SetupError
@@ -118,7 +119,7 @@ def choose_layout(training: Training, job: Job) -> Layout:
     layout = Layout(len(job.nodes), job.gpus_per_node)
     if job.restart_count:
         total = experiment.global_batch_size
-        num_lanes = resolve_lanes(total, experiment.data.lanes, experiment.data.smallest_source)
+        num_lanes = lanes_of(experiment)
         fitting = largest_layout(allowed_worlds(total, num_lanes, job.gpus), len(job.nodes), job.gpus_per_node)
         if fitting is None:
             raise ConfigError(f"no number of ranks up to {job.gpus} fits global_batch_size {total}")

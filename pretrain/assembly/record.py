@@ -1,4 +1,4 @@
-"""What a run writes about itself, and where its figures go."""
+"""The record that a run writes about itself, and the sinks of its figures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,27 +13,44 @@ import torch
 from pretrain.config.devices import device_reported_as, load_devices
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
+from pretrain.distributed.collectives import raise_together
 from pretrain.distributed.invocation import installed, invocation
-from pretrain.distributed.rank import Rank, environment
+from pretrain.distributed.rank import environment
 from pretrain.engine import history
 from pretrain.engine.run_folder import RunFolder
+from pretrain.engine.session import Session
+from pretrain.errors import SetupError
 from pretrain.files import write_atomic
 from pretrain.models import budget
 from pretrain.redaction import redacted_in
 from pretrain.telemetry.sinks import JsonlSink, Sink, TensorBoardSink, WandbSink
-from pretrain.telemetry.telemetry import Work
+from pretrain.telemetry.telemetry import Telemetry, Work
 
 RECORDED_PACKAGES = ("torch", "deepspeed", "accelerate", "webdataset", "safetensors", "numpy", "timm")
 
 
-def record_run(resolved: Resolved, folder: RunFolder, rank: Rank, device: torch.device, step: int) -> None:
-    """Writes what this start of the run is: config.resolved.yaml, environment.json, a line of the history.
-
-    Rank 0 only.
+def record_start(resolved: Resolved, session: Session, step: int) -> None:
+    """Rank 0 writes config.resolved.yaml, environment.json and a line of the history. Collective: yes.
 
     Args:
-        step: that the start goes on from.
+        resolved: the settings.
+        session: this process.
+        step: that the run continues from.
+
+    Raises:
+        SetupError: the run folder cannot be written.
     """
+    error: SetupError | None = None
+    try:
+        if session.rank.is_main:
+            _write_record(resolved, session, step)
+    except OSError as failure:
+        error = SetupError(f"run folder {session.folder.path} cannot be written: {failure}")
+    raise_together(error, doing="recording the start")
+
+
+def _write_record(resolved: Resolved, session: Session, step: int) -> None:
+    rank, device, folder = session.rank, session.device, session.folder
     write_atomic(folder.config, resolved.to_yaml())
     found: dict[str, Any] = {
         "command": invocation(),
@@ -52,8 +68,19 @@ def record_run(resolved: Resolved, folder: RunFolder, rank: Rank, device: torch.
     history.record(folder.history, "launch", step, digest=resolved.digest, **found)
 
 
+def telemetry_of(resolved: Resolved, session: Session, start_step: int) -> Telemetry:
+    """The figures of a run and their sinks, which rank 0 has.
+
+    Raises:
+        SetupError: Weights & Biases is configured and cannot start.
+    """
+    sinks = sinks_of(resolved, session.folder, start_step) if session.rank.is_main else ()
+    work = work_of_step(resolved.experiment, session)
+    return Telemetry(sinks, session.reporter, log_every=resolved.experiment.telemetry.log_every, work=work)
+
+
 def sinks_of(resolved: Resolved, folder: RunFolder, purge_step: int) -> list[Sink]:
-    """Raises SetupError where Weights & Biases is wanted and cannot start."""
+    """The sinks that the settings ask for; TensorBoard hides what a killed run wrote after ``purge_step``."""
     experiment = resolved.experiment
     sinks: list[Sink] = [JsonlSink(folder.metrics)]
     if experiment.telemetry.tensorboard:
@@ -66,8 +93,9 @@ def sinks_of(resolved: Resolved, folder: RunFolder, purge_step: int) -> list[Sin
     return sinks
 
 
-def work_of_step(experiment: Experiment, world: int, device: torch.device, say: Callable[[str], None]) -> Work:
-    """What rates and MFU are computed from; says where there can be no MFU."""
+def work_of_step(experiment: Experiment, session: Session) -> Work:
+    """The basis of rates and MFU; prints why where MFU cannot be computed."""
+    device = session.device
     precision, stated = experiment.precision, experiment.telemetry.peak_tflops
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     known = device_reported_as(name, load_devices())
@@ -76,7 +104,7 @@ def work_of_step(experiment: Experiment, world: int, device: torch.device, say: 
         peak = known.peak_flops(precision, tf32=torch.get_float32_matmul_precision() != "highest")
     flops = None
     if peak is None:
-        say(f"MFU is not reported: the peak of {name!r} is not known; telemetry.peak_tflops can state it")
+        session.say(f"MFU is not reported: the peak of {name!r} is not known; telemetry.peak_tflops can state it")
     elif budget.can_tell(experiment.model):
         flops = budget.training_flops(experiment.model, experiment.num_outputs, 1)
-    return Work(experiment.global_batch_size, world, experiment.data.drawn_samples, flops, peak)
+    return Work(experiment.global_batch_size, session.rank.world, experiment.data.drawn_samples, flops, peak)

@@ -9,8 +9,7 @@ from pathlib import Path
 from pretrain.check.memory import gib
 from pretrain.config.schema.evaluation import target_of_kind
 from pretrain.config.schema.experiment import Experiment
-from pretrain.data.order.order import resolve_lanes
-from pretrain.data.sources import Source, check_target, needed_bytes, open_sources
+from pretrain.data.sources import Source, check_target, lanes_of, needed_bytes, open_sources
 from pretrain.data.storage.classes import require_same_classes
 from pretrain.data.storage.index import TABLE_FILE
 from pretrain.data.storage.location import Location
@@ -69,7 +68,7 @@ def _report_cache(sources: Sequence[Source], experiment: Experiment) -> list[str
         return []
     world = cluster.num_devices if cluster.num_devices != "auto" else 1
     per_node = min(world, RANKS_PER_NODE)
-    num_lanes = resolve_lanes(experiment.global_batch_size, experiment.data.lanes)
+    num_lanes = lanes_of(experiment)
     needed = needed_bytes(sources, experiment, num_lanes, world, per_node, experiment.data.shuffle_window)
     return [f"cache       {gib(needed)} of {gib(cluster.cache.max_bytes)} in use on a node of {per_node} ranks"]
 

@@ -20,7 +20,8 @@ from pretrain.config.schema.evaluation import IMAGENET_REAL, NUMBERS
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.typed import known_keys, nearest_key
 from pretrain.data.order.mixture import check_copies, in_quanta
-from pretrain.data.order.order import allowed_worlds, check_world, resolve_lanes
+from pretrain.data.order.order import allowed_worlds, check_world
+from pretrain.data.sources import lanes_of
 from pretrain.errors import ConfigError
 from pretrain.models import budget
 from pretrain.models.families.registry import family_of
@@ -148,7 +149,7 @@ def _report_batch(
     expected, total = experiment.cluster.num_devices, experiment.global_batch_size
     if world is not None and expected not in ("auto", world):
         raise ConfigError(f"cluster.num_devices: {expected} expected, but {world} ranks were started; set it to auto")
-    num_lanes = resolve_lanes(total, experiment.data.lanes, experiment.data.smallest_source)
+    num_lanes = lanes_of(experiment)
     check_world(total, num_lanes, ranks)
     check_copies(experiment.data.repeated_augmentation, total, num_lanes)
     in_quanta([source.weight for source in experiment.data.mixture] or [1.0])

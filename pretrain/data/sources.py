@@ -16,7 +16,7 @@ from pretrain.config.schema.objective import makers_of
 from pretrain.config.schema.source import SourceConfig
 from pretrain.config.target import IN_WORDS, Target
 from pretrain.data.order.mixture import Mixture, Part
-from pretrain.data.order.order import Order
+from pretrain.data.order.order import Order, resolve_lanes
 from pretrain.data.order.selection import Selection
 from pretrain.data.storage.card import CARD_FILE
 from pretrain.data.storage.index import ShardTable
@@ -44,6 +44,11 @@ class Source:
     packed: PackedSet
     selection: Selection
     first_sample_id: int
+
+
+def lanes_of(experiment: Experiment) -> int:
+    """The number of lanes of an experiment: ``resolve_lanes`` for its batch and its smallest set."""
+    return resolve_lanes(experiment.global_batch_size, experiment.data.lanes, experiment.data.smallest_source)
 
 
 def open_sources(config: Experiment) -> tuple[Source, ...]:

@@ -18,8 +18,8 @@ from pretrain.config.schema.evaluation import target_of_kind
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
 from pretrain.data.images.augment import EvalTransform, TrainTransform
-from pretrain.data.order.order import check_world, lanes_of_rank, resolve_lanes
-from pretrain.data.sources import check_cache, check_target, mix, open_sources, sources_digest
+from pretrain.data.order.order import check_world, lanes_of_rank
+from pretrain.data.sources import check_cache, check_target, lanes_of, mix, open_sources, sources_digest
 from pretrain.data.storage.packed_set import open_packed
 from pretrain.data.storage.store import MAX_OPEN_SHARDS
 from pretrain.data.storage.tally import Tally
@@ -68,7 +68,7 @@ class TrainStream:
     ) -> None:
         data = config.data
         self._config, self._rank, self._world, self._micro_batch_size = config, rank, world, micro_batch_size
-        lanes = resolve_lanes(config.global_batch_size, data.lanes, data.smallest_source)
+        lanes = lanes_of(config)
         check_world(config.global_batch_size, lanes, world)
         self._check_micro_batch()
         self.sources = open_sources(config)

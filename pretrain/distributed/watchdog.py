@@ -78,7 +78,9 @@ class Watchdog:
 
     def start(self) -> Watchdog:
         """Begins to watch."""
-        with contextlib.suppress(OSError):  # said with the first heartbeat that cannot be written
+        step, phase, _ = self._now
+        self.at(phase, step)  # the phase counts from here: choosing a checkpoint, before it, has no limit
+        with contextlib.suppress(OSError):  # reported with the first heartbeat that cannot be written
             make_folders(self._folder)
         self._thread.start()
         return self

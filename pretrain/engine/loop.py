@@ -1,36 +1,29 @@
-"""The training loop, and what it is made of. It knows no backend, no model and no data set."""
+"""The training loop. It knows no backend, no model and no data set."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
-from pretrain.distributed.collectives import is_distributed
-from pretrain.distributed.rank import Rank
-from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine.backend import Backend, Update, square_sum
+from pretrain.engine.boundary import Boundary, RankReport, StepClock, memory_bytes
 from pretrain.engine.checkpoint import Checkpointer
-from pretrain.engine.clock import StepClock
-from pretrain.engine.rollback import roll_back
-from pretrain.engine.run_folder import COMPLETE, FATAL, REQUEUE, RunFolder, Verdict
-from pretrain.engine.state import TrainState
-from pretrain.engine.stop import StopRequest
+from pretrain.engine.rollback import Guard, roll_back
+from pretrain.engine.run_folder import COMPLETE, FATAL, REQUEUE, Verdict
+from pretrain.engine.session import Session
+from pretrain.engine.state import Cadence, TrainState
 from pretrain.objectives.protocol import MicroBatch, Objective
-from pretrain.telemetry.memory import memory_bytes
-from pretrain.telemetry.telemetry import OwnTimes, Telemetry
+from pretrain.telemetry.telemetry import Telemetry
 
-UNSAID = ("num_samples", "num_classes", "_std")  # figures of an evaluation that are written but not printed
+UNPRINTED = ("num_samples", "num_classes", "_std")  # figures of an evaluation that are written but not printed
 
 
 class Tally(Protocol):
-    """What the loop sees of the counts that a rank's data processes keep."""
+    """The counts that a rank's data processes keep, as the loop sees them."""
 
     def totals(self) -> list[float]:
         """This rank's counts since the start; as many on every rank."""
@@ -42,46 +35,27 @@ class Tally(Protocol):
 
 
 @dataclass
-class Boundary:
-    """What all ranks agree on at the end of a step, after one collective and one read by the host.
-
-    ``times`` has one entry per rank; memory (bytes), weight norm and the counts of data processes (sums over ranks) are
-    measured where a line is due, else None.
-    """
-
-    loss: float
-    batch_digest: int
-    bad_samples: int
-    stop: bool
-    lost: bool
-    saving: list[float]
-    times: OwnTimes
-    memory_bytes: float | None
-    weight_norm: float | None
-    counts: list[float] | None = None
-
-
-@dataclass
 class Trainer:
     """Everything that a run consists of, built and connected.
 
     Attributes:
+        session: this process.
+        backend: the model that is trained.
         objective: (forward, micro-batch) → its mean loss.
-        batches: position → the micro-batches of this rank from there on, without end.
+        batches: state → the micro-batches of this rank from there on, without end.
         schedule: state → learning rate of its next update.
-        evaluate: → metrics of all evaluation sets, or None where a wish to stop came in between. Collective.
+        evaluate: → metrics of all evaluation sets, or None where a request to stop interrupted it. Collective.
         seed_step: (step, micro_step) → reseeds element dropout.
-        tally: what was read and fetched.
-        num_steps: of the whole schedule.
-        evaluate_every, save_every: steps between two, or None.
-        max_consecutive_skips: so many skipped updates in a row, and the run is rolled back.
-        max_rollbacks: after so many the run ends.
+        tally: bytes read and fetched by the data processes.
+        checkpointer: saves and loads.
+        telemetry: where the figures of a step go.
+        cadence: length, batch size, and what is due when.
+        guard: what happens where updates fail repeatedly.
     """
 
-    rank: Rank
+    session: Session
     backend: Backend
     objective: Objective
-    folder: RunFolder
     batches: Callable[[TrainState], Generator[MicroBatch, None, None]]
     schedule: Callable[[TrainState], float]
     evaluate: Callable[[], dict[str, float] | None]
@@ -89,109 +63,91 @@ class Trainer:
     tally: Tally
     checkpointer: Checkpointer
     telemetry: Telemetry
-    stop_request: StopRequest
-    device: torch.device
-    watchdog: Watchdog
-    num_steps: int
-    global_batch_size: int
-    accumulation_steps: int
-    evaluate_every: int | None
-    save_every: int | None
-    max_consecutive_skips: int
-    max_rollbacks: int
-    clock: StepClock = field(init=False)
-
-    def last_step(self, state: TrainState) -> int:
-        """The step at which the run is done: ``num_steps``, unless the batch has changed on the way."""
-        return state.step + self.num_steps - state.progress(self.global_batch_size)
+    cadence: Cadence
+    guard: Guard
 
     def fit(self, state: TrainState) -> Verdict:
         """Trains from ``state`` to the end, or until a stop; every rank returns the same verdict. Collective: yes."""
-        batches, last, bad_samples = self.batches(state), self.last_step(state), 0
+        cadence, batches, clock = self.cadence, self.batches(state), StepClock(self.session.device)
+        last, bad_samples = cadence.last_step(state), 0
         self.backend.train(True)
-        self.clock = StepClock(self.device)
         while state.step < last:
             lr = self.schedule(state)
-            loss, record = self.accumulate(state, batches)
+            own = self.accumulate(state, batches, clock)
             update = self.backend.step(lr)
-            state = state.advance(batch_size=self.global_batch_size, applied=update.applied)
-            boundary = self.meet(loss, record, measure=self.telemetry.is_due(state.step))
+            state = state.advance(batch_size=cadence.global_batch_size, applied=update.applied)
+            boundary = self.meet(own, measure=self.telemetry.is_due(state.step))
             bad_samples += boundary.bad_samples
             self.report(state, lr, update, boundary, bad_samples)
             if boundary.lost:
-                self.folder.raise_if_lost()
+                self.session.folder.raise_if_lost()
             self.checkpointer.advance(boundary.saving)
-            if state.skipped_in_a_row >= self.max_consecutive_skips:
-                self.watchdog.at("load", state.step)
-                rolled = roll_back(self.checkpointer, state, self.max_rollbacks, self.folder, self.telemetry)
+            if state.skipped_in_a_row >= self.guard.max_consecutive_skips:
+                rolled = roll_back(self.checkpointer, state, self.guard, self.telemetry)
                 if isinstance(rolled, Verdict):
                     return rolled
                 batches.close()
                 state, batches = rolled, self.batches(rolled)
                 continue
             stop, best = boundary.stop, False
-            if self.evaluate_every and state.step % self.evaluate_every == 0 and state.step < last and not stop:
+            if cadence.evaluates_at(state.step) and state.step < last and not stop:
                 stop, best = self.run_evaluation(state)
-            due = self.save_every and state.step % self.save_every == 0 and not state.skipped_in_a_row
+            due = cadence.saves_at(state.step) and not state.skipped_in_a_row  # skipped: a rollback may come
             if stop or best or due or state.step == last:
                 self.save(state)
             if stop and state.step < last:
                 return self._stopped(state)
         return self._finished(state)
 
-    def accumulate(self, state: TrainState, batches: Iterator[MicroBatch]) -> tuple[Tensor, list[float]]:
+    def accumulate(self, state: TrainState, batches: Iterator[MicroBatch], clock: StepClock) -> RankReport:
         """Forward and backward over the micro-batches of one step.
 
         Returns:
-            the mean loss on the device, and [batch digest, bad samples] of this rank.
+            the rank's report so far: its loss (still on the device), its batches and its seconds.
         """
+        watchdog, steps = self.session.watchdog, self.cadence.accumulation_steps
         digest, num_bad = 0, 0
-        total = torch.zeros((), device=self.device)
-        for micro_step in range(self.accumulation_steps):
-            self.watchdog.at("data", state.step)
-            with self.clock.waiting():
+        total = torch.zeros((), device=self.session.device)
+        for micro_step in range(steps):
+            watchdog.at("data", state.step)
+            with clock.waiting():
                 batch = next(batches)
-            self.watchdog.at("step", state.step)
+            watchdog.at("step", state.step)
             digest, num_bad = digest + batch.digest, num_bad + batch.num_bad
             self.seed_step(state.step, micro_step)
-            with self.backend.micro_step(boundary=micro_step == self.accumulation_steps - 1):
-                with self.clock.forward():
+            with self.backend.micro_step(boundary=micro_step == steps - 1):
+                with clock.forward():
                     loss = self.objective(self.backend.forward, batch)
                 self.backend.backward(loss)
             total += loss.detach()
-        return total / self.accumulation_steps, [digest, num_bad]
+        waited_s, forward_s = clock.take()
+        return RankReport(total / steps, digest, num_bad, waited_s, forward_s)
 
-    def meet(self, loss: Tensor, record: list[float], *, measure: bool) -> Boundary:
-        """The one collective and the one host read at the end of a step; ``measure`` adds what costs. Collective."""
-        memory = memory_bytes(self.device) if measure else 0
-        wishes = [float(self.stop_request.check() is not None), float(self.folder.lost is not None)]
-        wishes.append(float(self.checkpointer.progress))
-        weights = square_sum(self.backend.slices()) if measure else torch.zeros((), dtype=torch.float64)
-        counts = self.tally.totals() if measure else []
-        numbers = [*record, *wishes, *self.clock.take(), float(memory), *counts]
-        own = torch.tensor(numbers, dtype=torch.float64).to(self.device)
-        own = torch.cat([loss.double().view(1), own, weights.to(self.device).view(1)])
-        rows = [own]
-        if is_distributed():
-            rows = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-            dist.all_gather(rows, own)
-        columns = torch.stack(rows).T.tolist()
-        losses, digests, bad, stop, lost, saving, waited, forward, memories, *counted, squares = columns
-        return Boundary(
-            loss=sum(losses) / len(losses),
-            batch_digest=int(sum(digests)),
-            bad_samples=int(sum(bad)),
-            stop=any(stop),
-            lost=any(lost),
-            saving=saving,
-            times=OwnTimes(waited, forward),
-            memory_bytes=max(memories) if measure else None,
-            weight_norm=math.sqrt(sum(squares)) if measure else None,
-            counts=[sum(ranks) for ranks in counted] if measure else None,
+    def meet(self, own: RankReport, *, measure: bool) -> Boundary:
+        """The one collective and the one host read at the end of a step. Collective: yes.
+
+        Args:
+            own: this rank's report of the step.
+            measure: add memory, weight norm and the counts of data processes, which cost something.
+        """
+        session = self.session
+        own = replace(
+            own,
+            wants_stop=session.stop_request.check() is not None,
+            has_lost_folder=session.folder.lost is not None,
+            saving=self.checkpointer.progress,
         )
+        if measure:
+            own = replace(
+                own,
+                memory_bytes=memory_bytes(session.device),
+                square_sum=square_sum(self.backend.slices()),
+                counts=tuple(self.tally.totals()),
+            )
+        return Boundary.of(own.gathered(session.device), measured=measure)
 
     def report(self, state: TrainState, lr: float, update: Update, boundary: Boundary, bad_samples: int) -> None:
-        """One step's line; a skipped update is always said."""
+        """One step's line; a skipped update is always printed."""
         values = {
             "loss": boundary.loss,
             "lr": lr,
@@ -206,7 +162,7 @@ class Trainer:
             values |= self.tally.figures(boundary.counts)
         self.telemetry.step(state.step, state.position, values, boundary.times)
         if not update.applied:
-            self.telemetry.reporter.say(
+            self.session.say(
                 f"step {state.step}: loss {boundary.loss} with gradient norm {update.grad_norm}: update skipped on all "
                 f"ranks ({state.skipped_in_a_row} in a row)"
             )
@@ -217,37 +173,37 @@ class Trainer:
         Collective: yes.
 
         Returns:
-            whether a wish to stop cut it short, and whether these weights are the best so far (``keep_best``).
+            whether a request to stop interrupted it, and whether these weights are the best so far (``keep_best``).
         """
-        self.watchdog.at("save", state.step)
-        self.checkpointer.wait()
+        self.session.watchdog.at("save", state.step)
+        self.checkpointer.finish_save()
         started = time.monotonic()
-        self.watchdog.at("evaluate", state.step)
+        self.session.watchdog.at("evaluate", state.step)
         self.backend.train(False)
         values = self.evaluate()
         self.backend.train(True)
         if values is None:
-            self.telemetry.reporter.say(f"step {state.step}: the evaluation was left for a wish to stop")
+            self.session.say(f"step {state.step}: the evaluation was interrupted by a request to stop")
             return True, False
         if values:
             self.telemetry.event("eval", state.step, {**values, "seconds": time.monotonic() - started})
-            text = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if not name.endswith(UNSAID))
-            self.telemetry.reporter.say(f"step {state.step}: {text}")
+            text = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if not name.endswith(UNPRINTED))
+            self.session.say(f"step {state.step}: {text}")
         return False, self.checkpointer.evaluated(state.step, values)
 
     def save(self, state: TrainState) -> None:
-        """Begins a checkpoint; its event says how long the training stood still. Collective: yes."""
+        """Begins a checkpoint; its event records how long the training was paused. Collective: yes."""
         started = time.monotonic()
-        self.watchdog.at("save", state.step)
-        self.checkpointer.start(state)
+        self.session.watchdog.at("save", state.step)
+        self.checkpointer.begin_save(state)
         self.backend.train(True)
         self.telemetry.event("save", state.step, {"seconds": time.monotonic() - started})
 
     def _stopped(self, state: TrainState) -> Verdict:
         """The verdict of a run that was asked to stop; the checkpoint is on the disk. Collective: yes."""
-        self.checkpointer.wait()
-        self.folder.raise_if_lost()
-        reason = f"stopped on request ({self.stop_request.reason or 'by a peer'})"
+        self.checkpointer.finish_save()
+        self.session.folder.raise_if_lost()
+        reason = f"stopped on request ({self.session.stop_request.reason or 'by a peer'})"
         if self.checkpointer.failure is not None:
             reason += f"; its checkpoint failed, an older one is the newest: {self.checkpointer.failure}"
         return Verdict(REQUEUE, reason, state.step)
@@ -255,7 +211,7 @@ class Trainer:
     def _finished(self, state: TrainState) -> Verdict:
         """The last evaluation and the verdict. Collective: yes."""
         cut_short, _ = self.run_evaluation(state)
-        self.folder.raise_if_lost()
+        self.session.folder.raise_if_lost()
         if self.checkpointer.failure is not None:
             return Verdict(FATAL, f"all steps done, but they are not saved: {self.checkpointer.failure}", state.step)
         if cut_short:

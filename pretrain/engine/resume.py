@@ -1,7 +1,7 @@
-"""Where a run starts: its own newest checkpoint, another run's (a fork), given weights, or nothing.
+"""The start of a run: from its own newest checkpoint, another run's (a fork), given weights, or the seed.
 
-Order: this run's own folder → ``resume.from`` → ``init.from`` → from the seed. It is said which, and why. A resume
-that changes what decides the result is refused unless the change is named in ``resume.allow_changes``.
+Order: this run's own folder → ``resume.from`` → ``init.from`` → the seed; the choice is printed. A resume that changes
+settings that decide the result is refused unless the change is named in ``resume.allow_changes``.
 """
 
 from __future__ import annotations
@@ -19,31 +19,30 @@ from pretrain.config.saved import load_saved
 from pretrain.config.schema.base import names_of
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.optim import Schedule
+from pretrain.data.sources import lanes_of
 from pretrain.distributed.collectives import broadcast_object, raise_together
-from pretrain.distributed.rank import Rank
 from pretrain.engine.checkpoint_folder import clean, newest_valid, read_state
 from pretrain.engine.history import try_to_record
 from pretrain.engine.loop import Trainer
-from pretrain.engine.run_folder import RunFolder
+from pretrain.engine.session import Session
 from pretrain.engine.state import TrainState
 from pretrain.errors import CheckpointError, ConfigError, UserError
 from pretrain.telemetry.sinks import read_metrics
 
-# What decides which samples a position stands for.
+# The settings that decide which sample a position of the stream is.
 STREAM_KEYS = ("seed", "data.num_samples", "data.lanes", "data.shuffle_window", "data.subset", "data.mixture")
 _STREAM_PREFIXES = tuple(f"{key}." for key in STREAM_KEYS)
 COOLDOWN_KEYS = ("duration", "optim.schedule.cooldown")
-Lanes = Callable[[Experiment], int]
 
 
 @dataclass(frozen=True)
 class Start:
-    """A checkpoint to go on from.
+    """A checkpoint to continue from.
 
     Attributes:
         path, marker: the checkpoint.
-        is_fork: it is another run's.
-        changed: what decides the result and differs from the saved run.
+        is_fork: it belongs to another run.
+        changed: settings that decide the result and differ from the saved run's.
         num_steps: length of a fork that cools down; None: as configured.
     """
 
@@ -58,33 +57,24 @@ class Start:
         return int(self.marker["step"])
 
 
-def choose_start(
-    resolved: Resolved, folder: RunFolder, rank: Rank, say: Callable[[str], None], lanes_of: Lanes
-) -> tuple[Resolved, Start | None]:
-    """Rank 0 chooses what to go on from and every rank gets its answer; None: start at step 0. Collective: yes.
-
-    Args:
-        resolved: the settings.
-        folder: of the run.
-        rank: this process.
-        say: where a line for the user goes.
-        lanes_of: the lanes that ``data.lanes`` means.
+def choose_start(resolved: Resolved, session: Session) -> tuple[Resolved, Start | None]:
+    """Rank 0 chooses the checkpoint to continue from; None: start at step 0. Collective: yes.
 
     Returns:
-        the settings that the run goes on with (a cooldown fixes its length), and the start.
+        the settings that the run continues with (a cooldown fixes its length), and the start.
 
     Raises:
-        CheckpointError: there are checkpoints but none is whole, or ``resume.from`` has none.
-        ConfigError: the config differs from the saved one in what decides the result.
+        CheckpointError: there are checkpoints but none is intact, or ``resume.from`` has none.
+        ConfigError: the config differs from the saved one in settings that decide the result.
     """
     start: Start | None = None
     error: UserError | None = None
-    if rank.is_main:
+    if session.rank.is_main:
         try:
-            clean(folder.checkpoints)
-            start = _find(resolved, folder, say)
+            clean(session.folder.checkpoints)
+            start = _find(resolved, session)
             if start is not None:
-                start = _accept_changes(resolved, start, lanes_of, say)
+                start = _accept_changes(resolved, start, session.say)
         except UserError as found:
             error = found
     raise_together(error, doing="choosing where to start")
@@ -92,8 +82,8 @@ def choose_start(
     return (resolved if start is None else _cooling_down(resolved, start.num_steps)), start
 
 
-def _find(resolved: Resolved, folder: RunFolder, say: Callable[[str], None]) -> Start | None:
-    source = resolved.experiment.resume.from_
+def _find(resolved: Resolved, session: Session) -> Start | None:
+    source, folder, say = resolved.experiment.resume.from_, session.folder, session.say
     if (own := newest_valid(folder.checkpoints, say)) is not None:
         say(f"resuming {folder.path} from {own[0]}, its newest complete checkpoint")
         return Start(*own, is_fork=False)
@@ -102,22 +92,22 @@ def _find(resolved: Resolved, folder: RunFolder, say: Callable[[str], None]) -> 
             raise CheckpointError(
                 f"resume.from: {source} holds no complete checkpoint: give a run folder or one of its checkpoints"
             )
-        say(f"forking from {parent[0]}: weights, optimiser and stream go on in {folder.path}")
+        say(f"forking from {parent[0]}: weights, optimiser and stream continue in {folder.path}")
         return Start(*parent, is_fork=True)
     given = resolved.experiment.init.from_
     say(f"no checkpoint in {folder.path}: starting from {given if given is not None else 'the seed'}")
     return None
 
 
-def _accept_changes(resolved: Resolved, start: Start, lanes_of: Lanes, say: Callable[[str], None]) -> Start:
-    """The start with what changes at it. Raises: ConfigError where a change is not allowed."""
+def _accept_changes(resolved: Resolved, start: Start, say: Callable[[str], None]) -> Start:
+    """The start with the settings that change at it. Raises: ConfigError where a change is not allowed."""
     saved = load_saved(start.path / "config.resolved.yaml")
     allowed = resolved.experiment.resume.allow_changes
     if resolved.experiment.resume.cooldown is not None:
         start = replace(start, num_steps=_cooldown_end(resolved.experiment, saved.experiment, start))
         allowed = (*allowed, *COOLDOWN_KEYS) if start.is_fork else allowed
     resolved = _cooling_down(resolved, start.num_steps)
-    before, after = (_with_lanes(each, lanes_of) for each in (saved, resolved))
+    before, after = (_with_lanes(each) for each in (saved, resolved))
     found = changes(before, after)
     _refuse_another_order([change for change in found if f"{change.key}.".startswith(_STREAM_PREFIXES)], found)
     for change in refuse_changes(found, allowed):
@@ -133,12 +123,12 @@ def _refuse_another_order(stream: list[Change], found: list[Change]) -> None:
         remedy = f"a changed batch keeps its place with the lanes of before: data.lanes={stream[-1].old}"
     raise ConfigError(
         f"{', '.join(map(str, stream))}: {', '.join(STREAM_KEYS)} cannot change in a resume or a fork, since the "
-        f"order of the samples would be another one from here on; {remedy}"
+        f"order of the samples would change from here on; {remedy}"
     )
 
 
-def _with_lanes(resolved: Resolved, lanes_of: Lanes) -> dict[str, Any]:
-    """The settings with what ``data.lanes: auto`` means, which a changed batch may leave as it is."""
+def _with_lanes(resolved: Resolved) -> dict[str, Any]:
+    """The settings with the number that ``data.lanes: auto`` resolves to: it may stay the same under another batch."""
     settings = resolved.to_dict()
     return settings | {"data": settings["data"] | {"lanes": lanes_of(resolved.experiment)}}
 
@@ -165,7 +155,7 @@ def _cooldown_end(experiment: Experiment, saved: Experiment, start: Start) -> in
 
 
 def _cooling_down(resolved: Resolved, num_steps: int | None) -> Resolved:
-    """The settings of a run that ends at this step with ``resume.cooldown``; None: as they are."""
+    """The settings of a run that ends at this step with ``resume.cooldown``; None: unchanged."""
     if num_steps is None:
         return resolved
     experiment = resolved.experiment
@@ -176,15 +166,27 @@ def _cooling_down(resolved: Resolved, num_steps: int | None) -> Resolved:
     return Resolved(cooled, provenance, resolved.path)
 
 
-def load_start(trainer: Trainer, start: Start | None, say: Callable[[str], None]) -> TrainState:
-    """Loads the chosen checkpoint into the trainer and proves that it worked. Collective: yes."""
+def load_start(trainer: Trainer, start: Start | None) -> TrainState:
+    """Loads the chosen checkpoint into the trainer and verifies it. Collective: yes."""
+    session = trainer.session
     if start is None:
         _record(trainer, "start", 0)
         return TrainState()
-    trainer.watchdog.at("load", start.step)
+    session.watchdog.at("load", start.step)
     loaded = trainer.checkpointer.load(start.path, start.marker)
     ranks = start.marker["world_size"]
     _record(trainer, "fork" if start.is_fork else "resume", loaded.step, checkpoint=str(start.path), written_by=ranks)
+    _report_changes(trainer, start, loaded)
+    trainer.telemetry.event("resume", loaded.step, {"samples": loaded.position})
+    session.say(f"step {loaded.step}: loaded {start.path}, written by {ranks} ranks; verified")
+    if not start.is_fork and _owes_evaluation(trainer, loaded):
+        trainer.run_evaluation(loaded)  # a request to stop during it is answered at the end of the next step
+    return loaded
+
+
+def _report_changes(trainer: Trainer, start: Start, loaded: TrainState) -> None:
+    """Prints and records where the learning rate jumps, and which settings are others from this step on."""
+    say, cadence = trainer.session.say, trainer.cadence
     lr, saved = trainer.schedule(loaded), float(start.marker["lr"])
     jumps = not math.isclose(lr, saved, rel_tol=1e-9, abs_tol=1e-15)
     if jumps:
@@ -194,26 +196,23 @@ def load_start(trainer: Trainer, start: Start | None, say: Callable[[str], None]
         _record(trainer, "change", loaded.step, settings=settings, lr=[saved, lr])
     if any(change.key == "global_batch_size" for change in start.changed):
         say(
-            f"{loaded.samples_seen} samples were seen; they count as {loaded.progress(trainer.global_batch_size)} of "
-            f"{trainer.num_steps} steps of {trainer.global_batch_size}, so the run ends at step "
-            f"{trainer.last_step(loaded)}"
+            f"{loaded.samples_seen} samples were seen; they count as {loaded.progress(cadence.global_batch_size)} of "
+            f"{cadence.num_steps} steps of {cadence.global_batch_size}, so the run ends at step "
+            f"{cadence.last_step(loaded)}"
         )
-    trainer.telemetry.event("resume", loaded.step, {"samples": loaded.position})
-    say(f"step {loaded.step}: loaded {start.path}, written by {ranks} ranks; verified")
-    if not start.is_fork and _owes_evaluation(trainer, loaded):
-        trainer.run_evaluation(loaded)  # a wish to stop in it is met at the end of the next step
-    return loaded
 
 
 def _owes_evaluation(trainer: Trainer, state: TrainState) -> bool:
-    """Whether a stop came in the place of the evaluation that was due at this step. Collective: yes."""
-    if not trainer.evaluate_every or state.step % trainer.evaluate_every or state.step >= trainer.last_step(state):
+    """Whether the run was stopped instead of the evaluation that was due at this step. Collective: yes."""
+    if not trainer.cadence.evaluates_at(state.step) or state.step >= trainer.cadence.last_step(state):
         return False
-    missing = trainer.rank.is_main and state.step not in read_metrics(trainer.folder.metrics, "eval")
+    session = trainer.session
+    missing = session.rank.is_main and state.step not in read_metrics(session.folder.metrics, "eval")
     return broadcast_object(missing)
 
 
 def _record(trainer: Trainer, kind: str, step: int, **details: Any) -> None:
-    if trainer.rank.is_main:
-        say = trainer.telemetry.reporter.say
-        try_to_record(trainer.folder.history, kind, step, say, world_size=trainer.rank.world, **details)
+    session = trainer.session
+    if session.rank.is_main:
+        history = session.folder.history
+        try_to_record(history, kind, step, session.say, world_size=session.rank.world, **details)

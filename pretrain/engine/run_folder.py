@@ -1,7 +1,7 @@
-"""One run's folder: who may write into it, what lies where, and the verdict that the job script trusts.
+"""The run folder: who may write into it, where its files are, and the verdict that the job script trusts.
 
-Its owner has the newest claim (``ownership.py``): every write of every rank is preceded by a look at the claims, and an
-owner that was replaced ends without changing anything more.
+Its owner has the newest claim (``ownership.py``): every write of every rank checks the claims first, and an owner that
+was replaced ends without changing anything more.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Verdict:
         return EXIT_CODES[self.outcome]
 
 
-# What exit.json holds.
+# The content of exit.json.
 VERDICT_SHAPE: records.Shape = {
     "outcome": lambda value: isinstance(value, str) and value in EXIT_CODES,
     "reason?": records.text,
@@ -56,13 +56,13 @@ VERDICT_SHAPE: records.Shape = {
 
 
 def read_verdict(run: Path) -> records.Record:
-    """What exit.json of a run folder says; neither value nor problem where there is none."""
+    """The content of exit.json of a run folder; neither value nor problem where there is none."""
     known = {key.removesuffix("?") for key in VERDICT_SHAPE}
     return records.read(run / "exit.json", VERDICT_SHAPE, without_hash=lambda value: value.keys() <= known)
 
 
 def read_lock(run: Path) -> records.Record:
-    """What lock.json of a run folder says: who trains into it now."""
+    """The content of lock.json of a run folder: who trains into it now."""
     return records.read(run / LOCK, LOCK_SHAPE)
 
 
@@ -92,26 +92,12 @@ class RunFolder:
         Raises:
             SetupError: another job owns the folder, it cannot be written, or a rank does not see it.
         """
-        # Here, so that what only reads a run folder needs no torch.
+        # Imported here, so that code that only reads a run folder does not import torch.
         from pretrain.distributed.collectives import broadcast_object, raise_together
 
-        error: UserError | None = None
         token = uuid.uuid4().hex
         self._ownership = owned = Ownership(self.path, job, say=_announce)
-        if rank.is_main:
-            try:
-                make_folders(self.path)
-                owned.acquire()
-                disk.current.fence(self.path, owned.check)
-                make_folders(self.checkpoints)
-                self._heartbeats = _Heartbeats(owned)
-                self._heartbeats.start()
-                disk.current.write(self.path / "token", token.encode())
-                disk.current.unlink(self.exit)
-            except SetupError as taken:
-                error = taken
-            except OSError as failure:
-                error = SetupError(f"run folder {self.path} cannot be written: {failure}")
+        error = self._claim(owned, token) if rank.is_main else None
         try:
             raise_together(error, doing="opening the run folder")
             token, epoch = broadcast_object((token, owned.epoch))
@@ -126,13 +112,30 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 disk.current.unlink(self.stop_file)
 
+    def _claim(self, owned: Ownership, token: str) -> SetupError | None:
+        """Rank 0's part of ``open``; returns why the folder cannot be used."""
+        try:
+            make_folders(self.path)
+            owned.acquire()
+            disk.current.fence(self.path, owned.check)
+            make_folders(self.checkpoints)
+            self._heartbeats = _Heartbeats(owned)
+            self._heartbeats.start()
+            disk.current.write(self.path / "token", token.encode())
+            disk.current.unlink(self.exit)
+        except SetupError as taken:
+            return taken
+        except OSError as failure:
+            return SetupError(f"run folder {self.path} cannot be written: {failure}")
+        return None
+
     @property
     def lost(self) -> str | None:
-        """Why this run may not write its folder any more, as far as was noticed; None while it may."""
+        """Why this run may no longer write its folder, as far as this rank has noticed; None while it may."""
         return None if self._ownership is None else self._ownership.lost
 
     def raise_if_lost(self) -> None:
-        """Ends the run on every rank where one of them may not write the folder any more. Collective: yes.
+        """Ends the run on every rank if one of them may no longer write the folder. Collective: yes.
 
         Raises:
             SetupError: why.
@@ -162,19 +165,19 @@ class RunFolder:
             time.sleep(TOKEN_PAUSE_S)
         return SetupError(
             f"rank {rank.rank} on {rank.host} does not see the run folder {self.path.resolve()} of rank 0: "
-            "output_dir must lie on a file system that all nodes share"
+            "output_dir must be on a file system that all nodes share"
         )
 
     def close(self, verdict: Verdict | None, job: tuple[str, int], *, writes: bool) -> Verdict | None:
         """Writes the verdict durably and gives the folder back.
 
         Args:
-            verdict: how the run ended; None leaves no verdict, which says that it crashed.
+            verdict: how the run ended; None writes no verdict, which means that it crashed.
             job: (job id, restart count).
             writes: rank 0, and a rank that knows of a fatal error which rank 0 may not live to see.
 
         Returns:
-            the verdict; a fatal one where it could not be written, since nobody will know of the other.
+            the verdict; a fatal one where it could not be written, since the intended one is lost then.
         """
         if verdict is not None and writes:
             record = {**asdict(verdict), "exit_code": verdict.exit_code, "job_id": job[0], "restart_count": job[1]}
@@ -215,7 +218,7 @@ class RunFolder:
 
 
 class _Heartbeats:
-    """The thread that gives signs of life; trouble with the disk is said once and does not end it."""
+    """The thread that writes heartbeats; a disk error is reported once and does not end it."""
 
     def __init__(self, owned: Ownership) -> None:
         self.owned = owned
@@ -244,7 +247,7 @@ class _Heartbeats:
             _announce(f"warning: {gone}")
         except OSError as error:
             if not self._in_trouble:
-                _announce(f"warning: no sign of life could be written to {self.owned.run}: {error}; trying on")
+                _announce(f"warning: no heartbeat could be written to {self.owned.run}: {error}; trying again")
             self._in_trouble = True
 
 

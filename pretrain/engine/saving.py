@@ -1,12 +1,13 @@
-"""A checkpoint on its way to the disk: this rank's part of the work runs in a thread while the training goes on.
+"""A checkpoint on its way to the disk, written by a thread while the training continues.
 
-Every rank's progress travels with the meeting at the end of a step, so all of them know at the same boundary when every
-slice is written, and when the checkpoint is complete; a thread never takes part in a collective.
+Every rank reports its progress at the boundary of each step, so all of them learn at the same boundary when every slice
+is written, and when the checkpoint is complete. The thread never takes part in a collective: it would interleave with
+those of the training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,48 @@ from typing import Any
 
 from torch import Tensor
 
-# What a rank says at a boundary.
+from pretrain.engine.backend import EMA, MASTER
+from pretrain.engine.retention import Retention
+from pretrain.errors import CheckpointError
+
+# Progress of a save, as a rank reports it at a boundary.
 FAILED, IDLE, WRITING, WRITTEN, COMPLETING, COMPLETE = -1, 0, 1, 2, 3, 4
 _BUSY = (WRITING, COMPLETING)
 
+# One thread for all saves: their parts run in the order in which they were submitted, never two at once.
 _thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The training that a checkpoint comes from: saved with it, and compared when it is loaded.
+
+    Attributes:
+        config_yaml: the resolved config, saved as config.resolved.yaml.
+        config_digest: of the settings that decide the result.
+        data_digest: of what the stream draws from.
+        precision: fp32, autocast or bf16.
+    """
+
+    config_yaml: str
+    config_digest: str
+    data_digest: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class SavePolicy:
+    """How checkpoints are written and which of them stay.
+
+    Attributes:
+        retention: which complete checkpoints stay.
+        asynchronous: the training continues while the files are written.
+        stop_on_error: a save that fails ends the run; otherwise it is reported and the run continues.
+    """
+
+    retention: Retention
+    asynchronous: bool = True
+    stop_on_error: bool = True
 
 
 @dataclass
@@ -28,8 +66,8 @@ class Save:
     Attributes:
         step: of the checkpoint.
         temporary, final: where it is written, and its name once it is complete.
-        state: what the checkpoint says about where the run stands.
-        marker: what COMPLETE.json says beside files and norms.
+        state: the position of the run.
+        marker: the content of COMPLETE.json without files and norms.
         statistics: running statistics of the model, copied to host memory.
         began: when (``time.monotonic``).
     """
@@ -51,7 +89,7 @@ class Save:
 
     @property
     def progress(self) -> int:
-        """What this rank says at a boundary."""
+        """Progress of this rank, to be reported at a boundary."""
         if self._future is None:
             return self._busy + 1
         if not self._future.done():
@@ -65,7 +103,7 @@ class Save:
 
     @property
     def result(self) -> Any:
-        """What a part that is done has returned."""
+        """The value that a finished part returned."""
         assert self._future is not None
         return self._future.result()
 
@@ -76,6 +114,21 @@ class Save:
 
 
 def all_ranks_are(progress: list[float]) -> int:
-    """What all ranks are: the part in which somebody is still busy, FAILED if anybody is, else what all have done."""
+    """Progress of all ranks together: the part in which one is still busy, else FAILED if one is, else what is done."""
     busy = [each for each in progress if each in _BUSY]
     return int(min(busy or progress))
+
+
+def bytes_to_write(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes that this rank's slices cause on the disk: weights are also written into the plain weights files."""
+    return sum(tensor.nbytes * (2 if key.split(":", 1)[0] in (MASTER, EMA) else 1) for key, tensor in tensors.items())
+
+
+def no_space(folder: Path, needed_bytes: int, free_bytes: int) -> CheckpointError | None:
+    """The error of a disk that a checkpoint would fill, or None."""
+    if needed_bytes <= free_bytes:
+        return None
+    return CheckpointError(
+        f"no space for a checkpoint in {folder}: {needed_bytes / 2**30:.3f} GiB are needed, "
+        f"{free_bytes / 2**30:.3f} GiB are free; free some, or keep fewer (checkpoint.keep_last, checkpoint.keep_every)"
+    )

@@ -1,19 +1,25 @@
-"""What a checkpoint remembers of the probe batch, and how a load is judged by it.
+"""Self-check of a load: the norms of all states and the loss of the probe batch are as they were when saved.
 
-The probe protects a run and must not end it: what cannot be compared is reported, and only a loss that is known to
-belong to the same samples and settings, and differs, is an error.
+The probe protects a run and must not end it: what cannot be compared is reported. Only a loss that is known to belong
+to the same samples and settings, and differs, is an error.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from pretrain.distributed.collectives import all_reduce_sum, gather_objects
+from pretrain.engine.backend import MASTER, HeldSlice
+
 RTOL = {"fp32": 1e-4, "autocast": 2e-2, "bf16": 2e-2}
 ATOL = 1e-5
-FIRST_SAMPLES = list(range(8))  # of the probe that markers without ``probe_samples`` were written with
+FIRST_SAMPLES = list(range(8))  # the probe batch of older versions, whose markers have no ``probe_samples``
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Judgement:
 
 
 def marker_entries(reading: Reading | None) -> dict[str, Any]:
-    """What COMPLETE.json says about the probe; without one it says that there was none."""
+    """The entries of COMPLETE.json about the probe; None: there was none."""
     if reading is None:
         return {"probe_loss": None}
     return {
@@ -51,7 +57,7 @@ def marker_entries(reading: Reading | None) -> dict[str, Any]:
 
 
 def judge(marker: Mapping[str, Any], reading: Reading | None, *, precision: str, config_digest: str) -> Judgement:
-    """Compares the probe batch after a load with what the marker says.
+    """Compares the probe batch after a load with the marker.
 
     Args:
         marker: of the loaded checkpoint.
@@ -82,3 +88,39 @@ def _agree(loss: float, saved: float, rtol: float) -> bool:
     if not (math.isfinite(loss) and math.isfinite(saved)):
         return math.isfinite(loss) == math.isfinite(saved)
     return math.isclose(loss, saved, rel_tol=rtol, abs_tol=ATOL)
+
+
+def squares_by_state(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """State → sum of the squares of this rank's slices, in fp64; keys of ``tensors`` are STATE:PARAMETER."""
+    sums: dict[str, float] = {}
+    for key, tensor in tensors.items():
+        state = key.split(":", 1)[0]
+        sums[state] = sums.get(state, 0.0) + float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+    return sums
+
+
+def norms_of(squares: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """State → its 2-norm over all ranks, from what ``squares_by_state`` returned on each."""
+    states = sorted({state for own in squares for state in own})
+    return {state: math.sqrt(sum(own.get(state, 0.0) for own in squares)) for state in states}
+
+
+def state_norms(held: Sequence[HeldSlice]) -> dict[str, float]:
+    """Global 2-norm of every live state (weights, moments), in fp64 over all ranks. Collective: yes."""
+    squares: dict[str, Tensor] = {}
+    for piece in held:
+        for key, view in piece.owned_states().items():
+            square = view.detach().double().square().sum().cpu()
+            squares[key] = squares.get(key, torch.zeros((), dtype=torch.float64)) + square
+    keys = sorted({key for keys in gather_objects(sorted(squares)) for key in keys})
+    device = held[0].states[MASTER].device if held else torch.device("cpu")
+    local = torch.stack([squares.get(key, torch.zeros((), dtype=torch.float64)) for key in keys]).to(device)
+    return dict(zip(keys, all_reduce_sum(local).sqrt().tolist(), strict=True))
+
+
+def differing_norm(saved: Mapping[str, float], found: Mapping[str, float]) -> str | None:
+    """Describes the first state whose norm is not as it was saved, or None."""
+    for state, norm in saved.items():
+        if state in found and not math.isclose(found[state], norm, rel_tol=1e-6, abs_tol=1e-12):
+            return f"the norm of {state} is {found[state]:.8g} after loading, {norm:.8g} when saved"
+    return None

@@ -1,4 +1,4 @@
-"""Where a run stands: a few integers, from which the stream, the schedule and the random numbers all follow.
+"""The position of a run: a few integers, of which the stream, the schedule and the random numbers are functions.
 
 Legend: B images per global batch.
 """
@@ -11,14 +11,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TrainState:
-    """The whole position of a run.
+    """The complete position of a run.
 
     Attributes:
         step: optimiser steps taken, skipped updates included.
         position: samples drawn from the stream (step × B unless the batch changed or windows were skipped).
         num_updates: steps whose update was applied: the optimiser's own counter.
         skipped_in_a_row: updates skipped since the last applied one.
-        skipped_windows: (first, end) positions of the stream that a rollback went past, in the order of the rollbacks.
+        skipped_windows: (first, end) positions of the stream that rollbacks skipped, in the order of the rollbacks.
     """
 
     step: int = 0
@@ -38,19 +38,19 @@ class TrainState:
         )
 
     def past(self, position: int) -> TrainState:
-        """This state, but with the stream going on at a later position: the window between the two is not drawn."""
+        """This state, but with the stream at a later position: the window between the two is not drawn."""
         assert position >= self.position
         return replace(self, position=position, skipped_windows=(*self.skipped_windows, (self.position, position)))
 
     @property
     def samples_seen(self) -> int:
-        """Samples that the weights were trained on: the position less the skipped windows."""
+        """Samples that the weights were trained on: the position minus the skipped windows."""
         return self.position - sum(end - first for first, end in self.skipped_windows)
 
     def progress(self, batch_size: int) -> int:
-        """Steps of this batch that the samples seen amount to: the place on the schedule.
+        """The place on the schedule: steps of this batch size that amount to the samples seen.
 
-        It is ``step`` unless the batch has changed on the way.
+        Equal to ``step`` unless the batch size has changed on the way.
         """
         return round(self.samples_seen / batch_size)
 
@@ -67,3 +67,33 @@ class TrainState:
         """
         windows = values.get("skipped_windows", [])
         return cls(**{**values, "skipped_windows": tuple((first, end) for first, end in windows)})
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How long a run is, in steps of which size, and what is due at which step.
+
+    Attributes:
+        num_steps: of the complete schedule.
+        global_batch_size: B.
+        accumulation_steps: micro-batches of a rank in one step.
+        evaluate_every, save_every: steps between two; None: never before the end.
+    """
+
+    num_steps: int
+    global_batch_size: int
+    accumulation_steps: int = 1
+    evaluate_every: int | None = None
+    save_every: int | None = None
+
+    def last_step(self, state: TrainState) -> int:
+        """The step at which the run ends: ``num_steps``, unless the batch size has changed on the way."""
+        return state.step + self.num_steps - state.progress(self.global_batch_size)
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether an evaluation is due at a step before the last."""
+        return bool(self.evaluate_every) and step % self.evaluate_every == 0
+
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is due at a step before the last."""
+        return bool(self.save_every) and step % self.save_every == 0

@@ -1,23 +1,26 @@
 """Running statistics: tensors of a model that training changes without a gradient (BatchNorm's mean and variance).
 
-Each rank normalises with the statistics of its own micro-batch, as everywhere, and so gathers running ones of its own.
-Where they are used (evaluation, checkpoint, weights) they are the mean over the ranks (timm's ``dist-bn reduce``).
-A step whose update is skipped leaves none of its numbers behind. A model without such tensors costs nothing.
+Each rank normalises with the statistics of its own micro-batch, as is usual, and so accumulates its own running ones.
+For evaluation, checkpoints and weights files they are averaged over the ranks (timm's ``dist-bn reduce``).
+A step whose update is skipped does not change them. A model without such tensors costs nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from pretrain import disk
 from pretrain.distributed.collectives import all_reduce_sum
 from pretrain.errors import CheckpointError
 
 
 class RunningStatistics:
-    """The tensors of ``model`` that belong to its weights and are no parameters.
+    """The tensors in the state dict of ``model`` that are not parameters.
 
     Args:
         model: the bare module, on its device. Tensors are looked up at every use, since an engine may replace them.
@@ -39,7 +42,7 @@ class RunningStatistics:
 
     @torch.no_grad()
     def after(self, applied: bool) -> None:
-        """At the end of a step: keeps what it gathered or, where its update was skipped, goes back before it."""
+        """At the end of a step: keeps its statistics or, where its update was skipped, restores those before it."""
         if applied:
             self._before = self.read()
         else:
@@ -68,8 +71,19 @@ class RunningStatistics:
             tensor.copy_(tensors[name])
         self._before = self.read()
 
+    def load(self, weights: Path) -> None:
+        """Sets them from a checkpoint's plain weights: the slices hold parameters only.
+
+        Raises:
+            CheckpointError: one is missing. OSError, SafetensorError: the file cannot be read.
+        """
+        if self.names:
+            opened = disk.current.read_with(weights, lambda path: safe_open(path, framework="pt", device="cpu"))
+            with opened as file:
+                self.write({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+
 
 def statistics_names(model: nn.Module) -> tuple[str, ...]:
-    """Names of the tensors of the state dict that are no parameters."""
+    """Names of the tensors in the state dict that are not parameters."""
     parameters = {name for name, _ in model.named_parameters()}
     return tuple(name for name in model.state_dict(keep_vars=True) if name not in parameters)

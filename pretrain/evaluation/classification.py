@@ -35,7 +35,7 @@ class Accuracy:
             )
             own = load_classes(self._stream.table.folder)
             class_map = ClassMap.load(config.class_map, own, trained_on.classes)
-            context.say(f"{config.shards}: {class_map.summary()}")
+            context.session.say(f"{config.shards}: {class_map.summary()}")
             self._select = class_map.to(context.device)
 
     @torch.no_grad()

@@ -1,12 +1,14 @@
-"""What every evaluator needs of the run that it belongs to."""
+"""What every evaluator needs of the run that it belongs to: a model, a session, and sets that stop on request."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -15,7 +17,8 @@ from pretrain.config.schema.evaluation import EvaluationSetConfig
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
 from pretrain.data.stream import EvalStream
-from pretrain.evaluation.interrupt import InterruptibleStream
+from pretrain.distributed.collectives import is_distributed
+from pretrain.engine.session import Session, StopRequest
 from pretrain.models.metadata import TargetScale
 
 # Source: google-research/big_vision, evaluators/common_fewshot.py: resize(256) of both sides, central_crop(224); and
@@ -23,32 +26,72 @@ from pretrain.models.metadata import TargetScale
 FEW_SHOT_TRANSFORM = EvalTransformConfig(resize="squash_crop", crop_fraction=0.875, resize_filter="bilinear")
 
 
+class Interrupted(Exception):
+    """A rank was asked to stop. Not an error."""
+
+
+class InterruptibleStream(EvalStream):
+    """A rank's share of a set that ends early, on all ranks together, when one of them was asked to stop.
+
+    Args:
+        stop_request: of this rank.
+        device: of the model.
+    """
+
+    def __init__(self, *args: Any, stop_request: StopRequest, device: torch.device, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._stop_request, self._device = stop_request, device
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches, until a rank was asked to stop.
+
+        The request is summed over the ranks while a batch is evaluated and read before the next one, so no rank waits
+        for the batch that it has just begun.
+
+        Collective: yes; every rank has the same number of batches.
+
+        Raises:
+            Interrupted: on every rank, at most one batch after the request.
+        """
+        wanted, pending = torch.zeros((), device=self._device), None
+        for batch in super().__iter__():
+            self._leave_if(wanted, pending)
+            wanted = torch.full((), float(self._stop_request.check() is not None), device=self._device)
+            pending = dist.all_reduce(wanted, async_op=True) if is_distributed() else None
+            yield batch
+        self._leave_if(wanted, pending)
+
+    def _leave_if(self, wanted: torch.Tensor, pending: Any) -> None:
+        if pending is not None:
+            pending.wait()
+        if wanted.item():
+            raise Interrupted
+
+
 @dataclass(frozen=True)
 class Context:
-    """A model that can be asked, and where this rank stands.
+    """A model to evaluate, in the session of its run.
 
     Attributes:
         experiment: its model's size, its transforms and its evaluation settings.
-        rank, world: this rank, of so many.
-        device: where the model is.
-        model: the module, whose last layers are listened to for features.
+        session: this process; its request to stop is checked between batches.
+        model: the module; features are what its last layers receive.
         forward: normalised images → logits (B, K); calls ``model``.
         to_images: uint8 images on the device → normalised floats.
         scale: of a regression's targets; None elsewhere.
-        say: one line for the user.
-        wants_stop: whether this rank was asked to stop; looked at between batches.
     """
 
     experiment: Experiment
-    rank: int
-    world: int
-    device: torch.device
+    session: Session
     model: nn.Module
     forward: Callable[[Tensor], Tensor]
     to_images: Callable[[Tensor], Tensor]
-    say: Callable[[str], None]
-    wants_stop: Callable[[], bool] = lambda: False
     scale: TargetScale | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.session.device
 
     def stream(
         self, config: EvaluationSetConfig, shards: str, sample_ids: NDArray[np.int64] | None = None
@@ -61,14 +104,14 @@ class Context:
         return InterruptibleStream(
             self.experiment,
             shards,
-            self.rank,
-            self.world,
+            self.session.rank.rank,
+            self.session.rank.world,
             self.experiment.evaluation.micro_batch_size,
             sample_ids=sample_ids,
             transform=self.transform(config),
             any_classes=config.has_own_classes,
             kind=config.kind,
-            wants_stop=self.wants_stop,
+            stop_request=self.session.stop_request,
             device=self.device,
         )
 

@@ -141,7 +141,9 @@ class Pair:
         """The pair of an evaluation set inside a run; errors as ``of``."""
         assert config.train_shards is not None
         train, test = (StreamedSet(config, context, shards) for shards in (config.train_shards, config.shards))
-        return cls.of(train, test, context.device, context.rank, context.world, context.say)
+        return cls.of(
+            train, test, context.device, context.session.rank.rank, context.session.rank.world, context.session.say
+        )
 
     @property
     def num_classes(self) -> int:

@@ -57,7 +57,7 @@ def build_evaluators(context: Context) -> dict[str, Evaluator]:
         DataError: a set is missing, damaged, or not what its kind needs.
     """
     sets = context.experiment.evaluation.sets
-    if context.rank == 0:
+    if context.session.rank.is_main:
         _warn_of_overlap(context)
     return {name: EVALUATORS[config.kind](config, context) for name, config in sets.items()}
 
@@ -74,7 +74,7 @@ def _warn_of_overlap(context: Context) -> None:
                 continue
             table = open_packed(chosen.shards, experiment.cluster).table
             if common := num_in_common(trained_on, table):
-                context.say(
+                context.session.say(
                     f"warning: {common:,} of the {table.num_samples:,} images of {chosen.shards} "
                     f"(evaluation.sets.{name}) are also in {source.shards}, which is trained on: {name} says little "
                     "about new images"

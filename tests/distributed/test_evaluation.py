@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from pretrain.data.on_device.device import to_model_input
 from pretrain.data.storage.card import Card
 from pretrain.distributed.rank import detect
 from pretrain.engine.backends import build_backend
+from pretrain.engine.run_folder import RunFolder
+from pretrain.engine.session import Session
 from pretrain.errors import DataError
 from pretrain.evaluation.context import Context
 from pretrain.evaluation.registry import build_evaluators
@@ -73,8 +76,10 @@ def measured(config: Experiment, stage: int | None) -> dict[str, dict[str, float
     to_images = functools.partial(to_model_input, mean=config.data.mean, std=config.data.std)
     card = Card.load(config.data.sources[0].shards)
     scale = TargetScale.of(card.target_mean, card.target_std)
-    context = Context(config, rank.rank, rank.world, device, model, forward, to_images, lambda line: None, scale=scale)
-    return {name: evaluator() for name, evaluator in build_evaluators(context).items()}
+    with tempfile.TemporaryDirectory() as folder:
+        session = Session.of(rank, device, RunFolder(Path(folder)))
+        context = Context(config, session, model, forward, to_images, scale)
+        return {name: evaluator() for name, evaluator in build_evaluators(context).items()}
 
 
 def test_ranks_agree_and_their_number_has_no_effect(folder: Path, pool1: Pool, pool2: Pool, pool4: Pool) -> None:

@@ -21,7 +21,10 @@ from pretrain.engine.backends import build_backend
 from pretrain.engine.checkpoint import Checkpointer
 from pretrain.engine.checkpoint_folder import newest_valid
 from pretrain.engine.retention import Retention
+from pretrain.engine.run_folder import RunFolder
+from pretrain.engine.saving import Origin, SavePolicy
 from pretrain.engine.self_check import Reading
+from pretrain.engine.session import Session
 from pretrain.engine.state import TrainState
 from pretrain.models.families.registry import adapt_state_dict, build_model, init_weights, uses_generator
 from pretrain.models.interop import load_weights, save_weights
@@ -161,11 +164,11 @@ def checkpointer(
         half = (0.5, 0.5, 0.5)
         save_weights(path, tensors, WeightsMetadata.of(config.model, config.num_outputs, half, half))
 
+    session = Session.of(detect(), torch.device("cpu"), RunFolder(folder))
     return Checkpointer(
-        folder=folder, rank=detect(), backend=backend, write_weights=write_weights, probe=probe, config_yaml="",
-        config_digest="", data_digest="", precision=config.precision,
-        schedule=lambda state: build_schedule(config)(state.step), retention=Retention(keep_last=2),
-        asynchronous=False, stop_on_error=True, say=print,
+        session=session, backend=backend, write_weights=write_weights, probe=probe,
+        schedule=lambda state: build_schedule(config)(state.step), origin=Origin("", "", "", config.precision),
+        policy=SavePolicy(Retention(keep_last=2), asynchronous=False),
     )  # fmt: skip
 
 

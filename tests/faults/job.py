@@ -55,7 +55,7 @@ def job(folder: str, settings: list[str], faults: Faults = NONE) -> dict[str, An
     from pretrain.config.loader import load_experiment
     from pretrain.distributed.rank import detect
     from pretrain.engine.run_folder import RunFolder
-    from pretrain.engine.stop import StopRequest
+    from pretrain.engine.session import Session
     from pretrain.errors import UserError
     from pretrain.telemetry.console import Reporter
 
@@ -77,9 +77,10 @@ def job(folder: str, settings: list[str], faults: Faults = NONE) -> dict[str, An
     run_folder.open(rank, ("local", 0))
     outcome: dict[str, Any] = {}
     try:
-        verdict = run.train(
-            resolved, rank, torch.device("cpu"), run_folder, StopRequest(), run.Entry("deepspeed", "keep")
+        session = Session.of(
+            rank, torch.device("cpu"), run_folder, None, resolved.experiment.cluster.phase_limits_s.model_dump()
         )
+        verdict = run.train(resolved, session, run.Entry("deepspeed", "keep"))
         outcome = {"outcome": verdict.outcome, "reason": verdict.reason, "step": verdict.step}
     except UserError as error:
         outcome = {"outcome": type(error).__name__, "reason": str(error), "step": 0}
@@ -92,7 +93,7 @@ def job(folder: str, settings: list[str], faults: Faults = NONE) -> dict[str, An
 
 def _hang_faults(trainer: Any, faults: Faults, seen: Seen) -> None:
     objective, report, meet = trainer.objective, trainer.report, trainer.meet
-    rank, write_weights = trainer.rank.rank, trainer.checkpointer.write_weights
+    rank, write_weights = trainer.session.rank.rank, trainer.checkpointer.write_weights
 
     def poisoned(forward: Callable[..., Tensor], inputs: Any) -> Tensor:
         loss = objective(forward, inputs)
@@ -105,9 +106,9 @@ def _hang_faults(trainer: Any, faults: Faults, seen: Seen) -> None:
     def reported(state: Any, *args: Any, **kwargs: Any) -> None:
         report(state, *args, **kwargs)
         if faults.stop_at == (state.step + 1, len(state.skipped_windows)):
-            trainer.stop_request.reason = "the test"
+            trainer.session.stop_request.reason = "the test"
         if faults.file_limit is not None and faults.file_limit[1] == state.step:
-            trainer.checkpointer.wait()
+            trainer.checkpointer.finish_save()
             if faults.file_limit[0] == rank:
                 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
                 resource.setrlimit(resource.RLIMIT_FSIZE, (faults.file_limit[2], hard))
@@ -128,16 +129,16 @@ def _hang_faults(trainer: Any, faults: Faults, seen: Seen) -> None:
 
 
 def _stop_in_evaluation(trainer: Any, batch: int) -> None:
-    check, calls = trainer.stop_request.check, []
+    check, calls = trainer.session.stop_request.check, []
 
     def counted() -> str | None:
         if not trainer.backend.model.training:
             calls.append(1)
             if len(calls) == batch:
-                trainer.stop_request.reason = "the test, during an evaluation"
+                trainer.session.stop_request.reason = "the test, during an evaluation"
         return check()
 
-    trainer.stop_request.check = counted
+    trainer.session.stop_request.check = counted
 
 
 def checkpoint_steps(run: Path) -> list[int]:

@@ -10,8 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pretrain.engine.checkpoint import no_space
-from pretrain.engine.saving import COMPLETING, WRITING
+from pretrain.engine.saving import COMPLETING, WRITING, no_space
 from pretrain.engine.slices import rank_file
 from tests.command import Commands
 from tests.faults.job import NONE, Faults, checkpoint_steps, job

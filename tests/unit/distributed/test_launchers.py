@@ -38,7 +38,7 @@ RANK = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from pretrain.distributed.launchers import launchers
-from pretrain.engine.stop import StopRequest
+from pretrain.engine.session import StopRequest
 request = StopRequest()
 request.watch_launchers(launchers())
 print(request.check(), flush=True)

@@ -298,7 +298,7 @@ def test_trouble_with_the_disk_ends_no_heartbeats(
         time.sleep(0.01)
     assert (tmp_path / "lock.json").read_bytes() != before
     folder.close(None, LOCAL, writes=True)
-    assert capfd.readouterr().err.count("no sign of life could be written") == 1
+    assert capfd.readouterr().err.count("no heartbeat could be written") == 1
 
 
 def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

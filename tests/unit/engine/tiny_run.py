@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pretrain.distributed.rank import Rank
-from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine.backend import HeldSlice, Update
 from pretrain.engine.checkpoint import Checkpointer
 from pretrain.engine.checkpoint_folder import clean, newest_valid
@@ -26,10 +25,12 @@ from pretrain.engine.history import try_to_record
 from pretrain.engine.loop import Trainer
 from pretrain.engine.process_identity import Identity
 from pretrain.engine.retention import Retention
+from pretrain.engine.rollback import Guard
 from pretrain.engine.run_folder import FATAL, RunFolder, Verdict
-from pretrain.engine.state import TrainState
+from pretrain.engine.saving import Origin, SavePolicy
+from pretrain.engine.session import Session
+from pretrain.engine.state import Cadence, TrainState
 from pretrain.engine.statistics import RunningStatistics
-from pretrain.engine.stop import StopRequest
 from pretrain.errors import UserError
 from pretrain.files import write_atomic
 from pretrain.objectives.protocol import MicroBatch
@@ -153,9 +154,9 @@ def _train(folder: RunFolder, steps: int, told: Told, stop_at: int | None, on_er
     with contextlib.suppress(OSError):
         write_atomic(folder.config, "the config")
     try_to_record(folder.history, "launch", 0, noted)
-    request = StopRequest()
-    request.watch_file(folder.stop_file)
-    trainer = _trainer(folder, reporter, request, steps, on_error)
+    session = dataclasses.replace(Session.of(ALONE, torch.device("cpu"), folder), reporter=reporter)
+    request = session.stop_request
+    trainer = _trainer(session, steps, on_error)
     if stop_at is not None:
         schedule = trainer.schedule
 
@@ -174,7 +175,7 @@ def _train(folder: RunFolder, steps: int, told: Told, stop_at: int | None, on_er
         reporter.close()
 
 
-def _trainer(folder: RunFolder, reporter: Reporter, request: StopRequest, steps: int, on_error: str) -> Trainer:
+def _trainer(session: Session, steps: int, on_error: str) -> Trainer:
     backend = Backend()
 
     def batches(state: TrainState) -> Generator[MicroBatch, None, None]:
@@ -182,27 +183,19 @@ def _trainer(folder: RunFolder, reporter: Reporter, request: StopRequest, steps:
             yield MicroBatch(torch.zeros(1, 3, 1, 1), torch.zeros(1, 1, dtype=torch.int64), digest=1)
 
     checkpointer = Checkpointer(
-        folder=folder.checkpoints,
-        rank=ALONE,
+        session=session,
         backend=backend,
         write_weights=lambda path, tensors: save_file(tensors, path),
         probe=lambda: None,
-        config_yaml="the config",
-        config_digest="c",
-        data_digest="d",
-        precision="fp32",
         schedule=lambda state: 1e-3,
-        retention=Retention(1, keep_best="val/top1"),
-        asynchronous=False,
-        stop_on_error=on_error == "stop",
-        say=lambda text: reporter.say(text),
+        origin=Origin("the config", "c", "d", "fp32"),
+        policy=SavePolicy(Retention(1, keep_best="val/top1"), asynchronous=False, stop_on_error=on_error == "stop"),
     )
-    telemetry = Telemetry([JsonlSink(folder.metrics)], reporter, log_every=1, work=Work(1, 1, 1))
+    telemetry = Telemetry([JsonlSink(session.folder.metrics)], session.reporter, log_every=1, work=Work(1, 1, 1))
     return Trainer(
-        rank=ALONE,
+        session=session,
         backend=backend,
         objective=lambda model, batch: torch.ones(()),
-        folder=folder,
         batches=batches,
         schedule=lambda state: 1e-3,
         evaluate=lambda: {"val/top1": 0.5 - abs(backend.num_updates - 2) / 10},  # step 2 is the best
@@ -210,16 +203,8 @@ def _trainer(folder: RunFolder, reporter: Reporter, request: StopRequest, steps:
         tally=Tally(),
         checkpointer=checkpointer,
         telemetry=telemetry,
-        stop_request=request,
-        device=torch.device("cpu"),
-        watchdog=Watchdog(folder.heartbeats, 0, "here", {}),
-        num_steps=steps,
-        global_batch_size=1,
-        accumulation_steps=1,
-        evaluate_every=2,
-        save_every=1,
-        max_consecutive_skips=3,
-        max_rollbacks=1,
+        cadence=Cadence(num_steps=steps, global_batch_size=1, evaluate_every=2, save_every=1),
+        guard=Guard(max_consecutive_skips=3, max_rollbacks=1),
     )
 
 

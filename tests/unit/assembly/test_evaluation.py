@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pretrain.assembly import probe
-from pretrain.assembly.probe import settings_digest
+from pretrain.assembly import evaluation
+from pretrain.assembly.evaluation import settings_digest
 from pretrain.engine.self_check import FIRST_SAMPLES, Reading, judge
 from tests.distributed.training import experiment
 
@@ -16,7 +16,7 @@ def test_a_checkpoint_of_other_evaluation_pixels_is_not_compared(monkeypatch: py
     now = settings_digest(config)
     assert settings_digest(config) == now
     assert settings_digest(experiment(data__eval_transform={"resize": "resmall"})) != now
-    monkeypatch.setattr(probe, "EVALUATION_PIXELS", 1)
+    monkeypatch.setattr(evaluation, "EVALUATION_PIXELS", 1)
     marker = {"probe_loss": 1.0, "probe_samples": list(FIRST_SAMPLES), "probe_settings": settings_digest(config)}
     marker |= {"precision": "fp32", "config_digest": "c"}
     reading = Reading(1.5, tuple(FIRST_SAMPLES), now)

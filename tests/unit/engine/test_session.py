@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.engine.stop import SIGNALS, StopRequest
+from pretrain.engine.session import SIGNALS, StopRequest
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -35,6 +35,6 @@ def test_a_file_sets_the_reason(tmp_path: Path) -> None:
 
 
 def test_handlers_stand_before_torch_is_imported() -> None:
-    code = "import sys; from pretrain.engine.stop import StopRequest; StopRequest().install(); "
+    code = "import sys; from pretrain.engine.session import StopRequest; StopRequest().install(); "
     code += "print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

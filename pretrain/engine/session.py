@@ -1,0 +1,125 @@
+"""One process of a run: which rank it is, where it computes and writes, how it reports, and how it is stopped.
+
+Imports no torch, so that the signal handlers are installed before the slow imports begin: an early signal is not lost.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from pretrain import disk
+from pretrain.distributed.launchers import Launcher
+from pretrain.distributed.rank import Rank
+from pretrain.distributed.watchdog import Watchdog
+from pretrain.engine.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import torch
+
+    from pretrain.telemetry.console import Reporter
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StopRequest:
+    """Remembers why this rank was asked to stop: a signal, a file, or the end of its launcher.
+
+    The loop reads it at step boundaries only, so that all ranks stop at the same step.
+
+    Attributes:
+        reason: None until there is one.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._stop_file: Path | None = None
+        self._launchers: list[Launcher] = []
+
+    def install(self) -> StopRequest:
+        """Takes over SIGTERM, SIGUSR1 and SIGINT; a second SIGINT interrupts at once, for a person at a terminal."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._on_signal)
+        return self
+
+    def watch_file(self, path: Path) -> None:
+        """Also stops when ``path`` exists; only one rank needs to look, since the flag is shared at the boundary."""
+        self._stop_file = path
+
+    def watch_launchers(self, found: list[Launcher]) -> None:
+        """Also stops when a process that started this rank has ended: nothing else would stop the rank then."""
+        self._launchers = found
+
+    def check(self) -> str | None:
+        """The reason to stop, or None. Cheap: at most a few looks at the file system."""
+        if self.reason is None:
+            self.reason = next((f"its launcher is gone: {one}" for one in self._launchers if one.is_gone), None)
+        if self.reason is None and self._stop_file is not None and _exists(self._stop_file):
+            self.reason = f"file {self._stop_file}"
+        return self.reason
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.reason is not None:
+            raise KeyboardInterrupt
+        self.reason = f"signal {signal.Signals(number).name}"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return disk.current.exists(path)
+    except OSError:  # a file server that does not answer now is not a request to stop
+        return False
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a rank has for the duration of one start of a run; everything that is built receives it.
+
+    Attributes:
+        rank: this process among its peers.
+        device: where it computes.
+        folder: the run folder, opened.
+        reporter: prints on rank 0 and writes log.txt.
+        stop_request: whether, and why, this rank was asked to stop.
+        watchdog: ends the process where a phase takes longer than its limit; started by the caller.
+    """
+
+    rank: Rank
+    device: torch.device
+    folder: RunFolder
+    reporter: Reporter
+    stop_request: StopRequest
+    watchdog: Watchdog
+
+    @classmethod
+    def of(
+        cls,
+        rank: Rank,
+        device: torch.device,
+        folder: RunFolder,
+        stop_request: StopRequest | None = None,
+        phase_limits_s: Mapping[str, float] | None = None,
+    ) -> Session:
+        """The session of a rank whose run folder is open.
+
+        Args:
+            rank, device, folder: see the class.
+            stop_request: also stops by the folder's STOP file from now on; None: a new one.
+            phase_limits_s: see ``Watchdog``; None: no phase has a limit.
+        """
+        from pretrain.telemetry.console import Reporter  # rich takes a while to import; signals are handled before
+
+        stop_request = stop_request or StopRequest()
+        stop_request.watch_file(folder.stop_file)
+        watchdog = Watchdog(folder.heartbeats, rank.rank, rank.host, phase_limits_s or {})
+        return cls(rank, device, folder, Reporter(rank.is_main, folder.log), stop_request, watchdog)
+
+    def say(self, text: str) -> None:
+        """One line for the user, from rank 0."""
+        self.reporter.say(text)
