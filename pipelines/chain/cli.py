@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from pretrain.names import tell
 EXAMPLES = """examples:
   python -m pipelines chain --config configs/chains/vit_l16_i21k.yaml --dry-run
   python -m pipelines chain --config configs/chains/vit_l16_i21k.yaml"""
-ALIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "RESIZING"}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,10 +35,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML of the chain")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, submit nothing")
     arguments = parser.parse_args(argv)
-    from pipelines.__main__ import STAGES  # here: that module imports this one's neighbours by name only
-
     chain = load_file(arguments.config, ChainConfig)
-    stages = stages_of(chain, tuple(STAGES))
+    stages = stages_of(chain)
     require_site()
     if arguments.dry_run:
         tell("\n".join(dry_run(stages)))
@@ -83,10 +79,10 @@ def submit(stages: Sequence[Stage], state: Path) -> dict[str, str]:
     jobs: dict[str, str] = json.loads(state.read_text()) if state.exists() else {}
     waiting: dict[str, str] = {}
     todo = [stage for stage in stages if not stage.is_done()]
-    running = {stage.name: job for stage in todo if (job := jobs.get(stage.name)) and is_alive(job)}
+    running = {stage.name: job for stage in todo if (job := jobs.get(stage.name)) and scheduler.is_alive(job)}
     for stage in todo:
         if stage.name not in running:
-            _sbatch(["sbatch", "--test-only", *stage.words], stage)
+            scheduler.submit(["sbatch", "--test-only", *stage.words], stage.name, stage.environment)
     for stage in stages:
         if stage not in todo:
             tell(f"{stage.name:<10} done")
@@ -96,7 +92,7 @@ def submit(stages: Sequence[Stage], state: Path) -> dict[str, str]:
             tell(f"{stage.name:<10} job {running[stage.name]} is on its way")
             continue
         after = [waiting[name] for name in stage.after if name in waiting]
-        job = _sbatch(command(stage, after), stage).strip().split(";")[0]
+        job = scheduler.submit(command(stage, after), stage.name, stage.environment).strip().split(";")[0]
         waiting[stage.name] = jobs[stage.name] = job
         state.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(state, json.dumps(jobs, indent=1))  # after each: a second call must know of this one
@@ -108,32 +104,6 @@ def command(stage: Stage, after: Sequence[str]) -> list[str]:
     """The sbatch line of a stage; one whose predecessor fails is removed from the queue."""
     wait = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
     return ["sbatch", "--parsable", *wait, *stage.words]
-
-
-def is_alive(job: str) -> bool:
-    """Whether any task of a job waits or runs. Slurm forgets a job minutes after its end."""
-    try:
-        text = scheduler.run(["scontrol", "show", "job", "-o", job])
-    except SetupError as error:
-        if "Invalid job id" in str(error):
-            return False
-        raise
-    return any(f"JobState={state} " in text for state in ALIVE)
-
-
-def _sbatch(words: Sequence[str], stage: Stage) -> str:
-    try:
-        done = subprocess.run(
-            words, capture_output=True, text=True, timeout=60, env={**os.environ, **stage.environment}
-        )
-    except FileNotFoundError:
-        raise SetupError("sbatch is not installed: submit from the cluster's login node (or use --dry-run)") from None
-    except subprocess.TimeoutExpired:
-        raise SetupError("sbatch does not answer in 60 s: is the controller up? (scontrol ping)") from None
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip()
-        raise SetupError(f"{stage.name}: {shlex.join(words)}\n{said}")
-    return done.stdout
 
 
 def _quote(word: str) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import json
 import statistics
 import sys
@@ -13,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.collect.published import published
-from pipelines.probe.cli import RESULT_FILE as PROBE_FILE
+from pipelines.runs.results import PROBE_FILE, SWEEP_FILE
 from pipelines.sources.vtab_tasks import GROUPS, TASKS, Group, task_of, why_not
-from pipelines.sweep.cli import RESULT_FILE as SWEEP_FILE
 from pipelines.terminal.arguments import stage_parser
+from pipelines.terminal.text import as_csv
+from pipelines.weights.published import published
 from pretrain.command_line import Parser
 from pretrain.errors import DataError
 from pretrain.files import write_atomic
@@ -221,9 +219,7 @@ def _escaped(cells: Sequence[str]) -> tuple[str, ...]:
 
 
 def _csv(rows: Sequence[Row]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([HEAD, *(row.cells() for row in rows)])
-    return text.getvalue()
+    return as_csv([HEAD, *(row.cells() for row in rows)])
 
 
 def _html(rows: Sequence[Row]) -> str:

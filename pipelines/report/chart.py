@@ -6,98 +6,96 @@ import html
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from pipelines.report.events import Incident
 from pipelines.report.series import Curve
-from pipelines.runs.run_record import Incident
 
 WIDTH, HEIGHT = 520, 250
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 34
 NUM_COLOURS = 8
-FEW_POINTS = 20  # of a curve with no more each is a dot
-LOG_RANGE = 200.0  # a curve that spans more is drawn with a logarithmic axis
+FEW_POINTS = 20  # a curve with at most so many points has a dot at each
+LOG_RANGE = 200.0  # largest over smallest value above which the axis is logarithmic
 
 
-def chart(
-    title: str,
-    curves: Mapping[str, Curve],
-    incidents: Sequence[Incident],
-    *,
-    unit: str,
-    about: str,
-    last_step: int = 0,
-    may_be_logarithmic: bool = True,
-) -> str:
-    """One chart with a line for each run.
+@dataclass(frozen=True)
+class Chart:
+    """What a chart shows: a line for each run.
 
-    Args:
+    Attributes:
         title: the metric.
         curves: run → its curve; at least one has a point.
         incidents: vertical marks, with what happened as their tooltip.
-        unit: of the values; of % none is above 100.
+        unit: of the values; a percentage axis ends at 100.
         about: what the metric is.
-        last_step: where the axis ends at least, so that all charts of a report have the same.
-        may_be_logarithmic: where the values span more than ``LOG_RANGE``.
+        last_step: where the x axis ends at least, so that all charts of a report have the same.
+        may_be_logarithmic: use a logarithmic y axis if the values span more than ``LOG_RANGE``.
     """
-    drawn = {name: curve for name, curve in curves.items() if curve.steps}
-    steps = [step for curve in drawn.values() for step in curve.steps]
-    values = [value for curve in drawn.values() for value in curve.values]
-    x = Axis(0, max(*steps, last_step, 1), LEFT, WIDTH - RIGHT)
-    logarithmic = may_be_logarithmic and min(values) > 0 and max(values) / min(values) > LOG_RANGE
-    most = 100.0 if unit == "%" and max(values) <= 100 else math.inf
-    y = Axis(min(values), max(values), HEIGHT - BOTTOM, TOP, logarithmic=logarithmic, roomy=True, most=most)
-    parts = [_grid(x, y), *(_mark(incident, x) for incident in incidents if x.low <= incident.step <= x.high)]
-    names = list(curves)
-    for name, curve in drawn.items():
-        parts.append(_line(curve, x, y, names.index(name) % NUM_COLOURS))
-    data = {
-        "x": [x.low, x.high, LEFT, WIDTH - RIGHT],
-        "curves": [
-            {"name": name, "steps": c.steps, "values": [float(f"{v:.6g}") for v in c.values]}
-            for name, c in drawn.items()
-        ],
-    }
-    notes = ", ".join(filter(None, (unit, "logarithmic" if logarithmic else "")))
-    caption = html.escape(title) + (f" <small>{html.escape(notes)}</small>" if notes else "")
-    content = html.escape(json.dumps(data), quote=True)
-    label = html.escape(f"{title} over the steps", quote=True)
-    return (
-        f'<figure class="chart" data-chart="{content}"><figcaption title="{html.escape(about, quote=True)}">{caption}'
-        f'<output></output></figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
-        + "".join(parts)
-        + f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 2}">step</text>'
-        + '<line class="cursor" y1="12" y2="216" x1="-9" x2="-9"/></svg></figure>'
-    )
+
+    title: str
+    curves: Mapping[str, Curve]
+    incidents: Sequence[Incident] = ()
+    unit: str = ""
+    about: str = ""
+    last_step: int = 0
+    may_be_logarithmic: bool = True
+
+    def to_html(self) -> str:
+        """A ``figure`` with the chart, and its values for the script that shows them under the pointer."""
+        drawn = {name: curve for name, curve in self.curves.items() if curve.steps}
+        x, y = self._axes(list(drawn.values()))
+        marks = [_mark(incident, x) for incident in self.incidents if x.low <= incident.step <= x.high]
+        colours = {name: index % NUM_COLOURS for index, name in enumerate(self.curves)}
+        lines = [_line(curve, x, y, colours[name]) for name, curve in drawn.items()]
+        notes = ", ".join(filter(None, (self.unit, "logarithmic" if y.logarithmic else "")))
+        caption = html.escape(self.title) + (f" <small>{html.escape(notes)}</small>" if notes else "")
+        about, label = (html.escape(words, quote=True) for words in (self.about, f"{self.title} over the steps"))
+        return (
+            f'<figure class="chart" data-chart="{_data(drawn, x)}"><figcaption title="{about}">{caption}'
+            f'<output></output></figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
+            + "".join([_grid(x, y), *marks, *lines])
+            + f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 2}">step</text>'
+            + '<line class="cursor" y1="12" y2="216" x1="-9" x2="-9"/></svg></figure>'
+        )
+
+    def _axes(self, drawn: Sequence[Curve]) -> tuple[Axis, Axis]:
+        steps = [step for curve in drawn for step in curve.steps]
+        values = [value for curve in drawn for value in curve.values]
+        x = Axis(0.0, float(max(*steps, self.last_step, 1)), LEFT, WIDTH - RIGHT)
+        logarithmic = self.may_be_logarithmic and min(values) > 0 and max(values) / min(values) > LOG_RANGE
+        most = 100.0 if self.unit == "%" and max(values) <= 100 else math.inf
+        return x, Axis.around(values, HEIGHT - BOTTOM, TOP, logarithmic=logarithmic, most=most)
 
 
+@dataclass(frozen=True)
 class Axis:
     """Numbers → pixels.
 
-    Args:
-        low, high: the range of the numbers.
+    Attributes:
+        low, high: the range of the axis; of a logarithmic one, the logarithms to base 10.
         start, end: pixels of its two ends.
         logarithmic: powers of ten are equally far apart.
-        roomy: some room beyond both ends.
-        most: no room beyond this number.
     """
 
-    def __init__(
-        self,
-        low: float,
-        high: float,
-        start: float,
-        end: float,
-        *,
-        logarithmic: bool = False,
-        roomy: bool = False,
-        most: float = math.inf,
-    ) -> None:
-        self.logarithmic, self.start, self.end = logarithmic, start, end
+    low: float
+    high: float
+    start: float
+    end: float
+    logarithmic: bool = False
+
+    @classmethod
+    def around(
+        cls, values: Sequence[float], start: float, end: float, *, logarithmic: bool = False, most: float = math.inf
+    ) -> Axis:
+        """An axis with some room beyond the smallest and the largest value, but none above ``most``."""
+        low, high = min(values), max(values)
         if logarithmic:
             low, high = math.log10(low), math.log10(high)
         if low == high:
             low, high = low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5)
-        room = 0.05 * (high - low) if roomy else 0.0
-        self.low, self.high = low - room, min(high + room, max(most, low + room))
+        room = 0.05 * (high - low)
+        low -= room
+        return cls(low, min(high + room, max(most, low + 2 * room)), start, end, logarithmic)
 
     def __call__(self, value: float) -> float:
         """The pixel of a number."""
@@ -114,6 +112,15 @@ class Axis:
         step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough)
         first = math.ceil(self.low / step)
         return [index * step for index in range(first, math.floor(self.high / step) + 1)]
+
+
+def _data(drawn: Mapping[str, Curve], x: Axis) -> str:
+    """The values as an attribute for the script in ``markup``."""
+    curves = [
+        {"name": name, "steps": curve.steps, "values": [float(f"{value:.6g}") for value in curve.values]}
+        for name, curve in drawn.items()
+    ]
+    return html.escape(json.dumps({"x": [x.low, x.high, LEFT, WIDTH - RIGHT], "curves": curves}), quote=True)
 
 
 def _grid(x: Axis, y: Axis) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 
 from pipelines.report import series
 from pipelines.report.page import page
-from pipelines.runs.run_record import RunRecord, find_runs
+from pipelines.runs.run_record import RunRecord, runs_of
 from pipelines.terminal.arguments import add_json, stage_parser
+from pipelines.terminal.text import counted
 from pretrain import records
 from pretrain.command_line import Parser
 from pretrain.engine import history
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"--price {args.price:g}: must be more than 0")
     if args.figures is not None and not any(args.figures.glob("*.png")):
         raise ConfigError(f"--figures {args.figures}: no pictures there; make them with python -m pipelines figures")
-    paths = [run for given in args.runs for run in _runs(given)]
+    paths = runs_of(args.runs)
     names = series.short_names(paths)
     views = [
         series.view(RunRecord.read(path), name, _environment(path)) for path, name in zip(paths, names, strict=True)
@@ -53,19 +54,11 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         tell(json.dumps({"out": str(args.out), "runs": [str(path) for path in paths], "bytes": len(content.encode())}))
     else:
-        tell(f"{args.out}: {len(views)} run{'s' if len(views) > 1 else ''}, {len(content.encode()) / 1e3:,.0f} kB")
+        tell(f"{args.out}: {counted(len(views), 'run')}, {len(content.encode()) / 1e3:,.0f} kB")
         for view in views:
             if not view.curves:
                 tell(f"note: {view.record.path} has no line of training yet ({view.record.state})", file=sys.stderr)
     return 0
-
-
-def _runs(given: Path) -> list[Path]:
-    """The run itself, or every run of a folder of runs."""
-    found = find_runs(given)
-    if not found:
-        RunRecord.read(given)  # says why it is none
-    return found
 
 
 def _refuse_empty(views: Sequence[series.RunView]) -> None:

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.report import markup, paper, series, starts
-from pipelines.report.chart import NUM_COLOURS, chart, number
+from pipelines.report import markup, series, starts
+from pipelines.report.chart import NUM_COLOURS, Chart, number
 from pipelines.report.markup import table, text, when
 from pipelines.report.series import RunView
 from pipelines.runs.run_record import CONFIG
 from pipelines.terminal.text import duration
+from pipelines.weights.published import published_for
 from pretrain.data.storage.card import CARD_FILE, Card
 from pretrain.errors import DataError
 from pretrain.models import budget
@@ -131,7 +132,7 @@ def _charts(title: str, views: Sequence[RunView], curves_of: Any) -> str:
     marks = [incident for view in views for incident in view.incidents]
     last = max(view.record.step for view in views)
     charts = [
-        chart(
+        Chart(
             series.title_of(key),
             {view.name: curves_of(view).get(key, series.Curve([], [])) for view in views},
             marks,
@@ -139,7 +140,7 @@ def _charts(title: str, views: Sequence[RunView], curves_of: Any) -> str:
             about=series.meaning_of(key),
             last_step=last,
             may_be_logarithmic=key not in series.LINEAR,
-        )
+        ).to_html()
         for key in keys
     ]
     legend = "" if not marks else '<p class="dim">Dashed: restarts, changes and incidents, listed below.</p>'
@@ -167,7 +168,6 @@ def _transfer(views: Sequence[RunView]) -> str:
         for key in keys:
             scores = [run.evaluations[key].values[-1] for run in runs if key in run.evaluations]
             spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-            published = paper.published(runs[0].settings, source)
             rows.append(
                 [
                     text(", ".join(run.name for run in runs)),
@@ -175,7 +175,7 @@ def _transfer(views: Sequence[RunView]) -> str:
                     text(key),
                     f"{statistics.mean(scores):.2f}{spread}",
                     str(len(scores)),
-                    published or "–",
+                    published_for(runs[0].settings, source) or "–",
                 ]
             )
     heads = ["runs", "from", "measured", "top-1 in %", "runs counted", "the paper's"]

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.runs.run_record import Incident, RunRecord
+from pipelines.report.events import Incident, incidents, launches_of
+from pipelines.runs.run_record import RunRecord
 from pretrain.config.changes import flatten
 from pretrain.config.loader import DEFAULT
 from pretrain.telemetry.metrics import find_metric
@@ -50,7 +51,6 @@ LINEAR = frozenset({"lr"})  # falls to nothing at its end, which is not what the
 SHARE = "share, 0-1"
 NOT_DRAWN = frozenset({"num_samples", "num_classes", "seconds", "kind", "step", "time"})
 MAX_POINTS = 800
-QUIET_KINDS = frozenset({"train", "eval", "save", "resume", "rollback"})  # the history tells of the last two
 
 
 @dataclass(frozen=True)
@@ -123,55 +123,9 @@ def _curves(train: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
     return found
 
 
-def outcomes(events: Sequence[Mapping[str, Any]], num_launches: int) -> list[str]:
-    """What came of each launch, by the lines that follow it in the history.
-
-    The order of the lines tells, not their times: two may share a millisecond, and the clocks of nodes differ.
-    """
-    said: list[list[str]] = [[]]
-    for event in events:
-        if event["kind"] == "launch":
-            said.append([])
-        else:
-            said[-1].append(_came(event))
-    return ["; ".join(filter(None, each)) or "did not come to training" for each in said[len(said) - num_launches :]]
-
-
-def _came(event: Mapping[str, Any]) -> str:
-    if event["kind"] == "start":
-        return "from the beginning"
-    if event["kind"] in ("resume", "fork"):
-        return f"{event['kind']} of {Path(str(event.get('checkpoint'))).name}"
-    keys = [each["key"] for each in event.get("settings", [])]  # a change, a rollback
-    return " ".join([event["kind"], ", ".join(keys)]).strip()
-
-
 def _is_quiet(key: str, curve: Curve) -> bool:
     """Counts of what should not happen, and did not."""
     return key in ("skipped_updates", "bad_samples") and not any(curve.values)
-
-
-def incidents(record: RunRecord) -> list[Incident]:
-    """What the record tells, and every other event of the metrics (a change, a fork, a rollback) by its kind."""
-    found = list(record.incidents())
-    known = {incident.kind for incident in found} | QUIET_KINDS
-    for kind, lines in record.lines.items():
-        if kind not in known:
-            for step, line in lines.items():
-                found.append(Incident(float(line.get("time", 0)), step, kind, _told(kind, line)))
-    return sorted(found, key=lambda incident: incident.time)
-
-
-def _told(kind: str, line: Mapping[str, Any]) -> str:
-    details = ", ".join(f"{key} {value}" for key, value in line.items() if key not in ("kind", "step", "time"))
-    return f"{kind} at step {line['step']}" + (f": {details}" if details else "")
-
-
-def launches_of(record: RunRecord, environment: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every start of the run; of a run without that record the last one, from environment.json."""
-    if record.launches or not environment:
-        return record.launches
-    return [{"kind": "launch", "step": 0, "time": 0.0, **environment}]
 
 
 def training_hours(lines: Sequence[Mapping[str, Any]]) -> float:

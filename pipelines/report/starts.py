@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.report import series
+from pipelines.report.events import outcomes
 from pipelines.report.markup import table, text, when
 from pipelines.report.series import RunView
 from pretrain.config.changes import flatten
@@ -41,7 +41,7 @@ def commands(views: Sequence[RunView], command: Sequence[str]) -> str:
     """Every start of every run with what came of it, then the data's and this report's."""
     rows = []
     for view in views:
-        came = series.outcomes(view.record.events, len(view.launches))
+        came = outcomes(view.record.events, len(view.launches))
         for launch, outcome in zip(view.launches, came, strict=True):
             rows.append(
                 [

@@ -1,11 +1,14 @@
-"""Stages that torchrun may start on several GPUs."""
+"""Stages that torchrun may start on several GPUs: joining the other ranks, and speaking for all of them."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from pretrain.names import tell
 
 if TYPE_CHECKING:
     from pretrain.distributed.rank import Rank
@@ -13,10 +16,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def joined(args: argparse.Namespace, timeout_s: int) -> Iterator[Rank]:
-    """This process among its peers, in their process group while the block runs. Collective: yes.
+    """Joins the process group while the block runs; yields this process's rank. Collective: yes.
 
     Args:
-        args: ``device``, where the user named none, becomes this rank's own.
+        args: ``device`` becomes this rank's own if the user named none.
         timeout_s: seconds after which a collective fails.
     """
     from pretrain.distributed import startup
@@ -32,3 +35,13 @@ def joined(args: argparse.Namespace, timeout_s: int) -> Iterator[Rank]:
         yield rank
     finally:
         startup.leave()
+
+
+def teller(rank: Rank) -> Callable[[str], None]:
+    """A function that prints a line for the user on stderr, on rank 0 only."""
+
+    def say(line: str) -> None:
+        if rank.is_main:
+            tell(line, file=sys.stderr)
+
+    return say

@@ -1,15 +1,24 @@
-"""What a result says of a set that it was learned from or measured on."""
+"""Results of transfers: where they are, under which names, and what they record about their data sets."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pretrain.data.storage.packed_set import PackedSet
 
+SWEEP_FILE = "sweep.json"
+PROBE_FILE = "probe.json"
+
+
+def transfer_folder(source: object) -> Path:
+    """The folder of the transfers that start from a run, or from a weights file."""
+    return Path(f"{str(source).rstrip('/')}_transfer")
+
 
 def record_of(packed: PackedSet) -> dict[str, Any]:
-    """The card's name of the set, its split and size, and the digests that name its content."""
+    """What a result records about a set: its name, split and size, and the digests that identify its content."""
     card = packed.card
     return {
         "shards": str(packed.location),

@@ -14,11 +14,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pipelines.slurm import starts
+from pipelines.slurm import scheduler, starts
+from pipelines.terminal.text import counted
 from pretrain import disk, records
 from pretrain.config.loader import Resolved, read_settings
 from pretrain.config.saved import load_saved
-from pretrain.distributed.watchdog import Beat, read_beats
+from pretrain.distributed.watchdog import Beat, accuse, read_beats
 from pretrain.engine import history
 from pretrain.engine.ownership import LEASE_S
 from pretrain.engine.process_identity import Identity, lives
@@ -33,19 +34,8 @@ LOG_TAIL_BYTES = 1 << 18
 CONFIG = "config.resolved.yaml"
 # What a run folder of ours has at least one of.
 TRACES = (CONFIG, "metrics.jsonl", "exit.json", "lock.json", "log.txt", starts.STARTS_FILE)
-
-
-@dataclass(frozen=True)
-class Incident:
-    """Something that is worth a mark on a curve.
-
-    ``kind`` is restart, resume, fork, change, rollback, skipped_update, bad_samples or end.
-    """
-
-    time: float
-    step: int
-    kind: str
-    text: str
+# What a run folder cannot know: the job that continues the run is in the queue.
+QUEUED = {"PENDING": "queued", "REQUEUED": "queued", "CONFIGURING": "starting", "SUSPENDED": "suspended"}
 
 
 @dataclass(frozen=True)
@@ -232,48 +222,57 @@ class RunRecord:
         ends = [entry.reason for entry in self.history if isinstance(entry, starts.End) and entry.outcome == "crash"]
         return (found or ends or [None])[-1]
 
-    def incidents(self) -> list[Incident]:
-        """Restarts, resumes, forks, changes, rollbacks, skipped updates, bad samples and ends, in the order of time."""
-        found = [*self._of_history(), *self._of_events(), *self._of_metrics()]
-        return sorted(found, key=lambda incident: incident.time)
-
-    def _of_history(self) -> Iterator[Incident]:
-        before: starts.Start | None = None
-        for entry in self.history:
-            if isinstance(entry, starts.End):
-                yield Incident(entry.time, entry.step, "end", f"{entry.outcome}: {entry.reason}")
-            elif before is not None:
-                text = f"job {entry.job_id} started again on {len(entry.nodes)} nodes with {entry.ranks} ranks"
-                yield Incident(entry.time, entry.step, "restart", text)
-            before = entry if isinstance(entry, starts.Start) else before
-
-    def _of_events(self) -> Iterator[Incident]:
-        for event in self.events:
-            if (text := _told(event)) is not None:
-                yield Incident(float(event["time"]), int(event["step"]), event["kind"], text)
-
-    def _of_metrics(self) -> Iterator[Incident]:
-        if not any(event["kind"] == "resume" for event in self.events):  # written before runs had a history
-            for step, line in sorted(self.lines.get("resume", {}).items()):
-                yield Incident(float(line.get("time", 0)), step, "resume", f"resumed at step {step}")
-        counts = {
-            "skipped_updates": ("skipped_update", "updates skipped"),
-            "bad_samples": ("bad_samples", "bad samples"),
-        }
-        for key, (kind, what) in counts.items():
-            before = 0
-            for line in self.train:
-                now = int(line.get(key, 0))
-                if now > before:
-                    yield Incident(float(line.get("time", 0)), int(line["step"]), kind, f"{now - before} {what}")
-                before = now
-
 
 def find_runs(folder: Path) -> list[Path]:
     """The run folders at or directly below ``folder``."""
     names = disk.current.entries(folder) if folder.is_dir() else []
     candidates = [folder, *(folder / name for name in names if (folder / name).is_dir())]
     return [path for path in candidates if any((path / name).exists() for name in TRACES)]
+
+
+def runs_of(given: Iterable[Path]) -> list[Path]:
+    """The run folders that the arguments of a command name: each a run, or a folder of runs.
+
+    Raises:
+        ConfigError: one of them is neither.
+    """
+    found = []
+    for path in given:
+        found += find_runs(path) or [RunRecord.read(path).path]  # of no run, it raises the reason
+    return found
+
+
+def describe(record: RunRecord) -> dict[str, Any]:
+    """The state of a run as plain values, which ``status --json`` prints."""
+    state = record.state
+    last_start = record.starts[-1] if record.starts else None
+    job = str(last_start.job_id) if last_start is not None else None
+    if job is not None and state in ("stopped", "waiting", "crashed", "starting"):
+        state = QUEUED.get(scheduler.queue_state(job), state)
+    line = record.train[-1] if record.train else {}
+    return {
+        "run": str(record.path),
+        "state": state,
+        "step": record.step,
+        "num_steps": record.num_steps,
+        "eta_s": record.eta_s if state not in ("complete", "fatal") else None,
+        "loss": line.get("loss"),
+        "images_per_s": line.get("images_per_s"),
+        "evaluation": _accuracies(record),
+        "restarts": record.num_restarts,
+        "job": job,
+        "nodes": list(last_start.nodes) if last_start is not None else [],
+        "last_error": record.last_error,
+        "config_problem": record.config_problem,
+        "damaged": record.damaged,
+        "doing": accuse(record.beats) if state == "running" and record.beats else None,
+        "last_line_age_s": round(record.read_at - float(line["time"]), 1) if "time" in line else None,
+    }
+
+
+def _accuracies(record: RunRecord) -> dict[str, float]:
+    line = record.evaluations[-1] if record.evaluations else {}
+    return {name: value for name, value in line.items() if name.endswith(("/top1", "/top5")) and records.number(value)}
 
 
 def _by_kind(lines: Iterable[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
@@ -288,24 +287,7 @@ def _of_lines(path: Path, lines: records.Lines) -> Iterator[str]:
     if lines.problem is not None:
         yield lines.problem
     if lines.num_damaged:
-        yield f"{path.name} has {lines.num_damaged} damaged line{'s' if lines.num_damaged > 1 else ''}"
-
-
-def _told(event: dict[str, Any]) -> str | None:
-    """What an event of the history says to a person; None for those that are no incident."""
-    if event["kind"] == "resume":
-        return f"resumed from {event.get('checkpoint')}, written by {event.get('written_by')} ranks"
-    if event["kind"] == "fork":
-        return f"forked from {event.get('checkpoint')}"
-    if event["kind"] == "rollback":
-        first, last = event.get("skipped_window", ("?", "?"))
-        return f"rolled back to step {event.get('back_to')}; samples {first} to {last} of the stream were left out"
-    if event["kind"] == "change":
-        settings = [f"{each['key']}: {each['old']} → {each['new']}" for each in event.get("settings", [])]
-        return "; ".join(
-            [*settings, "learning rate {:.4g} → {:.4g}".format(*event["lr"])] if "lr" in event else settings
-        )
-    return None
+        yield f"{path.name} has {counted(lines.num_damaged, 'damaged line')}"
 
 
 def _errors_in(log: Path) -> list[str]:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pretrain.errors import SetupError
 
 COMMAND_TIMEOUT_S = 60.0
+ALIVE = frozenset(
+    {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "RESIZING"}
+)
+QUEUE_TIMEOUT_S = 10.0  # a person waits for the answer
 UPDATE_TRIES, UPDATE_EVERY_S = 12, 0.25  # together less than the time that Slurm leaves an ended batch shell
 
 
@@ -52,6 +58,55 @@ def record(job_id: str) -> dict[str, str]:
     """What Slurm says of a job, by field; empty where it does not know it any more."""
     done = _command(["scontrol", "show", "job", "-o", job_id])
     return dict(re.findall(r"(?:^|\s)([A-Za-z:/_]+)=(\S*)", done.stdout)) if done.returncode == 0 else {}
+
+
+def queue_state(job: str) -> str:
+    """Slurm's word for the job; empty where there is no Slurm, or it does not know the job any more."""
+    if shutil.which("squeue") is None:
+        return ""
+    asked = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=QUEUE_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def is_alive(job: str) -> bool:
+    """Whether any task of a job waits or runs. Slurm forgets a job minutes after its end."""
+    try:
+        text = run(["scontrol", "show", "job", "-o", job])
+    except SetupError as error:
+        if "Invalid job id" in str(error):
+            return False
+        raise
+    return any(f"JobState={state} " in text for state in ALIVE)
+
+
+def submit(words: Sequence[str], name: str, environment: Mapping[str, str]) -> str:
+    """The output of an sbatch command.
+
+    Args:
+        words: the command.
+        name: of what is submitted, for messages.
+        environment: variables that the job gets besides this process's.
+
+    Raises:
+        SetupError: sbatch is not installed, does not answer, or refuses the job.
+    """
+    try:
+        done = subprocess.run(
+            words, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, env={**os.environ, **environment}
+        )
+    except FileNotFoundError:
+        raise SetupError("sbatch is not installed: submit from the cluster's login node (or use --dry-run)") from None
+    except subprocess.TimeoutExpired:
+        raise SetupError(
+            f"sbatch does not answer in {COMMAND_TIMEOUT_S:.0f} s: is the controller up? (scontrol ping)"
+        ) from None
+    if done.returncode:
+        raise SetupError(f"{name}: {shlex.join(words)}\n{(done.stderr or done.stdout).strip()}")
+    return done.stdout
 
 
 def may_requeue(job_id: str) -> bool:

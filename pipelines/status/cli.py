@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.runs.run_record import RunRecord, find_runs
+from pipelines.runs.run_record import RunRecord, describe, runs_of
 from pipelines.terminal.arguments import add_json, stage_parser
 from pipelines.terminal.text import duration
-from pretrain import records
-from pretrain.distributed.watchdog import accuse
-from pretrain.errors import ConfigError
 from pretrain.names import tell
 
 EXAMPLES = """examples:
   python -m pipelines status runs/my_run
   python -m pipelines status runs --json"""
-# What a run folder cannot know: the job that goes on with it waits in the queue.
-QUEUED = {"PENDING": "queued", "REQUEUED": "queued", "CONFIGURING": "starting", "SUSPENDED": "suspended"}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,38 +28,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a folder of run folders")
     add_json(parser, "one line of JSON per run")
     arguments = parser.parse_args(argv)
-    for path in [run for given in arguments.runs for run in _runs(given)]:
+    for path in runs_of(arguments.runs):
         status = describe(RunRecord.read(path))
         tell(json.dumps(status) if arguments.json else render(status), flush=True)
     return 0
-
-
-def describe(record: RunRecord) -> dict[str, Any]:
-    """What there is to say of a run, as plain values."""
-    state = record.state
-    last_start = record.starts[-1] if record.starts else None
-    job = str(last_start.job_id) if last_start is not None else None
-    if job is not None and state in ("stopped", "waiting", "crashed", "starting"):
-        state = QUEUED.get(_job_state(job), state)
-    line = record.train[-1] if record.train else {}
-    return {
-        "run": str(record.path),
-        "state": state,
-        "step": record.step,
-        "num_steps": record.num_steps,
-        "eta_s": record.eta_s if state not in ("complete", "fatal") else None,
-        "loss": line.get("loss"),
-        "images_per_s": line.get("images_per_s"),
-        "evaluation": _accuracies(record),
-        "restarts": record.num_restarts,
-        "job": job,
-        "nodes": list(last_start.nodes) if last_start is not None else [],
-        "last_error": record.last_error,
-        "config_problem": record.config_problem,
-        "damaged": record.damaged,
-        "doing": accuse(record.beats) if state == "running" and record.beats else None,
-        "last_line_age_s": round(record.read_at - float(line["time"]), 1) if "time" in line else None,
-    }
 
 
 def render(status: dict[str, Any]) -> str:
@@ -98,28 +63,3 @@ def render(status: dict[str, Any]) -> str:
         lines.append(f"  config      {status['config_problem']}")
     lines += [f"  damaged     {problem}" for problem in status["damaged"]]
     return "\n".join(lines)
-
-
-def _runs(given: Path) -> list[Path]:
-    found = find_runs(given)
-    if found:
-        return found
-    RunRecord.read(given)  # says why it is none
-    raise ConfigError(f"{given} holds no run")
-
-
-def _accuracies(record: RunRecord) -> dict[str, float]:
-    line = record.evaluations[-1] if record.evaluations else {}
-    return {name: value for name, value in line.items() if name.endswith(("/top1", "/top5")) and records.number(value)}
-
-
-def _job_state(job: str) -> str:
-    """Slurm's word for the job; empty where there is no Slurm, or it does not know the job any more."""
-    if shutil.which("squeue") is None:
-        return ""
-    asked = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
-    try:
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=10)
-    except subprocess.TimeoutExpired:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

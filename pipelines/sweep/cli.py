@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.runs.jobs import last_value
-from pipelines.runs.results import record_of
+from pipelines.runs.results import SWEEP_FILE, record_of, transfer_folder
 from pipelines.sweep.running import best_of, run
 from pipelines.sweep.trials import Sweep, Trial, quoted
 from pipelines.terminal.arguments import add_overrides, positive, stage_parser
@@ -34,7 +34,6 @@ from pretrain.outputs import check_output_folder
 from pretrain.redaction import redacted_in
 from pretrain.telemetry.metrics import in_units
 
-RESULT_FILE = "sweep.json"
 EXAMPLES = """\
 examples:
   python -m pipelines sweep --config configs/finetune/cifar10.yaml --from runs/vit_l16_i21k_90ep --ranks 8
@@ -60,32 +59,45 @@ def main(argv: Sequence[str]) -> int:
         for trial in [*trials, *sweep.final_trials(0)]:
             tell(sweep.shown(trial))
         return 0
+    result = run_sweep(sweep, trials, test, console)
+    result["command"] = " ".join(["python -m pipelines sweep", *map(quoted, argv)])
+    write_atomic(sweep.folder / SWEEP_FILE, json.dumps(redacted_in(result), indent=1))
+    _show(console, result, sweep.folder)
+    return 0 if all(outcome["value"] is not None for outcome in result["runs"]) else 1
+
+
+def run_sweep(sweep: Sweep, trials: Sequence[Trial], test: Sequence[str], console: Console) -> dict[str, Any]:
+    """Runs the trials, then the best of them with every seed; returns the result as ``sweep.json`` has it.
+
+    Args:
+        sweep: what is run.
+        trials: on the dev split; none if there is nothing to choose.
+        test: the metrics of the test set; a run without the first one has failed.
+        console: gets a line about the best trial.
+
+    Raises:
+        SetupError: every trial failed.
+    """
     started = time.monotonic()
-    dev = run(sweep, trials, sweep.settings.metric, "trials")
-    best = best_of(dev, sweep.settings.metric) if dev else 0
+    metric = sweep.settings.metric
+    dev = run(sweep, trials, metric, "trials")
+    best = best_of(dev, metric) if dev else 0
     if dev:
-        console.print(f"best: {dev[best].name} with {sweep.settings.metric} {dev[best].value:.4f}")
-    final = {metric: [] for metric in test}
+        console.print(f"best: {dev[best].name} with {metric} {dev[best].value:.4f}")
     runs = run(sweep, sweep.final_trials(best), test[0], "runs of the best")
-    for outcome in (outcome for outcome in runs if outcome.value is not None):
-        for metric in test:
-            final[metric].append(last_value(sweep.folder / outcome.name, metric))
-    result = {
+    folders = [sweep.folder / outcome.name for outcome in runs if outcome.value is not None]
+    return {
         "config": sweep.config,
         "from": sweep.source,
-        "metric": sweep.settings.metric,
+        "metric": metric,
         "trials": [asdict(outcome) for outcome in dev],
         "best": sweep.dev_trials()[best].name,
         "runs": [asdict(outcome) for outcome in runs],
-        "test": {metric: _spread(values) for metric, values in final.items()},
+        "test": {name: _spread([last_value(folder, name) for folder in folders]) for name in test},
         "data": _records(sweep),
         "ranks": sweep.ranks,
-        "command": " ".join(["python -m pipelines sweep", *map(quoted, argv)]),
         "seconds": round(time.monotonic() - started, 1),
     }
-    write_atomic(sweep.folder / RESULT_FILE, json.dumps(redacted_in(result), indent=1))
-    _show(console, result, sweep.folder)
-    return 0 if all(outcome.value is not None for outcome in runs) else 1
 
 
 def read_sweep(args: argparse.Namespace) -> Sweep:
@@ -102,7 +114,7 @@ def read_sweep(args: argparse.Namespace) -> Sweep:
             "  dev: {data.shards: …, data.num_samples: …, evaluation.sets: {dev: {shards: …, num_samples: …}}}"
         )
     stem = Path(args.config).stem
-    base = Path(f"{str(args.source).rstrip('/')}_transfer") if args.source else Path("runs")
+    base = transfer_folder(args.source) if args.source else Path("runs")
     return Sweep(
         config=str(args.config),
         source=args.source,
@@ -172,7 +184,7 @@ def _show(console: Console, result: dict[str, Any], folder: Path) -> None:
             figures = f"{in_units(metric, spread['mean'])} ± {in_units(metric, spread['std'])}"
             table.add_row(f"{metric}, {len(spread['values'])} seeds on the whole training set", figures)
     console.print(table)
-    console.print(f"{folder / RESULT_FILE}, in {result['seconds']} s")
+    console.print(f"{folder / SWEEP_FILE}, in {result['seconds']} s")
 
 
 def _parser() -> Parser:

@@ -12,8 +12,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from pipelines.runs.run_record import RunRecord, find_runs
-from pipelines.status.cli import describe
+from pipelines.runs.run_record import RunRecord, describe, runs_of
 from pipelines.terminal.arguments import stage_parser
 from pipelines.terminal.text import duration
 from pretrain.command_line import Parser
@@ -57,14 +56,10 @@ def look(given: Sequence[Path]) -> list[dict[str, Any]]:
         ConfigError: a path is neither a run nor a folder with runs.
     """
     states = []
-    for path in given:
-        found = find_runs(path)
-        if not found:
-            RunRecord.read(path)  # says why it is none
-        for run in found:
-            record = RunRecord.read(run)
-            last = record.train[-1] if record.train else {}
-            states.append({**describe(record), "data_wait": last.get("data_wait"), "mfu": last.get("mfu")})
+    for run in runs_of(given):
+        record = RunRecord.read(run)
+        last = record.train[-1] if record.train else {}
+        states.append({**describe(record), "data_wait": last.get("data_wait"), "mfu": last.get("mfu")})
     return states
 
 

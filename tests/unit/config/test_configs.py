@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.collect.published import published
 from pipelines.sources.vtab_tasks import TASKS
+from pipelines.weights.published import published
 from pretrain.check.experiment import check
 from pretrain.config.loader import Resolved, load_experiment
 from pretrain.models.budget import training_flops

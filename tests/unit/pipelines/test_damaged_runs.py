@@ -9,11 +9,12 @@ import pytest
 
 from pipelines.chain.stages import is_complete
 from pipelines.report import series
+from pipelines.report.events import incidents
 from pipelines.report.page import page
-from pipelines.runs.run_record import RunRecord
+from pipelines.runs.run_record import RunRecord, describe
 from pipelines.slurm import starts
 from pipelines.slurm.verdict import read_outcome
-from pipelines.status.cli import describe, render
+from pipelines.status.cli import render
 from pipelines.watch.cli import look, table
 from pretrain import records
 from pretrain.distributed.rank import Rank
@@ -60,7 +61,7 @@ def read_all(run: Path) -> RunRecord:
     """As the commands do."""
     record = RunRecord.read(run)
     render(describe(record))
-    record.incidents()
+    incidents(record)
     read_outcome(run, "7", 0, 0)
     is_complete(run)
     read_metrics(run / "metrics.jsonl")

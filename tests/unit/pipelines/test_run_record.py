@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pipelines.__main__ import main
+from pipelines.report.events import incidents
 from pipelines.runs.run_record import RunRecord, find_runs
 from pipelines.slurm import starts
 from pipelines.terminal.text import duration
@@ -102,7 +103,7 @@ def test_step_time_left_and_incidents(tmp_path: Path) -> None:
     assert (record.step, record.num_steps) == (21, 100), "it went back to the checkpoint of step 20"
     assert record.eta_s == pytest.approx(79 * 0.5)
     assert record.num_restarts == 1
-    kinds = [(incident.kind, incident.step) for incident in record.incidents()]
+    kinds = [(incident.kind, incident.step) for incident in incidents(record)]
     assert kinds == [("end", 2), ("restart", 20), ("resume", 20), ("bad_samples", 21)]
 
 

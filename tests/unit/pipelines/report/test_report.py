@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from pipelines.report import cli as report
-from pipelines.report import paper, series
-from pipelines.report.chart import Axis, chart
+from pipelines.report import series
+from pipelines.report.chart import Axis, Chart
+from pipelines.report.events import outcomes
+from pipelines.weights.published import published_for
 from pretrain.engine.run_folder import COMPLETE, Verdict
 from pretrain.errors import ConfigError
 from tests.unit.pipelines.run_folders import write_run
@@ -105,9 +107,9 @@ def test_what_came_of_a_start_is_told_by_the_order_of_the_lines() -> None:
     start, launch = {"kind": "start", "time": 5.0}, {"kind": "launch", "time": 5.0}
     events = [launch, start, launch, launch, resumed, change]  # one millisecond, and a clock that is behind
     told = ["from the beginning", "did not come to training", "resume of step-00000040; change optim.lr, seed"]
-    assert series.outcomes(events, 3) == told
-    assert series.outcomes([start], 1) == told[:1], "a run that has no record of its launches"
-    assert series.outcomes([start], 0) == []
+    assert outcomes(events, 3) == told
+    assert outcomes([start], 1) == told[:1], "a run that has no record of its launches"
+    assert outcomes([start], 0) == []
 
 
 def test_device_hours_count_the_ranks_of_each_start() -> None:
@@ -169,7 +171,7 @@ def test_transfers_are_summed_up_beside_the_papers(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_published(settings: dict[str, object], source: str, expected: str | None) -> None:
-    assert paper.published(settings, source) == expected
+    assert published_for(settings, source) == expected
 
 
 def test_pictures_are_put_into_the_file(tmp_path: Path) -> None:
@@ -226,13 +228,13 @@ def test_long_curves_keep_their_spikes() -> None:
 def test_axes(low: float, high: float, logarithmic: bool) -> None:
     if logarithmic and low <= 0:
         return
-    axis = Axis(low, high, 200.0, 10.0, logarithmic=logarithmic, roomy=True)
+    axis = Axis.around([low, high], 200.0, 10.0, logarithmic=logarithmic)
     assert 10 <= axis(high) <= axis(low) <= 200
     assert 1 <= len(axis.ticks()) <= 20 and all(9.9 <= axis(tick) <= 200.1 for tick in axis.ticks())
 
 
 def test_a_curve_of_one_point_is_a_dot() -> None:
-    text = chart("x", {"run": series.Curve([3], [1.0])}, [], unit="", about="")
+    text = Chart("x", {"run": series.Curve([3], [1.0])}).to_html()
     assert "<circle" in text and "<polyline" not in text
 
 
