@@ -30,7 +30,7 @@ from pipelines.terminal.arguments import add_json, add_workers, stage_parser
 from pipelines.terminal.progress import LazyBar
 from pretrain.command_line import Parser
 from pretrain.data.ledger import MOST_EXAMPLES, Ledger
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, DataError
 from pretrain.files import write_atomic
 from pretrain.names import shown, tell
 from pretrain.outputs import check_output_folder
@@ -120,16 +120,24 @@ def _pairs(
 
 
 def _account(ledger: Ledger, job: PrintJob) -> None:
-    """Tells the ledger which images of a set can be compared."""
+    """Tells the ledger which images of a set can be compared.
+
+    Raises:
+        DataError: not one can be read.
+    """
     kind = f"images of {shown(job.images.name)}"
     ledger.found(kind, job.images.num_images)
+    num_readable = 0
     for part in range(len(job.images.parts)):
         prints, names = Prints.load(job.path(part)), job.images.keys(part)
+        num_readable += int(prints.readable.sum())
         flat = prints.readable & ~prints.usable
         ledger.used(kind, "compared", int(prints.usable.sum()))
         for reason, which in (("cannot be read", ~prints.readable), ("too flat: exact copies only", flat)):
             rows = np.flatnonzero(which).tolist()
             ledger.lost(kind, reason, *(names[row] for row in rows[:MOST_EXAMPLES]), count=len(rows))
+    if not num_readable:
+        raise DataError(f"{shown(job.images.name)}: none of its {job.images.num_images:,} images could be read")
 
 
 def _make_all(job: PrintJob, workers: int) -> None:

@@ -1,22 +1,19 @@
-"""The evaluation of a classifier: its figures, a second model beside it, and the tables."""
+"""The figures of a classifier on a packed set, the tables behind them, and a comparison with a second model."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines.evaluate import measures, ranking
+from pipelines.evaluate import measures
 from pipelines.evaluate.outcomes import Outcomes, outcomes_of
-from pipelines.evaluate.rows import IMAGES, finished, ledger_lines, open_set
-from pipelines.evaluate.tables import as_csv
+from pipelines.evaluate.rows import IMAGES, Evaluated, finished, open_set
+from pipelines.terminal.arguments import model_options
 from pipelines.weights.classifier import Classifier, load_classifier
 from pipelines.weights.load import warn_of_trained_images
 from pretrain.config.schema.evaluation import NUMBERS
@@ -27,39 +24,31 @@ from pretrain.distributed.rank import Rank
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.class_map import ClassMap
 from pretrain.evaluation.targets import load_targets
-from pretrain.files import write_atomic
-from pretrain.redaction import redacted_in
 
 SHOWN_CONFUSIONS = 10
 
 
-def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None], started: float) -> dict[str, Any]:
-    """All figures; the folder of tables where one is wanted. Collective: yes. Errors as the stage's."""
+def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None]) -> Evaluated:
+    """Accuracy or mAP, calibration, confusions, and a second model. Collective: yes; errors as the stage's."""
     outcomes, table, ledger = _look(args.source, args, rank, say)
-    result: dict[str, Any] = {
-        "from": str(args.source),
-        "shards": str(args.shards),
-        "img_size": args.img_size,
+    figures: dict[str, Any] = {
         "targets": args.targets,
         **_figures(outcomes, table),
         **finished(ledger, len(outcomes.sample_ids), args.shards),
         "empty_classes": _empty_classes(outcomes, table),
     }
     if table.max_labels == 1:
-        result["calibration_error"], _ = measures.calibration(outcomes)
+        figures["calibration_error"], _ = measures.calibration(outcomes)
     if args.against is not None:
         other, _, _ = _look(args.against, args, rank, say)
-        result["against"] = _compared(args, outcomes, other, table)
-    result["most_confused"] = _most_confused(outcomes, table)
-    result["seconds"] = round(time.monotonic() - started, 2)
-    if args.out is not None and rank.is_main:
-        _write(args.out, result, outcomes, table)
-    return result
+        figures["against"] = _compared(args, outcomes, other, table)
+    figures["most_confused"] = _most_confused(outcomes, table)
+    return Evaluated(figures, lambda: _tables(outcomes, table))
 
 
 def _figures(outcomes: Outcomes, table: ShardTable) -> dict[str, float]:
-    """``top1``, ``top5`` and ``num_samples``; of a set with several labels per image ``mAP`` too."""
-    ranked = ranking.mean_average_precision(outcomes, table.num_classes) if table.max_labels > 1 else {}
+    """``top1``, ``top5`` and ``num_samples``; for a set with several labels per image ``mAP`` too."""
+    ranked = measures.mean_average_precision(outcomes, table.num_classes) if table.max_labels > 1 else {}
     return {**measures.accuracy(outcomes), **ranked}
 
 
@@ -67,45 +56,37 @@ def _look(
     source: Path, args: argparse.Namespace, rank: Rank, say: Callable[[str], None]
 ) -> tuple[Outcomes, ShardTable, Ledger]:
     packed = open_set(args)
-    table, card = packed.table, packed.card
+    table = packed.table
     if args.targets is not None and table.max_labels > 1:
-        raise ConfigError(f"--targets: {args.shards} has several labels per image; they take the place of a single one")
+        raise ConfigError(f"--targets: {args.shards} has several labels per image; they replace a single one")
     targets = None if args.targets is None else load_targets(args.targets, table)
-    classifier = load_classifier(
-        source,
-        weights=args.weights,
-        img_size=args.img_size,
-        activation=args.activation,
-        device=args.device,
-        say=say,
-    )
+    classifier = load_classifier(source, **model_options(args), activation=args.activation, say=say)
     class_map = class_map_of(classifier, args.shards, args.match, args.class_map)
     if class_map is not None:
         say(f"{args.shards}: {class_map.summary()}")
     warn_of_trained_images(source, args.weights, table, say)
-    outcomes, ledger = outcomes_of(
-        args, packed, classifier, rank, class_map=class_map, keep_scores=table.max_labels > 1
-    )
+    outcomes, ledger = outcomes_of(args, packed, classifier, rank, class_map)
     if targets is not None:
         every = outcomes
         outcomes = every.with_labels(targets)
         ledger.lost(IMAGES, "no label in --targets", count=len(every.sample_ids) - len(outcomes.sample_ids))
-        say(f"{args.targets}: {len(outcomes.sample_ids):,} of the {card.num_samples:,} images have a label there")
-        if not len(outcomes.sample_ids):
+        num_labelled = len(outcomes.sample_ids)
+        say(f"{args.targets}: {num_labelled:,} of the {packed.card.num_samples:,} images have a label there")
+        if not num_labelled:
             raise DataError(f"{args.targets}: no image has a label there")
     return outcomes, table, ledger
 
 
 def class_map_of(classifier: Classifier, shards: Path, match: str | None, path: str | None) -> ClassMap | None:
-    """The model's outputs for each class of the set; None where both have the same classes in one order.
+    """The model's outputs for each class of the set; None if both have the same classes in the same order.
 
     Raises:
-        ConfigError: two ways at once, or the weights do not say what the way needs. DataError: they are labelled
-            differently and nothing says what belongs together, or a class of the set has no output.
+        ConfigError: two ways at once, or the weights lack what the way needs. DataError: the classes differ and no way
+            was chosen, or a class of the set has no output.
     """
     about, classes = classifier.metadata, load_classes(shards)
     if match is not None and path is not None:
-        raise ConfigError("--match and --class-map are two ways to say the same; give one")
+        raise ConfigError("--match and --class-map both match classes; give one of them")
     if match is None and path is None:
         _require_same(classifier, shards, classes)
         return None
@@ -156,12 +137,12 @@ def _compared(args: argparse.Namespace, outcomes: Outcomes, other: Outcomes, tab
     )
     found = {"from": str(args.against), **_figures(other, table), **measures.paired_difference(*both)}
     if table.max_labels > 1:
-        found["mAP_difference"] = ranking.paired_difference(*both, table.num_classes)
+        found["mAP_difference"] = measures.paired_map_difference(*both, table.num_classes)
     return found
 
 
 def _most_confused(outcomes: Outcomes, table: ShardTable) -> list[dict[str, Any]]:
-    """The pairs (class, what the model said) that happen most often; where every image has one label."""
+    """The most frequent mistakes (class, prediction); none for images with several labels."""
     if outcomes.labels.shape[1] > 1:
         return []
     names = told_apart(load_classes(table.folder))
@@ -172,32 +153,29 @@ def _most_confused(outcomes: Outcomes, table: ShardTable) -> list[dict[str, Any]
 
 
 def _empty_classes(outcomes: Outcomes, table: ShardTable) -> list[str]:
-    """The names of classes that no image shows: they count for nothing."""
+    """The names of classes without an image: they do not count."""
     counts = np.bincount(outcomes.labels[outcomes.labels >= 0], minlength=table.num_classes)
     return [name for (_, name), count in zip(load_classes(table.folder), counts, strict=True) if not count]
 
 
 def _confusions(outcomes: Outcomes) -> list[tuple[int, int, int]]:
-    """(class, said, count) of every mistake, the most frequent first."""
+    """(class, prediction, count) of every mistake, the most frequent first."""
     wrong = np.stack([outcomes.labels[:, 0], outcomes.best[:, 0]], axis=1)[~outcomes.hits]
     pairs, counts = np.unique(wrong, axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return [(int(pairs[i, 0]), int(pairs[i, 1]), int(counts[i])) for i in order]
 
 
-def _write(out: Path, result: dict[str, Any], outcomes: Outcomes, table: ShardTable) -> None:
-    """The folder of results: result.json comes last and marks it as whole."""
-    out.mkdir(parents=True, exist_ok=True)
+def _tables(outcomes: Outcomes, table: ShardTable) -> dict[str, list[tuple[object, ...]]]:
     classes = load_classes(table.folder)
-    write_atomic(out / "per_class.csv", as_csv(_per_class(outcomes, table, classes)))
+    tables = {"per_class.csv": _per_class(outcomes, table, classes)}
     if outcomes.labels.shape[1] == 1:
         names = told_apart(classes)
         mistakes = [(names[a], names[b], count) for a, b, count in _confusions(outcomes)]
-        write_atomic(out / "confusion.csv", as_csv([("class", "said", "count"), *mistakes]))
+        tables["confusion.csv"] = [("class", "said", "count"), *mistakes]
     if table.max_labels == 1:
-        _, bins = measures.calibration(outcomes)
-        write_atomic(out / "calibration.csv", as_csv([measures.Bin._fields, *bins]))
-    write_atomic(out / "result.json", json.dumps(redacted_in(result | {"command": sys.argv}), indent=1))
+        tables["calibration.csv"] = [measures.Bin._fields, *measures.calibration(outcomes)[1]]
+    return tables
 
 
 def _per_class(outcomes: Outcomes, table: ShardTable, classes: Sequence[tuple[str, str]]) -> list[tuple[object, ...]]:
@@ -206,13 +184,13 @@ def _per_class(outcomes: Outcomes, table: ShardTable, classes: Sequence[tuple[st
     lines += [(row.index, *classes[row.index], row.num_samples, row.recall, row.precision) for row in rows]
     if table.max_labels == 1:
         return lines
-    found = ranking.average_precisions(outcomes, table.num_classes).tolist()
+    found = measures.average_precisions(outcomes, table.num_classes).tolist()
     column = ["average_precision", *(None if math.isnan(value) else value for value in found)]
     return [(*line, cell) for line, cell in zip(lines, column, strict=True)]
 
 
-def text(result: dict[str, Any]) -> str:
-    """The result for people."""
+def text(result: dict[str, Any]) -> list[str]:
+    """The figures for people, as lines."""
     lines = [_accuracy_line(result["from"], result)]
     if "calibration_error" in result:
         lines.append(f"expected calibration error {result['calibration_error']:.4f} (15 bins)")
@@ -228,8 +206,7 @@ def text(result: dict[str, Any]) -> str:
     if result["empty_classes"]:
         some = ", ".join(result["empty_classes"][:SHOWN_CONFUSIONS])
         lines.append(f"classes without an image in this set: {len(result['empty_classes'])} ({some})")
-    lines += ledger_lines(result)
-    return "\n".join(lines)
+    return lines
 
 
 def _difference(found: dict[str, Any], metric: str) -> str:

@@ -9,25 +9,36 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pipelines.runs.ranks import joined
-from pipelines.terminal.arguments import add_data_workers, add_json, add_model, stage_parser
+from pipelines.runs.ranks import joined, teller
+from pipelines.terminal.arguments import (
+    add_data_workers,
+    add_json,
+    add_model,
+    refuse_options_of_others,
+    stage_parser,
+)
+from pipelines.terminal.text import as_csv
+from pipelines.weights.load import task_of
 from pretrain.command_line import Parser
 from pretrain.config.schema.evaluation import IMAGENET_REAL, NUMBERS
-from pretrain.errors import ConfigError
+from pretrain.data.ledger import Ledger
+from pretrain.files import write_atomic
 from pretrain.names import tell
 from pretrain.outputs import check_output_folder
 from pretrain.redaction import redacted_in
 
 if TYPE_CHECKING:
+    from pipelines.evaluate.rows import Evaluated
     from pretrain.distributed.rank import Rank
-    from pretrain.models.metadata import Task
 
 COLLECTIVE_TIMEOUT_S = 1800
+# Task of the weights → the options that belong to it alone.
+OWN_OPTIONS = {"classification": ("against", "match", "class_map", "targets", "activation")}
 EXAMPLES = """\
 examples:
   python -m pipelines evaluate data/digits/val --from runs/demo_digits
@@ -52,68 +63,41 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _module_for(task: Task) -> ModuleType | None:
-    """What evaluates weights that were trained for something else than classes."""
-    if task == "classification":
-        return None
-    from pipelines.evaluate import regression, segmentation
-
-    return {"regression": regression, "segmentation": segmentation}[task]
-
-
 def evaluate(args: argparse.Namespace, rank: Rank) -> dict[str, Any]:
-    """All figures, which are also what ``--json`` prints. Collective: yes.
+    """All figures, which are also what ``--json`` prints; writes the folder of results if one was named.
+
+    Collective: yes.
 
     Raises:
         ConfigError: options that do not go together. DataError: a set that cannot be read, or is labelled otherwise.
         CheckpointError: weights that cannot be used.
     """
-    from pipelines.evaluate import classification
-    from pipelines.weights.load import task_of
-
     started = time.monotonic()
-
-    def say(line: str) -> None:
-        if rank.is_main:
-            tell(line, file=sys.stderr)
-
     task = task_of(args.source, args.weights)
-    if task != "classification":
-        return _evaluate_other(task, args, rank, say, started)
-    return classification.evaluate(args, rank, say, started)
-
-
-def _evaluate_other(
-    task: Task, args: argparse.Namespace, rank: Rank, say: Callable[[str], None], started: float
-) -> dict[str, Any]:
-    """Figures of what is no classifier, whose module says what they are."""
-    for option in ("against", "match", "class_map", "targets", "activation"):
-        if getattr(args, option) is not None:
-            raise ConfigError(
-                f"--{option.replace('_', '-')} is for classes; {args.source} was trained for {task}: leave it out"
-            )
-    module = _module_for(task)
-    assert module is not None
-    found = module.evaluate(args, rank, say)
+    refuse_options_of_others(args, task, OWN_OPTIONS)
+    found: Evaluated = _module_for(task).evaluate(args, rank, teller(rank))
     result: dict[str, Any] = {"from": str(args.source), "shards": str(args.shards), "img_size": args.img_size}
-    result |= {"task": task, **found, "seconds": round(time.monotonic() - started, 2)}
+    result |= {**found.figures, "seconds": round(time.monotonic() - started, 2)}
     if args.out is not None and rank.is_main:
-        from pipelines.evaluate.tables import as_csv
-        from pretrain.files import write_atomic
-
         args.out.mkdir(parents=True, exist_ok=True)
-        write_atomic(args.out / module.TABLE_FILE, as_csv(module.table(result)))
-        write_atomic(args.out / "result.json", json.dumps(redacted_in(result | {"command": sys.argv}), indent=1))
+        for name, rows in found.tables().items():
+            write_atomic(args.out / name, as_csv(rows))
+        content = json.dumps(redacted_in(result | {"command": sys.argv}), indent=1)
+        write_atomic(args.out / "result.json", content)  # last: it marks the folder as complete
     return result
 
 
-def _text(result: dict[str, Any]) -> str:
-    other = _module_for(result.get("task", "classification"))
-    if other is not None:
-        return other.text(result)
-    from pipelines.evaluate import classification
+def _module_for(task: str) -> ModuleType:
+    """The module with the figures of a task: its ``evaluate`` computes them, its ``text`` prints them."""
+    from pipelines.evaluate import classification, regression, segmentation  # imports torch
 
-    return classification.text(result)
+    return {"classification": classification, "regression": regression, "segmentation": segmentation}[task]
+
+
+def _text(result: dict[str, Any]) -> str:
+    """The result for people."""
+    lines = _module_for(result.get("task", "classification")).text(result)
+    return "\n".join([*lines, *Ledger.of_dict(result["ledger"]).lines()])
 
 
 def _parser() -> Parser:
@@ -132,7 +116,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--class-map", metavar="FILE", help="the same by a CSV with the columns class and output")
     parser.add_argument(
-        "--targets", metavar="FILE", help=f"JSON of labels in the place of the set's own; {IMAGENET_REAL}: ReaL's"
+        "--targets", metavar="FILE", help=f"JSON of labels that replace the set's own; {IMAGENET_REAL}: ReaL's"
     )
     add_data_workers(parser)
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""What a model said of every image of a packed split, each image once on any number of ranks.
+"""What a classifier predicted for every image of a packed split, each image once on any number of ranks.
 
 Legend: N images · K classes · M most labels of an image.
 """
@@ -33,7 +33,7 @@ class Outcomes:
         labels: int64 (N, M), padded with -1.
         best: int64 (N, min(5, K)), the most probable classes, the best first.
         confidence: float32 (N,), the probability of the best one.
-        scores: float32 (N, K), the logit of every class, or (N, 0) where they were not kept.
+        scores: float32 (N, K), the logit of every class; (N, 0) for sets with one label per image.
     """
 
     sample_ids: NDArray[np.int64]
@@ -53,7 +53,7 @@ class Outcomes:
         return (self.best[:, :, None] == self.labels[:, None, :]).any((1, 2))
 
     def with_labels(self, labels: NDArray[np.int64]) -> Outcomes:
-        """Judged by other labels: only the images that have one.
+        """The same predictions with other labels; only the images that have one.
 
         Args:
             labels: of every sample of the set, (N of the set, M), padded with -1.
@@ -62,7 +62,7 @@ class Outcomes:
         return other.select(np.any(other.labels >= 0, axis=1))
 
     def select(self, rows: NDArray[np.bool_]) -> Outcomes:
-        """Only some images."""
+        """The outcomes of some images."""
         return Outcomes(**{item.name: getattr(self, item.name)[rows] for item in fields(self)})
 
 
@@ -71,19 +71,16 @@ def outcomes_of(
     packed: PackedSet,
     classifier: Classifier,
     rank: Rank,
-    *,
     class_map: ClassMap | None = None,
-    keep_scores: bool = False,
 ) -> tuple[Outcomes, Ledger]:
-    """Looks at every image of a set. Collective: yes; every rank returns all of it.
+    """Runs the model on every image of a set. Collective: yes; every rank returns all outcomes.
 
     Args:
         args: see ``rows_of_set``.
         packed: the set.
         classifier: the model.
         rank: this process.
-        class_map: the model's outputs that stand for each class of the set; None: output k is class k.
-        keep_scores: keep every logit, which mean average precision needs.
+        class_map: the model's outputs for each class of the set; None: output k is class k.
 
     Returns:
         The outcomes, and the ledger of the images.
@@ -92,6 +89,7 @@ def outcomes_of(
         DataError: a shard cannot be read, or not one image, or the scores do not fit into memory.
     """
     table = packed.table
+    keep_scores = table.max_labels > 1  # mean average precision needs every logit
     if keep_scores and (needed := 4 * table.num_samples * table.num_classes) > MAX_SCORES_BYTES:
         raise DataError(
             f"{table.folder}: the scores of {table.num_samples:,} images × {table.num_classes:,} classes need "

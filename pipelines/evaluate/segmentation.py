@@ -1,53 +1,41 @@
-"""How well a dense head finds the classes of a packed set's pixels, class by class."""
+"""The intersection over union of a dense head on a packed set, class by class."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluate.rows import finished, ledger_lines, open_set, rows_of_set
-from pipelines.weights.load import warn_of_trained_images
-from pipelines.weights.segmenter import load_segmenter
+from pipelines.evaluate.rows import Evaluated, finished, open_matching, rows_of_set
+from pipelines.weights.segmenter import Segmenter
 from pretrain.data.batch import Batch
-from pretrain.data.sources import check_target
 from pretrain.distributed.collectives import gather_objects
 from pretrain.distributed.rank import Rank
-from pretrain.errors import DataError
 from pretrain.evaluation.segmentation import check_shown, confusion, overlap, per_class_iou
 
-TABLE_FILE = "per_class.csv"
 SHOWN = 6
 HEAD = ("class", "iou", "recall", "precision", "pixels")
 
 
-def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None]) -> dict[str, Any]:
-    """``mIoU``, ``pixel_accuracy``, ``num_classes``, ``num_samples``, the account, and each class. Collective: yes.
+def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None]) -> Evaluated:
+    """``mIoU``, ``pixel_accuracy``, ``num_classes`` and the figures of each class. Collective: yes.
 
-    As in a run: at the model's resolution.
+    Computed at the model's resolution, as in a run.
 
     Raises:
-        DataError: a set that cannot be read, with other classes, or whose masks show one class or none.
-        CheckpointError: weights of something else.
+        DataError: as ``open_matching``, or the masks show one class or none.
     """
-    packed = open_set(args)
-    check_target(packed, "mask", f"{args.source}, a segmentation,")
-    segmenter = load_segmenter(args.source, weights=args.weights, img_size=args.img_size, device=args.device, say=say)
-    names = tuple(name for _, name in packed.classes)
-    if names != segmenter.names:
-        raise DataError(
-            f"{args.shards}: its {len(names)} classes are not the model's; name a set with the same classes"
-        )
-    warn_of_trained_images(args.source, args.weights, packed.table, say)
-    matrix = np.zeros((len(names), len(names)), dtype=np.int64)
+    packed, segmenter = open_matching(args, Segmenter, say)
+    num_classes = len(segmenter.names)
+    matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
 
     def look(batch: Batch) -> list[NDArray[Any]]:
         assert batch.targets is not None
         found = segmenter.masks(batch.images)
-        matrix[...] += confusion(found[batch.valid], batch.targets[batch.valid], len(names)).numpy()
+        matrix[...] += confusion(found[batch.valid], batch.targets[batch.valid], num_classes).numpy()
         return [batch.sample_ids[batch.valid].numpy()]
 
     (seen,), ledger = rows_of_set(args, packed, segmenter.transform, rank, look)
@@ -55,11 +43,12 @@ def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None]) -
     check_shown(total, str(args.shards))
     each = dict(zip(segmenter.keys, _rows(total), strict=True))
     account = finished(ledger, len(seen), args.shards)
-    return {**overlap(total), "num_samples": len(seen), **account, "classes": each}
+    figures = {"task": "segmentation", **overlap(total), "num_samples": len(seen), **account, "classes": each}
+    return Evaluated(figures, lambda: {"per_class.csv": _table(each)})
 
 
-def text(result: dict[str, Any]) -> str:
-    """The figures for people: the best and the worst classes."""
+def text(result: dict[str, Any]) -> list[str]:
+    """The figures for people, as lines: the best and the worst classes."""
     lines = [
         f"{result['from']}: mIoU {result['mIoU']:.2%} over {result['num_classes']} classes, pixel accuracy "
         f"{result['pixel_accuracy']:.2%}, of {result['num_samples']:,} images"
@@ -74,12 +63,11 @@ def text(result: dict[str, Any]) -> str:
     if absent:
         named = ", ".join(absent[:SHOWN]) + (", …" if len(absent) > SHOWN else "")
         lines.append(f"{len(absent)} of {len(result['classes'])} classes have no pixel in the masks: {named}")
-    return "\n".join([*lines, *ledger_lines(result)])
+    return lines
 
 
-def table(result: dict[str, Any]) -> list[Sequence[object]]:
-    """The rows of ``TABLE_FILE``."""
-    return [HEAD, *((name, *(row[key] for key in HEAD[1:])) for name, row in result["classes"].items())]
+def _table(each: Mapping[str, Mapping[str, float | int | None]]) -> list[Sequence[object]]:
+    return [HEAD, *((name, *(row[key] for key in HEAD[1:])) for name, row in each.items())]
 
 
 def _rows(matrix: NDArray[np.int64]) -> list[dict[str, float | int | None]]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.runs.ranks import joined
-from pipelines.terminal.arguments import add_data_workers, add_json, add_model, positive, stage_parser
+from pipelines.runs.ranks import joined, teller
+from pipelines.runs.results import PROBE_FILE, record_of, transfer_folder
+from pipelines.terminal.arguments import add_data_workers, add_json, add_model, model_options, positive, stage_parser
 from pipelines.weights.load import warn_of_overlap, warn_of_trained_images
 from pretrain.command_line import Parser
 from pretrain.config.loader import load_settings
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from pretrain.distributed.rank import Rank
     from pretrain.evaluation.feature_sets import Pair
 
-RESULT_FILE = "probe.json"
 COLLECTIVE_TIMEOUT_S = 4 * 3600  # others wait while a rank fits a logistic regression
 L2_GRID = tuple(10.0**power for power in range(-2, 5))
 EXAMPLES = """\
@@ -67,8 +66,8 @@ def main(argv: Sequence[str]) -> int:
         if rank.is_main:
             out = _out(args, result)
             out.mkdir(parents=True, exist_ok=True)
-            write_atomic(out / RESULT_FILE, json.dumps(redacted_in(result), indent=1))
-            tell(json.dumps(result) if args.json else f"{text(result)}\n{out / RESULT_FILE}, in {result['seconds']} s")
+            write_atomic(out / PROBE_FILE, json.dumps(redacted_in(result), indent=1))
+            tell(json.dumps(result) if args.json else f"{text(result)}\n{out / PROBE_FILE}, in {result['seconds']} s")
     return 0
 
 
@@ -86,33 +85,22 @@ def probe(args: argparse.Namespace, rank: Rank) -> dict[str, Any]:
     """All figures, as ``probe.json`` has them. Collective: yes.
 
     Raises:
-        ConfigError: options that cannot be. DataError: a set that cannot be read, is empty, or no split of the other.
+        ConfigError: impossible options. DataError: a set that cannot be read, is empty, or is not a split of the other.
         CheckpointError: weights that cannot be used. SetupError: no room for the features.
     """
     from pipelines.probe.cache import FeatureCache
-    from pipelines.runs.results import record_of
     from pipelines.weights.network import load_frozen
-    from pretrain.config.schema.cluster import ClusterConfig
-    from pretrain.data.storage.packed_set import open_packed
 
-    def say(line: str) -> None:
-        if rank.is_main:
-            tell(line, file=sys.stderr)
-
-    started = time.monotonic()
-    sets: dict[str, PackedSet] = {}
-    for name in ("train", "test", "dev"):
-        if (shards := getattr(args, name)) is not None:
-            sets[name] = open_packed(shards, ClusterConfig())
-            sets[name].check_files()
+    started, say = time.monotonic(), teller(rank)
+    sets = _open_sets(args)
     configs = [config_of(kind, args, sets) for kind in args.kind]
-    frozen = load_frozen(args.source, weights=args.weights, img_size=args.img_size, device=args.device, say=say)
+    frozen = load_frozen(args.source, **model_options(args), say=say)
     if rank.is_main:
         for name in ("test", "dev"):
             if name in sets:
                 warn_of_overlap(sets["train"].table, sets[name].table, f"in {args.train}, which is learned from", say)
         warn_of_trained_images(args.source, args.weights, sets["test"].table, say)
-    folder = args.cache or default_folder(args.source) / "features"
+    folder = args.cache or transfer_folder(args.source) / "features"
     cache = FeatureCache(folder, frozen, rank, args.micro_batch_size, args.num_workers, say)
     result: dict[str, Any] = {
         "from": str(args.source),
@@ -127,6 +115,18 @@ def probe(args: argparse.Namespace, rank: Rank) -> dict[str, Any]:
         result["test"] |= figures
         result["chosen"] |= chosen
     return {**result, "ranks": rank.world, "seconds": round(time.monotonic() - started, 2)}
+
+
+def _open_sets(args: argparse.Namespace) -> dict[str, PackedSet]:
+    """``train``, ``test`` and, if one was named, ``dev``."""
+    from pretrain.config.schema.cluster import ClusterConfig
+    from pretrain.data.storage.packed_set import open_packed
+
+    named = {name: getattr(args, name) for name in ("train", "test", "dev")}
+    sets = {name: open_packed(shards, ClusterConfig()) for name, shards in named.items() if shards is not None}
+    for packed in sets.values():
+        packed.check_files()
+    return sets
 
 
 def config_of(kind: str, args: argparse.Namespace, sets: dict[str, PackedSet]) -> EvaluationSetConfig:
@@ -205,13 +205,8 @@ def _spreads(figures: dict[str, float], num_seeds: int) -> dict[str, Any]:
     return spreads
 
 
-def default_folder(source: Path) -> Path:
-    """Where the transfers of a run, or of weights, lie."""
-    return Path(f"{str(source).rstrip('/')}_transfer")
-
-
 def _out(args: argparse.Namespace, result: dict[str, Any]) -> Path:
-    return args.out or default_folder(args.source) / result["data"]["train"]["name"].replace("/", "_")
+    return args.out or transfer_folder(args.source) / result["data"]["train"]["name"].replace("/", "_")
 
 
 def text(result: dict[str, Any]) -> str:
@@ -241,7 +236,7 @@ def _parser() -> Parser:
     parser.add_argument("--kind", type=_kinds, default=FEATURE_KINDS, help=f"some of {','.join(FEATURE_KINDS)} (all)")
     parser.add_argument("--transform", metavar="{…}", help="data.eval_transform in the place of the weights' own")
     add_data_workers(parser)
-    parser.add_argument("--out", type=Path, help=f"folder for {RESULT_FILE} (WEIGHTS_transfer/NAME_OF_THE_SET)")
+    parser.add_argument("--out", type=Path, help=f"folder for {PROBE_FILE} (WEIGHTS_transfer/NAME_OF_THE_SET)")
     parser.add_argument("--cache", type=Path, help="folder where features are kept (WEIGHTS_transfer/features)")
     add_json(parser)
     few_shot = parser.add_argument_group("few_shot")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pretrain.command_line import Parser
+from pretrain.errors import ConfigError
 
 
 def stage_parser(stage: str, description: str, examples: str) -> Parser:
@@ -67,6 +70,29 @@ def add_model(parser: Parser, *, classifies: bool = True) -> None:
         )
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--micro-batch-size", type=positive, default=64, help="images per forward pass (64)")
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of ``add_model`` that every ``load_…`` of ``pipelines.weights`` takes."""
+    return {"weights": args.weights, "img_size": args.img_size, "device": args.device}
+
+
+def refuse_options_of_others(args: argparse.Namespace, task: str, owners: Mapping[str, Sequence[str]]) -> None:
+    """Refuses options that would be ignored because the weights were trained for another task.
+
+    Args:
+        args: has the options, with None for those that were not given, and ``source``.
+        task: of the weights.
+        owners: task → the options that belong to it alone.
+
+    Raises:
+        ConfigError: such an option was given.
+    """
+    for owner, options in owners.items():
+        for option in options if owner != task else ():
+            if getattr(args, option) is not None:
+                name = option.replace("_", "-")
+                raise ConfigError(f"--{name} is for {owner}; {args.source} was trained for {task}: leave it out")
 
 
 def positive(text: str) -> int:

@@ -21,15 +21,15 @@ RESOLVED_CONFIG = "config.resolved.yaml"
 def load_source(
     source: Path, weights: Literal["raw", "ema"], say: Callable[[str], None]
 ) -> tuple[dict[str, Tensor], WeightsMetadata]:
-    """Tensors on the CPU and what they need to be used.
+    """Reads tensors, on the CPU, and their metadata.
 
     Args:
         source: a run folder, a checkpoint, or a file or folder of any format that is read.
-        weights: of a run or checkpoint, the trained ones or their Polyak average.
-        say: where a line for the user goes.
+        weights: of a run or checkpoint, the raw or the EMA weights.
+        say: called with each line for the user.
 
     Raises:
-        CheckpointError: nothing of that kind, or damaged. SetupError: no such path.
+        CheckpointError: no weights there, or damaged ones. SetupError: no such path.
     """
     from pretrain.models.exchange.formats import load_any
 
@@ -42,7 +42,7 @@ def load_source(
 
 
 def task_of(source: Path, weights: Literal["raw", "ema"]) -> Task:
-    """What the weights were trained for; errors as ``load_source``. Reads no tensor of a weights file of ours."""
+    """What the weights were trained for; errors as ``load_source``. Reads the header of our own files only."""
     from pretrain.models.interop import read_metadata
 
     path = weights_path(source, weights, lambda line: None)
@@ -51,7 +51,7 @@ def task_of(source: Path, weights: Literal["raw", "ema"]) -> Task:
 
 
 def weights_path(source: Path, weights: Literal["raw", "ema"], say: Callable[[str], None]) -> Path:
-    """The file or model folder that ``source`` stands for; errors as ``load_source``."""
+    """The weights file, or folder of a model, that ``source`` means; errors as ``load_source``."""
     from pretrain.engine.checkpoint_folder import weights_file
     from pretrain.models.exchange.formats import is_model_folder
 
@@ -67,12 +67,12 @@ def experiment_of(weights: Path) -> Experiment | None:
 
 
 def warn_of_overlap(train: ShardTable, test: ShardTable, what: str, say: Callable[[str], None]) -> None:
-    """Warns where images of ``test`` are, by their bytes, also in ``train``.
+    """Warns if images of ``test`` are also in ``train``, compared by their bytes.
 
     Args:
         train, test: two sets.
         what: the rest of the sentence "N of the M images of TEST are also …".
-        say: one line for the user.
+        say: called with each line for the user.
 
     Raises:
         DataError: a record file is missing or stale.
@@ -89,7 +89,7 @@ def warn_of_overlap(train: ShardTable, test: ShardTable, what: str, say: Callabl
 def warn_of_trained_images(
     source: Path, weights: Literal["raw", "ema"], test: ShardTable, say: Callable[[str], None]
 ) -> None:
-    """Warns where weights were trained on images of ``test``, as far as that can be known from here."""
+    """Warns if weights were trained on images of ``test``, as far as their training sets can be read from here."""
     from pretrain.data.storage.packed_set import open_packed
 
     experiment = experiment_of(weights_path(source, weights, lambda line: None))
@@ -99,5 +99,5 @@ def warn_of_trained_images(
         try:
             packed = open_packed(trained_on.shards, experiment.cluster, allow_pipe=False)
             warn_of_overlap(packed.table, test, f"in {packed.location}, on which {source} was trained", say)
-        except UserError:  # the training set cannot be had from here
+        except UserError:  # the training set is elsewhere: nothing can be compared
             continue

@@ -1,6 +1,6 @@
-"""Trained weights as a model in evaluation mode, with all that it needs to see an image as it was trained to.
+"""Trained weights as a model in evaluation mode, with everything it needs to process images as in training.
 
-What its head was trained to give is the business of ``classifier``, ``regressor`` and ``segmenter``.
+``classifier``, ``regressor`` and ``segmenter`` add the meaning of the head's outputs.
 
 Legend: B images · H, W pixels.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pipelines.weights.load import load_source
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.model import ModelConfig
+from pretrain.config.target import Target
 from pretrain.data.batch import Batch
 from pretrain.data.images.augment import EvalTransform
 from pretrain.data.images.opening import Pixels
@@ -28,18 +29,24 @@ from pretrain.errors import CheckpointError, ConfigError, SetupError
 from pretrain.models.families.registry import adapt_state_dict, build_model
 from pretrain.models.init import digest
 from pretrain.models.metadata import Task, WeightsMetadata
-from pretrain.models.surgery import Filter
+
+FILTER = "bilinear_corners"  # how a position embedding is resized, as at the start of a fine-tuning
 
 
 @dataclass(frozen=True)
 class Network:
-    """A model in evaluation mode with all that it needs to see an image as it was trained to.
+    """A model in evaluation mode, with everything it needs to process images as in training.
 
     Attributes:
+        task: what the weights must have been trained for; None: anything, also weights without a head.
+        target: what the samples of a set to evaluate on must have; None: anything.
         model: fp32, on ``device``.
         metadata: of the weights, at the resolution that is used.
         transform: image bytes → uint8 (H, W, 3).
     """
+
+    task: ClassVar[Task | None] = None
+    target: ClassVar[Target | None] = None
 
     model: nn.Module
     metadata: WeightsMetadata
@@ -48,7 +55,7 @@ class Network:
 
     @torch.inference_mode()
     def outputs(self, images: Tensor) -> Tensor:
-        """What the head gives, fp32 on the device, of pixels uint8 (B, 3, H, W)."""
+        """Outputs of the head, fp32 on the device, for pixels uint8 (B, 3, H, W)."""
         metadata = self.metadata
         return self.model(to_model_input(images.to(self.device, non_blocking=True), metadata.mean, metadata.std))
 
@@ -56,24 +63,27 @@ class Network:
         """Encoded images, or paths of such files, as uint8 (B, 3, H, W).
 
         Raises:
-            BadSample: one of them is no readable image. OSError: no such file.
+            BadSample: one of them is not a readable image. OSError: no such file.
         """
         return stack(self.transform(encoded(image)) for image in images)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of what it gives: classes, or numbers; as many digits as there are where nobody named them."""
+        """Names of the outputs: classes, or numbers; "0", "1", … for weights without names."""
         return self.metadata.class_names or tuple(str(number) for number in range(self.metadata.num_classes))
 
     @property
     def keys(self) -> list[str]:
-        """``names`` that tell every class apart: with its id behind it where two have one name."""
+        """``names``, made unique: classes of the same name have their id behind it."""
         ids = self.metadata.class_ids or tuple(str(number) for number in range(self.metadata.num_classes))
         return told_apart(list(zip(ids, self.names, strict=True)))
 
 
+AnyNetwork = TypeVar("AnyNetwork", bound=Network)
+
+
 class Frozen(Network):
-    """A network that is asked for features (``evaluation.features.FrozenModel``)."""
+    """A network that is asked for features (``evaluation.features.FrozenModel``); it needs no head."""
 
     def logits(self, batch: Batch) -> Tensor:
         """See ``FrozenModel.logits``."""
@@ -84,57 +94,54 @@ class Frozen(Network):
         return digest(self.model)
 
 
+def load_frozen(source: str | Path, **options: Any) -> Frozen:
+    """Reads weights, with or without a head; arguments and errors as ``load_network``."""
+    return load_network(source, Frozen, **options)
+
+
 def load_network(
     source: str | Path,
-    task: Task | None,
+    kind: type[AnyNetwork],
     *,
     weights: Literal["raw", "ema"] = "raw",
     img_size: int | tuple[int, int] | None = None,
-    filter: Filter = "bilinear_corners",
     device: str | torch.device | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> Network:
+) -> AnyNetwork:
     """Reads weights and builds their model.
 
     Args:
         source: a run folder, a checkpoint, or a weights file.
-        task: what they must have been trained for; None: anything, or nothing (weights without a head).
-        weights: of a run or checkpoint, the trained ones or their Polyak average.
+        kind: the class of the network, which decides what the weights must have been trained for.
+        weights: of a run or checkpoint, the raw or the EMA weights.
         img_size: resolution in pixels, or (height, width); None: the weights' own. Another one resizes the position
             embedding.
-        filter: how the position embedding is resized.
-        device: None: the GPU where there is one.
-        say: where remarks go.
+        device: None: a GPU if there is one.
+        say: called with each line for the user.
 
     Raises:
         CheckpointError: no weights, damaged, trained for something else, or of a resolution that cannot be changed.
         ConfigError: an impossible resolution. SetupError: no such path or device.
     """
     state, metadata = load_source(Path(source), weights, say)
-    if task is not None and (metadata.task != task or not metadata.num_classes):
+    if kind.task is not None and (metadata.task != kind.task or not metadata.num_classes):
         has = f"were trained for {metadata.task}" if metadata.num_classes else "have no head"
-        raise CheckpointError(f"{source}: the weights {has}, not for {task}; name others")
-    model, metadata = network_of(state, metadata, img_size, filter, say)
+        raise CheckpointError(f"{source}: the weights {has}, not for {kind.task}; name others")
+    model, metadata = network_of(state, metadata, img_size, say)
     transform = EvalTransform(eval_transform_of(metadata, say), *metadata.img_size)
     chosen = pick_device(device)
-    return Network(model.float().eval().requires_grad_(False).to(chosen), metadata, transform, chosen)
-
-
-def load_frozen(source: Path, **options: Any) -> Frozen:
-    """Reads weights, with or without a head; arguments and errors as ``load_network``."""
-    return Frozen(**vars(load_network(source, None, **options)))
+    return kind(model.float().eval().requires_grad_(False).to(chosen), metadata, transform, chosen)
 
 
 def network_of(
     state: dict[str, Tensor],
     metadata: WeightsMetadata,
     img_size: int | tuple[int, int] | None,
-    filter: Filter,
     say: Callable[[str], None],
 ) -> tuple[nn.Module, WeightsMetadata]:
-    """Saved tensors as a network on the CPU, at another resolution where that is wanted.
+    """Builds the model of saved tensors on the CPU, at another resolution if ``img_size`` asks for one.
 
-    Weights without a head get one that says nothing, since every network here has one.
+    Weights without a head get an untrained one of one output, since every network here has a head.
 
     Raises:
         CheckpointError: of a resolution that cannot be changed. ConfigError: an impossible resolution.
@@ -148,7 +155,7 @@ def network_of(
             raise ConfigError(f"img_size {wanted}: {error}") from error
     model = build_model(config, metadata.num_classes or 1)
     head = "keep" if metadata.num_classes else "replace"
-    adapted, report = adapt_state_dict(state, metadata, model, head=head, filter=filter, seed=0)
+    adapted, report = adapt_state_dict(state, metadata, model, head=head, filter=FILTER, seed=0)
     model.load_state_dict(adapted)
     for name, (old, new) in report.resized.items():
         say(f"resized: {name} from grid {old} to {new}")
@@ -165,15 +172,15 @@ def network_of(
 
 
 def eval_transform_of(metadata: WeightsMetadata, say: Callable[[str], None]) -> EvalTransformConfig:
-    """How images are made for weights; where they do not say it, the usual way, with a remark."""
+    """The transform that the weights were evaluated with; if they do not record it, the usual one, with a remark."""
     if metadata.eval_transform is not None:
         return metadata.eval_transform
-    say("the weights do not say how images are resized for them: the short side to 8/7 of the size, then the centre")
+    say("the weights do not record how images are resized: using the short side at 8/7 of the size, then a centre crop")
     return EvalTransformConfig()
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name; None: the GPU where there is one.
+    """The device of that name; None: a GPU if there is one.
 
     Raises:
         SetupError: no such device here.

@@ -1,4 +1,4 @@
-"""Trained weights as an object that gives the class of every pixel.
+"""Trained weights that classify every pixel.
 
 >>> segmenter = load_segmenter("runs/scenes")         # doctest: +SKIP
 >>> segmenter.predict("street.jpg").shape             # doctest: +SKIP
@@ -10,7 +10,7 @@ Legend: B images · H, W pixels.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,16 +19,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.weights.network import Network, encoded, load_network, stack
+from pretrain.config.target import Target
 from pretrain.data.images.decode import open_image
+from pretrain.models.metadata import Task
 
-MOST_LOGITS = 1 << 28  # a GiB
+MOST_LOGITS = 1 << 28  # a GiB of fp32
 
 
 class Segmenter(Network):
-    """A network that gives a class for every pixel."""
+    """A network whose outputs are logits of classes for every pixel."""
+
+    task: ClassVar[Task | None] = "segmentation"
+    target: ClassVar[Target | None] = "mask"
 
     def masks(self, images: Tensor) -> Tensor:
-        """uint8 (B, H, W) on the CPU: the most probable class of each pixel, of pixels uint8 (B, 3, H, W)."""
+        """uint8 (B, H, W) on the CPU: the most probable class of each pixel, for pixels uint8 (B, 3, H, W)."""
         return self.outputs(images).argmax(1).to(torch.uint8).cpu()
 
     def predict(self, image: bytes | str | Path) -> NDArray[np.uint8]:
@@ -37,7 +42,7 @@ class Segmenter(Network):
         The logits are interpolated to that size, so that edges are as fine as the image's pixels.
 
         Raises:
-            BadSample: no readable image. OSError: no such file.
+            BadSample: not a readable image. OSError: no such file.
         """
         decoded = open_image(encoded(image))
         pixels = self.transform.of_pixels(decoded.decode())
@@ -45,9 +50,9 @@ class Segmenter(Network):
 
 
 def class_of_pixels(logits: Tensor, height: int, width: int) -> NDArray[np.uint8]:
-    """The most probable class of each pixel of an image, of logits at the model's resolution.
+    """The most probable class of each pixel of an image, from logits at the model's resolution.
 
-    Logits of many classes at a large image's size take gigabytes, so above ``MOST_LOGITS`` rows are made in bands.
+    Logits of many classes at a large image's size take gigabytes, so rows are computed in bands above ``MOST_LOGITS``.
 
     Args:
         logits: (1, K, h, w).
@@ -59,8 +64,8 @@ def class_of_pixels(logits: Tensor, height: int, width: int) -> NDArray[np.uint8
     """
     num_classes, rows = logits.shape[1], logits.shape[2]
     if num_classes * height * width <= MOST_LOGITS:
-        whole = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
-        return whole[0].argmax(0).to(torch.uint8).cpu().numpy()
+        resized = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
+        return resized[0].argmax(0).to(torch.uint8).cpu().numpy()
     places = ((torch.arange(height, dtype=torch.float64) + 0.5) * rows / height - 0.5).clamp(0, rows - 1)
     above = places.long()
     below, share = (above + 1).clamp(max=rows - 1), (places - above).to(logits)[None, None, :, None]
@@ -76,4 +81,4 @@ def class_of_pixels(logits: Tensor, height: int, width: int) -> NDArray[np.uint8
 
 def load_segmenter(source: str | Path, **options: Any) -> Segmenter:
     """Reads weights with a dense head; arguments and errors as ``load_network``."""
-    return Segmenter(**vars(load_network(source, "segmentation", **options)))
+    return load_network(source, Segmenter, **options)

@@ -21,9 +21,8 @@ from sklearn.metrics import (
 
 from pipelines.__main__ import main
 from pipelines.evaluate import cli as stage
-from pipelines.evaluate.measures import calibration, paired_difference
+from pipelines.evaluate.measures import calibration, paired_difference, resampled
 from pipelines.evaluate.outcomes import Outcomes, outcomes_of
-from pipelines.evaluate.ranking import resampled
 from pipelines.evaluate.rows import open_set
 from pipelines.weights.classifier import load_classifier
 from pipelines.weights.network import stack

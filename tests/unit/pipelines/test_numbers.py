@@ -116,7 +116,7 @@ def test_options_for_classes_are_refused(
 ) -> None:
     command, *options = arguments
     code, _, error = run(capsys, command, packed, "--from", weights, *options)
-    assert code == 2 and f"{options[0]} is for classes" in error and "was trained for regression" in error
+    assert code == 2 and f"{options[0]} is for classification" in error and "was trained for regression" in error
 
 
 def test_weights_and_sets_must_fit(
