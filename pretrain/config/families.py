@@ -54,6 +54,11 @@ class FamilyTraits:
         """Whether ``cluster.activation_checkpointing: policy`` works for its models."""
         return ("every_k" if policy.startswith("every_") else policy) in self.policies
 
+    def name_schema(self) -> dict[str, str]:
+        """What JSON schema says of ``model.name``."""
+        family, slash, _ = self.form.partition("/")
+        return {"pattern": f"^{family}/."} if slash else {"const": family, "default": family}
+
 
 _EVERY_FAMILY = {"img_size", "head_bias", "head_init", "dropout", "drop_path"}
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from pretrain.config.families import FAMILIES, FamilyTraits, family_name, forms_where, known_forms
 from pretrain.config.schema.base import PositiveFloat, PositiveInt, Probability, Strict
@@ -145,6 +147,28 @@ class ModelConfig(Strict):
     def size(self) -> tuple[int, int]:
         """(height, width) of the images, in pixels."""
         return (self.img_size, self.img_size) if isinstance(self.img_size, int) else self.img_size
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """One object for each family, with the keys that it reads.
+
+        ``anyOf`` and not ``oneOf``: a file may leave ``name`` to the one that it extends, and then several can fit.
+        """
+        written = handler(schema)
+        section = handler.resolve_ref_schema(written)
+        keys = section.pop("properties")
+        del keys["name"]["default"]
+        section["anyOf"] = [
+            {
+                "type": section["type"],
+                "additionalProperties": section["additionalProperties"],
+                "properties": {"name": keys["name"] | family.name_schema()}
+                | {key: value for key, value in keys.items() if key in family.keys},
+            }
+            for family in FAMILIES.values()
+        ]
+        del section["type"], section["additionalProperties"]
+        return written
 
     @model_validator(mode="after")
     def _settings_belong_to_the_family(self) -> ModelConfig:
