@@ -63,7 +63,7 @@ class MaskedPatches:
 def corruption(
     slots: NDArray[np.int64], num_patches: int, share: float, *, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions and sources of ``models.masked.Corruption``, int64 (B, M), as a function of (seed, slot).
+    """Positions and sources of ``models.vit_tasks.Corruption``, int64 (B, M), as a function of (seed, slot).
 
     Args:
         slots: (B,) numbers of the draws in the global stream.

@@ -153,21 +153,27 @@ class ModelConfig(Strict):
         """One object for each family, with the keys that it reads.
 
         ``anyOf`` and not ``oneOf``: a file may leave ``name`` to the one that it extends, and then several can fit.
+        Other keys may have their default, for a file that undoes what another one set; as ``patternProperties``,
+        because editors do not complete those.
         """
         written = handler(schema)
         section = handler.resolve_ref_schema(written)
         keys = section.pop("properties")
         del keys["name"]["default"]
+        form = {name: section.pop(name) for name in ("type", "additionalProperties")}
         section["anyOf"] = [
-            {
-                "type": section["type"],
-                "additionalProperties": section["additionalProperties"],
+            form
+            | {
                 "properties": {"name": keys["name"] | family.name_schema()}
                 | {key: value for key, value in keys.items() if key in family.keys},
+                "patternProperties": {
+                    f"^{key}$": {"const": value.get("default", {})}
+                    for key, value in keys.items()
+                    if key not in family.keys | {"name"}
+                },
             }
             for family in FAMILIES.values()
         ]
-        del section["type"], section["additionalProperties"]
         return written
 
     @model_validator(mode="after")
