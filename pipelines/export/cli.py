@@ -1,6 +1,6 @@
 """``python -m pipelines export``: trained weights for the programs that use them.
 
-What is written is opened again before it is given its name: tensors, names and metadata are compared, a forward pass is
+An export is opened again before it is published: tensors, names and metadata are compared, a forward pass is
 run by this program's reader and by the program that the format belongs to, where that is installed.
 """
 
@@ -55,7 +55,7 @@ def export(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, An
     """Writes, checks and publishes one export; returns what the stage prints.
 
     Raises:
-        ConfigError: options that do not go together, or something stands at ``--out``.
+        ConfigError: options that do not go together, or ``--out`` exists.
         CheckpointError: weights that cannot be read, or that the format cannot express.
     """
     _check_arguments(args)
@@ -84,7 +84,7 @@ def export(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, An
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
-    """Refuses what would be ignored, before anything is read."""
+    """Refuses options that would be ignored, before anything is read."""
     from pretrain.models.exchange.onnx import require_packages
 
     suffix = SUFFIXES.get(args.format, "")
@@ -102,7 +102,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def _with_eval_transform(metadata: WeightsMetadata, args: argparse.Namespace) -> WeightsMetadata:
-    """The metadata with what the command line says about resizing."""
+    """The metadata with the resizing that the command line gives."""
     from pydantic import ValidationError
 
     from pretrain.config.schema.data import EvalTransformConfig
@@ -126,7 +126,7 @@ def _with_eval_transform(metadata: WeightsMetadata, args: argparse.Namespace) ->
 def _for_inference(
     state: dict[str, Tensor], metadata: WeightsMetadata, *, drop_head: bool
 ) -> tuple[dict[str, Tensor], WeightsMetadata]:
-    """The weights without what only training uses, and with ``drop_head`` without the head and its tanh layer."""
+    """The weights without tensors for training only, and with ``drop_head`` without the head and its tanh layer."""
     from pretrain.models.interop import expected_shapes
 
     if metadata.task == "segmentation" and not drop_head:
@@ -192,7 +192,7 @@ def _write_and_check(
 
 
 def _publish(workshop: Path, out: Path) -> None:
-    """Gives what lies in ``workshop`` its final names, the main one last, after everything is on the disk."""
+    """Gives the files in ``workshop`` their final names, the main one last, after everything is on the disk."""
     from pretrain.files import sync
 
     for path in sorted(workshop.rglob("*")):
@@ -215,9 +215,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("source", type=Path, metavar="RUN_OR_WEIGHTS", help="run, checkpoint, or weights of any format")
     parser.add_argument("--format", required=True, choices=FORMATS, help="timm and hf: folders; npz: Google's; onnx")
     parser.add_argument("--out", required=True, type=Path, help="folder (timm, hf) or file (.npz, .onnx) to make")
-    parser.add_argument("--weights", choices=("raw", "ema"), default="raw", help="of a run: trained, or their average")
+    parser.add_argument(
+        "--weights", choices=("raw", "ema"), default="raw", help="use the raw or the EMA weights of a run"
+    )
     parser.add_argument("--drop-head", action="store_true", help="without the classifier, and the tanh layer before it")
-    parser.add_argument("--force", action="store_true", help="replace what stands at --out")
+    parser.add_argument("--force", action="store_true", help="replace an existing --out")
     kinds = ("short_side", "resmall", "squash", "squash_crop")
     parser.add_argument("--resize", choices=kinds, help="how images are resized; known for own runs")
     parser.add_argument("--crop-fraction", type=float, help="short_side: model size over the resized short side")

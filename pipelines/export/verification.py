@@ -56,7 +56,7 @@ def verify(
 
 @torch.no_grad()
 def _sample(model: nn.Module, metadata: WeightsMetadata) -> tuple[Tensor, Tensor]:
-    """Images (B, C, H, W), always the same, and what the model makes of them: (B, K), or (B, R) without a head."""
+    """Images (B, C, H, W), always the same, and the model's outputs: (B, K), or (B, R) without a head."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(NUM_IMAGES, 3, *metadata.img_size, generator=generator)
     return images, (model if metadata.num_classes else Features(model))(images)

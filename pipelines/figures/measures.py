@@ -21,7 +21,7 @@ NUM_COMPONENTS = 28  # as the paper shows
 def patch_filters(model: VisionTransformer) -> Tensor | None:
     """Principal components of the patch embedding's filters as RGB patches: (28, P, P, 3), each scaled to [0, 1].
 
-    None for a hybrid, whose patches are no pixels.
+    None for a hybrid, whose patches are not pixels.
 
     Source: ViT (2010.11929), Figure 7, left.
     """
@@ -36,7 +36,7 @@ def patch_filters(model: VisionTransformer) -> Tensor | None:
 
 
 def position_table(model: VisionTransformer) -> Tensor | None:
-    """What is added to the patches at the stem (or before every block, where one table serves all): (N, D), or None."""
+    """The positions added to the patches at the stem (or before every block, from one table): (N, D), or None."""
     if model.pos_embed_placement not in ("stem", "every_layer_shared"):
         return None
     num_patches, width = model.shape.num_patches, model.shape.embed_dim
@@ -88,11 +88,11 @@ def patch_distances(model: VisionTransformer) -> Tensor:
 
 
 def attention_distance(weights: Tensor, distances: Tensor, num_prefix: int) -> Tensor:
-    """Mean distance in pixels between a patch and what it attends to, per head: (A,).
+    """Mean distance in pixels between a patch and the patches that it attends to, per head: (A,).
 
     Attention between patches counts, scaled so that it sums to one for each query; the mean is over queries and images.
 
-    Source: ViT (2010.11929), Figure 7, right, and D.7. Differs: the paper does not say what it does with the class
+    Source: ViT (2010.11929), Figure 7, right, and D.7. Differs: the paper does not say how it treats the class
     token; here prefix tokens are left out.
 
     Args:
@@ -125,7 +125,7 @@ def rollout(layers: list[Tensor], num_prefix: int, *, from_class_token: bool) ->
 
 
 def head_maps(weights: Tensor, num_prefix: int, *, from_class_token: bool) -> Tensor:
-    """What each head of one block reads from the patches for the output: (B, A, N)."""
+    """How much each head of one block reads from each patch for the output: (B, A, N)."""
     rows = weights[:, :, 0] if from_class_token else weights[:, :, num_prefix:].mean(dim=2)
     return rows[:, :, num_prefix:]
 

@@ -1,4 +1,4 @@
-"""Numbers → matplotlib figures. One column per checkpoint, so that several stand side by side.
+"""Numbers → matplotlib figures. One column per checkpoint, so that several are side by side.
 
 Legend: N patches of a grid (h, w) · P patch side · A heads · L blocks.
 """
@@ -112,7 +112,7 @@ def draw_rollout(pixels: Sequence[Array], maps: Mapping[str, Array]) -> Figure:
 
 
 def draw_heads(pixels: Sequence[Array], maps: Array, label: str) -> Figure:
-    """Each image and what each head of the last block reads from it."""
+    """Each image, and where each head of the last block looks."""
     rows, heads = len(pixels), min(maps.shape[1], MAX_HEADS)
     figure, axes = plt.subplots(
         rows, heads + 1, figsize=(1.1 * (heads + 1), 1.1 * rows + 0.5), squeeze=False, layout="constrained"
@@ -161,7 +161,7 @@ def _lit(image: Array, attention: Array) -> Array:
     """The image, dark where there is little attention."""
     scaled = attention / max(float(attention.max()), 1e-12)
     height, width = image.shape[:2]
-    # Nearest neighbours: a patch is lit as a whole, as the numbers say.
+    # Nearest neighbours: one number per patch lights all of its pixels.
     rows = np.minimum(np.arange(height) * scaled.shape[0] // height, scaled.shape[0] - 1)
     columns = np.minimum(np.arange(width) * scaled.shape[1] // width, scaled.shape[1] - 1)
     light = 0.15 + 0.85 * scaled[np.ix_(rows, columns)]

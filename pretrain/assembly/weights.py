@@ -1,4 +1,4 @@
-"""A model whole on the CPU, with its first weights: from the seed, or from a file."""
+"""An unsharded model on the CPU with its initial weights: from the seed, or from a file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def build_initialised_model(
     head: Literal["keep", "replace"],
     with_init: bool,
 ) -> nn.Module:
-    """The whole model on the CPU, with weights from the seed or, ``with_init``, from ``init.from``.
+    """The unsharded model on the CPU, with weights from the seed or, ``with_init``, from ``init.from``.
 
     Raises:
         ConfigError: an impossible architecture. CheckpointError: weights that do not fit it. SetupError: no memory.
@@ -64,7 +64,7 @@ def build_initialised_model(
 
 
 def check_host_memory(experiment: Experiment, local_world: int) -> None:
-    """Whether every rank of this node can build the whole model on the CPU before it is sharded.
+    """Checks that every rank of this node can build the unsharded model on the CPU.
 
     Raises:
         ConfigError: more parameters than that route is meant for. SetupError: too little memory is free.
@@ -73,13 +73,13 @@ def check_host_memory(experiment: Experiment, local_world: int) -> None:
     num_parameters = sum(math.prod(shape) for shape in shapes.values())
     if num_parameters > LARGEST_WHOLE_MODEL:
         raise ConfigError(
-            f"model: {num_parameters / 1e9:.2f} billion parameters; models are built whole on every rank's CPU, which "
-            f"goes up to {LARGEST_WHOLE_MODEL / 1e9:.0f} billion: choose a smaller one"
+            f"model: {num_parameters / 1e9:.2f} billion parameters; every rank builds the complete model on its CPU, "
+            f"which works up to {LARGEST_WHOLE_MODEL / 1e9:.0f} billion: choose a smaller one"
         )
     needed, free = num_parameters * 4 * local_world, psutil.virtual_memory().available
     if needed > free:
         raise SetupError(
-            f"building the model whole on {local_world} ranks needs {needed / 2**30:.1f} GiB of host memory on this "
+            f"building the complete model on {local_world} ranks needs {needed / 2**30:.1f} GiB of host memory on this "
             f"node, {free / 2**30:.1f} GiB are free: start fewer ranks per node, or free some"
         )
 
@@ -87,7 +87,7 @@ def check_host_memory(experiment: Experiment, local_world: int) -> None:
 def read_weights(
     source: str, say: Callable[[str], None], kind: Literal["raw", "ema"] = "raw"
 ) -> tuple[Path, tuple[dict[str, Tensor], WeightsMetadata]]:
-    """The file that ``init.from`` or ``objective.teacher`` stands for, its tensors and what it says about itself.
+    """The file that ``init.from`` or ``objective.teacher`` names, its tensors and its metadata.
 
     Raises:
         CheckpointError: nothing of that kind, or damaged.

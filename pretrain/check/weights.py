@@ -1,4 +1,4 @@
-"""What can be known of the weights that a run starts from, before it starts."""
+"""Checks of the weights that a run starts from, made before it starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What any model costs: its family is asked, and sharding and precision are applied to the answer.
+"""Costs of any model: its family is asked, and sharding and precision are applied to the answer.
 
 No torch is imported unless the family needs it.
 """
@@ -36,7 +36,7 @@ def training_flops(model: ModelConfig, num_classes: int, num_images: float) -> f
 
 
 def footprint(model: ModelConfig, num_classes: int, *, precision: Precision, checkpointing: str = "none") -> Footprint:
-    """What of the model decides its memory."""
+    """The numbers of the model that decide its memory."""
     return family_of(model).footprint(model, num_classes, precision=precision, checkpointing=checkpointing)
 
 

@@ -1,4 +1,4 @@
-"""What a Vision Transformer costs: parameters, multiply-adds, FLOPs and bytes, in closed form. No torch.
+"""Costs of a Vision Transformer in closed form: parameters, multiply-adds, FLOPs and bytes. No torch.
 
 Legend: H W pixels · P patch side · N patch tokens · T tokens with prefix · D width · M MLP width · A heads · K classes.
 GMAC counts a multiplication and its addition as one; FLOPs count two. MiB and GiB are left to the caller.
@@ -24,7 +24,7 @@ from pretrain.sharding.zero_memory import WEIGHT_BYTES, Footprint, Precision
 Checkpointing = str  # a policy of cluster.activation_checkpointing: none, full, selective, every_2, every_3, …
 
 _FP32 = 4
-_COMPUTE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "autocast": 2}  # of what matmuls read
+_COMPUTE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "autocast": 2}  # of the operands of matrix products
 
 
 def num_parameters(model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:
@@ -59,7 +59,7 @@ def forward_macs(model: ModelConfig, num_classes: int, *, with_head: bool = True
 def training_flops(model: ModelConfig, num_classes: int, num_images: float) -> float:
     """FLOPs of training on ``num_images`` draws: 2 per multiply-add, 3 passes' worth.
 
-    Recomputation by activation checkpointing is no useful work and is not counted.
+    Recomputation by activation checkpointing is not useful work and is not counted.
     """
     return num_images * 3 * 2 * forward_macs(model, num_classes)
 
@@ -128,7 +128,7 @@ def _embed_macs(shape: ViTShape) -> int:
 
 @dataclass(frozen=True)
 class StemConvolution:
-    """One convolution of a hybrid's ResNet; ``size`` is (height, width) of what comes out."""
+    """One convolution of a hybrid's ResNet; ``size`` is (height, width) of its output."""
 
     into: int
     out: int
@@ -248,7 +248,7 @@ def _ends_bytes(shape: ViTShape, model: ModelConfig, num_classes: int, precision
 
 
 def _stem_bytes(shape: ViTShape, precision: Precision) -> int:
-    """A hybrid's feature maps: what goes into each norm, what comes out of each ReLU, and padded copies."""
+    """A hybrid's feature maps: inputs of norms, outputs of ReLUs, and padded copies."""
     elements = 0
     layers = stem_convolutions(shape)
     for layer in layers:
@@ -264,7 +264,7 @@ def _stem_bytes(shape: ViTShape, precision: Precision) -> int:
 def footprint(
     model: ModelConfig, num_classes: int, *, precision: Precision, checkpointing: Checkpointing = "none"
 ) -> Footprint:
-    """What of the model decides its memory; bf16's fp32 copy of the head and autocast's bf16 copies are its copies."""
+    """The numbers of the model that decide its memory. Copies: bf16's fp32 copy of the head, autocast's bf16 copies."""
     return Footprint(
         parameters=num_parameters(model, num_classes),
         largest_unit=_block_parameters(resolve(model)),

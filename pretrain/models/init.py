@@ -136,7 +136,7 @@ def initial_state(model: ModelConfig, num_classes: int, seed: int) -> dict[str, 
 
 @torch.no_grad()
 def init_weights(model: nn.Module, seed: int) -> None:
-    """Sets every parameter and buffer of a whole (unsharded) model to its initial value, in its type and device.
+    """Sets every parameter and buffer of an unsharded model to its initial value, in its type and device.
 
     Args:
         model: has ``config``, the ModelConfig that it was built from.

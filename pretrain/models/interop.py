@@ -1,4 +1,4 @@
-"""Plain weights files: safetensors with timm's names, and what is needed to use them in the file's header.
+"""Plain weights files: safetensors with timm's tensor names, and in the header the metadata that one needs to use them.
 
 Nothing is unpickled. The grid, the prefix tokens and the normalisation are read from the file, never guessed.
 """
@@ -25,12 +25,12 @@ _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x
 
 
 def save_weights(path: str | Path, state: Mapping[str, Tensor], metadata: WeightsMetadata) -> None:
-    """Writes a weights file; it appears under its name only when it is whole and on the disk.
+    """Writes a weights file atomically.
 
     Args:
         path: ends in .safetensors by convention; the folder must exist.
-        state: the whole tensors under the names of ``variants.parameter_shapes``, of any floating type and device.
-        metadata: what the file says about itself.
+        state: the unsharded tensors under the names of ``variants.parameter_shapes``, of any floating type and device.
+        metadata: for the header.
     """
     path = Path(path)
     problem = _unlike_metadata({name: tuple(tensor.shape) for name, tensor in state.items()}, metadata)
@@ -49,7 +49,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], WeightsMetadata]:
 
     Raises:
         CheckpointError: no such file, truncated, not safetensors, no metadata of ours or of another version, or
-            tensors that are not what the metadata says.
+            tensors that contradict the metadata.
     """
     state, header = read_tensors(path)
     metadata = _parse(Path(path), header)
@@ -70,12 +70,12 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path}: not a whole safetensors file ({error}); it was truncated or damaged: copy or export it again"
+            f"{path}: not a complete safetensors file ({error}); it was truncated or damaged: copy or export it again"
         ) from error
 
 
 def read_metadata(path: str | Path) -> WeightsMetadata | None:
-    """What a safetensors file says about itself, without its tensors; None: it is no weights file of ours.
+    """The metadata in a safetensors header, without reading tensors; None: it is not a weights file of ours.
 
     Raises:
         CheckpointError: as ``load_weights``.
@@ -86,7 +86,7 @@ def read_metadata(path: str | Path) -> WeightsMetadata | None:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = file.metadata() or {}
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); copy or export it again") from error
+        raise CheckpointError(f"{path}: not a complete safetensors file ({error}); copy or export it again") from error
     return _parse(path, header) if is_weights_header(header) else None
 
 

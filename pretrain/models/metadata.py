@@ -1,4 +1,4 @@
-"""What a weights file needs besides its tensors to be used: architecture, normalisation, classes, units.
+"""The metadata of a weights file: architecture, normalisation, classes and units.
 
 Legend: B images · D numbers of a vector.
 """
@@ -118,7 +118,7 @@ class WeightsMetadata(Strict):
 
     @property
     def task(self) -> Task:
-        """What the head gives: logits of an image's classes, numbers, or logits of every pixel's classes."""
+        """The kind of output: logits of an image's classes, numbers, or logits of every pixel's classes."""
         if self.model.head == "dense":
             return "segmentation"
         return "classification" if self.target_mean is None else "regression"

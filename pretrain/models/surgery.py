@@ -1,4 +1,4 @@
-"""Position tables on another grid, and the report of what became of each tensor: the parts of every family's surgery.
+"""Resizing position tables, and the report of what happened to each tensor: used by every family's surgery.
 
 Legend: D width · A heads · N patch tokens of a grid (h, w) · F prefix tokens.
 """
@@ -20,7 +20,7 @@ Filter = Literal["bilinear_corners", "bicubic", "bicubic_aa"]
 
 @dataclass(frozen=True)
 class SurgeryOptions:
-    """What is wanted of weights that are fitted to another model.
+    """How weights are fitted to another model.
 
     Attributes:
         head: ``replace`` drops the file's head and gives the initial value of a new one.
@@ -35,7 +35,7 @@ class SurgeryOptions:
 
 @dataclass
 class SurgeryReport:
-    """What became of the tensors. Names are the file's in ``dropped``, the model's elsewhere."""
+    """The fate of each tensor. Names are the file's in ``dropped``, the model's elsewhere."""
 
     loaded: list[str] = field(default_factory=list)
     resized: dict[str, tuple[Grid, Grid]] = field(default_factory=dict)
@@ -104,7 +104,7 @@ def _interpolate(planes: Tensor, grid: Grid, filter: Filter) -> Tensor:
 def resize_axis(table: Tensor, new_length: int, filter: Filter) -> Tensor:
     """Interpolates the rows (or columns) of a learned 2-D position embedding: (1, h, D/2) → (1, h', D/2).
 
-    Resizing the axes by themselves is resizing the joined table, for every filter works on one axis after the other.
+    Resizing the axes separately equals resizing the joined table, for every filter works on one axis after the other.
     """
     if table.shape[1] == new_length:
         return table.detach().cpu().clone()

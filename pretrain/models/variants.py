@@ -122,7 +122,8 @@ def _check(shape: ViTShape, model: ModelConfig) -> None:
             below, above = pixels // patch * patch, (pixels // patch + 1) * patch
             allowed = f"{below} or {above}" if below else f"{above}"
             raise ConfigError(
-                f"model.img_size: the {name} {pixels} is no multiple of the patch {patch} of {variant}; use {allowed}"
+                f"model.img_size: the {name} {pixels} is not a multiple of the patch {patch} of {variant}; "
+                f"use {allowed}"
             )
     if shape.embed_dim % shape.num_heads:
         raise ConfigError(
@@ -212,7 +213,7 @@ def num_position_rows(model: ModelConfig) -> int:
 
 
 def _table_shapes(model: ModelConfig, shape: ViTShape) -> Shapes:
-    """One learned table that is added to tokens; names are what follows ``pos_embed``."""
+    """One learned table that is added to tokens; keys are the suffixes after ``pos_embed``."""
     if model.pos_embed == "learned_1d":
         return {"": (1, num_position_rows(model), shape.embed_dim)}
     if model.pos_embed == "learned_2d":

@@ -28,7 +28,7 @@ from pretrain.models.variants import num_position_rows, placement, representatio
 class VisionTransformer(nn.Module):
     """Patches → tokens → blocks → pooled vector → logits.
 
-    ``config``, ``shape`` and ``num_classes`` say what was built. Weights are torch's defaults until
+    ``config``, ``shape`` and ``num_classes`` describe it. Weights are torch's defaults until
     ``pretrain.models.init.init_weights`` or a weights file sets them.
 
     Args:
@@ -89,7 +89,7 @@ class VisionTransformer(nn.Module):
 
         Args:
             images: floats (B, C, H, W) of the config's size, already normalised.
-            drop_path: None, or what multiplies the branches of each block, (B, depth, 2) of 0 or 1 / keep.
+            drop_path: None, or a factor for each branch of each block, (B, depth, 2) of 0 or 1 / keep.
 
         Returns:
             fp32 (B, K), also with bfloat16 weights and under autocast.
@@ -128,7 +128,7 @@ class VisionTransformer(nn.Module):
             return features if pre_logits else self.head(features)
 
     def prefix_tokens(self) -> list[Tensor]:
-        """The learned tokens (1, ·, D) that stand before the patches, in the order of the position embedding."""
+        """The learned tokens (1, ·, D) before the patches, in the order of the position embedding."""
         return [token for token in (self.cls_token, self.reg_token) if token is not None]
 
     def embed_patches(self, images: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class VisionTransformer(nn.Module):
         return self.patch_embed(images.to(self.patch_embed.proj.weight.dtype))
 
     def add_prefix_and_positions(self, patches: Tensor) -> Tensor:
-        """What the first block sees, from patch embeddings (B, N, D): (B, T, D)."""
+        """The input of the first block, (B, T, D), from patch embeddings (B, N, D)."""
         prefix = [token.expand(patches.shape[0], -1, -1) for token in self.prefix_tokens()]
         x = torch.cat([*prefix, patches], dim=1)
         if self.pos_embed_placement == "stem":
@@ -148,7 +148,7 @@ class VisionTransformer(nn.Module):
         return self.add_prefix_and_positions(self.embed_patches(images))
 
     def _added_positions(self, x: Tensor) -> Tensor | nn.Module | None:
-        """What ``add_positions`` adds to tokens x at the stem or before every block."""
+        """The positions that ``add_positions`` adds to tokens x at the stem or before every block."""
         kind = self.config.pos_embed
         if kind not in ("sincos2d_big_vision", "sincos2d_timm"):
             return self.pos_embed

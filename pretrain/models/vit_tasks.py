@@ -37,7 +37,7 @@ class DistilledVisionTransformer(VisionTransformer):
         self.head_dist = Fp32Linear(self.shape.embed_dim, num_classes)
 
     def prefix_tokens(self) -> list[Tensor]:
-        """The class token, the distillation token, and what else stands before the patches."""
+        """The class token, the distillation token, and any others before the patches."""
         first, *rest = super().prefix_tokens()
         return [first, self.dist_token, *rest]
 
@@ -47,7 +47,7 @@ class DistilledVisionTransformer(VisionTransformer):
         Args:
             images: normalised floats (B, C, H, W).
             drop_path: see ``VisionTransformer.forward``.
-            separate_heads: what a distillation objective asks for.
+            separate_heads: for distillation objectives.
         """
         logits = self._both_heads(self.forward_features(images, drop_path))
         return logits if separate_heads else logits.mean(1)
@@ -91,7 +91,7 @@ class DenseTransformer(VisionTransformer):
 
 
 class Corruption(NamedTuple):
-    """Which patch embeddings are replaced, and by what; both int64 (B, M).
+    """The patch embeddings to replace and their replacements; both int64 (B, M).
 
     Attributes:
         positions: the corrupted patches, row-major in the grid, each at most once per image.

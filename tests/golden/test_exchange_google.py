@@ -118,7 +118,7 @@ def test_not_a_square_grid_needs_the_file_beside(tmp_path: Path) -> None:
     write_npz(tmp_path / "w.npz", model.state_dict(), metadata_of(model))
     assert read_npz(tmp_path / "w.npz")[1].grid == (4, 6)
     beside(tmp_path / "w.npz").unlink()
-    with pytest.raises(CheckpointError, match=r"pos_embedding has rows for 24 patches, which is no square grid"):
+    with pytest.raises(CheckpointError, match=r"pos_embedding has rows for 24 patches, which is not a square grid"):
         read_npz(tmp_path / "w.npz")
 
 

@@ -238,7 +238,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
         ({"architectures": ["BeitForImageClassification"]}, "'BeitForImageClassification' is not read"),
         ({"num_hidden_layers": 4}, r"tensor vit\.encoder\.layer\.3\.layernorm_before\.weight is missing"),
         ({"num_hidden_layers": 2}, r"tensor vit\.encoder\.layer\.2\.\S+ has no place"),
-        ({"hidden_size": None}, "hidden_size: None is no number"),
+        ({"hidden_size": None}, "hidden_size: None is not a number"),
         ({"intermediate_size": 81}, r"blocks\.0\.mlp\.fc1\.weight is \(80, 48\)"),
     ):
         (tmp_path / CONFIG).write_text(json.dumps(config | change))
@@ -246,7 +246,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
             read_huggingface(tmp_path)
     (tmp_path / CONFIG).write_text(json.dumps(config))
     (tmp_path / WEIGHTS).write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         read_huggingface(tmp_path)
     (tmp_path / WEIGHTS).unlink()
     torch.save({}, tmp_path / "pytorch_model.bin")

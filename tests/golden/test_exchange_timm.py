@@ -237,7 +237,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     write_timm(tmp_path, model.state_dict(), metadata_of(model))
     whole = (tmp_path / WEIGHTS).read_bytes()
     (tmp_path / WEIGHTS).write_bytes(whole[:-50])
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         read_timm(tmp_path)
     config = json.loads((tmp_path / CONFIG).read_text())
     for change, words in (

@@ -133,7 +133,7 @@ class ModelConfig(Strict):
 
     @property
     def family(self) -> FamilyTraits:
-        """What the family of this model reads and supports."""
+        """The settings that the family of this model reads, and its abilities."""
         name = family_name(self.name)
         assert name is not None, "validated below"
         return FAMILIES[name]

@@ -1,1 +1,1 @@
-"""Weights of other programs: what is read from them and written for them, one file per program."""
+"""Weights of other programs, read and written; one file per program."""

@@ -1,4 +1,4 @@
-"""Architectures in the words of our config: naming what another program's file holds, refusing what it cannot hold."""
+"""Architectures of other programs in the terms of our config, and errors for what a format cannot express."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.models.variants import VARIANTS, Size, resolve
 
-# What shapes training only; a file for inference need not say it.
+# Settings for training only; a file for inference need not carry them.
 TRAINING_ONLY = frozenset({"dropout", "drop_path", "drop_path_shape", "head_init", "head_bias", "mask_token"})
 GEOMETRY = frozenset({"name", "variant", "img_size", "embed_dim", "depth", "num_heads", "mlp_dim"})
 
@@ -53,13 +53,13 @@ def square_grid(num_tokens: int, where: str | Path, tensor: str) -> tuple[int, i
     """The grid of ``num_tokens`` patch tokens, where a format knows only square ones.
 
     Raises:
-        CheckpointError: the number is no square.
+        CheckpointError: the number is not a square.
     """
     side = math.isqrt(num_tokens)
     if not num_tokens or side * side != num_tokens:
         raise CheckpointError(
-            f"{where}: tensor {tensor} has rows for {num_tokens} patches, which is no square grid, and the format does "
-            "not say which grid it is; export it again with a program that does (timm or Hugging Face folder)"
+            f"{where}: tensor {tensor} has rows for {num_tokens} patches, which is not a square grid, and the format "
+            "does not say which grid it is; export it again with a program that does (timm or Hugging Face folder)"
         )
     return side, side
 

@@ -38,7 +38,7 @@ def is_model_folder(path: str | Path) -> bool:
 
 
 def load_any(path: str | Path, format: str | None = None) -> Weights:
-    """Reads weights, whatever their format: tensors on the CPU under our names, and what they need to be used.
+    """Reads weights, whatever their format: tensors on the CPU under our names, and their metadata.
 
     Args:
         path: a .npz or .safetensors file, or a folder with config.json.
@@ -82,7 +82,7 @@ def _folder_format(path: Path) -> str:
 
 
 def _file_format(path: Path) -> str:
-    """Ours unless the header and the names are torchvision's, so that whatever is wrong is said of ours."""
+    """Ours unless the header and the names are torchvision's, so that errors are about ours."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             has_ours = is_weights_header(file.metadata() or {})

@@ -3,7 +3,7 @@
 The arrays' names are in google_names.py. Names may have a prefix (opt/target/, params/, params/img/), blocks may be
 stacked into one array (big_vision's scan), and each program has changed its names over time. Both programs normalise
 pixels to [−1, 1], compute GELU in its tanh form (flax's default) and LayerNorm with epsilon 1e-6; neither writes that,
-nor the grid, into the file. Beside a file of ours lies a JSON file that does.
+nor the grid, into the file. A file of ours comes with a JSON file that does.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _load(path: Path) -> dict[str, Array]:
             return arrays
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         raise CheckpointError(
-            f"{path}: not a whole .npz file ({error}); it was truncated, or it is of another format: copy it again, or "
+            f"{path}: not a complete .npz file ({error}); it was truncated or is of another format: copy it again, or "
             "name the format that it has"
         ) from error
     except ValueError as error:
@@ -142,7 +142,7 @@ def _take(arrays: Arrays, name: str, path: Path) -> Tensor:
 
 
 def _described_by_arrays(arrays: Arrays, names: Names, path: Path) -> WeightsMetadata:
-    """What the shapes say, and what both programs do without saying it."""
+    """Metadata from the shapes of the arrays, and from what both programs always do."""
     query = _shape(arrays, block_array(names, "attention/query/kernel"), path)
     hidden = _shape(arrays, block_array(names, "mlp/Dense_0/kernel"), path)
     patch, has_class = _shape(arrays, "embedding/kernel", path), "cls" in arrays
@@ -172,7 +172,7 @@ def _described_by_arrays(arrays: Arrays, names: Names, path: Path) -> WeightsMet
 def _positions(
     arrays: Arrays, names: Names, path: Path, patch: int, has_class: bool
 ) -> tuple[tuple[int, int], dict[str, Any]]:
-    """The grid, and what our config says of the positions: a table with or without a row for the class token, or none.
+    """The grid, and our options for positions: a table with or without a row for the class token, or none.
 
     vision_transformer always has a row for the class token; big_vision had one before 2022, which its number of rows
     shows. A file without a table is of big_vision's ``posemb="sincos2d"``, which fits any grid.
@@ -210,12 +210,12 @@ def _hybrid(config: ModelConfig, arrays: Arrays, grid: tuple[int, int], path: Pa
 
 def _shape(arrays: Arrays, name: str, path: Path) -> tuple[int, ...]:
     if name not in arrays:
-        raise CheckpointError(f"{path}: array {name} is missing, so this is no Vision Transformer of {PROGRAM}")
+        raise CheckpointError(f"{path}: array {name} is missing, so this is not a Vision Transformer of {PROGRAM}")
     return arrays[name].shape
 
 
 def beside(path: Path) -> Path:
-    """The JSON file that says of an .npz file what Google's format does not."""
+    """The JSON file with the metadata of an .npz file, for which Google's format has no place."""
     return path.with_name(path.name + ".json")
 
 
@@ -243,7 +243,7 @@ def write_npz(
 
     Args:
         path: ends in .npz.
-        state: whole tensors under our names.
+        state: unsharded tensors under our names.
         metadata: theirs.
         layout: of the names; by default that which can express the model.
         accept_erf_gelu: write weights that were trained with the erf form of GELU, which Google's programs do not

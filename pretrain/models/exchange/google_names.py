@@ -23,12 +23,12 @@ Layout = Literal["vision_transformer", "big_vision"]
 
 
 class Names(NamedTuple):
-    """What differs between the files of the two programs, and of their versions.
+    """The differences between the files of the two programs, and of their versions.
 
     Attributes:
         positions: the table of positions; "": there is none, they are computed.
         attention, norm, mlp: flax's numbers of the attention, second norm and MLP of a block.
-        pooling: what the names of the MAP head begin with.
+        pooling: prefix of the names of the MAP head.
     """
 
     positions: str

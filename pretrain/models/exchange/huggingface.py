@@ -97,7 +97,7 @@ def write_huggingface(folder: str | Path, state: Mapping[str, Tensor], metadata:
 
     Args:
         folder: exists.
-        state: whole tensors under our names.
+        state: unsharded tensors under our names.
         metadata: theirs; its ``eval_transform`` must be known.
 
     Raises:
@@ -215,7 +215,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}; copy the whole folder") from error
+        raise CheckpointError(f"{path}: {error.strerror}; copy the complete folder") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON ({error}); copy or export the folder again") from error
     if not isinstance(content, dict):
@@ -271,7 +271,7 @@ def _model_config(
     needed = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
     for name in needed:
         if not isinstance(config.get(name), int):
-            raise CheckpointError(f"{where}: {name}: {config.get(name)!r} is no number; copy or export it again")
+            raise CheckpointError(f"{where}: {name}: {config.get(name)!r} is not a number; copy or export it again")
     for name, only in (("qkv_bias", True), ("num_channels", 3)):
         if config[name] != only:
             raise CheckpointError(f"{where}: {name}: {config[name]!r} is not read, only {only}; name other weights")

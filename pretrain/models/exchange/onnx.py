@@ -1,7 +1,7 @@
-"""ONNX graphs: normalised images in, logits out, and what the images need in the file's metadata. Written only.
+"""ONNX graphs: normalised images in, logits out, preprocessing in the file's metadata. Written only.
 
-The graph computes whatever the model does, so nothing is refused; a batch may have any number of images. What a graph
-of more than 1.5 GiB weighs lies beside it, in a file of the same name with ``.data``.
+The graph computes whatever the model does, so nothing is refused; a batch may have any number of images. The
+weights of a graph of more than 1.5 GiB are in a second file of the same name with ``.data``.
 
 Legend: B images · C H W · K classes · R width of the head's input.
 """
@@ -28,7 +28,7 @@ _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class Features(nn.Module):
-    """A model without its head: normalised images (B, C, H, W) → what the head would see (B, R)."""
+    """A model without its head: normalised images (B, C, H, W) → the head's input (B, R)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def write_onnx(path: str | Path, model: nn.Module, metadata: WeightsMetadata) ->
     Args:
         path: ends in .onnx.
         model: fp32, on the CPU, with the weights.
-        metadata: theirs; without classes the output is what the head would see.
+        metadata: theirs; without classes the output is the head's input.
 
     Raises:
         SetupError: the optional packages are missing.

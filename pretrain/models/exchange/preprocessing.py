@@ -66,7 +66,7 @@ def _share(wanted: list[int], img_size: tuple[int, int], first: float) -> float 
 
 
 def from_timm(settings: Mapping[str, Any], img_size: tuple[int, int]) -> EvalTransformConfig | None:
-    """Our words for what timm's ``resolve_data_config`` says; None where we have none."""
+    """Our transform for timm's ``resolve_data_config``; None where there is no equivalent."""
     names = {name: ours for ours, (name, _) in FILTERS.items()}
     chosen, mode, share = names.get(settings["interpolation"]), settings["crop_mode"], settings["crop_pct"]
     if chosen is None or mode not in ("squash", "center"):
@@ -120,7 +120,7 @@ def huggingface_settings(metadata: WeightsMetadata) -> dict[str, Any]:
 
 
 def from_huggingface(settings: Mapping[str, Any], img_size: tuple[int, int]) -> EvalTransformConfig | None:
-    """Our words for a ``preprocessor_config.json``; None where we have none."""
+    """Our transform for a ``preprocessor_config.json``; None where there is no equivalent."""
     numbers = {number: ours for ours, (_, number) in FILTERS.items()}
     chosen, size = numbers.get(settings.get("resample", 2)), settings.get("size", {"height": 224, "width": 224})
     if chosen is None or not settings.get("do_resize", True):

@@ -32,7 +32,7 @@ def write_timm(folder: str | Path, state: Mapping[str, Tensor], metadata: Weight
 
     Args:
         folder: exists.
-        state: whole tensors under our names, which are timm's.
+        state: unsharded tensors under our names, which are timm's.
         metadata: theirs; its ``eval_transform`` must be known.
 
     Raises:
@@ -72,13 +72,13 @@ def read_timm(folder: str | Path) -> tuple[dict[str, Tensor], WeightsMetadata]:
     """Reads a folder of timm's.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the model is none of timm's plain Vision Transformers.
+        CheckpointError: a file is missing or damaged, or timm cannot build the model.
     """
     folder = Path(folder)
     twin = build_twin(folder)
     metadata = _described(twin, folder)
     state, _ = read_tensors(folder / WEIGHTS)
-    if not metadata.num_classes:  # timm drops the head of a file where the config says that there is none
+    if not metadata.num_classes:  # timm drops the head of a file where the config has none
         state = {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "head_dist."))}
     check_tensors(state, metadata, folder / WEIGHTS)
     return state, metadata

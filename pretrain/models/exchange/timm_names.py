@@ -156,7 +156,7 @@ def _pool(twin: Any, where: Path) -> str:
         return twin.global_pool
     raise CheckpointError(
         f"{where}: global_pool {twin.global_pool!r} with fc_norm {not isinstance(twin.fc_norm, nn.Identity)} and "
-        f"pool_include_prefix {twin.pool_include_prefix} is no pooling of this program; it has token, avg and map"
+        f"pool_include_prefix {twin.pool_include_prefix} is not a pooling of this program, which has token, avg and map"
     )
 
 

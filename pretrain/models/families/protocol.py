@@ -1,4 +1,4 @@
-"""What the program asks of a family of models.
+"""The questions that the program asks a family of models.
 
 What a family supports and which settings it reads is in ``pretrain/config/families.py``; a module here answers what
 takes more than that. ``model`` is always a config of the family. Where ``traits.packages`` is empty, everything above
@@ -27,7 +27,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a weights file repeats of its model, so that other programs can use it; pairs are (height, width).
+    """The facts of a model that its weights file repeats, so that other programs can use it; pairs are (height, width).
 
     Only ``img_size`` is known of every family; the rest describes Vision Transformers.
     """
@@ -64,7 +64,7 @@ class Family(Protocol):
         ...
 
     def geometry(self, model: ModelConfig) -> Geometry:
-        """What a weights file repeats of its model."""
+        """The facts that a weights file repeats."""
         ...
 
     def require_same(self, theirs: ModelConfig, ours: ModelConfig) -> None:
@@ -98,7 +98,7 @@ class Family(Protocol):
     def footprint(
         self, model: ModelConfig, num_classes: int, *, precision: Precision, checkpointing: str = "none"
     ) -> Footprint:
-        """What of the model decides the memory that training needs."""
+        """The numbers of the model that decide the memory that training needs."""
         ...
 
     # ── networks ──

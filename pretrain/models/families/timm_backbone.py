@@ -1,10 +1,10 @@
 """Any classifier of timm as a backbone: Swin, PVT v2, ResNetV2 (BiT), DeiT and the rest of its models.
 
-The module is timm's own, of a subclass made on the spot, so that every tensor keeps timm's name. What this file adds is
-what the pipeline asks of every model: weights that are a function of the seed, an fp32 head that starts as
+The module is timm's own, with a subclass made on the spot, so that every tensor keeps timm's name. This file adds the
+interface that every model has here: weights that are a function of the seed, an fp32 head that starts as
 ``model.head_init`` and ``model.head_bias`` say, fp32 logits, and refusals in words.
 
-A backbone is built whole on the CPU under a generator of its own, so every rank and world size has the same weights.
+A backbone is built unsharded on the CPU under its own generator, so every rank and world size has the same weights.
 
 Legend: B images · C H W · K classes.
 """
@@ -32,10 +32,10 @@ _NUM_CHANNELS = 3
 
 
 class TimmBackbone(nn.Module):
-    """What is laid over a timm class (see ``_adopt``): the interface of ``models.vit.VisionTransformer``.
+    """Mixed into a timm class (see ``_adopt``): the interface of ``models.vit.VisionTransformer``.
 
     Attributes:
-        config, num_classes: what was built.
+        config, num_classes: what it was built from.
         has_two_heads: DeiT's distilled models: class head and distillation head.
         uses_generator: dropout or stochastic depth draw from torch's generator, which the engine reseeds.
     """
@@ -102,7 +102,7 @@ class TimmBackbone(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Sets every tensor to its initial value for this seed: those of a model built whole on the CPU."""
+        """Sets every tensor to its initial value for this seed: those of a model built unsharded on the CPU."""
         self.load_state_dict(initial_state(self.config, self.num_classes, seed), strict=True)
 
 
@@ -112,7 +112,7 @@ def build_timm(model: ModelConfig, num_classes: int) -> nn.Module:
     Raises:
         ConfigError: no such model in timm, settings that it does not take, or another resolution than it can have.
     """
-    tensor_shapes(model, num_classes)  # tries it on the meta device, which is quick and says what is wrong
+    tensor_shapes(model, num_classes)  # a trial on the meta device: quick, with errors in words
     return _create(model, num_classes, seed=0)
 
 
@@ -177,7 +177,7 @@ def _create(model: ModelConfig, num_classes: int, seed: int) -> nn.Module:
 def _call_timm(model: ModelConfig, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
     """timm's constructor, without those of our settings that the architecture has no argument for.
 
-    A resolution is no argument of a network that takes any (it is tried in ``_checked_shapes``).
+    A network that takes any resolution has no argument for it (it is tried in ``_checked_shapes``).
 
     Returns:
         The model, and our settings that it took.

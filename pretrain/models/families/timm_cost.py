@@ -1,4 +1,4 @@
-"""What a backbone of timm costs, measured on the meta device: shapes only, no memory and no arithmetic.
+"""Costs of a backbone of timm, measured on the meta device: shapes only, no memory and no arithmetic.
 
 The closed forms of ``cost.py`` know our Vision Transformer alone. Here a model is run with tensors that have no values
 while torch counts its operations and the storages that live at once. The rest (optimiser, ZeRO) is as in ``cost.py``.
@@ -61,7 +61,7 @@ def forward_macs(model: ModelConfig, num_classes: int, *, with_head: bool = True
     macs = _forward_flops(key, num_classes) // 2
     if with_head:
         return macs
-    return macs - num_classes * (_forward_flops(key, num_classes + 1) // 2 - macs)  # a class costs what one more does
+    return macs - num_classes * (_forward_flops(key, num_classes + 1) // 2 - macs)  # each class costs the same
 
 
 def activation_bytes(model: ModelConfig, num_classes: int, *, precision: Precision, checkpointing: str = "none") -> int:
@@ -102,7 +102,7 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Runs the operation and counts what it made."""
+        """Runs the operation and counts the storages that it made."""
         given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
@@ -123,7 +123,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def footprint(model: ModelConfig, num_classes: int, *, precision: Precision, checkpointing: str = "none") -> Footprint:
-    """What of the model decides its memory; what the backward pass works with is among what is kept."""
+    """The numbers of the model that decide its memory; ``kept`` includes the working memory of the backward pass."""
     parameters, _, largest = _sizes(model.model_dump_json(), num_classes)
     return Footprint(
         parameters=parameters,

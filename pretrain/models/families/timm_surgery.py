@@ -1,6 +1,6 @@
-"""Fits saved weights of a timm backbone to another resolution or head, and says of every tensor what became of it.
+"""Fits saved weights of a timm backbone to another resolution or head, and reports what happened to each tensor.
 
-What the architecture allows: convolutions and PVT v2 take any size; Swin's tables of relative position biases follow
+The architecture decides: convolutions and PVT v2 take any size; Swin's tables of relative position biases follow
 its windows (its own code's way is the filter ``bicubic``); a position embedding is interpolated from the grid of the
 weights' own model, never from a guess.
 """
@@ -126,7 +126,7 @@ def _grid(net: nn.Module) -> tuple[int, int] | None:
 
 
 def _check_architecture(source: WeightsMetadata, old: nn.Module, new: TimmBackbone) -> None:
-    """Refuses what the shapes of the tensors would not show."""
+    """Refuses differences that the shapes of the tensors would not show."""
     if type(old) is not type(new):
         raise CheckpointError(
             f"the weights are of {source.model.name}, the model is {new.config.name}; set model.name: "

@@ -127,7 +127,7 @@ FAMILY: Family = VitFamily()
 
 
 def _require_same_settings(theirs: ModelConfig, ours: ModelConfig) -> None:
-    """What the shapes of the tensors would not show, or would show less clearly."""
+    """Settings that the shapes of the tensors would not show, or would show less clearly."""
     if theirs.distilled != ours.distilled:
         raise CheckpointError(
             f"the weights are of a model with{'' if theirs.distilled else 'out'} a distillation token; set "

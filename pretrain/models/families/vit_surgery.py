@@ -91,7 +91,7 @@ class _Surgery:
                     self.report.renamed[wanted] = name
 
     def _drop(self) -> None:
-        """Leaves out what the model has no use for: the old head, a token or a pooling that it does not have."""
+        """Leaves out tensors that the model does not use: the old head, a token or a pooling that it does not have."""
         old, new, dropped = self.old, self.new, self.report.dropped
         if self.options.head == "replace":
             dropped += [name for name in self.left if is_head_tensor(name)]
@@ -141,7 +141,7 @@ class _Surgery:
         return resized[:, surplus:]
 
     def _note_positions(self) -> None:
-        """Notes what becomes of positions without tensors on another grid."""
+        """Notes how positions without tensors change on another grid."""
         old, new, kind = self.old_shape.grid, self.new_shape.grid, self.new.pos_embed
         if old != new and kind.startswith("sincos2d"):
             self.report.notes.append(f"{kind} is computed for the grid {new}; the weights have seen {old}")

@@ -56,9 +56,9 @@ class Block(nn.Module):
 
         Args:
             x: tokens.
-            scales: what multiplies the attention and the MLP branch of each image, (B, 2), or None.
-            bias: what all layers add to the attention's logits, (1, A, T, T), or None.
-            rotary: what turns queries and keys, (2, T, E), or None.
+            scales: factors of the attention and the MLP branch of each image, (B, 2), or None.
+            bias: added to the attention's logits in all layers, (1, A, T, T), or None.
+            rotary: cosines and sines that turn queries and keys, (2, T, E), or None.
         """
         attn_scale, mlp_scale = (None, None) if scales is None else scales.unbind(1)
         x = add_positions(x, self.pos_embed)
@@ -100,11 +100,11 @@ class Attention(nn.Module):
         self.proj_drop = dropout(proj_drop)
 
     def forward(self, x: Tensor, bias: Tensor | None = None, rotary: Tensor | None = None) -> Tensor:
-        """Mixes the tokens of x (B, T, D); the same shape comes out.
+        """Mixes the tokens of x (B, T, D); returns the same shape.
 
         Args:
             x: tokens.
-            bias: what all layers add to the logits, (1, A, T, T), or None.
+            bias: added to the logits in all layers, (1, A, T, T), or None.
             rotary: cosines and sines (2, T, E) that turn queries and keys, or None.
         """
         q, k, v, bias = self._project(x, bias, rotary)
@@ -120,7 +120,7 @@ class Attention(nn.Module):
     def _project(
         self, x: Tensor, bias: Tensor | None, rotary: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Queries, keys and values, each (B, A, T, E), and what is added to the logits."""
+        """Queries, keys and values, each (B, A, T, E), and the term added to the logits."""
         images, tokens, width = x.shape
         qkv = self.qkv(x).reshape(images, tokens, 3, self.num_heads, width // self.num_heads)
         q, k, v = qkv.unbind(2)  # each (B, T, A, E), in whose order attention's output needs no copy
@@ -149,7 +149,7 @@ class Mlp(nn.Module):
         self.drop2 = dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps each token of x (B, T, D) by itself; the same shape comes out."""
+        """Maps each token of x (B, T, D) independently; returns the same shape."""
         return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))
 
 
@@ -179,7 +179,7 @@ def dropout(rate: float) -> nn.Module:
 
 
 # ── stochastic depth ──
-# The masks come from outside, as functions of what an image is and not of a generator's state: an argument is the same
+# The masks come from outside, as functions of the image's slot and not of a generator's state: an argument is the same
 # in the recomputation of a checkpointed block, under compilation, after a resume and on another number of devices.
 # Source: Huang et al., "Deep Networks with Stochastic Depth" (1603.09382), section 3: rates linear in the depth;
 # DeiT III (facebookresearch/deit, models_v2.py): one rate for all blocks.
@@ -197,7 +197,7 @@ def drop_path_rates(rate: float, depth: int, shape: DropPathShape = "linear") ->
 def drop_path_scales(
     slots: NDArray[np.int64], rate: float, depth: int, *, seed: int, shape: DropPathShape = "linear"
 ) -> Tensor | None:
-    """What multiplies each branch of each image: 0 where it is dropped, 1 / (1 − rate) where it is kept.
+    """The factor of each branch of each image: 0 where it is dropped, 1 / (1 − rate) where it is kept.
 
     Args:
         slots: (B,) numbers of the draws in the global stream; each has its own masks.

@@ -1,4 +1,4 @@
-"""Activation checkpointing: what of a block is kept for the backward pass, and what is computed again.
+"""Activation checkpointing: which activations of a block are kept for the backward pass, and which are recomputed.
 
 Policies (``cluster.activation_checkpointing``):
   none       everything is kept.
@@ -32,14 +32,14 @@ _KEPT_NAMES = (
 KEPT_OPERATIONS = frozenset(
     getattr(torch.ops.aten, name).default for name in _KEPT_NAMES if hasattr(torch.ops.aten, name)
 )
-# ZeRO-3 replaces dense layers (in the whole process, for good) by a product and `output += bias`. The addition changes
-# the kept product behind the cache's back, and done again it would add the bias twice: so its result is kept too, which
-# is the same storage.
+# ZeRO-3 replaces dense layers (in the entire process, permanently) by a product and `output += bias`. The addition
+# changes the kept product behind the cache's back, and repeating it would add the bias twice. So its result, which is
+# the same storage, is kept too.
 _KEPT_IN_PLACE = frozenset({torch.ops.aten.add_.Tensor})
 
 
 def block_policy(policy: str, index: int) -> str:
-    """What a policy means for block ``index`` (from 0): none, full or selective."""
+    """The policy of block ``index`` (from 0): none, full or selective."""
     if not policy.startswith("every_"):
         return policy
     return "none" if (index + 1) % int(policy.removeprefix("every_")) else "full"
@@ -51,7 +51,7 @@ def _keep(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Checkpoint
 
 
 def run_block(policy: str, block: Callable[..., Tensor], *args: Any, uses_rng: bool) -> Tensor:
-    """Calls ``block(*args)`` and keeps of it what the policy of this block says.
+    """Calls ``block(*args)`` and keeps the activations that the policy of this block asks for.
 
     Args:
         policy: none, full or selective (see ``block_policy``).

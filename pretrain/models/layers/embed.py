@@ -1,6 +1,6 @@
 """From images to the tokens that the first block sees: patches, and position embeddings that are added or rotate.
 
-Nothing here is stored in a buffer. A fixed table is made anew on the device in each forward pass, in fp32, from a few
+Nothing here is stored in a buffer. A fixed table is computed on the device in each forward pass, in fp32, from a few
 hundred numbers: no cast to bfloat16, no move from the meta device and no sharding can spoil it, and another grid needs
 no surgery.
 
@@ -52,7 +52,7 @@ class HybridEmbed(nn.Module):
 
 
 def patch_embed(shape: ViTShape) -> PatchEmbed | HybridEmbed:
-    """What makes patch tokens from images: a convolution, or a ResNet before it."""
+    """The module that makes patch tokens from images: a convolution, or a ResNet before it."""
     if shape.stem_blocks:
         return HybridEmbed(shape.stem_blocks, shape.embed_dim)
     return PatchEmbed(shape.patch, shape.embed_dim)

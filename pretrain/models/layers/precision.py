@@ -1,6 +1,6 @@
 """Parts that compute in fp32 whatever the weights' type or an autocast around them: norms after pooling and heads.
 
-Logits of 21,843 classes or the mean of 256 tokens lose what the loss needs when they are rounded to bfloat16.
+Logits of 21,843 classes or the mean of 256 tokens lose digits that the loss needs when they are rounded to bfloat16.
 """
 
 from __future__ import annotations

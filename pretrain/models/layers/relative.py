@@ -57,7 +57,7 @@ def relative_index(grid: Grid, num_prefix_tokens: int, device: torch.device) -> 
 class RelativeKeys(nn.Module):
     """A learned key per 1-D offset p_q − p_k of two tokens: its product with the query is added to the logits.
 
-    Row p_q − p_k + T − 1 of (2T − 1, E), shared by the heads. The tokens are numbered as they stand in the sequence,
+    Row p_q − p_k + T − 1 of (2T − 1, E), shared by the heads. The tokens are numbered by their place in the sequence,
     prefix first.
 
     Source: ViT (2010.11929), D.4, relative positional embeddings; Shaw et al. (1803.02155), equation 4.

@@ -18,7 +18,7 @@ from tests.distributed.training import experiment
 
 def test_a_model_beyond_the_whole_model_route_is_refused() -> None:
     check_host_memory(experiment(), local_world=8)
-    with pytest.raises(ConfigError, match=r"billion parameters; models are built whole"):
+    with pytest.raises(ConfigError, match=r"billion parameters; every rank builds the complete model"):
         check_host_memory(experiment(model__embed_dim=16_384, model__num_heads=64), local_world=1)
 
 

@@ -159,10 +159,10 @@ def other_width(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (truncate, ["not a whole safetensors file", "truncated"]),
-        (truncate_header, ["not a whole safetensors file"]),
-        (lambda path: path.write_bytes(b""), ["not a whole safetensors file"]),
-        (lambda path: path.write_text("just some text, longer than a header"), ["not a whole safetensors file"]),
+        (truncate, ["not a complete safetensors file", "truncated"]),
+        (truncate_header, ["not a complete safetensors file"]),
+        (lambda path: path.write_bytes(b""), ["not a complete safetensors file"]),
+        (lambda path: path.write_text("just some text, longer than a header"), ["not a complete safetensors file"]),
         (pickled, ["pickled", "nothing is unpickled"]),
         (old_pickle, ["pickled"]),
         (plain_safetensors, ["pretrain.weights", "not guessed"]),

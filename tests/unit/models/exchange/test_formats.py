@@ -145,9 +145,9 @@ def put(name: str, value: Any) -> Callable[[dict[str, Any]], object]:
 
 BLOCK = "Transformer/encoderblock_1"
 BAD: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
-    "truncated npz": (truncated, ["not a whole .npz file", "copy it again"]),
+    "truncated npz": (truncated, ["not a complete .npz file", "copy it again"]),
     "an array that is pickled": (pickled_array, ["Transformer/encoder_norm/scale is pickled", "nothing is unpickled"]),
-    "a pickle with the name of an npz": (bare_pickle, ["not a whole .npz file", "name the format"]),
+    "a pickle with the name of an npz": (bare_pickle, ["not a complete .npz file", "name the format"]),
     "weights of a ResNet": (resnet, ["array embedding/kernel is missing", "no", "name other weights"]),
     "an array less": (
         changed_npz(lambda arrays: arrays.pop(f"{BLOCK}/LayerNorm_2/bias")),
