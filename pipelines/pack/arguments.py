@@ -15,7 +15,7 @@ from pipelines.pack.source_kinds import SOURCES, SourceKind, options_of_sources
 from pipelines.pack.state import Task
 from pipelines.pack.wordnet import DEBIAN_FILE
 from pipelines.sources.label_values import LARGEST_NUMBER
-from pipelines.sources.options import Option, SourceOptions
+from pipelines.sources.options import ENCODING, Option, SourceOptions
 from pipelines.sources.protocol import Source
 from pipelines.terminal.arguments import add_json, stage_parser
 from pretrain.command_line import Parser
@@ -152,7 +152,8 @@ def parse(argv: Sequence[str]) -> PackRequest:
     kind = SOURCES[args.source]
     _check_paths(args, kind)
     for option, those in options_of_sources().items():
-        if option.is_given(args) and args.source not in those:
+        is_used = args.source in those or (option == ENCODING and args.split)
+        if option.is_given(args) and not is_used:
             raise ConfigError(f"{option.flag} belongs to {', '.join(those)}; with {args.source} it would be ignored")
     inputs = Inputs.load(_input_paths(args))
     source = kind.make(args, SourceOptions.of(args))
@@ -227,6 +228,7 @@ def _input_paths(args: argparse.Namespace) -> dict[str, str | list[str]]:
         paths["drop_list"] = str(args.drop_list)
     if args.split:
         paths["splits"] = args.split
+        paths[ENCODING.name] = args.encoding
     return paths
 
 
@@ -242,7 +244,8 @@ def _options(args: argparse.Namespace, source: Source, inputs: Inputs) -> PackOp
     lists = inputs.content.split_lists
     given["label_map"] = file_digest(args.label_map) if args.label_map else ""
     given["drop_list"] = file_digest(args.drop_list) if args.drop_list else ""
-    deciding = [option for option in SOURCES[args.source].options if option.decides_list and option.is_given(args)]
+    known = dict.fromkeys((*SOURCES[args.source].options, ENCODING))
+    deciding = [option for option in known if option.decides_list and option.is_given(args)]
     given["of_source"] = {option.name: str(getattr(args, option.name)) for option in deciding}
     given["split_lists"] = {entry.split: entry.digest for entry in lists.lists} if lists else {}
     return PackOptions(**given)

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from pipelines.pack.labels import LabelMap
 from pipelines.pack.split_lists import SplitLists
 from pipelines.pack.wordnet import WordNet
-from pipelines.sources.options import Option
+from pipelines.sources.options import ENCODING, Option
 from pretrain.errors import ConfigError
 from pretrain.files import write_atomic
 from pretrain.names import parsed
+from pretrain.text_files import UTF8
 
 FOLDER, LIST = "inputs", "inputs.json"
 DROP_LIST = Option(
@@ -52,7 +53,7 @@ class Inputs:
     """The files that the options name, and their content.
 
     Attributes:
-        paths: option → file, or NAME=FILE for each split list.
+        paths: option → file, or NAME=FILE for each split list; and the encoding of those.
         content: what was read from them.
     """
 
@@ -62,13 +63,14 @@ class Inputs:
     @classmethod
     def load(cls, paths: dict[str, str | list[str]]) -> Inputs:
         """Reads the files."""
-        single = {name: Path(path) for name, path in paths.items() if isinstance(path, str)}
+        single = {name: Path(path) for name, path in paths.items() if isinstance(path, str) and name != ENCODING.name}
+        encoding = str(paths.get(ENCODING.name, UTF8))
         splits = paths.get("splits", [])
         assert isinstance(splits, list)
         content = PlanInputs(
             label_map=LabelMap.load(single["label_map"]) if "label_map" in single else None,
             wordnet=WordNet(single["wordnet"]) if "wordnet" in single else None,
-            split_lists=SplitLists.load(splits) if splits else None,
+            split_lists=SplitLists.load(splits, encoding) if splits else None,
             dropped_keys=load_dropped_keys(single["drop_list"]) if "drop_list" in single else frozenset(),
         )
         return cls(paths, content)
@@ -88,7 +90,9 @@ class Inputs:
         folder.mkdir(parents=True, exist_ok=True)
         kept: dict[str, str | list[str]] = {}
         for name, path in self.paths.items():
-            if isinstance(path, str):
+            if name == ENCODING.name:
+                kept[name] = path
+            elif isinstance(path, str):
                 kept[name] = str(_copy(Path(path), folder / name))
             else:
                 pairs = [entry.partition("=") for entry in path]

@@ -15,7 +15,7 @@ from pipelines.sources.table import ItemTable
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import digest
 from pretrain.names import from_bytes, shown
-from pretrain.text_files import decode_text
+from pretrain.text_files import UTF8, decode_text
 
 HEADERS = frozenset(
     ["path", "image", "images", "file", "filename", "file_name", "name", "id", "image_id", "image_name"]
@@ -53,8 +53,12 @@ class SplitLists:
         self.notes: list[str] = []
 
     @classmethod
-    def load(cls, arguments: list[str]) -> SplitLists:
+    def load(cls, arguments: list[str], encoding: str = UTF8) -> SplitLists:
         """Reads the files.
+
+        Args:
+            arguments: NAME=FILE of each.
+            encoding: of files without a byte-order mark.
 
         Raises:
             ConfigError: an argument is not NAME=FILE, or a file cannot be read or is empty.
@@ -71,7 +75,7 @@ class SplitLists:
                 data = Path(path).read_bytes()
             except (OSError, ValueError) as error:
                 raise ConfigError(f"--split {argument}: cannot be read ({error})") from error
-            text, is_utf8 = _text(data, path)
+            text, is_utf8 = _text(data, path, encoding)
             lines = tuple(line.strip() for line in re.split(r"[\r\n]+", text) if line.strip())
             if not lines:
                 raise ConfigError(f"--split {argument}: the file names no image")
@@ -202,7 +206,7 @@ class _Keys:
     def hint(self, name: str, *, is_utf8: bool) -> str:
         """What may be the matter with a name that means no row."""
         if not is_utf8:
-            return ". The list is not UTF-8 text: save it as UTF-8"
+            return ". The list is not UTF-8 text: save it as UTF-8, or name its encoding with --encoding, such as cp949"
         for wanted in dict.fromkeys([name.lower(), name.rpartition("/")[2].lower()]):
             for key in map(self._table.key, range(len(self._table))):
                 if wanted in (key.lower(), *map(str.lower, _ends(key))):
@@ -236,9 +240,14 @@ def _without_front(name: str) -> Iterator[str]:
         parts = parts[1:]
 
 
-def _text(data: bytes, path: str) -> tuple[str, bool]:
-    """The text of a list; bytes that are not UTF-8 stay as they are, since names of files may have the same."""
+def _text(data: bytes, path: str, encoding: str) -> tuple[str, bool]:
+    """The text of a list, and whether it is what ``encoding`` says.
+
+    Bytes that are not UTF-8 stay as they are where the user names no other encoding: names of files may have the same.
+    """
     try:
-        return decode_text(data, path), True
+        return decode_text(data, path, encoding, "name its encoding with --encoding, such as cp949"), True
     except DataError:
+        if encoding.lower() != UTF8:
+            raise
         return from_bytes(data), False

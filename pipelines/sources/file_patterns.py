@@ -131,20 +131,15 @@ def find_files(patterns: Sequence[str], suffix: str, ledger: Ledger | None = Non
     """
     found: dict[str, FoundFile] = {}
     ledger = Ledger() if ledger is None else ledger
-    given = _common_folder([pattern for pattern in patterns if not is_remote(pattern) and os.path.isfile(pattern)])
+    base_of = {is_far: _given_folder([one for one in patterns if is_remote(one) == is_far]) for is_far in (False, True)}
     for pattern in patterns:
-        names = list(expand_braces(pattern))
-        count = 0
-        base = _fixed_folder(pattern) if len(names) > 1 or glob.has_magic(pattern) else given
-        for name in names:
-            files = [name] if is_remote(pattern) else _local_files(name, suffix, ledger)
+        is_far, count = is_remote(pattern), 0
+        base = base_of[is_far]
+        for name in expand_braces(pattern):
+            files = [name] if is_far else _local_files(name, suffix, ledger)
             count += len(files)
             for file in files:
-                if is_remote(pattern):
-                    place = _remote_place(file, pattern)
-                else:
-                    place = _place(file, name if os.path.isdir(name) else base)
-                found.setdefault(file, FoundFile(file, place))
+                found.setdefault(file, FoundFile(file, _remote_place(file, base) if is_far else _place(file, base)))
         if not count:
             raise DataError(f"{pattern} fits no {suffix} file")
     return list(found.values())
@@ -171,12 +166,21 @@ def distinct_names(addresses: Sequence[str]) -> list[str]:
     return list(addresses)
 
 
-def _common_folder(files: Sequence[str]) -> str:
-    """The deepest folder above all files that are named one by one, as a shell expands a pattern."""
-    parents = [os.path.dirname(file) for file in files]
-    if not parents or not all(parents):
+def _given_folder(patterns: Sequence[str]) -> str:
+    """The deepest folder above all that is given: a name below it, such as train or val, may say a split."""
+    parents = [_folder_of(pattern) for pattern in patterns]
+    if len(set(parents)) == 1:
+        return parents[0]
+    if not parents or not all(parents) or len({os.path.isabs(parent) for parent in parents}) > 1:
         return ""
-    return os.path.commonpath(parents) if len({os.path.isabs(parent) for parent in parents}) == 1 else ""
+    return os.path.commonpath(parents)
+
+
+def _folder_of(pattern: str) -> str:
+    """The folder that a pattern names, or the one in front of its first brace or wildcard, or of its file."""
+    if is_remote(pattern):
+        return _fixed_folder(_remote_path(pattern))
+    return pattern if os.path.isdir(pattern) else _fixed_folder(pattern)
 
 
 def _fixed_folder(pattern: str) -> str:
@@ -190,9 +194,8 @@ def _place(file: str, base: str) -> Place:
     return Place(below, os.path.basename(os.path.abspath(base)) if base else "", base)
 
 
-def _remote_place(url: str, pattern: str) -> Place:
-    """Below the folder in front of the first brace; a command's words in front of the tar do not count."""
-    base = _fixed_folder(_remote_path(pattern))
+def _remote_place(url: str, base: str) -> Place:
+    """Below the given folder; a command's words in front of the tar do not count."""
     return Place(_remote_path(url).removeprefix(base).lstrip("/"), os.path.basename(base), base)
 
 

@@ -71,6 +71,7 @@ class FolderSource(Source):
         self.split_rule = splits.rule
         no_class = [folder for folder in walk.folders if PurePosixPath(folder).name not in names]
         self.notes = [*self.remarks, *splits.notes, *without_images(no_class, paths)]
+        self.notes += [] if self.multi_label else self._linked(paths, splits)
         if siblings:
             self.notes.append(f"classes are numbered as in all splits beside each other: {', '.join(sorted(siblings))}")
         self.notes += renumbered(names)
@@ -116,6 +117,25 @@ class FolderSource(Source):
                     "are in a file, pack a manifest (path, label, split) in place of the folder, or the folder of "
                     f"{TRAIN} alone; to take every folder of the root as a class, add --split-from none"
                 )
+
+    def _linked(self, paths: list[str], splits: SplitFolders) -> list[str]:
+        """Notes about class folders that are links to other ones: every image in them is in two classes."""
+        seen: set[tuple[str, str]] = set()  # one look at each folder is enough
+        known: dict[tuple[str, str], str] = {}  # (split, where a class folder really is) → class
+        notes: dict[str, None] = {}
+        for path, folders, split in zip(paths, splits.folders, splits.splits, strict=True):
+            if (above := (split, path.rpartition("/")[0])) in seen:
+                continue
+            seen.add(above)
+            parts = PurePosixPath(path).parts[:-1]
+            depth = len(parts) - len(folders) if parts[-len(folders) :] == folders else parts.index(folders[0])
+            real = os.path.realpath(self.root.joinpath(*parts[: depth + 1]))
+            if (other := known.setdefault((split, real), folders[0])) != folders[0]:
+                notes[
+                    f"the class folders {shown(other)} and {shown(folders[0])} are one folder, since one is a link: "
+                    "its images are in both classes; remove the link if that is wrong"
+                ] = None
+        return list(notes)
 
     def _siblings(self, classes: set[str]) -> dict[str, set[str]]:
         """Where the folder is ``val`` beside ``train``: the class folders of all of them, so that numbers agree."""

@@ -75,7 +75,7 @@ def refuse_odd_names(atoms: Sequence[Atom], where: Where) -> None:
                 f"{where(atom)}: the label {atom.value!r} looks like a list written as text; write its parts with | "
                 "between them in a column labels, or as a list in JSON; --labels-are names makes each text a class"
             )
-        if str(atom.value).lower() in ("nan", "null"):
+        if str(atom.value).lower() in ("nan", "null") or atom.value == "None":
             raise DataError(
                 f"{where(atom)}: the label {atom.value!r} is what programs write for no label; leave it empty, or say "
                 "that it is a class: --labels-are names"

@@ -8,6 +8,7 @@ In the place of labels, for a regression: ``target``, or one column ``target.NAM
 from __future__ import annotations
 
 import posixpath
+import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -22,7 +23,7 @@ from pipelines.sources.protocol import NOT_STATED, UNKNOWN_NUM_BYTES, Item, Sour
 from pipelines.sources.relabelling import relabel
 from pipelines.sources.remote import Downloads
 from pipelines.sources.split_folders import SplitFolders
-from pipelines.sources.splits import to_split_name
+from pipelines.sources.splits import AROUND, OPTION, SPLIT_WORDS, is_split_word, to_split_name
 from pipelines.sources.table import ItemTable
 from pipelines.sources.vectors import VectorLength, to_vector
 from pretrain.data.ledger import Ledger
@@ -31,6 +32,7 @@ from pretrain.errors import ConfigError, DataError
 from pretrain.files import file_digest
 
 SEPARATOR = "|"
+_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*)://")
 PLACES = ("path", "url", "image", "file_name")
 LABELS = ("label", "labels")
 ROWS = "rows"
@@ -172,6 +174,10 @@ class ManifestSource(Source):
                 given.append(to_split_name(row[SPLIT], f"{self._at(line)}"))
         if not given:
             made = SplitFolders(paths, self._split_place, self._how.split_from, has_classes=False)
+            own = self.path.stem.strip(AROUND) if self.path.is_file() else ""  # not of a folder with metadata files
+            if made.is_default and self._how.split_from in ("auto", "names") and is_split_word(own):
+                self.split_rule = f"from the name of the manifest ({OPTION} {self._how.split_from})"
+                return [SPLIT_WORDS[own.lower()]] * len(paths)
             self.split_rule, self.notes = made.rule, [*self.notes, *made.notes]
             return made.splits
         if silent:
@@ -199,6 +205,13 @@ class ManifestSource(Source):
         place = next((str(row[name]) for name in PLACES if row.get(name)), "")
         if not place:
             raise DataError(f"{self._at(line)}: no {' or '.join(PLACES)}")
+        if scheme := _SCHEME.match(place):
+            place = place.strip()
+            if not is_url(place):
+                raise DataError(
+                    f"{self._at(line)}: {place!r} begins with {scheme[1]}://, but images are fetched with http and "
+                    "https only; give such a URL, or fetch the files first and give their paths"
+                )
         return place if is_url(place) else posixpath.normpath(place)
 
     def _size(self, place: str, line: int) -> int:
@@ -232,7 +245,8 @@ class ManifestSource(Source):
         if not set(row) & set(PLACES) or not set(row) & set(answers):
             raise ConfigError(
                 f"{self._at(line)}: the columns {', '.join(row)} hold no {'/'.join(PLACES)} or no "
-                f"{self._how.label_column or '/'.join((*LABELS, TARGET, MASK))}{hint(list(row))}"
+                f"{self._how.label_column or '/'.join((*LABELS, TARGET, MASK))}"
+                f"{hint(list(row), has_place=bool(set(row) & set(PLACES)))}"
             )
         if len(answers) > 1 and not all(name.startswith(f"{TARGET}.") for name in answers):
             raise ConfigError(

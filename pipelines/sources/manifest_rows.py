@@ -15,6 +15,8 @@ from pretrain.text_files import UTF8, encoding_of
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 LONGEST_FIELD = 1 << 24  # characters; Python's own bound of 128 KiB is below a list of labels or an embedded text
+LABEL_LIKE = ("category", "class", "class_name", "classname", "cls", "species", "label_name", "y")
+PLACE_LIKE = ("filename", "file", "filepath", "imagepath", "imagefile", "imagename", "img", "imgpath")
 Row = dict[str, Any]
 
 
@@ -106,8 +108,18 @@ def _objects(file: TextIO, path: Path) -> Iterator[tuple[int, Row]]:
         yield line, row
 
 
-def hint(header: list[str]) -> str:
-    """What may be wrong with a header in which no known column is."""
+def hint(header: list[str], *, has_place: bool) -> str:
+    """What to do about a header without a known column for the images, or for what they show.
+
+    Args:
+        header: the columns.
+        has_place: one of them names the images.
+    """
     if len(header) == 1 and any(mark in header[0] for mark in (";", "\t", "|")):
         return "; are its values separated by something else than commas? Save it with commas, or tabs as .tsv"
-    return "; the first line must name the columns, such as path,label"
+    if has_place:
+        like = [name for name in header if name.lower() in LABEL_LIKE]
+        return f"; --label-column names the column of the labels{f', such as {like[0]}' if like else ''}"
+    like = [name for name in header if name.lower().replace("_", "") in PLACE_LIKE]
+    renamed = f"rename the column {like[0]} to path" if like else "the first line must name the columns"
+    return f"; {renamed}, such as path,label; --label-column names a column of labels that is called otherwise"

@@ -119,6 +119,7 @@ class SourceOptions:
         label_column: where they are: a column, cls, txt, or a key of KEY.json; "": the source looks for them.
         class_names: file with a list of the classes; see class_names.py.
         encoding: of text without a byte-order mark.
+        has_split_lists: there are split lists, which the encoding is of too.
     """
 
     name: str = ""
@@ -127,6 +128,7 @@ class SourceOptions:
     label_column: str = ""
     class_names: Path | None = None
     encoding: str = UTF8
+    has_split_lists: bool = False
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> SourceOptions:
@@ -140,7 +142,9 @@ class SourceOptions:
                 "--num-classes counts labels that are numbers; with --labels-are names it would be ignored"
             )
         labels = LabelOptions(args.labels_are, args.num_classes)
-        return cls(args.name, args.split_from, labels, args.label_column, args.class_names, args.encoding)
+        return cls(
+            args.name, args.split_from, labels, args.label_column, args.class_names, args.encoding, bool(args.split)
+        )
 
     def class_list(self) -> ClassList | None:
         """The list of the classes, read from its file.
@@ -153,5 +157,6 @@ class SourceOptions:
     @property
     def about_labels(self) -> list[str]:
         """The options about labels that were given, as they are typed."""
-        values = (self.label_column, self.class_names, self.encoding, self.labels.form, self.labels.num_classes)
+        encoding = UTF8 if self.has_split_lists else self.encoding
+        values = (self.label_column, self.class_names, encoding, self.labels.form, self.labels.num_classes)
         return [option.flag for option, value in zip(OF_LABELS, values, strict=True) if value != option.default]

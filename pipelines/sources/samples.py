@@ -62,7 +62,7 @@ class Sample(NamedTuple):
     Where there is a mask, it is the answer, and labels beside it are left aside.
 
     Attributes:
-        others: further places of KEY.json that hold a label.
+        others: further places of KEY.json that hold a label; beside KEY.cls, those that hold another one.
     """
 
     key: str
@@ -174,7 +174,9 @@ def _sample(
         return Label(name, decode_label(read(member), f"{where}: {member.name}", place.encoding))
 
     if "cls" in group and place.name in ("", "cls"):
-        return sample._replace(label=text("cls"))
+        label = text("cls")
+        is_alone = bool(place.name) or "json" not in group
+        return sample._replace(label=label, others=() if is_alone else _contrary(label, read(group["json"])))
     content = {}
     if "json" in group and place.name not in ("cls", "txt"):
         content = _content(read(group["json"]), f"{where}: {group['json'].name}")
@@ -186,6 +188,25 @@ def _sample(
     if "txt" in group and (place.name == "txt" or (not place.name and CAPTION not in content)):
         return sample._replace(label=text("txt"))
     return sample
+
+
+def _contrary(label: Label, data: bytes) -> tuple[str, ...]:
+    """The places in KEY.json that say something else than KEY.cls; a KEY.json that cannot be read says nothing."""
+    try:
+        labels = _json_labels(_content(data, ""), LabelPlace())
+    except DataError:
+        return ()
+    return tuple(other.place for other in labels if _texts(other.value) != _texts(label.value))
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(one).strip() for one in (value if isinstance(value, list) else [value])]
+
+
+def others_note(place: str, other: str) -> str:
+    """The note about a further place of labels that was not used."""
+    name = other.removeprefix("json:")
+    return f"labels are those of {place}; samples also have {other}, which --label-column {name} takes in its place"
 
 
 def _content(data: bytes, where: str) -> dict[str, Any]:

@@ -43,13 +43,14 @@ class SplitFolders:
         folders: of each path, without the split and what is above it where that is the same for all.
         rule: in words.
         notes: what was not used.
+        is_default: no name says a split, so all are in train.
 
     Raises:
         DataError: some folders look like splits and some do not, or a split has no class folders.
     """
 
     def __init__(self, paths: Sequence[str], root: str, how: SplitFrom = "auto", *, has_classes: bool = True) -> None:
-        self._root, self._has_classes = root, has_classes
+        self._root, self._has_classes, self.is_default = root, has_classes, False
         all_folders = [PurePosixPath(path).parts[:-1] for path in paths]
         level = self._level(all_folders) if how == "auto" else None
         if level is not None:
@@ -78,12 +79,12 @@ class SplitFolders:
         self.folders = [_without(folders, deciding_folder(folders)) for folders in all_folders]
 
     def _by_files(self, paths: Sequence[str], all_folders: Sequence[tuple[str, ...]], how: SplitFrom) -> None:
-        """All folders are classes; the files' names or the root decide."""
+        """All folders are classes; the files' names decide."""
         names = [PurePosixPath(path).name for path in paths]
         root = PurePosixPath(os.path.abspath(self._root))
         made = splits_of_files([Place(name, root.name, str(root.parent)) for name in names], how, images=True)
         self.splits, self.rule, self.folders = list(made.names), made.rule, list(all_folders)
-        self.notes = (*made.notes, *contrary_note(self._contrary(all_folders)))
+        self.notes, self.is_default = (*made.notes, *contrary_note(self._contrary(all_folders))), made.is_default
 
     def _contrary(self, all_folders: Sequence[tuple[str, ...]]) -> list[str]:
         pairs = zip(all_folders, self.splits, strict=True)

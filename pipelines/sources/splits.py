@@ -43,7 +43,7 @@ _TITLES = "|".join(word.title() for word in (*SPLIT_WORDS, "tests"))
 _JOINED = re.compile(  # a split word that only its case, or a plural's s, sets apart: testSet, cifarTest, tests-0
     f"(?<![A-Za-z])(?:{'|'.join(SPLIT_WORDS)}|{_TITLES})(?=[A-Z])|(?<=[a-z])(?:{_TITLES})(?![a-z])|(?<![A-Za-z])tests(?![A-Za-z])"
 )
-_AROUND = "-._ 0123456789"
+AROUND = "-._ 0123456789"  # what may be around a split word
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
 _SHARDED = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}", re.ASCII)
 _SHARDED_FOLDER = "data"
@@ -84,7 +84,7 @@ class Place(NamedTuple):
     Attributes:
         below: its path below the folder that the user named.
         root: the name of that folder.
-        above: the folder's path, of which nothing counts but which is looked at for a remark.
+        above: the path of the folders above it. Neither decides a split; both are looked at for a remark.
     """
 
     below: str
@@ -94,15 +94,19 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Splits:
-    """The split of each file, the rule in words, and what was seen and not used."""
+    """The split of each file, the rule in words, what was seen and not used, and whether no name says a split."""
 
     names: tuple[str, ...]
     rule: str
     notes: tuple[str, ...] = ()
+    is_default: bool = False
 
 
 def splits_of_files(places: Sequence[Place], how: SplitFrom = "auto", *, images: bool = False) -> Splits:
-    """The split that each file's folders, its name, or the folder given by the user say, in this order; else train.
+    """The split that each file's folders or its name say, in this order; else train.
+
+    As on Hugging Face, where names count from the top of a repository, the name of the given folder and of those above
+    it decides nothing: ``/scratch/test/photos`` is not a test set.
 
     Args:
         places: of the files.
@@ -120,7 +124,7 @@ def splits_of_files(places: Sequence[Place], how: SplitFrom = "auto", *, images:
     contrary = Counter(
         part
         for place, made, split in zip(places, found, names, strict=True)
-        for part in (place.root, *PurePosixPath(place.below).parts)
+        for part in PurePosixPath(place.below).parts
         if is_contrary(part, split) and (made is None or part != made.component)
     )
     notes = (*_unsaid(places, found), *contrary_note(list(contrary)))
@@ -128,22 +132,22 @@ def splits_of_files(places: Sequence[Place], how: SplitFrom = "auto", *, images:
         notes += _joined(places, found)
     if set(counts) == {"default"} and how != "none":
         notes += _said_above(places)
-    return Splits(names, _in_words(counts, how), notes)
+    return Splits(names, _in_words(counts, how), notes, is_default=set(counts) == {"default"})
 
 
 def _readers(places: Sequence[Place], how: SplitFrom, *, images: bool) -> Sequence[Callable[[Place], _Found | None]]:
     if how != "auto":
         return {"folders": (_by_folder,), "names": (_by_name,), "none": ()}[how]
     if images and not all(len(splits_in(PurePosixPath(place.below).name)) == 1 for place in places):
-        return (_by_folder, _by_root)
-    return (_by_sharded, _by_folder, _by_name, _by_root)
+        return (_by_folder,)
+    return (_by_sharded, _by_folder, _by_name)
 
 
 class _Found(NamedTuple):
     """A split, what said it, and the name that did."""
 
     split: str
-    by: Literal["sharded", "folder", "name", "root", "default"]
+    by: Literal["sharded", "folder", "name"]
     component: str
 
 
@@ -171,12 +175,6 @@ def _by_name(place: Place) -> _Found | None:
     return _Found(_one_split(name, place.below), "name", name) if splits_in(name) else None
 
 
-def _by_root(place: Place) -> _Found | None:
-    """The folder that was given, where its name is a split word and nothing more than a number: not ``test_data``."""
-    word = place.root.strip(_AROUND)
-    return _Found(SPLIT_WORDS[word.lower()], "root", place.root) if is_split_word(word) else None
-
-
 def _one_split(name: str, path: str) -> str:
     first, *others = splits_in(name)
     if others:
@@ -194,7 +192,6 @@ def _in_words(counts: Counter[str], how: str) -> str:
         "sharded": "from names such as data/NAME-00000-of-00001",
         "folder": "from the names of folders",
         "name": "from the names of files",
-        "root": "from the name of the folder that was given",
         "default": "train where no name says a split",
     }
     return f"{'; '.join(words[by] for by in words if counts[by])} ({OPTION} {how})"
@@ -214,21 +211,22 @@ def _joined(places: Sequence[Place], found: Sequence[_Found | None]) -> tuple[st
     near = [below for below in silent if any(not word.lower().startswith(TRAIN) for word in _JOINED.findall(below))]
     if not near:
         return ()
+    count, are = ("1 name holds", "is") if len(near) == 1 else (f"{len(near)} names hold", "are")
     return (
-        f"{len(near)} names hold a split word that is not set apart, such as {near[0]}: they are in {TRAIN}; "
-        "if that is wrong, set the word apart, as in test-0.tar",
+        f"{count} a split word that is not delimited, such as {near[0]}, and {are} in {TRAIN}; if that is wrong, "
+        "delimit the word, as in test-0.tar",
     )
 
 
 def _said_above(places: Sequence[Place]) -> tuple[str, ...]:
-    """A note about folders above the one that was given, where nothing else says a split."""
-    parts = dict.fromkeys(part for place in places for part in PurePosixPath(place.above).parts)
+    """A note about the given folder and those above it, where nothing below says a split."""
+    parts = dict.fromkeys(part for place in places for part in (*PurePosixPath(place.above).parts, place.root))
     words = [part for part in parts if is_split_word(part) and SPLIT_WORDS[part.lower()] != TRAIN]
     if not words:
         return ()
     return (
-        f"the images are in {TRAIN}, though they are below a folder called {words[-1]!r}: give that folder, if it is "
-        "what they are",
+        f"the images are in {TRAIN}, though they are below a folder called {words[-1]!r}: if they are that split, give "
+        "the folder above it (or a pattern such as {train,val}/0.tar), whose folders are then the splits",
     )
 
 
@@ -243,4 +241,5 @@ def contrary_note(names: Sequence[str]) -> tuple[str, ...]:
     if not names:
         return ()
     shown = ", ".join(repr(name) for name in names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
-    return (f"{len(names)} names hold a split word that was not used: {shown}; {OPTION} says what decides",)
+    hold = "1 name holds" if len(names) == 1 else f"{len(names)} names hold"
+    return (f"{hold} a split word that was not used: {shown}; {OPTION} says what decides",)

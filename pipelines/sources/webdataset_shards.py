@@ -19,7 +19,7 @@ from pipelines.sources.options import SourceOptions
 from pipelines.sources.protocol import NOT_STATED, Item, Source
 from pipelines.sources.relabelling import relabel
 from pipelines.sources.remote import RemoteFiles, place_of
-from pipelines.sources.samples import SAMPLES, LabelPlace, Sample, no_label, samples_of
+from pipelines.sources.samples import SAMPLES, LabelPlace, Sample, no_label, others_note, samples_of
 from pipelines.sources.splits import splits_of_files
 from pipelines.sources.table import ItemTable
 from pipelines.sources.tars import Member, RangeReader, members_of
@@ -248,11 +248,7 @@ class _Seen:
 
     def notes(self) -> list[str]:
         """Where else labels might be."""
-        return [
-            f"labels are those of {place}; samples also have {other}, which --label-column "
-            f"{other.removeprefix('json:')} takes in its place"
-            for other, place in self._others.items()
-        ]
+        return [others_note(place, other) for other, place in self._others.items()]
 
 
 def _name_of(url: str) -> str:

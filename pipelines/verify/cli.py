@@ -70,7 +70,7 @@ def verify(target: Target, args: argparse.Namespace) -> Verdict:
     if table is None and (problem := next(filter(None, map(problem_of, target.names)), "")):
         raise DataError(f"{target}: {problem}. Rename the tar, then verify again")
     if not (target.folder / CARD_FILE).is_file():
-        split_of(target, args.split)
+        verdict.warnings += split_of(target, args.split).notes
     elif args.split:
         raise ConfigError(f"--split would be ignored: {target.folder / CARD_FILE} says what the split is")
     classes = _classes(target, args)

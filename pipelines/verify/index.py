@@ -11,7 +11,7 @@ import numpy as np
 from pipelines.sources.class_names import ClassList
 from pipelines.sources.label_doubts import gaps_in_words
 from pipelines.sources.protocol import NOT_STATED
-from pipelines.sources.splits import Place, splits_of_files, to_split_name
+from pipelines.sources.splits import Place, Splits, splits_of_files, to_split_name
 from pipelines.sources.vectors import Moments
 from pipelines.verify.report import Report
 from pipelines.verify.targets import Target
@@ -87,11 +87,11 @@ class Indexing:
         for report in self.reports:
             counts += np.bincount(report.labels, minlength=table.num_classes)
             moments.merge(report.moments)
-        split, split_rule = split_of(self.target, self.stated.split)
+        split = split_of(self.target, self.stated.split)
         Card(
             name=self.stated.name or self.target.folder.resolve().name,
-            split=split,
-            split_rule=split_rule,
+            split=split.names[0],
+            split_rule=split.rule,
             source=f"shards at {self.target}, indexed where they lie",
             release="",
             homepage="",
@@ -138,17 +138,18 @@ class Indexing:
         return next(iter(lengths), 0)
 
 
-def split_of(target: Target, stated: str) -> tuple[str, str]:
-    """(split, rule in words) of shards without a card.
+def split_of(target: Target, stated: str) -> Splits:
+    """The split of shards without a card, for all of them.
 
     Raises:
         DataError: they are of several splits, which one index would mix.
     """
     if stated:
-        return to_split_name(stated, "--split"), "--split"
-    root = str(target).rstrip("/").rpartition("/")[2]
+        return Splits((to_split_name(stated, "--split"),), "--split")
+    above, _, root = str(target).rstrip("/").rpartition("/")
+    below = f"{target.below}/" if target.below else ""
     try:
-        found = splits_of_files([Place(name, root) for name in target.names])
+        found = splits_of_files([Place(f"{below}{name}", root, above) for name in target.names])
     except DataError as error:
         raise DataError(
             f"{target}: {error.args[0].partition(';')[0]}; say which split they are with --split"
@@ -161,4 +162,4 @@ def split_of(target: Target, stated: str) -> tuple[str, str]:
             f"folder of its own, pack them (python -m pipelines pack webdataset {target} --out DIR), or say that all "
             "are one with --split"
         )
-    return found.names[0], found.rule
+    return found

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipelines.runs.pool import Progress
 from pipelines.sources.label_classes import LabelCollector
-from pipelines.sources.samples import samples_of
+from pipelines.sources.samples import others_note, samples_of
 from pipelines.sources.tars import Member, RangeReader, members_of
 from pipelines.sources.vectors import VectorLength
 from pipelines.verify.report import Job, Report
@@ -93,7 +93,7 @@ def _with_classes(found: list[Record], labels: LabelCollector, report: Report) -
     if not any(record.labels for record in found):
         return found
     change = labels.resolve()
-    report.notes = labels.notes
+    report.notes += labels.notes
     if labels.are_names:
         raise DataError(
             f"the labels are names, such as {change.classes[0][0]!r}; an index has class numbers: give --class-names "
@@ -129,6 +129,9 @@ def _scan(job: Job, report: Report, path: Path, labels: LabelCollector) -> Itera
             elif not sample.vector:
                 label = sample.label
                 codes = labels.add(label.value, f"{report.name}: {sample.key}", typed=label.typed)
+            report.notes += [
+                note for other in sample.others if (note := others_note(sample.label.place, other)) not in report.notes
+            ]
             if not codes and not sample.vector and mask is None:
                 report.add(f"{sample.key}: no label")
                 ledger.lost(IMAGES, "no label", sample.key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +20,21 @@ from pretrain.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Target:
-    """One split: its tars' names, the folder of its index, where remote tars are, and what is beside local ones."""
+    """One split.
+
+    Attributes:
+        names: of its tars.
+        folder: of its index.
+        location: where the tars are if they are remote.
+        beside: what else is in the folder of local tars.
+        below: the path of that folder below the one that the user gave, or above all that were given; "": it is that.
+    """
 
     names: tuple[str, ...]
     folder: Path
     location: Location | None = None
     beside: Ledger = field(default_factory=Ledger, compare=False)
+    below: str = ""
 
     def __str__(self) -> str:
         return str(self.location or self.folder)
@@ -43,9 +53,11 @@ def targets_of(places: Sequence[str], out: Path | None, remote: RemoteFiles, tem
         ConfigError: ``out`` does not fit a place. DataError: there are no tars.
     """
     targets: list[Target] = []
+    local = [os.path.abspath(place) for place in places if not is_remote(place)]
+    given = os.path.commonpath(local) if local else ""
     for number, place in enumerate(places):
         if not is_remote(place):
-            targets += _local_targets(Path(place), out)
+            targets += _local_targets(Path(place), out, given)
         elif ".tar" in place:
             targets.append(_remote_tars(place, out, remote))
         else:
@@ -53,25 +65,27 @@ def targets_of(places: Sequence[str], out: Path | None, remote: RemoteFiles, tem
     return targets
 
 
-def _local_targets(place: Path, out: Path | None) -> list[Target]:
+def _local_targets(place: Path, out: Path | None, given: str) -> list[Target]:
     if out is not None:
         raise ConfigError(f"--out is for remote shards; the index of {place} goes beside them")
     if place.suffix.lower() == ".tar":
         raise ConfigError(f"{place}: give the folder; an index is of a complete set")
     if not place.is_dir():
         raise DataError(f"{place} is not a folder")
-    targets = [_target(folder) for folder in (place, *sorted(entry for entry in place.iterdir() if entry.is_dir()))]
+    folders = sorted(entry for entry in place.iterdir() if entry.is_dir())
+    targets = [_target(folder, given) for folder in (place, *folders)]
     targets = targets[:1] if targets[0].names else [target for target in targets if target.names]
     if not targets:
         raise DataError(f"{place} holds no .tar, and neither do its folders")
     return targets
 
 
-def _target(folder: Path) -> Target:
+def _target(folder: Path, given: str) -> Target:
     """The tars of one folder, not those of folders below."""
     ledger = Ledger()
+    below = os.path.relpath(os.path.abspath(folder), given)
     names = [Path(path).name for path in files_with(folder, ".tar", ledger, deep=False)]
-    return Target(tuple(names), folder, beside=ledger)
+    return Target(tuple(names), folder, beside=ledger, below="" if below == "." else below)
 
 
 def _remote_tars(pattern: str, out: Path | None, remote: RemoteFiles) -> Target:

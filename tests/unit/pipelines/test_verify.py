@@ -94,6 +94,25 @@ def test_the_split_of_foreign_shards_is_what_they_say(tmp_path, capsys):
     assert "--split would be ignored" in capsys.readouterr().err
 
 
+def test_the_name_of_the_given_folder_is_not_the_split_of_its_shards_but_that_of_one_below_it_is(tmp_path, capsys):
+    foreign(tmp_path / "set" / "val")
+    (alone,) = verdicts(capsys, tmp_path / "set" / "val")
+    assert Card.load(tmp_path / "set" / "val").split == "train"
+    assert any("though they are below a folder called 'val'" in warning for warning in alone["warnings"])
+    for name in ("index.json", "card.json", "card.md", "classes.csv"):
+        (tmp_path / "set" / "val" / name).unlink()
+    verdicts(capsys, tmp_path / "set")
+    assert Card.load(tmp_path / "set" / "val").split == "val"
+
+
+def test_a_cls_member_that_contradicts_json_is_a_warning(tmp_path, capsys):
+    (tmp_path / "set").mkdir()
+    files = {"a.jpg": encode(0), "a.cls": b"1", "a.json": b'{"label": 0}', "b.jpg": encode(1), "b.cls": b"0"}
+    (tmp_path / "set" / "x-000.tar").write_bytes(tar_of(files))
+    (verdict,) = verdicts(capsys, tmp_path / "set")
+    assert any("samples also have json:label" in warning for warning in verdict["warnings"])
+
+
 def test_shards_of_several_splits_get_no_index_together(tmp_path, capsys):
     folder = foreign(tmp_path / "set")
     (folder / "x-001.tar").rename(folder / "x-val-001.tar")

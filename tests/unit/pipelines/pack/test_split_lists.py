@@ -5,10 +5,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pipelines.__main__ import main
 from pipelines.pack.split_lists import SplitLists
 from pipelines.sources.protocol import Item
 from pipelines.sources.table import ItemTable
+from pretrain.data.storage.index import Records, ShardTable
 from pretrain.errors import ConfigError, DataError
+from tests.unit.pipelines.photos import write_photos
 
 KEYS = [
     f"{name}/{number}.jpg"
@@ -129,3 +132,24 @@ def test_any_bytes_are_a_list_or_refused(tmp_path_factory, data):
         return
     assert set(names["val"]) <= set(KEYS)
     assert names["val"]
+
+
+def test_a_list_in_another_encoding_is_read_where_it_is_named(tmp_path, capsys):
+    root = write_photos(tmp_path / "photos", {"고양이": 2, "개": 2})
+    (tmp_path / "val.txt").write_bytes("고양이/000.jpg\n".encode("cp949"))
+    command = ["pack", "folder", str(root), "--split", f"val={tmp_path}/val.txt", "--workers", "1"]
+    assert main([*command, "--out", str(tmp_path / "a")]) == 2
+    assert "name its encoding with --encoding" in capsys.readouterr().err
+    assert main([*command, "--out", str(tmp_path / "b"), "--encoding", "cp949"]) == 0
+    records = Records.open(tmp_path / "b" / "val" / "shard-000000.records.safetensors")
+    assert [records[0].source, len(records)] == ["고양이/000.jpg", 1]
+
+
+def test_tasks_of_an_array_and_the_merge_keep_the_encoding_of_the_lists(tmp_path):
+    root = write_photos(tmp_path / "photos", {"고양이": 2, "개": 2})
+    (tmp_path / "val.txt").write_bytes("고양이/000.jpg\n".encode("cp949"))
+    options = ["--split", f"val={tmp_path}/val.txt", "--encoding", "cp949", "--workers", "1"]
+    out = str(tmp_path / "out")
+    assert main(["pack", "folder", str(root), "--out", out, *options, "--task", "1/1"]) == 0
+    assert main(["pack", "merge", out]) == 0
+    assert ShardTable.load(tmp_path / "out" / "val").num_samples == 1

@@ -35,7 +35,8 @@ def test_a_folder_a_pattern_and_single_files_say_the_same(tars):
     assert found(f"{tars}/*/?.tar") == expected
     assert found(f"{tars}/train/{{0..1}}.tar", f"{tars}/val/0.tar") == expected
     assert found(*expected) == expected
-    assert found(f"{tars}/val/0.tar") == {f"{tars}/val/0.tar": "val"}
+    for alone in (f"{tars}/val/0.tar", f"{tars}/val", f"{tars}/val/*.tar"):
+        assert found(alone) == {f"{tars}/val/0.tar": "train"}, "the folder of all that is given does not count"
 
 
 def test_folders_above_what_is_given_do_not_count(tars):
@@ -49,10 +50,10 @@ def test_folders_above_what_is_given_do_not_count(tars):
     [
         ("https://test.org/set/train-{0..1}.tar", ["train", "train"]),
         ("https://test.org/set/{train,val}/0.tar?key=test", ["train", "val"]),
-        ("https://host/imagenet/val/{0..1}.tar", ["val", "val"]),
+        ("https://host/imagenet/val/{0..1}.tar", ["train", "train"]),
         ("s3://test/set/imagenet1k-validation-{00..01}.tar", ["val", "val"]),
         ("pipe:ssh test cat /data/x-{0..1}.tar | cat", ["train", "train"]),
-        ("pipe:cat '/data/val/x-{0..1}.tar'", ["val", "val"]),
+        ("pipe:cat '/data/val/x-{0..1}.tar'", ["train", "train"]),
     ],
 )
 def test_remote_shards(pattern, splits):

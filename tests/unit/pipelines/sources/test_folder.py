@@ -46,6 +46,33 @@ def test_nested_folders_are_labels_from_general_to_special(tmp_path):
     ]
 
 
+def test_a_class_folder_that_is_a_link_to_another_is_told(tmp_path):
+    root = write_photos(tmp_path / "photos", {"cat": 1, "dog": 1})
+    (root / "kitten").symlink_to("cat")
+    source = FolderSource(root)
+    assert len(source.items()) == 3
+    assert source.notes == [
+        "the class folders cat and kitten are one folder, since one is a link: its images are in both classes; remove "
+        "the link if that is wrong"
+    ]
+    source = FolderSource(root, nested_labels=True)
+    assert len(source.items()) == 3
+    assert source.notes == [], "a folder may be in two categories"
+    (root / "kitten").unlink()
+    (root / "kitten").symlink_to(write_photos(tmp_path / "elsewhere", {"x": 1}) / "x")
+    source = FolderSource(root)
+    assert len(source.items()) == 3
+    assert source.notes == [], "a link to a folder elsewhere is a class"
+
+
+def test_a_split_that_is_a_link_to_another_is_read(tmp_path):
+    root = write_photos(tmp_path / "photos", {"train/cat": 1, "train/dog": 1})
+    (root / "val").symlink_to("train")
+    source = FolderSource(root)
+    assert [item.split for item in source.items()] == ["train", "train", "val", "val"]
+    assert source.notes == []
+
+
 def test_other_files_are_counted_and_hidden_ones_are_not_read(tmp_path):
     root = write_photos(tmp_path / "photos", {"a": 1})
     (root / "a" / "readme.txt").write_text("")

@@ -80,6 +80,7 @@ def test_labels_mean(values, typed, classes, images, note):
         (["a", "{'b': 1}"], True, "row 1: the label .* looks like a list written as text"),
         (["0 1 0", "1,0,0"], False, "row 0: the label '0 1 0' looks like a list written as text"),
         (["a", "nan"], False, "row 1: the label 'nan' is what programs write for no label"),
+        (["a", "None"], False, "row 1: the label 'None' is what programs write for no label"),
         ([2**31], True, "row 0: the label 2147483648 is too large"),
         (["9" * 400], False, "row 0: a label of 400 characters"),
         (["a\nb"], True, "row 0: a label of several lines"),

@@ -206,6 +206,11 @@ def test_addresses_are_asked_again(tmp_path):
     [
         (["path,label"], DataError, "names no image"),
         (["file,label", "a,b"], ConfigError, "the columns file, label hold no path/url/image/file_name"),
+        (["filename,category", "x/000.jpg,b"], ConfigError, "rename the column filename to path.*--label-column names"),
+        (["path,category", "x/000.jpg,b"], ConfigError, "--label-column names the column .*, such as category"),
+        (["url,label", "s3://bucket/a.jpg,b"], DataError, "m.csv:2: 's3://bucket/a.jpg' begins with s3://"),
+        (["url,label", "ftp://host/a.jpg,b"], DataError, "m.csv:2: .* begins with ftp://"),
+        (["url,label", "file:///a.jpg,b"], DataError, "m.csv:2: .* begins with file://, .* give their paths"),
         (["path,label", "gone.jpg,b"], DataError, "m.csv:2: .*gone.jpg cannot be found"),
         (["path,label", "x/000.jpg,"], DataError, "none of the 1 images has a label, such as .*m.csv:2"),
         (
@@ -228,3 +233,15 @@ def test_addresses_are_asked_again(tmp_path):
 def test_wrong_lines_are_named(tmp_path, photos, rows, error, message):
     with pytest.raises(error, match=message):
         list(ManifestSource(lines(photos / "m.csv", *rows)).items())
+
+
+def test_a_blank_beside_a_url_does_not_matter(photos):
+    path = lines(photos / "m.csv", "url,label", " http://127.0.0.1:9/a.jpg,a", "https://127.0.0.1:9/b.jpg ,b")
+    keys = [item.key for item in ManifestSource(path).items()]
+    assert keys == ["http://127.0.0.1:9/a.jpg", "https://127.0.0.1:9/b.jpg"]
+
+
+def test_a_manifest_called_like_a_split_is_of_that_split(photos):
+    for name, split in (("val.csv", "val"), ("my_val.csv", "train")):
+        source = ManifestSource(lines(photos / name, "path,label", "x/000.jpg,a", "x/001.jpg,b"))
+        assert [item.split for item in source.items()] == [split, split]

@@ -95,10 +95,11 @@ def test_images_without_a_split_folder_are_training_images_where_asked_for(tmp_p
     assert classes == ["a", "extra"]
 
 
-def test_one_split_packed_alone_is_that_split_with_the_classes_of_all(tmp_path):
+def test_the_given_folders_own_name_is_not_a_split_and_classes_are_numbered_as_beside_it(tmp_path):
     root = photos(tmp_path, "train/a", "train/b", "val/b")
     classes, found, source = listed(root / "val")
-    assert (classes, found) == (["a", "b"], {"val": [("b/000.jpg", "b")]})
+    assert (classes, found) == (["a", "b"], {"train": [("b/000.jpg", "b")]})
+    assert any("though they are below a folder called 'val'" in note for note in source.notes)
     assert source.notes[-1] == "classes are numbered as in all splits beside each other: train, val"
     assert list(listed(root / "val", split_from="none")[1]) == ["train"]
     (root / "val" / "a").mkdir()  # empty, but a class

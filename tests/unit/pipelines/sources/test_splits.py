@@ -48,10 +48,10 @@ def test_files_are_in_the_split_that_datasets_gives_them(expected):
 @pytest.mark.parametrize(
     ("place", "split"),
     [
-        (Place("0001.tar", "val"), "val"),  # the folder that was given, where nothing below says more
+        (Place("0001.tar", "val"), "train"),  # the given folder itself does not count
         (Place("train-0.tar", "test"), "train"),  # a scratch folder called test
         (Place("0.tar", "test_data"), "train"),  # as likely data to test with
-        (Place("0.tar", "val2017"), "val"),
+        (Place("0.tar", "val2017"), "train"),
         (Place("VAL/0.tar"), "val"),
         (Place("Test.tar"), "test"),
         (Place("old-test/train/0.tar"), "train"),  # a folder that is the word goes before one that holds it
@@ -85,6 +85,8 @@ def test_a_split_above_the_given_folder_is_remarked_upon_and_does_not_count():
     found = splits_of_files([Place("0.tar", "shards", "/data/val/shards")])
     assert found.names == ("train",)
     assert "below a folder called 'val'" in found.notes[0]
+    (note,) = splits_of_files([Place("0.tar", "val", "/data/set")]).notes
+    assert "though they are below a folder called 'val': if they are that split, give the folder above it" in note
     assert not splits_of_files([Place("train-0.tar", "shards", "/data/val/shards")]).notes
     assert not splits_of_files([Place("0.tar", "shards", "/data/train/shards")]).notes
 
@@ -93,7 +95,9 @@ def test_a_split_above_the_given_folder_is_remarked_upon_and_does_not_count():
 def test_a_split_word_that_is_not_set_apart_does_not_count_and_is_remarked_upon(name):
     found = splits_of_files([Place("trainSet0.tar"), Place(name)])
     assert found.names == ("train", "train")
-    assert f"not set apart, such as {name}: " in " ".join(found.notes)
+    assert f"1 name holds a split word that is not delimited, such as {name}, and is in train" in " ".join(found.notes)
+    more = splits_of_files([Place("trainSet0.tar"), Place(name), Place(f"a/{name}")])
+    assert f"2 names hold a split word that is not delimited, such as {name}, and are in train" in " ".join(more.notes)
     assert not splits_of_files([Place("trainSet0.tar"), Place(name)], "none").notes
 
 
@@ -101,7 +105,7 @@ def test_a_split_word_that_is_not_set_apart_does_not_count_and_is_remarked_upon(
     "name", ["contest-0.tar", "latest.tar", "Attested/0.tar", "evaluated.tar", "trainSet1.tar", "TESTING2.tar"]
 )
 def test_words_that_only_contain_a_split_word_are_not_remarked_upon(name):
-    assert "not set apart" not in " ".join(splits_of_files([Place(name), Place("0.tar")]).notes)
+    assert "not delimited" not in " ".join(splits_of_files([Place(name), Place("0.tar")]).notes)
 
 
 def test_names_of_images_count_only_where_all_say_a_split():
@@ -168,3 +172,8 @@ def test_any_paths_have_a_split_each_or_are_refused(parts, how, images):
     assert len(found.names) == len(paths)
     assert set(found.names) <= {"train", "val", "test"}
     assert found.rule
+
+
+def test_one_name_with_an_unused_split_word_is_in_the_singular():
+    (note,) = splits_of_files([Place("val/test-0.tar")]).notes
+    assert note.startswith("1 name holds a split word that was not used: 'test-0.tar'")

@@ -70,6 +70,24 @@ def test_labels_in_two_places_are_told(tmp_path):
     assert "labels are those of json:label; samples also have json:class" in "; ".join(source.notes)
 
 
+@pytest.mark.parametrize(
+    ("cls", "content", "is_noted"),
+    [
+        (b"2", b'{"label": 3}', True),
+        (b"2", b'{"label": 2}', False),
+        (b"2\n", b'{"labels": [2]}', False),
+        (b"cat", b'{"class": "owl"}', True),
+        (b"2", b'{"caption": "a cat"}', False),
+        (b"2", b"not JSON", False),
+    ],
+)
+def test_a_cls_member_that_contradicts_json_is_told(tmp_path, cls, content, is_noted):
+    path = write(tmp_path / "x.tar", {"a.jpg": CAT, "a.cls": cls, "a.json": content})
+    source = WebDatasetSource([path])
+    assert labels_of(source, tmp_path) == {"x/a.jpg": (cls.decode().strip(),)}
+    assert ("labels are those of cls; samples also have json:" in "; ".join(source.notes)) == is_noted
+
+
 def test_korean_and_latin_labels_need_their_encoding(tmp_path):
     path = write(tmp_path / "x.tar", {"a.jpg": CAT, "a.cls": "고양이".encode("cp949")})
     with pytest.raises(DataError, match=r"a.cls:1: not UTF-8 text .*--encoding"):
