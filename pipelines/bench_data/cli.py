@@ -155,9 +155,9 @@ def device_rate(experiment: Experiment, device: Any, *, steps: int = 5) -> float
     """Images per second of forward and backward on one device, after two steps of warm-up."""
     import torch
 
-    from pretrain.check.memory import resolve_micro_batch
     from pretrain.data.stream import model_size
     from pretrain.models.families.registry import build_model, init_weights
+    from pretrain.sharding.micro_batch import resolve_micro_batch
 
     memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     size = resolve_micro_batch(experiment, 1, memory)[0]

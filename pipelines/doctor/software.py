@@ -9,7 +9,7 @@ import sys
 from importlib import metadata
 
 from pipelines.nodes.checks import AMBER, GREEN, RED, Finding
-from pretrain.check.versions import check_deepspeed, outside_range
+from pretrain.check.versions import check_library, outside_range
 from pretrain.errors import SetupError
 
 OLDEST_PYTHON = (3, 10)
@@ -52,7 +52,7 @@ def deepspeed() -> Finding:
     except metadata.PackageNotFoundError:
         return Finding("deepspeed", RED, "not installed", "pip install -e . (or use cluster.backend: accelerate)")
     try:
-        check_deepspeed()
+        check_library("deepspeed")
     except SetupError as error:
         return Finding("deepspeed", RED, str(error), values={"version": version})
     code = (

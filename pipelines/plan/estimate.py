@@ -6,12 +6,11 @@ Source: FLOPs as in ViT (2010.11929), Table 6: images × epochs × 3 × forward,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.plan import layouts
 from pipelines.plan.layouts import Layout, Machine
-from pretrain.check.memory import GIB, RESERVED_BYTES
 from pretrain.config.devices import Device
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.order.order import allowed_worlds, check_world
@@ -19,6 +18,8 @@ from pretrain.data.sources import lanes_of
 from pretrain.data.storage.index import TABLE_FILE, ShardTable
 from pretrain.errors import ConfigError
 from pretrain.models import budget
+from pretrain.sharding.memory import GIB, size_text
+from pretrain.sharding.micro_batch import RESERVED_BYTES
 
 DEFAULT_MFU = 0.4
 DEFAULT_DECODE_RATE = 450.0  # images per second and core
@@ -60,12 +61,18 @@ class DiskNeeds:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything that ``plan`` says."""
+class Work:
+    """What has to be computed, and how long that takes.
 
-    experiment: Experiment
-    machine: Machine
-    assumptions: Assumptions
+    Attributes:
+        parameters, parameters_without_head: of the model.
+        train_flops, train_flops_without_head: of the run; nothing that is recomputed is counted.
+        gpu_hours: of one device.
+        days: on all devices.
+        images_per_s: of all devices.
+        cost: at the stated price; None: no price was given.
+    """
+
     parameters: int
     parameters_without_head: int
     train_flops: float
@@ -73,15 +80,32 @@ class Plan:
     gpu_hours: float
     days: float
     images_per_s: float
+    cost: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that ``plan`` reports.
+
+    Attributes:
+        layouts: every way to divide the step among the devices.
+        recommended: the best of them; None: nothing fits.
+        configured: the largest micro-batch that fits with the configured sharding and policy.
+        worlds: numbers of ranks that draw the same batches.
+        reasons: why this layout is recommended.
+    """
+
+    experiment: Experiment
+    machine: Machine
+    assumptions: Assumptions
+    work: Work
     layouts: list[Layout]
     recommended: Layout | None
     configured: Layout | None
     data: DataNeeds
     disk: DiskNeeds
     worlds: list[int]
-    num_lanes: int
-    cost: float | None
-    reasons: list[str] = field(default_factory=list)
+    reasons: list[str]
 
     @property
     def num_nodes(self) -> int:
@@ -107,58 +131,63 @@ def make_plan(
         limit_gib: memory of one device; None: the device's.
 
     Raises:
-        ConfigError: the devices cannot share the batch; names the numbers that can.
+        ConfigError: the devices cannot share the batch (the message lists valid numbers), or the model's cost cannot be
+            known here.
     """
-    _check_model(experiment)
-    num_lanes = lanes_of(experiment)
-    check_world(experiment.global_batch_size, num_lanes, num_devices)
+    _require_something_to_plan(experiment)
+    worlds = _valid_worlds(experiment, num_devices)
     machine = _machine(experiment, device, num_devices, assumptions, limit_gib or device.memory_gib)
-    model, num_outputs = experiment.model, experiment.num_outputs
-    images = experiment.num_steps * experiment.global_batch_size
-    train_flops = budget.training_flops(model, num_outputs, images)
-    seconds = train_flops / (machine.flops * num_devices)
+    work = _work(experiment, machine, assumptions)
     found = layouts.all_layouts(experiment, machine)
     recommended = layouts.recommend(found)
-    gpu_hours = train_flops / machine.flops / 3600
-    rate = images / seconds if seconds else 0.0
     return Plan(
         experiment=experiment,
         machine=machine,
         assumptions=assumptions,
+        work=work,
+        layouts=found,
+        recommended=recommended,
+        configured=layouts.largest_fitting(found, *layouts.configured_row(experiment)),
+        data=_data_needs(experiment, machine, work.images_per_s, assumptions),
+        disk=_disk_needs(experiment),
+        worlds=worlds,
+        reasons=[] if recommended is None else explain(experiment, machine, found, recommended),
+    )
+
+
+def _require_something_to_plan(experiment: Experiment) -> None:
+    budget.require_known(experiment.model)
+    if not experiment.num_steps:
+        raise ConfigError(f"duration: {experiment.duration} is less than one step; make it longer")
+
+
+def _valid_worlds(experiment: Experiment, num_devices: int) -> list[int]:
+    batch, num_lanes = experiment.global_batch_size, lanes_of(experiment)
+    check_world(batch, num_lanes, num_devices)
+    return allowed_worlds(batch, num_lanes, batch)
+
+
+def _work(experiment: Experiment, machine: Machine, assumptions: Assumptions) -> Work:
+    model, num_outputs = experiment.model, experiment.num_outputs
+    images = experiment.num_steps * experiment.global_batch_size
+    train_flops = budget.training_flops(model, num_outputs, images)
+    seconds = train_flops / (machine.flops * machine.num_devices)
+    gpu_hours = train_flops / machine.flops / 3600
+    return Work(
         parameters=budget.num_parameters(model, num_outputs),
         parameters_without_head=budget.num_parameters(model, num_outputs, with_head=False),
         train_flops=train_flops,
         train_flops_without_head=6.0 * images * budget.forward_macs(model, num_outputs, with_head=False),
         gpu_hours=gpu_hours,
         days=seconds / 86400,
-        images_per_s=rate,
-        layouts=found,
-        recommended=recommended,
-        configured=layouts.largest_fitting(
-            found, experiment.cluster.zero_stage, experiment.cluster.activation_checkpointing
-        ),
-        data=_data_needs(experiment, machine, rate, assumptions),
-        disk=_disk_needs(experiment),
-        worlds=allowed_worlds(experiment.global_batch_size, num_lanes, experiment.global_batch_size),
-        num_lanes=num_lanes,
+        images_per_s=images / seconds if seconds else 0.0,
         cost=None if assumptions.price is None else gpu_hours * assumptions.price,
-        reasons=[] if recommended is None else explain(experiment, machine, found, recommended),
     )
 
 
 def num_nodes(machine: Machine) -> int:
     """Nodes that the devices fill."""
     return math.ceil(machine.num_devices / machine.device.per_node)
-
-
-def _check_model(experiment: Experiment) -> None:
-    if not budget.can_tell(experiment.model):
-        raise ConfigError(
-            f"model.name: the size and cost of {experiment.model.name} are measured on torch's meta device, without "
-            "weights or data: install torch and timm for it, or plan a model of name: vit"
-        )
-    if not experiment.num_steps:
-        raise ConfigError(f"duration: {experiment.duration} is less than one step; make it longer")
 
 
 def _machine(
@@ -220,7 +249,7 @@ def explain(experiment: Experiment, machine: Machine, found: list[Layout], chose
     if chosen.policy == "none":
         reasons.append(
             f"checkpointing none: the activations of {chosen.micro_batch_size} images fit "
-            f"({gib(chosen.memory.activations)}), so nothing needs to be computed twice"
+            f"({size_text(chosen.memory.activations + chosen.memory.working)}), so nothing needs to be computed twice"
         )
     else:
         reasons.append(
@@ -237,23 +266,20 @@ def explain(experiment: Experiment, machine: Machine, found: list[Layout], chose
 
 
 def _why_stage(machine: Machine, found: list[Layout], chosen: Layout) -> str:
-    held = chosen.memory.weights + chosen.memory.optimizer + chosen.memory.gradients
-    text = f"ZeRO-{chosen.zero_stage}: weights, gradients and optimiser take {gib(held)} per device"
-    stage_3 = [layout for layout in found if layout.zero_stage == 3 and layout.policy == chosen.policy]
-    if chosen.zero_stage == 3:
-        return f"{text}; at lower stages no micro-batch fits, or the step is longer"
-    if not stage_3:
+    held = chosen.memory.state + chosen.memory.gradients
+    text = f"{chosen.sharding.name}: weights, gradients and optimiser take {size_text(held)} per device"
+    if not chosen.sharding.keeps_complete_weights:
+        return f"{text}; with less sharding no micro-batch fits, or the step is longer"
+    others = [
+        layout for layout in found if not layout.sharding.keeps_complete_weights and layout.policy == chosen.policy
+    ]
+    if not others:
         return text
-    other = min(stage_3, key=lambda layout: abs(layout.micro_batch_size - chosen.micro_batch_size))
+    other = min(others, key=lambda layout: abs(layout.micro_batch_size - chosen.micro_batch_size))
     saved = chosen.memory.peak - other.memory.peak
     return (
-        f"{text} of {gib(machine.limit_bytes)}. ZeRO-3 is needless here: it would gather every layer's weights before "
-        "their use, to "
-        + (f"free {gib(saved)}" if saved > 0 else "free nothing (what it saves, its own buffers and copies take)")
+        f"{text} of {size_text(machine.limit_bytes)}. {other.sharding.name} is needless here: it would gather every "
+        "layer's weights before their use, to "
+        + (f"free {size_text(saved)}" if saved > 0 else "free nothing (its own buffers and copies take what it saves)")
         + f"; a step is estimated at {other.step_s:.3g} s instead of {chosen.step_s:.3g} s"
     )
-
-
-def gib(num_bytes: float) -> str:
-    """Bytes for people."""
-    return f"{num_bytes / GIB:,.1f} GiB" if abs(num_bytes) >= GIB else f"{num_bytes / 2**20:,.1f} MiB"

@@ -1,25 +1,30 @@
-"""The ways to lay a step over the devices: ZeRO stage × checkpointing policy × micro-batch, with memory and time."""
+"""The ways to divide a step among the devices: sharding × checkpointing policy × micro-batch, with memory and time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pretrain.check.memory import require_divisor
 from pretrain.config.devices import Device
 from pretrain.config.schema.experiment import Experiment
 from pretrain.models import budget
-from pretrain.sharding import zero_memory
-from pretrain.sharding.zero_memory import Buckets, MemoryBytes
+from pretrain.sharding.choice import possible_shardings, refusals, sharding_of
+from pretrain.sharding.memory import Memory
+from pretrain.sharding.micro_batch import possible_micro_batches
+from pretrain.sharding.protocol import Sharding
+from pretrain.sharding.step import Step, step_of
 
 TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to lay a step over the devices.
+    """One way to divide a step among the devices.
 
     Attributes:
+        sharding: how the training state is divided.
+        policy: of activation checkpointing.
+        step: of one device.
         memory: of one device.
         fits: the peak and the reserve are within the device's memory.
         sent_bytes: by one device in one step.
@@ -27,15 +32,24 @@ class Layout:
         recomputed: share of the step's FLOPs that is done twice.
     """
 
-    zero_stage: int
+    sharding: Sharding
     policy: str
-    micro_batch_size: int
-    accumulation_steps: int
-    memory: MemoryBytes
+    step: Step
+    memory: Memory
     fits: bool
     sent_bytes: int
     step_s: float
     recomputed: float
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Images per device in one pass."""
+        return self.step.micro_batch_size
+
+    @property
+    def row(self) -> tuple[str, str]:
+        """What layouts that differ in the micro-batch alone have in common."""
+        return self.sharding.name, self.policy
 
 
 @dataclass(frozen=True)
@@ -55,113 +69,73 @@ class Machine:
     link_bytes_s: float
 
 
-def possible_stages(experiment: Experiment) -> list[int]:
-    """ZeRO stages that go with the backend, the precision and compilation."""
-    cluster = experiment.cluster
-    if cluster.backend == "accelerate":
-        return [0]
-    if experiment.optim.needs_unsharded:
-        return [0]
-    stages = [1, 2, 3] if experiment.precision == "bf16" else [0, 1, 2, 3]
-    return [stage for stage in stages if not (stage == 3 and cluster.compile)]
+def with_policy(experiment: Experiment, policy: str) -> Experiment:
+    """The experiment with another policy of activation checkpointing."""
+    cluster = experiment.cluster.model_copy(update={"activation_checkpointing": policy})
+    return experiment.model_copy(update={"cluster": cluster})
 
 
 def possible_policies(experiment: Experiment) -> list[str]:
-    """Checkpointing policies that go with the model and compilation, the configured one among them."""
-    cluster = experiment.cluster
+    """Checkpointing policies of the model, the configured one among them."""
     policies = ["every_2" if policy == "every_k" else policy for policy in experiment.model.family.policies]
-    if cluster.compile and "selective" in policies:
-        policies.remove("selective")
-    if cluster.activation_checkpointing not in policies:
-        policies.insert(len(policies) - 1, cluster.activation_checkpointing)
+    configured = experiment.cluster.activation_checkpointing
+    if configured not in policies:
+        policies.insert(len(policies) - 1, configured)
     return policies
 
 
-def micro_batch_sizes(experiment: Experiment, num_devices: int) -> list[int]:
-    """Even divisors of the images per device, ascending; the configured size alone where there is one.
-
-    Raises:
-        ConfigError: it does not divide the images per device.
-    """
-    per_device = experiment.global_batch_size // num_devices
-    wanted = experiment.cluster.micro_batch_size
-    if wanted != "auto":
-        require_divisor(wanted, experiment.global_batch_size, num_devices)
-        return [wanted]
-    divisors = [size for size in range(1, per_device + 1) if per_device % size == 0]
-    return [size for size in divisors if size % 2 == 0] or [per_device]
+def configured_row(experiment: Experiment) -> tuple[str, str]:
+    """``Layout.row`` of the configured sharding and policy."""
+    return sharding_of(experiment).name, experiment.cluster.activation_checkpointing
 
 
 def all_layouts(experiment: Experiment, machine: Machine) -> list[Layout]:
-    """Every stage × policy × micro-batch, in this order."""
+    """Every supported sharding × policy × micro-batch, in this order."""
+    policies = {policy: with_policy(experiment, policy) for policy in possible_policies(experiment)}
     return [
         layout
-        for stage in possible_stages(experiment)
-        for policy in possible_policies(experiment)
-        for layout in _by_micro_batch(experiment, machine, stage, policy)
+        for sharding in possible_shardings(experiment)
+        for changed in policies.values()
+        if not refusals(changed, sharding)
+        for layout in _by_micro_batch(changed, machine, sharding)
     ]
 
 
-def _by_micro_batch(experiment: Experiment, machine: Machine, stage: int, policy: str) -> list[Layout]:
-    footprint = budget.footprint(
-        experiment.model, experiment.num_outputs, precision=experiment.precision, checkpointing=policy
-    )
+def _by_micro_batch(experiment: Experiment, machine: Machine, sharding: Sharding) -> Iterator[Layout]:
+    policy = experiment.cluster.activation_checkpointing
     forward = budget.forward_macs(experiment.model, experiment.num_outputs)
     recomputed = budget.recomputed_macs(experiment.model, policy) / (3 * forward)
-    images = experiment.global_batch_size / machine.num_devices
-    compute_s = 6 * forward * images * (1 + recomputed) / machine.flops
-    buckets = Buckets.of(experiment.cluster.deepspeed)
-    layouts = []
-    for micro in micro_batch_sizes(experiment, machine.num_devices):
-        accumulation = experiment.global_batch_size // machine.num_devices // micro
-        memory = zero_memory.memory_bytes(
-            footprint,
-            precision=experiment.precision,
-            zero_stage=stage,
-            num_devices=machine.num_devices,
-            micro_batch_size=micro,
-            num_optimizer_states=experiment.optim.num_states,
-            num_temporaries=experiment.optim.num_temporaries,
-            accumulates=accumulation > 1,
-            buckets=buckets,
+    per_device = experiment.global_batch_size // machine.num_devices
+    compute_s = 6 * forward * per_device * (1 + recomputed) / machine.flops
+    sizes = possible_micro_batches(experiment, machine.num_devices)
+    smallest = step_of(experiment, machine.num_devices, sizes[0])
+    for size in sizes:
+        step = smallest.with_micro_batch(size)
+        memory = sharding.memory(step)
+        sent = round(sum(one.sent(machine.num_devices) for one in sharding.traffic(step)))
+        yield Layout(
+            sharding=sharding,
+            policy=policy,
+            step=step,
+            memory=memory,
+            fits=memory.peak <= machine.limit_bytes,
+            sent_bytes=sent,
+            step_s=compute_s + sent / machine.link_bytes_s,
+            recomputed=recomputed,
         )
-        sent = zero_memory.communication_bytes(
-            footprint,
-            precision=experiment.precision,
-            zero_stage=stage,
-            num_devices=machine.num_devices,
-            accumulation_steps=accumulation,
-            buckets=buckets,
-        )
-        layouts.append(
-            Layout(
-                zero_stage=stage,
-                policy=policy,
-                micro_batch_size=micro,
-                accumulation_steps=accumulation,
-                memory=memory,
-                fits=memory.peak <= machine.limit_bytes,
-                sent_bytes=sent,
-                step_s=compute_s + sent / machine.link_bytes_s,
-                recomputed=recomputed,
-            )
-        )
-    return layouts
 
 
-def largest_fitting(layouts: Sequence[Layout], zero_stage: int, policy: str) -> Layout | None:
-    """Of one stage and policy the largest micro-batch that fits."""
-    fitting = [
-        layout for layout in layouts if layout.fits and (layout.zero_stage, layout.policy) == (zero_stage, policy)
-    ]
+def largest_fitting(layouts: Sequence[Layout], sharding: str, policy: str) -> Layout | None:
+    """Of one sharding (by name) and policy the largest micro-batch that fits."""
+    fitting = [layout for layout in layouts if layout.fits and layout.row == (sharding, policy)]
     return max(fitting, key=lambda layout: layout.micro_batch_size, default=None)
 
 
 def recommend(layouts: Sequence[Layout]) -> Layout | None:
-    """The fastest that fits; of those that take the same time (to 5 %) the lowest stage, then the largest micro-batch.
+    """The fastest that fits; among those within 5 % of its time the least sharded, then the largest micro-batch.
 
-    The estimates are no better than that. A lower stage has fewer moving parts, a larger micro-batch fewer and larger
-    kernels.
+    The estimates are not more precise than that. Less sharding has fewer moving parts; a larger micro-batch runs fewer
+    and larger kernels.
     """
     fitting = [layout for layout in layouts if layout.fits]
     if not fitting:
@@ -171,4 +145,4 @@ def recommend(layouts: Sequence[Layout]) -> Layout | None:
 
 
 def _plainness(layout: Layout) -> tuple[int, float, int]:
-    return layout.zero_stage, layout.recomputed + (layout.policy == "selective"), -layout.micro_batch_size
+    return layout.sharding.stage, layout.recomputed + (layout.policy == "selective"), -layout.micro_batch_size

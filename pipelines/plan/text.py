@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipelines.plan import layouts
-from pipelines.plan.estimate import DEFAULT_DECODE_RATE, DEFAULT_MFU, Plan, gib
+from pipelines.plan.estimate import DEFAULT_DECODE_RATE, DEFAULT_MFU, Plan
 from pipelines.plan.layouts import Layout
 from pipelines.terminal.text import duration
-from pretrain.check.memory import RESERVED_BYTES
+from pretrain.sharding.memory import size_text
+from pretrain.sharding.micro_batch import RESERVED_BYTES
 
 MAX_COLUMNS = 6
 EXA = 1e18
@@ -23,14 +24,14 @@ def as_json(plan: Plan, device: str, assumed: list[str]) -> dict[str, Any]:
         "num_devices": plan.machine.num_devices,
         "num_nodes": plan.num_nodes,
         "mfu": plan.assumptions.mfu,
-        "parameters": plan.parameters,
-        "parameters_without_head": plan.parameters_without_head,
-        "train_exaflops": plan.train_flops_without_head / EXA,
-        "train_exaflops_with_head": plan.train_flops / EXA,
+        "parameters": plan.work.parameters,
+        "parameters_without_head": plan.work.parameters_without_head,
+        "train_exaflops": plan.work.train_flops_without_head / EXA,
+        "train_exaflops_with_head": plan.work.train_flops / EXA,
         "steps": plan.experiment.num_steps,
-        "gpu_hours": plan.gpu_hours,
-        "days": plan.days,
-        "images_per_s": plan.images_per_s,
+        "gpu_hours": plan.work.gpu_hours,
+        "days": plan.work.days,
+        "images_per_s": plan.work.images_per_s,
         "fits": plan.configured is not None,
         "recommended": None if plan.recommended is None else _layout(plan.recommended),
         "reasons": plan.reasons,
@@ -48,18 +49,19 @@ def as_json(plan: Plan, device: str, assumed: list[str]) -> dict[str, Any]:
         "disk_held_bytes": plan.disk.held_bytes,
         "disk_written_bytes": plan.disk.written_bytes,
         "worlds": plan.worlds,
-        "cost": plan.cost,
+        "cost": plan.work.cost,
         "assumed": assumed,
     }
 
 
 def _layout(layout: Layout) -> dict[str, Any]:
     return {
-        "zero_stage": layout.zero_stage,
+        "zero_stage": layout.sharding.stage,
         "activation_checkpointing": layout.policy,
         "micro_batch_size": layout.micro_batch_size,
-        "accumulation_steps": layout.accumulation_steps,
+        "accumulation_steps": layout.step.accumulation_steps,
         "peak_bytes": layout.memory.peak,
+        "memory_bytes": layout.memory.parts(),
         "fits": layout.fits,
         "sent_bytes_per_step": layout.sent_bytes,
         "estimated_step_s": layout.step_s,
@@ -84,22 +86,22 @@ def _length(days: float) -> str:
 def _facts(plan: Plan) -> Iterator[str]:
     experiment, machine, data, disk = plan.experiment, plan.machine, plan.data, plan.disk
     yield (
-        f"model       {plan.parameters_without_head / 1e6:,.2f} M parameters without head, "
-        f"{plan.parameters / 1e6:,.2f} M with its {experiment.num_outputs:,} outputs"
+        f"model       {plan.work.parameters_without_head / 1e6:,.2f} M parameters without head, "
+        f"{plan.work.parameters / 1e6:,.2f} M with its {experiment.num_outputs:,} outputs"
     )
     epochs = experiment.epochs(experiment.num_steps * experiment.global_batch_size)
     yield f"steps       {experiment.num_steps:,} of {experiment.global_batch_size:,} images ({epochs:,.4g} epochs)"
     yield (
-        f"compute     {plan.train_flops_without_head / EXA:,.4g} exaFLOPs without head, "
-        f"{plan.train_flops / EXA:,.4g} with it (3 × forward, 2 per multiply-add; recomputation not counted)"
+        f"compute     {plan.work.train_flops_without_head / EXA:,.4g} exaFLOPs without head, "
+        f"{plan.work.train_flops / EXA:,.4g} with it (3 × forward, 2 per multiply-add; recomputation not counted)"
     )
     yield (
-        f"time        {_amount(plan.gpu_hours)} device-hours ({_amount(plan.gpu_hours / 24)} device-days) at "
-        f"{plan.assumptions.mfu:.0%} MFU: {_length(plan.days)} on {machine.num_devices} devices, "
-        f"{plan.images_per_s:,.0f} images/s"
+        f"time        {_amount(plan.work.gpu_hours)} device-hours ({_amount(plan.work.gpu_hours / 24)} device-days) at "
+        f"{plan.assumptions.mfu:.0%} MFU: {_length(plan.work.days)} on {machine.num_devices} devices, "
+        f"{plan.work.images_per_s:,.0f} images/s"
     )
-    if plan.cost is not None:
-        yield f"cost        {_amount(plan.cost)} at {plan.assumptions.price:g} per device-hour"
+    if plan.work.cost is not None:
+        yield f"cost        {_amount(plan.work.cost)} at {plan.assumptions.price:g} per device-hour"
     yield (
         f"loader      {data.images_per_s:,.0f} images/s and {data.bytes_per_s / 1e6:,.0f} MB/s per node; "
         f"about {data.cores:,.1f} CPU cores per node for decoding ({data.processes} data processes are configured)"
@@ -121,24 +123,25 @@ def _memory_table(plan: Plan) -> Iterator[str]:
     sizes = _columns(sorted({layout.micro_batch_size for layout in plan.layouts}))
     limit = plan.machine.limit_bytes
     yield (
-        f"memory per device in GiB by micro-batch, of {gib(limit)} ({gib(RESERVED_BYTES)} are left for the driver, the "
-        "communication library and fragmentation); ( ) does not fit"
+        f"memory per device in GiB by micro-batch, of {size_text(limit)} ({size_text(RESERVED_BYTES)} are left for the "
+        "driver, the communication library and fragmentation); ( ) does not fit"
     )
     yield (
         f"  {'ZeRO':<5}{'checkpointing':<15}" + "".join(f"{size:>9}" for size in sizes) + "   largest  s/step  GB sent"
     )
-    by_key = {(layout.zero_stage, layout.policy, layout.micro_batch_size): layout for layout in plan.layouts}
-    for stage, policy in dict.fromkeys((layout.zero_stage, layout.policy) for layout in plan.layouts):
-        cells = "".join(f"{_cell(by_key[stage, policy, size]):>9}" for size in sizes)
-        best = layouts.largest_fitting(plan.layouts, stage, policy)
+    by_key = {(layout.row, layout.micro_batch_size): layout for layout in plan.layouts}
+    chosen = plan.recommended
+    for row in dict.fromkeys(layout.row for layout in plan.layouts):
+        first = by_key[row, min(size for other, size in by_key if other == row)]
+        cells = "".join(f"{_cell(by_key[row, size]):>9}" for size in sizes)
+        best = layouts.largest_fitting(plan.layouts, *row)
         tail = (
             "      none"
             if best is None
             else f"{best.micro_batch_size:>10}{best.step_s:>8.3g}{best.sent_bytes / 1e9:>9.1f}"
         )
-        chosen = plan.recommended
-        mark = "  ← recommended" if chosen and (stage, policy) == (chosen.zero_stage, chosen.policy) else ""
-        yield f"  {stage:<5}{policy:<15}{cells}{tail}{mark}"
+        mark = "  ← recommended" if chosen and row == chosen.row else ""
+        yield f"  {first.sharding.stage:<5}{first.policy:<15}{cells}{tail}{mark}"
 
 
 def _cell(layout: Layout) -> str:
@@ -155,26 +158,21 @@ def _columns(sizes: list[int]) -> list[int]:
 
 
 def _recommendation(plan: Plan) -> Iterator[str]:
-    chosen, cluster = plan.recommended, plan.experiment.cluster
+    chosen = plan.recommended
     if chosen is None:
         yield "nothing fits: use more devices, devices with more memory, or a smaller cluster.micro_batch_size"
         return
     yield (
-        f"recommended cluster.zero_stage={chosen.zero_stage} cluster.activation_checkpointing={chosen.policy} "
-        f"cluster.micro_batch_size={chosen.micro_batch_size} (accumulation {chosen.accumulation_steps})"
+        f"recommended {chosen.sharding.setting.replace(': ', '=')} cluster.activation_checkpointing={chosen.policy} "
+        f"cluster.micro_batch_size={chosen.micro_batch_size} (accumulation {chosen.step.accumulation_steps})"
     )
-    memory = chosen.memory
-    yield (
-        f"  {gib(memory.peak)} at the peak: weights {gib(memory.weights)}, optimiser {gib(memory.optimizer)}, "
-        f"gradients {gib(memory.gradients)}, buckets {gib(memory.buffers)}, "
-        f"activations {gib(memory.activations + memory.working)}"
-    )
+    yield f"  {size_text(chosen.memory.peak)} at the peak: {chosen.memory.in_words()}"
     yield from (f"  - {reason}" for reason in plan.reasons)
-    stage, policy = cluster.zero_stage, cluster.activation_checkpointing
-    configured = f"as configured (ZeRO-{stage}, checkpointing {policy})"
+    row = layouts.configured_row(plan.experiment)
+    configured = f"as configured ({row[0]}, checkpointing {row[1]})"
     if plan.configured is None:
         yield f"{configured} no micro-batch fits"
-    elif (stage, policy) != (chosen.zero_stage, chosen.policy):
+    elif row != chosen.row:
         yield f"{configured} micro-batch {plan.configured.micro_batch_size} fits"
 
 

@@ -16,7 +16,6 @@ from pretrain.assembly.feeder import Feeder
 from pretrain.assembly.objective import objective_of
 from pretrain.assembly.record import telemetry_of
 from pretrain.assembly.weights import build_initialised_model, record_initial_weights
-from pretrain.check.memory import resolve_micro_batch
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.storage.card import Card
@@ -34,6 +33,7 @@ from pretrain.models.families.registry import uses_generator
 from pretrain.models.interop import save_weights
 from pretrain.models.metadata import TargetScale, WeightsMetadata
 from pretrain.optim.schedules import build_schedule
+from pretrain.sharding.micro_batch import resolve_micro_batch
 
 Kind = Literal["deepspeed", "accelerate"]
 Head = Literal["keep", "replace"]

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain.check.memory import gib
 from pretrain.config.schema.evaluation import target_of_kind
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.sources import Source, check_target, lanes_of, needed_bytes, open_sources
@@ -17,6 +16,7 @@ from pretrain.data.storage.packed_set import LARGEST_TABLE, PackedSet, open_pack
 from pretrain.data.storage.transport import TransportError
 from pretrain.data.storage.transports import open_transport
 from pretrain.errors import ConfigError, DataError
+from pretrain.sharding.memory import size_text
 
 RANKS_PER_NODE = 8  # where --check must guess how many share a cache
 
@@ -70,7 +70,9 @@ def _report_cache(sources: Sequence[Source], experiment: Experiment) -> list[str
     per_node = min(world, RANKS_PER_NODE)
     num_lanes = lanes_of(experiment)
     needed = needed_bytes(sources, experiment, num_lanes, world, per_node, experiment.data.shuffle_window)
-    return [f"cache       {gib(needed)} of {gib(cluster.cache.max_bytes)} in use on a node of {per_node} ranks"]
+    return [
+        f"cache       {size_text(needed)} of {size_text(cluster.cache.max_bytes)} in use on a node of {per_node} ranks"
+    ]
 
 
 def _answers(location: Location, experiment: Experiment) -> bool:

@@ -5,15 +5,13 @@ Legend: B images per global batch · R ranks.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pretrain.check.data import report_data
-from pretrain.check.memory import Backend, gib, known_memory, memory_of, resolve_micro_batch
 from pretrain.check.place import report_place
-from pretrain.check.versions import check_deepspeed
+from pretrain.check.versions import check_library
 from pretrain.check.weights import check_weights
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.evaluation import IMAGENET_REAL, NUMBERS
@@ -25,7 +23,12 @@ from pretrain.data.sources import lanes_of
 from pretrain.errors import ConfigError
 from pretrain.models import budget
 from pretrain.models.families.registry import family_of
-from pretrain.optim import groups
+from pretrain.sharding import choice
+from pretrain.sharding.choice import sharding_of
+from pretrain.sharding.memory import size_text
+from pretrain.sharding.micro_batch import known_memory, resolve_micro_batch
+from pretrain.sharding.protocol import Sharding
+from pretrain.sharding.step import step_of, weights_of
 
 
 def check(
@@ -33,7 +36,7 @@ def check(
     *,
     world: int | None = None,
     require_data: bool = False,
-    backend: Backend = "deepspeed",
+    backend: str = "deepspeed",
     device_memory_bytes: int | None = None,
 ) -> list[str]:
     """Validates an experiment against the disk and the hardware that it is meant for.
@@ -53,24 +56,21 @@ def check(
         DataError: a data set that is there is not the one that the config describes, or is damaged.
         SetupError: DeepSpeed is of a version that may train wrongly.
     """
-    experiment = resolved.experiment
-    backend = experiment.cluster.backend if experiment.cluster.backend != "auto" else backend
-    ranks = world or _expected_world(experiment)
-    memory = known_memory(experiment, device_memory_bytes)
+    experiment, sharding = resolved.experiment, sharding_of(resolved.experiment, backend)
+    ranks, memory = world or _expected_world(experiment), known_memory(experiment, device_memory_bytes)
     sections: list[Callable[[], list[str]]] = [
         lambda: _report_model(experiment),
         lambda: _report_steps(experiment),
-        lambda: _report_batch(experiment, world, ranks, memory, backend),
-        lambda: _report_precision(experiment, backend),
-        lambda: _report_optimizer(experiment, backend, ranks),
+        lambda: _report_batch(experiment, world, ranks, memory, sharding),
+        lambda: _report_sharding(experiment, sharding, ranks),
+        lambda: _report_optimizer(experiment),
         lambda: _report_start(experiment, require_data),
         lambda: report_place(experiment),
         lambda: _report_evaluation(experiment),
     ]
-    head = [f"config      {resolved.path}, digest {resolved.digest}"]
-    if backend == "deepspeed":
-        check_deepspeed()
-    return head + _run(sections, resolved) + _run([lambda: report_data(experiment, require_data)], resolved)
+    check_library(sharding.backend)
+    lines = _run(sections, resolved) + _run([lambda: report_data(experiment, require_data)], resolved)
+    return [f"config      {resolved.path}, digest {resolved.digest}", *lines]
 
 
 def _run(sections: list[Callable[[], list[str]]], resolved: Resolved) -> list[str]:
@@ -144,7 +144,7 @@ def _report_steps(experiment: Experiment) -> list[str]:
 
 
 def _report_batch(
-    experiment: Experiment, world: int | None, ranks: int, memory: int | None, backend: Backend
+    experiment: Experiment, world: int | None, ranks: int, memory: int | None, sharding: Sharding
 ) -> list[str]:
     expected, total = experiment.cluster.num_devices, experiment.global_batch_size
     if world is not None and expected not in ("auto", world):
@@ -153,7 +153,7 @@ def _report_batch(
     check_world(total, num_lanes, ranks)
     check_copies(experiment.data.repeated_augmentation, total, num_lanes)
     in_quanta([source.weight for source in experiment.data.mixture] or [1.0])
-    micro, accumulation = resolve_micro_batch(experiment, ranks, memory, backend=backend)
+    micro, accumulation = resolve_micro_batch(experiment, ranks, memory, backend=sharding.backend)
     worlds = allowed_worlds(total, num_lanes, total)
     lines = [
         f"batch       {total:,} = {ranks} ranks × micro-batch {micro} × accumulation {accumulation}",
@@ -163,54 +163,38 @@ def _report_batch(
         return [*lines, "memory      not known here, for that needs torch and timm: not checked"]
     statistics = family_of(experiment.model).running_statistics(experiment.model, experiment.num_outputs)
     check_statistics(experiment, statistics)
-    held = memory_of(experiment, ranks, micro, backend)
-    capacity = f"of {gib(memory)}" if memory is not None else "(capacity not known, not checked)"
+    held = sharding.memory(step_of(experiment, ranks, micro))
+    capacity = f"of {size_text(memory)}" if memory is not None else "(capacity not known, not checked)"
     return [
         *lines,
-        f"memory      {gib(held.peak)} per device {capacity}: weights {gib(held.weights)}, gradients "
-        f"{gib(held.gradients)}, optimiser {gib(held.optimizer)}, buckets {gib(held.buffers)}, "
-        f"activations {gib(held.activations + held.working)}",
+        f"memory      {size_text(held.peak)} per device {capacity}: {held.in_words()}",
     ]
 
 
-def _report_precision(experiment: Experiment, backend: Backend) -> list[str]:
-    stage, precision = experiment.cluster.zero_stage, experiment.precision
-    if precision == "bf16" and backend == "accelerate":
-        raise ConfigError("precision: bf16 weights need backend: deepspeed; use precision: autocast")
-    if precision == "bf16" and stage == 0:
-        raise ConfigError(
-            "cluster.zero_stage: 0 with precision: bf16 trains wrongly (DeepSpeed's optimiser takes a dummy step at "
-            "its start, so Adam counts one too many); use cluster.zero_stage: 1 or precision: autocast"
-        )
-    sharding = f"ZeRO-{stage}" if backend == "deepspeed" else "DDP (ZeRO settings do not apply)"
-    return [f"backend     {backend}, {sharding}, {precision}"]
+def _report_sharding(experiment: Experiment, sharding: Sharding, ranks: int) -> list[str]:
+    problems = choice.refusals(experiment, sharding)
+    _refuse([f"{key}: {reason}" + _memory_there(experiment, key, ranks) for key, reason in problems])
+    return [f"backend     {sharding.backend}, {sharding.name}, {experiment.precision}"]
 
 
-def _report_optimizer(experiment: Experiment, backend: Backend, ranks: int) -> list[str]:
-    optim, stage = experiment.optim, experiment.cluster.zero_stage
-    if optim.needs_unsharded and backend == "deepspeed" and stage:
-        raise ConfigError(f"optim.name: {_whole_tensor_remedy(experiment, ranks)}")
-    line = f"optimiser   {optim.name}, {4 * optim.num_states:g} bytes of state per weight"
-    if experiment.model.family.packages:  # its tensors are not known without torch: the run checks the patterns
-        return [line]
-    shapes = family_of(experiment.model).tensor_shapes(experiment.model, experiment.num_outputs)
-    rules = groups.assign_rules({name: len(shape) for name, shape in shapes.items()}, optim)
-    frozen = sum(math.prod(shapes[name]) for name, rule in rules.items() if rule.frozen)
-    return [line + (f"; {frozen / 1e6:,.2f} M parameters are frozen" if frozen else "")]
-
-
-def _whole_tensor_remedy(experiment: Experiment, ranks: int) -> str:
-    name, stage = experiment.optim.name, experiment.cluster.zero_stage
-    text = f"{name} needs whole tensors, which ZeRO-{stage} cuts into pieces; use cluster.zero_stage: 0"
-    if experiment.precision == "bf16":
-        text += " with precision: autocast"
-    text += ", or cluster.backend: accelerate"
-    if not budget.can_tell(experiment.model):
-        return text
+def _memory_there(experiment: Experiment, key: str, ranks: int) -> str:
+    """What each device would hold with the sharding that an optimiser asks for; nothing for other refusals."""
     precision = "autocast" if experiment.precision == "bf16" else experiment.precision
-    whole = experiment.model_copy(update={"precision": precision})
-    held = memory_of(whole, ranks, 1, "accelerate")
-    return f"{text}: each device then holds {gib(held.weights + held.gradients + held.optimizer)} beside activations"
+    changed = experiment.model_copy(update={"precision": precision})
+    sharding = choice.least_sharded(changed)
+    if key != "optim.name" or sharding is None or not budget.can_tell(experiment.model):
+        return ""
+    held = sharding.memory(step_of(changed, ranks, 1))
+    return f": each device then holds {size_text(held.state + held.gradients)} beside activations"
+
+
+def _report_optimizer(experiment: Experiment) -> list[str]:
+    optim = experiment.optim
+    line = f"optimiser   {optim.name}, {4 * optim.num_states:g} bytes of state per weight"
+    if not budget.can_tell(experiment.model):  # its parameters' names are not known here: the run checks the patterns
+        return [line]
+    frozen = weights_of(experiment).num_frozen
+    return [line + (f"; {frozen / 1e6:,.2f} M parameters are frozen" if frozen else "")]
 
 
 def _report_start(experiment: Experiment, require_data: bool) -> list[str]:

@@ -49,18 +49,19 @@ def outside_range() -> list[Package]:
     return [package for package, requirement in _installed() if not _allows(requirement, package.installed)]
 
 
-def check_deepspeed() -> str:
-    """The installed version, for the report.
+def check_library(backend: str) -> None:
+    """Checks the library that a backend is named after; versions without known faults are doctor's to report.
 
     Raises:
         SetupError: it is missing, or of a version that may train wrongly without an error.
     """
-    found = next((package for package, _ in _installed() if package.name == "deepspeed"), None)
+    if backend not in KNOWN_FAULTS:
+        return
+    found = next((package for package, _ in _installed() if package.name == backend), None)
     if found is None:
-        raise SetupError("deepspeed is not installed: pip install -e ., or cluster.backend: accelerate")
-    if any(package.name == found.name for package in outside_range()):
+        raise SetupError(f"{backend} is not installed: pip install -e ., or cluster.backend: accelerate")
+    if any(package.name == backend for package in outside_range()):
         raise SetupError(f"{found.problem}: {found.remedy}, or cluster.backend: accelerate")
-    return found.installed
 
 
 def _installed() -> Iterator[tuple[Package, Requirement]]:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from pretrain.config.schema.experiment import Experiment
+from pretrain.distributed.rank import Rank
 from pretrain.engine.statistics import RunningStatistics
 from pretrain.optim.ema import ShardedEMA
 from pretrain.optim.optimizers import STEP, ensure_state
+from pretrain.sharding.protocol import Sharding
 
 MASTER = "master"
 EMA = "ema"
@@ -231,17 +234,46 @@ def _only_rank_0(tensor: Tensor, rank: int) -> tuple[int, int]:
     return (0, 0 if rank else tensor.numel())
 
 
-@dataclass
+@dataclass(frozen=True)
 class BackendOptions:
-    """What every backend needs to know beside the model and the optimiser."""
+    """What every backend needs to know beside the model and the optimiser.
+
+    Attributes:
+        rank, world: this process, and their number.
+        device: where it trains.
+        sharding: how the state is divided.
+        precision: as in the experiment.
+        micro_batch_size, accumulation_steps: images per pass, passes per step.
+        clip_grad: largest norm of the gradient; None: no clipping.
+        ema_decay: of the Polyak average; None: no average.
+        deepspeed: keys that the user passes through to DeepSpeed.
+    """
 
     rank: int
     world: int
     device: torch.device
+    sharding: Sharding
     precision: str
     micro_batch_size: int
     accumulation_steps: int
     clip_grad: float | None
-    ema_decay: float | None = None
-    zero_stage: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
+    ema_decay: float | None
+    deepspeed: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls, experiment: Experiment, sharding: Sharding, rank: Rank, device: torch.device, micro_batch: tuple[int, int]
+    ) -> BackendOptions:
+        """The options of an experiment; ``micro_batch`` is (images per pass, passes per step)."""
+        return cls(
+            rank=rank.rank,
+            world=rank.world,
+            device=device,
+            sharding=sharding,
+            precision=experiment.precision,
+            micro_batch_size=micro_batch[0],
+            accumulation_steps=micro_batch[1],
+            clip_grad=experiment.optim.clip_grad,
+            ema_decay=experiment.optim.ema_decay,
+            deepspeed=experiment.cluster.deepspeed,
+        )

@@ -12,6 +12,7 @@ from pretrain.distributed.rank import Rank
 from pretrain.engine.backend import EMA, MASTER, Backend, BackendOptions
 from pretrain.errors import ConfigError
 from pretrain.optim.optimizers import build_optimizer
+from pretrain.sharding.choice import require_supported, sharding_of
 
 Maker = Callable[[nn.Module, torch.optim.Optimizer, BackendOptions], Backend]
 
@@ -34,46 +35,30 @@ BACKENDS: dict[str, Maker] = {"deepspeed": _deepspeed, "accelerate": _accelerate
 def build_backend(
     experiment: Experiment, model: nn.Module, rank: Rank, device: torch.device, kind: str, micro_batch: tuple[int, int]
 ) -> Backend:
-    """Optimiser and backend around a whole model on the CPU. Collective: yes.
+    """Optimiser and backend around an unsharded model on the CPU. Collective: yes.
 
     Args:
         experiment: the settings.
         model: its weights are equal on every rank.
         rank: this process.
         device: where it trains.
-        kind: a key of ``BACKENDS``.
+        kind: what ``cluster.backend: auto`` means to the caller, a key of ``BACKENDS``.
         micro_batch: (images per pass, passes per step).
 
     Raises:
-        ConfigError: an optimiser that needs whole tensors where they are cut, or a device without what was asked for.
+        ConfigError: a combination that does not train correctly, or a device without what was asked for.
     """
-    cluster = experiment.cluster
-    if experiment.optim.needs_unsharded and kind == "deepspeed" and cluster.zero_stage:
-        raise ConfigError(
-            f"optim.name: {experiment.optim.name} needs whole tensors, which ZeRO-{cluster.zero_stage} cuts into "
-            "pieces; use cluster.zero_stage: 0 or cluster.backend: accelerate"
-        )
+    sharding = sharding_of(experiment, kind)
+    require_supported(experiment, sharding)
     choose_matmul_precision(device, tf32=experiment.tf32)
-    model.set_grad_checkpointing(cluster.activation_checkpointing)  # type: ignore[operator]
-    options = BackendOptions(
-        rank=rank.rank,
-        world=rank.world,
-        device=device,
-        precision=experiment.precision,
-        micro_batch_size=micro_batch[0],
-        accumulation_steps=micro_batch[1],
-        clip_grad=experiment.optim.clip_grad,
-        ema_decay=experiment.optim.ema_decay,
-        zero_stage=cluster.zero_stage,
-        extra=cluster.deepspeed,
-    )
+    model.set_grad_checkpointing(experiment.cluster.activation_checkpointing)  # type: ignore[operator]
     exact = _exact_weights(model) if experiment.precision == "bf16" else {}
-    fused = uses_fused(experiment, device)
-    optimizer = build_optimizer(model.to(device), experiment.optim, fused=fused)
-    backend = BACKENDS[kind](model, optimizer, options)
+    optimizer = build_optimizer(model.to(device), experiment.optim, fused=uses_fused(experiment, device))
+    options = BackendOptions.of(experiment, sharding, rank, device, micro_batch)
+    backend = BACKENDS[sharding.backend](model, optimizer, options)
     if exact:
         _restore_master(backend, exact)
-    if cluster.compile:  # in place, after the engine has hung its hooks around the blocks
+    if experiment.cluster.compile:  # in place, after the engine has hung its hooks around the blocks
         backend.model.compile_blocks()  # type: ignore[operator]
     return backend
 

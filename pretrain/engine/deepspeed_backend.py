@@ -50,7 +50,7 @@ def _import_deepspeed() -> Any:
 
 def deepspeed_config(options: BackendOptions) -> dict[str, Any]:
     """DeepSpeed's JSON config: what the engine owns, and on top the keys that the user passes through."""
-    stage = options.zero_stage
+    stage = options.sharding.stage
     config: dict[str, Any] = {
         "train_batch_size": options.micro_batch_size * options.accumulation_steps * options.world,
         "train_micro_batch_size_per_gpu": options.micro_batch_size,
@@ -66,7 +66,7 @@ def deepspeed_config(options: BackendOptions) -> dict[str, Any]:
     }
     if options.precision == "autocast":
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    for key, value in options.extra.items():
+    for key, value in options.deepspeed.items():
         nested = isinstance(value, dict) and isinstance(config.get(key), dict)
         config[key] = {**config[key], **value} if nested else value
     if config["zero_optimization"]["stage"] != stage:
@@ -80,15 +80,10 @@ class DeepSpeedBackend:
     name = "deepspeed"
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, options: BackendOptions) -> None:
-        if options.zero_stage == 0 and options.precision == "bf16":
-            raise ConfigError(
-                "precision: bf16 at cluster.zero_stage: 0 is wrong in DeepSpeed (its optimiser takes an extra step at "
-                "the start): use cluster.zero_stage: 1, or precision: autocast"
-            )
         deepspeed = _import_deepspeed()
         deepspeed.init_distributed(dist_backend="nccl" if options.device.type == "cuda" else "gloo", verbose=False)
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self._options, self._stage = options, options.zero_stage
+        self._options, self._stage = options, options.sharding.stage
         self._engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(options))
         self.model, self.forward = self._engine.module, self._engine
         self._optimizer = self._engine.optimizer  # ZeRO's wrapper at stages 1-3, ours at stage 0

@@ -1,18 +1,26 @@
-"""Costs of any model: its family is asked, and sharding and precision are applied to the answer.
+"""Costs of any model: its family is asked. What a rank holds of them: ``pretrain.sharding``.
 
 No torch is imported unless the family needs it.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from pretrain.config.schema.model import ModelConfig
+from pretrain.errors import ConfigError
 from pretrain.models.families.registry import cost_is_known, family_of
-from pretrain.sharding import zero_memory
-from pretrain.sharding.zero_memory import Footprint, MemoryBytes, Precision
+from pretrain.models.footprint import Footprint, Precision
 
 can_tell = cost_is_known
+
+
+def require_known(model: ModelConfig) -> None:
+    """Raises ConfigError: the cost cannot be known here."""
+    if not can_tell(model):
+        packages = " and ".join(model.family.packages)
+        raise ConfigError(
+            f"model.name: the size and cost of {model.name} are measured on torch's meta device, without weights or "
+            f"data: install {packages} for it, or use a model of name: vit"
+        )
 
 
 def num_parameters(model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:
@@ -40,9 +48,14 @@ def footprint(model: ModelConfig, num_classes: int, *, precision: Precision, che
     return family_of(model).footprint(model, num_classes, precision=precision, checkpointing=checkpointing)
 
 
-def memory_bytes(
-    model: ModelConfig, num_classes: int, *, precision: Precision, checkpointing: str = "none", **settings: Any
-) -> MemoryBytes:
-    """Bytes on one device while training; ``settings`` as ``zero_memory.memory_bytes`` takes them."""
-    found = footprint(model, num_classes, precision=precision, checkpointing=checkpointing)
-    return zero_memory.memory_bytes(found, precision=precision, **settings)
+def parameter_shapes(model: ModelConfig, num_classes: int) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every parameter, in the order of the model."""
+    family = family_of(model)
+    statistics = set(family.running_statistics(model, num_classes))
+    shapes = family.tensor_shapes(model, num_classes)
+    return {name: shape for name, shape in shapes.items() if name not in statistics}
+
+
+def layer_ids(model: ModelConfig, num_classes: int) -> dict[str, int]:
+    """Parameter name → layer, 0 for the stem and the largest for the head (layer-wise decay)."""
+    return family_of(model).layer_ids(model, num_classes)

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from pretrain.config.schema.model import ModelConfig
+from pretrain.models.footprint import WEIGHT_BYTES, Footprint, Precision
 from pretrain.models.variants import (
     NUM_CHANNELS,
     STEM_WIDTH,
@@ -19,7 +20,6 @@ from pretrain.models.variants import (
     representation_size,
     resolve,
 )
-from pretrain.sharding.zero_memory import WEIGHT_BYTES, Footprint, Precision
 
 Checkpointing = str  # a policy of cluster.activation_checkpointing: none, full, selective, every_2, every_3, …
 

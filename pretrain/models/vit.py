@@ -8,7 +8,6 @@ Legend: B images · C H W · N patch tokens · T tokens with prefix · D width �
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 
@@ -22,7 +21,7 @@ from pretrain.models.layers.embed import add_positions, learned_table, patch_emb
 from pretrain.models.layers.pool import AttentionPool, pool_tokens
 from pretrain.models.layers.precision import Fp32Linear, LayerNorm, without_autocast
 from pretrain.models.layers.relative import relative_term
-from pretrain.models.variants import num_position_rows, placement, representation_size, resolve
+from pretrain.models.variants import layer_id, num_position_rows, placement, representation_size, resolve
 
 
 class VisionTransformer(nn.Module):
@@ -186,27 +185,6 @@ def _learned_tokens(count: int, embed_dim: int) -> nn.Parameter | None:
 
 def _tanh_layer(embed_dim: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict([("fc", Fp32Linear(embed_dim, hidden)), ("act", nn.Tanh())]))
-
-
-_STEM = re.compile(r"(cls_token|dist_token|reg_token|mask_token|pos_embed|patch_embed)")
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
-
-
-def layer_id(name: str, depth: int) -> int:
-    """0 for tokens, positions and patches; i + 1 for block i, ``depth`` for the norm after it; else the head's.
-
-    Args:
-        name: the parameter's.
-        depth: number of blocks.
-
-    Source: timm's ``VisionTransformer.group_matcher`` (BEiT's rule, but the final norm goes with the last block).
-    """
-    if _STEM.match(name):
-        return 0
-    block = _BLOCK.match(name)
-    if block is not None:
-        return int(block[1]) + 1
-    return depth if name.startswith("norm.") else depth + 1
 
 
 def build_vit(model: ModelConfig, num_classes: int) -> VisionTransformer:

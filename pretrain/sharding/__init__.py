@@ -1,1 +1,1 @@
-"""How the training state is divided among ranks, and the memory this takes."""
+"""How the training state is divided among ranks: one value answers every question that depends on it."""

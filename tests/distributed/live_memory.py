@@ -19,7 +19,7 @@ class LiveHere(LiveBytes):
             super()._count(storage)
 
 
-def measure(config: Experiment) -> dict[str, int]:
+def measure(config: Experiment, kind: str = "deepspeed") -> dict[str, int]:
     """Most bytes alive in each phase of a step, of this rank.
 
     The first step makes the optimiser's state. Of the two after it the lesser counts: gloo's threads sometimes hold
@@ -28,7 +28,7 @@ def measure(config: Experiment) -> dict[str, int]:
     os.environ["DS_ACCELERATOR"] = "cpu"
     batch = training.global_batch(0, config)
     with LiveHere() as live:
-        backend, accumulation = training.make(config)
+        backend, accumulation = training.make(config, kind)
         objective = training.objective_for(config, backend)
         backend.train(True)
         _, *steps = [_step(live, backend, objective, batch, accumulation) for _ in range(3)]

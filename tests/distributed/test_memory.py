@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
 from pretrain.config.schema.experiment import Experiment
-from pretrain.models import budget
-from pretrain.sharding.zero_memory import Buckets, MemoryBytes
+from pretrain.sharding.choice import sharding_of
+from pretrain.sharding.memory import Memory
+from pretrain.sharding.step import step_of
 from tests.distributed import live_memory, training
 from tests.pool import Pool
 
@@ -25,22 +28,12 @@ def config(stage: int, precision: str, micro: int, **changes: Any) -> Experiment
     return training.experiment(**MODEL, **settings, **{"cluster__deepspeed": deepspeed, **changes})
 
 
-def planned(experiment: Experiment, ranks: int) -> MemoryBytes:
+def planned(experiment: Experiment, ranks: int, kind: str) -> Memory:
     micro = experiment.cluster.micro_batch_size
     assert isinstance(micro, int)
-    return budget.memory_bytes(
-        experiment.model,
-        experiment.num_outputs,
-        precision=experiment.precision,
-        checkpointing=experiment.cluster.activation_checkpointing,
-        zero_stage=experiment.cluster.zero_stage,
-        num_devices=ranks,
-        micro_batch_size=micro,
-        num_optimizer_states=experiment.optim.num_states,
-        accumulates=training.BATCH // ranks > micro,
-        num_temporaries=_temporaries_on_a_cpu(experiment),
-        buckets=Buckets.of(experiment.cluster.deepspeed),
-    )
+    step = step_of(experiment, ranks, micro)
+    on_a_cpu = dataclasses.replace(step.optimizer, num_temporaries=_temporaries_on_a_cpu(experiment))
+    return sharding_of(experiment, kind).memory(dataclasses.replace(step, optimizer=on_a_cpu))
 
 
 def _temporaries_on_a_cpu(experiment: Experiment) -> int:
@@ -48,9 +41,9 @@ def _temporaries_on_a_cpu(experiment: Experiment) -> int:
     return 2 if experiment.optim.name == "adamw" and experiment.cluster.zero_stage else 0
 
 
-def assert_memory(pool: Pool, ranks: int, experiment: Experiment) -> None:
-    expected = planned(experiment, ranks)
-    found = pool.run(live_memory.measure, experiment, timeout_s=240)
+def assert_memory(pool: Pool, ranks: int, experiment: Experiment, kind: str = "deepspeed") -> None:
+    expected = planned(experiment, ranks, kind)
+    found = pool.run(live_memory.measure, experiment, kind, timeout_s=240)
     for phase in ("forward", "backward", "step"):
         most = max(of_rank[phase] for of_rank in found)
         assert getattr(expected, phase) == pytest.approx(most, rel=0.05), (phase, found, expected)
@@ -58,6 +51,38 @@ def assert_memory(pool: Pool, ranks: int, experiment: Experiment) -> None:
 
 def test_stage_2_on_two_ranks(pool2: Pool) -> None:
     assert_memory(pool2, 2, config(2, "bf16", 2))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "autocast"])
+@pytest.mark.parametrize("micro", [2, 4])  # with and without accumulation
+def test_ddp_keeps_buckets_of_all_gradients(pool2: Pool, precision: str, micro: int) -> None:
+    assert_memory(pool2, 2, config(0, precision, micro), "accelerate")
+
+
+def most_gradients(config: Experiment, kind: str) -> int:
+    """The most bytes of gradients that this rank's parameters have during the backward passes of a step."""
+    backend, accumulation = training.make(config, kind)
+    objective = training.objective_for(config, backend)
+    backend.train(True)
+    parameters, most = list(backend.model.parameters()), 0
+
+    def look(_: torch.Tensor) -> None:
+        nonlocal most
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        most = max(most, sum(gradient.numel() * gradient.element_size() for gradient in gradients))
+
+    for parameter in parameters:
+        parameter.register_post_accumulate_grad_hook(look)
+    training.one_step(backend, config, accumulation, 0, objective=objective)
+    return most
+
+
+@pytest.mark.parametrize("micro", [2, 4])
+@pytest.mark.parametrize(("kind", "stage"), [("accelerate", 0), ("deepspeed", 0), ("deepspeed", 1)])
+def test_gradients_are_complete_without_accumulation_too(pool2: Pool, kind: str, stage: int, micro: int) -> None:
+    """What ``--check``, plan and ``--simulate`` report as gradients, where they are not sharded."""
+    experiment = config(stage, "fp32", micro)
+    assert pool2.run(most_gradients, experiment, kind) == [planned(experiment, 2, kind).gradients] * 2
 
 
 @pytest.fixture(scope="module")

@@ -171,7 +171,7 @@ def stored_dtypes(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("kind", ["adafactor", "lamb"])
 def test_what_needs_whole_tensors_is_refused_where_they_are_cut(pool2: Pool, kind: str) -> None:
-    with pytest.raises(RankFailureError, match="needs whole tensors, which ZeRO-2 cuts into pieces"):
+    with pytest.raises(RankFailureError, match="needs unsharded tensors, which ZeRO-2 cuts into pieces"):
         pool2.run(train_with, config(kind, 2), "deepspeed", {"steps": 1})
 
 

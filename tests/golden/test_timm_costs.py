@@ -10,8 +10,13 @@ from pretrain.config.schema.model import ModelConfig
 from pretrain.models import budget, cost
 from pretrain.models.families import timm_cost
 from pretrain.models.families.registry import build_model
-from pretrain.sharding.zero_memory import MemoryBytes, Precision
+from pretrain.models.footprint import Precision
+from pretrain.sharding.memory import Memory
+from pretrain.sharding.replicated import ZERO_0
+from pretrain.sharding.step import DeepSpeedSettings
+from pretrain.sharding.zero import Zero
 from tests.unit.models.families.test_timm import config
+from tests.unit.sharding import steps
 
 # parameters in millions and multiply-adds in thousand millions of one image at 224 pixels, 1,000 classes
 PUBLISHED = {
@@ -59,11 +64,13 @@ def test_checkpointing_and_bf16_need_less(family: str) -> None:
 def test_memory_of_a_device() -> None:
     model, total = config("pvt_v2"), sum(p.numel() for p in build_model(config("pvt_v2"), 5).parameters())
 
-    def held(stage: int, precision: Precision = "fp32", micro: int = 4) -> MemoryBytes:
-        settings: dict[str, Any] = {"zero_stage": stage, "num_devices": 2, "micro_batch_size": micro}
-        return budget.memory_bytes(model, 5, precision=precision, **settings)
+    def held(stage: int, precision: Precision = "fp32", micro: int = 4) -> Memory:
+        settings: dict[str, Any] = {"precision": precision, "num_devices": 2, "micro_batch_size": micro}
+        settings["deepspeed"] = DeepSpeedSettings(persistence_threshold=1000)
+        return steps.memory(Zero(stage) if stage else ZERO_0, model, 5, **settings)
 
+    padded = total + -total % 4
     assert held(0).weights == held(0).gradients == 4 * total and held(0).optimizer == 8 * total
-    assert held(1).optimizer == 12 * -(-total // 2) and held(2).gradients == 4 * -(-total // 2)
-    assert held(3).weights < held(2).weights and held(1, "bf16").weights == 2 * total
+    assert held(1).optimizer == 12 * padded // 2 and held(2).gradients == 4 * padded // 2
+    assert held(3).weights < held(2).weights and held(1, "bf16").weights == 2 * padded
     assert held(1, micro=8).activations == 2 * held(1).activations

@@ -96,7 +96,7 @@ def test_bad_input_is_refused_in_a_few_lines(command: Commands, digits: None, tm
 def test_a_large_job_on_paper(command: Commands) -> None:
     h14 = ["python", "pretrain/run.py", "--config", "configs/pretrain/vit_h14_jft300m.yaml"]
     shown = command.run(*h14, "--simulate", "512", "cluster.micro_batch_size=8", check=True).stdout
-    assert "rank 0 of 512" in shown and "all_reduce      1.22 GiB per step: gradients" in shown
+    assert "rank 0 of 512" in shown and "all_reduce      1.2 GiB per step: gradients" in shown
     refused = command.run(*h14, "--simulate", "100")
     assert refused.returncode == 2 and "draw the same batches: 1, 2, 4, 8" in refused.stderr
     assert "Traceback" not in refused.stderr

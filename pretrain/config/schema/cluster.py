@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pretrain.config import combinations
 from pretrain.config.schema.base import PositiveFloat, PositiveInt, Strict
 from pretrain.config.schema.storage import CacheConfig, RemoteConfig
 
@@ -98,16 +99,8 @@ class ClusterConfig(Strict):
     def _settings_fit_each_other(self) -> ClusterConfig:
         if self.backend == "accelerate" and self.deepspeed:
             raise ValueError("deepspeed: would be ignored by backend: accelerate; remove it or choose deepspeed")
-        if self.compile and self.zero_stage == 3 and self.backend != "accelerate":
-            raise ValueError(
-                "compile: true does not go with zero_stage: 3, whose hooks gather each layer's weights in the middle "
-                "of a block; use zero_stage: 1 or 2, or compile: false"
-            )
-        if self.compile and self.activation_checkpointing == "selective":
-            raise ValueError(
-                "compile: true does not go with activation_checkpointing: selective, for a compiled block hides the "
-                "operations to keep; use none, full or every_2 (the compiler chooses by itself what a block keeps)"
-            )
+        for key, reason in self._refusals():
+            raise ValueError(f"{key.removeprefix('cluster.')}: {reason}")
         owned = sorted(ENGINE_OWNED_DEEPSPEED_KEYS & set(self.deepspeed))
         if owned:
             raise ValueError(
@@ -120,3 +113,10 @@ class ClusterConfig(Strict):
                 f"({self.collective_timeout_s}), or a collective fails before the rank that hangs is named"
             )
         return self
+
+    def _refusals(self) -> list[tuple[str, str]]:
+        """Of the table of combinations, what this section alone decides; ``backend: auto`` counts as deepspeed."""
+        sharding = combinations.DDP if self.backend == "accelerate" else f"ZeRO-{self.zero_stage}"
+        return combinations.refusals(
+            sharding=sharding, compile=self.compile, activation_checkpointing=self.activation_checkpointing
+        )

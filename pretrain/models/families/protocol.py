@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pretrain.config.schema.model import ModelConfig
-from pretrain.sharding.zero_memory import Footprint, Precision
+from pretrain.models.footprint import Footprint, Precision
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -81,6 +81,10 @@ class Family(Protocol):
 
     def running_statistics(self, model: ModelConfig, num_classes: int) -> tuple[str, ...]:
         """Names of the tensors in the weights that training changes without a gradient."""
+        ...
+
+    def layer_ids(self, model: ModelConfig, num_classes: int) -> dict[str, int]:
+        """Parameter name → layer, 0 for the stem and the largest for the head (layer-wise decay)."""
         ...
 
     def num_parameters(self, model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pretrain.config.schema.model import ModelConfig
 from pretrain.models.families.protocol import Family, Geometry, Shapes, TimmTwin
-from pretrain.sharding.zero_memory import Footprint, Precision
+from pretrain.models.footprint import Footprint, Precision
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,6 +43,12 @@ class TimmFamily:
         net = meta_model(model, num_classes)
         parameters = {name for name, _ in net.named_parameters()}
         return tuple(name for name in net.state_dict() if name not in parameters)
+
+    def layer_ids(self, model: ModelConfig, num_classes: int) -> dict[str, int]:
+        """timm's own grouping."""
+        from pretrain.models.families.timm_cost import meta_model
+
+        return meta_model(model, num_classes).layer_ids()  # type: ignore[operator]
 
     def num_parameters(self, model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:
         """See ``timm_cost.num_parameters``."""

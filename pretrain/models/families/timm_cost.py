@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config.schema.model import ModelConfig
 from pretrain.models.families.timm_backbone import build_timm, head_tensors
-from pretrain.sharding.zero_memory import Footprint, Precision
+from pretrain.models.footprint import Footprint, Precision
 
 _CHANNELS = 3
 

@@ -9,8 +9,8 @@ from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError
 from pretrain.models import cost, variants
 from pretrain.models.families.protocol import Family, Geometry, Shapes, TimmTwin
-from pretrain.models.variants import placement, resolve
-from pretrain.sharding.zero_memory import Footprint, Precision
+from pretrain.models.footprint import Footprint, Precision
+from pretrain.models.variants import layer_id, placement, resolve
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,6 +53,11 @@ class VitFamily:
     def running_statistics(self, model: ModelConfig, num_classes: int) -> tuple[str, ...]:
         """None: LayerNorm and GroupNorm keep nothing."""
         return ()
+
+    def layer_ids(self, model: ModelConfig, num_classes: int) -> dict[str, int]:
+        """See ``variants.layer_id``."""
+        depth = resolve(model).depth
+        return {name: layer_id(name, depth) for name in variants.parameter_shapes(model, num_classes)}
 
     def num_parameters(self, model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:
         """See ``cost.num_parameters``."""

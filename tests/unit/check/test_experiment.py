@@ -7,20 +7,21 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from pipelines.pack import cli as pack
 from pretrain.check.experiment import check
-from pretrain.check.memory import GIB, RESERVED_BYTES, resolve_micro_batch
 from pretrain.config.loader import Resolved, load_experiment
 from pretrain.data.storage.card import Card
 from pretrain.data.storage.classes import encode_classes
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import digest
-from pretrain.models import budget
+from pretrain.sharding.choice import sharding_of
+from pretrain.sharding.memory import GIB
+from pretrain.sharding.micro_batch import RESERVED_BYTES, resolve_micro_batch
+from pretrain.sharding.step import step_of
 from tests.faulty_server import folder_server, running
 
 SMALL = """\
@@ -277,12 +278,8 @@ def test_auto_takes_the_largest_even_divisor_that_fits(load: Load, world: int, m
     assert micro * accumulation == per_rank and micro % 2 == 0
 
     def fits(size: int) -> bool:
-        options: dict[str, Any] = {"zero_stage": stage, "num_devices": world, "micro_batch_size": size}
-        options["accumulates"] = size < per_rank
-        return (
-            budget.memory_bytes(experiment.model, 5, precision="bf16", **options).peak
-            <= memory_gib * GIB - RESERVED_BYTES
-        )
+        held = sharding_of(experiment).memory(step_of(experiment, world, size))
+        return held.peak <= memory_gib * GIB - RESERVED_BYTES
 
     larger = [size for size in range(micro + 2, per_rank + 1, 2) if per_rank % size == 0]
     assert fits(micro) and not any(map(fits, larger))
@@ -315,7 +312,8 @@ def test_sgd_keeps_fewer_states(load: Load) -> None:
 def test_memory_counts_what_is_kept_in_bf16_and_the_average(load: Load) -> None:
     def optimiser_mib(*settings: str) -> float:
         report = line(check(load("model.variant=nano/2", *settings), world=1), "memory")
-        return float(report.split("optimiser ")[1].split(" MiB")[0])
+        parts = [report.split(f"{name} ")[1] for name in ("optimiser", "average") if f"{name} " in report]
+        return sum(float(part.split(" MiB")[0]) for part in parts)
 
     ddp = "cluster.zero_stage=0"
     adamw = optimiser_mib(ddp)
@@ -337,8 +335,8 @@ def test_an_optimiser_that_needs_whole_tensors_names_the_stages_and_their_memory
     # 631 M parameters of fp32: weights, gradients and the state (2 × 4 bytes, or a momentum of 4)
     memory = {"lamb": "9.4 GiB", "adafactor": "7.0 GiB"}[name]
     for part in (
-        f"{name} needs whole tensors, which ZeRO-1 cuts into pieces; use cluster.zero_stage: 0 with precision: ",
-        f"autocast, or cluster.backend: accelerate: each device then holds {memory} beside activations",
+        f"{name} needs unsharded tensors, which ZeRO-1 cuts into pieces; use cluster.zero_stage: 0 or ",
+        f"precision: fp32 or autocast: each device then holds {memory} beside activations",
     ):
         assert part in str(caught.value)
     assert check(load(*settings, "precision=autocast", "cluster.zero_stage=0"), world=8)

@@ -9,10 +9,8 @@ import torch
 
 from benchmarks.live_storages import LiveStorages
 from pretrain.config.schema.model import ModelConfig
-from pretrain.models.budget import memory_bytes
 from pretrain.models.cost import (
     activation_bytes,
-    footprint,
     forward_macs,
     num_parameters,
     recomputed_macs,
@@ -21,7 +19,7 @@ from pretrain.models.cost import (
 from pretrain.models.families.registry import build_model
 from pretrain.models.variants import parameter_shapes
 from pretrain.models.vit import build_vit
-from pretrain.sharding.zero_memory import Buckets, communication_bytes
+from tests.unit.sharding.steps import step
 
 JFT_IMAGES = 303e6
 
@@ -162,82 +160,8 @@ def test_what_is_recomputed() -> None:
 def test_copies_of_weights_are_what_autograd_keeps(precision: Any) -> None:
     config, num_classes = ModelConfig(variant="Ti/16", img_size=64, depth=4), 1000
     total = kept_bytes(config, num_classes, precision, "none", 1)
-    memory = memory_bytes(config, num_classes, precision=precision, zero_stage=1, num_devices=1, micro_batch_size=1)
-    assert memory.activations == pytest.approx(total, rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("precision", "zero_stage", "weights", "gradients", "optimizer"),
-    [
-        ("fp32", 0, 4, 4, 8),
-        ("autocast", 0, 4, 4, 8),
-        ("bf16", 1, 2, 2, 12 / 8),
-        ("bf16", 2, 2, 2 / 8, 12 / 8),
-        ("fp32", 2, 4, 4 / 8, 12 / 8),
-    ],
-)
-def test_state_bytes_per_parameter(
-    precision: Any, zero_stage: int, weights: float, gradients: float, optimizer: float
-) -> None:
-    config = ModelConfig(variant="H/14")
-    count = num_parameters(config, 1000)
-    memory = memory_bytes(config, 1000, precision=precision, zero_stage=zero_stage, num_devices=8, micro_batch_size=1)
-    got = (memory.weights / count, memory.gradients / count, memory.optimizer / count)
-    assert got == pytest.approx((weights, gradients, optimizer), rel=1e-6)
-
-
-def test_adam_in_mixed_precision_is_16_bytes_a_parameter() -> None:
-    """H/14 10.1 GB and L/16 4.9 GB before activations."""
-    for variant, gigabytes in (("H/14", 10.1), ("L/16", 4.9)):
-        memory = memory_bytes(
-            ModelConfig(variant=variant), 1000, precision="bf16", zero_stage=1, num_devices=1, micro_batch_size=1
-        )
-        assert (memory.weights + memory.gradients + memory.optimizer) / 1e9 == pytest.approx(gigabytes, abs=0.05)
-
-
-def test_stage_3_holds_a_share_and_what_is_used_again_soon() -> None:
-    """H/14 keeps the weights of half the reuse distance whole; without a distance, two blocks."""
-    config = ModelConfig(variant="H/14")
-    whole = 2 * num_parameters(config, 1000)
-    with torch.device("meta"):
-        block = sum(p.numel() for p in build_vit(config, 1000).blocks[0].parameters())
-    settings: dict[str, Any] = {"precision": "bf16", "zero_stage": 3, "num_devices": 16, "micro_batch_size": 1}
-    memory = memory_bytes(config, 1000, **settings)
-    assert memory.weights == pytest.approx(whole / 16, rel=1e-6)
-    assert memory.gathered == pytest.approx(2 * (500e6 + 2 * block), rel=1e-6)
-    memory = memory_bytes(config, 1000, **settings, buckets=Buckets(max_reuse_distance=0))
-    assert memory.gathered == pytest.approx(2 * 2 * block, rel=1e-6)
-
-
-def test_peak_is_the_larger_of_backward_and_update() -> None:
-    config = ModelConfig(variant="B/16")
-    options: dict[str, Any] = {"precision": "bf16", "zero_stage": 1, "num_devices": 1, "buckets": Buckets(reduce=10**6)}
-    small = memory_bytes(config, 10, micro_batch_size=1, **options)
-    large = memory_bytes(config, 10, micro_batch_size=256, **options)
-    assert small.activations < small.update and small.peak == small.step
-    assert large.activations > large.update and large.peak == large.backward
-
-
-def test_buckets_are_made_whole_and_can_be_set() -> None:
-    config = ModelConfig(variant="L/16")
-    options: dict[str, Any] = {"precision": "bf16", "zero_stage": 2, "num_devices": 8, "micro_batch_size": 1}
-    assert memory_bytes(config, 10, **options).buffers == 2 * 500_000_000
-    buckets = Buckets.of({"zero_optimization": {"reduce_bucket_size": 2e8, "overlap_comm": True}})
-    assert memory_bytes(config, 10, **options, buckets=buckets).buffers == 2 * 2 * 200_000_000
-
-
-@pytest.mark.parametrize(
-    ("stage", "accumulation", "passes"),
-    [(0, 4, 2), (1, 4, 3), (2, 1, 3), (2, 4, 9), (3, 1, 2), (3, 4, 8)],
-)
-def test_bytes_sent_in_a_step(stage: int, accumulation: int, passes: float) -> None:
-    """L/16 at stage 3 keeps all of its weights until the backward pass, so that it gathers them once."""
-    config, ranks = ModelConfig(variant="L/16"), 8
-    found = footprint(config, 1000, precision="bf16")
-    sent = communication_bytes(
-        found, precision="bf16", zero_stage=stage, num_devices=ranks, accumulation_steps=accumulation
-    )
-    assert sent == pytest.approx(passes * 2 * num_parameters(config, 1000) * (ranks - 1) / ranks, rel=1e-6)
+    kept = step(config, num_classes, precision=precision).activations
+    assert kept == pytest.approx(total, rel=0.05)
 
 
 def test_checkpointing_and_dropout_change_the_activations() -> None:

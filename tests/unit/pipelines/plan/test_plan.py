@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 
 from pipelines.plan import cli as plan
-from pipelines.plan import layouts
 from pipelines.plan.estimate import Assumptions, Plan, make_plan
-from pretrain.check.memory import resolve_micro_batch
 from pretrain.config.devices import find_device, load_devices
 from pretrain.config.loader import load_experiment
 from pretrain.errors import ConfigError
+from pretrain.sharding.micro_batch import resolve_micro_batch
 from tests.unit.data.sets import write_set
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -58,24 +57,27 @@ def test_the_papers_exaflops(capsys: pytest.CaptureFixture[str], name: str, exaf
 def test_against_the_papers_core_days(name: str, core_days: float, low: float, high: float) -> None:
     """ViT, Table 2, in TPUv3 core-days. The MFU at which the plan needs as many is what such hardware reached."""
     at_peak = planned(name, device="tpu_v3_core", mfu=1.0)
-    assert low < at_peak.gpu_hours / 24 / core_days < high
+    assert low < at_peak.work.gpu_hours / 24 / core_days < high
 
 
 def test_hours_days_and_cost_belong_together() -> None:
     experiment = load_experiment(CONFIGS / "vit_l16_i21k_90ep.yaml").experiment
     found = make_plan(experiment, find_device("a100_80", load_devices()), 64, Assumptions(price=2.0))
-    assert found.gpu_hours == pytest.approx(1047, rel=0.01)  # the head of the config
-    assert found.days * 24 * 64 == pytest.approx(found.gpu_hours) and found.cost == pytest.approx(2 * found.gpu_hours)
-    seconds = found.days * 86400
-    assert found.images_per_s * seconds == pytest.approx(experiment.num_steps * experiment.global_batch_size)
-    assert found.num_nodes == 8 and found.data.images_per_s * 8 == pytest.approx(found.images_per_s)
+    work = found.work
+    assert work.gpu_hours == pytest.approx(1047, rel=0.01)  # the head of the config
+    assert work.days * 24 * 64 == pytest.approx(work.gpu_hours) and work.cost == pytest.approx(2 * work.gpu_hours)
+    seconds = work.days * 86400
+    assert work.images_per_s * seconds == pytest.approx(experiment.num_steps * experiment.global_batch_size)
+    assert found.num_nodes == 8 and found.data.images_per_s * 8 == pytest.approx(work.images_per_s)
 
 
 @pytest.mark.parametrize("name", ["vit_l16_jft300m", "vit_h14_jft300m"])
 @pytest.mark.parametrize("num_devices", [8, 64])
 def test_l_and_h_need_no_zero_3_on_80_gb(name: str, num_devices: int) -> None:
     found = planned(name, num_devices=num_devices)
-    assert found.recommended is not None and found.recommended.zero_stage == 1 and found.recommended.policy == "none"
+    assert (
+        found.recommended is not None and found.recommended.sharding.stage == 1 and found.recommended.policy == "none"
+    )
     assert any("ZeRO-3 is needless" in reason for reason in found.reasons)
 
 
@@ -87,8 +89,7 @@ def test_what_is_recommended_fits_and_nothing_plainer_does() -> None:
     larger = [
         layout
         for layout in found.layouts
-        if (layout.zero_stage, layout.policy) == (chosen.zero_stage, chosen.policy)
-        and layout.micro_batch_size > chosen.micro_batch_size
+        if layout.row == chosen.row and layout.micro_batch_size > chosen.micro_batch_size
     ]
     assert larger and not any(layout.fits for layout in larger)
     assert all(layout.fits == (layout.memory.peak <= limit) for layout in found.layouts)
@@ -99,7 +100,7 @@ def test_a_giant_model_is_sharded_or_nothing_fits() -> None:
     settings = ["model.variant=L/16", "model.embed_dim=6144", "model.depth=48", "model.num_heads=48"]
     settings.append("model.mlp_dim=24576")
     found = planned("vit_l16_jft300m", *settings, num_devices=64, device="a100_40")
-    assert found.recommended is not None and found.recommended.zero_stage == 3
+    assert found.recommended is not None and found.recommended.sharding.stage == 3
     alone = planned("vit_l16_jft300m", *settings, num_devices=1)
     assert alone.recommended is None and alone.configured is None
 
@@ -124,17 +125,18 @@ def test_the_run_takes_the_planners_micro_batch() -> None:
 )
 def test_only_what_can_be_run_is_planned(settings: list[str], stages: list[int]) -> None:
     found = planned("vit_b16_jft300m", *settings)
-    assert sorted({layout.zero_stage for layout in found.layouts}) == stages
-    assert ("selective" in layouts.possible_policies(found.experiment)) == ("cluster.compile=true" not in settings)
+    assert sorted({layout.sharding.stage for layout in found.layouts}) == stages
+    selective = any(layout.policy == "selective" for layout in found.layouts)
+    assert selective == ("cluster.compile=true" not in settings)
 
 
 def test_checkpoints_and_disk() -> None:
     """AdamW: fp32 weights and two moments in slices, and plain weights beside them; an average is two more."""
     plain, averaged = planned("vit_b16_jft300m"), planned("vit_b16_jft300m", "optim.ema_decay=0.999")
-    assert plain.disk.checkpoint_bytes == 16 * plain.parameters
-    assert averaged.disk.checkpoint_bytes == 24 * plain.parameters
+    assert plain.disk.checkpoint_bytes == 16 * plain.work.parameters
+    assert averaged.disk.checkpoint_bytes == 24 * plain.work.parameters
     short = planned("vit_b16_jft300m", "duration=10 steps", "checkpoint.every=4 steps", "checkpoint.keep_last=2")
-    assert short.disk.num_saves == 3 and short.disk.held_bytes == 3 * 16 * plain.parameters
+    assert short.disk.num_saves == 3 and short.disk.held_bytes == 3 * 16 * plain.work.parameters
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,111 @@
+"""How many images a device takes in one pass: what divides its part of the batch, and what its memory allows. No torch.
+
+Legend: B images per global batch · R ranks.
+"""
+
+from __future__ import annotations
+
+from pretrain.config.schema.experiment import Experiment
+from pretrain.errors import ConfigError
+from pretrain.models import budget
+from pretrain.sharding.choice import more_sharded, sharding_of
+from pretrain.sharding.memory import GIB, size_text
+from pretrain.sharding.protocol import Sharding
+from pretrain.sharding.step import step_of
+
+RESERVED_BYTES = 2 * GIB  # CUDA context, communication library, fragmentation: not counted in ``Memory``
+LARGEST_BLIND_MICRO_BATCH = 64  # where the device's memory is not known
+
+
+def resolve_micro_batch(
+    experiment: Experiment,
+    world: int,
+    device_memory_bytes: int | None = None,
+    *,
+    backend: str = "deepspeed",
+) -> tuple[int, int]:
+    """Images per device in one pass, and the number of passes per step.
+
+    ``auto`` takes the largest even divisor of B / R that the memory allows; where the memory is not known, at most 64.
+
+    Args:
+        experiment: the settings.
+        world: R.
+        device_memory_bytes: as detected; ``cluster.device_memory_gib`` overrides it.
+        backend: what ``cluster.backend: auto`` means to the caller.
+
+    Returns:
+        (micro_batch_size, accumulation_steps), whose product is B / R.
+
+    Raises:
+        ConfigError: R does not divide B, the micro-batch does not divide B / R, or none fits into the memory.
+    """
+    sharding, wanted = sharding_of(experiment, backend), experiment.cluster.micro_batch_size
+    sizes = possible_micro_batches(experiment, world)
+    memory = known_memory(experiment, device_memory_bytes) if budget.can_tell(experiment.model) else None
+    if wanted == "auto":
+        chosen = _largest_that_fits(experiment, world, memory, sharding, sizes)
+    else:
+        chosen = wanted
+        if memory is not None and (needed := sharding.memory(step_of(experiment, world, wanted)).peak) > memory:
+            raise ConfigError(
+                f"cluster.micro_batch_size: {wanted} needs about {size_text(needed)} of {size_text(memory)} per "
+                f"device; {_remedy(experiment, sharding)}"
+            )
+    return chosen, experiment.global_batch_size // world // chosen
+
+
+def possible_micro_batches(experiment: Experiment, world: int) -> list[int]:
+    """The configured micro-batch; for ``auto`` the even divisors of B / R, ascending, or B / R where none is even.
+
+    Even, because mixing takes pairs of images.
+
+    Raises:
+        ConfigError: R does not divide B, or the configured micro-batch does not divide B / R.
+    """
+    total, wanted = experiment.global_batch_size, experiment.cluster.micro_batch_size
+    if total % world:
+        raise ConfigError(f"global_batch_size: {total} cannot be divided equally among {world} ranks")
+    per_rank = total // world
+    divisors = [size for size in range(1, per_rank + 1) if per_rank % size == 0]
+    if wanted == "auto":
+        return [size for size in divisors if size % 2 == 0] or [per_rank]
+    if wanted not in divisors:
+        raise ConfigError(
+            f"cluster.micro_batch_size: {wanted} does not divide the {per_rank} images per rank "
+            f"({total} over {world} ranks); possible: {', '.join(map(str, divisors))}"
+        )
+    return [wanted]
+
+
+def known_memory(experiment: Experiment, detected: int | None) -> int | None:
+    """Bytes of one device: as configured, otherwise as detected; None: not known."""
+    stated = experiment.cluster.device_memory_gib
+    return detected if stated == "auto" else int(stated * GIB)
+
+
+def _largest_that_fits(
+    experiment: Experiment, world: int, memory: int | None, sharding: Sharding, sizes: list[int]
+) -> int:
+    if memory is None:
+        return max([size for size in sizes if size <= LARGEST_BLIND_MICRO_BATCH] or sizes[:1])
+    limit = memory - RESERVED_BYTES
+    smallest = step_of(experiment, world, sizes[0])
+    peaks = {size: sharding.memory(smallest.with_micro_batch(size)).peak for size in sizes}
+    fitting = [size for size, peak in peaks.items() if peak <= limit]
+    if not fitting:
+        raise ConfigError(
+            f"cluster.micro_batch_size: even {sizes[0]} images need about {size_text(peaks[sizes[0]])} and "
+            f"{size_text(RESERVED_BYTES)} reserve of {size_text(memory)} per device; {_remedy(experiment, sharding)}"
+        )
+    return fitting[-1]
+
+
+def _remedy(experiment: Experiment, sharding: Sharding) -> str:
+    cluster, further = experiment.cluster, more_sharded(experiment, sharding)
+    ways = ["a smaller micro-batch"] if cluster.micro_batch_size != "auto" else []
+    if cluster.activation_checkpointing == "none":
+        ways.append("cluster.activation_checkpointing: full")
+    if further is not None:
+        ways.append(further.setting)
+    return f"try {', '.join([*ways, 'more devices'])}"

@@ -1,0 +1,202 @@
+"""ZeRO 1 to 3 as DeepSpeed does it: 1 shards the optimiser's state, 2 gradients as well, 3 weights as well. No torch.
+
+What is held when, and DeepSpeed's own buffers, follow its version 0.19 (runtime/zero/stage_1_and_2.py and stage3.py).
+The tests count the storages that live in real training steps of 2 and 4 ranks.
+
+Legend: p trained parameters · R ranks · b bytes of a weight and of its gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pretrain.models.footprint import FP32
+from pretrain.sharding.memory import Memory, Traffic
+from pretrain.sharding.step import Step
+
+ALIGNMENT = 2  # stages 1 and 2 pad each flat group to a multiple of this many elements per rank
+
+
+@dataclass(frozen=True)
+class Zero:
+    """ZeRO at stage 1, 2 or 3."""
+
+    stage: int
+
+    @property
+    def name(self) -> str:
+        """See ``Sharding.name``."""
+        return f"ZeRO-{self.stage}"
+
+    @property
+    def backend(self) -> str:
+        """See ``Sharding.backend``."""
+        return "deepspeed"
+
+    @property
+    def setting(self) -> str:
+        """See ``Sharding.setting``."""
+        return f"cluster.zero_stage: {self.stage}"
+
+    @property
+    def updates_complete_tensors(self) -> bool:
+        """See ``Sharding.updates_complete_tensors``."""
+        return False
+
+    @property
+    def keeps_complete_weights(self) -> bool:
+        """See ``Sharding.keeps_complete_weights``."""
+        return self.stage < 3
+
+    def memory(self, step: Step) -> Memory:
+        """See ``Sharding.memory``."""
+        return _memory_3(step) if self.stage == 3 else _memory_1_and_2(step, shards_gradients=self.stage == 2)
+
+    def traffic(self, step: Step) -> tuple[Traffic, ...]:
+        """See ``Sharding.traffic``."""
+        if step.num_devices == 1:
+            return ()
+        found = _traffic_3(step) if self.stage == 3 else _traffic_1_and_2(step, shards_gradients=self.stage == 2)
+        return tuple(one for one in found if one.payload)
+
+
+# ── stages 1 and 2 ──
+
+
+def _padded(step: Step) -> int:
+    """Elements of the flat groups that the optimiser's state is cut from."""
+    return sum(_round_up(sum(group), ALIGNMENT * step.num_devices) for group in step.weights.groups)
+
+
+def _memory_1_and_2(step: Step, *, shards_gradients: bool) -> Memory:
+    width, padded, bucket = step.weight_bytes, _padded(step), step.deepspeed.reduce_bucket
+    share = padded // step.num_devices
+    complete = width * step.weights.num_trained
+    gradients = width * share if shards_gradients else complete
+    carried = gradients if step.accumulates else 0
+    # A bucket has its full size, however small the model; with autocast there is one for each of two types.
+    buffers = width * bucket * (2 if step.precision == "autocast" else 1) * (2 if step.deepspeed.overlap else 1)
+    flattened = width * share if width < FP32 else 0  # bf16 gradients are joined before they become fp32
+    if shards_gradients:
+        reduction = carried + _stage_2_reduction(step, share)
+    else:
+        # Stage 1 reduces after the backward pass; what does not wait in the bucket waits beside it.
+        copied = width * min(step.weights.num_trained, bucket)
+        waiting = 0 if bucket >= step.weights.num_trained else complete - copied
+        reduction = waiting + copied + width * share
+    return Memory(
+        weights=width * (padded + step.weights.num_frozen),
+        optimizer=FP32 * share + step.state_bytes(share),
+        average=step.average_bytes(share),
+        gradients=gradients,
+        carried=carried,
+        gathered=0,
+        buffers=buffers,
+        idle_buffers=buffers if step.accumulates and not shards_gradients else 0,
+        activations=step.activations,
+        working=step.working,
+        reduction=buffers + reduction,
+        update=width * share + FP32 * share + max(step.temporary_bytes(share), flattened),
+    )
+
+
+def _stage_2_reduction(step: Step, share: int) -> int:
+    """The most at one of the reductions of the rank whose share comes first: the last layers'.
+
+    Activations go as gradients come; the share is made at the first reduction.
+    """
+    trained, bucket = step.weights.num_trained, step.deepspeed.reduce_bucket
+    share_bytes, copied = step.weight_bytes * share, step.weight_bytes * min(trained, bucket)
+    most, done, held = 0, 0, 0
+    while done < trained:
+        done = min(done + bucket, trained)
+        left = 1 - done / trained
+        activations = round(left * step.activations) + (step.working if left else 0)
+        most = max(most, activations + max(held + copied, share_bytes))
+        held = share_bytes
+    return most
+
+
+def _traffic_1_and_2(step: Step, *, shards_gradients: bool) -> list[Traffic]:
+    """DeepSpeed reduces a bucket for all its owners at once, not by reduce-scatter: at stage 2 in every micro-step."""
+    times = step.accumulation_steps if shards_gradients else 1
+    return [
+        Traffic("all_reduce", "gradients", step.weight_bytes * step.weights.num_trained * times),
+        Traffic("all_gather", "updated weights", step.weight_bytes * _padded(step)),
+    ]
+
+
+# ── stage 3: every tensor is cut by itself, except small ones ──
+
+
+def _persistent(step: Step) -> int:
+    """Elements of the tensors that are too small to be sharded and stay complete on every rank."""
+    threshold = step.deepspeed.persistence_threshold
+    return sum(_round_up(size, step.num_devices) for size in step.weights.sizes if size <= threshold)
+
+
+def _shares(sizes: list[int], num_devices: int) -> int:
+    return sum(-(-size // num_devices) for size in sizes)
+
+
+def _memory_3(step: Step) -> Memory:
+    width, settings = step.weight_bytes, step.deepspeed
+    share = _shares(step.weights.of_kind(trained=True), step.num_devices)
+    frozen = _shares(step.weights.of_kind(trained=False), step.num_devices)
+    persistent = _persistent(step)
+    autocast = step.precision == "autocast"
+    # The buckets stay; with autocast there is one of the weights' type and one of the computing type.
+    buffers = (width + (2 if autocast else 0)) * settings.reduce_bucket
+    copied = width * min(step.weights.num_trained, settings.reduce_bucket)
+    # A weight is released where its next use is more than ``max_reuse_distance`` away; between its use in the forward
+    # pass and that in the backward pass lie the weights behind it, twice. Two units are complete at least: the one in
+    # use and the next.
+    reused = settings.max_reuse_distance // 2 + 2 * step.footprint.largest_unit
+    return Memory(
+        weights=width * (share + frozen + persistent),
+        optimizer=FP32 * share + step.state_bytes(share),
+        average=step.average_bytes(share),
+        gradients=width * share,
+        carried=width * share,
+        gathered=width * max(min(step.weights.num_parameters - persistent, reused), 0),
+        buffers=buffers,
+        idle_buffers=buffers,
+        # DeepSpeed gathers autocast's copies in place of the weights.
+        activations=step.activations - (step.footprint.copies if autocast else 0),
+        working=step.working,
+        reduction=width * share + buffers + copied,
+        update=width * share + buffers + FP32 * share + step.temporary_bytes(share),
+    )
+
+
+def _traffic_3(step: Step) -> list[Traffic]:
+    width, world = step.weight_bytes, step.num_devices
+    reduced = sum(_round_up(size, world) for size in step.weights.of_kind(trained=True))
+    return [
+        Traffic(
+            "all_gather",
+            "weights, for forward and backward passes",
+            width * _gathered_elements(step) * step.accumulation_steps,
+        ),
+        Traffic("reduce_scatter", "gradients", width * reduced * step.accumulation_steps),
+        Traffic("all_gather", "updated small weights, kept unsharded", width * _persistent(step)),
+    ]
+
+
+def _gathered_elements(step: Step) -> int:
+    """Elements gathered in one micro-step.
+
+    A weight is released after the forward pass, and gathered again for the backward pass, if at least
+    ``max_reuse_distance`` elements are used in between: the later layers, twice.
+    """
+    later, total = 0, 0
+    for size in reversed(step.weights.sizes):
+        if size > step.deepspeed.persistence_threshold:
+            is_released = 2 * later >= step.deepspeed.max_reuse_distance
+            total += _round_up(size, step.num_devices) * (2 if is_released else 1)
+        later += size
+    return total
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

@@ -1,0 +1,32 @@
+"""Steps of a model without an experiment around it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pretrain.config.schema.model import ModelConfig
+from pretrain.models import budget
+from pretrain.models.footprint import Precision
+from pretrain.sharding.memory import Memory
+from pretrain.sharding.protocol import Sharding
+from pretrain.sharding.step import Step, Weights
+
+
+def step(
+    model: ModelConfig, num_classes: int, *, precision: Precision = "bf16", checkpointing: str = "none", **more: Any
+) -> Step:
+    """A step with all parameters in one group; ``more`` are fields of ``Step``, with two micro-steps if not given."""
+    shapes = budget.parameter_shapes(model, num_classes)
+    sizes = tuple(math.prod(shape) for shape in shapes.values())
+    return Step(
+        footprint=budget.footprint(model, num_classes, precision=precision, checkpointing=checkpointing),
+        weights=Weights(sizes, (True,) * len(sizes), (sizes,)),
+        precision=precision,
+        **{"num_devices": 1, "micro_batch_size": 1, "accumulation_steps": 2, **more},
+    )
+
+
+def memory(sharding: Sharding, model: ModelConfig, num_classes: int, **settings: Any) -> Memory:
+    """What a rank holds; ``settings`` as ``step`` takes them."""
+    return sharding.memory(step(model, num_classes, **settings))
