@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 
 from benchmarks.page import page
-from pretrain.distributed.invocation import installed
+from pretrain.distributed.launchers import installed
 from pretrain.errors import ConfigError, SetupError, UserError
 from pretrain.files import write_atomic
 

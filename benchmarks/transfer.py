@@ -41,7 +41,7 @@ from benchmarks.transferring.runs import (
 from benchmarks.transferring.sets import SETS, pack_sets
 from benchmarks.transferring.tables import Tables, fill
 from pipelines.terminal.arguments import positive
-from pretrain.distributed.invocation import installed
+from pretrain.distributed.launchers import installed
 from pretrain.errors import ConfigError, UserError
 from pretrain.files import write_atomic
 

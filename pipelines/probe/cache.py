@@ -88,7 +88,7 @@ class FeatureCache:
 
 @dataclass(frozen=True)
 class CachedSet:
-    """Features of a set, or of some of its samples (``evaluation.feature_sets.FeatureSet``).
+    """Features of a set, or of some of its samples (``evaluation.features.FeatureSet``).
 
     Attributes:
         cache: where they lie.

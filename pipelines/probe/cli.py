@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pipelines.probe.cache import CachedSet, FeatureCache
     from pretrain.data.storage.packed_set import PackedSet
     from pretrain.distributed.rank import Rank
-    from pretrain.evaluation.feature_sets import Pair
+    from pretrain.evaluation.features import Pair
 
 COLLECTIVE_TIMEOUT_S = 4 * 3600  # others wait while a rank fits a logistic regression
 L2_GRID = tuple(10.0**power for power in range(-2, 5))
@@ -154,7 +154,7 @@ def _measured(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metric → mean, spread and number of draws; setting → what was chosen. Collective: yes."""
     from pretrain.evaluation.context import FEW_SHOT_TRANSFORM
-    from pretrain.evaluation.feature_sets import Pair
+    from pretrain.evaluation.features import Pair
     from pretrain.evaluation.registry import PROBES
 
     frozen, rank = cache.frozen, cache.rank
@@ -183,7 +183,7 @@ def _possible_shots(config: EvaluationSetConfig, pair: Pair) -> tuple[int, ...]:
 
 def _chosen_l2(config: EvaluationSetConfig, grid: Sequence[float], pair: Pair, dev: CachedSet | None) -> dict[str, Any]:
     """The best of the grid on images that were not fitted, the strongest of equal ones. Collective: yes."""
-    from pretrain.evaluation.feature_sets import Pair
+    from pretrain.evaluation.features import Pair
     from pretrain.evaluation.logistic import accuracies_of
 
     if len(grid) == 1:

@@ -14,7 +14,7 @@ from pretrain.config.devices import device_reported_as, load_devices
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
 from pretrain.distributed.collectives import raise_together
-from pretrain.distributed.invocation import installed, invocation
+from pretrain.distributed.launchers import installed, invocation
 from pretrain.distributed.rank import environment
 from pretrain.engine import history
 from pretrain.engine.run_folder import RunFolder

@@ -1,22 +1,24 @@
-"""The processes that started this rank. When one of them is gone, nobody is left to end the rank: it must stop itself.
+"""How this process was started: the launchers above it, the words that were typed, and the installed packages.
 
-A launcher that is killed (kill -9, memory) leaves its ranks behind, which would keep running without a terminal or a
-job. A process is known by its id and the kernel's tick at which it started, so neither a reused id nor a changed wall
-clock is mistaken for an end.
+When a launcher is gone, nothing is left to end the rank: it must stop itself. A launcher that is killed (kill -9,
+memory) leaves its ranks behind, which would keep running without a terminal or a job. A process is known by its id and
+the kernel's tick at which it started, so neither a reused id nor a changed wall clock is mistaken for an end.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import psutil
 
-from pretrain.distributed.invocation import LAUNCHERS
-
+LAUNCHERS = frozenset({"deepspeed", "torchrun", "accelerate", "srun", "mpirun"})
+ADDED_BY_LAUNCHERS = ("--local_rank", "--local-rank")
 STARTED_BY = "VIT_PRETRAIN_STARTED_BY"  # process id of a stage that starts runs, such as a sweep
 _MODULES = frozenset(
     {
@@ -82,3 +84,44 @@ def start_of(pid: int) -> str | None:
             return ""
         return None
     return None if state in "ZX" else fields[18]
+
+
+def invocation() -> list[str]:
+    """The words of the command that started this process, from the launcher on if there is one."""
+    script = Path(sys.argv[0]).name
+    for words in reversed([_words_of(parent) for parent in psutil.Process().parents()]):  # the outermost first
+        typed = from_launcher(words)
+        if typed and any(Path(word).name == script for word in typed):
+            return typed
+    return ["python", *without_rank(sys.argv)]
+
+
+def from_launcher(words: Sequence[str]) -> list[str]:
+    """The command from the launcher's name on; empty where there is none. ``[python, /venv/bin/deepspeed, …]`` has."""
+    for place, word in enumerate(words[:3]):
+        if Path(word).name in LAUNCHERS:
+            return [Path(word).name, *words[place + 1 :]]
+    return []
+
+
+def without_rank(words: Iterable[str]) -> list[str]:
+    """The words without what a launcher adds for each rank."""
+    return [word for word in words if not word.startswith(ADDED_BY_LAUNCHERS)]
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _words_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has ended, or belongs to somebody else
+        return []

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from pretrain.distributed.invocation import without_rank
+from pretrain.distributed.launchers import without_rank
 from pretrain.distributed.rank import Rank
 from pretrain.errors import SetupError
 from pretrain.files import digest

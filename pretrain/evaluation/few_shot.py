@@ -19,8 +19,7 @@ from torch import Tensor
 
 from pretrain.config.schema.evaluation import FEW_SHOT_L2, EvaluationSetConfig
 from pretrain.distributed.collectives import all_reduce_sum
-from pretrain.evaluation.feature_sets import Pair
-from pretrain.evaluation.features import joined
+from pretrain.evaluation.features import Pair, joined
 
 BIAS_CONSTANT = 100.0
 STD_FLOOR = 1e-5

@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.config.schema.evaluation import EvaluationSetConfig
-from pretrain.evaluation.feature_sets import Pair
-from pretrain.evaluation.features import Features, joined
-from pretrain.evaluation.topk import TopK
+from pretrain.evaluation.classification import TopK
+from pretrain.evaluation.features import Features, Pair, joined
 
 CHUNK = 4096
 

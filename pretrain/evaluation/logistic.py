@@ -20,9 +20,9 @@ from pretrain import seeds
 from pretrain.config.schema.evaluation import LOGISTIC_L2, EvaluationSetConfig
 from pretrain.distributed.collectives import all_reduce_sum, broadcast_tensor
 from pretrain.errors import DataError
-from pretrain.evaluation.feature_sets import FeatureSet, Pair
+from pretrain.evaluation.classification import TopK
+from pretrain.evaluation.features import FeatureSet, Pair
 from pretrain.evaluation.few_shot import STD_FLOOR
-from pretrain.evaluation.topk import TopK
 
 HELD_OUT_PART = 5  # one image in so many, as VTAB-1k's 200 of 1,000
 

@@ -11,7 +11,7 @@ from pretrain.data.storage.location import Location
 from pretrain.data.storage.packed_set import open_packed
 from pretrain.evaluation.classification import Accuracy, MultiLabel
 from pretrain.evaluation.context import Context
-from pretrain.evaluation.feature_sets import Pair
+from pretrain.evaluation.features import Pair
 from pretrain.evaluation.few_shot import FewShot
 from pretrain.evaluation.knn import NearestNeighbours
 from pretrain.evaluation.logistic import LogisticProbe

@@ -1,7 +1,8 @@
-"""Which processes have started a rank, and that their end is noticed."""
+"""How a rank was started: the processes above it, their end, and the command that was typed."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.distributed.launchers import STARTED_BY, Launcher, launcher_name, launchers, start_of
+from pretrain.distributed.launchers import (
+    STARTED_BY,
+    Launcher,
+    from_launcher,
+    launcher_name,
+    launchers,
+    start_of,
+    without_rank,
+)
 from tests.command import ROOT, Commands
 
 
@@ -74,3 +83,35 @@ def test_another_process_with_the_same_id_is_another() -> None:
     assert not Launcher("me", os.getpid(), start_of(os.getpid())).is_gone
     assert Launcher("me", os.getpid(), "1").is_gone
     assert launchers({}) == [] or all(one.started is not None for one in launchers({}))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["python", "/venv/bin/deepspeed", "--num_gpus", "2", "run.py"], ["deepspeed", "--num_gpus", "2", "run.py"]),
+        (["/venv/bin/torchrun", "run.py"], ["torchrun", "run.py"]),
+        (["timeout", "9", "/usr/bin/srun", "run.py"], ["srun", "run.py"]),
+        (["python", "run.py", "--note", "deepspeed"], []),
+        ([], []),
+    ],
+)
+def test_from_the_launcher_on(words: list[str], expected: list[str]) -> None:
+    assert from_launcher(words) == expected
+
+
+def test_what_launchers_add_is_left_out() -> None:
+    assert without_rank(["run.py", "--local_rank=1", "--config", "x"]) == ["run.py", "--config", "x"]
+
+
+def test_under_torchrun_and_alone(command: Commands, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import json, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "from pretrain.distributed.launchers import invocation\nprint(json.dumps(invocation()))\n"
+    )
+    alone = command.run("python", script, "optim.lr=1", check=True).stdout
+    assert json.loads(alone) == ["python", str(script), "optim.lr=1"]
+    torchrun = str(Path(sys.executable).with_name("torchrun"))
+    typed = ["--standalone", "--nproc_per_node", "1", str(script), "optim.lr=1"]
+    launched = command.run("python", torchrun, *typed, check=True).stdout
+    assert json.loads(launched) == ["torchrun", *typed]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pretrain.errors import DataError
-from pretrain.evaluation.feature_sets import single_labels
+from pretrain.evaluation.features import single_labels
 from pretrain.evaluation.few_shot import FewShotRegression, draw_support
 
 

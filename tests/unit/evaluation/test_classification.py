@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import top_k_accuracy_score
 
-from pretrain.evaluation.topk import TopK
+from pretrain.evaluation.classification import TopK
 from tests.pool import Pool
 
 LOGITS = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3], [3, 4, 5, 6, 7, 8, 9], [0, 1, 0, 2, 0, 3, 9]])
