@@ -123,3 +123,29 @@ class Context:
     def logits(self, batch: Batch) -> Tensor:
         """Logits (B, K) of a batch on the device. Collective: at ZeRO-3."""
         return self.forward(self.to_images(batch.images))
+
+
+class OnLogits:
+    """The steps that all evaluators of logits share: one set, each image once over all ranks.
+
+    Args:
+        config: the set.
+        context: the model.
+
+    Raises:
+        DataError: see ``Context.stream``.
+    """
+
+    def __init__(self, config: EvaluationSetConfig, context: Context) -> None:
+        self.context, self.shards = context, config.shards
+        self.stream = context.stream(config, config.shards)
+
+    def prepared(self, batch: Batch) -> Batch:
+        """The batch on the host before it is used, such as with other labels."""
+        return batch
+
+    def answers(self) -> Iterator[tuple[Batch, Tensor]]:
+        """(batch on the device, its logits), every rank the same number of batches. Collective: yes."""
+        for batch in self.stream:
+            moved = self.prepared(batch).to(self.context.device)
+            yield moved, self.context.logits(moved)

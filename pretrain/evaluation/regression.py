@@ -9,32 +9,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pretrain.config.schema.evaluation import EvaluationSetConfig
 from pretrain.distributed.collectives import all_gather_rows
-from pretrain.evaluation.context import Context
+from pretrain.evaluation.context import OnLogits
 
 Floats = NDArray[np.float64]
 
 
-class VectorErrors:
+class VectorErrors(OnLogits):
     """MAE, RMSE and R², in the units of the data."""
-
-    def __init__(self, config: EvaluationSetConfig, context: Context) -> None:
-        self._context = context
-        self._stream = context.stream(config, config.shards)
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
         """``mae``, ``rmse``, ``r2`` and ``num_samples``: the same bits on any number of ranks. Collective: yes."""
-        scale = self._context.scale
+        scale = self.context.scale
         assert scale is not None, "the objective has one"
         parts: list[tuple[Floats, Floats]] = []
-        for batch in self._stream:
-            batch = batch.to(self._context.device)
+        for batch, logits in self.answers():
             assert batch.targets is not None
             valid = all_gather_rows(batch.valid.to(torch.uint8)).bool()
             ids = all_gather_rows(batch.sample_ids)[valid]
-            pair = torch.stack([scale.restored(self._context.logits(batch)), batch.targets], dim=1)
+            pair = torch.stack([scale.restored(logits), batch.targets], dim=1)
             pair = all_gather_rows(pair)[valid][torch.argsort(ids)].double().cpu().numpy()
             parts.append((pair[:, 0], pair[:, 1]))
         predicted, true = (np.concatenate(column) for column in zip(*parts, strict=True))

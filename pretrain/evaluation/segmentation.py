@@ -10,19 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pretrain.config.schema.evaluation import EvaluationSetConfig
 from pretrain.config.target import IGNORED_PIXEL
 from pretrain.distributed.collectives import all_reduce_sum
 from pretrain.errors import DataError
-from pretrain.evaluation.context import Context
+from pretrain.evaluation.context import OnLogits
 
 
-class MaskOverlap:
+class MaskOverlap(OnLogits):
     """Mean intersection over union and pixel accuracy, at the model's resolution."""
-
-    def __init__(self, config: EvaluationSetConfig, context: Context) -> None:
-        self._context, self._shards = context, config.shards
-        self._stream = context.stream(config, config.shards)
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
@@ -33,17 +28,16 @@ class MaskOverlap:
         Raises:
             DataError: see ``check_shown``; on every rank alike.
         """
-        num_classes, device = self._stream.table.num_classes, self._context.device
+        num_classes, device = self.stream.table.num_classes, self.context.device
         matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
         num_samples = torch.zeros((), dtype=torch.int64, device=device)
-        for batch in self._stream:
-            batch = batch.to(device)
+        for batch, logits in self.answers():
             assert batch.targets is not None
-            found = self._context.logits(batch).argmax(1)
+            found = logits.argmax(1)
             matrix += confusion(found[batch.valid], batch.targets[batch.valid], num_classes)
             num_samples += batch.valid.sum()
         total = all_reduce_sum(matrix).cpu().numpy()
-        check_shown(total, str(self._shards))
+        check_shown(total, str(self.shards))
         return {**overlap(total), "num_samples": float(all_reduce_sum(num_samples[None])[0])}
 
 
