@@ -19,7 +19,7 @@ EXAMPLE = "example: accelerate launch pipelines/finetune.py --config configs/fin
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fine-tuning: ``--from`` is ``init.from``; Accelerate, and a new head, unless the config says otherwise."""
+    """Fine-tuning: ``--from`` is ``init.from``; Accelerate, and a new head, unless the config has another choice."""
     arguments = parse_arguments(argv, prog="pipelines/finetune.py", example=EXAMPLE, takes_weights=True)
     overrides = list(arguments.overrides)
     if arguments.source is not None:

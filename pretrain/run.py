@@ -36,14 +36,16 @@ def parse_arguments(
     """The command line of both entry files."""
     parser = Parser(prog=prog, description=example)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML of the experiment")
-    parser.add_argument("--cluster", metavar="FILE", help="YAML of the machines; default: what is found")
+    parser.add_argument("--cluster", metavar="FILE", help="cluster YAML (default: auto-detect)")
     if takes_weights:
         parser.add_argument("--from", dest="source", metavar="RUN_OR_WEIGHTS", help="run folder or safetensors file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over the file's: optim.lr=3e-4")
-    parser.add_argument("--check", action="store_true", help="validate all that can be known beforehand, and exit")
+    parser.add_argument(
+        "--check", action="store_true", help="validate everything that can be checked before a run, and exit"
+    )
     parser.add_argument("--require-data", action="store_true", help="with --check: absent data is an error")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config, and exit")
-    parser.add_argument("--simulate", type=int, metavar="N", help="one rank of an N-GPU job on paper, and exit")
+    parser.add_argument("--simulate", type=int, metavar="N", help="estimate one rank of an N-GPU job, and exit")
     parser.add_argument("--simulate-rank", type=int, default=0, metavar="R", help="with --simulate: which rank")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args(argv)
@@ -60,13 +62,13 @@ def parse_arguments(
 
 @dataclass(frozen=True)
 class Entry:
-    """What ``auto`` means in an entry file: the backend, and the head of a model that starts from given weights."""
+    """The meaning of ``auto`` in an entry file: the backend, and the head of a model that starts from given weights."""
 
     backend: Literal["deepspeed", "accelerate"]
     head: Literal["keep", "replace"]
 
     def resolve(self, resolved: Resolved) -> Entry:
-        """The same with what the config chooses instead."""
+        """The same, with the choices of the config where it makes any."""
         backend, head = resolved.experiment.cluster.backend, resolved.experiment.init.head
         return Entry(self.backend if backend == "auto" else backend, self.head if head == "auto" else head)
 
@@ -114,7 +116,7 @@ def execute(arguments: argparse.Namespace, overrides: Sequence[str], entry: Entr
 
 
 def fail(error: UserError) -> int:
-    """Says what is wrong in a few lines, from the rank that knows: its peers only know that it failed."""
+    """Prints the error, on the rank that has it: its peers only know that it failed."""
     if not isinstance(error, PeerError):
         tell(f"error: {error}", file=sys.stderr, flush=True)
     return error.exit_code
@@ -128,7 +130,7 @@ def run(resolved: Resolved, rank: Rank, stop_request: StopRequest, entry: Entry)
 
     try:
         check(resolved, world=rank.world, require_data=True, backend=entry.backend)
-    except UserError as error:  # every rank finds the same; one says it
+    except UserError as error:  # every rank finds the same error; one prints it
         return fail(error) if rank.is_main else error.exit_code
     from pretrain.distributed import startup  # torch from here on
     from pretrain.distributed.collectives import barrier

@@ -1,4 +1,4 @@
-"""What a run measures with its weights in evaluation mode: the evaluation sets, and the probe batch of checkpoints."""
+"""Measurements in evaluation mode: the evaluation sets, and the probe batch of checkpoints."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ def is_distributed() -> bool:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum of ``tensor`` over all ranks, as a new tensor where it was. Collective: all ranks, with equal shapes.
+    """The sum of ``tensor`` over all ranks, as a new tensor on its device. Collective: all ranks, with equal shapes.
 
-    A tensor on the host goes over the GPU where the group is of GPUs.
+    NCCL reduces on GPUs only, so a tensor on the host is copied to the GPU and back.
     """
     if not is_distributed():
         return tensor.clone()
@@ -29,7 +29,7 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def all_gather_rows(tensor: Tensor) -> Tensor:
-    """Every rank's ``tensor`` (b, …) behind each other, in rank order: (R b, …). Collective: equal shapes."""
+    """Every rank's ``tensor`` (b, …), concatenated in rank order: (R b, …). Collective: equal shapes."""
     if not is_distributed():
         return tensor
     tensor = tensor.contiguous()
@@ -39,7 +39,7 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
 
 
 def broadcast_tensor(tensor: Tensor) -> Tensor:
-    """Rank 0's ``tensor`` in the place of each rank's own, of equal shape. Collective: yes."""
+    """Overwrites ``tensor`` with rank 0's, of equal shape, and returns it. Collective: yes."""
     if is_distributed():
         dist.broadcast(tensor, src=0)
     return tensor

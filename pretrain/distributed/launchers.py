@@ -49,7 +49,7 @@ class Launcher:
 
 
 def launchers(env: Mapping[str, str] | None = None) -> list[Launcher]:
-    """Every launcher above this process, and the stage that has started it; empty where a person has."""
+    """Every launcher above this process, and the stage that started it; empty where a user did."""
     env = os.environ if env is None else env
     found = []
     for process in psutil.Process().parents():

@@ -1,4 +1,4 @@
-"""Who am I? One answer for every way of being started: deepspeed, torchrun, srun or plain python.
+"""The rank of this process, however it was started: deepspeed, torchrun, srun or plain python.
 
 The only place that reads launcher variables. Nothing here imports torch, so signal handlers and error messages can
 know the rank before the slow imports.
@@ -90,7 +90,7 @@ def job() -> tuple[str, int]:
 
 
 def environment(env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What of the environment is put on a run's record: values of known variables, names of related ones.
+    """The part of the environment that a run records: values of known variables, names of related ones.
 
     A variable that is not known may hold a secret (``SLURM_JWT``), so only its name is kept.
     """

@@ -1,4 +1,4 @@
-"""Where the ranks of one job meet, and only they: a rank of another job on the same port is turned away by name.
+"""The rendezvous of the ranks of one job: a rank of another job on the same port is refused, and told which job it is.
 
 Rank 0 (or torchrun's agent) holds a store at MASTER_ADDR:MASTER_PORT, in which the job leaves its identity before
 anything else. A rank that finds another identity, or finds its own place taken, leaves; the job that was there first
@@ -22,7 +22,7 @@ from pretrain.errors import SetupError
 from pretrain.files import digest
 
 JOIN_LIMIT_S = 900  # for the slowest peer to start
-ANSWER_LIMIT_S = 60  # for a job whose store answers to say which job it is
+ANSWER_LIMIT_S = 60  # for a store that answers to report which job it belongs to
 REMEDY = (
     "give each job on a machine a port of its own: deepspeed --master_port, torchrun --master-port, accelerate "
     "--main_process_port, or MASTER_PORT"

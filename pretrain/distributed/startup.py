@@ -70,7 +70,7 @@ def start(rank: Rank, *, timeout_s: int) -> torch.device:
 
 
 def _set_address(rank: Rank) -> None:
-    """Where the ranks meet, if the launcher has not set it; of a Slurm job, a port that its number decides.
+    """Sets the address at which the ranks meet unless the launcher has; in a Slurm job the port follows from its id.
 
     Raises:
         SetupError: ranks on several nodes that were not told where rank 0 is.

@@ -1,8 +1,8 @@
 """Finds a rank that hangs: names it, prints every rank's stacks, and ends the job in bounded time.
 
-Each rank says in memory what it does (``at``); a thread writes that to the rank's heartbeat file now and then. When a
-rank has stayed in one phase for longer than the phase's limit, its own thread prints its stacks, looks into the
-heartbeats who is behind, and ends the process. Peers that wait for it in a collective end in the same way.
+Each rank notes its phase in memory (``at``); a thread writes it to the rank's heartbeat file every second. When a
+rank has been in one phase for longer than the limit of the phase, its own thread prints its stacks, names the rank that
+is behind from the heartbeats, and ends the process. Peers that wait for it in a collective end in the same way.
 
 No wall clock is read, so that one which is set does not look like a hang: a rank measures its own phases, and whether
 another one still beats is seen from the count of its beats, not from the time on its host.
@@ -30,7 +30,7 @@ EXIT_HUNG = 70  # sysexits' EX_SOFTWARE
 INTERVAL_S = 1.0
 SILENT_S = 3 * INTERVAL_S
 PAUSE_S = 10 * INTERVAL_S
-# Within one step, what comes first: of two ranks at the same step the one in the earlier phase is behind.
+# In the order within a step: of two ranks at the same step the one in the earlier phase is behind.
 PHASES = ("start", "load", "data", "step", "save", "evaluate", "end")
 _BEAT = re.compile(r"rank-\d+\.json")
 _SHAPE: records.Shape = {
@@ -43,7 +43,7 @@ _SHAPE: records.Shape = {
 
 @dataclass(frozen=True)
 class Beat:
-    """What a rank was doing, for how many seconds by its own clock, and how often it has said so."""
+    """The phase of a rank, its duration in seconds by the rank's own clock, and the number of its heartbeats so far."""
 
     rank: int
     host: str
@@ -63,7 +63,7 @@ class Watchdog:
     """Watches this rank.
 
     Args:
-        folder: where heartbeat files lie, shared by all ranks.
+        folder: for heartbeat files, shared by all ranks.
         rank, host: who this is.
         limits_s: phase → seconds that a rank may stay in it; a phase that is not named has no limit.
     """
@@ -86,7 +86,7 @@ class Watchdog:
         return self
 
     def at(self, phase: str, step: int) -> None:
-        """Says that the rank begins a phase now. Costs an assignment."""
+        """Notes that the rank begins a phase now. Costs an assignment."""
         self._now = (step, phase, time.monotonic())
 
     def stop(self) -> None:
@@ -119,7 +119,7 @@ class Watchdog:
             disk.current.write(temporary, json.dumps(beat.__dict__).encode())
             disk.current.rename(temporary, path)
             self._in_trouble = False
-        except OSError as error:  # a full disk must not end a run that could go on
+        except OSError as error:  # a full disk must not end a run that could continue
             if not self._in_trouble:
                 tell(f"rank {self._rank}: heartbeat {path} not written: {error}", file=sys.stderr, flush=True)
             self._in_trouble = True

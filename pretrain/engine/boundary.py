@@ -67,7 +67,7 @@ class StepClock:
 
 @dataclass(frozen=True)
 class RankReport:
-    """What one rank contributes at the boundary of a step; after the gathering, what every rank knows of each.
+    """The contribution of one rank at the boundary of a step; after the gathering every rank has those of all.
 
     A value that is still on the device is given as a tensor (): reading it earlier would wait for the device twice.
 
@@ -124,7 +124,7 @@ _NUMBERS = [field.name for field in fields(RankReport) if field.name != "counts"
 
 @dataclass(frozen=True)
 class Boundary:
-    """What all ranks agree on at the end of a step.
+    """The values that all ranks agree on at the end of a step.
 
     Attributes:
         loss: mean over the ranks.

@@ -191,7 +191,7 @@ class Checkpointer:
             if self.policy.stop_on_error:
                 raise
             self.session.say(
-                f"step {save.step}: no checkpoint: {failure}; older ones are as they were, and the training goes on "
+                f"step {save.step}: no checkpoint: {failure}; older ones are as they were, and the training continues "
                 "(checkpoint.on_error: continue)"
             )
             return False

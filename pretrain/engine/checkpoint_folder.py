@@ -1,7 +1,7 @@
-"""What lies in a run's folder of checkpoints: which are complete, which of them are whole, and how one is replaced.
+"""A run's folder of checkpoints: which are complete, which of those are intact, and how one is replaced.
 
-A checkpoint is a folder ``step-00000100``; what is not complete has a suffix (``.tmp``, ``.removing``), and so has one
-that makes room for another of the same step (``.replaced``).
+A checkpoint is a folder ``step-00000100``. One that is not complete has a suffix (``.tmp``, ``.removing``), and so has
+one that makes room for another of the same step (``.replaced``).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ MARKER_SHAPE: records.Shape = {
     "metrics?": _numbers,
     "norms?": _numbers,
 }
-# What a marker needs besides to be loaded; plain weights can be read without.
+# The further keys that a marker needs for a resume; plain weights can be read without them.
 LOADED = ("world_size", "config_digest", "data_digest", "precision", "lr", "norms")
 STATE_SHAPE: records.Shape = {
     **dict.fromkeys(("step", "position", "num_updates", "skipped_in_a_row"), records.whole),
@@ -61,12 +61,12 @@ STATE_SHAPE: records.Shape = {
 
 
 def final_path(folder: Path, step: int) -> Path:
-    """Where the complete checkpoint of a step lies."""
+    """The folder of the complete checkpoint of a step."""
     return folder / f"step-{step:08d}"
 
 
 def temporary_path(folder: Path, step: int) -> Path:
-    """Where it is written."""
+    """The folder in which it is written."""
     return folder / f"step-{step:08d}{_TEMPORARY}"
 
 
@@ -91,7 +91,7 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def has_marker(path: Path) -> bool:
-    """Whether a checkpoint is complete; True where that cannot be found out, so that its damage is told."""
+    """Whether a checkpoint is complete; True where that cannot be determined, so that its damage is reported."""
     try:
         return disk.current.exists(path / MARKER)
     except OSError:
@@ -99,7 +99,7 @@ def has_marker(path: Path) -> bool:
 
 
 def read_marker(path: Path) -> dict[str, Any]:
-    """What a complete checkpoint says about itself.
+    """The marker of a complete checkpoint.
 
     Raises:
         CheckpointError: it is missing or damaged.
@@ -119,7 +119,7 @@ def _is_of_older_version(marker: dict[str, Any]) -> bool:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Where the run stood when the checkpoint was written, as JSON values.
+    """The position of the run when the checkpoint was written, as JSON values.
 
     Raises:
         CheckpointError: it is missing or damaged.
@@ -175,7 +175,7 @@ def _set_aside(path: Path, suffix: str) -> Path:
 
 
 def clean(folder: Path) -> None:
-    """Removes what an interrupted save or removal left, and ends a save that lacked its name only.
+    """Removes the leftovers of an interrupted save or removal; a save that only lacked its final name is completed.
 
     Only the folder's owner calls it.
 
@@ -198,7 +198,7 @@ def clean(folder: Path) -> None:
 
 
 def _give_back_its_name(leftover: Path, final: Path) -> None:
-    """Of a checkpoint that is whole, unless there is one of that name."""
+    """Renames an intact checkpoint, unless one of that name exists."""
     if not _COMPLETE.fullmatch(final.name) or disk.current.exists(final):
         return
     if disk.current.exists(leftover / MARKER) and examine(leftover)[0] is not None:
@@ -209,15 +209,15 @@ def _give_back_its_name(leftover: Path, final: Path) -> None:
 def newest_valid(
     source: Path, say: Callable[[str], None], *, wanted: Callable[[Path], bool] = lambda path: True
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint whose files have the sizes and hashes of its marker; says which it passed over and why.
+    """The newest checkpoint whose files have the sizes and hashes of its marker; reports each that it skips.
 
     Args:
         source: a folder of checkpoints, a run folder, or one checkpoint.
-        say: where a line for the user goes.
+        say: prints one line for the user.
         wanted: only those for which it is true.
 
     Raises:
-        CheckpointError: there are some, but none is whole; or that cannot be found out.
+        CheckpointError: there are some, but none is intact; or that cannot be determined.
     """
     try:
         if disk.current.exists(source / MARKER):
@@ -235,14 +235,14 @@ def newest_valid(
         say(f"checkpoint {path} is passed over: {problem}")
     if candidates:
         raise CheckpointError(
-            f"none of the {len(candidates)} checkpoints in {source} is whole: restore one from a copy, "
+            f"none of the {len(candidates)} checkpoints in {source} is intact: restore one from a copy, "
             "or start again in a run folder with another name"
         )
     return None
 
 
 def examine(path: Path) -> tuple[dict[str, Any], None] | tuple[None, str]:
-    """The marker of a checkpoint whose files all have the sizes and hashes in it; else what is wrong.
+    """The marker of a checkpoint whose files all have the sizes and hashes in it; else the problem.
 
     Raises:
         CheckpointError: it is of another format.
@@ -279,10 +279,10 @@ def weights_file(source: Path, kind: Literal["raw", "ema"], say: Callable[[str],
     Args:
         source: a safetensors file, a checkpoint or a run folder.
         kind: of a checkpoint or run, the trained weights or their Polyak average.
-        say: where a line for the user goes.
+        say: prints one line for the user.
 
     Raises:
-        CheckpointError: nothing of that kind is there.
+        CheckpointError: it has no such weights.
     """
     if source.is_file():
         return source

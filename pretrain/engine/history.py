@@ -1,4 +1,4 @@
-"""What happened to a run that its curve alone does not show: a line of ``history.jsonl`` for each.
+"""Events of a run that its curve alone does not show, one line of ``history.jsonl`` each.
 
 ``launch`` (every command that trained into the folder, with its machine), then what came of it: ``start`` (from the
 seed or given weights), ``resume``, ``fork`` (with its parent), ``change`` (settings that differ from this step on: the
@@ -24,7 +24,7 @@ def _changed_setting(value: Any) -> bool:
     return isinstance(value, dict) and {"key", "old", "new"} <= value.keys()
 
 
-# What environment.json, and a line of a launch, say of the machine.
+# The description of the machine in environment.json and in the line of a launch.
 ENVIRONMENT: records.Shape = {
     "world_size?": records.whole,
     "command?": records.each(records.text),
@@ -54,11 +54,11 @@ def record(path: Path, kind: str, step: int, **details: Any) -> None:
 
 
 def try_to_record(path: Path, kind: str, step: int, say: Callable[[str], None], **details: Any) -> None:
-    """As ``record``; a line that cannot be written is said, and ends no run."""
+    """As ``record``, but a line that cannot be written is reported and does not end the run."""
     try:
         record(path, kind, step, **details)
     except OSError as error:
-        say(f"warning: {path} lacks that there was a {kind} at step {step}, since it cannot be written: {error}")
+        say(f"warning: {path} cannot be written, so it lacks the {kind} at step {step}: {error}")
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ LEASE_S = 60.0
 LOOK_EVERY_S = 1.0
 OWNERS, LOCK = "owners", "lock.json"
 _CLAIM = re.compile(r"\d{8}\.json")
-_OLD_CLAIMS = 8  # so many are left for a person to look at
+_OLD_CLAIMS = 8  # so many are kept for users to look at
 _ATTEMPTS = 20
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 _IDENTITY: records.Shape = {
@@ -55,7 +55,7 @@ CLAIM_SHAPE: records.Shape = {
 
 
 class Holder(NamedTuple):
-    """The newest claim: its number, and what it says (None: it is damaged)."""
+    """The newest claim: its number and its content (None: it is damaged)."""
 
     epoch: int
     claim: dict[str, Any] | None
@@ -68,11 +68,11 @@ class Ownership:
         run: the folder.
         job: (job id, restart count).
         identity: who this is; None: this process.
-        say: where a line for the user goes.
+        say: prints one line for the user.
 
     Attributes:
         epoch: the number of the claim; 0 before there is one.
-        lost: why this process owns the folder no more, once that was found; None while it does.
+        lost: why this process no longer owns the folder, once that was found; None while it does.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Ownership:
         self.epoch = epoch
 
     def check(self) -> None:
-        """Raises FencedOut where the folder belongs to somebody else by now, or is not there any more."""
+        """Raises FencedOut if the folder belongs to another process by now, or no longer exists."""
         if self.lost is not None:
             raise disk.FencedOut(self.lost)
         try:
@@ -168,7 +168,7 @@ class Ownership:
                 disk.current.unlink(temporary)
         disk.current.sync(self.owners)
         # The server of a network file system may answer "exists" to its own success, and an old number, whose claim
-        # was forgotten, can be taken again: what counts is what is there now.
+        # was forgotten, can be taken again: only the present content of the folder counts.
         found = newest(self.owners)
         if found is not None and found.epoch == epoch and found.claim and found.claim["token"] == self._token:
             self.epoch = epoch
@@ -277,7 +277,7 @@ def newest(owners: Path) -> Holder | None:
 
 
 def pulse(run: Path, epoch: int) -> Any:
-    """What changes with every sign of life of an owner, and with every other change of who owns the folder."""
+    """A value that changes with every sign of life of an owner, and with every change of owner."""
     claims = newest(run / OWNERS)
     status = disk.current.fresh_status(run / OWNERS / f"{epoch:08d}.json")
     lock = records.read(run / LOCK).value or {}

@@ -1,4 +1,4 @@
-"""Which process is that? Its number alone does not say: numbers repeat on other machines, in containers and over time.
+"""The identity of a process. Its number alone is not enough: numbers repeat between machines, containers and over time.
 
 A process is named by the kernel that it runs on (its boot id), its PID namespace (each container has one), its number
 in it, and when it was started. Whether it lives can be told only from the same namespace of the same kernel.
@@ -17,7 +17,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Identity:
-    """A process. What the system does not tell (no /proc), or an older version did not write, is None.
+    """A process. Values that the system does not provide (no /proc), or an older version did not write, are None.
 
     Attributes:
         host: name of its machine or container; for people.
@@ -46,7 +46,7 @@ class Identity:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Identity:
-        """From what a file says."""
+        """From the content of a file."""
         return cls(
             host=str(values.get("host")),
             pid=int(values.get("pid", 0)),
@@ -57,7 +57,7 @@ class Identity:
 
 
 def lives(process: Identity, own: Identity | None = None) -> bool | None:
-    """Whether a process is there; None: it cannot be told from here.
+    """Whether a process is alive; None: that cannot be determined from here.
 
     Args:
         process: the one in question.

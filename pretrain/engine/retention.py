@@ -1,6 +1,6 @@
 """Which complete checkpoints stay: the last k, every n-th step, and the best by a metric.
 
-Only checkpoints that are whole count: a damaged one among the last k would take the place of one that can be resumed.
+Only intact checkpoints count: a damaged one among the last k would take the place of one that can be resumed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pretrain.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Retention:
-    """The rule. It looks at the folder alone, so a resumed run goes on as if it had not stopped.
+    """The rule. It depends on the folder alone, so a resumed run continues as if it had not stopped.
 
     Attributes:
         keep_last: so many of the newest.
@@ -77,24 +77,24 @@ class Keeper:
     Args:
         folder: of checkpoints.
         rule: which of them stay.
-        say: where a line for the user goes.
+        say: prints one line for the user.
     """
 
     def __init__(self, folder: Path, rule: Retention, say: Callable[[str], None]) -> None:
         self.folder, self.rule, self._say = folder, rule, say
-        self._whole: set[tuple[Path, int]] = set()
+        self._intact: set[tuple[Path, int]] = set()
         self._damaged: dict[Path, str] = {}
 
     def trust(self, path: Path) -> None:
-        """Notes that a checkpoint is whole, since this process has just written and hashed it."""
+        """Notes that a checkpoint is intact, since this process has just written and hashed it."""
         self._damaged.pop(path, None)
-        self._whole.add((path, _marker_stamp(path)))
+        self._intact.add((path, _marker_stamp(path)))
 
     def prune(self) -> None:
-        """Removes what the rule does not keep; what cannot be removed stays, and that is said.
+        """Removes what the rule does not keep; what cannot be removed stays, and is reported.
 
-        Nothing goes before enough that are whole are there. One that is damaged goes when a newer one is whole; one
-        that cannot be read stays, since its disk may come back.
+        Nothing is removed before enough intact checkpoints exist. A damaged one is removed when a newer one is intact;
+        one that cannot be read stays, since its disk may come back.
         """
         paths = {step_of(path): path for path in complete_checkpoints(self.folder)}
         counted = self._counted(paths)
@@ -111,32 +111,32 @@ class Keeper:
                 self._say(f"warning: checkpoint {path} could not be removed: {error}")
 
     def improves(self, values: Mapping[str, float]) -> bool:
-        """Whether a checkpoint with these values would be the best of all that are whole."""
+        """Whether a checkpoint with these values would be the best of all intact ones."""
         paths = {step_of(path): path for path in complete_checkpoints(self.folder)}
         counted = self._counted(paths)
         return self.rule.improves(values, {step: self._metrics(paths[step]) for step in counted})
 
     def _counted(self, paths: Mapping[int, Path]) -> set[int]:
-        """Steps of the last k and the best, looking at further ones until so many of them are whole."""
+        """Steps of the last k and the best, looking at further ones until so many of them are intact."""
         candidates = {step: self._metrics(path) for step, path in paths.items() if path not in self._damaged}
         while True:
             counted = self.rule.counted(candidates)
-            damaged = [step for step in sorted(counted) if not self._is_whole(paths[step])]
+            damaged = [step for step in sorted(counted) if not self._is_intact(paths[step])]
             if not damaged:
                 return counted
             for step in damaged:
                 del candidates[step]
 
-    def _is_whole(self, path: Path) -> bool:
+    def _is_intact(self, path: Path) -> bool:
         stamp = path, _marker_stamp(path)
-        if stamp in self._whole:
+        if stamp in self._intact:
             return True
         try:
             problem = examine(path)[1]
         except CheckpointError as error:
             problem = f"it {records.UNREADABLE} ({error})"
         if problem is None:
-            self._whole.add(stamp)
+            self._intact.add(stamp)
             return True
         if path not in self._damaged:
             self._say(f"checkpoint {path} does not count: {problem}")
@@ -151,7 +151,7 @@ class Keeper:
 
 
 def _marker_stamp(path: Path) -> int:
-    """Changes where another checkpoint takes the place of one."""
+    """A number that changes when another checkpoint takes the place of one."""
     try:
         status = disk.current.status(path / MARKER)
     except OSError:

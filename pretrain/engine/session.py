@@ -42,7 +42,7 @@ class StopRequest:
         self._launchers: list[Launcher] = []
 
     def install(self) -> StopRequest:
-        """Takes over SIGTERM, SIGUSR1 and SIGINT; a second SIGINT interrupts at once, for a person at a terminal."""
+        """Takes over SIGTERM, SIGUSR1 and SIGINT; a second SIGINT interrupts at once, for users at a terminal."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._on_signal)
@@ -79,7 +79,7 @@ def _exists(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Session:
-    """What a rank has for the duration of one start of a run; everything that is built receives it.
+    """The resources of a rank for one start of a run; every part that is built receives it.
 
     Attributes:
         rank: this process among its peers.

@@ -1,8 +1,8 @@
 """One form of checkpoint for every world size, ZeRO stage and backend: slices of named tensors.
 
 Each rank writes the slices that it owns into one safetensors file. A tensor's key is ``state:parameter`` and the
-header says where in the flattened parameter it starts and what shape the parameter has. A reader asks for any range of
-any tensor and gets it from whichever files hold it, so no conversion is ever needed, and nothing is unpickled.
+header has its offset in the flattened parameter and the shape of that parameter. A reader gets any range of any tensor
+from whichever files hold it, so a checkpoint is never converted, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class HostCopy:
         self._buffers: dict[str, Tensor] = {}
 
     def take(self, held: Iterable[HeldSlice]) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Copies this rank's owned slices. What an earlier call returned is overwritten.
+        """Copies this rank's owned slices; overwrites the tensors that an earlier call returned.
 
         Returns:
             (key → 1-D tensor of the state's own type, header) as ``write_slices`` takes them.
@@ -159,10 +159,10 @@ class SliceReader:
                 out[start - offset : stop - offset] = values
                 filled += stop - start
         if filled != numel:
-            raise CheckpointError(f"{self.folder}: {filled} of {numel} elements of {key} from {offset} on are there")
+            raise CheckpointError(f"{self.folder}: {filled} of {numel} elements of {key} from {offset} on exist")
         return out
 
     def full(self, state: str, name: str) -> Tensor:
-        """One whole tensor in its shape."""
+        """One complete tensor in its shape."""
         shape = self.shapes[f"{state}:{name}"]
         return self.read(state, name, 0, math.prod(shape), shape).view(shape)

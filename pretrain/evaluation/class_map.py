@@ -134,7 +134,7 @@ def _read_pairs(path: Path, classes: Classes, outputs: Classes) -> list[tuple[in
         if not row:
             continue
         if len(row) != 2:
-            raise DataError(f"{path}:{line}: {len(row)} values in the place of a class and an output")
+            raise DataError(f"{path}:{line}: {len(row)} values instead of a class and an output")
         try:
             number, output = (lookup.find(cell.strip()) for lookup, cell in zip(lookups, row, strict=True))
         except DataError as error:

@@ -1,4 +1,4 @@
-"""What is measured on logits: accuracy, accuracy under other labels or classes, and multi-label figures.
+"""Metrics of logits: accuracy, accuracy under other labels or classes, and multi-label figures.
 
 Legend: B images · K classes · M most labels of an image.
 """

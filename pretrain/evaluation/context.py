@@ -1,4 +1,4 @@
-"""What every evaluator needs of the run that it belongs to: a model, a session, and sets that stop on request."""
+"""The parts that all evaluators share: a model in its session, sets that stop on request, the pass over a set."""
 
 from __future__ import annotations
 

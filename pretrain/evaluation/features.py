@@ -43,7 +43,7 @@ class Features:
     valid: Tensor
 
     def gathered(self) -> Features:
-        """Those of all ranks behind each other. Collective: equal shapes on all ranks."""
+        """Those of all ranks, concatenated. Collective: equal shapes on all ranks."""
         return Features(
             all_gather_rows(self.values),
             all_gather_rows(self.labels),
@@ -59,7 +59,7 @@ class Features:
 
 
 class HeadInput(AbstractContextManager["HeadInput"]):
-    """Listens to what a model's last layers are given; of several (DeiT's two heads) it takes the mean.
+    """Records the input of a model's last layers; of several (DeiT's two heads) it takes the mean.
 
     The model is called as in training, through the engine, so that sharded weights are gathered as always.
     """
@@ -113,14 +113,14 @@ def own_features(frozen: FrozenModel, stream: Iterable[Batch]) -> Iterator[Featu
 
 
 def joined(parts: list[Features]) -> Features:
-    """Batches behind each other, without their padding."""
+    """Batches concatenated, without their padding."""
     kept = [(part.values, part.labels, part.sample_ids, part.valid) for part in parts]
     values, labels, sample_ids, valid = (torch.cat(column) for column in zip(*kept, strict=True))
     return Features(values[valid], labels[valid], sample_ids[valid], valid[valid])
 
 
 def all_features(frozen: FrozenModel, stream: Iterable[Batch]) -> Features:
-    """Features of the whole set in the order of the sample ids, on the host of every rank. Collective: yes."""
+    """Features of the complete set in the order of the sample ids, on the host of every rank. Collective: yes."""
     found = joined([part.gathered().to("cpu") for part in own_features(frozen, stream)])
     order = torch.argsort(found.sample_ids)
     return Features(found.values[order], found.labels[order], found.sample_ids[order], found.valid[order])
@@ -130,7 +130,7 @@ class FeatureSet(Protocol):
     """Features of a packed set, each image once over all ranks.
 
     Attributes:
-        shards: where it lies, as the user named it.
+        shards: its location, as the user named it.
         table: its index.
     """
 
@@ -157,7 +157,7 @@ class FeatureSet(Protocol):
 
 
 class StreamedSet:
-    """Features that the model of a run makes anew whenever they are asked for.
+    """Features that the model of a run computes at every pass over the set.
 
     Raises:
         DataError: the shards are missing or damaged.

@@ -56,7 +56,7 @@ class LogisticRegression:
             max_iterations: of L-BFGS.
 
         Returns:
-            The solution, and whether the solver says that it has converged.
+            The solution, and whether the solver reports that it has converged.
         """
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression as Solver

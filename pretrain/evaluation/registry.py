@@ -22,7 +22,7 @@ MOST_COMPARED = 2_000_000  # training images whose checksums are read for a warn
 
 
 class Evaluator(Protocol):
-    """Something that is measured of a model on one set."""
+    """A measurement of a model on one set."""
 
     def __call__(self) -> dict[str, float]:
         """Registered metric → value, the same on every rank. Collective: yes."""
@@ -63,7 +63,7 @@ def build_evaluators(context: Context) -> dict[str, Evaluator]:
 
 
 def _warn_of_overlap(context: Context) -> None:
-    """Says how many images of the sets are trained on, where both lie in folders and that costs little."""
+    """Warns of images that are also trained on, where both sets are in folders, so that checking is cheap."""
     experiment = context.experiment
     for source in experiment.data.sources:
         if Location.parse(source.shards).is_remote or source.num_samples > MOST_COMPARED:
@@ -76,6 +76,6 @@ def _warn_of_overlap(context: Context) -> None:
             if common := num_in_common(trained_on, table):
                 context.session.say(
                     f"warning: {common:,} of the {table.num_samples:,} images of {chosen.shards} "
-                    f"(evaluation.sets.{name}) are also in {source.shards}, which is trained on: {name} says little "
+                    f"(evaluation.sets.{name}) are also in {source.shards}, which is trained on: {name} tells little "
                     "about new images"
                 )

@@ -1,4 +1,4 @@
-"""Labels from a file in the place of a set's own, such as the reassessed labels of ImageNet (ReaL).
+"""Labels from a file instead of a set's own, such as the reassessed labels of ImageNet (ReaL).
 
 Source: Beyer et al., "Are we done with ImageNet?" (2006.07159), section 4: a prediction is right if it is among an
 image's labels, and images without any are left out. Its ``real.json`` is a list in the order of the file names
@@ -36,7 +36,7 @@ def load_targets(path: str | Path, table: ShardTable) -> NDArray[np.int64]:
         table: the set.
 
     Raises:
-        DataError: not such a file, another number of images, an image that is missing, a number that is no class, or
+        DataError: not such a file, another number of images, an image that is missing, a number that is not a class, or
             a list that seems to be in another order.
     """
     path = _imagenet_real() if str(path) == IMAGENET_REAL else path
@@ -73,7 +73,7 @@ def _imagenet_real() -> Path:
 
 
 def _check_order(targets: NDArray[np.int64], table: ShardTable, path: str | Path) -> None:
-    """A list in another order is no error that could be seen, except that it agrees with the labels by chance alone.
+    """A list in another order looks valid, except that it agrees with the labels only as often as chance does.
 
     ReaL's lists hold the original label of about nine images in ten.
     """
@@ -99,7 +99,7 @@ def _read(path: Path) -> list[Any] | dict[str, Any]:
 
 
 def _keys(names: list[str], sources: list[str], content: dict[str, Any], path: str | Path) -> list[str]:
-    """What each image is called in an object: as it was packed, or by its file name, which then only one image has."""
+    """The key of each image in an object: its name as packed, or its file name, which must then be unique."""
     keys = [source if source in content else name for source, name in zip(sources, names, strict=True)]
     if twice := [key for key in repeated(keys) if key in content]:
         raise DataError(f"{path}: {twice[0]!r} is the name of several images of the set; name each as it was packed")
@@ -121,5 +121,5 @@ def _numbers(value: Any, name: str, path: str | Path, num_classes: int) -> list[
     labels = value if isinstance(value, list) else [value]
     for label in labels:
         if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < num_classes:
-            raise DataError(f"{path}: {name}: {label!r} is no class; the set has the classes 0 to {num_classes - 1}")
+            raise DataError(f"{path}: {name}: {label!r} is not a class; the set has the classes 0 to {num_classes - 1}")
     return labels

@@ -1,4 +1,4 @@
-"""What a person sees: a live view on a terminal, plain lines elsewhere, and log.txt beside the run."""
+"""Output for people: a live view on a terminal, plain lines elsewhere, and log.txt in the run folder."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ _PLAIN = ("loss", "images_per_s", "mfu", "data_wait")
 
 
 class Reporter:
-    """Prints for rank 0 and is silent on the others; everything said is also appended to log.txt.
+    """Prints for rank 0 and is silent on the others; every line is also appended to log.txt.
 
     Args:
-        active: False: says nothing.
+        active: False: prints nothing.
         log: a file to append to.
         file: where to print; None: standard output.
     """
@@ -85,7 +85,7 @@ class Reporter:
         self._log_waits = failure is not None
 
     def start(self, title: str, total: int, done: int) -> None:
-        """Begins the view of a long task of ``total`` steps, ``done`` of which lie behind."""
+        """Begins the view of a long task of ``total`` steps, ``done`` of which are complete."""
         self._plain_after = time.monotonic() + PLAIN_INTERVAL_S
         self._title, self._total, self._done = title, total, done
         self._last, self._step_s = time.monotonic(), None
@@ -118,7 +118,7 @@ class Reporter:
             self._plain_after = time.monotonic() + PLAIN_INTERVAL_S
 
     def time_left(self) -> str:
-        """What is left of the task, by the smoothed time of a step: ``0:12:05``; pauses for evaluation count too."""
+        """Time left, by the smoothed time of a step: ``0:12:05``; pauses for evaluation count too."""
         seconds = (self._step_s or 0.0) * (self._total - self._done)
         return str(datetime.timedelta(seconds=round(seconds)))
 
@@ -129,7 +129,7 @@ class Reporter:
             self._live = None
 
     def close(self) -> None:
-        """Ends the live view and the log file; nothing can be said afterwards."""
+        """Ends the live view and the log file; nothing can be printed afterwards."""
         self.stop()
         self._log = None
 

@@ -59,7 +59,7 @@ TRAIN: dict[str, Metric] = {
     "bytes_fetched": Metric(
         "bytes",
         "sum over ranks, since the start",
-        "bytes of shards that came over the network; absent where all sets lie in folders",
+        "bytes of shards that came over the network; absent where all sets are in folders",
     ),
     "fetch_retries": Metric(
         "requests", "sum over ranks, since the start", "requests that failed and were tried again; absent likewise"

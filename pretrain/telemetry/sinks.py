@@ -1,4 +1,4 @@
-"""Where measurements go: a JSON line each in metrics.jsonl, TensorBoard, Weights & Biases. Only rank 0 has sinks."""
+"""Sinks of measurements: a JSON line each in metrics.jsonl, TensorBoard, Weights & Biases. Only rank 0 has sinks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Delayed(Exception):
 
 
 class JsonlSink:
-    """Appends lines to metrics.jsonl; a resumed run goes on in the same file, the later line of a step counts."""
+    """Appends lines to metrics.jsonl; a resumed run continues in the same file, and the later line of a step counts."""
 
     def __init__(self, path: Path) -> None:
         self._journal = Journal(path)
@@ -79,7 +79,7 @@ class TensorBoardSink:
 class WandbSink:
     """A run of Weights & Biases, online or in files that ``wandb sync`` sends later.
 
-    A run that is resumed goes on under the same id; of the steps that it repeats the service keeps the first lines.
+    A resumed run continues under the same id; of the steps that it repeats the service keeps the first lines.
 
     Args:
         folder: where wandb keeps its files (in a folder ``wandb`` below).
@@ -137,5 +137,5 @@ def is_line(line: dict[str, Any]) -> bool:
 
 
 def read_metrics(path: Path, kind: str = "train") -> dict[int, dict[str, Any]]:
-    """Step → the last line of this kind for it; one that is damaged or was cut short by a kill is passed over."""
+    """Step → the last line of this kind for it; one that is damaged or was truncated by a kill is skipped."""
     return {line["step"]: line for line in records.read_lines(path, LINE).values if line["kind"] == kind}

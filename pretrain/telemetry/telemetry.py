@@ -17,7 +17,7 @@ SLOW_SHARE = 0.1  # and if that costs this share of a step
 
 
 class OwnTimes(NamedTuple):
-    """Seconds that each rank spent by itself in a step: one entry per rank."""
+    """Seconds that each rank spent on its own work in a step: one entry per rank."""
 
     waited_s: list[float]
     forward_s: list[float]
@@ -29,7 +29,7 @@ class OwnTimes(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """What a step consists of, to tell rates from times.
+    """The content of a step, from which rates are computed.
 
     Attributes:
         batch_size: images per step, over all ranks.
@@ -46,7 +46,7 @@ class Work:
     peak_flops: float | None = None
 
     def mfu(self, images_per_s: float) -> float | None:
-        """Model FLOPs utilisation at this rate of the whole job.
+        """Model FLOPs utilisation at this rate of the job.
 
         Source: Chowdhery et al., "PaLM" (2204.02311), appendix B.
         """
@@ -59,10 +59,10 @@ class Telemetry:
     """Averages over the steps since the last line; active sinks exist on rank 0 only.
 
     Args:
-        sinks: where lines go; one that fails is left out from then on, which is said.
+        sinks: the destinations; one that fails is reported and gets no more lines.
         reporter: the terminal.
         log_every: steps between two lines.
-        work: what a step consists of.
+        work: the content of a step.
     """
 
     def __init__(self, sinks: Sequence[Sink], reporter: Reporter, *, log_every: int, work: Work) -> None:
@@ -144,7 +144,7 @@ class Telemetry:
         except Delayed as error:
             if id(sink) not in self._delayed:
                 self._delayed.add(id(sink))
-                self.reporter.say(f"warning: {error}; the training continues, and what waits is tried again")
+                self.reporter.say(f"warning: {error}; the training continues, and the waiting lines are tried again")
         except Exception as error:  # of somebody else's library, or a full disk: no reason to end a run
             self._sinks.remove(sink)
             self.reporter.say(
@@ -154,6 +154,6 @@ class Telemetry:
     def close(self) -> None:
         """Ends the live view and closes the sinks."""
         self.reporter.stop()
-        self._delayed.clear()  # what still waits at the end is said again
+        self._delayed.clear()  # lines that still wait at the end are reported again
         for sink in list(self._sinks):
             self._attempt(sink, sink.close)

@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_is_passed_over(command: Commands, straight: Path, 
     for path in run.glob("checkpoints/*/COMPLETE.json"):
         path.write_text("{}")
     refused = command.run(*words)
-    assert refused.returncode == 2 and "is whole: restore one from a copy" in refused.stderr
+    assert refused.returncode == 2 and "is intact: restore one from a copy" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

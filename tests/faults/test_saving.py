@@ -64,7 +64,7 @@ def test_a_file_that_cannot_be_written(digits: None, pool2: Pool, tmp_path: Path
         assert max(curve(folder)) in (8, 9, 10), "the failure is seen at a boundary after the save of step 8"
     else:
         failed = [line for line in done["said"] if "no checkpoint:" in line]
-        assert failed and "the training goes on" in failed[0] and rank_file(rank) in failed[0]
+        assert failed and "the training continues" in failed[0] and rank_file(rank) in failed[0]
         assert max(curve(folder)) == 11, "all steps were done"
         assert done["outcome"] == "fatal" and "not saved" in done["reason"], "but an end without a result is no success"
     assert run(pool2, tmp_path, *settings)["outcome"] == "complete"
@@ -104,5 +104,5 @@ def test_a_full_disk(command: Commands, digits: None, tmp_path: Path) -> None:
     words = pretrain("alone", folder, "checkpoint.on_error=continue", "duration=16 steps", "evaluation.sets={}")
     mount = f"mkdir {folder} && mount -t tmpfs -o size=1m tmpfs {folder}"
     job = command.run("unshare", "-rm", "sh", "-c", f"{mount} && {shlex.join(words)}; ls {folder}/run/checkpoints")
-    assert "no space for a checkpoint" in job.stdout and "the training goes on" in job.stdout, job.stdout + job.stderr
+    assert "no space for a checkpoint" in job.stdout and "the training continues" in job.stdout, job.stdout + job.stderr
     assert job.stdout.splitlines()[-2:] == ["step-00000004", "step-00000008"]

@@ -124,7 +124,7 @@ def test_targets_as_a_list_in_the_order_of_names_and_by_name(table: ShardTable, 
     [
         ("[[1]]", ["labels of 1 images", "has 5"]),
         ('{"image-000000": [1]}', ["no labels of image-000001 and 3 more"]),
-        ("[[0],[1],[2],[3],[7]]", ["image-000004: 7 is no class", "0 to 6"]),
+        ("[[0],[1],[2],[3],[7]]", ["image-000004: 7 is not a class", "0 to 6"]),
         ("3", ["a JSON list"]),
         ("[", ["cannot be read"]),
     ],
