@@ -81,11 +81,11 @@ def test_the_fallback_is_the_complete_image(size: str, complete: float) -> None:
 
 def test_torchvisions_law_is_another_one() -> None:
     """The comparison can tell them apart: mean areas of 0.35 and 0.42 at 375 × 500."""
-    from pretrain.config.schema.data import TrainTransformConfig
+    from pretrain.config.schema.data import InceptionConfig
     from pretrain.data.images.crops import inception_box
 
     numbers = seeds.uniform(5, "test", np.arange(2000)[:, None], np.arange(NUMBERS_PER_CROP))
-    torchvisions = np.array([inception_box(375, 500, TrainTransformConfig(min_area=0.05), row) for row in numbers])
+    torchvisions = np.array([inception_box(375, 500, InceptionConfig(min_area=0.05), row) for row in numbers])
     other, theirs = shares(torchvisions, "375x500")["area"], shares(tensorflows()["375x500"], "375x500")["area"]
     assert p_value(other, theirs) < 1e-20
     assert (other.mean(), theirs.mean()) == pytest.approx((0.415, 0.346), abs=0.01)

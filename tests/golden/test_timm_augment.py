@@ -14,7 +14,7 @@ from torchvision.transforms import functional as tv
 
 from pretrain import seeds
 from pretrain.config.schema.augmentation import parse_timm_policy
-from pretrain.config.schema.data import TrainTransformConfig
+from pretrain.config.schema.data import InceptionConfig
 from pretrain.data.images.augment import TrainTransform
 from pretrain.data.images.policies import timm as ours
 from pretrain.data.images.policies.color import ColorJitter, ThreeAugment
@@ -122,7 +122,7 @@ def test_the_hue_is_turned_as_torchvision_does(pixels: np.ndarray, share: float)
 def test_the_hue_has_its_range_and_leaves_the_other_numbers() -> None:
     """Uniform in ± h over images, and the three factors and their order are those of a jitter without a hue."""
     ids, epochs = np.arange(400), np.zeros(400, dtype=np.int64)
-    configs = [TrainTransformConfig(color_jitter=0.3, color_jitter_hue=hue) for hue in (0.0, 0.1)]
+    configs = [InceptionConfig(color_jitter=0.3, color_jitter_hue=hue) for hue in (0.0, 0.1)]
     plain, turned = (TrainTransform(config, 32, 32, seed=5).numbers(epochs, ids) for config in configs)
     assert np.array_equal(turned[:, :-2], plain)
     assert stats.kstest(turned[:, -2], "uniform").pvalue > 0.01

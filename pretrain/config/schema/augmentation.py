@@ -45,6 +45,17 @@ class RandAugmentConfig(Strict):
     )
 
 
+class Policy(NamedTuple):
+    """Marks a key of ``train_transform`` that switches a policy on: a change of the pixels after crop and flip.
+
+    Attributes:
+        moves_pixels: it changes where things are, so that a mask would no longer fit its image. Such a policy is
+            refused beside masks; the others act on the image alone.
+    """
+
+    moves_pixels: bool
+
+
 class TimmPolicy(NamedTuple):
     """What timm's text says: see ``parse_timm_policy``."""
 

@@ -24,15 +24,15 @@ class Strict(BaseModel):
     Attributes:
         chosen_by: of the members of a union: the key whose value says which of them a section is.
         not_offered: of the members of a union: values of that key that people ask for, each with why there is none.
-        key_order: the order in which keys are listed, where it differs from that of their declaration; ``...`` is the
-            place of those that it does not name. Members of a union list their shared keys around their own with it.
+        first_keys: of the base of a union's members: the keys that are listed first. A member's own keys come next,
+            then the remaining shared ones.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
 
     chosen_by: ClassVar[str] = "name"
     not_offered: ClassVar[Mapping[str, str]] = {}
-    key_order: ClassVar[tuple[Any, ...]] = (...,)
+    first_keys: ClassVar[tuple[str, ...]] = ()
 
     def ignored(self) -> dict[str, str]:
         """Keys without effect beside the section's other settings, each with the reason: the end of "KEY …".
@@ -130,8 +130,9 @@ def options_of(annotation: Any) -> tuple[Any, ...]:
 def fields_of(schema: type[BaseModel]) -> dict[str, FieldInfo]:
     """Key as it is written → field, in the order in which keys are listed."""
     fields = {info.alias or name: info for name, info in schema.model_fields.items()}
-    order = schema.key_order if issubclass(schema, Strict) else (...,)
-    before = order[: order.index(...)]
-    after = order[len(before) + 1 :]
-    own = [key for key in fields if key not in before and key not in after]
-    return {key: fields[key] for key in (*before, *own, *after) if key in fields}
+    base = next((base for base in schema.__mro__ if "first_keys" in vars(base)), None)
+    if base is None or not issubclass(base, Strict):
+        return fields
+    first = [key for key in base.first_keys if key in fields]
+    own = [key for key in fields if key not in first and key not in base.model_fields]
+    return {key: fields[key] for key in dict.fromkeys((*first, *own, *fields))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,90 +11,152 @@ from pretrain.config.schema.augmentation import (
     AUGREG,
     AugRegPreset,
     MixingConfig,
+    Policy,
     RandAugmentConfig,
     RandomErasingConfig,
     TimmPolicyText,
 )
-from pretrain.config.schema.base import NonNegativeFloat, PositiveFloat, PositiveInt, Strict, UnitInterval
+from pretrain.config.schema.base import (
+    ONE_OF,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Strict,
+    UnitInterval,
+    fields_of,
+)
 from pretrain.config.schema.source import TrainSetConfig
 
 ResizeFilter = Literal["bilinear", "bilinear_aa", "bicubic_aa", "area"]
-TENSORFLOW_RATIO = (0.75, 1.33)  # Source: the default of tf.image.sample_distorted_bounding_box
 
 
 class TrainTransformConfig(Strict):
     """How a training image is made from its bytes. Random numbers are functions of (seed, epoch, sample)."""
 
-    crop: Literal["inception", "inception_tf", "simple", "resmall", "resize"] = Field(
-        default="inception",
-        description="inception: a random area and ratio, resized (torchvision's RandomResizedCrop). inception_tf: a "
-        "random height and ratio, resized (TensorFlow's distorted bounding box, as in Google's recipes). simple: the "
-        "short side resized to the model's size, 4 pixels reflected at each edge, then a random square of the model's "
-        "size (DeiT III's simple random crop). resmall: the short side resized to short_side, then a random square "
-        "(big_vision's resmall_crop). resize: the whole image, squashed.",
-    )
-    short_side: PositiveInt | None = Field(
-        default=None, description="resmall only: pixels of the short side before the crop (448 for a 384 px model)."
-    )
-    min_area: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.05, description="inception, inception_tf: smallest share of the area of a crop."
-    )
-    ratio: tuple[PositiveFloat, PositiveFloat] = Field(
-        default=(0.75, 4 / 3),
-        description="inception, inception_tf: range of the crop's width over its height; the default of inception_tf "
-        "is TensorFlow's, 0.75 to 1.33.",
-    )
+    chosen_by = "crop"
+    first_keys = ("crop", "short_side")
+
+    crop: str
+    short_side: PositiveInt | None = Field(default=None, description="null only.", json_schema_extra={"const": None})
     hflip: UnitInterval = Field(default=0.5, description="Probability of a horizontal flip.")
     resize_filter: ResizeFilter = Field(default="bilinear_aa", description="Interpolation of the resize.")
-    randaugment: RandAugmentConfig | None = Field(
+    randaugment: Annotated[RandAugmentConfig | None, Policy(moves_pixels=True)] = Field(
         default=None, description="big_vision's RandAugment, after the flip; null: none."
     )
-    auto_augment: TimmPolicyText | None = Field(
+    auto_augment: Annotated[TimmPolicyText | None, Policy(moves_pixels=True)] = Field(
         default=None,
         description="timm's RandAugment as timm writes it, such as rand-m9-mstd0.5-inc1 (other operations and levels "
         "than randaugment); null: none.",
     )
-    three_augment: bool = Field(
+    three_augment: Annotated[bool, Policy(moves_pixels=False)] = Field(
         default=False, description="3-Augment: grey, solarised or blurred, one of them for each image (DeiT III)."
     )
-    color_jitter: NonNegativeFloat = Field(
+    color_jitter: Annotated[NonNegativeFloat, Policy(moves_pixels=False)] = Field(
         default=0.0,
         description="Brightness, contrast and saturation each by a factor within 1 ± this, in random order, after the "
         "operations above. timm drops its colour jitter beside auto_augment; here it acts.",
     )
-    color_jitter_hue: Annotated[float, Field(ge=0, le=0.5)] = Field(
+    color_jitter_hue: Annotated[float, Field(ge=0, le=0.5), Policy(moves_pixels=False)] = Field(
         default=0.0,
         description="The colour jitter's fourth operation: the hue turned by a share of the circle within ± this "
         "(torchvision's hue); with color_jitter 0 the only one.",
     )
-    random_erasing: RandomErasingConfig | None = Field(
+    random_erasing: Annotated[RandomErasingConfig | None, Policy(moves_pixels=True)] = Field(
         default=None, description="Rectangles of noise in the normalised image; null: none."
     )
 
-    @model_validator(mode="before")
     @classmethod
-    def _ratio_of_the_crop(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("crop") == "inception_tf":
-            return {"ratio": TENSORFLOW_RATIO} | values
-        return values
+    def policies(cls) -> dict[str, Policy]:
+        """The keys that switch a policy on, each with what it declares."""
+        marked = {
+            key: [mark for mark in info.metadata if isinstance(mark, Policy)] for key, info in fields_of(cls).items()
+        }
+        return {key: marks[0] for key, marks in marked.items() if marks}
 
-    def ignored(self) -> dict[str, str]:
-        """See ``Strict``."""
-        if self.crop in ("inception", "inception_tf"):
-            return {}
-        reason = f"belongs to crop: inception or inception_tf; with {self.crop} it would be ignored"
-        return dict.fromkeys(("min_area", "ratio"), reason)
+    @property
+    def moving_pixels(self) -> list[str]:
+        """The keys of the policies that are on and change where things are in an image."""
+        return [key for key, policy in self.policies().items() if policy.moves_pixels and getattr(self, key)]
+
+    def of_masks(self) -> TrainTransformConfig:
+        """The same crop and flip for masks: the nearest pixel, and no policy."""
+        off = {key: type(self).model_fields[key].default for key in self.policies()}
+        return self.model_copy(update={"resize_filter": "nearest", **off})
 
     @model_validator(mode="after")
     def _settings_fit_each_other(self) -> TrainTransformConfig:
-        if self.crop != "resmall" and self.short_side is not None:
-            raise ValueError(f"short_side belongs to crop: resmall; with crop: {self.crop} it would be ignored")
-        if self.crop == "resmall" and self.short_side is None:
-            raise ValueError("crop: resmall needs short_side, the pixels of the short side before the crop")
+        if self.short_side is not None and not isinstance(self, ResmallConfig):
+            raise ValueError(f"short_side belongs to crop: resmall; with {self.crop} it would be ignored")
         chosen = [name for name in ("randaugment", "auto_augment", "three_augment") if getattr(self, name)]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} are two policies for one place; choose one")
         return self
+
+
+class InceptionConfig(TrainTransformConfig):
+    """A random area and ratio."""
+
+    crop: Literal["inception"] = Field(
+        default="inception", description="A random area and ratio, resized (torchvision's RandomResizedCrop)."
+    )
+    min_area: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.05, description="Smallest share of the area of a crop."
+    )
+    ratio: tuple[PositiveFloat, PositiveFloat] = Field(
+        default=(0.75, 4 / 3), description="Range of the crop's width over its height."
+    )
+
+
+class InceptionTfConfig(TrainTransformConfig):
+    """A random height and ratio."""
+
+    crop: Literal["inception_tf"] = Field(
+        default="inception_tf",
+        description="A random height and ratio, resized (TensorFlow's distorted bounding box, as in Google's recipes).",
+    )
+    min_area: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.05, description="Smallest share of the area of a crop."
+    )
+    ratio: tuple[PositiveFloat, PositiveFloat] = Field(
+        default=(0.75, 1.33), description="Range of the crop's width over its height (TensorFlow's default)."
+    )
+
+
+class SimpleConfig(TrainTransformConfig):
+    """A random place of the short side's square."""
+
+    crop: Literal["simple"] = Field(
+        default="simple",
+        description="The short side resized to the model's size, 4 pixels reflected at each edge, then a random square "
+        "of the model's size (DeiT III's simple random crop).",
+    )
+
+
+class ResmallConfig(TrainTransformConfig):
+    """A random square of an image that was resized before."""
+
+    crop: Literal["resmall"] = Field(
+        default="resmall",
+        description="The short side resized to short_side, then a random square (big_vision's resmall_crop).",
+    )
+    short_side: PositiveInt | None = Field(
+        default=None, description="Pixels of the short side before the crop (448 for a 384 px model). Must be set."
+    )
+
+    @model_validator(mode="after")
+    def _has_a_short_side(self) -> ResmallConfig:
+        if self.short_side is None:
+            raise ValueError("crop: resmall needs short_side, the pixels of the short side before the crop")
+        return self
+
+
+class SquashConfig(TrainTransformConfig):
+    """The complete image."""
+
+    crop: Literal["resize"] = Field(default="resize", description="The complete image, squashed.")
+
+
+AnyTrainTransform = Annotated[InceptionConfig | InceptionTfConfig | SimpleConfig | ResmallConfig | SquashConfig, ONE_OF]
 
 
 class EvalTransformConfig(Strict):
@@ -148,7 +210,11 @@ class DataConfig(TrainSetConfig):
         description="AugReg's strength of augmentation: sets train_transform.randaugment and mixing (mixup, per batch, "
         "the larger share kept).",
     )
-    train_transform: TrainTransformConfig = Field(default_factory=TrainTransformConfig)
+    train_transform: AnyTrainTransform = Field(
+        default_factory=InceptionConfig,
+        description="How a training image is made from its bytes. Random numbers are functions of (seed, epoch, "
+        "sample).",
+    )
     mixing: MixingConfig = Field(default_factory=MixingConfig)
     eval_transform: EvalTransformConfig = Field(default_factory=EvalTransformConfig)
     mean: tuple[float, float, float] = Field(default=(0.5, 0.5, 0.5), description="Subtracted from pixels in [0, 1].")

@@ -147,13 +147,11 @@ class Experiment(Strict):
             raise ValueError(f"objective.name: {name} needs model.head: {wanted}{hint}")
         if not dense:
             return self
-        transform = self.data.augmentation
-        for key in ("randaugment", "auto_augment", "random_erasing"):
-            if getattr(transform, key) is not None:
-                raise ValueError(
-                    f"data.train_transform.{key} (or data.augreg) changes where things are in an image, but not in its "
-                    "mask; remove it, or use three_augment or color_jitter, which change colours only"
-                )
+        for key in self.data.augmentation.moving_pixels:
+            raise ValueError(
+                f"data.train_transform.{key} (or data.augreg) changes where things are in an image, but not in its "
+                "mask; remove it, or use three_augment or color_jitter, which change colours only"
+            )
         transforms = {"data.eval_transform": self.data.eval_transform}
         for key, chosen in self.evaluation.sets.items():
             if chosen.uses_features:

@@ -22,7 +22,7 @@ NO_MUON = (
 class ScheduleConfig(Strict):
     """The learning rate as a function of the step."""
 
-    key_order = ("name", "warmup", "warmup_lr", "warmup_prefix", "cooldown", ..., "per_epoch")
+    first_keys = ("name", "warmup", "warmup_lr", "warmup_prefix", "cooldown")
     needs_length: ClassVar[bool] = True  # the curve depends on the length of the run: a cooldown cannot end it earlier
 
     name: str
@@ -159,7 +159,7 @@ class OptimConfig(Strict):
             pieces from stage 1 on.
     """
 
-    key_order = ("name", "lr", "weight_decay", ..., "clip_grad", "layer_decay", "overrides", "schedule", "ema_decay")
+    first_keys = ("name", "lr", "weight_decay")
     not_offered: ClassVar[Mapping[str, str]] = {"muon": NO_MUON}
     needs_unsharded: ClassVar[bool] = False
 

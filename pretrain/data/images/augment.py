@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pretrain import seeds
 from pretrain.config.schema.data import EvalTransformConfig, TrainTransformConfig
-from pretrain.data.images.crops import CROPS, NUMBERS_PER_CROP, Numbers
+from pretrain.data.images.crops import CROPS, NUMBERS_PER_CROP, Frame, Numbers
 from pretrain.data.images.decode import EncodedImage, Pixels, inside, open_image
 from pretrain.data.images.masks import Mask, open_mask
 from pretrain.data.images.policies.protocol import Policy
@@ -98,9 +98,8 @@ class TrainTransform:
         if out is None:
             out = np.empty((self.height, self.width, 3), dtype=np.uint8)
         flipped = numbers[NUMBERS_PER_CROP] < self.config.hflip
-        crop = CROPS[self.config.crop]
-        numbers_of_crop = numbers[:NUMBERS_PER_CROP]
-        pixels = crop(image, self.config, self.height, self.width, numbers_of_crop, None if flipped else out)
+        frame = Frame(self.height, self.width, self.config.resize_filter, None if flipped else out)
+        pixels = CROPS[self.config.crop](image, self.config, frame, numbers[:NUMBERS_PER_CROP])
         if flipped:
             cv2.flip(pixels, 1, dst=out)
         elif pixels is not out:
@@ -122,9 +121,8 @@ class TrainTransform:
 
     @cached_property
     def _of_masks(self) -> TrainTransform:
-        """The same crop and flip by the nearest pixel, and nothing that changes colours."""
-        colours = {"randaugment": None, "auto_augment": None, "three_augment": False, "color_jitter": 0.0}
-        return replace(self, config=self.config.model_copy(update={"resize_filter": "nearest", **colours}))
+        """The same crop and flip by the nearest pixel, without policies."""
+        return replace(self, config=self.config.of_masks())
 
     def _apply_policies(self, out: Pixels, numbers: Numbers) -> Pixels:
         pixels = out

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.config.schema.data import TrainTransformConfig
+from pretrain.config.schema.data import InceptionConfig, InceptionTfConfig, ResmallConfig, TrainTransformConfig
 from pretrain.data.images.decode import Box, EncodedImage, Pixels, inside
 from pretrain.data.images.distorted_box import distorted_box
 from pretrain.data.images.resize import ANTIALIASED, resize, window
@@ -25,78 +26,59 @@ REFLECTED = 4  # pixels at each edge, of the simple random crop
 Numbers = NDArray[np.float64]
 
 
-def inception_crop(
-    image: EncodedImage,
-    config: TrainTransformConfig,
-    height: int,
-    width: int,
-    numbers: Numbers,
-    out: Pixels | None = None,
-) -> Pixels:
+class Frame(NamedTuple):
+    """What a crop fills.
+
+    Attributes:
+        height, width: H, W.
+        filter: of the resize.
+        out: memory for the result, contiguous (H, W, 3); a crop that cannot use it returns memory of its own.
+    """
+
+    height: int
+    width: int
+    filter: str
+    out: Pixels | None = None
+
+
+def inception_crop(image: EncodedImage, config: InceptionConfig, frame: Frame, numbers: Numbers) -> Pixels:
     """A random area and ratio by torchvision's law, resized; see ``inception_box``."""
-    box = inception_box(image.height, image.width, config, numbers)
-    return cut(image, box, height, width, config.resize_filter, out)
+    return cut(image, inception_box(image.height, image.width, config, numbers), frame)
 
 
-def inception_tf_crop(
-    image: EncodedImage,
-    config: TrainTransformConfig,
-    height: int,
-    width: int,
-    numbers: Numbers,
-    out: Pixels | None = None,
-) -> Pixels:
+def inception_tf_crop(image: EncodedImage, config: InceptionTfConfig, frame: Frame, numbers: Numbers) -> Pixels:
     """A random height and ratio by TensorFlow's law, resized; see ``distorted_box``."""
-    box = distorted_box(image.height, image.width, config.min_area, config.ratio, numbers)
-    return cut(image, box, height, width, config.resize_filter, out)
+    return cut(image, distorted_box(image.height, image.width, config.min_area, config.ratio, numbers), frame)
 
 
-def squash(
-    image: EncodedImage,
-    config: TrainTransformConfig,
-    height: int,
-    width: int,
-    numbers: Numbers,
-    out: Pixels | None = None,
-) -> Pixels:
-    """The whole image."""
-    return cut(image, (0, 0, image.height, image.width), height, width, config.resize_filter, out)
+def squash(image: EncodedImage, config: TrainTransformConfig, frame: Frame, numbers: Numbers) -> Pixels:
+    """The complete image."""
+    return cut(image, (0, 0, image.height, image.width), frame)
 
 
-def simple_crop(
-    image: EncodedImage,
-    config: TrainTransformConfig,
-    height: int,
-    width: int,
-    numbers: Numbers,
-    out: Pixels | None = None,
-) -> Pixels:
+def simple_crop(image: EncodedImage, config: TrainTransformConfig, frame: Frame, numbers: Numbers) -> Pixels:
     """The short side resized to the model's, 4 pixels reflected at each edge, then a random place of the model's size.
 
     Source: DeiT III (2204.07118), section 3.2, "simple random crop"; as in its code the long side is rounded down.
     """
+    height, width = frame.height, frame.width
     scale = max(height / image.height, width / image.width)
+    # 1e-9: image.height * (height / image.height) may come out just below the integer that it is
     resized_height = max(height, int(image.height * scale + 1e-9))
     resized_width = max(width, int(image.width * scale + 1e-9))
     top = int(numbers[0] * (resized_height + 2 * REFLECTED - height + 1))
     left = int(numbers[1] * (resized_width + 2 * REFLECTED - width + 1))
+    # only the part that the crop needs is resized: with a margin to reflect, of which some is cut off again
     seen_top, seen_left = max(0, top - 2 * REFLECTED), max(0, left - 2 * REFLECTED)
     seen_height = min(resized_height, top + height) - seen_top
     seen_width = min(resized_width, left + width) - seen_left
     seen = (seen_top, seen_left, seen_height, seen_width)
-    part = _part_of_resized(image, (resized_height, resized_width), seen, config.resize_filter)
+    part = _part_of_resized(image, (resized_height, resized_width), seen, frame.filter)
     padded = cv2.copyMakeBorder(part, REFLECTED, REFLECTED, REFLECTED, REFLECTED, cv2.BORDER_REFLECT_101)
     return inside(np.asarray(padded, dtype=np.uint8), (top - seen_top, left - seen_left, height, width))
 
 
-def resmall_crop(
-    image: EncodedImage,
-    config: TrainTransformConfig,
-    height: int,
-    width: int,
-    numbers: Numbers,
-    out: Pixels | None = None,
-) -> Pixels:
+def resmall_crop(image: EncodedImage, config: ResmallConfig, frame: Frame, numbers: Numbers) -> Pixels:
     """The short side resized to ``config.short_side``, the aspect kept, then a random place of the model's size.
 
     Source: google-research/big_vision, ``resmall_crop`` (``resize_small`` and ``random_crop``).
@@ -104,14 +86,14 @@ def resmall_crop(
     assert config.short_side is not None
     factor = config.short_side / min(image.height, image.width)
     resized_height, resized_width = (max(1, round(side * factor)) for side in (image.height, image.width))
-    top = int(numbers[0] * (resized_height - height + 1))
-    left = int(numbers[1] * (resized_width - width + 1))
-    place = (top, left, height, width)
-    return _part_of_resized(image, (resized_height, resized_width), place, config.resize_filter)
+    top = int(numbers[0] * (resized_height - frame.height + 1))
+    left = int(numbers[1] * (resized_width - frame.width + 1))
+    place = (top, left, frame.height, frame.width)
+    return _part_of_resized(image, (resized_height, resized_width), place, frame.filter)
 
 
-# the last argument is memory that the result may be written to: (H, W, 3), contiguous
-CROPS: dict[str, Callable[[EncodedImage, TrainTransformConfig, int, int, Numbers, Pixels | None], Pixels]] = {
+# each has settings of its own: the member of ``AnyTrainTransform`` with its name
+CROPS: dict[str, Callable[[EncodedImage, Any, Frame, Numbers], Pixels]] = {
     "inception": inception_crop,
     "inception_tf": inception_tf_crop,
     "simple": simple_crop,
@@ -120,7 +102,7 @@ CROPS: dict[str, Callable[[EncodedImage, TrainTransformConfig, int, int, Numbers
 }
 
 
-def inception_box(height: int, width: int, config: TrainTransformConfig, numbers: Numbers) -> Box:
+def inception_box(height: int, width: int, config: InceptionConfig, numbers: Numbers) -> Box:
     """A random box whose share of the area is uniform and whose ratio is log-uniform; the first of 10 that fits.
 
     Args:
@@ -153,13 +135,14 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def cut(image: EncodedImage, box: Box, height: int, width: int, filter: str, out: Pixels | None = None) -> Pixels:
-    """Decodes ``box``, as small as the filter allows, and resizes it to ``height`` × ``width``.
+def cut(image: EncodedImage, box: Box, frame: Frame) -> Pixels:
+    """Decodes ``box``, as small as the filter allows, and resizes it to the frame.
 
     An antialiased filter sees at least twice as many pixels a side as it gives, or the full size. The pixels are those
     of a full decode and the same filter to a mean of 3 levels (below 1 as a rule), and the box has whole pixels of the
     smaller decode as its edges.
     """
+    height, width, filter, out = frame
     if filter not in ANTIALIASED:  # a smaller decode would be an antialias of its own
         return resize(image.decode_box(box), height, width, filter, out)
     _, _, box_height, box_width = box
@@ -170,4 +153,4 @@ def cut(image: EncodedImage, box: Box, height: int, width: int, filter: str, out
 
 def _part_of_resized(image: EncodedImage, resized: tuple[int, int], part: Box, filter: str) -> Pixels:
     way = window((image.height, image.width), resized, part)
-    return inside(cut(image, way.box, way.height, way.width, filter), way.part)
+    return inside(cut(image, way.box, Frame(way.height, way.width, filter)), way.part)

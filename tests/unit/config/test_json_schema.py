@@ -65,6 +65,8 @@ def test_every_config_names_its_schema_and_fits_it(file: str) -> None:
         {"objective": {"reduction": "mean", "teacher": "runs/x"}},
         {"objective": {"name": "sigmoid", "label_smoothing": 0.1}},
         {"objective": {"name": "hinge"}},
+        {"data": {"train_transform": {"crop": "simple", "ratio": [0.5, 2]}}},
+        {"data": {"train_transform": {"crop": "inception", "short_side": 256}}},
         {"optim": {"name": "sgd", "betas": [0.9, 0.99]}},
         {"optim": {"schedule": {"name": "constant", "end_lr": 0}}},
         {"optim": {"schedule": {"end_lr": 0, "timescale": "3 steps"}}},
@@ -88,6 +90,8 @@ def test_the_schema_refuses_what_the_loader_refuses(settings: dict[str, Any]) ->
         {"objective": {"name": "sigmoid", "reduction": "mean", "label_smoothing": 0}},
         {"objective": {"reduction": "mean"}},  # the name may be in the file that this one extends
         {"objective": None},
+        {"data": {"train_transform": {"crop": "resmall", "short_side": 256, "hflip": 0}}},
+        {"data": {"train_transform": {"min_area": 0.2, "ratio": [0.5, 2], "short_side": None}}},
         {"optim": {"name": "sgd", "lr": 1, "momentum": 0.5, "schedule": {"name": "rsqrt", "shift": "3 steps"}}},
         {"optim": {"betas": [0.9, 0.99], "schedule": {"end_lr": "1e-6", "warmup": "3 steps"}}},
     ],

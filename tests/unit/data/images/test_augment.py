@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import TypeAdapter
 
-from pretrain.config.schema.data import EvalTransformConfig, TrainTransformConfig
+from pretrain.config.schema.data import AnyTrainTransform, EvalTransformConfig
 from pretrain.data.images.augment import EvalTransform, TrainTransform
 from pretrain.data.images.crops import inception_box
 
@@ -32,7 +33,7 @@ def gradient(height: int, width: int) -> np.ndarray:
 
 def transform(size=(32, 32), seed=0, **config) -> TrainTransform:
     height, width = size
-    return TrainTransform(TrainTransformConfig.model_validate(config), height, width, seed)
+    return TrainTransform(TypeAdapter(AnyTrainTransform).validate_python(config), height, width, seed)
 
 
 def boxes(height: int, width: int, count: int = 2000, **config) -> np.ndarray:

@@ -10,15 +10,18 @@ import struct
 import tarfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from pydantic import TypeAdapter
 
 from pipelines.__main__ import main
-from pretrain.config.schema.data import EvalTransformConfig, TrainTransformConfig
+from pretrain.config.schema.data import AnyTrainTransform, EvalTransformConfig, InceptionConfig
 from pretrain.data.images.augment import EvalTransform, TrainTransform, View
 from pretrain.data.images.masks import read_mask
+from pretrain.data.images.policies import registry
 from pretrain.data.storage.card import Card
 from pretrain.data.storage.index import ShardTable
 from pretrain.data.stream import EvalStream, TrainStream
@@ -41,6 +44,12 @@ def twins(seed: int = 0) -> Sample:
     return Sample(seed, png(np.repeat(classes[:, :, None], 3, axis=2)), (), mask=png(classes))
 
 
+def coloured(seed: int) -> Sample:
+    """The same with an image of other colours, on which a turned hue shows."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    return dataclasses.replace(twins(seed), data=png(pixels))
+
+
 CROPS = {
     "inception": {"crop": "inception", "min_area": 0.2},
     "inception_tf": {"crop": "inception_tf", "min_area": 0.2},
@@ -53,7 +62,7 @@ CROPS = {
 @pytest.mark.parametrize("crop", CROPS)
 def test_image_and_mask_are_cut_alike_to_the_pixel(crop: str) -> None:
     """With the nearest pixel for both, each pixel of the image still is the class of the mask."""
-    config = TrainTransformConfig(**CROPS[crop], hflip=0.5).model_copy(update={"resize_filter": "nearest"})
+    config = TypeAdapter(AnyTrainTransform).validate_python({**CROPS[crop], "hflip": 0.5}).of_masks()
     transform = TrainTransform(config, SIDE, SIDE, seed=3)
     ids = np.arange(12)
     views = []
@@ -65,15 +74,45 @@ def test_image_and_mask_are_cut_alike_to_the_pixel(crop: str) -> None:
     assert len({view.tobytes() for view in views}) == 12
 
 
-def test_colours_change_the_image_alone() -> None:
+# a value that switches each policy on
+POLICIES: dict[str, Any] = {
+    "randaugment": {"num_layers": 2, "magnitude": 10},
+    "auto_augment": "rand-m9-mstd0.5-inc1",
+    "three_augment": True,
+    "color_jitter": 0.4,
+    "color_jitter_hue": 0.4,
+    "random_erasing": {"prob": 1.0},
+}
+
+
+def test_every_key_of_the_transform_is_a_policy_or_cuts_image_and_mask_alike() -> None:
+    cutting = {"crop", "short_side", "min_area", "ratio", "hflip", "resize_filter"}
+    assert set(InceptionConfig.policies()) == set(POLICIES) == set(InceptionConfig.model_fields) - cutting
+    assert registry.POLICIES.keys() <= POLICIES.keys()
+
+
+@pytest.mark.parametrize("key", POLICIES)
+def test_a_policy_that_moves_pixels_is_refused_beside_masks_and_any_other_leaves_them(key: str) -> None:
+    config = TypeAdapter(AnyTrainTransform).validate_python({"hflip": 0.5, key: POLICIES[key]})
+    if InceptionConfig.policies()[key].moves_pixels:
+        assert config.moving_pixels == [key]
+        settings = {
+            "objective__name": "segmentation",
+            "model__head": "dense",
+            "data__eval_transform": {"resize": "squash"},
+        }
+        with pytest.raises(ValueError, match=f"data.train_transform.{key} .or data.augreg. changes where things are"):
+            experiment("data", 10, **settings, data__train_transform={key: POLICIES[key]})
+        return
     views = []
-    for colours in ({}, {"three_augment": True, "color_jitter": 0.4}):
-        transform = TrainTransform(TrainTransformConfig(hflip=0.5, **colours), SIDE, SIDE, seed=3)
-        views.append(transform.pair(twins(), transform.numbers(np.zeros(1, np.int64), np.arange(1))[0]))
-    one, other = views
-    assert one.mask is not None and other.mask is not None
-    np.testing.assert_array_equal(one.mask, other.mask)
-    assert (one.pixels != other.pixels).any()
+    for chosen in (InceptionConfig(hflip=0.5), config):
+        transform = TrainTransform(chosen, SIDE, SIDE, seed=3)
+        numbers = transform.numbers(np.zeros(4, np.int64), np.arange(4))
+        views.append([transform.pair(coloured(row), numbers[row]) for row in range(4)])
+    for one, other in zip(*views, strict=True):
+        assert one.mask is not None and other.mask is not None
+        np.testing.assert_array_equal(one.mask, other.mask)
+        assert (one.pixels != other.pixels).any(), "the policy is on"
 
 
 def test_evaluation_squashes_both() -> None:
@@ -209,7 +248,7 @@ def test_a_number_beyond_the_classes_is_a_bad_sample() -> None:
 
 
 def train_pair(sample: Sample) -> View:
-    transform = TrainTransform(TrainTransformConfig(), 8, 8, seed=1)
+    transform = TrainTransform(InceptionConfig(), 8, 8, seed=1)
     return transform.pair(sample, transform.numbers(np.zeros(1, np.int64), np.arange(1))[0])
 
 

@@ -13,10 +13,16 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
-from pretrain.config.schema.data import EvalTransformConfig, TrainTransformConfig
+from pretrain.config.schema.data import (
+    EvalTransformConfig,
+    InceptionConfig,
+    ResmallConfig,
+    SimpleConfig,
+    SquashConfig,
+)
 from pretrain.data.images import resize as resizing
 from pretrain.data.images.augment import EvalTransform, TrainTransform
-from pretrain.data.images.crops import NUMBERS_PER_CROP, REFLECTED, resmall_crop, simple_crop
+from pretrain.data.images.crops import NUMBERS_PER_CROP, REFLECTED, Frame, resmall_crop, simple_crop
 from pretrain.data.images.decode import open_image
 from pretrain.data.images.resize import FILTERS, resize
 from pretrain.errors import BadSample
@@ -126,13 +132,16 @@ def test_evaluation_gives_torchvisions_centre(size: tuple[int, int], filter: Any
 def test_the_simple_crop_gives_torchvisions_place(size: tuple[int, int], place: float) -> None:
     pixels, numbers = stripe(*size), np.zeros(NUMBERS_PER_CROP)
     numbers[:2] = place
-    config = TrainTransformConfig(crop="simple", resize_filter="bicubic_aa")
+    config = SimpleConfig(resize_filter="bicubic_aa")
     picture: Any = Image.fromarray(pixels)
     resized: Any = tv.resize(picture, [SIDE], InterpolationMode.BICUBIC)
     padded: Any = tv.pad(resized, [REFLECTED], padding_mode="reflect")
     top, left = (int(place * (side - SIDE + 1)) for side in padded.size[::-1])
     expected = np.asarray(tv.crop(padded, top, left, SIDE, SIDE)).astype(int)
-    difference = np.abs(simple_crop(open_image(png(pixels)), config, SIDE, SIDE, numbers).astype(int) - expected)
+    difference = np.abs(
+        simple_crop(open_image(png(pixels)), config, Frame(SIDE, SIDE, config.resize_filter), numbers).astype(int)
+        - expected
+    )
     assert difference.mean() <= 1.5 and np.quantile(difference, 0.99) <= 8
 
 
@@ -140,12 +149,12 @@ def test_the_simple_crop_gives_torchvisions_place(size: tuple[int, int], place: 
 @pytest.mark.parametrize("size", [(1, 1500), (3, 700), (40, 331), (50, 50)])
 def test_resmall_gives_pillows_place(size: tuple[int, int]) -> None:
     pixels, numbers = stripe(*size), np.full(NUMBERS_PER_CROP, 0.4)
-    config = TrainTransformConfig(crop="resmall", short_side=40, resize_filter="bilinear_aa")
+    config = ResmallConfig(short_side=40, resize_filter="bilinear_aa")
     scale = 40 / min(size)
     height, width = round(size[0] * scale), round(size[1] * scale)
     resized = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)).astype(int)
     top, left = int(0.4 * (height - SIDE + 1)), int(0.4 * (width - SIDE + 1))
-    made = resmall_crop(open_image(png(pixels)), config, SIDE, SIDE, numbers).astype(int)
+    made = resmall_crop(open_image(png(pixels)), config, Frame(SIDE, SIDE, config.resize_filter), numbers).astype(int)
     difference = np.abs(made - resized[top : top + SIDE, left : left + SIDE])
     assert difference.mean() <= 1.5 and np.quantile(difference, 0.99) <= 8
 
@@ -155,10 +164,10 @@ def transforms() -> dict[str, Callable[[bytes], np.ndarray]]:
     made: dict[str, Callable[[bytes], np.ndarray]] = {
         name: lambda data, config=config: TrainTransform(config, 224, 224, 1)(data, numbers)
         for name, config in {
-            "simple": TrainTransformConfig(crop="simple", resize_filter="bicubic_aa"),
-            "resmall": TrainTransformConfig(crop="resmall", short_side=256, resize_filter="bilinear_aa"),
-            "inception": TrainTransformConfig(crop="inception"),
-            "resize": TrainTransformConfig(crop="resize"),
+            "simple": SimpleConfig(resize_filter="bicubic_aa"),
+            "resmall": ResmallConfig(short_side=256, resize_filter="bilinear_aa"),
+            "inception": InceptionConfig(),
+            "resize": SquashConfig(),
         }.items()
     }
     for filter in ("bicubic_aa", "bilinear_aa", "bilinear", "area"):

@@ -13,9 +13,9 @@ import simplejpeg
 import sklearn.datasets
 from PIL import Image
 
-from pretrain.config.schema.data import TrainTransformConfig
+from pretrain.config.schema.data import InceptionConfig
 from pretrain.data.images import decode, turbojpeg
-from pretrain.data.images.crops import cut, inception_box
+from pretrain.data.images.crops import Frame, cut, inception_box
 from pretrain.data.images.resize import FILTERS, resize
 from pretrain.errors import BadSample
 
@@ -76,13 +76,14 @@ def test_the_scale_is_that_of_a_whole_decode() -> None:
 @pytest.mark.parametrize("size", [24, 160])
 def test_without_the_library_the_pixels_are_the_same(filter: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     image, rng = decode.open_image(photo()), np.random.default_rng(1)
-    config = TrainTransformConfig()
+    config = InceptionConfig()
     boxes = [inception_box(image.height, image.width, config, rng.random(40)) for _ in range(6)]
-    with_library = [cut(image, box, size, size, filter) for box in boxes]
+    with_library = [cut(image, box, Frame(size, size, filter)) for box in boxes]
     monkeypatch.setattr(turbojpeg, "available", lambda: False)
     image = decode.open_image(photo())
     assert all(
-        np.array_equal(made, cut(image, box, size, size, filter)) for made, box in zip(with_library, boxes, strict=True)
+        np.array_equal(made, cut(image, box, Frame(size, size, filter)))
+        for made, box in zip(with_library, boxes, strict=True)
     )
 
 
@@ -105,7 +106,7 @@ def test_a_smaller_decode_stays_within_the_stated_tolerance(filter: str) -> None
         for size in (24, 48, 64, 96):
             for _ in range(12):
                 numbers = rng.random(40)
-                box = inception_box(image.height, image.width, TrainTransformConfig(), numbers)
+                box = inception_box(image.height, image.width, InceptionConfig(), numbers)
                 lowest = [
                     min(side, -(-2 * side * size // part)) for side, part in zip(full.shape, box[2:], strict=False)
                 ]
@@ -113,7 +114,7 @@ def test_a_smaller_decode_stays_within_the_stated_tolerance(filter: str) -> None
                 top, left, height, width = decode.scaled_box(box, image.height, image.width, eighths)
                 edges = [round(edge * 8 / eighths) for edge in (top, left, top + height, left + width)]
                 expected = resize(full[edges[0] : edges[2], edges[1] : edges[3]], size, size, filter).astype(int)
-                difference = np.abs(cut(image, box, size, size, filter).astype(int) - expected)
+                difference = np.abs(cut(image, box, Frame(size, size, filter)).astype(int) - expected)
                 means.append(difference.mean())
                 largest, scaled = max(largest, int(difference.max())), scaled + (eighths < 8)
     mean, average, pixel = TOLERANCE[filter]
