@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -11,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipelines.terminal.arguments import add_json, add_overrides, stage_parser
 from pretrain.config.loader import load_experiment
 from pretrain.errors import ConfigError
 from pretrain.names import tell
@@ -184,16 +184,17 @@ def _wait_for(device: Any) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Measures, says, and returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines bench-data", description=__doc__, epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = stage_parser(
+        "bench-data",
+        "Measures how many data processes a GPU needs, and which stage limits.",
+        EXAMPLE,
+    )
     parser.add_argument("--config", required=True, help="the experiment; its training set must be there")
     parser.add_argument("--images-per-second", type=float, help="what one GPU takes; measured where there is a GPU")
     parser.add_argument("--num-images", type=int, default=512, help="images that are measured")
-    parser.add_argument("--json", action="store_true", help="one line of JSON")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the config")
-    options = parser.parse_args(argv)
+    add_json(parser)
+    add_overrides(parser)
+    options = parser.parse_intermixed_args(argv)
     if options.num_images < 1:
         raise ConfigError(f"--num-images: {options.num_images} is less than 1")
     if options.images_per_second is not None and options.images_per_second <= 0:

@@ -105,8 +105,7 @@ def rows_of_set(
     Raises:
         DataError: a shard cannot be read, or not one image.
     """
-    parts: list[list[NDArray[Any]]] = []
-    ledger = Ledger()
+    parts, ledger = list[list[NDArray[Any]]](), Ledger()
     with closing(_batches(args, packed, transform, rank)) as batches:
         for batch in batches:
             parts.append(look(batch))

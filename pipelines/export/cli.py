@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.terminal.arguments import add_json, add_weights_kind, stage_parser
 from pipelines.weights.load import load_source
+from pretrain.command_line import Parser
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.names import tell
 from pretrain.outputs import check_output_file, check_output_folder
@@ -170,13 +172,14 @@ def _write_and_check(
     say: Callable[[str], None],
 ) -> list[str]:
     from pipelines.export import verification
+    from pipelines.weights.network import built
     from pretrain.models.exchange.formats import with_learned_table
     from pretrain.models.exchange.google import write_npz
     from pretrain.models.exchange.huggingface import write_huggingface
     from pretrain.models.exchange.onnx import write_onnx
     from pretrain.models.exchange.timm import write_timm
 
-    model, kind = verification.built(state, metadata), metadata.model.pos_embed
+    model, kind = built(state, metadata), metadata.model.pos_embed
     if args.format != "onnx":
         state, metadata = with_learned_table(state, metadata)
     if metadata.model.pos_embed != kind:
@@ -205,19 +208,16 @@ def _publish(workshop: Path, out: Path) -> None:
     sync(out.parent)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines export",
-        description="Writes trained weights in a format of another program, and checks what it wrote.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _parser() -> Parser:
+    parser = stage_parser(
+        "export",
+        "Writes trained weights in a format of another program, and checks what it wrote.",
+        EXAMPLES,
     )
     parser.add_argument("source", type=Path, metavar="RUN_OR_WEIGHTS", help="run, checkpoint, or weights of any format")
     parser.add_argument("--format", required=True, choices=FORMATS, help="timm and hf: folders; npz: Google's; onnx")
     parser.add_argument("--out", required=True, type=Path, help="folder (timm, hf) or file (.npz, .onnx) to make")
-    parser.add_argument(
-        "--weights", choices=("raw", "ema"), default="raw", help="use the raw or the EMA weights of a run"
-    )
+    add_weights_kind(parser)
     parser.add_argument("--drop-head", action="store_true", help="without the classifier, and the tanh layer before it")
     parser.add_argument("--force", action="store_true", help="replace an existing --out")
     kinds = ("short_side", "resmall", "squash", "squash_crop")
@@ -225,5 +225,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--crop-fraction", type=float, help="short_side: model size over the resized short side")
     parser.add_argument("--resize-filter", choices=("bilinear", "bilinear_aa", "bicubic_aa", "area"), help="likewise")
     parser.add_argument("--accept-erf-gelu", action="store_true", help="npz: for readers that compute erf GELU (timm)")
-    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+    add_json(parser)
     return parser

@@ -13,25 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipelines.weights.network import built
 from pretrain.errors import CheckpointError
 from pretrain.models.exchange.formats import load_any
 from pretrain.models.exchange.onnx import INPUT, Features
-from pretrain.models.families.registry import build_model, family_of
-from pretrain.models.interop import expected_shapes
+from pretrain.models.families.registry import family_of
 from pretrain.models.metadata import WeightsMetadata
 
 NUM_IMAGES = 2
 TOLERANCE = 1e-4  # of the largest output; fp32 kernels of other programs sum in another order
 _COMPARED = ("num_classes", "img_size", "patch", "num_prefix_tokens", "pool", "gelu", "layer_norm_eps", "mean", "std")
-
-
-def built(state: Mapping[str, Tensor], metadata: WeightsMetadata) -> nn.Module:
-    """The model with these weights, in evaluation mode; without classes its head is one row of zeros, never used."""
-    model = build_model(metadata.model, max(1, metadata.num_classes))
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    expected = expected_shapes(metadata)
-    assert not unexpected and not set(missing) & set(expected), (missing, unexpected)
-    return model.eval()
 
 
 def verify(

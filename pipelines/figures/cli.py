@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.terminal.arguments import add_json, stage_parser
+from pretrain.command_line import Parser
 from pretrain.errors import CheckpointError, ConfigError, SetupError
 from pretrain.names import tell
 from pretrain.outputs import check_output_folder
@@ -198,13 +200,11 @@ def _check(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')}: must be 1 or more")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines figures",
-        description="Pictures of a Vision Transformer's weights and attention, and the numbers behind them.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def _parser() -> Parser:
+    parser = stage_parser(
+        "figures",
+        "Pictures of a Vision Transformer's weights and attention, and the numbers behind them.",
+        EXAMPLES,
     )
     parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="runs, checkpoints or weights")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for pictures and numbers")
@@ -214,5 +214,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-images", type=int, default=128, help="images for the attention distance (128)")
     parser.add_argument("--num-maps", type=int, default=4, help="of them drawn with attention maps (4)")
     parser.add_argument("--batch-size", type=int, default=8, help="images in one forward pass (8)")
-    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+    add_json(parser)
     return parser

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.export.cli import load_source
-from pipelines.export.verification import built
 from pipelines.sources.entries import IMAGE_EXTENSIONS, Walk
 from pipelines.sources.folder import images_of
+from pipelines.weights.load import load_source
+from pipelines.weights.network import built
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.data.images.augment import EvalTransform
 from pretrain.errors import BadSample, CheckpointError, ConfigError, DataError

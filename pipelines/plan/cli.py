@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from pipelines.plan import text
 from pipelines.plan.estimate import DEFAULT_DECODE_RATE, DEFAULT_MFU, Assumptions, make_plan
+from pipelines.terminal.arguments import add_json, add_overrides, stage_parser
+from pretrain.command_line import Parser
 from pretrain.config.devices import DEVICES_FILE, find_device, load_devices
 from pretrain.config.loader import load_experiment
 from pretrain.errors import ConfigError
@@ -59,13 +61,11 @@ def _check(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {value:g}: must be more than 0")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines plan",
-        description="Parameters, FLOPs, hours, memory, communication, data, disk and cost of a run.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def _parser() -> Parser:
+    parser = stage_parser(
+        "plan",
+        "Parameters, FLOPs, hours, memory, communication, data, disk and cost of a run.",
+        EXAMPLES,
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML of the experiment")
     parser.add_argument("--cluster", metavar="FILE", help="YAML of the machines; default: one node of the device")
@@ -74,6 +74,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mfu", type=float, help=f"share of the device's peak that training reaches ({DEFAULT_MFU:g})")
     parser.add_argument("--decode-rate", type=float, help=f"images per second and core ({DEFAULT_DECODE_RATE:g})")
     parser.add_argument("--price", type=float, help="money per device and hour, in any currency")
-    parser.add_argument("--json", action="store_true", help="print the plan as one line of JSON")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over the file's")
+    add_json(parser, "the plan as one line of JSON")
+    add_overrides(parser)
     return parser

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.slurm.verdict import DEFAULT_MAX_RESTARTS
+from pretrain.command_line import Parser
 from pretrain.errors import UserError
 
 
@@ -68,8 +69,8 @@ def _end(arguments: argparse.Namespace) -> int:
 COMMANDS = {"begin": _begin, "probe": _probe, "judge": _judge, "end": _end}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.slurm", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m pipelines.slurm", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     begin = commands.add_parser("begin", help="validate, choose the ranks, note the start")
     begin.add_argument("--entry", choices=("pretrain", "finetune"), required=True)

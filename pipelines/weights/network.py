@@ -7,7 +7,7 @@ Legend: B images · H, W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -28,6 +28,7 @@ from pretrain.data.storage.classes import told_apart
 from pretrain.errors import CheckpointError, ConfigError, SetupError
 from pretrain.models.families.registry import adapt_state_dict, build_model
 from pretrain.models.init import digest
+from pretrain.models.interop import expected_shapes
 from pretrain.models.metadata import Task, WeightsMetadata
 
 FILTER = "bilinear_corners"  # how a position embedding is resized, as at the start of a fine-tuning
@@ -169,6 +170,15 @@ def network_of(
         eval_transform=metadata.eval_transform,
         scale=metadata.scale,
     )
+
+
+def built(state: Mapping[str, Tensor], metadata: WeightsMetadata) -> nn.Module:
+    """The model of saved tensors, in evaluation mode; without classes its head has one output and is not used."""
+    model = build_model(metadata.model, max(1, metadata.num_classes))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    expected = expected_shapes(metadata)
+    assert not unexpected and not set(missing) & set(expected), (missing, unexpected)
+    return model.eval()
 
 
 def eval_transform_of(metadata: WeightsMetadata, say: Callable[[str], None]) -> EvalTransformConfig:

@@ -107,13 +107,6 @@ SHARED: dict[str, tuple[str, ...]] = {
     "sources": ("runs", "terminal"),
     "weights": ("runs", "sources", "terminal"),
 }
-# Imports that break that rule today, as (importing module, imported module). Only ever remove a row.
-STAGE_IMPORTS_LEFT: frozenset[tuple[str, str]] = frozenset(
-    {
-        ("pipelines.figures.sources", "pipelines.export.cli"),
-        ("pipelines.figures.sources", "pipelines.export.verification"),
-    }
-)
 # Rings of modules that import each other, also inside functions. Only ever remove one.
 CYCLES_LEFT: frozenset[frozenset[str]] = frozenset(
     {
@@ -282,8 +275,6 @@ def other_stages(tree: Tree) -> Iterator[str]:
     for path, entry in _all_imports(tree):
         importer, imported = module_name(path), entry.module
         if not imported.startswith("pipelines.") or not importer.startswith("pipelines"):
-            continue
-        if any(importer == one and inside(imported, other) for one, other in STAGE_IMPORTS_LEFT):
             continue
         own, other = (*importer.split("."), "")[1], imported.split(".")[1]
         if imported.split(".")[2:3] == ["cli"] and other not in SHARED:

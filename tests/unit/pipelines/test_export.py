@@ -11,6 +11,7 @@ import torch
 
 from pipelines.__main__ import main
 from pipelines.export import verification
+from pipelines.weights.network import built
 from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.engine.checkpoint_folder import FORMAT_VERSION, seal
 from pretrain.errors import CheckpointError
@@ -64,7 +65,7 @@ def test_exports_go_on_into_other_formats(tmp_path: Path, capsys: pytest.Capture
         assert run(capsys, source, "--format", format, "--out", out)[0] == 0
         source = out
     state, metadata = load_any(source)
-    rebuilt = verification.built(state, metadata)
+    rebuilt = built(state, metadata)
     images = images_of(model)
     torch.testing.assert_close(logits_of(rebuilt, images), logits_of(model, images), rtol=0, atol=0)
 

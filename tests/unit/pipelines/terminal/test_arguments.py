@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.__main__ import main
-
-STAGES = (
-    *("chain", "status", "watch", "doctor", "report", "demo"),
-    *("sweep", "evaluate", "probe", "predict", "collect", "average"),
-)
+from pipelines.__main__ import STAGES, main
 
 
 @pytest.mark.parametrize("stage", STAGES)
