@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Generator
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +29,10 @@ class Feeder:
 
     def __init__(self, experiment: Experiment, model: nn.Module, stream: TrainStream, device: torch.device) -> None:
         self._experiment, self._stream, self._device = experiment, stream, device
-        shape = getattr(model, "shape", None)  # timm's backbones draw their drop-path masks themselves
-        self._depth = 0 if shape is None else shape.depth
+        network: Any = model
+        # A network that takes no drop-path masks draws its own.
+        self._drop_path = experiment.model.drop_path if experiment.model.family.takes_drop_path else 0.0
+        self._depth = network.shape.depth if self._drop_path else 0
         data, seed = experiment.data, experiment.seed
         self.to_images = functools.partial(to_model_input, mean=data.mean, std=data.std)
         erasing, mixing = data.augmentation.random_erasing, data.effective_mixing
@@ -47,8 +50,7 @@ class Feeder:
         """One micro-batch on the device."""
         slots = batch.slots.numpy()
         model, seed = self._experiment.model, self._experiment.seed
-        rate = model.drop_path if self._depth else 0.0
-        scales = drop_path_scales(slots, rate, self._depth, seed=seed, shape=model.drop_path_shape)
+        scales = drop_path_scales(slots, self._drop_path, self._depth, seed=seed, shape=model.drop_path_shape)
         moved = batch.to(self._device)
         images, targets = self._augment(moved, slots)
         return MicroBatch(
