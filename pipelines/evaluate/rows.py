@@ -20,7 +20,7 @@ from pretrain.data.images.augment import EvalTransform
 from pretrain.data.ledger import Ledger
 from pretrain.data.sources import check_target
 from pretrain.data.storage.packed_set import PackedSet, open_packed
-from pretrain.data.workers.dataset import EvalDataset, Failure
+from pretrain.data.workers.dataset import EvalDataset, Failure, Share
 from pretrain.data.workers.processes import loader
 from pretrain.distributed.collectives import gather_objects
 from pretrain.distributed.rank import Rank
@@ -129,7 +129,7 @@ def _batches(
 ) -> Generator[Batch, None, None]:
     """This rank's micro-batches, with a progress bar."""
     size, num_samples = args.micro_batch_size, packed.card.num_samples
-    dataset = EvalDataset(packed.table, transform, rank=rank.rank, world=rank.world, micro_batch_size=size)
+    dataset = EvalDataset(packed.table, transform, Share(rank.rank, rank.world, size))
     num_workers = min(args.num_workers, len(dataset) - 1)
     made = loader(dataset, range(len(dataset)), num_workers=num_workers, prefetch_factor=PREFETCH)
     done = 0

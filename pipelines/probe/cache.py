@@ -33,7 +33,7 @@ from pretrain.data.images.opening import READING
 from pretrain.data.storage.index import ShardTable, read_labels
 from pretrain.data.storage.packed_set import PackedSet
 from pretrain.data.storage.records import PADDING_LABEL
-from pretrain.data.workers.dataset import NO_SAMPLE, EvalDataset, Failure
+from pretrain.data.workers.dataset import NO_SAMPLE, EvalDataset, Failure, Share
 from pretrain.data.workers.processes import loader
 from pretrain.distributed.collectives import broadcast_object, raise_together
 from pretrain.distributed.rank import Rank
@@ -211,9 +211,7 @@ class CachedSet:
         dataset = EvalDataset(
             self.table,
             EvalTransform(self.transform, height, width),
-            rank=rank.rank,
-            world=rank.world,
-            micro_batch_size=cache.micro_batch_size,
+            Share(rank.rank, rank.world, cache.micro_batch_size),
             sample_ids=self.sample_ids,
             store=self.packed.store(ClusterConfig(), 1),
         )

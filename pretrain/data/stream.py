@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,12 @@ from pretrain.config.schema.evaluation import target_of_kind
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
 from pretrain.data.images.augment import EvalTransform, TrainTransform
-from pretrain.data.order.order import check_world, lanes_of_rank
+from pretrain.data.order.order import Lanes, check_world
 from pretrain.data.sources import check_cache, check_target, lanes_of, mix, open_sources, sources_digest
 from pretrain.data.storage.packed_set import open_packed
 from pretrain.data.storage.store import MAX_OPEN_SHARDS
 from pretrain.data.storage.tally import Tally
-from pretrain.data.workers.dataset import EvalDataset, Failure, TrainDataset, read_samples
+from pretrain.data.workers.dataset import EvalDataset, Failure, Share, TrainDataset, read_samples
 from pretrain.data.workers.faults import FaultLog
 from pretrain.data.workers.processes import loader
 from pretrain.data.workers.reader import MixedReader, ShardReader
@@ -121,9 +121,7 @@ class TrainStream:
             self.reader(),
             self.order,
             TrainTransform(config.data.augmentation, height, width, config.seed, config.data.mean),
-            rank=self._rank,
-            world=self._world,
-            micro_batch_size=self._micro_batch_size,
+            Share(self._rank, self._world, self._micro_batch_size),
             fetch_threads=config.cluster.cache.num_threads,
         )
         num_workers = min(config.cluster.num_workers, len(steps))
@@ -148,7 +146,9 @@ class TrainStream:
     def reader(self, *, counted: bool = True) -> MixedReader:
         """A reader of what the order draws; ``counted``: in the tally."""
         cluster, lanes = self._config.cluster, self.order.lanes
-        max_open = min(MAX_OPEN_SHARDS, 2 * len(lanes_of_rank(self._rank, self._world, lanes)))
+        max_open = min(
+            MAX_OPEN_SHARDS, 2 * len(Lanes(self._config.global_batch_size, lanes).of_rank(self._rank, self._world))
+        )
         readers = [
             ShardReader(
                 source.packed.table,
@@ -168,6 +168,22 @@ class TrainStream:
             )
 
 
+class EvalRequest(NamedTuple):
+    """What of a set is evaluated, and how.
+
+    Attributes:
+        sample_ids: int64, only these samples; None: all.
+        transform: replaces the experiment's evaluation transform.
+        any_classes: the set may have other classes than the training set.
+        kind: of evaluation, which decides what an image must carry; None: as the training objective.
+    """
+
+    sample_ids: NDArray[np.int64] | None = None
+    transform: EvalTransformConfig | None = None
+    any_classes: bool = False
+    kind: str | None = None
+
+
 class EvalStream:
     """This rank's part of an evaluation set: every image once over all ranks, the same number of batches on each.
 
@@ -179,10 +195,7 @@ class EvalStream:
         rank: this rank, which takes the samples i ≡ rank (mod world) of those evaluated.
         world: R.
         micro_batch_size: b.
-        sample_ids: only these samples; None: all.
-        transform: in the place of the experiment's evaluation transform.
-        any_classes: the set may be labelled otherwise than the training set.
-        kind: of the evaluation that asks, which decides what an image must have; None: the training's objective.
+        request: what of the set is evaluated, and how.
 
     Raises:
         DataError: the shards are missing or truncated, have other classes than the training set, or images that carry
@@ -196,20 +209,17 @@ class EvalStream:
         rank: int,
         world: int,
         micro_batch_size: int,
-        *,
-        sample_ids: NDArray[np.int64] | None = None,
-        transform: EvalTransformConfig | None = None,
-        any_classes: bool = False,
-        kind: str | None = None,
+        request: EvalRequest = EvalRequest(),  # noqa: B008, it is frozen
     ) -> None:
         self._config = config
         packed = open_packed(shards, config.cluster, allow_pipe=config.data.allow_pipe)
         if rank == 0 or not packed.location.is_remote:
             packed.check_files()
         self.table, self.card = packed.table, packed.card
+        kind = request.kind
         asks = f"objective.name: {config.objective.name}" if kind is None else f"kind: {kind}"
         check_target(packed, target_of_kind(kind) if kind else config.objective.needs.target, asks)
-        if not any_classes and self.table.num_classes != config.data.num_classes:
+        if not request.any_classes and self.table.num_classes != config.data.num_classes:
             raise DataError(
                 f"{shards}: {self.table.num_classes} classes, but data.num_classes is {config.data.num_classes}; "
                 "evaluate on a set that is labelled like the training set"
@@ -217,11 +227,9 @@ class EvalStream:
         height, width = model_size(config)
         self._dataset = EvalDataset(
             self.table,
-            EvalTransform(transform or config.data.eval_transform, height, width),
-            rank=rank,
-            world=world,
-            micro_batch_size=micro_batch_size,
-            sample_ids=sample_ids,
+            EvalTransform(request.transform or config.data.eval_transform, height, width),
+            Share(rank, world, micro_batch_size),
+            sample_ids=request.sample_ids,
             store=packed.store(config.cluster, 1),
         )
         self.faults = FaultLog(self._dataset.num_samples, config.data.max_bad_sample_rate)

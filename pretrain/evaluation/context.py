@@ -16,7 +16,7 @@ from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.evaluation import EvaluationSetConfig
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
-from pretrain.data.stream import EvalStream
+from pretrain.data.stream import EvalRequest, EvalStream
 from pretrain.distributed.collectives import is_distributed
 from pretrain.engine.session import Session, StopRequest
 from pretrain.models.metadata import TargetScale
@@ -107,10 +107,7 @@ class Context:
             self.session.rank.rank,
             self.session.rank.world,
             self.experiment.evaluation.micro_batch_size,
-            sample_ids=sample_ids,
-            transform=self.transform(config),
-            any_classes=config.has_own_classes,
-            kind=config.kind,
+            EvalRequest(sample_ids, self.transform(config), config.has_own_classes, config.kind),
             stop_request=self.session.stop_request,
             device=self.device,
         )

@@ -230,7 +230,7 @@ LONG_YET = frozenset(
     | {"_parser", "finish_split", "chart", "rows_of_set", "deduplicate", "stages_of", "measure", "probe"}
     | {"_write_card", "verify", "main", "pack"}
 )
-MANY_YET = frozenset({"build_trainer", "__init__", "lane_draws", "load_network", "chart"})
+MANY_YET = frozenset({"build_trainer", "__init__", "load_network", "chart"})
 
 VAGUE_NAMES = frozenset({"utils", "util", "misc", "common", "helpers", "helper"})
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain import seeds
-from pretrain.data.order.order import Draws, Order, lane_draws, lanes_of_rank
+from pretrain.data.order.order import Draws, Lanes, Order
 from pretrain.data.order.selection import Selection
 from pretrain.errors import ConfigError
 
@@ -73,6 +73,7 @@ class Mixture:
         assert len(parts) == len(weights) > 0
         self.parts = tuple(parts)
         self.global_batch_size, self.lanes = parts[0].order.global_batch_size, parts[0].order.lanes
+        self._lanes = Lanes(self.global_batch_size, self.lanes)
         self.quanta, self.copies = in_quanta(weights), copies
         check_copies(copies, self.global_batch_size, self.lanes)
         lanes = np.arange(self.lanes)
@@ -80,7 +81,7 @@ class Mixture:
 
     def batch(self, position: int, rank: int = 0, world: int = 1, *, start: int = 0, stop: int | None = None) -> Draws:
         """As ``Order.batch``; sample ids count on from set to set, epochs are those of the set."""
-        place = lane_draws(position, rank, world, self.global_batch_size, self.lanes, start=start, stop=stop)
+        place = self._lanes.draws(position, rank, world, start=start, stop=stop)
         lane, draw, _ = self._inner(position, *place)
         before, after = self.counts(lane, draw), self.counts(lane, draw + 1)
         chosen = np.argmax(after - before, axis=0)
@@ -126,10 +127,10 @@ class Mixture:
 
     def windows(self, position: int, rank: int, world: int) -> list[Window]:
         """The window that each of a rank's lanes is in, set by set, when ``position`` samples were drawn."""
-        lanes = lanes_of_rank(rank, world, self.lanes)
+        lanes = self._lanes.of_rank(rank, world)
         draws = np.full_like(lanes, position // self.lanes)
         if self.copies > 1:
-            drawn = self._inner(position, *lane_draws(position, rank, world, self.global_batch_size, self.lanes))
+            drawn = self._inner(position, *self._lanes.draws(position, rank, world))
             lanes, first = np.unique(drawn.lanes, return_index=True)
             draws = drawn.draws[first]
         counts = self.counts(lanes, draws)

@@ -1,9 +1,11 @@
 """The order of an endless training stream, as a pure function of the seed: (position, rank, world) → samples.
 
-An epoch leaves out r = N mod L samples (a run of the canonical order that moves on by r each epoch, so the left-outs
-differ), puts the shards of the rest in a seeded order, and cuts their concatenation into L lanes of P = N // L samples.
-Inside each window of W positions of a lane the samples are permuted. Global batch s takes the next B / L draws of every
-lane. Nothing is remembered between calls, so a seek costs as much as the next batch.
+An epoch leaves out r = N mod L samples (a run of the canonical order that moves on by r each epoch, so each epoch
+leaves out others), puts the shards of the rest in a seeded order, and cuts their concatenation into L lanes of
+P = N // L samples. Inside each window of W positions of a lane the samples are permuted. Global batch s takes the next
+B / L draws of every lane. Nothing is remembered between calls, so a seek costs no more than the next batch.
+
+Lanes make the order independent of the number of ranks: it is defined by L, and R ranks share the lanes among them.
 
 Legend: N samples · B global batch · L lanes · P samples per lane and epoch · W window · R ranks.
     sample id: number in the canonical order (shards in table order, records in shard order)
@@ -26,6 +28,46 @@ from pretrain.errors import ConfigError, DataError
 
 IntArray = NDArray[np.int64]
 _CACHED_EPOCHS = 3
+MAX_LANES = 512
+ROOMY_DRAWS_PER_LANE = 8
+
+
+class Lanes(NamedTuple):
+    """The lanes that every global batch is drawn from: ``count`` (L) lanes give B / L samples each."""
+
+    global_batch_size: int
+    count: int
+
+    def draws(
+        self, position: int, rank: int = 0, world: int = 1, *, start: int = 0, stop: int | None = None
+    ) -> tuple[IntArray, IntArray]:
+        """Lane, and draw of that lane, of a rank's samples of the global batch at ``position``; see ``Order.batch``.
+
+        Raises:
+            ConfigError: the position is not a multiple of L, or R ranks cannot share L lanes.
+        """
+        check_world(self.global_batch_size, self.count, world)
+        if position < 0 or position % self.count:
+            raise ConfigError(
+                f"the stream cannot start at sample {position}: it is not a multiple of data.lanes ({self.count}); "
+                "keep the run's data.lanes and global_batch_size"
+            )
+        per_rank, per_lane = self.global_batch_size // world, self.global_batch_size // self.count
+        offsets = np.arange(start, per_rank if stop is None else stop, dtype=np.int64)
+        assert offsets.size == 0 or 0 <= offsets[0] <= offsets[-1] < per_rank, "slice outside the rank's batch"
+        if self.count % world == 0:  # each rank has lanes of its own
+            lane, step_draw = rank * (self.count // world) + offsets // per_lane, offsets % per_lane
+        else:  # several ranks share a lane and take consecutive draws of it
+            sharing = world // self.count
+            lane = np.full_like(offsets, rank // sharing)
+            step_draw = (rank % sharing) * (per_lane // sharing) + offsets
+        return lane, position // self.count + step_draw
+
+    def of_rank(self, rank: int, world: int) -> IntArray:
+        """The lanes that a rank draws from: its own L / R, or the one that it shares."""
+        if self.count % world:
+            return np.array([rank * self.count // world], dtype=np.int64)
+        return rank * (self.count // world) + np.arange(self.count // world, dtype=np.int64)
 
 
 class Draws(NamedTuple):
@@ -47,7 +89,7 @@ class _Epoch:
 
 
 class Order:
-    """Which sample stands where in the stream.
+    """Which sample is at which place of the stream.
 
     Args:
         sizes: samples of each shard, in table order; zeros are allowed.
@@ -94,9 +136,9 @@ class Order:
             stop: end of the slice; None: all.
 
         Raises:
-            ConfigError: the position is no multiple of L, or R ranks cannot share L lanes.
+            ConfigError: the position is not a multiple of L, or R ranks cannot share L lanes.
         """
-        lane, draw = lane_draws(position, rank, world, self.global_batch_size, self.lanes, start=start, stop=stop)
+        lane, draw = Lanes(self.global_batch_size, self.lanes).draws(position, rank, world, start=start, stop=stop)
         sample_ids, epochs = self.at(lane, draw)
         return Draws(sample_ids, draw * self.lanes + lane, epochs)
 
@@ -106,13 +148,13 @@ class Order:
         return self._sample_ids(epochs, lanes, places), epochs
 
     def window_of(self, draw: int) -> tuple[int, int]:
-        """First draw and length of the shuffle window that ``draw`` lies in, the same in every lane."""
+        """First draw and length of the shuffle window around ``draw``, the same in every lane."""
         epoch, place = divmod(draw, self.samples_per_lane)
         first = place - place % self.window
         return epoch * self.samples_per_lane + first, min(self.window, self.samples_per_lane - first)
 
     def window_samples(self, lane: int, draw: int) -> IntArray:
-        """The sample ids of the window that ``draw`` of ``lane`` lies in, unshuffled."""
+        """The sample ids of the window around ``draw`` of ``lane``, unshuffled."""
         first, length = self.window_of(draw)
         epoch, place = divmod(first, self.samples_per_lane)
         places = lane * self.samples_per_lane + place + np.arange(length, dtype=np.int64)
@@ -175,42 +217,6 @@ class Order:
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_epochs": OrderedDict()}
-
-
-def lane_draws(
-    position: int, rank: int, world: int, global_batch_size: int, lanes: int, *, start: int = 0, stop: int | None = None
-) -> tuple[IntArray, IntArray]:
-    """Lane, and draw of that lane, of a rank's samples of the global batch at ``position``; see ``Order.batch``.
-
-    Raises:
-        ConfigError: the position is no multiple of L, or R ranks cannot share L lanes.
-    """
-    check_world(global_batch_size, lanes, world)
-    if position < 0 or position % lanes:
-        raise ConfigError(
-            f"the stream cannot start at sample {position}: it is no multiple of data.lanes ({lanes}); "
-            "keep the run's data.lanes and global_batch_size"
-        )
-    per_rank, per_lane = global_batch_size // world, global_batch_size // lanes
-    offsets = np.arange(start, per_rank if stop is None else stop, dtype=np.int64)
-    assert offsets.size == 0 or 0 <= offsets[0] <= offsets[-1] < per_rank, "slice outside the rank's batch"
-    if lanes % world == 0:
-        lane, step_draw = rank * (lanes // world) + offsets // per_lane, offsets % per_lane
-    else:
-        sharing = world // lanes
-        lane, step_draw = np.full_like(offsets, rank // sharing), (rank % sharing) * (per_lane // sharing) + offsets
-    return lane, position // lanes + step_draw
-
-
-def lanes_of_rank(rank: int, world: int, lanes: int) -> IntArray:
-    """The lanes that a rank draws from: its own L / R, or the one that it shares."""
-    if lanes % world:
-        return np.array([rank * lanes // world], dtype=np.int64)
-    return rank * (lanes // world) + np.arange(lanes // world, dtype=np.int64)
-
-
-MAX_LANES = 512
-ROOMY_DRAWS_PER_LANE = 8
 
 
 def default_lanes(global_batch_size: int) -> int:

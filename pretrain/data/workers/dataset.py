@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,14 @@ from pretrain.errors import BadSample, DataError, UserError
 NO_SAMPLE = -1
 
 
+class Share(NamedTuple):
+    """What goes to rank ``rank`` of ``world``, of every global batch or of an evaluation set, in micro-batches of b."""
+
+    rank: int
+    world: int
+    micro_batch_size: int
+
+
 class Failure:
     """A user's error on its way out of a data process: raised there, it would arrive wrapped in a stack trace."""
 
@@ -43,9 +51,7 @@ class TrainDataset(Dataset[Any]):
         reader: of the training sets.
         order: which sample stands where.
         transform: bytes → pixels.
-        rank: this rank.
-        world: of so many.
-        micro_batch_size: b.
+        share: what this rank takes of it.
         fetch_threads: requests at a time for what will be read next; acts on sets that lie elsewhere.
     """
 
@@ -54,14 +60,12 @@ class TrainDataset(Dataset[Any]):
         reader: MixedReader,
         order: Mixture,
         transform: TrainTransform,
+        share: Share,
         *,
-        rank: int,
-        world: int,
-        micro_batch_size: int,
         fetch_threads: int = 1,
     ) -> None:
         self.reader, self.order, self.transform = reader, order, transform
-        self.rank, self.world, self.micro_batch_size = rank, world, micro_batch_size
+        self.rank, self.world, self.micro_batch_size = share
         self.fetch_threads = fetch_threads
         self._ahead: FetchAhead | None = None
 
@@ -131,9 +135,7 @@ class EvalDataset(Dataset[Any]):
     Args:
         table: the set.
         transform: bytes → pixels.
-        rank: this rank.
-        world: of so many.
-        micro_batch_size: b.
+        share: what this rank takes of it.
         sample_ids: the samples that are evaluated; None: all.
         store: where the bytes come from; None: the table's own folder.
     """
@@ -142,15 +144,13 @@ class EvalDataset(Dataset[Any]):
         self,
         table: ShardTable,
         transform: EvalTransform,
+        share: Share,
         *,
-        rank: int,
-        world: int,
-        micro_batch_size: int,
         sample_ids: NDArray[np.int64] | None = None,
         store: Store | None = None,
     ) -> None:
         self.table, self.transform = table, transform
-        self.rank, self.world, self.micro_batch_size = rank, world, micro_batch_size
+        self.rank, self.world, self.micro_batch_size = share
         self.sample_ids = sample_ids
         self.num_samples = table.num_samples if sample_ids is None else len(sample_ids)
         self.reader = ShardReader(table, store)

@@ -16,7 +16,7 @@ from pretrain.data.batch import Batch
 from pretrain.data.order.order import allowed_worlds
 from pretrain.data.storage.card import Card
 from pretrain.data.storage.index import ShardTable
-from pretrain.data.stream import EvalStream, TrainStream
+from pretrain.data.stream import EvalRequest, EvalStream, TrainStream
 from pretrain.data.workers.faults import Fault
 from pretrain.data.workers.reader import ShardReader
 from pretrain.errors import ConfigError, DataError
@@ -169,7 +169,7 @@ def test_evaluation_counts_each_image_once(folder, world, num_workers, micro):
 
 
 def test_evaluation_can_be_limited_and_repeated(folder):
-    stream = EvalStream(experiment(folder, NUM), str(folder), 0, 1, 8, sample_ids=np.arange(12))
+    stream = EvalStream(experiment(folder, NUM), str(folder), 0, 1, 8, EvalRequest(sample_ids=np.arange(12)))
     for _ in range(2):
         batches = list(stream)
         assert torch.cat([batch.sample_ids[batch.valid] for batch in batches]).tolist() == list(range(12))

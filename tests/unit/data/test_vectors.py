@@ -14,7 +14,7 @@ from pipelines.__main__ import main
 from pretrain.data.sources import open_sources
 from pretrain.data.storage.card import Card
 from pretrain.data.storage.index import ShardTable
-from pretrain.data.stream import EvalStream, TrainStream
+from pretrain.data.stream import EvalRequest, EvalStream, TrainStream
 from pretrain.errors import DataError
 from tests.unit.data.sets import NUM_CLASSES, experiment, vector_of, write_set
 
@@ -51,7 +51,7 @@ def test_batches_have_the_numbers_of_their_samples(folder: Path, num_workers: in
         np.testing.assert_allclose(batch.targets.numpy(), VECTORS[batch.sample_ids.numpy()], rtol=1e-6)
     seen = []
     for rank in range(3):
-        for batch in EvalStream(regression(folder), str(folder), rank, 3, 7, kind="regression"):
+        for batch in EvalStream(regression(folder), str(folder), rank, 3, 7, EvalRequest(kind="regression")):
             assert batch.targets is not None
             np.testing.assert_allclose(
                 batch.targets[batch.valid].numpy(), VECTORS[batch.sample_ids[batch.valid].numpy()], rtol=1e-6
@@ -67,7 +67,7 @@ def test_sets_and_objectives_must_fit(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"have class labels, but objective.name: regression needs vectors"):
         open_sources(experiment(labelled, 20, objective__name="regression"))
     with pytest.raises(DataError, match=r"have vectors of numbers, but kind: knn needs class labels"):
-        EvalStream(regression(folder), str(folder), 0, 1, 8, kind="knn")
+        EvalStream(regression(folder), str(folder), 0, 1, 8, EvalRequest(kind="knn"))
     mixture = [
         {"shards": str(folder), "num_samples": 48, "weight": 1},
         {"shards": str(labelled), "num_samples": 20, "weight": 1},

@@ -24,7 +24,7 @@ from pretrain.data.images.masks import read_mask
 from pretrain.data.images.policies import registry
 from pretrain.data.storage.card import Card
 from pretrain.data.storage.index import ShardTable
-from pretrain.data.stream import EvalStream, TrainStream
+from pretrain.data.stream import EvalRequest, EvalStream, TrainStream
 from pretrain.data.workers.reader import Sample, ShardReader
 from pretrain.errors import BadSample, DataError
 from tests.unit.data.sets import experiment
@@ -192,7 +192,9 @@ def test_batches_have_the_masks_of_their_images(packed: Path) -> None:
             view = whole.pair(reader.read(sample_id), np.ones(64))
             assert view.mask is not None
             np.testing.assert_array_equal(batch.targets[row].numpy(), view.mask)
-    for batch in EvalStream(segmentation(packed / "train", 9), str(packed / "val"), 1, 2, 4, kind="segmentation"):
+    for batch in EvalStream(
+        segmentation(packed / "train", 9), str(packed / "val"), 1, 2, 4, EvalRequest(kind="segmentation")
+    ):
         assert batch.targets is not None
         assert (batch.targets[~batch.valid] == 255).all() and batch.valid.sum() == 1
 
@@ -355,7 +357,7 @@ def test_nothing_is_learnt_from_masks_of_one_class(packed: Path, tmp_path: Path,
     (spoilt / "card.json").write_bytes(card.to_json())
     for start in (
         lambda: TrainStream(segmentation(spoilt, 9, global_batch_size=4, data__lanes=1), 0, 1, 4),
-        lambda: EvalStream(segmentation(packed / "train", 9), str(spoilt), 0, 1, 4, kind="segmentation"),
+        lambda: EvalStream(segmentation(packed / "train", 9), str(spoilt), 0, 1, 4, EvalRequest(kind="segmentation")),
     ):
         with pytest.raises(DataError, match=f"its masks show {shown} of 3 classes.*pack the set again"):
             start()

@@ -164,8 +164,8 @@ def test_a_seek_in_a_set_of_three_hundred_million_samples_is_quick_and_small(pos
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda order: order.batch(3), ConfigError, "no multiple of data.lanes"),
-        (lambda order: order.batch(-4), ConfigError, "no multiple"),
+        (lambda order: order.batch(3), ConfigError, "not a multiple of data.lanes"),
+        (lambda order: order.batch(-4), ConfigError, "not a multiple"),
         (lambda order: order.batch(0, 0, 3), ConfigError, "3 ranks cannot share 4 lanes"),
         (
             lambda order: Order([1, 2], seed=0, global_batch_size=8, lanes=4, window=8),
