@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 # Raised whenever an image file becomes other evaluation pixels than before: a checkpoint's probe batch is compared only
 # with one of the same pixels. 2: sizes of short_side are rounded down; profiles and orientations are always applied.
-EVALUATION_PIXELS = 2
+# 3: colours by numbers (cICP, nclx) are converted.
+EVALUATION_PIXELS = 3
 
 
 class View(NamedTuple):

@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pretrain.data.images.profiles import Conversion, UnreadableProfile, conversion, png_profile
+from pretrain.data.images.containers import CodePoints
+from pretrain.data.images.profiles import Conversion, UnreadableProfile, coded_profile, conversion, png_profile
 from pretrain.errors import BadSample
 
 CONVERTED = "converted to sRGB"
 PROFILE_IGNORED = "unreadable colour profile ignored"
+UNCONVERTED = "colours in a coding that is not converted"
 INTEGER_BITS = (8, 16, 24, 31)  # integers from 0 to 2 ** bits − 1
 FLOAT_TOPS = (1.0, 255.0, 65535.0)
 _SLACK = 1 / 512  # of the range: half a level, by which resampled floats overshoot
@@ -27,17 +29,18 @@ _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 Pixels = NDArray[np.uint8]
 
 
-def to_srgb(image: Image.Image, stored: Pixels | None = None) -> tuple[Pixels, list[str], list[str]]:
+def to_srgb(
+    image: Image.Image, stored: Pixels | None = None, coding: CodePoints | None = None
+) -> tuple[Pixels, list[str], list[str]]:
     """Pixels in sRGB and over white, not turned upright yet, with oddities and remarks for the card.
 
     Args:
         image: whose pixels and profile.
         stored: its RGB pixels, where they are decoded already.
+        coding: its colours by numbers, where the file states them.
     """
     oddities: list[str] = []
-    profile = image.info.get("icc_profile") or b""
-    if not profile and image.format == "PNG" and "srgb" not in image.info:
-        profile = png_profile(image.info.get("gamma"), image.info.get("chromaticity"))
+    profile, coding_remark = _profile_in(image, coding)
     channels = {"CMYK": 4, "L": 1, "LA": 1, "La": 1, "1": 1, "F": 1}.get(image.mode, 1 if image.mode[0] == "I" else 3)
     found, remark = profile_of(profile, channels)
     if found is not None:
@@ -48,7 +51,18 @@ def to_srgb(image: Image.Image, stored: Pixels | None = None) -> tuple[Pixels, l
     oddities += [depth] if depth else []
     if found is not None:
         pixels = found.of_pixels(pixels)
-    return over_white(pixels, alpha), oddities, [remark] if remark else []
+    return over_white(pixels, alpha), oddities, [one for one in (remark, coding_remark) if one]
+
+
+def _profile_in(image: Image.Image, coding: CodePoints | None) -> tuple[bytes, str]:
+    """The profile that decides an image's colours, b"" for sRGB, and a remark or ""."""
+    profile = image.info.get("icc_profile") or b""
+    if coding is not None and (image.format == "PNG" or not profile):  # in a PNG, cICP precedes everything else
+        coded = coded_profile(coding.primaries, coding.transfer) if coding.is_full_range_rgb else None
+        return (profile, UNCONVERTED) if coded is None else (coded, "")
+    if not profile and image.format == "PNG" and "srgb" not in image.info:
+        profile = png_profile(image.info.get("gamma"), image.info.get("chromaticity"))
+    return profile, ""
 
 
 def profile_of(profile: bytes, channels: int) -> tuple[Conversion | None, str]:
@@ -112,6 +126,8 @@ def grey_levels(values: NDArray[np.generic], bits: int | None) -> tuple[Pixels, 
 
 
 def _levels_of_floats(values: NDArray[np.generic]) -> tuple[Pixels, str]:
+    if values.size and np.isnan(values.astype(np.float64)).all():  # it would become a black picture
+        raise BadSample("decode", "grey floats that are all NaN: there is no picture")
     numbers = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=np.inf, neginf=-np.inf)
     lowest, largest = float(numbers.min(initial=0)), float(numbers.max(initial=0))
     top = next((top for top in FLOAT_TOPS if largest <= top * (1 + _SLACK)), None)

@@ -4,7 +4,7 @@ Nothing here decodes pixels. The packer uses it to strip metadata without touchi
 orientation and colour profile before they decode.
 
 Source: JPEG, ITU-T T.81, annex B; Exif 2.32, section 4.7.2; XMP specification, part 3, section 1.1.3; ICC.1:2022,
-annex B.4. PNG, third edition, sections 5 and 11.
+annex B.4. PNG, third edition, sections 5 and 11. AVIF, ISO/IEC 14496-12, section 12.1.5 (colr).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # a marker that has a le
 _EXIF, _XMP, _ICC = b"Exif\x00\x00", b"http://ns.adobe.com/xap/1.0/\x00", b"ICC_PROFILE\x00"
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_APPEARANCE = frozenset([b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"eXIf"])  # colour space and orientation
+PNG_APPEARANCE = frozenset([b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"eXIf"])  # colour space and orientation
 _PNG_PICTURE = frozenset([b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"])
 _PNG_GREY = 0  # colour type
 _PNG_DEPTH, _PNG_COLOUR_TYPE = 24, 25  # offsets in the file: IHDR always comes first
@@ -57,6 +57,20 @@ class JpegHeader(NamedTuple):
     profile: bytes
     channels: int
     num_scans: int
+
+
+class CodePoints(NamedTuple):
+    """Colours by numbers of ITU-T H.273 instead of a profile.
+
+    Attributes:
+        primaries: ColourPrimaries.
+        transfer: TransferCharacteristics.
+        is_full_range_rgb: whether decoded pixels are RGB of full range, so that only these two matter.
+    """
+
+    primaries: int
+    transfer: int
+    is_full_range_rgb: bool
 
 
 class Chunk(NamedTuple):
@@ -161,3 +175,20 @@ def grey_png_depth(data: bytes) -> int | None:
     if not data.startswith(PNG_SIGNATURE) or len(data) <= _PNG_COLOUR_TYPE or data[_PNG_COLOUR_TYPE] != _PNG_GREY:
         return None
     return data[_PNG_DEPTH]
+
+
+def code_points(data: bytes) -> CodePoints | None:
+    """What the cICP chunk of a PNG or the nclx box of an AVIF says about colours; None if there is none."""
+    if data.startswith(PNG_SIGNATURE):
+        for kind, start, end in png_chunks(data):
+            if kind == b"IDAT" or end > len(data):
+                return None
+            body = data[start + 8 : end - 4]
+            is_sound = data[end - 4 : end] == zlib.crc32(data[start + 4 : end - 4]).to_bytes(4, "big")
+            if kind == b"cICP" and len(body) == 4 and is_sound:
+                return CodePoints(body[0], body[1], (body[2], body[3]) == (0, 1))
+    if data[4:8] == b"ftyp":
+        place = data.find(b"colrnclx", 0, data.find(b"mdat"))
+        if 0 <= place <= len(data) - 15:  # the decoder undoes matrix and range itself
+            return CodePoints(*struct.unpack_from(">HH", data, place + 8), True)
+    return None

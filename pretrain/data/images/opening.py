@@ -27,6 +27,7 @@ from pretrain.data.images.containers import (
     PNG_APPEARANCE,
     PNG_SIGNATURE,
     JpegHeader,
+    code_points,
     end_of_jpeg,
     is_16_bit_png,
     png_picture,
@@ -41,7 +42,7 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a GiB of 3-byte pixe
 ROTATED, FIRST_FRAME = "rotated", "first frame of several"
 REPAIRED, END_ADDED, WARNED = "damaged metadata ignored", "end marker added", "read with a warning"
 # Version of the pixels that files are read as; raise it when any file's pixels change: cached features are then remade.
-READING = 2
+READING = 3
 
 Pixels = NDArray[np.uint8]
 Number = TypeVar("Number", bound=np.generic)
@@ -192,7 +193,7 @@ def _decode(data: bytes, max_pixels: int | None, remarks: tuple[str, ...] = ()) 
             oddities.append("16 bits a channel")
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             oddities.append(FIRST_FRAME)
-        pixels, found, remark = to_srgb(image, stored)
+        pixels, found, remark = to_srgb(image, stored, code_points(data))
         return Decoded(
             upright(pixels, orientation),
             image.format or "",

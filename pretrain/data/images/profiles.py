@@ -1,8 +1,10 @@
-"""Colour profiles: pixels in any ICC profile → sRGB, which is what models are trained on.
+"""Colour profiles: pixels in any ICC profile → sRGB, the colour space that models are trained on.
 
-littlecms converts. A profile by which no colour moves visibly counts as sRGB, and its pixels stay as they are.
+littlecms converts. A profile that moves no colour visibly counts as sRGB, and its pixels stay as they are. Colours that
+a file states by numbers (a PNG's gAMA, cHRM and cICP chunks, an AVIF's nclx box) become a profile first.
 
-Source: ICC.1:2022; PNG specification, third edition, sections 11.3.2 (gAMA, cHRM) and 13.13.
+Source: ICC.1:2022; PNG specification, third edition, sections 11.3.2 (gAMA, cHRM, cICP) and 13.13; ITU-T H.273,
+tables 2 and 3.
 """
 
 from __future__ import annotations
@@ -27,6 +29,18 @@ _NO_CACHE = 0x0040  # ImageCms.Flags.NOCACHE, which Pillow has from 10.3: a cach
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 _SRGB_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # white, red, green, blue, each x and y
 _SRGB_GAMMA = 1 / 2.2
+_H273_PRIMARIES = {  # of ITU-T H.273, as _SRGB_PRIMARIES; 2 is "unspecified"
+    1: _SRGB_PRIMARIES,
+    2: _SRGB_PRIMARIES,
+    4: (0.31, 0.316, 0.67, 0.33, 0.21, 0.71, 0.14, 0.08),
+    5: (0.3127, 0.329, 0.64, 0.33, 0.29, 0.6, 0.15, 0.06),
+    6: (0.3127, 0.329, 0.63, 0.34, 0.31, 0.595, 0.155, 0.07),
+    7: (0.3127, 0.329, 0.63, 0.34, 0.31, 0.595, 0.155, 0.07),
+    9: (0.3127, 0.329, 0.708, 0.292, 0.17, 0.797, 0.131, 0.046),
+    11: (0.314, 0.351, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
+    12: (0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
+}
+_CURVE_POINTS = 1024
 _GAMMA_TOLERANCE, _PRIMARIES_TOLERANCE = 0.05, 0.01  # libpng's thresholds
 _D50 = np.array([0.9642, 1.0, 0.8249])
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
@@ -113,9 +127,32 @@ def png_profile(gamma: float | None, primaries: Sequence[float] | None) -> bytes
     if is_usual and wanted.shape == (8,) and np.abs(wanted - _SRGB_PRIMARIES).max() < _PRIMARIES_TOLERANCE:
         return b""
     try:
-        return _matrix_profile(_colorants(wanted), 1 / gamma)
+        exponent = struct.pack(">IHxx", 1, round(256 / gamma))
+        return _matrix_profile(_colorants(wanted), exponent)
     except (ValueError, ZeroDivisionError, np.linalg.LinAlgError, struct.error):  # primaries that no light can have
         return b""
+
+
+def coded_profile(primaries: int, transfer: int) -> bytes | None:
+    """The ICC profile of colours by ITU-T H.273; b"" for sRGB, None if a matrix profile cannot hold them (PQ, HLG)."""
+    corners, values = _H273_PRIMARIES.get(primaries), np.linspace(0, 1, _CURVE_POINTS)
+    if corners == _SRGB_PRIMARIES and transfer in (2, 13):
+        return b""
+    match transfer:
+        case 1 | 6 | 14 | 15:  # BT.709 and those of the same function
+            light = np.where(
+                values < 0.0812428583, values / 4.5, ((values + 0.0992968268) / 1.0992968268) ** (1 / 0.45)
+            )
+        case 2 | 13:
+            light = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+        case 4 | 5 | 8:
+            light = values ** {4: 2.2, 5: 2.8, 8: 1.0}[transfer]
+        case _:
+            return None
+    if corners is None:
+        return None
+    table = struct.pack(">I", _CURVE_POINTS) + np.rint(light * 65535).astype(">u2").tobytes()
+    return _matrix_profile(_colorants(np.array(corners)), table)
 
 
 def _colorants(primaries: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -130,13 +167,16 @@ def _colorants(primaries: NDArray[np.float64]) -> NDArray[np.float64]:
     return (adapted @ colorants).T
 
 
-def _matrix_profile(colorants: NDArray[np.float64], exponent: float) -> bytes:
-    """A version 2 profile of three colorants and one exponent. Source: ICC.1:2001-04, sections 6.1, 6.3.1 and 6.5."""
+def _matrix_profile(colorants: NDArray[np.float64], points: bytes) -> bytes:
+    """A version 2 profile of three colorants and the points of one curve.
+
+    Source: ICC.1:2001-04, sections 6.1, 6.3.1 and 6.5.
+    """
 
     def fixed(values: Sequence[float] | NDArray[np.float64]) -> bytes:
         return b"".join(struct.pack(">i", round(float(value) * 65536)) for value in values)
 
-    curve = b"curv\0\0\0\0" + struct.pack(">IHxx", 1, round(exponent * 256))
+    curve = b"curv\0\0\0\0" + points
     text = b"desc\0\0\0\0" + struct.pack(">I", 4) + b"PNG\0" + bytes(78)
     tags = [(b"desc", text), (b"cprt", b"text\0\0\0\0\0\0\0\0"), (b"wtpt", b"XYZ \0\0\0\0" + fixed(_D50))]
     for letter, colorant in zip((b"r", b"g", b"b"), colorants, strict=True):

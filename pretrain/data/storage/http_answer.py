@@ -49,6 +49,8 @@ def check_answer(response: urllib3.BaseHTTPResponse, address: str, start: int, s
     if status not in (200, 206):
         raise Refused(f"{url}: unexpected answer, {_status(status)}", f"http_{status}")
     if size is None:
+        if status == 206:
+            raise Refused(f"{url}: a part of the file (HTTP 206), although all of it was asked for", "http_206")
         return
     if status == 200 and (start or not (is_encoded(response) or length(response)[1] in (None, size))):
         raise ignores_ranges(address)

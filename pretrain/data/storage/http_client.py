@@ -93,6 +93,9 @@ class HttpClient:
         done = False
         try:
             check_answer(response, address, start, size)
+            stated = length(response)[1]
+            if stated is not None and stated > most and not is_encoded(response):  # do not wait for what is refused
+                raise too_long(response, address, size, most)
             total = 0
             for piece in decoded(body(response), response.headers.get("Content-Encoding", ""), address):
                 total += len(piece)

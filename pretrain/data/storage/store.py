@@ -1,4 +1,9 @@
-"""Where the bytes of the tars come from."""
+"""Where the bytes of the tars come from: a folder, or elsewhere through the node's cache.
+
+A remote shard is cut into chunks of equal size. Each is fetched by one range request when it is first needed, or ahead
+of that, and kept by the node for all of its processes. Chunks rather than complete shards: where two lanes share a
+shard, each node fetches only the chunks of its own part.
+"""
 
 from __future__ import annotations
 

@@ -271,7 +271,7 @@ def test_an_evaluation_set_with_other_classes_is_refused(folder):
 
 
 def test_a_position_between_batches_is_refused_at_once(folder):
-    with pytest.raises(ConfigError, match=r"no multiple of data\.lanes"):
+    with pytest.raises(ConfigError, match=r"not a multiple of data\.lanes"):
         next(TrainStream(experiment(folder, NUM, data__lanes=4), 0, 1, 16).iterate(3, 1))
 
 

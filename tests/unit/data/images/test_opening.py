@@ -9,10 +9,11 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, features
 
 from pretrain.data.images.decode import open_image
 from pretrain.data.images.opening import decode_strictly
@@ -234,6 +235,76 @@ def test_a_pngs_gamma_and_primaries() -> None:
     light = light.clip(0, 1)
     wanted = 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     assert np.abs(seen - wanted).max() <= 3
+
+
+# CSS Color 4: linear light in these primaries → XYZ (D65), and XYZ → linear sRGB
+P3_TO_XYZ = [[0.4865709, 0.2656677, 0.1982173], [0.2289746, 0.6917385, 0.0792869], [0, 0.0451134, 1.0439444]]
+REC2020_TO_XYZ = [[0.6369580, 0.1446169, 0.1688810], [0.2627002, 0.6779981, 0.0593017], [0, 0.0280727, 1.0609851]]
+XYZ_TO_SRGB = [
+    [3.2409699, -1.5373832, -0.4986108],
+    [-0.9692436, 1.8759675, 0.0415551],
+    [0.0556301, -0.2039770, 1.0569715],
+]
+
+
+def in_srgb(pixels: np.ndarray, to_xyz: list[list[float]], curve: int) -> np.ndarray:
+    """Levels in sRGB, by the formulas of CSS Color 4 and ITU-T H.273; curve 1 is BT.709's, 13 sRGB's."""
+    values = pixels / 255
+    if curve == 13:
+        light = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    else:
+        light = np.where(values < 0.081243, values / 4.5, ((values + 0.099297) / 1.099297) ** (1 / 0.45))
+    light = (light @ (np.array(XYZ_TO_SRGB) @ np.array(to_xyz)).T).clip(0, 1)
+    return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize(("points", "to_xyz"), [((12, 13), P3_TO_XYZ), ((9, 1), REC2020_TO_XYZ)])
+def test_a_pngs_code_points_are_converted_and_precede_all_else(points: tuple[int, int], to_xyz: Any) -> None:
+    pixels = np.asarray(picture())
+    data = png(8, 2, pixels, (b"cICP", bytes([*points, 0, 1])), (b"sRGB", b"\0"))
+    decoded = decode_strictly(data)
+    assert np.abs(decoded.pixels - in_srgb(pixels, to_xyz, points[1])).max() <= 3
+    assert decoded.oddities == ("converted to sRGB",) and decoded.remarks == ()
+
+
+@pytest.mark.parametrize(
+    ("chunk", "remarks"),
+    [
+        (bytes([1, 13, 0, 1]), ()),
+        (bytes([9, 16, 0, 1]), ("colours in a coding that is not converted",)),  # PQ
+        (bytes([9, 18, 0, 1]), ("colours in a coding that is not converted",)),  # HLG
+        (bytes([12, 13, 0, 0]), ("colours in a coding that is not converted",)),  # narrow range
+        (bytes([12, 13]), ()),  # not a cICP chunk
+    ],
+)
+def test_code_points_that_change_no_pixel(chunk: bytes, remarks: tuple[str, ...]) -> None:
+    pixels = np.asarray(picture())
+    decoded = decode_strictly(png(8, 2, pixels, (b"cICP", chunk)))
+    np.testing.assert_array_equal(decoded.pixels, pixels)
+    assert decoded.remarks == remarks and decoded.is_plain
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_an_avifs_code_points_are_converted() -> None:
+    data = bytearray(encode(picture(), "AVIF", quality=100, subsampling="4:4:4"))
+    pixels = open_image(bytes(data)).decode()  # sRGB, as Pillow writes it
+    data[data.index(b"colrnclx") + 9] = 12
+    decoded = decode_strictly(bytes(data))
+    assert np.abs(decoded.pixels - in_srgb(pixels, P3_TO_XYZ, 13)).max() <= 3
+    assert np.abs(decoded.pixels.astype(int) - pixels).max() > 10
+    data[data.index(b"colrnclx") + 11] = 16
+    decoded = decode_strictly(bytes(data))
+    np.testing.assert_array_equal(decoded.pixels, pixels)
+    assert decoded.remarks == ("colours in a coding that is not converted",)
+
+
+def test_floats_without_a_number_are_no_black_picture() -> None:
+    with pytest.raises(BadSample, match="all NaN"):
+        decode_strictly(encode(Image.fromarray(np.full((4, 5), np.nan, np.float32)), "TIFF"))
+    some = np.full((4, 5), np.nan, np.float32)
+    some[1, 2] = 1.0
+    seen = decode_strictly(encode(Image.fromarray(some), "TIFF")).pixels
+    assert seen[1, 2].tolist() == [255] * 3 and seen.sum() == 3 * 255
 
 
 def test_sixteen_bit_grey_with_a_transparent_value() -> None:

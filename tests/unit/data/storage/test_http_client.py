@@ -262,6 +262,28 @@ def test_an_answer_of_just_the_bound_is_read():
         assert read(f"{url}/a", most_bytes=len(DATA)) == DATA
 
 
+def promising(handler: Handler) -> None:
+    handler.give(200, b"x" * 100, Content_Length=str(10**12))
+    time.sleep(3)
+
+
+@pytest.mark.parametrize(("part", "error"), [((), Refused), ((0, 50), DataError)])
+def test_a_length_beyond_the_bound_is_refused_at_once(part, error):
+    with serving(promising) as (url, _):
+        began = time.monotonic()
+        with pytest.raises(error):
+            read(f"{url}/a", *part, timeout_s=30, **({} if part else {"most_bytes": 50_000}))
+        assert time.monotonic() - began < 2
+
+
+def test_a_part_that_was_not_asked_for_is_refused():
+    def handle(handler: Handler) -> None:
+        handler.give(206, HALVES[0], Content_Range=f"bytes 0-49999/{len(DATA)}")
+
+    with serving(handle) as (url, _), pytest.raises(Refused, match="a part of the file"):
+        read(f"{url}/a")
+
+
 def slow_body(handler: Handler) -> None:
     handler.give(200, b"", Content_Length=str(len(DATA)))
     for byte in DATA[:400]:
