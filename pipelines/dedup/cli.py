@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
     args = _parser().parse_args(argv)
     if not 0 < args.threshold <= 1 or not 0 <= args.radius <= 16:
-        raise ConfigError("--threshold must lie in (0, 1] and --radius in 0 … 16")
+        raise ConfigError("--threshold must be in (0, 1] and --radius in 0 … 16")
     check_output_folder(args.out)
     summary = deduplicate(args)
     if args.json:
@@ -148,7 +148,7 @@ def _make_all(job: PrintJob, workers: int) -> None:
 
 
 def _chunks(images: ImageSet) -> Iterator[list[int]]:
-    """Runs of parts with about so many images, so that memory does not grow with the set."""
+    """Groups of parts with about ``IMAGES_AT_ONCE`` images, so that memory does not grow with the set."""
     chunk: list[int] = []
     count = 0
     for part, size in enumerate(images.sizes):

@@ -1,4 +1,4 @@
-"""The second look at two pictures that a hash calls alike: one is laid over the other, and what is seen is correlated.
+"""The second comparison of two pictures with similar hashes: they are aligned, and their overlap is correlated.
 
 The crop that the hash suggests is refined to the best affine fit. Two correlations are then taken over the overlap: of
 the grey values, and of their fine structure (what is left without the low frequencies that the hash saw). Pictures that
@@ -22,7 +22,7 @@ SIDE = 64
 ROUNDS = 40
 PRECISION = 1e-4
 LEAST_OVERLAP = 0.5
-BLUR = 3.0  # pixels of SIDE: what is coarser is no fine structure
+BLUR = 3.0  # pixels of SIDE: coarser structure is not fine structure
 LEAST_STRUCTURE = 1.0  # standard deviation of the fine structure below which there is none to compare
 DEFAULT_THRESHOLD = 0.8
 
@@ -70,7 +70,7 @@ def likeness(part: Picture, whole: Picture, view: View, *, mirrored: bool) -> Li
     everywhere = np.full((SIDE, SIDE), 255, dtype=np.uint8)
     try:
         _, fit = cv2.findTransformECC(template, source, guess.copy(), cv2.MOTION_AFFINE, stop, everywhere, 3)
-    except cv2.error:  # it did not converge: the guess stands
+    except cv2.error:  # it did not converge: keep the guess
         fit = guess
     return max(_measured(template, source, np.asarray(one, dtype=np.float32)) for one in (fit, guess))
 

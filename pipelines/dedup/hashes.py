@@ -1,16 +1,16 @@
-"""Perceptual hashes: the signs of 63 low frequencies of a grey picture, of the whole image and of crops of it.
+"""Perceptual hashes: the signs of 63 low frequencies of a grey picture, of the complete image and of crops of it.
 
 A sign is that of a coefficient of the cosine transform against the median of all, so brightness and contrast do not
 matter, nor size, aspect ratio or compression much. A mirrored picture has the same coefficients with the sign of every
-odd column turned, so its hash costs no second transform. A crop that somebody made is never far from one of a grid of
-crops, so one side of a comparison is hashed whole and the other as a grid, and the other way round.
+odd column turned, so its hash costs no second transform. Any crop is never far from one of a grid of
+crops, so one side of a comparison is hashed without cropping and the other as a grid, and vice versa.
 
 Few and low frequencies are chosen on purpose: they bear the rest of the misalignment between a crop and the nearest one
 of the grid. What they let through is looked at by ``compare``.
 
 Legend: V views.
 Source: Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, section 3.2 (DCT hash).
-Differs: crops and mirrors; the constant coefficient is left out, as brightness is no feature.
+Differs: crops and mirrors; the constant coefficient is left out, since brightness is not a feature.
 """
 
 from __future__ import annotations

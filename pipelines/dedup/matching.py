@@ -104,7 +104,7 @@ def _candidate(upstream: int, test: int, _: int, view: int, test_is_part: int) -
 
 @dataclass(frozen=True)
 class Looking:
-    """What the second looks share. Pictures are few: those of the candidates."""
+    """The arguments that all comparisons share. Only the pictures of candidates are compared."""
 
     threshold: float
 

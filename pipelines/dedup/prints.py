@@ -1,4 +1,4 @@
-"""What is kept of every image: digest of its bytes, hashes of its views, a small grey picture. Made once per part.
+"""The record of every image: digest of its bytes, hashes of its views, a small grey picture. Made once per part.
 
 About 4.4 kB an image; a part that was finished is not made again.
 """
@@ -51,7 +51,7 @@ class Prints:
 
 @dataclass(frozen=True)
 class PrintJob:
-    """What the parts of a set share."""
+    """The arguments that the parts of a set share."""
 
     images: ImageSet
     folder: Path

@@ -71,7 +71,7 @@ def _row(upstream: ImageSet, pair: Pair) -> str:
 def _thumbnail(data: bytes) -> str:
     try:
         image = Image.fromarray(open_image(data).decode(THUMBNAIL, THUMBNAIL))
-    except BadSample:  # an exact copy of a file that nobody can read
+    except BadSample:  # an exact copy of a file that cannot be decoded
         return "(cannot be decoded)"
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()

@@ -26,7 +26,7 @@ from pipelines.dedup.hashes import NUM_BITS, distances
 FEWEST_BITS, MOST_BITS = 8, 18
 RECALL_AT_RADIUS = 0.95
 MOST_AT_ONCE = 1 << 20  # candidate pairs in memory; their arrays stay in the processor's cache
-CROWD = 4096  # a bucket with more says nothing: so many pictures agree by being empty
+CROWD = 4096  # larger buckets are skipped: their pictures agree because they are nearly empty
 
 Found = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]
 

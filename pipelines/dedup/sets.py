@@ -25,7 +25,7 @@ class ImageSet:
     """A set in parts that are worked on one by one.
 
     Attributes:
-        folder: where it lies.
+        folder: where it is.
         name: for messages and reports.
         parts: shards, or the first file of each run of files.
         sizes: images in each part.

@@ -47,7 +47,7 @@ def _option(name: str, text: str, **rest: Any) -> Option:
 
 
 IMAGES, WHICH, LABELS, CARD = "images", "which images", "labels", "on the card"
-# What every source understands; the options of some sources are in source_kinds.py.
+# Options that every source understands; the options of some sources are in source_kinds.py.
 OPTIONS = (
     _option("out", "folder to make; gets one sub-folder per split", default=None, type=Path),
     _option("seed", "seed of the global shuffle (0)", default=0, type=int),
@@ -118,7 +118,7 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class PackRequest:
-    """What the command line asks for; ``source`` is None for a merge."""
+    """The parsed command line; ``source`` is None for a merge."""
 
     source: Source | None
     options: PackOptions

@@ -1,7 +1,7 @@
 """Checks of what was packed: the ledger must add up, and every class must occur in the masks.
 
-The ledger says what the source held, what the plan left out, and what the record files say was written. A class that no
-pixel of a mask has is an error, since the masks' numbers were then misread.
+The ledger counts the contents of the source, everything that the plan left out, and the samples in the record files. A
+class that no pixel of a mask has is an error, since the masks' numbers were then misread.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def check_samples(about: About, max_bad_rate: float) -> None:
     """Refuses a source with too many samples that are broken and could not be listed.
 
     Raises:
-        DataError: says what is wrong with them.
+        DataError: with the reasons and an example of each.
     """
     account = about.ledger.accounts.get(SAMPLES)
     if account is None or account.num_lost <= max_bad_rate * account.found:
@@ -59,7 +59,7 @@ def reconcile(out: Path, plan: Plan, source: About | Source) -> Ledger:
 
 
 def warnings(plan: Plan, cards: Sequence[Card]) -> list[str]:
-    """What a person should know of a finished pack, though all of it is right as far as it was told."""
+    """Warnings about a finished pack that is consistent but may not be what you want."""
     found = []
     if plan.repeated:
         found.append(f"{plan.repeated:,} images have one label more than once")

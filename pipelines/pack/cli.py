@@ -54,7 +54,7 @@ OF_SPLIT = (
 
 @dataclass(frozen=True)
 class Result:
-    """What a run did: a key of ``STATUS``, one card per finished split, remarks."""
+    """The outcome of a run: a key of ``STATUS``, one card per finished split, remarks."""
 
     status: str
     cards: list[Card]

@@ -1,4 +1,4 @@
-"""What the source's images were when they were packed: a digest per shard, by which a later run knows a changed pixel.
+"""Digests of the source's images, one per shard, by which a later run detects a changed pixel.
 
 OUT/.contents/SPLIT/shard-000000    written before the shard counts as done
 OUT/contents.json                   all of them, when the pack is complete

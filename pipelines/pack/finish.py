@@ -27,11 +27,11 @@ from pretrain.names import printable_in
 
 QUARANTINE_FILE = "quarantine.jsonl"
 DROPPED_FILE = "dropped.jsonl"
-NOT_ON_CARD = frozenset(["name", "licence", "release", "source"])  # said in fields of their own
+NOT_ON_CARD = frozenset(["name", "licence", "release", "source"])  # these have fields of their own
 
 
 def quarantined_in(folder: Path, shards: Iterable[Shard]) -> list[dict[str, Any]]:
-    """What was left out of finished shards, from their record files."""
+    """The images that were left out of finished shards, from their record files."""
     return [
         {"shard": shard.name, **entry}
         for shard in shards
@@ -134,7 +134,7 @@ def _kind_of_labels(plan: Plan, source: About | Source) -> Literal["single", "mu
 
 
 class Counts:
-    """What a split's record files add up to.
+    """The sums over the record files of a split.
 
     Attributes:
         classes: int64 (C,), images that have each class.
@@ -182,7 +182,7 @@ def encode_lines(entries: Iterable[dict[str, Any]]) -> bytes:
 
 
 def _shown_options(options: PackOptions) -> dict[str, Any]:
-    """Those that are not as they come."""
+    """The options that are not at their default."""
     plain = PackOptions(options.source).to_dict()
     return {key: value for key, value in _flat(options.to_dict()) if key not in NOT_ON_CARD and value != plain.get(key)}
 

@@ -1,7 +1,7 @@
-"""What is done to an image when it is packed: decoded once, made a plain RGB file, made smaller where asked for.
+"""Prepares an image for packing: decodes it once, makes it a plain RGB file, and shrinks it where asked to.
 
-A file that is plain sRGB already keeps its compressed pixels; only its metadata goes, and what lies behind a JPEG's
-picture. Everything else is encoded anew, without losses where it had none.
+A file that is plain sRGB already keeps its compressed pixels; only its metadata and any bytes behind a JPEG's
+picture are removed. Everything else is encoded again, losslessly where the original was lossless.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ SAME_EXTENSIONS = {"JPEG": ("jpg", "jpeg"), "PNG": ("png",), "WEBP": ("webp",)}
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """What every image becomes.
+    """How images are packed.
 
     Attributes:
         mode: "rgb": an upright 8-bit sRGB file without metadata; "keep": the bytes as they are.
         encode: "jpeg" or "webp": images in other formats become this too; "": PNG for what is not a JPEG or WebP.
-        quality: of whatever is encoded anew with losses.
+        quality: of lossy encoding.
         short_side: images whose shorter side is longer are made smaller; 0: none.
         min_side: images whose shorter side is shorter are left out; 0: none.
         max_pixels: more are refused before they are decoded; None: Pillow's own limit.
@@ -113,7 +113,7 @@ def _with_its_coefficients(data: bytes, decoded: Decoded) -> bytes | None:
 
 
 def _changes(data: bytes, kept: bytes, decoded: Decoded) -> tuple[str, ...]:
-    """What happened to a file that kept its compressed pixels."""
+    """The changes to a file that kept its compressed pixels, in words."""
     trailing = has_trailing_bytes(data)
     is_cut_only = data.startswith(kept) if trailing else kept == data
     metadata = [] if is_cut_only or not decoded.is_plain else [METADATA_REMOVED]

@@ -1,4 +1,4 @@
-"""The files that the options of ``pack`` name: read once, and kept beside the pack for those who go on with it."""
+"""The files that the options of ``pack`` name: read once, and kept beside the pack for the tasks that continue it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DROP_LIST = Option(
 
 @dataclass(frozen=True)
 class PlanInputs:
-    """What the options name and the plan needs the content of.
+    """The content of the files that the options name, as the plan needs it.
 
     Attributes:
         label_map: classes that become others.
@@ -107,7 +107,7 @@ def _copy(source: Path, target: Path) -> Path:
 
 
 def load_dropped_keys(path: Path) -> frozenset[str]:
-    """What the list names, as ``SHARD/KEY``: shard without .tar, key without extension.
+    """The samples on the list, as ``SHARD/KEY``: shard without .tar, key without extension.
 
     Raises:
         ConfigError: it cannot be read, or a line is something else.

@@ -1,4 +1,4 @@
-"""What the labels of a source become: other classes by a map, ancestors by a hierarchy, a choice of classes."""
+"""Changes to the labels of a source: other classes by a map, ancestors by a hierarchy, a choice of classes."""
 
 from __future__ import annotations
 
@@ -120,10 +120,10 @@ class LabelMap:
                 )
 
     def relabelling(self, classes: Classes) -> Relabelling:
-        """What becomes of a source's classes.
+        """The new classes of each class of a source.
 
         Raises:
-            DataError: a class of the source is on no line, or a line names a class that the source has not.
+            DataError: a class of the source is on no line, or a line names a class that the source does not have.
         """
         known, lookup = dict(classes), ClassLookup(classes, f"--label-map {self.path}")
         rest = next((to for origin, to, _ in self.rows if origin == REST), None)

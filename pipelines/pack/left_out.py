@@ -1,4 +1,4 @@
-"""What a plan leaves out: counted for the ledger, and exact duplicates, which are images with the same bytes."""
+"""Images that a plan leaves out: their count for the ledger, and exact duplicates, which have the same bytes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What is left when each image stands once.
+    """The images that remain when each is kept once.
 
     Attributes:
         table: the list, with merged labels where that was asked for.
@@ -69,7 +69,7 @@ class Duplicates:
     copies: NDArray[np.int64]
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """What was left out, as lines of a report."""
+        """The copies that were left out, as lines of a report."""
         for gone, stays in self.copies.tolist():
             copy, image = (shown(self.table.key(row)) for row in (gone, stays))
             yield {"source": copy, "because": "exact duplicate", "of": image}
@@ -86,7 +86,7 @@ def find_duplicates(
     """Keeps one row of those with equal content.
 
     The one with the least key hash stays, so that the choice does not depend on the order of the list. Where an image
-    stands in train and in another split, the training copies go; other splits keep one copy each.
+    is in train and in another split, the training copies go; other splits keep one copy each.
 
     Args:
         table: the source's list.

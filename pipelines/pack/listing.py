@@ -1,4 +1,4 @@
-"""The steps before a plan can be made: lay out what cannot be read at random, list the images, digest their bytes."""
+"""Steps before the plan: unpack files that cannot be read at random, list the images, digest their bytes."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _rotated(units: Sequence[str], task: Task | None) -> list[str]:
 
 
 def list_source(source: Source, work: Work, task: Task | None) -> tuple[ItemTable, About]:
-    """The source's list: made anew by a run alone, made once by the tasks of an array."""
+    """The source's list: made again by each single run, made once by the tasks of an array."""
     if task is None:
         table = ItemTable.of(source.items())
         return table, About.of(source)
@@ -122,7 +122,7 @@ def list_source(source: Source, work: Work, task: Task | None) -> tuple[ItemTabl
 
 
 def load_listing(work: Work) -> tuple[ItemTable, About]:
-    """What the first task listed."""
+    """The list that the first task made."""
     return ItemTable.load(work.folder / TABLE_FOLDER), About.load(work.folder / ABOUT_FILE)
 
 

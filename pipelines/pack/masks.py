@@ -1,4 +1,4 @@
-"""What becomes of a segmentation mask when it is packed: a grey PNG of class numbers, of its image's size."""
+"""Prepares a segmentation mask for packing: a grey PNG of class numbers, of the size of its image."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _UNKNOWN = -1
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """What a mask's numbers mean, and which way up it is.
+    """The meaning of a mask's numbers, and its orientation.
 
     Attributes:
         num_classes: K.
@@ -68,7 +68,7 @@ class MaskOptions:
             num_classes: K.
             values: numbers with commas between them, or "".
             none: likewise.
-            reduce_zero_label: 0 stands for none, and k + 1 for class k (ADE20K's files).
+            reduce_zero_label: 0 means no class, and k + 1 means class k (ADE20K's files).
             orientation: one of ``ORIENTATIONS``.
 
         Raises:
@@ -77,7 +77,7 @@ class MaskOptions:
         if reduce_zero_label:
             if values or none:
                 raise ConfigError(
-                    "--reduce-zero-label says what the masks' numbers mean; leave out --mask-values and -none"
+                    "--reduce-zero-label gives the meaning of the masks' numbers; leave out --mask-values and -none"
                 )
             return cls(num_classes, tuple(range(1, num_classes + 1)), (0, IGNORED_PIXEL), orientation)
         made = cls(num_classes, _numbers(values, "--mask-values"), _numbers(none, "--mask-none"), orientation)
@@ -153,7 +153,7 @@ def _as_its_image(
             raise BadSample(
                 "mask",
                 f"its image is turned by EXIF orientation {image.orientation}, and its size does not tell whether the "
-                "mask is turned too: --mask-orientation stored (it lies on the pixels as they are stored) or upright",
+                "mask is turned too: --mask-orientation stored (it fits the pixels as they are stored) or upright",
             )
         if by_size[0] and (orientation == "stored" or not by_size[1]):
             return turned, True

@@ -1,4 +1,4 @@
-"""Takes out of image files what is not their picture, without touching its pixels.
+"""Removes everything but the picture from image files, without touching its pixels.
 
 Each function returns the file without it, or None for a file that it cannot take apart.
 

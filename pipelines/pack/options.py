@@ -14,7 +14,7 @@ from pretrain.errors import ConfigError
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What decides the packed bytes. Two packs with equal options and equal sources are equal.
+    """The options that decide the packed bytes. Two packs with equal options and equal sources are equal.
 
     Files are named by their digest: ``label_map``, ``split_lists``.
     """
@@ -53,13 +53,13 @@ class PackOptions:
 
     @property
     def of_images(self) -> ImageOptions:
-        """What is done to every image."""
+        """How images are packed."""
         return ImageOptions(
             self.images, self.encode, self.quality, self.short_side, self.min_side, self.max_pixels or None
         )
 
     def of_masks(self, num_classes: int) -> MaskOptions:
-        """What the numbers of masks mean.
+        """The meaning of the numbers of masks.
 
         Raises:
             ConfigError: see ``MaskOptions.of``.

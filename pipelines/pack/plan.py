@@ -155,7 +155,7 @@ def _select(
 
 
 def _changes(options: PackOptions, inputs: PlanInputs) -> Iterator[Callable[[Classes], Relabelling]]:
-    """What happens to labels, in this order: the map, the hierarchy, the choice of classes."""
+    """The changes to labels, in this order: the map, the hierarchy, the choice of classes."""
     if inputs.label_map:
         yield inputs.label_map.relabelling
     if inputs.wordnet:

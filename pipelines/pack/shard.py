@@ -1,4 +1,4 @@
-"""Writes one shard: a WebDataset tar and, last of all, its record file, which says that the shard is done."""
+"""Writes one shard: a WebDataset tar and, last of all, its record file, which marks the shard as done."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from pretrain.names import shown
 from pretrain.redaction import redacted, redacted_in
 
 KEY_DIGITS = 9
-WANTED_KINDS = frozenset([TOO_SMALL])  # left out because an option says so: nothing is wrong with them
+WANTED_KINDS = frozenset([TOO_SMALL])  # left out because of an option, not because they are bad
 
 
 @dataclass(frozen=True)
 class Writing:
-    """What every shard of a pack shares: where bytes come from, what becomes of them, how labels are written."""
+    """The arguments that all shards of a pack share: the source of bytes, how images and labels are written."""
 
     source: Source
     images: ImageOptions = field(default_factory=ImageOptions)
@@ -62,7 +62,7 @@ def is_done(folder: Path, shard: Shard) -> bool:
 def write_shard(writing: Writing, task: tuple[Path, Shard], progress: Callable[[int], None]) -> int:
     """Writes a shard and returns how many of its images are bad.
 
-    The bytes are a function of the images, their order and the options alone: no time, user or process stands in them.
+    The bytes are a function of the images, their order and the options alone: they contain no time, user or process.
 
     Args:
         writing: what the shards share.
@@ -99,7 +99,7 @@ def write_shard(writing: Writing, task: tuple[Path, Shard], progress: Callable[[
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the card counts: images by the bucket of their shorter side and by what was changed; masks by their numbers.
+    """Counts for the card: images by the bucket of their shorter side and by what was changed; masks by their numbers.
 
     Attributes:
         short_sides: bucket → images.

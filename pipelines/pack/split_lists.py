@@ -110,7 +110,7 @@ class SplitLists:
         for what, reading in READINGS.items():
             names = list(dict.fromkeys(filter(None, map(reading, entry.lines))))
             if not names or (what and all(name.isdecimal() for name in names)):
-                continue  # such as an index and a flag: which images these are is said elsewhere
+                continue  # such as an index and a flag: the names of these images are in another file
             match = keys.match(names)
             if len(names) > 1 and match.missing[:1] == names[:1] and names[0].lower() in HEADERS:
                 match, what = replace(match, missing=match.missing[1:]), f"{what or 'as it is'}, without its header"
@@ -149,7 +149,7 @@ def _columns(line: str, *, last: bool = False) -> list[str]:
 
 @dataclass(frozen=True)
 class _Match:
-    """What the names of a list mean: rows, names that mean none, and one that means two rows, with their keys."""
+    """The meaning of the names of a list: rows, names that mean none, and one that means two rows, with their keys."""
 
     num_names: int
     rows: list[int]
@@ -204,7 +204,7 @@ class _Keys:
         return _Match(len(names), rows, missing, ambiguous)
 
     def hint(self, name: str, *, is_utf8: bool) -> str:
-        """What may be the matter with a name that means no row."""
+        """A likely reason why a name means no row."""
         if not is_utf8:
             return ". The list is not UTF-8 text: save it as UTF-8, or name its encoding with --encoding, such as cp949"
         for wanted in dict.fromkeys([name.lower(), name.rpartition("/")[2].lower()]):

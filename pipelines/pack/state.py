@@ -2,7 +2,7 @@
 
 OUT/pack.json       options and digest of the source's list
 OUT/.pack.lock      held while a process packs (shared by the tasks of an array)
-OUT/.plan/          what is prepared once and used by all: list, digests, unpacked files; gone when all is done
+OUT/.plan/          prepared once and used by all tasks: list, digests, unpacked files; removed at the end
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Task:
 
 @dataclass(frozen=True)
 class State:
-    """What pack.json says. ``splits`` and ``fingerprint`` are empty where version 1 wrote it."""
+    """The content of pack.json. ``splits`` and ``fingerprint`` are empty where version 1 wrote it."""
 
     version: int
     options: dict[str, Any]
@@ -93,7 +93,7 @@ class State:
 
 
 def read_state(out: Path, options: PackOptions | None) -> State | None:
-    """What an earlier run left in ``out``; None: the folder is new.
+    """The state that an earlier run left in ``out``; None: the folder is new.
 
     Args:
         out: the pack's folder.
@@ -165,7 +165,7 @@ def _check_options(options: PackOptions, had: dict[str, Any], where: Path) -> No
 
 
 class Work:
-    """The folder of what is prepared once.
+    """The folder of everything that is prepared once.
 
     Args:
         out: the pack's folder.
@@ -175,7 +175,7 @@ class Work:
         self.folder = out / WORK_FOLDER
 
     def begin(self, options: PackOptions, fingerprint: str, task: Task | None) -> None:
-        """Makes the folder, or checks that it belongs to this pack. A run alone starts anew where it does not.
+        """Makes the folder, or checks that it belongs to this pack. A single run starts over where it does not.
 
         Raises:
             ConfigError: the tasks of an array differ in options or number.
@@ -239,7 +239,7 @@ def locked(out: Path, *, together: bool = False) -> Iterator[None]:
         together: others that say the same may hold it at the same time.
 
     Raises:
-        SetupError: somebody else has it, or the file system has no locks.
+        SetupError: another process holds it, or the file system has no locks.
     """
     path = out / LOCK_FILE
     while True:

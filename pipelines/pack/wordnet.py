@@ -1,9 +1,9 @@
-"""WordNet's nouns: what a synset is called, and everything that it is a kind of.
+"""WordNet's nouns: the names of a synset, and its ancestors.
 
 An ImageNet class id is ``n`` and the eight digits at which the synset's line starts in WordNet 3.0's ``data.noun``.
 
 Source: WordNet 3.0, wndb(5WN): ``offset lex_filenum n w_cnt word lex_id … p_cnt pointer offset pos source/target …``;
-the pointers ``@`` (hypernym) and ``@i`` (instance hypernym) lead to what is more general.
+the pointers ``@`` (hypernym) and ``@i`` (instance hypernym) lead to more general synsets.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class WordNet:
         self._parents[synset] = parents
 
     def ancestors(self, synset: str) -> tuple[str, ...]:
-        """The synset and all that it is a kind of, from the most general to itself; each stands behind its own."""
+        """The synset and its ancestors, from the most general to itself; each comes behind its own ancestors."""
         found: dict[str, None] = {}
 
         def visit(one: str) -> None:
@@ -84,13 +84,13 @@ class WordNet:
         """Each class → itself and its ancestors; the classes are numbered by their id.
 
         Raises:
-            DataError: a class's id is no noun of WordNet.
+            DataError: the id of a class is not a noun of WordNet.
         """
         unknown = [identifier for identifier, _ in classes if identifier not in self.names]
         if unknown:
             raise DataError(
-                f"--hierarchy wordnet: {len(unknown)} of {len(classes)} class ids are no nouns of WordNet 3.0, such as "
-                f"{unknown[0]!r}; ids look like n02084071. Give them with --label-map, or leave the hierarchy out"
+                f"--hierarchy wordnet: {len(unknown)} of {len(classes)} class ids are not nouns of WordNet 3.0, such "
+                f"as {unknown[0]!r}; ids look like n02084071. Give them with --label-map, or leave the hierarchy out"
             )
         lines = [self.ancestors(identifier) for identifier, _ in classes]
         given = dict(classes)

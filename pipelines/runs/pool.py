@@ -32,7 +32,7 @@ def run_tasks(
     num_workers: int,
     show: Callable[[int], None],
 ) -> Iterator[Result]:
-    """Runs ``job(shared, task, progress)`` for every task and yields the results as they come, in no fixed order.
+    """Runs ``job(shared, task, progress)`` for every task and yields the results in the order in which they finish.
 
     Args:
         job: a function of a module. It calls ``progress`` with the number of units that are newly done.
@@ -89,10 +89,10 @@ def _run_in_pool(
                 yield future.result()
     except BrokenProcessPool as error:
         raise SetupError(
-            "a worker process was killed, most likely for want of memory; run the same command with fewer --workers, "
-            "it continues from here"
+            "a worker process was killed, most likely because memory ran out; run the same command with "
+            "fewer --workers to continue from here"
         ) from error
-    finally:  # also when the caller has heard enough, or the user pressed Ctrl-C: what is half written is not needed
+    finally:  # also when the caller stops early or the user pressed Ctrl-C: partly written files are not needed
         for process in multiprocessing.active_children():
             process.kill()
         # The executor's thread must be gone before the interpreter's exit, which writes into the pipe that it closes.

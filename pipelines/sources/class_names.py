@@ -1,6 +1,6 @@
-"""Lists of classes as they lie around: a name per line, ``id,name``, a number in front, classes.csv, JSON.
+"""Lists of classes in the forms that people use: a name per line, ``id,name``, a number in front, classes.csv, JSON.
 
-A list says which number of a label means which class; nothing in it is cut, merged or left out.
+A list maps the numbers of labels to classes; nothing in it is cut, merged or left out.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ClassList:
     Attributes:
         classes: (id, name); ids are distinct.
         where: whose they are, for messages.
-        numbers: the number that stands for each class; (): 0, 1, 2, …
+        numbers: the number of each class in labels; (): 0, 1, 2, …
         of_numbers: the labels are surely numbers of the list, since a program wrote both.
     """
 
@@ -71,7 +71,7 @@ class ClassList:
         if number not in self._places:
             known = list(self._places)
             raise DataError(
-                f"{where}: the label {number} lies outside the {len(known)} classes of {self.where}, whose numbers are "
+                f"{where}: the label {number} is outside the {len(known)} classes of {self.where}, whose numbers are "
                 f"{min(known, default=0)}-{max(known, default=0)}"
             )
         return self._places[number]

@@ -25,7 +25,7 @@ from pretrain.errors import DataError
 from pretrain.names import shown, to_bytes
 
 KIND = "directory entries"
-HIDDEN, LOOP, DANGLING = "hidden", "link to a folder that it lies in", "dangling link"
+HIDDEN, LOOP, DANGLING = "hidden", "link to a folder above it", "dangling link"
 MAC_FORK = "macOS resource fork"
 NOT_A_FILE = "neither a file nor a folder"
 UNLABELLED_BYTES = "an image by its bytes, but not by its name"
@@ -56,7 +56,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Walk:
-    """The files below ``root`` in the order of their names; whoever draws them says what each is used as.
+    """The files below ``root`` in the order of their names; the caller tells how each is used.
 
     Attributes:
         root: the folder.

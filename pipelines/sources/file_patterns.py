@@ -1,4 +1,4 @@
-"""Paths with braces and wildcards: the files that they mean, where each is, and what else lies beside them.
+"""Paths with braces and wildcards: the files that they mean, where each is, and what else is beside them.
 
 Everything beside the files is told to the ledger, so that a forgotten half of a set is seen.
 """
@@ -86,7 +86,7 @@ def add_img2dataset(ledger: Ledger, tar: Path, num_samples: int) -> None:
     ledger.lost(ROWS, "not in the tar, though img2dataset calls them successes", tar.name, count=max(missing, 0))
 
 
-_BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")  # {name} alone is no choice, as in a shell
+_BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")  # {name} alone is not a choice, as in a shell
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 

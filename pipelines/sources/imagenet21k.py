@@ -2,7 +2,7 @@
 
 ``fall11_whole.tar`` is a plain tar; ``winter21_whole.tar.gz`` must be unpacked with gunzip first, since a compressed
 file cannot be read at random. Of a per-synset tar that is damaged the images before the damage are listed; the rest
-stands in the list as one image that cannot be read, so it is quarantined with its reason and counts as bad.
+is listed as one image that cannot be read, so it is quarantined with its reason and counts as bad.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class ImageNet21kSource(Source):
             yield from members_in(section, f"{self.path}:{outer.name}", ledger)  # pyright: ignore[reportArgumentType]
 
     def _damage(self, item: Item) -> str:
-        """What is wrong with the tar of an item, in words: it is read again up to there."""
+        """The error in the tar of an item: the tar is read again up to there."""
         synset = item.key.partition("/")[0]
         try:
             if self.path.is_dir():
@@ -142,7 +142,7 @@ class ImageNet21kSource(Source):
 
 
 def _to_the_damage(members: Iterator[Member], synset: str) -> Iterator[Member]:
-    """The members of one tar; where it breaks off, one that stands for what is lost."""
+    """The members of one tar; where it breaks off, one more for the rest that is lost."""
     try:
         yield from members
     except DataError:

@@ -1,7 +1,7 @@
-"""What the labels of a source mean together: class numbers, names, or one number 0 or 1 for every class.
+"""Decides what all labels of a source mean: class numbers, names, or one number 0 or 1 for every class.
 
-``LabelCollector`` gives each label a provisional code while a source is listed; when all are known, ``resolve`` says
-which classes the codes are. What could be read in two ways is refused, or is noted with the option that settles it.
+``LabelCollector`` gives each label a provisional code while a source is listed; when all are known, ``resolve`` gives
+the classes of the codes. What could be read in two ways is refused, or is noted with the option that settles it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOST_CLASSES = 100_000  # of numbers without --num-classes; a table of more is l
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """What the user says of the labels.
+    """The user's options about labels.
 
     Attributes:
         form: what they are; "": their values decide, and say so.
@@ -47,7 +47,7 @@ class LabelCollector:
 
     Attributes:
         is_multi: an image may have several labels; complete after ``resolve``, like the others.
-        are_names: no list of classes and no number says which class a label is.
+        are_names: labels are names, and there is no list of classes.
         notes: what was read how, where it could have been read otherwise.
         gaps: which class numbers have no image, in words.
     """
@@ -156,7 +156,7 @@ class LabelCollector:
             )
         if self.options.num_classes and number >= self.options.num_classes:
             raise DataError(
-                f"{where}: the label {number} lies outside --num-classes {self.options.num_classes}, whose numbers are "
+                f"{where}: the label {number} is outside --num-classes {self.options.num_classes}, whose numbers are "
                 f"0-{self.options.num_classes - 1}"
             )
         return number

@@ -1,4 +1,4 @@
-"""What is doubtful about the labels of a source, in words: refused, or noted, with the option that settles it."""
+"""Doubts about the labels of a source: refused, or noted, with the option that settles them."""
 
 from __future__ import annotations
 

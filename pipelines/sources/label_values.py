@@ -42,7 +42,7 @@ class Reading(NamedTuple):
 
 
 def read_label(raw: Any, where: str, *, typed: bool) -> Reading:
-    """What a value says.
+    """Reads a value.
 
     Args:
         raw: None, a number, a text, bytes, true, false, or a list of those.
@@ -160,7 +160,7 @@ class MultiHot:
             width: how many classes there are; 0: not known.
 
         Raises:
-            DataError: it is not multi-hot although the user says so, or has another length.
+            DataError: it is not multi-hot, though the user declares that, or has another length.
         """
         bits = [_bit(atom) for atom in reading.atoms]
         if not bits:

@@ -1,7 +1,7 @@
 """A table of images: CSV, TSV or JSON lines, with a path or URL, labels or numbers, and perhaps a split.
 
 Columns: ``path`` or ``url`` (or ``image`` or ``file_name``, either) · ``label`` or ``labels`` · ``split`` · ``id``
-In the place of labels, for a regression: ``target``, or one column ``target.NAME`` for each number; for segmentation:
+Instead of labels, for a regression: ``target``, or one column ``target.NAME`` for each number; for segmentation:
 ``mask``, the path of a PNG.
 """
 
@@ -162,7 +162,7 @@ class ManifestSource(Source):
         return [part for part in map(str.strip, value.split(SEPARATOR)) if part]
 
     def _splits(self) -> list[str]:
-        """Of each row: what the column says, or where there is none, the folders of the paths; see split_folders.py."""
+        """The split of each row: from the column, else from the folders of its path; see split_folders.py."""
         given, paths, silent = [], [], 0
         for line, row in self._rows():
             paths.append(_path_of(self._place(row, line)))

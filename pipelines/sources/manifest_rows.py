@@ -109,7 +109,7 @@ def _objects(file: TextIO, path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def hint(header: list[str], *, has_place: bool) -> str:
-    """What to do about a header without a known column for the images, or for what they show.
+    """The remedy for a header without a known column of images, or of labels.
 
     Args:
         header: the columns.

@@ -90,7 +90,7 @@ class ParquetSource(Source):
         self._others = [] if how.label_column else other_label_columns(schemas[0], self.label_column)
 
     def _class_lists(self, schemas: list[Any]) -> list[ClassList | None]:
-        """What the classes of each file are called."""
+        """The list of classes of each file."""
         given = self._how.class_names
         if self.target == "vector":
             if given or self._how.labels != LabelOptions():

@@ -101,7 +101,7 @@ def names_of_classes(schema: Any, path: Path, column: str) -> ClassList | None:
     """The names that Hugging Face's writer puts into a file's schema; None: it has none.
 
     Raises:
-        DataError: what is written there is not JSON.
+        DataError: the metadata are not JSON.
     """
     try:
         content = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
@@ -145,14 +145,14 @@ def _row(image: Any, label: Any, status: str, where: str) -> Row:
         return Row(b"", label, f"not downloaded ({status})")
     if isinstance(image, dict) and image.get("path"):
         raise DataError(
-            f"{where}: no bytes of an image, only the path {image['path']!r}; write the file anew with the images in "
+            f"{where}: no bytes of an image, only the path {image['path']!r}; write the file again with the images in "
             "it, or pack a manifest of the paths"
         )
     return Row(b"", label)
 
 
 def _reading(path: Path, read: Any) -> Any:
-    """What a function of pyarrow gives; its errors are of the file."""
+    """Calls a function of pyarrow, and reports its errors as those of the file."""
     arrow()
     import pyarrow
 

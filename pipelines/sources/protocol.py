@@ -1,4 +1,4 @@
-"""What the packer asks of a source of images."""
+"""The interface of a source of images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pretrain.config.target import Target
 from pretrain.data.ledger import Ledger
 from pretrain.data.storage.card import SplitList
 
-NOT_STATED = "not stated"  # the licence, where nobody says it
+NOT_STATED = "not stated"  # the licence, where neither source nor user states it
 UNKNOWN_NUM_BYTES = 128 * 1024  # planned for an image whose size is only known when it is read
 
 
@@ -107,11 +107,11 @@ class Source(ABC):
         return ()
 
     def prepare(self, unit: str, folder: Path) -> None:
-        """Lays out one of ``units`` in ``folder``, where ``items`` and ``read`` look for it. Whole or not at all."""
+        """Lays out one of ``units`` in ``folder``, where ``items`` and ``read`` look for it. Complete or not at all."""
         raise NotImplementedError
 
     def use(self, folder: Path) -> None:
-        """Says where ``prepare`` laid the units out."""
+        """Sets the folder in which ``prepare`` laid the units out."""
         raise NotImplementedError
 
     def fingerprint(self) -> str:

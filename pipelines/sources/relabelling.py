@@ -109,7 +109,7 @@ def union_of(lists: Sequence[ClassList]) -> Union:
 
 
 def _keys(one: ClassList) -> list[str]:
-    """What each class is known by; all distinct."""
+    """The key by which each class is known; all distinct."""
     keys = [name if identifier == str(place) else identifier for place, (identifier, name) in enumerate(one.classes)]
     if twice := repeated(keys):
         raise DataError(

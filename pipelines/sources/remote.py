@@ -49,7 +49,7 @@ class RemoteFiles:
         """Refuses a place that is not allowed.
 
         Raises:
-            ConfigError: a command, and nobody said that commands may run. SetupError: a package is missing.
+            ConfigError: a command, and commands are not allowed. SetupError: a package is missing.
         """
         if location.kind == "pipe" and not self.allow_pipe:
             raise ConfigError(f"{location} runs a shell command; if you trust it, add --allow-pipe")
@@ -132,7 +132,7 @@ class Downloads:
 
 
 def place_of(url: str) -> tuple[Location, str]:
-    """Where the tar of a URL lies, and its name there.
+    """Where the tar of a URL is, and its name there.
 
     A command is that of one shard, as webdataset writes it: ``pipe:ssh store cat /data/train-0001.tar``.
 

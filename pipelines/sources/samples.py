@@ -94,11 +94,11 @@ def samples_of(
         members: of one tar, in order.
         read: the bytes of a small member.
         where: the tar's name, for messages.
-        place: where the labels are, as far as the user says so.
+        place: where the labels are, if the user names the place.
         ledger: is told of every sample, and what each member is used as.
 
     Raises:
-        DataError: a label cannot be read, or the members of a sample do not lie together.
+        DataError: a label cannot be read, or the members of a sample are not next to each other.
     """
     place, ledger = place or LabelPlace(), Ledger() if ledger is None else ledger
     for key, group in _groups(members, where, ledger):
@@ -133,8 +133,8 @@ def _groups(members: Iterable[Member], where: str, ledger: Ledger) -> Iterator[t
                 yield key, group
             if this in seen:
                 raise DataError(
-                    f"{where}: the members of {this!r} do not lie together (one is {member.name}); readers would see "
-                    "broken samples. Sort the tar by name, and write it again"
+                    f"{where}: the members of {this!r} are not next to each other (one is {member.name}); readers "
+                    "would see broken samples. Sort the tar by name, and write it again"
                 )
             seen.add(this)
             key, group = this, {}
@@ -210,7 +210,7 @@ def others_note(place: str, other: str) -> str:
 
 
 def _content(data: bytes, where: str) -> dict[str, Any]:
-    """What KEY.json holds; a value that is not a mapping is the label itself."""
+    """The content of KEY.json; a value that is not a mapping is the label itself."""
     try:
         content = json.loads(decode_label(data, where))
     except (ValueError, RecursionError) as error:
@@ -236,7 +236,7 @@ def _vector(content: dict[str, Any], labels: list[Label], place: LabelPlace, whe
 
 
 def no_label(where: str, place: LabelPlace) -> str:
-    """What to say of a set in which no sample has a label."""
+    """The error for a set in which no sample has a label."""
     if place.name:
         return f"{where}: no sample has the label {place.name}, which --label-column names"
     return (

@@ -6,7 +6,7 @@ Folders come before file names, the outermost first. Upper and lower case are th
 Source: Hugging Face Hub, "File names and splits" and "Automatic splits detection": keywords, delimiters, the order of
 the patterns, and ``data/NAME-00000-of-00001`` for splits of other names.
 Differs: where Hugging Face puts one file into two splits, or leaves out a file that says nothing beside others that do,
-this rule takes one split, or train, and says so; a name with two different splits is refused.
+this rule takes one split, or train, and notes it; a name with two different splits is refused.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _readers(places: Sequence[Place], how: SplitFrom, *, images: bool) -> Sequen
 
 
 class _Found(NamedTuple):
-    """A split, what said it, and the name that did."""
+    """A split, the kind of name that says it, and that name."""
 
     split: str
     by: Literal["sharded", "folder", "name"]

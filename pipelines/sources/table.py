@@ -109,7 +109,7 @@ class ItemTable:
         return np.array(hashes, dtype=np.uint64)
 
     def check_unique(self, hashes: NDArray[np.uint64]) -> None:
-        """Refuses a key that stands twice.
+        """Refuses a key that occurs twice.
 
         Raises:
             DataError: names it.
@@ -177,7 +177,7 @@ class ItemTable:
         return cls(columns, list(split_names))
 
     def save(self, folder: Path) -> None:
-        """Writes the columns as .npy files; the folder appears whole or not at all."""
+        """Writes the columns as .npy files; the folder appears complete or not at all."""
         temporary = folder.with_name(f"{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -199,7 +199,7 @@ class ItemTable:
 def _load_column(path: Path) -> NDArray[Any]:
     try:
         return np.load(path, mmap_mode="r")
-    except ValueError:  # numpy cannot map what is empty
+    except ValueError:  # numpy cannot map an empty array
         return np.load(path)
 
 

@@ -1,4 +1,4 @@
-"""Tars that are read at random: where their members lie, and ranges of bytes from open files."""
+"""Tars that are read at random: where their members are, and ranges of bytes from open files."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _is_header(file: IO[bytes], offset: int) -> bool:
 
 
 class _Links:
-    """What links inside a tar lead to; its files are only looked up once there is a link."""
+    """Follows links inside a tar; its files are only looked up once there is a link."""
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._file, self._name = file, name
@@ -202,7 +202,7 @@ class Section:
 
 
 class RangeReader:
-    """Ranges of bytes from many files, few of which are open at a time. Pickles without what is open."""
+    """Ranges of bytes from many files, few of which are open at a time. Pickles without the open files."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[Path, int] = OrderedDict()

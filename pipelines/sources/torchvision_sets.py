@@ -114,8 +114,8 @@ class TorchvisionSource(Source):
             except Exception as error:  # every class raises its own for missing files, no network, a bad checksum
                 errors.append(error)
         raise SetupError(
-            f"torchvision.datasets.{self.dataset} is not (whole) in {self.root} ({errors[0]}), and its download failed "
-            f"({errors[-1]}). Where there is no network, bring its files there and give that folder: "
+            f"torchvision.datasets.{self.dataset} is not (completely) in {self.root} ({errors[0]}), and its download "
+            f"failed ({errors[-1]}). Where there is no network, bring its files there and give that folder: "
             f"python -m pipelines pack torchvision {self.dataset} ROOT --out DIR"
         )
 

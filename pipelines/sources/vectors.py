@@ -34,7 +34,7 @@ def to_vector(value: Any, where: str) -> tuple[float, ...]:
 
 
 class VectorLength:
-    """Sees to it that all vectors of a source have one length."""
+    """Checks that all vectors of a source have one length."""
 
     def __init__(self) -> None:
         self._length: int | None = None
@@ -61,7 +61,7 @@ class VectorLength:
 
     @property
     def classes(self) -> list[tuple[str, str]]:
-        """(id, name) of the numbers where nobody names them."""
+        """(id, name) of the numbers where they have no names."""
         return [(str(index), str(index)) for index in range(self.length)]
 
 
@@ -80,11 +80,11 @@ class Moments:
         return np.sqrt(self._squares / max(self._count, 1))
 
     def merge(self, other: Moments) -> None:
-        """Takes what another has seen."""
+        """Adds the rows that another has seen."""
         self._take(other._count, other.mean, other._squares)
 
     def add(self, rows: NDArray[np.float64]) -> None:
-        """Takes (n, D)."""
+        """Adds rows (n, D)."""
         mean = rows.mean(axis=0)
         self._take(len(rows), mean, ((rows - mean) ** 2).sum(axis=0))
 

@@ -98,14 +98,16 @@ class VtabSource(Source):
             raise DataError(f"{path}: names no image")
         twice = next((name for name, count in Counter(line.path for line in lines).items() if count > 1), None)
         if twice:
-            raise DataError(f"{path}: {twice} stands there twice")
+            raise DataError(f"{path}: {twice} is on two lines")
         self.lists = {**self.lists, split: SplitList(num_samples=len(lines), digest=digest(data))}
         return lines
 
     def _line(self, text: str, path: Path, number: int) -> Line:
         name, _, label = text.strip().rpartition(" ")
         if not name or not WHOLE_NUMBER.fullmatch(label):
-            raise DataError(f"{path}:{number}: {text!r} is no path and number of a class, such as images/000001.jpg 7")
+            raise DataError(
+                f"{path}:{number}: {text!r} is not a path and the number of a class, such as images/000001.jpg 7"
+            )
         return Line(name.strip(), int(label))
 
     def _check_union(self, found: dict[str, list[Line]]) -> None:

@@ -1,6 +1,6 @@
-"""WebDataset shards that exist: packed again, so shuffled anew, with other labels, or several sets as one.
+"""Existing WebDataset shards, to be packed again: shuffled, with other labels, or several sets as one.
 
-Local tars are read at random where they lie. Remote ones are fetched once into the pack's working folder.
+Local tars are read at random in place. Remote ones are fetched once into the pack's working folder.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class WebDatasetSource(Source):
     Args:
         patterns: tars, folders, URLs, or patterns with braces and wildcards.
         how: how labels and splits are read; the list of classes is that of shards without a classes.csv.
-        remote: fetches what lies elsewhere.
+        remote: fetches remote shards.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class WebDatasetSource(Source):
         return self._folder / _local_name(url)
 
     def _classes_of(self, part: int) -> ClassList | None:
-        """The classes that stand beside a shard, else those that are given."""
+        """The classes in the file beside a shard, else those that are given."""
         url = self.urls[part]
         if is_remote(url):
             assert self._folder is not None
@@ -217,7 +217,7 @@ class WebDatasetSource(Source):
 
 
 class _Seen:
-    """What the samples of all shards have, and whether their labels are in one place."""
+    """Counts over the samples of all shards, and checks that their labels are in one place."""
 
     def __init__(self) -> None:
         self.vectors = VectorLength()

@@ -1,4 +1,4 @@
-"""What is checked of a set once all its shards were read; what is wrong goes into the verdict."""
+"""Checks of a set once all its shards were read; problems go into the verdict."""
 
 from __future__ import annotations
 

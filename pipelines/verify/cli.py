@@ -38,7 +38,7 @@ from pretrain.outputs import check_output_folder
 EXAMPLES = """examples:
   python -m pipelines verify data/mine                       every split below it
   python -m pipelines verify /shards/imagenet/train --class-names synsets.txt
-  python -m pipelines verify s3://bucket/mine/train          a packed set, wherever the stream reads from
+  python -m pipelines verify s3://bucket/mine/train          a packed set, anywhere that training can read from
   python -m pipelines verify 'https://host/set/train-{0000..0127}.tar' --out index/
 Shards without an index get it: beside them where they are local, in --out where they are remote."""
 

@@ -1,7 +1,7 @@
 """Are the labels mixed along the shards? Sets that were packed class after class pass every other check.
 
 Two shares tell. *Neighbours*: how often two neighbours in a shard have the same label. *Mates*: how often two samples
-of one shard have. In a shuffled set both are the share for two samples of the whole set, Σ p². Both are compared with
+of one shard have. In a shuffled set both are the share for any two samples of the set, Σ p². Both are compared with
 what the same labels give when they are shuffled, so that a few large classes or small shards raise no alarm.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHUFFLES = 12
-MOST_SAMPLES = 1_000_000  # more tell nothing new: whole shards are drawn until so many
+MOST_SAMPLES = 1_000_000  # more would tell nothing new: shards are drawn until there are so many
 LEAST_SAMPLES = 64
 ALARM_RATIO = 1.25
 ALARM_DEVIATIONS = 8.0
@@ -21,7 +21,7 @@ ALARM_DEVIATIONS = 8.0
 
 @dataclass(frozen=True)
 class Correlation:
-    """What was measured, and what shuffled labels give: (mean, standard deviation).
+    """The measured shares, and those of shuffled labels: (mean, standard deviation).
 
     Attributes:
         neighbours: share of neighbouring pairs with equal labels.

@@ -1,4 +1,4 @@
-"""The index and the card of shards that somebody else packed; they hold only what was seen."""
+"""The index and the card of shards that another program packed; they hold only what was seen."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pretrain.files import digest
 
 @dataclass(frozen=True)
 class Stated:
-    """What the user says of a set without a card; "" and 0: nothing."""
+    """The user's facts about a set without a card; "" and 0: not given."""
 
     name: str = ""
     licence: str = ""
@@ -92,7 +92,7 @@ class Indexing:
             name=self.stated.name or self.target.folder.resolve().name,
             split=split.names[0],
             split_rule=split.rule,
-            source=f"shards at {self.target}, indexed where they lie",
+            source=f"shards at {self.target}, indexed in place",
             release="",
             homepage="",
             held_out="",

@@ -1,4 +1,4 @@
-"""What is asked of every shard of a set, what was found in one, and the verdict on all of them."""
+"""The job for every shard of a set, the report on one, and the verdict on all of them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MOST_NOTES = 8  # of the shards, about how labels were read
 
 @dataclass(frozen=True)
 class Job:
-    """What all shards of a set share.
+    """The arguments that all shards of a set share.
 
     Attributes:
         folder: where the index is, and the tars unless they are remote.
         location: of the tars where they are remote; None: they are in the folder.
         remote: fetches them.
-        classes: what the labels are, where a list says so.
+        classes: the list of the classes; None: there is none.
         labels: what the user says of them.
         decode: every image is decoded.
         stock: every shard is read by webdataset too.
@@ -46,7 +46,7 @@ class Job:
 
 @dataclass
 class Report:
-    """What was found in one shard.
+    """The findings in one shard.
 
     Attributes:
         name: of the tar.
@@ -92,7 +92,7 @@ class Report:
 
 @dataclass
 class Verdict:
-    """What was found in one set.
+    """The findings in one set.
 
     Attributes:
         where: the set.

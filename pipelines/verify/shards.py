@@ -1,4 +1,4 @@
-"""One shard: made an index of, or compared with the one that it has."""
+"""Reads one shard, and writes its records or compares it with those that it has."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def check_shard(job: Job, task: tuple[str, ShardRow | None], progress: Progress)
 
 def _check(job: Job, report: Report, path: Path, row: ShardRow | None) -> None:
     if row is not None and path.stat().st_size != row.num_bytes:
-        raise DataError(f"has {path.stat().st_size:,} bytes, the index says {row.num_bytes:,}; copy it again")
+        raise DataError(f"has {path.stat().st_size:,} bytes, but {row.num_bytes:,} in the index; copy it again")
     labels = LabelCollector(job.labels)
     labels.begin(job.classes)
     found = _with_classes(list(_scan(job, report, path, labels)), labels, report)
@@ -88,7 +88,7 @@ def _with_classes(found: list[Record], labels: LabelCollector, report: Report) -
     """The records with class numbers in place of provisional codes.
 
     Raises:
-        DataError: the labels are names, and nothing says which numbers they have.
+        DataError: the labels are names, and there is no list of their numbers.
     """
     if not any(record.labels for record in found):
         return found
@@ -164,14 +164,14 @@ def _compare_with_index(report: Report, found: list[Record], known: Records) -> 
         if now is None:
             report.add(f"{record.member}: in the index, not in the tar")
         elif (now.offset, now.size) != (record.offset, record.size):
-            report.add(f"{record.member}: lies elsewhere than the index says")
+            report.add(f"{record.member}: is not at the offset that the index has")
         elif now.crc32 != record.crc32:
             report.add(f"{record.member}: wrong checksum")
         elif now.mask != record.mask:
             report.add(f"{record.member}: its mask is not the one that was indexed")
         elif now.vector != record.vector:
-            report.add(f"{record.member}: the tar says target {list(now.vector)}, the index {list(record.vector)}")
+            report.add(f"{record.member}: target {list(now.vector)} in the tar, {list(record.vector)} in the index")
         elif now.labels != record.labels:
-            report.add(f"{record.member}: the tar says labels {list(now.labels)}, the index {list(record.labels)}")
+            report.add(f"{record.member}: labels {list(now.labels)} in the tar, {list(record.labels)} in the index")
     for member in by_member.keys() - indexed:
         report.add(f"{member}: in the tar, not in the index")

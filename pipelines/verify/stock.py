@@ -1,4 +1,4 @@
-"""What stock webdataset reads of a shard, beside what its index has."""
+"""Compares the samples that stock webdataset reads of a shard with its index."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pretrain.names import printable, shown
 def compare_with_webdataset(report: Report, path: Path, found: Sequence[Record]) -> None:
     """Stock webdataset must see the same images in the same order.
 
-    It may see fewer, since it leaves out links and what is behind the first end of joined tars, which is a warning;
+    It may see fewer, since it leaves out links and everything behind the first end of joined tars, which is a warning;
     and the samples that the ledger says were left out.
     """
     places = {split_name(record.member)[0]: place for place, record in enumerate(found)}
@@ -55,7 +55,7 @@ def _tell(report: Report, unseen: Iterable[str], strangers: Sequence[str]) -> No
     if missing:
         report.notes.append(
             f"{report.name}: samples that stock webdataset does not read: {len(missing)}, such as {shown(missing[0])}; "
-            "it leaves out links in a tar, and what is behind the first end of joined tars"
+            "it leaves out links in a tar, and everything behind the first end of joined tars"
         )
 
 

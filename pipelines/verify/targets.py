@@ -46,7 +46,7 @@ def targets_of(places: Sequence[str], out: Path | None, remote: RemoteFiles, tem
     Args:
         places: folders, URLs of packed sets, URLs of tars.
         out: folder for the index of remote tars.
-        remote: fetches what is elsewhere.
+        remote: fetches remote files.
         temporary: folder for the indexes that are fetched where ``out`` is not given.
 
     Raises:

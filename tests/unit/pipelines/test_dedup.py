@@ -157,7 +157,7 @@ def test_the_search_finds_what_is_near_and_nothing_else(distance, least):
     ("arguments", "message"),
     [
         (("nowhere", "--against", "x"), "nowhere is not a folder"),
-        ((".", "--against", "x", "--threshold", "2"), "--threshold must lie in"),
+        ((".", "--against", "x", "--threshold", "2"), "--threshold must be in"),
     ],
 )
 def test_mistakes_are_named(arguments, message, tmp_path, capsys):

@@ -146,11 +146,11 @@ def _relabel(folder):
     ("damage", "message"),
     [
         (_flip, "wrong checksum"),
-        (_relabel, "the tar says labels"),
+        (_relabel, "in the tar, ["),
         (lambda folder: (folder / "shard-000000.tar").unlink(), "in index.json, but not there"),
         (
             lambda folder: (folder / "shard-000000.tar").write_bytes(b""),
-            "has 0 bytes, the index says",
+            "has 0 bytes, but",
         ),
         (lambda folder: (folder / "shard-000000.records.safetensors").write_bytes(b"x" * 99), "stale or damaged"),
         (

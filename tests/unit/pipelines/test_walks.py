@@ -44,7 +44,7 @@ def _white() -> bytes:
 
 
 ENTRIES = {"found": 21, "used": {"folders": 2, "images": 15}}
-LOST = {"link to a folder that it lies in": 1, "dangling link": 1, "hidden": 1, "not a known image (.txt)": 1}
+LOST = {"link to a folder above it": 1, "dangling link": 1, "hidden": 1, "not a known image (.txt)": 1}
 
 
 def entries(ledger: dict) -> tuple[dict, dict]:

@@ -111,7 +111,7 @@ def test_a_synset_becomes_itself_and_its_ancestors(nouns):
 def test_wordnet_that_is_missing_or_does_not_fit_is_named(tmp_path, nouns):
     with pytest.raises(SetupError, match="apt-get install wordnet-base"):
         WordNet(tmp_path / "gone")
-    with pytest.raises(DataError, match=r"no nouns of WordNet 3\.0, such as 'cat'"):
+    with pytest.raises(DataError, match=r"not nouns of WordNet 3\.0, such as 'cat'"):
         WordNet(nouns).relabelling([("cat", "cat")])
     nouns.write_text("no wordnet")
     with pytest.raises(DataError, match=r"data\.noun:1"):

@@ -67,7 +67,7 @@ def test_two_cranes_and_an_image_without_a_label(tmp_path, capsys):
     ("options", "message"),
     [
         (["--labels-are", "names", "--num-classes", "3"], "with --labels-are names it would be ignored"),
-        (["--num-classes", "2"], "lies outside --num-classes 2, whose numbers are 0-1"),
+        (["--num-classes", "2"], "is outside --num-classes 2, whose numbers are 0-1"),
         (["--num-classes", "-1"], "--num-classes -1 is out of range"),
         (["--encoding", "klingon"], "--encoding 'klingon' is not a known text encoding"),
         (["--encoding", "base64"], "--encoding 'base64' is not a known text encoding"),

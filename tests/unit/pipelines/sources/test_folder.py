@@ -123,7 +123,7 @@ def odd_entries(root: Path) -> dict[str, set[str]]:
         os.symlink(target, root / "a" / name)
     os.symlink("..", root / "a" / "loop")
     os.mkfifo(root / "a" / "pipe.jpg")
-    lost["link to a folder that it lies in"] = {"a/loop"}
+    lost["link to a folder above it"] = {"a/loop"}
     lost["neither a file nor a folder"] = {"a/pipe.jpg"}
     return lost
 

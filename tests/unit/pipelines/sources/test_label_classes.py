@@ -143,7 +143,7 @@ def test_options_settle_it(values, options, classes, images):
 def test_ten_million_classes_are_possible_where_they_are_asked_for():
     ids, images, _ = collected([0, 9_999_999], options=LabelOptions("", 10_000_000))
     assert (len(ids), images) == (10_000_000, [["0"], ["9999999"]])
-    with pytest.raises(DataError, match="lies outside --num-classes 5"):
+    with pytest.raises(DataError, match="is outside --num-classes 5"):
         collected([5], options=LabelOptions("", 5))
     with pytest.raises(DataError, match="too large"):
         collected([LARGEST_NUMBER + 1], options=LabelOptions("", LARGEST_NUMBER))
@@ -158,7 +158,7 @@ def test_two_classes_of_one_name_stay_two():
     assert (ids, images) == (["0", "1", "2"], [["0"], ["1"], ["2"]])
     with pytest.raises(DataError, match=r"2 classes have the name 'crane': the numbers 1 .id 1., 2 .id 2."):
         collected(["crane"], names=TWO_CRANES)
-    with pytest.raises(DataError, match=r"the label 3 lies outside the 3 classes of names.txt, whose numbers are 0-2"):
+    with pytest.raises(DataError, match=r"the label 3 is outside the 3 classes of names.txt, whose numbers are 0-2"):
         collected([3], names=TWO_CRANES)
 
 

@@ -81,8 +81,11 @@ def test_tasks_of_an_array_keep_the_lists(tmp_path: Path) -> None:
 BAD = {
     "no list": ({"val200.txt": None}, "val200.txt: cannot be read"),
     "empty": ({"test.txt": ""}, "test.txt: names no image"),
-    "no label": ({"test.txt": "images/digit-0001.png\n"}, "test.txt:1: 'images/digit-0001.png' is no path and number"),
-    "twice": ({"test.txt": "images/digit-0001.png 1\nimages/digit-0001.png 1\n"}, "digit-0001.png stands there twice"),
+    "no label": (
+        {"test.txt": "images/digit-0001.png\n"},
+        "test.txt:1: 'images/digit-0001.png' is not a path and the number",
+    ),
+    "twice": ({"test.txt": "images/digit-0001.png 1\nimages/digit-0001.png 1\n"}, "digit-0001.png is on two lines"),
     "no image": ({"test.txt": "images/none.png 1\n"}, "test.txt: images/none.png cannot be found"),
     "another union": ({"train800val200.txt": "images/digit-0001.png 1\n"}, "its 1 images are not the 40 of train800"),
     "class": ({"test.txt": "images/digit-0041.png 10\n"}, "class 10 in its lists, but svhn has 10 classes"),

@@ -143,8 +143,8 @@ def test_names_that_would_be_ignored_are_an_error(tmp_path):
     [
         ({"a.jpg": CAT}, "no sample has a label; known are"),
         ({"a.cls": b"0"}, r"no sample can be used(.|\n)*1 sample = 0 used \+ 1 left out:(.|\n)*no image: a \(cls\)"),
-        ({"a.jpg": CAT, "b.jpg": DOG, "a.cls": b"0"}, "do not lie together"),
-        ({"a.jpg": CAT, "a.cls": b"0", "b.jpg": DOG, "b.cls": b"0", "a.txt": b""}, "do not lie together"),
+        ({"a.jpg": CAT, "b.jpg": DOG, "a.cls": b"0"}, "are not next to each other"),
+        ({"a.jpg": CAT, "a.cls": b"0", "b.jpg": DOG, "b.cls": b"0", "a.txt": b""}, "are not next to each other"),
         ({"a.jpg": CAT, "a.cls": b"-1"}, "none of the 1 images has a label"),
         ({"a.jpg": CAT, "a.json": b"{"}, "a.json: not JSON"),
         ({"a.jpg": CAT, "a.json": b'{"label": 1, "target": 2}'}, "target and label, two answers for one image"),
