@@ -17,7 +17,7 @@ STAGES = {
     "plan": ("pipelines.plan.cli", "a config → parameters, FLOPs, hours, memory, communication, disk and cost"),
     "bench-data": ("pipelines.bench_data.cli", "how many data processes a GPU needs, and which stage limits"),
     "chain": ("pipelines.chain.cli", "on Slurm: the jobs from images to a report, each after the one before it"),
-    "status": ("pipelines.status.cli", "where a run stands: state, step, time left, restarts, last error"),
+    "status": ("pipelines.status.cli", "the state of a run: step, time left, restarts, last error"),
     "watch": ("pipelines.watch.cli", "the live state of runs in the terminal"),
     "doctor": ("pipelines.doctor.cli", "is this machine right? software, GPUs, disk, memory, clock, speed"),
     "figures": ("pipelines.figures.cli", "weights → pictures: filters, positions, attention distance and maps"),

@@ -1,6 +1,6 @@
 """``python -m pipelines chain``: the jobs from images to a report, each submitted to start after the one before it.
 
-Run again, it passes over what is done, leaves alone what is queued or running, and submits the rest.
+A second call skips stages that are done, leaves queued and running ones alone, and submits the rest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         EXAMPLES,
     )
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML of the chain")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands, submit nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands without submitting")
     arguments = parser.parse_args(argv)
     chain = load_file(arguments.config, ChainConfig)
     stages = stages_of(chain)
@@ -46,10 +46,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def require_site() -> None:
-    """Every job would end at once without it.
+    """Requires the site file, without which every job would fail at its start.
 
     Raises:
-        SetupError: says how to make one.
+        SetupError: there is none; the message tells how to make one.
     """
     site = Path(os.environ.get("SITE_FILE", "slurm/site.sh"))
     if not site.is_file():
@@ -57,7 +57,7 @@ def require_site() -> None:
 
 
 def dry_run(stages: Sequence[Stage]) -> list[str]:
-    """The commands of what is not done, with names in the place of job ids."""
+    """The commands of the stages that are not done, with names instead of job ids."""
     lines, waiting = [], set[str]()
     for stage in stages:
         if stage.is_done():

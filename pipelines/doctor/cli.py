@@ -29,7 +29,7 @@ exit code: 0 all green, 1 something amber (it can run, but not as it should), 2 
 
 
 def main(argv: Sequence[str]) -> int:
-    """Asks everything and says what was found; see ``--help``."""
+    """Runs all checks and prints their findings; see ``--help``."""
     args = _parser().parse_args(argv)
     console, found = Console(highlight=False, soft_wrap=True), []
     for finding in examine(args):
@@ -96,7 +96,9 @@ def _parser() -> Parser:
         EXAMPLES,
     )
     parser.add_argument("--gpus", type=int, help="GPUs that must be here; default: as many as torch sees")
-    parser.add_argument("--run", type=Path, default=Path("runs"), metavar="DIR", help="where run folders lie (runs)")
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs"), metavar="DIR", help="folder of the run folders (runs)"
+    )
     parser.add_argument("--shards", type=Path, nargs="+", default=[], metavar="DIR", help="packed sets to look at")
     parser.add_argument("--quick", action="store_true", help="without the tests of speed")
     add_json(parser, "one line of JSON per finding")

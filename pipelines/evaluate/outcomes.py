@@ -1,4 +1,4 @@
-"""What a classifier predicted for every image of a packed split, each image once on any number of ranks.
+"""The predictions of a classifier for a packed split, each image once on any number of ranks.
 
 Legend: N images · K classes · M most labels of an image.
 """

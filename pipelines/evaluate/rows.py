@@ -1,4 +1,4 @@
-"""What every evaluation does: it opens a set and a network, looks at each image once over all ranks, and accounts."""
+"""The steps of every evaluation: open a set and a network, process each image once over all ranks, account for all."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Checks of the machines that train, for the doctor and for the preflight of Slurm jobs."""
+"""Checks of a node before it trains, for the doctor and for the preflight of Slurm jobs."""

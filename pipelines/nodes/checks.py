@@ -58,7 +58,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a job needs of each node.
+    """The requirements of a job on each node.
 
     Attributes:
         gpus: GPUs that the job uses on the node; 0: it trains on CPUs.
@@ -78,7 +78,7 @@ class Expected:
 
 
 def probe_node(expected: Expected) -> list[Finding]:
-    """Asks all there is to ask of this node."""
+    """Runs every check of this node."""
     questions: list[Callable[[], Finding]] = [
         lambda: gpus(expected.gpus),
         lambda: memory(expected.memory_gib),
@@ -180,7 +180,7 @@ def shared_folder(run: Path, token: str) -> Finding:
             pass
         time.sleep(0.2)
     text = f"{run.resolve()} is not the folder that the first node sees"
-    return Finding("shared_folder", RED, text, "output_dir must lie on a file system that all nodes share")
+    return Finding("shared_folder", RED, text, "output_dir must be on a file system that all nodes share")
 
 
 def clock(folder: Path) -> Finding:
@@ -223,7 +223,7 @@ def shards(folder: Path) -> Finding:
         except OSError as error:
             return Finding("shards", RED, f"{path}: {error.strerror}", "mount the data set on this node, or exclude it")
         if size != row.num_bytes:
-            text = f"{path} has {size} bytes, its index says {row.num_bytes}"
+            text = f"{path} has {size} bytes, but its index has {row.num_bytes}"
             return Finding("shards", RED, text, "copy the shard again")
     rate = read / max(1e-9, time.monotonic() - started) / 1e6
     values = {"mb_per_s": round(rate, 1)}

@@ -16,7 +16,7 @@ SMALLEST_FIELD = 3  # with fewer nodes nobody can say which one is slow
 
 @dataclass(frozen=True)
 class Judgement:
-    """What follows from the findings.
+    """The nodes to exclude, and the problems found.
 
     Attributes:
         bad_nodes: nodes to do without, in order.
@@ -44,7 +44,7 @@ def judge(nodes: Sequence[str], findings: Iterable[Finding]) -> Judgement:
     everywhere = {probe for probe, count in counts.items() if count == len(nodes)}
     common = tuple(finding for finding in red if finding.probe in everywhere)
     bad = {finding.host for finding in red if finding.probe not in everywhere}
-    if len(nodes) > 0 and bad >= set(nodes):  # each for another reason: that is no matter of single nodes either
+    if len(nodes) > 0 and bad >= set(nodes):  # each for another reason: excluding single nodes would not help either
         return Judgement((), tuple(red), tuple(problems))
     return Judgement(tuple(node for node in nodes if node in bad), common, tuple(problems))
 
@@ -105,5 +105,5 @@ def slow_links(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _level(finding: Finding) -> str:
-    """Ranks on CPUs share cores with whoever else is there: what is slow there is said, and no more."""
+    """Ranks on CPUs share cores with other processes, so slow ones are only reported."""
     return RED if finding.values.get("device") == "cuda" else AMBER

@@ -24,7 +24,7 @@ class Answer(NamedTuple):
 
 
 class Head(Protocol):
-    """What the head of a network gives for images, and how it is written; one class for each task."""
+    """The results of a network for images, and how they are written; one class for each task."""
 
     @property
     def columns(self) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""What each kind of head says about images: the best classes, numbers, or a mask whose file is written on the way."""
+"""The results of each kind of head: the most probable classes, numbers, or a mask, which is written to a file."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ PREFETCH = 2
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Where features are kept, and how those that are missing are computed.
+    """Where features are kept, and how missing ones are computed.
 
     Attributes:
         folder: one folder in it per entry.
@@ -69,7 +69,7 @@ class FeatureCache:
 
     @cached_property
     def model(self) -> dict[str, Any]:
-        """What the key says of the model."""
+        """The model's part of the key."""
         about = self.frozen.metadata
         return {
             "weights": digest(json.dumps(self.frozen.digests(), sort_keys=True).encode()),
@@ -91,7 +91,7 @@ class CachedSet:
     """Features of a set, or of some of its samples (``evaluation.features.FeatureSet``).
 
     Attributes:
-        cache: where they lie.
+        cache: where they are kept.
         packed: the set.
         transform: how its images are made.
         sample_ids: int64 (N,), rising; None: all.
@@ -131,7 +131,7 @@ class CachedSet:
         return self._rows(values, valid, np.flatnonzero(valid))
 
     def _rows(self, values: NDArray[np.float32], valid: NDArray[np.bool_], places: NDArray[np.int64]) -> Features:
-        """Those of some rows; a place behind the last one is padding."""
+        """The features of some rows; a place after the last one is padding."""
         inside = places < len(valid)
         kept = places[inside]
         labels = np.full((len(places), self._labels.shape[1]), PADDING_LABEL, np.int64)
@@ -229,7 +229,7 @@ class CachedSet:
 
 
 class _Writer:
-    """An entry while it grows: a folder that gets its name when it is whole."""
+    """An entry under construction: a folder that is renamed when it is complete."""
 
     def __init__(self, folder: Path, ids: NDArray[np.int64]) -> None:
         self._folder, self._ids = folder, ids
@@ -260,7 +260,7 @@ class _Writer:
             ) from error
 
     def finish(self, about: dict[str, Any]) -> None:
-        """Makes the entry appear."""
+        """Publishes the entry."""
         assert self._values is not None, "every set has a batch"
         self._values.flush()  # type: ignore[attr-defined]
         self._values = None

@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuses what would be ignored."""
+    """Refuses options that would be ignored."""
     for name, kind in OPTIONS.items():
         if getattr(args, name) is not None and kind not in args.kind:
             raise ConfigError(
@@ -189,7 +189,9 @@ def _chosen_l2(config: EvaluationSetConfig, grid: Sequence[float], pair: Pair, d
     if len(grid) == 1:
         return {"l2": grid[0]}
     if dev is not None:
-        Pair.of(pair.train, dev, pair.device, pair.rank, pair.world, pair.say)  # refuses what is no split of the set
+        Pair.of(
+            pair.train, dev, pair.device, pair.rank, pair.world, pair.say
+        )  # refuses a set that is not a split of the same data
     found = accuracies_of(grid, pair, dev, max_iterations=config.max_iterations)
     best = max(found, key=lambda l2: (found[l2], l2))
     return {"l2": best, "l2_dev_top1": {f"{l2:g}": value for l2, value in found.items()}}
@@ -234,7 +236,7 @@ def _parser() -> Parser:
     parser.add_argument("--train", required=True, metavar="SHARDS", help="labelled images to learn from")
     parser.add_argument("--test", required=True, metavar="SHARDS", help="labelled images to classify")
     parser.add_argument("--kind", type=_kinds, default=FEATURE_KINDS, help=f"some of {','.join(FEATURE_KINDS)} (all)")
-    parser.add_argument("--transform", metavar="{…}", help="data.eval_transform in the place of the weights' own")
+    parser.add_argument("--transform", metavar="{…}", help="data.eval_transform that replaces the weights' own")
     add_data_workers(parser)
     parser.add_argument("--out", type=Path, help=f"folder for {PROBE_FILE} (WEIGHTS_transfer/NAME_OF_THE_SET)")
     parser.add_argument("--cache", type=Path, help="folder where features are kept (WEIGHTS_transfer/features)")
@@ -247,7 +249,9 @@ def _parser() -> Parser:
     knn.add_argument("--temperature", type=float, help="a vote weighs exp(cosine / temperature) (0.07)")
     logistic = parser.add_argument_group("logistic")
     logistic.add_argument("--l2", type=_grid, help="weights of the penalty to choose from (0.01,0.1,…,10000)")
-    logistic.add_argument("--dev", metavar="SHARDS", help="images to choose l2 by (a fifth of the training images)")
+    logistic.add_argument(
+        "--dev", metavar="SHARDS", help="images to choose l2 on (default: a fifth of the training images)"
+    )
     logistic.add_argument("--max-iterations", type=positive, help="of the solver (1000)")
     return parser
 

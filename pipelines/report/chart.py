@@ -20,7 +20,7 @@ LOG_RANGE = 200.0  # largest over smallest value above which the axis is logarit
 
 @dataclass(frozen=True)
 class Chart:
-    """What a chart shows: a line for each run.
+    """A chart of one metric, with a line for each run.
 
     Attributes:
         title: the metric.

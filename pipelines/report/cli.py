@@ -1,4 +1,4 @@
-"""``python -m pipelines report``: a run, or a comparison of several, as one HTML file that needs nothing else."""
+"""``python -m pipelines report``: a run, or a comparison of several, as one self-contained HTML file."""
 
 from __future__ import annotations
 

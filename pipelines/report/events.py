@@ -1,4 +1,4 @@
-"""What happened to a run: its launches and their outcomes, and the incidents that are marked on its curves."""
+"""The events of a run: its launches with their outcomes, and the incidents that are marked on its curves."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def launches_of(record: RunRecord, environment: Mapping[str, Any]) -> list[dict[
 
 
 def outcomes(events: Sequence[Mapping[str, Any]], num_launches: int) -> list[str]:
-    """What each launch led to, read from the events that follow it in the history.
+    """The outcome of each launch, from the events that follow it in the history.
 
     The order of the events decides, not their times: two may share a millisecond, and the clocks of nodes differ.
     """

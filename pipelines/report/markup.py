@@ -15,7 +15,7 @@ from pretrain.redaction import redacted
 
 def text(value: Any) -> str:
     """A value as text without secrets, which no markup can come of."""
-    words = {None: "null", True: "true", False: "false"}  # as they stand in a config
+    words = {None: "null", True: "true", False: "false"}  # as a config has them
     return html.escape(words[value] if value is None or isinstance(value, bool) else redacted(str(value)))
 
 

@@ -63,7 +63,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class RunView:
-    """What a report shows of a run.
+    """The contents of a report about one run.
 
     Attributes:
         name: for legends.
@@ -114,7 +114,7 @@ def view(record: RunRecord, name: str, environment: Mapping[str, Any]) -> RunVie
 
 
 def _curves(train: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
-    """What the lines of training have and is worth a chart."""
+    """The metrics in the lines of training that are worth a chart."""
     found = {key: curve for key in CURVES if (curve := _curve(train, key)).steps and not _is_quiet(key, curve)}
     if found.get("images_per_s_per_device") == found.get("images_per_s"):  # one device
         found.pop("images_per_s_per_device", None)
@@ -183,7 +183,7 @@ def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def title_of(key: str) -> str:
-    """What stands above the chart of a metric."""
+    """The title of a metric's chart."""
     return TITLES.get(key, key)
 
 
@@ -194,7 +194,7 @@ def unit_of(key: str) -> str:
 
 
 def meaning_of(key: str) -> str:
-    """What a metric is, in words."""
+    """A metric's description."""
     metric = find_metric(key)
     return "" if metric is None else metric.meaning
 

@@ -13,7 +13,7 @@ from pipelines.report.markup import table, text, when
 from pipelines.report.series import RunView
 from pretrain.config.changes import flatten
 
-# Of a start, what is no property of the machine.
+# Keys of a start that do not describe the machine.
 NO_ENVIRONMENT = frozenset({"kind", "step", "time", "command", "digest", "provenance"})
 
 
@@ -66,7 +66,7 @@ def commands(views: Sequence[RunView], command: Sequence[str]) -> str:
 
 
 def _packed(shards: str | None) -> list[str]:
-    """How a packed set was made, by the record that lies beside it."""
+    """How a packed set was made, from the record beside it."""
     try:
         options = json.loads((Path(shards or "").parent / "pack.json").read_text())["options"]
     except (OSError, ValueError, KeyError):

@@ -1,4 +1,4 @@
-"""Trainings that a stage starts and watches."""
+"""Training jobs that a stage starts and watches."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Job:
         return True
 
     def failure(self) -> str:
-        """What the job said last, for one that left with a code."""
+        """The last output of a job that failed."""
         tail = "\n".join(self.output.read_text(errors="replace").splitlines()[-TAIL_LINES:])
         return f"{' '.join(self.command)} left with {self.process.returncode}:\n{tail}\nsee {self.output}"
 

@@ -18,7 +18,7 @@ def transfer_folder(source: object) -> Path:
 
 
 def record_of(packed: PackedSet) -> dict[str, Any]:
-    """What a result records about a set: its name, split and size, and the digests that identify its content."""
+    """A result's record of a set: its name, split and size, and the digests that identify its content."""
     card = packed.card
     return {
         "shards": str(packed.location),

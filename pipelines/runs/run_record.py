@@ -1,4 +1,4 @@
-"""What a run folder says of its run, read from outside while the run goes on or when it is over. No torch.
+"""The state and history of a run, read from its folder while it runs or afterwards. No torch.
 
 ``status``, ``watch`` and ``report`` all read through this module. Every part may be missing or cut short: a run that
 was killed leaves what it leaves.
@@ -32,9 +32,9 @@ LONGEST_S = 1e10  # some 300 years; more, or NaN, is not an estimate
 RATE_LINES = 20  # lines of metrics that the rate is the median of
 LOG_TAIL_BYTES = 1 << 18
 CONFIG = "config.resolved.yaml"
-# What a run folder of ours has at least one of.
+# Every run folder has at least one of these.
 TRACES = (CONFIG, "metrics.jsonl", "exit.json", "lock.json", "log.txt", starts.STARTS_FILE)
-# What a run folder cannot know: the job that continues the run is in the queue.
+# The run folder cannot know that the job which continues the run is in the queue.
 QUEUED = {"PENDING": "queued", "REQUEUED": "queued", "CONFIGURING": "starting", "SUSPENDED": "suspended"}
 
 
@@ -45,7 +45,7 @@ class RunRecord:
     Attributes:
         path: the run folder.
         lines: kind (train, eval, save, resume, …) → step → the last line of that step in metrics.jsonl.
-        verdict: exit.json, or None while the run goes on and after a crash.
+        verdict: exit.json, or None while it runs and after a crash.
         lease: lock.json: who trains into the folder now; ``heartbeat`` in seconds since the epoch.
         beats: what each rank last said that it was doing.
         history: the starts and ends of its Slurm jobs, in order.
@@ -69,10 +69,10 @@ class RunRecord:
         """Reads the folder as it is now.
 
         Raises:
-            ConfigError: ``path`` is no run folder.
+            ConfigError: ``path`` is not a run folder.
         """
         if not path.is_dir() or not any((path / name).exists() for name in TRACES):
-            what = "is no run folder (it holds none of a run's files)" if path.is_dir() else "does not exist"
+            what = "is not a run folder (it holds none of a run's files)" if path.is_dir() else "does not exist"
             raise ConfigError(f"{path} {what}; name a folder such as runs/my_run")
         folder = RunFolder(path)
         metrics = records.read_lines(folder.metrics, LINE)
@@ -112,7 +112,7 @@ class RunRecord:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All settings; of a config that this version cannot use, what its file says, as far as it is readable."""
+        """All settings; if this version cannot use the config, those that can be read from its file."""
         if self.resolved is not None:
             return self.resolved.to_dict()
         try:
@@ -130,9 +130,9 @@ class RunRecord:
 
     @property
     def step(self) -> int:
-        """Where the run stands: the step of the line written last, or of the newest checkpoint without lines.
+        """The current step: that of the line written last, or of the newest checkpoint if there are no lines.
 
-        (A run that was killed goes on from its checkpoint, so the largest step in its lines may lie ahead of it.)
+        (A run that was killed resumes from its checkpoint, so its lines may contain larger steps.)
         """
         newest = max(self.train, key=lambda line: (float(line.get("time", 0)), int(line["step"])), default=None)
         return int(newest["step"]) if newest is not None else starts.checkpoint_step(self.path)
@@ -160,7 +160,7 @@ class RunRecord:
 
     @property
     def state(self) -> str:
-        """``complete``, ``fatal``, ``stopped`` (goes on when started again), ``running``, ``starting``, ``crashed`` or
+        """``complete``, ``fatal``, ``stopped`` (resumes when started again), ``running``, ``starting``, ``crashed`` or
         ``waiting`` (a job asked to be requeued, or has never begun to train).
         """
         last = self.history[-1] if self.history else None

@@ -1,4 +1,4 @@
-"""``python -m pipelines status RUN``: where a run stands, from its folder. No torch, so it answers at once."""
+"""``python -m pipelines status RUN``: the state of a run, from its folder. No torch, so it answers at once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def render(status: dict[str, Any]) -> str:
-    """The lines for a person."""
+    """The status as lines of text."""
     total = status["num_steps"]
     done = f"{status['step']:,}" + (f" of {total:,} ({100 * status['step'] / total:.1f} %)" if total else "")
     lines = [f"{status['run']}: {status['state']}", f"  step        {done}"]

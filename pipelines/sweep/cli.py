@@ -1,7 +1,7 @@
 """``python -m pipelines sweep``: a fine-tuning grid, its best trial by the dev split, and that one on the test set.
 
-Each trial is a job as a user starts it, in a run folder of its own, so a sweep that was stopped goes on where it was:
-finished trials are read, an unfinished one resumes.
+Each trial is a job as a user would start it, in its own run folder, so a sweep that was stopped resumes: finished
+trials are read, an unfinished one continues.
 """
 
 from __future__ import annotations
@@ -141,17 +141,17 @@ def _check(sweep: Sweep, trial: Trial, metric: str | None, *, require_data: bool
     check(resolved, world=sweep.ranks, require_data=require_data, backend="accelerate")
     sets = list(resolved.experiment.evaluation.sets)
     if not sets:
-        raise ConfigError(f"{sweep.config}: {trial.name} has no evaluation.sets, so nothing says how good it is")
+        raise ConfigError(f"{sweep.config}: {trial.name} has no evaluation.sets, so it cannot be compared")
     if metric is not None and metric.partition("/")[0] not in sets:
         raise ConfigError(
-            f"{sweep.config}: sweep.metric: {metric} is of no evaluation set of the trials ({', '.join(sets)}); name "
-            "the dev split under sweep.dev, as evaluation.sets"
+            f"{sweep.config}: sweep.metric: {metric} does not match any evaluation set of the trials "
+            f"({', '.join(sets)}); name the dev split under sweep.dev, as evaluation.sets"
         )
     return [f"{name}/{chosen.chief_metric}" for name, chosen in resolved.experiment.evaluation.sets.items()]
 
 
 def _records(sweep: Sweep) -> dict[str, Any]:
-    """What the final runs trained on and were measured on: ``train``, and each evaluation set by its name."""
+    """The sets of the final runs: ``train``, and each evaluation set by its name."""
     experiment = load_experiment(
         sweep.config, overrides=[*sweep.overrides, *sweep.final_trials(0)[0].overrides]
     ).experiment

@@ -23,7 +23,7 @@ from pretrain.telemetry.sinks import read_metrics
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a trial: ``value`` is None where it failed, and ``reason`` says why."""
+    """The result of a trial: ``value`` is None if it failed, with the ``reason``."""
 
     name: str
     value: float | None
@@ -62,7 +62,7 @@ def run(sweep: Sweep, trials: Sequence[Trial], metric: str, what: str) -> list[O
 
 
 def finished(sweep: Sweep, trial: Trial, metric: str) -> Outcome | None:
-    """What a run folder says of a trial that is over; None where it must (still, or again) be run.
+    """The outcome of a trial that is over, from its run folder; None if it must be run, or run again.
 
     Raises:
         ConfigError: the folder holds a run with other settings.

@@ -1,4 +1,4 @@
-"""What a sweep runs: a trial for each combination of the grid, then the best one on the whole training set."""
+"""The runs of a sweep: a trial for each combination of the grid, then the best one on the full training set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Sweep:
     Attributes:
         config: YAML of the fine-tuning.
         source: what it starts from; None: from scratch.
-        folder: its run folders lie here.
+        folder: contains its run folders.
         settings: the config's section ``sweep``.
         overrides: of every run, as on the command line.
         seed: of the first run of the best settings.

@@ -33,7 +33,7 @@ def add_json(parser: Parser, what: str = "the result as one line of JSON") -> No
 
 
 def add_overrides(parser: Parser) -> None:
-    """``key=value`` words; parse with ``parse_intermixed_args``, so that they may stand between the options."""
+    """``key=value`` words; parse with ``parse_intermixed_args``, so that they may come between the options."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override settings of the config")
 
 

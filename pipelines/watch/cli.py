@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def look(given: Sequence[Path]) -> list[dict[str, Any]]:
-    """What there is to say of each run now; runs that appear later are seen later.
+    """The state of each run now; runs that appear later are included in a later call.
 
     Raises:
         ConfigError: a path is neither a run nor a folder with runs.

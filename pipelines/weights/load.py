@@ -42,7 +42,7 @@ def load_source(
 
 
 def task_of(source: Path, weights: Literal["raw", "ema"]) -> Task:
-    """What the weights were trained for; errors as ``load_source``. Reads the header of our own files only."""
+    """The task that the weights were trained for; errors as ``load_source``. Reads the header of our own files only."""
     from pretrain.models.interop import read_metadata
 
     path = weights_path(source, weights, lambda line: None)

@@ -89,7 +89,7 @@ def test_a_dry_run_prints_commands_that_pass_their_check(
     [
         ({"grid": {"optim.lrate": [1]}}, "optim.lrate: unknown key; did you mean optim.lr?"),
         ({"grid": {"optim.lr": []}}, "grid.optim.lr: has no values"),
-        ({"metric": "text/top1"}, "sweep.metric: text/top1 is of no evaluation set of the trials (dev)"),
+        ({"metric": "text/top1"}, "sweep.metric: text/top1 does not match any evaluation set of the trials (dev)"),
         ({"grid": {"seed": [1]}, "dev": {"seed": 2}}, "dev.seed: is also in the grid"),
     ],
 )

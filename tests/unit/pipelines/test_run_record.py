@@ -135,7 +135,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [Path(line["run"]).name for line in lines] == ["one", "two"] and lines[0]["step"] == 3
 
 
-@pytest.mark.parametrize(("made", "says"), [(False, "does not exist"), (True, "is no run folder")])
+@pytest.mark.parametrize(("made", "says"), [(False, "does not exist"), (True, "is not a run folder")])
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], made: bool, says: str) -> None:
     path = tmp_path / "run"
     if made:

@@ -31,7 +31,7 @@ def test_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere does not exist"):
         watch.main([str(tmp_path / "nowhere")])
-    with pytest.raises(ConfigError, match="is no run folder"):
+    with pytest.raises(ConfigError, match="is not a run folder"):
         watch.main([str(tmp_path)])
     with pytest.raises(ConfigError, match="--interval 0"):
         watch.main([str(tmp_path), "--interval", "0"])
