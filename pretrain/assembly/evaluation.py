@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -151,11 +151,28 @@ class Probe:
         return _Rows(batch.images, batch.labels, batch.targets, tuple(batch.sample_ids.tolist()))
 
 
+# The objective's settings as versions before the discriminated union wrote them: every key, also of other objectives.
+# They are part of the digest, so that the probe batch of a checkpoint from then is still compared.
+_EVERY_OBJECTIVE: dict[str, Any] = {
+    "label_smoothing": 0.0,
+    "reduction": "sum_classes",
+    "binarise": False,
+    "teacher": None,
+    "distillation": "hard",
+    "alpha": 0.5,
+    "tau": 1.0,
+    "kl_reduction": "mean",
+    "corrupted": 0.5,
+    "regression": "mse",
+    "beta": 1.0,
+}
+
+
 def settings_digest(experiment: Experiment) -> str:
     """A digest of the settings that decide the loss of the probe batch, given the weights and the samples."""
     data = experiment.data
     settings = {
-        "objective": experiment.objective.model_dump(mode="json"),
+        "objective": _EVERY_OBJECTIVE | experiment.objective.model_dump(mode="json"),
         "eval_transform": data.eval_transform.model_dump(mode="json"),
         "pixels": EVALUATION_PIXELS,
         "normalisation": [data.mean, data.std],

@@ -40,15 +40,7 @@ Head = Literal["keep", "replace"]
 
 
 def build_trainer(resolved: Resolved, session: Session, *, kind: Kind, head: Head, start: Start | None) -> Trainer:
-    """Everything that a run consists of. Collective: yes.
-
-    Args:
-        resolved: the settings.
-        session: this process.
-        kind: of the backend.
-        head: what happens to the head of given weights.
-        start: the checkpoint that is loaded afterwards; None: the weights of step 0 are needed.
-    """
+    """Everything that a run consists of; ``start`` is loaded by the caller afterwards. Collective: yes."""
     experiment = resolved.experiment
     micro_batch = resolve_micro_batch(experiment, session.rank.world, device_memory(session.device), backend=kind)
     model = initial_model(experiment, session, head, start)

@@ -24,3 +24,9 @@ def test_a_checkpoint_of_other_evaluation_pixels_is_not_compared(monkeypatch: py
     assert judged.error is None and "not compared: settings that decide its loss have changed" in (judged.warning or "")
     same = judge(marker | {"probe_settings": now}, reading, precision="fp32", config_digest="c")
     assert same.error is not None
+
+
+def test_the_digest_is_that_of_older_versions() -> None:
+    """Of a checkpoint from before objectives were a discriminated union: softmax with the settings of the demo."""
+    transform = {"resize": "squash", "resize_filter": "bilinear_aa"}
+    assert settings_digest(experiment(data__eval_transform=transform)) == "01257a753628f228441e94f894666476"
