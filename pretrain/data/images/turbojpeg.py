@@ -52,7 +52,7 @@ class _Transform(ctypes.Structure):
 
 
 class Part(NamedTuple):
-    """A decoded part of an image: its pixels and where its first pixel stands in the whole (scaled) image."""
+    """A decoded part of an image: its pixels and where its first pixel is in the complete (scaled) image."""
 
     pixels: NDArray[np.uint8]
     top: int
@@ -80,7 +80,7 @@ def read_size(data: bytes) -> tuple[int, int]:
 
 
 def decode_part(data: bytes, top: int, left: int, height: int, width: int, eighths: int = 8) -> Part:
-    """Decodes the pixels of a region and some around it; they equal those of a whole decode at the same scale.
+    """Decodes the pixels of a region and some around it; they equal those of a full decode at the same scale.
 
     Args:
         data: a JPEG.

@@ -1,4 +1,4 @@
-"""What is left to do with an image once it is on the device."""
+"""Normalisation of images on the device."""
 
 from __future__ import annotations
 

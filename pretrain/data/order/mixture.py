@@ -1,7 +1,7 @@
 """Several sets drawn together by weight, as a pure function: (position, rank, world) → samples.
 
 Each set keeps its own order, with epochs and lanes of its own. Draw k of a lane goes to a set by nested rounding: of m
-draws that are left to sets i, i + 1, …, set i gets floor(m w_i / (w_i + w_i+1 + …) + p), where the phase p in (0, 1)
+draws that remain for sets i, i + 1, …, set i gets floor(m w_i / (w_i + w_i+1 + …) + p), where the phase p in (0, 1)
 depends on the lane. So how often a set was drawn before k has a closed form, a seek costs no replay, the count never
 strays more than a few draws from k w_i, and since the lanes' phases are spread evenly every global batch has the sets
 in their shares.
@@ -55,7 +55,7 @@ class Window(NamedTuple):
 
 
 class Mixture:
-    """Which sample stands where in the stream.
+    """Which sample is at which place of the stream.
 
     Args:
         parts: the sets.
@@ -94,7 +94,7 @@ class Mixture:
         return Draws(sample_ids, place[1] * self.lanes + place[0], epochs)
 
     def copy_numbers(self, slots: IntArray) -> IntArray | None:
-        """Which copy of its image stands in each of these slots of one batch; None: nothing is repeated."""
+        """Which copy of its image is in each of these slots of one batch; None: nothing is repeated."""
         if self.copies == 1:
             return None
         draws, lanes = np.divmod(slots, self.lanes)
@@ -186,7 +186,7 @@ class Copies(NamedTuple):
 
 
 def copies_of(lanes: IntArray, draws: IntArray, *, copies: int, global_batch_size: int, num_lanes: int) -> Copies:
-    """The inner draws that stand at these places of one global batch.
+    """The inner draws at these places of one global batch.
 
     Args:
         lanes: (b,) of the stream.
@@ -207,7 +207,7 @@ def copies_of(lanes: IntArray, draws: IntArray, *, copies: int, global_batch_siz
 
 
 def check_copies(copies: int, global_batch_size: int, num_lanes: int) -> None:
-    """Refuses copies that would stand in one lane.
+    """Refuses more copies than lanes: two copies of an image would be in one lane.
 
     Raises:
         ConfigError: more copies than lanes.

@@ -1,14 +1,13 @@
 """A cache of byte strings on the node's disk, under a byte cap, that any number of processes share.
 
-Files and ``flock`` alone, nothing that outlives its owner: no daemon, no shared memory, no names that a killed job
-could leave locked.
+It needs files and ``flock`` only: no daemon, no shared memory, no named lock that a killed job could leave behind.
 
-DIR/entries/ab/abcdef…       one entry; it appears by a rename, so it is whole
+DIR/entries/ab/abcdef…       one entry, renamed into place when it is complete
 DIR/entries/ab/abcdef….tmp   an entry under way, already as long as it will be
 DIR/locks/chunk-123          held while an entry is made; entries share 1,024 of these
 DIR/usage                    bytes taken and bytes fetched so far; its lock guards room and eviction
 
-Room is taken before an entry is written, so the files never exceed the cap. What was not used for longest goes first.
+Room is reserved before an entry is written, so the files never exceed the cap. The least recently used goes first.
 
 An entry that the disk does not give back is dropped and made again; whatever else the disk refuses is an error that
 names the setting, not the data set.
@@ -38,7 +37,7 @@ _TEMPORARY = ".tmp"
 
 
 def default_folder() -> Path:
-    """Where the cache lies if the config does not say."""
+    """The folder of the cache if the config names none."""
     return Path(tempfile.gettempdir()) / f"vit-pretrain-{os.getuid()}"
 
 
@@ -133,7 +132,7 @@ class NodeCache:
         return self.path(key).exists()
 
     def path(self, key: str) -> Path:
-        """Where an entry lies, or would lie."""
+        """The file of an entry, whether or not it exists."""
         name = digest(to_bytes(key))
         return self.folder / "entries" / name[:2] / name
 

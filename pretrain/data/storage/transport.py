@@ -1,8 +1,8 @@
-"""Requests for ranges of remote files: one try is a ``Transport``'s, trying again is done here for all of them.
+"""Requests for ranges of remote files: a ``Transport`` makes one try, and ``Retries`` repeats it for all of them.
 
-An answer that is too short, too slow, broken off or a server's failure is tried again; what no second try can change
-(the file is not there, not allowed, not of the size that was indexed) is an error at once. A short answer never counts
-as the end of a file.
+An answer that is too short, too slow or broken off is tried again, as is a failure of the server. What no second try
+can change (the file is not there, not allowed, not of the size that was indexed) is an error at once. A short answer
+never counts as the end of a file.
 """
 
 from __future__ import annotations

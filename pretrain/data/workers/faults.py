@@ -1,7 +1,7 @@
 """Samples that could not be used: counted by shard and reason, written down, and a limit to them.
 
-A bad sample is replaced by the next good one of its shard, so the stream goes on with the same numbers of samples on
-every rank. Too many of them mean that the set or the storage is broken: then the run stops.
+A bad sample is replaced by the next good one of its shard, so the stream continues with the same number of samples on
+every rank. Too many bad samples mean that the set or the storage is broken, and the run stops.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Memory of a data process that the rank reads in place and gives back, so that no batch needs new pages.
+"""Shared-memory buffers reused between data processes and the training process, so that no batch needs new pages.
 
-A process that makes batches has a few blocks, each mapped once by it and once by the rank. The byte behind a block's
-content says whether it is lent. The process sets it before it fills the block; the rank clears it when nothing refers
-to the content any more, whatever was made of it meanwhile (views, slices): the last of them ends the loan.
+A data process has a few blocks, each mapped once by it and once by the rank. The byte after a block's content tells
+whether it is lent: the process sets it before it fills the block, and the rank clears it when the last tensor that
+refers to the content is gone, including views and slices of it.
 """
 
 from __future__ import annotations
