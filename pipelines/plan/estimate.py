@@ -29,7 +29,7 @@ ASSUMED_SHARD_BYTES = 256_000_000
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the user says, or what is assumed for want of it."""
+    """Values that the user gives, or their defaults."""
 
     mfu: float = DEFAULT_MFU
     decode_rate: float = DEFAULT_DECODE_RATE
@@ -38,7 +38,7 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class DataNeeds:
-    """What the loader must deliver. Rates are of one node."""
+    """Demands on the data loader; rates are per node."""
 
     images_per_s: float
     bytes_per_s: float
@@ -52,7 +52,7 @@ class DataNeeds:
 
 @dataclass(frozen=True)
 class DiskNeeds:
-    """What is written."""
+    """Bytes on disk for checkpoints."""
 
     checkpoint_bytes: int
     num_saves: int
@@ -244,7 +244,7 @@ def _disk_needs(experiment: Experiment) -> DiskNeeds:
 
 
 def explain(experiment: Experiment, machine: Machine, found: list[Layout], chosen: Layout) -> list[str]:
-    """Why this layout, and why no other."""
+    """Why this layout is recommended."""
     reasons = [_why_stage(machine, found, chosen)]
     if chosen.policy == "none":
         reasons.append(

@@ -1,4 +1,4 @@
-"""Everything that can be known before the first step: files, divisibility, lanes, memory. No torch: it answers at once.
+"""Checks before the first step: files, divisibility, lanes, memory. Without torch, so that it takes no time.
 
 Legend: B images per global batch · R ranks.
 """
@@ -46,7 +46,7 @@ def check(
         world: R of the launcher; None: ``cluster.num_devices``, or 1 where that is auto.
         require_data: absent shards are an error.
         backend: what ``cluster.backend: auto`` means to the caller.
-        device_memory_bytes: as detected; ``cluster.device_memory_gib`` goes before it.
+        device_memory_bytes: as detected; ``cluster.device_memory_gib`` overrides it.
 
     Returns:
         The report: one line per subject.

@@ -1,4 +1,4 @@
-"""DistributedDataParallel by Accelerate: weights and state whole on every rank. The only file that knows Accelerate."""
+"""DistributedDataParallel by Accelerate: every rank holds the complete state. The only file that knows Accelerate."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class HeldSlice:
 
     Attributes:
         name: the parameter's name in the model.
-        shape: the whole parameter's shape.
+        shape: of the unsharded parameter.
         offset: index of the first held element in the flattened parameter.
         states: state name (``master`` is the fp32 weight, ``ema`` its average) → 1-D view; all of one length. A
             factored second moment has a piece of its own, with its own shape and no ``master``.
@@ -83,7 +83,7 @@ class Backend(Protocol):
     """Calls the model through the backend, in the backend's precision."""
     name: str
     statistics: RunningStatistics
-    """What the model gathers beside its weights; nothing for a Vision Transformer."""
+    """Running statistics that the model gathers beside its weights; none for a Vision Transformer."""
 
     def micro_step(self, *, boundary: bool) -> AbstractContextManager[None]:
         """Surrounds one micro-batch's forward and backward; gradients are reduced at the ``boundary`` of a step."""
@@ -102,11 +102,11 @@ class Backend(Protocol):
         ...
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside it the model has its Polyak average in the place of its weights. Collective: both ends."""
+        """Temporarily swaps in the Polyak average of the weights. Collective: on entry and on exit."""
         ...
 
     def slices(self) -> list[HeldSlice]:
-        """Everything that this rank holds of weights and optimiser state."""
+        """The parts of weights and optimiser state that this rank holds."""
         ...
 
     def finish_load(self, num_updates: int) -> None:
@@ -126,10 +126,10 @@ def guarded(loss: Tensor) -> Tensor:
 
 
 def clip_reduced_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Update:
-    """Measures and clips gradients that are whole and equal on every rank (no sharding).
+    """Measures and clips gradients that are complete and equal on every rank (no sharding).
 
     One host read. Non-finite gradients are thrown away (set to None), so that an optimiser step does nothing; all
-    ranks hold the same reduced gradients and so decide alike.
+    ranks hold the same reduced gradients, so they all decide the same.
 
     Source: the factor is ``max_norm / (norm + 1e-6)``, at most 1, as torch's and DeepSpeed's clipping.
     """
@@ -149,7 +149,7 @@ class FlatStates:
     """The fp32 storages whose weights this rank updates, each with its optimiser state and, if wanted, its average.
 
     Args:
-        storages: whole parameters, or the flat partitions of ZeRO.
+        storages: complete parameters, or the flat partitions of ZeRO.
         optimizer: the torch optimiser that has them as its parameters.
         ema_decay: of the Polyak average; None: no average.
     """
@@ -175,7 +175,7 @@ class FlatStates:
         return {key: value for key, value in state.items() if key != STEP and value.numel() != storage.numel()}
 
     def after(self, update: Update) -> Update:
-        """Takes an applied update into the average; returns it."""
+        """Adds an applied update to the average; returns the update."""
         if self._ema is not None and update.applied:
             self._ema.update()
         return update
@@ -188,7 +188,7 @@ class FlatStates:
 
     @contextlib.contextmanager
     def averaged(self, refresh: Callable[[], None]) -> Iterator[None]:
-        """Puts the average in the place of the weights; ``refresh`` renews every copy of them."""
+        """Swaps in the average; ``refresh`` updates every copy of the weights."""
         assert self._ema is not None, "no average is kept: set optim.ema_decay"
         self._ema.swap()
         refresh()
@@ -219,9 +219,9 @@ def replicated_slices(
 def frozen_slices(
     named_parameters: Iterable[tuple[str, nn.Parameter]], rank: int, *, has_ema: bool
 ) -> Iterator[HeldSlice]:
-    """Slices of the parameters that are not trained, whole on every rank: a checkpoint has all of a model's weights.
+    """Slices of frozen parameters, complete on every rank: a checkpoint has all of a model's weights.
 
-    Their average is what they are.
+    Their average is equal to them.
     """
     for name, parameter in named_parameters:
         if not parameter.requires_grad:

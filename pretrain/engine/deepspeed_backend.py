@@ -3,7 +3,7 @@
 Every rank reaches its slices of the state through DeepSpeed's own bookkeeping, stage by stage:
 
 - stage 0: everything is on every rank, in the parameters themselves;
-- stages 1, 2: ``parameter._hp_mapping`` says which part of the parameter lies where in the rank's flat fp32 partition;
+- stages 1, 2: ``parameter._hp_mapping`` says where in the rank's flat fp32 partition each part of the parameter is;
 - stage 3: ``optimizer.grad_position`` does the same for the rank's flat fp32 sub-groups, and ``ds_tensor`` is the
   rank's part of the weight.
 """
@@ -55,7 +55,7 @@ def deepspeed_config(options: BackendOptions) -> dict[str, Any]:
         "train_batch_size": options.micro_batch_size * options.accumulation_steps * options.world,
         "train_micro_batch_size_per_gpu": options.micro_batch_size,
         "gradient_accumulation_steps": options.accumulation_steps,
-        # At stage 0 the engine clips by itself: DeepSpeed's fp32 stage 0 neither reports the norm nor checks it.
+        # At stage 0 we clip: DeepSpeed's fp32 stage 0 neither reports the norm nor checks it.
         "gradient_clipping": 0.0 if stage == 0 or options.clip_grad is None else options.clip_grad,
         "zero_optimization": {"stage": stage},
         "zero_allow_untested_optimizer": True,
@@ -145,7 +145,7 @@ class DeepSpeedBackend:
     def _slices_stage12(self) -> Iterator[HeldSlice]:
         for parameter in (parameter for group in self._optimizer.bit16_groups for parameter in group):
             mapping = parameter._hp_mapping
-            if mapping is None:  # all of this parameter lies in other ranks' partitions
+            if mapping is None:  # this parameter is entirely in other ranks' partitions
                 continue
             inside, address = mapping.lp_fragment_address, mapping.hp_fragment_address
             flat = self._optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
@@ -199,7 +199,7 @@ class DeepSpeedBackend:
 
     @torch.no_grad()
     def _refresh(self) -> None:
-        """Renews every copy of the weights from the fp32 storages. Collective: at stages 1-3."""
+        """Updates every copy of the weights from the fp32 storages. Collective: at stages 1-3."""
         if self._stage in (1, 2):
             self._optimizer.update_lp_params()
             for index in range(len(self._optimizer.bit16_groups)):
@@ -209,5 +209,5 @@ class DeepSpeedBackend:
             for index in range(len(optimizer.fp16_groups)):
                 optimizer._reassign_or_swap_out_partitioned_parameters(index)
             optimizer._partition_all_parameters()
-            if optimizer.persistent_parameters:  # small parameters stay whole on every rank: gather them again
+            if optimizer.persistent_parameters:  # small parameters stay complete on every rank: gather them again
                 optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
