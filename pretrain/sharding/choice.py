@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pretrain.config import combinations
 from pretrain.config.schema.experiment import Experiment
 from pretrain.errors import ConfigError
 from pretrain.sharding.protocol import Sharding
 from pretrain.sharding.replicated import DDP, ZERO_0
 from pretrain.sharding.zero import Zero
-
-Backend = Literal["deepspeed", "accelerate"]
 
 # Backend → its shardings, from the one that shards least. ``cluster.zero_stage`` is the index; a backend with one
 # sharding does not read it.
