@@ -81,6 +81,7 @@ def answer(microseconds: dict[str, float], images_per_second: float | None, *, c
     return Answer(microseconds, rate, limit, images_per_second, workers, cores, num_gpus)
 
 
+# long: the stages are timed in one loop, since a call between two readings of the clock would be timed too
 def measure(experiment: Experiment, num_images: int) -> dict[str, float]:
     """Median microseconds of an image in each stage, in this process: others on the machine hit few images.
 

@@ -39,6 +39,7 @@ Kind = Literal["deepspeed", "accelerate"]
 Head = Literal["keep", "replace"]
 
 
+# long: the list of a trainer's parts, one line each, in the order in which they need each other
 def build_trainer(resolved: Resolved, session: Session, *, kind: Kind, head: Head, start: Start | None) -> Trainer:
     """Everything that a run consists of; ``start`` is loaded by the caller afterwards. Collective: yes."""
     experiment = resolved.experiment

@@ -202,6 +202,7 @@ class EvalStream:
             something else than is evaluated.
     """
 
+    # many: evaluation in training, predict, evaluate and probe differ in the last four, which have defaults
     def __init__(
         self,
         config: Experiment,

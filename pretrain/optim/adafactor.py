@@ -36,6 +36,7 @@ class Adafactor(StatefulOptimizer):
         views: how a parameter that holds several of flax's tensors is seen (see ``attention_views``).
     """
 
+    # many: the settings of the published optimiser, and the groups
     def __init__(
         self,
         groups: list[dict[str, Any]],

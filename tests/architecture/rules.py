@@ -107,12 +107,6 @@ SHARED: dict[str, tuple[str, ...]] = {
     "sources": ("runs", "terminal"),
     "weights": ("runs", "sources", "terminal"),
 }
-# Rings of modules that import each other, also inside functions. Only ever remove one.
-CYCLES_LEFT: frozenset[frozenset[str]] = frozenset(
-    {
-        frozenset({"pretrain.models.surgery", "pretrain.models.timm_surgery"}),
-    }
-)
 
 # HTTP libraries, and the only modules that may import them: they bound, check and retry answers.
 WEB = frozenset(
@@ -215,22 +209,10 @@ ASKED_AT_HOME = {
 }
 # Settings of several kinds: the kind declares what others need to know, and nobody compares its ``name``.
 KINDS = frozenset({"objective", "optim", "schedule", "model"})
-# Files that do so until they ask: delete a file, add none.
-ASKING_YET = frozenset(
-    {"pretrain/assembly/objective.py", "pretrain/assembly/trainer.py", "pretrain/check/data.py"}
-    | {"pretrain/config/schema/experiment.py", "pipelines/weights/classifier.py"}
-)
 
 # The limits of a function. A comment that begins with ``long:`` or ``many:``, inside the function or on the line above
 # it, gives the reason for an exception.
 MOST_LINES, MOST_PARAMETERS = 40, 6
-# Functions that have no such comment yet: delete a name when the function is shorter or has the comment, add none.
-LONG_YET = frozenset(
-    {"build_trainer", "train", "open"}
-    | {"_parser", "finish_split", "chart", "rows_of_set", "deduplicate", "stages_of", "measure", "probe"}
-    | {"_write_card", "verify", "main", "pack"}
-)
-MANY_YET = frozenset({"build_trainer", "__init__", "load_network", "chart"})
 
 VAGUE_NAMES = frozenset({"utils", "util", "misc", "common", "helpers", "helper"})
 
@@ -287,7 +269,7 @@ def other_stages(tree: Tree) -> Iterator[str]:
 def import_cycles(tree: Tree) -> Iterator[str]:
     """Modules that import each other, whether when they are imported or inside a function."""
     modules = {module_name(path): path for path in tree}
-    for ring in rings_of(tree) - CYCLES_LEFT:
+    for ring in rings_of(tree):
         yield f"{modules[min(ring)]}:1: {', '.join(sorted(ring))} import each other: move down what several need"
 
 
@@ -393,11 +375,11 @@ def oversized_functions(tree: Tree) -> Iterator[str]:
             first, last = min([node.lineno, *(mark.lineno for mark in node.decorator_list)]), node.end_lineno or 0
             comments = [line.partition("#")[2].strip() for line in lines[max(0, first - 2) : last] if "#" in line]
             num_lines, num_parameters = last - node.lineno + 1, _num_parameters(node.args)
-            for name, number, most, excused in (
-                ("long", num_lines, MOST_LINES, LONG_YET),
-                ("many", num_parameters, MOST_PARAMETERS, MANY_YET),
+            for name, number, most in (
+                ("long", num_lines, MOST_LINES),
+                ("many", num_parameters, MOST_PARAMETERS),
             ):
-                if number > most and node.name not in excused and not any(c.startswith(f"{name}: ") for c in comments):
+                if number > most and not any(c.startswith(f"{name}: ") for c in comments):
                     of = "lines" if name == "long" else "parameters"
                     yield (
                         f"{path}:{node.lineno}: {node.name} has {number} {of}, the limit is {most}: split it, "
@@ -415,7 +397,7 @@ def compared_variants(tree: Tree) -> Iterator[str]:
     """Code that tests which variant it has instead of asking the variant."""
     for path, text in tree.items():
         module = module_name(path)
-        for node in ast.walk(_parse(text)) if path not in ASKING_YET else ():
+        for node in ast.walk(_parse(text)):
             if isinstance(node, ast.Attribute) and node.attr in ASKED_AT_HOME:
                 homes = ASKED_AT_HOME[node.attr]
                 if module not in homes:

@@ -55,6 +55,7 @@ class TrainDataset(Dataset[Any]):
         fetch_threads: requests at a time for what will be read next; acts on sets that lie elsewhere.
     """
 
+    # many: all that a data process needs, since only this object is sent to it
     def __init__(
         self,
         reader: MixedReader,
@@ -140,6 +141,7 @@ class EvalDataset(Dataset[Any]):
         store: where the bytes come from; None: the table's own folder.
     """
 
+    # many: all that a data process needs, since only this object is sent to it
     def __init__(
         self,
         table: ShardTable,
