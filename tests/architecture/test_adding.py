@@ -17,7 +17,7 @@ SYMBOLS = re.compile(rf"({NAMES}) (?:of|in)\s+`([\w/]+\.py)`")
 
 
 def missing(page: str) -> list[str]:
-    """What a page names and the tree does not have; paths with ``NAME`` in them are the reader's."""
+    """Paths and symbols that a page names and the tree does not have; paths with ``NAME`` in them are the reader's."""
     page = re.sub(r"\s+", " ", page)
     paths = {path for path in PATH.findall(page) if "NAME" not in path}
     absent = sorted(path for path in paths if not (ROOT / path).exists())

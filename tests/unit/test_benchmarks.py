@@ -34,14 +34,14 @@ def test_the_page_is_that_of_the_results() -> None:
 
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The page and its results in a folder of the test; ``commands`` says what a benchmark does."""
+    """The page and its results in a folder of the test; ``commands`` are the programs of the benchmarks."""
     monkeypatch.setattr(runner, "PAGE", tmp_path / "benchmarks.md")
     monkeypatch.setattr(runner, "RESULTS", tmp_path / "results.json")
     return tmp_path
 
 
 def run(monkeypatch: pytest.MonkeyPatch, programs: dict[str, str], **more: Any) -> int:
-    """Runs Python programs in the place of the benchmarks."""
+    """Runs Python programs instead of the benchmarks."""
     monkeypatch.setattr(runner, "command_of", lambda name, benchmark, options: ["python", "-c", programs[name]])
     return runner.run_all(argparse.Namespace(only=list(programs), quick=False, photos=None, **more))
 

@@ -1,4 +1,4 @@
-"""What --out may be: looked at before any work, by every stage, and nothing is replaced that is not a file."""
+"""Allowed values of --out: looked at before any work, by every stage, and nothing is replaced that is not a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must never be printed is not, and what people need to read stays."""
+"""Secrets are never printed, and what users need to read stays."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_no_form_of_a_url_shows_its_secrets(user: str, password: str, name: str)
 
 
 def test_json_stays_json() -> None:
-    """What is printed for a program is redacted too, and can still be read."""
+    """Output for a program is redacted too, and can still be read."""
     words = [f"https://h/a?sig={SECRET}", f'-H "Authorization: Bearer {SECRET}"', f'password="{SECRET}"', "'"]
     found = redacted(json.dumps({"api_key": SECRET, "command": words, "text": " ".join(words)}))
     assert json.loads(found)["api_key"] == "***" and json.loads(found)["command"][0] == "https://h/a?sig=***"

@@ -1,4 +1,4 @@
-"""What is refused before a model is built, and what is recorded of its first weights."""
+"""Refusals before a model is built, and the record of its first weights."""
 
 from __future__ import annotations
 

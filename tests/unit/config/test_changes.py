@@ -1,4 +1,4 @@
-"""What decides the result: the digest, the differences between two configs, and which a resume accepts."""
+"""The digest of settings that decide the result, differences of two configs, and which a resume accepts."""
 
 from __future__ import annotations
 

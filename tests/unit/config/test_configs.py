@@ -105,8 +105,8 @@ def named_cluster(kind: str, name: str) -> str | None:
 
 @pytest.mark.parametrize(("kind", "name"), RECIPES)
 def test_a_recipe_passes_the_check(kind: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By itself, and on the cluster that its head says to run it on."""
-    monkeypatch.chdir(tmp_path)  # where no data lies
+    """On its own, and on the cluster that its head names."""
+    monkeypatch.chdir(tmp_path)  # where there is no data
     backend = "deepspeed" if kind == "pretrain" else "accelerate"
     for cluster in (None, named_cluster(kind, name)):
         report = check(load(kind, name, cluster=cluster), backend=backend)

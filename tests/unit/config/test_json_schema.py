@@ -122,7 +122,7 @@ def test_the_page_has_every_key_with_its_meaning_and_default() -> None:
             assert [key.name for key in section.keys if not key.meaning] == [], "give the field a description"
     resolved = load_experiment(ROOT / "configs/pretrain/demo_digits.yaml")
     defaults = {name: key.default for name, key in listed.items()}
-    for name, value in flatten(resolved.to_dict()):  # what a resolved config says of a key that nobody wrote
+    for name, value in flatten(resolved.to_dict()):  # the value of a key that nobody wrote
         if resolved.provenance[name] == "default" and name in defaults:
             whole = isinstance(value, float) and value.is_integer()
             assert defaults[name].strip("`") in (keys.written(value), keys.written(int(value)) if whole else None), name

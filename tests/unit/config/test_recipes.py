@@ -179,7 +179,7 @@ def test_masked_patch_prediction() -> None:
 
 
 def test_a_fine_tuned_model_is_the_pretrained_one() -> None:
-    """Settings of the architecture that the weights depend on, for each recipe whose head says where they come from."""
+    """Settings of the architecture that the weights depend on, for each recipe whose head names their source."""
     for kind, name in RECIPES:
         text = (CONFIGS / kind / f"{name}.yaml").read_text()
         source = re.search(r"--from runs/(\w+)", text)

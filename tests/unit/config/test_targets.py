@@ -1,4 +1,4 @@
-"""What a sample carries decides which settings go together: everything else is refused, with the remedy."""
+"""The target of a sample decides which settings go together; others are refused with the remedy."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Damage to the files of a set, a fixed seed and many places: the same samples as before, or an error that says so.
+"""Damage to the files of a set, a fixed seed and many places: the same samples as before, or an error that names it.
 
-Never a traceback, other labels, or minutes. Text is damaged as JSON (values of every kind in the place of others) and
+Never a traceback, other labels, or minutes. Text is damaged as JSON (values replaced by every kind of other) and
 as bytes; what a digest would find at once is also tried with a digest that fits.
 """
 
@@ -163,6 +163,6 @@ def test_odd_values_never_end_in_a_traceback(clean, tmp_path, damage: Callable[[
             (folder / path.name).write_bytes(path.read_bytes())
         damage(folder, source)
         found = content_of(folder)
-        if damage in (damage_table, damage_card):  # there a digest says what was changed
+        if damage in (damage_table, damage_card):  # there a digest shows the change
             assert found in (None, expected)
         shutil.rmtree(folder)

@@ -20,8 +20,8 @@ MICRO = 100
 
 
 def memory_of_the_worker() -> float:
-    """What the one data process wrote and nobody shares. Pages of libraries would count as its own from the moment on
-    when the last other process that has read them ends.
+    """Memory that the one data process wrote and nobody shares. Pages of libraries would count as its own from the
+    moment when the last other process that has read them ends.
     """
     (worker,) = data_processes()
     lines = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()

@@ -283,7 +283,7 @@ def test_the_stream_tells_what_the_run_records(folder):
 
 
 def test_a_process_gets_little(folder):
-    """What is sent to a data process has no open files and no caches in it."""
+    """The objects sent to a data process contain no open files and no caches."""
     stream = TrainStream(experiment(folder, NUM), 0, 1, 16)
     assert len(pickle.dumps(stream.order)) < 3000
 

@@ -1,4 +1,4 @@
-"""What ranks tell each other at the boundary of a step."""
+"""The message of the ranks at the boundary of a step."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_a_name_that_cannot_be_given_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path: Path) -> None:
-    """Otherwise a run would begin anew beside its checkpoints."""
+    """Otherwise a run would start from scratch beside its checkpoints."""
     publish(write(tmp_path, 4, "old"), final_path(tmp_path, 4))
     with using(FaultyDisk("EIO", 0, lasting=True)), pytest.raises(CheckpointError, match="cannot be listed"):
         complete_checkpoints(tmp_path)

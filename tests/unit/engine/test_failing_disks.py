@@ -56,7 +56,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check_after(run: Path, told: Told, before: int, *, where: str) -> None:
-    """What must hold after a start with a fault, and that the next one without ends as it should."""
+    """Checks the laws after a start with a fault, and that the next start without one ends as it should."""
     assert (told.verdict is None) != (told.error is None), where
     saved = max([before, *told.saved])
     assert newest(run) >= saved, where
@@ -100,7 +100,7 @@ def test_every_call_fails(tmp_path: Path, stopped: Path, error: str, lasting: bo
 
 @pytest.mark.parametrize("every", EVERY)
 def test_the_power_is_cut_before_every_call(tmp_path: Path, every: int) -> None:
-    """What was not made durable is there or not, in any order."""
+    """Writes that were not made durable are there or not, in any order."""
     for at in itertools.count(0, every):
         root = tmp_path / f"disk-{at}"
         root.mkdir()
@@ -169,5 +169,5 @@ def _contents(run: Path) -> dict[str, bytes]:
 
 
 def _unit(path: str) -> str:
-    """What one call changes: a file, or a checkpoint by its name (a rename has two)."""
+    """The object that one call changes: a file, or a checkpoint by its name (a rename has two)."""
     return "/".join(path.split("/")[:2])

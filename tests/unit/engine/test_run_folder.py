@@ -1,4 +1,4 @@
-"""The run folder: one owner at a time, taken over from the dead, and a verdict that is whole."""
+"""The run folder: one owner at a time, taken over from the dead, and a verdict that is complete."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def _started_together(run: Path, count: int) -> Iterator[tuple[str, int]]:
 
 
 def _start(run: Path, number: int, begin: int, answer: int, end: tuple[int, int]) -> None:
-    """In a child: claims the folder, says what came of it, and lives until all have said so."""
+    """In a child: claims the folder, reports the outcome, and lives until all have reported."""
     os.close(end[1])
     draw = random.Random(number)
     disk.current = SlowDisk(lambda: time.sleep(draw.random() * 0.01))

@@ -1,4 +1,4 @@
-"""What a load is refused for, and what is only reported."""
+"""Reasons to refuse a load, and findings that are only reported."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ SHAPE = (2, 3)
 
 
 def weights_at(step: int) -> Tensor:
-    """What training has made of the weights after so many steps."""
+    """The weights after so many steps of training."""
     return torch.arange(6, dtype=torch.float32) + step**2
 
 

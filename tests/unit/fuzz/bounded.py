@@ -1,4 +1,4 @@
-"""What a fuzzed input may do: succeed, or fail by a user's error, within a bounded amount of work."""
+"""Outcomes allowed for a fuzzed input: success or a user's error, within a bounded amount of work."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def gradients(model: VisionTransformer, policy: str, with_drop_path: bool, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Loss, gradients, and the place where the generator stands."""
+    """Loss, gradients, and the state of the generator."""
     model.zero_grad()
     model.set_grad_checkpointing(policy)
     images = some_images(model, num_images=4)
@@ -125,7 +125,7 @@ def test_selective_repeats_no_product_and_full_repeats_four_of_each_block() -> N
     assert products("every_3") == none + 1 * 4
 
 
-# torch.compile itself looks at .grad of tensors that are no leaves, and hides the warning unless it is an error.
+# torch.compile itself looks at .grad of tensors that are not leaves, and hides the warning unless it is an error.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
 @pytest.mark.parametrize("policy", ["none", "full", "every_2"])
 def test_compiled_blocks_give_the_same(policy: str) -> None:

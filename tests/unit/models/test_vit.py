@@ -1,4 +1,4 @@
-"""The Vision Transformer by itself: worked shapes, recomputation, precision, and that nothing waits for the device."""
+"""The Vision Transformer on one device: shapes, recomputation, precision, and that nothing waits for it."""
 
 from __future__ import annotations
 

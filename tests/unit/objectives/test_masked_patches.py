@@ -94,7 +94,7 @@ def test_the_loss_is_the_cross_entropy_of_the_corrupted_patches() -> None:
 
 
 def test_a_hidden_patch_cannot_be_seen() -> None:
-    """Where the [mask] embedding stands, the pixels below it change no output."""
+    """Pixels below the [mask] embedding do not change the output."""
     model = masked_model().eval()
     images = torch.rand(1, 3, *model.shape.img_size)
     hidden = Corruption(torch.tensor([[0, 7]]), torch.tensor([[-1, -1]]))

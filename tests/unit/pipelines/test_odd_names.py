@@ -39,7 +39,7 @@ def tar_with(members: dict[bytes, bytes]) -> bytes:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """A tar that somebody else wrote, indexed where it lies."""
+    """A tar that somebody else wrote, indexed in place."""
     folder, members = tmp_path / "set", {}
     folder.mkdir()
     for number, key in enumerate(LATIN1):

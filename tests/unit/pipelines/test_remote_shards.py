@@ -30,7 +30,7 @@ class Stores(NamedTuple):
     s3: str
 
     def place(self, kind: str) -> tuple[str, list[str]]:
-        """What stands before a file's name, and the options that it needs."""
+        """The prefix of a file's name, and the options that it needs."""
         return {
             "http": (f"{self.http.url}/set/", []),
             "s3": ("s3://foreign/sets/", ["--s3-endpoint", self.s3]),
@@ -68,7 +68,7 @@ def test_one_command_makes_the_index_of_remote_shards(stores, kind, tmp_path, ca
 
 @pytest.mark.parametrize("kind", STORES)
 def test_a_packed_set_is_verified_where_it_lies(stores, kind, tmp_path, capsys):
-    """Shards, index and card lie in the store; one byte of an image is then wrong there."""
+    """Shards, index and card are in the store; one byte of an image is then wrong there."""
     folder = foreign(tmp_path / kind)
     verdicts(capsys, folder)
     _, options = stores.place(kind)

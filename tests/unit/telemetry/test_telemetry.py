@@ -1,4 +1,4 @@
-"""What a line says, from times and counts that are known; a sink that fails; the views."""
+"""The contents of a line, from times and counts that are known; a sink that fails; the views."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def managed(image: Image.Image, icc: bytes) -> np.ndarray:
-    """What littlecms makes of it, called without our code."""
+    """The result of littlecms, called without our code."""
     opened = ImageCms.ImageCmsProfile(io.BytesIO(icc))
     made = ImageCms.profileToProfile(image, opened, ImageCms.createProfile("sRGB"), outputMode="RGB")
     assert made is not None

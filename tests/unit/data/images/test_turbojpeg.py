@@ -98,7 +98,7 @@ TOLERANCE = {
 
 @pytest.mark.parametrize("filter", TOLERANCE)
 def test_a_smaller_decode_stays_within_the_stated_tolerance(filter: str) -> None:
-    """Real photos, boxes that lie on the smaller decode's grid, as the documentation of ``cut`` says."""
+    """Real photos, boxes on the smaller decode's grid, as the documentation of ``cut`` says."""
     means, largest, scaled = [], 0, 0
     for name in ("china.jpg", "flower.jpg"):
         image, rng = decode.open_image(photo(name)), np.random.default_rng(0)

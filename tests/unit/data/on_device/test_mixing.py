@@ -100,7 +100,7 @@ def test_kinds_are_chosen_as_often_as_asked() -> None:
 
 @pytest.mark.parametrize("per", ["batch", "pair"])
 def test_cutmix_takes_its_share_exactly(per: Any) -> None:
-    """Images of one value each: the mean of a mixed image says how much of each is in it, and the target agrees."""
+    """Images of one value each: the mean of a mixed image shows how much of each is in it, and the target agrees."""
     images = torch.arange(BATCH).float().view(-1, 1, 1, 1).expand(-1, 3, HEIGHT, WIDTH)
     targets = torch.eye(BATCH)
     made, shares = mixing(cutmix=1.0, per=per)(images, targets, slots_of(1))

@@ -99,7 +99,7 @@ def test_any_world_and_micro_batch_give_the_same_global_batches(mixed, data):
 @settings(max_examples=25, deadline=None)
 @given(mixed=mixtures(), step=st.integers(0, 60), world=st.sampled_from([1, 2, 4]))
 def test_the_windows_hold_what_is_drawn(mixed, step, world):
-    """What is fetched ahead: every draw comes from its lane's current window or the one after it."""
+    """Windows that are fetched ahead: every draw comes from its lane's current window or the one after it."""
     if world not in allowed_worlds(mixed.global_batch_size, mixed.lanes, world):
         return
     position = step * mixed.global_batch_size

@@ -182,7 +182,7 @@ def test_json_of_any_shape_is_an_error(tmp_path, text):
 
 
 def _change_records(folder, shard, **columns):
-    """Writes a record file anew, and the table to fit: what an index from elsewhere may hold."""
+    """Rewrites a record file and the table to fit, as an index from elsewhere may be."""
     path = folder / f"shard-00000{shard}.records.safetensors"
     data = path.read_bytes()
     info = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["info"])

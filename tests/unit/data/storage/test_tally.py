@@ -1,4 +1,4 @@
-"""What data processes count together: nothing is lost, and the hit rate is that of late."""
+"""Counters that data processes share: nothing is lost, and the hit rate is that of late."""
 
 from __future__ import annotations
 

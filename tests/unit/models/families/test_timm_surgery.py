@@ -1,4 +1,4 @@
-"""Weights files of timm's backbones, and what each architecture allows when they go on elsewhere."""
+"""Weights files of timm's backbones, and what each architecture allows when they are loaded into another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What masks' numbers mean: options, files as people have them, and what is refused since it would be a guess."""
+"""Meaning of the numbers in masks: options, files as users have them, and refusals where it would be a guess."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m pipelines report``: what stands in the file, comparisons, damaged folders, and a real browser."""
+"""``python -m pipelines report``: the file's contents, comparisons, damaged folders, and a real browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists of classes as they lie around: which number is which class, under which id and name."""
+"""Lists of classes as users have them: which number is which class, under which id and name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the labels of a source mean: every row says the class ids and, per image, the ids that it has."""
+"""Meaning of a source's labels: every row has the class ids and, per image, its ids."""
 
 from __future__ import annotations
 

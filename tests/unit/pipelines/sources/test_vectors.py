@@ -1,4 +1,4 @@
-"""Vectors in the place of labels: from a manifest, a parquet file and shards; what is refused."""
+"""Vectors instead of labels: from a manifest, a parquet file and shards; what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A VTAB-1k task in its folder form: real images (scikit-learn's digits) packed by one command, and lists that lie."""
+"""A VTAB-1k task in its folder form: real images (scikit-learn's digits) packed by one command, and wrong lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command lines of the stages have in common."""
+"""Arguments that all stages have in common."""
 
 from __future__ import annotations
 
