@@ -53,7 +53,7 @@ class Disk:
         """Comes before every system call; a test raises here."""
 
     def may_change(self, path: Path) -> None:
-        """For a library that writes by itself. Raises: FencedOut where this process does not own the folder."""
+        """For a library that writes on its own. Raises: FencedOut where this process does not own the folder."""
         for root, check in list(self._fences.items()):
             if path.absolute().is_relative_to(root):
                 check()
@@ -85,7 +85,7 @@ class Disk:
                 yield block
 
     def entries(self, path: Path) -> list[str]:
-        """Names in a folder, sorted. Opening a folder makes a network file system ask its server anew."""
+        """Names in a folder, sorted. Opening a folder makes a network file system ask its server again."""
         self.about_to("list", path)
         return sorted(os.listdir(path))
 

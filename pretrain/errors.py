@@ -10,7 +10,7 @@ from pretrain.redaction import redacted
 
 
 class UserError(Exception):
-    """Base of every error whose cause lies in an input: a config, a data set, a checkpoint, the environment."""
+    """Base of every error whose cause is in an input: a config, a data set, a checkpoint, the environment."""
 
     exit_code = 2
 

@@ -22,7 +22,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
     Raises:
         FileExistsError: a folder or device has this path, such as /dev/null, which root could replace.
-        OSError: the old file is as it was, and nothing lies beside it.
+        OSError: the old file is as it was, and no other file is left beside it.
     """
     content = data.encode() if isinstance(data, str) else data
     found = disk.current.status(path)

@@ -1,7 +1,7 @@
 """Secrets are left out of everything that is printed or kept: screens, logs, records, resolved configs, cards, reports.
 
 A credential gets into a run in the URL of a set (``https://user:password@host``, ``?X-Amz-Signature=…``) or in the
-command of ``pipe:``. ``redacted`` puts ``MARK`` in the place of each, and leaves the rest readable. Of a URL's query
+command of ``pipe:``. ``redacted`` puts ``MARK`` in place of each, and leaves the rest readable. Of a URL's query
 only parameters that are known to be harmless keep their values. A reference to a variable (``$TOKEN``) is not a
 secret, and stays.
 """

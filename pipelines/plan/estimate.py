@@ -232,7 +232,7 @@ def _data_needs(experiment: Experiment, machine: Machine, rate: float, assumptio
 
 
 def _disk_needs(experiment: Experiment) -> DiskNeeds:
-    """Slices hold fp32 weights and every state; beside them lie plain weights, and the averaged ones if there are."""
+    """Slices hold fp32 weights and every state; beside them are plain weights, and the averaged ones if there are."""
     parameters = budget.num_parameters(experiment.model, experiment.num_outputs)
     averaged = experiment.optim.ema_decay is not None
     slices = 4 * parameters * (1 + math.ceil(experiment.optim.num_states))

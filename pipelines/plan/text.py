@@ -69,7 +69,7 @@ def _layout(layout: Layout) -> dict[str, Any]:
 
 
 def as_text(plan: Plan, title: str, assumed: list[str]) -> str:
-    """What a person reads."""
+    """What a user reads."""
     lines = [title, "", *_facts(plan), "", *_memory_table(plan), "", *_recommendation(plan), "", "assumed"]
     return "\n".join([*lines, *(f"  - {line}" for line in assumed)])
 

@@ -17,7 +17,7 @@ COMMAND_TIMEOUT_S = 60.0
 ALIVE = frozenset(
     {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "RESIZING"}
 )
-QUEUE_TIMEOUT_S = 10.0  # a person waits for the answer
+QUEUE_TIMEOUT_S = 10.0  # a user waits for the answer
 UPDATE_TRIES, UPDATE_EVERY_S = 12, 0.25  # together less than the time that Slurm leaves an ended batch shell
 
 
@@ -39,7 +39,7 @@ def current_job() -> Job:
     """Reads Slurm's variables.
 
     Raises:
-        SetupError: this is no batch job.
+        SetupError: this is not a batch job.
     """
     try:
         job_id, nodes = os.environ["SLURM_JOB_ID"], os.environ["SLURM_JOB_NODELIST"]
@@ -110,7 +110,7 @@ def submit(words: Sequence[str], name: str, environment: Mapping[str, str]) -> s
 
 
 def may_requeue(job_id: str) -> bool:
-    """False where somebody has cancelled the job, or Slurm already ends or requeues it by itself.
+    """False where somebody has cancelled the job, or Slurm already ends or requeues it on its own.
 
     A job that is ended for its time limit may be requeued; ``scontrol requeue`` would bring back a cancelled one, too.
     """

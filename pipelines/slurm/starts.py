@@ -48,7 +48,7 @@ class Start:
         job_id, restart_count: Slurm's names of this start.
         nodes: its nodes by name; those that the step leaves idle too.
         gpus, ranks: what the job got, and how many of them the step uses.
-        step: of the checkpoint that it goes on from; 0 without one.
+        step: of the checkpoint that it continues from; 0 without one.
         log: where the job writes.
         time: seconds since the epoch.
     """
@@ -112,11 +112,11 @@ def checkpoint_step(run: Path) -> int:
 
 
 def restarts_without_progress(entries: list[Start], job_id: str, step: int) -> int:
-    """How many starts of this job in a row went on from ``step``, less the first of them.
+    """How many starts of this job in a row continued from ``step``, less the first of them.
 
     Args:
         entries: the starts of the run.
-        job_id: only its own starts count: a person who submits again begins a new count.
+        job_id: only its own starts count: a user who submits again begins a new count.
         step: of the newest complete checkpoint now.
     """
     count = 0

@@ -211,7 +211,7 @@ def _report_start(experiment: Experiment, require_data: bool) -> list[str]:
     }
     for key, source in sources.items():
         if source is not None and not Path(source).exists():
-            if key == "objective.teacher" and not require_data:  # an input like the data: it may lie elsewhere
+            if key == "objective.teacher" and not require_data:  # an input like the data: it may be elsewhere
                 lines.append(f"teacher     {source}: not found, not checked")
                 continue
             problems.append(f"{key}: {source} does not exist; name a run folder, a checkpoint or a weights file")
@@ -231,7 +231,7 @@ def _report_start(experiment: Experiment, require_data: bool) -> list[str]:
 
 
 def _has_checkpoint(source: Path) -> bool:
-    """Whether there is one in a run folder, or the folder is one; not whether it is whole."""
+    """Whether there is one in a run folder, or the folder is one; not whether it is complete."""
     places = ("COMPLETE.json", "step-*/COMPLETE.json", "checkpoints/step-*/COMPLETE.json")
     return any(next(source.glob(place), None) is not None for place in places)
 

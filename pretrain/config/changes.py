@@ -94,13 +94,13 @@ def refuse_changes(found: Iterable[Change], allowed: Iterable[str]) -> list[Chan
 
 
 def _covered(key: str, names: Iterable[str]) -> bool:
-    """Whether a key is one of ``names`` or lies below it; ``*`` in a name stands for any place in a list."""
+    """Whether a key is one of ``names`` or is below it; ``*`` in a name stands for any place in a list."""
     keys = {key, re.sub(r"\.[0-9]+(?=\.|$)", ".*", key)}
     return any(form == name or form.startswith(f"{name}.") for name in names for form in keys)
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, value) for every value that is no section; sections in a list have their place as name."""
+    """Yields (dotted key, value) for every value that is not a section; sections in a list have their place as name."""
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{key}.")

@@ -85,7 +85,7 @@ def find_device(name: str, table: dict[str, Device], where: str | Path = DEVICES
 def device_reported_as(reported: str, table: dict[str, Device]) -> Device | None:
     """The device that a driver calls ``reported`` (``torch.cuda.get_device_name``); None where the table has none.
 
-    The name with the most words decides. A part of a device (MIG) is no device of the table: its peak is a part too.
+    The name with the most words decides. A part of a device (MIG) is not a device of the table: its peak is a part too.
     """
     words = set(re.findall(r"[A-Za-z0-9]+", reported))
     if "MIG" in words:

@@ -163,7 +163,7 @@ def _default(info: FieldInfo) -> str:
 
 
 def written(value: Any) -> str:
-    """A default as it stands in a YAML file."""
+    """A default as written in a YAML file."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (tuple, list)):

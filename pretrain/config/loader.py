@@ -60,7 +60,7 @@ class Resolved:
     def to_yaml(self) -> str:
         """The complete resolved config; loading it gives an equal experiment, but for credentials, which are left out.
 
-        A resume takes them from its own command: where a set lies is not part of what a resume compares.
+        A resume takes them from its own command: the location of a set is not part of what a resume compares.
         """
         text = yaml.dump(redacted_in(self._complete), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
         return f"{WRITTEN_BY}{pretrain.__version__}\n{text}"
@@ -89,7 +89,7 @@ def load_experiment(
     """Reads a config: its ``extends`` first, the file over them, then the cluster file, then the overrides.
 
     Args:
-        path: YAML of the experiment. ``extends`` names a file or a list of files, relative to the file it stands in.
+        path: YAML of the experiment. ``extends`` names a file or a list of files, relative to the file it is in.
         cluster: YAML whose keys are those of the ``cluster`` section.
         overrides: ``key.sub=value``; the value is text as it is, typed by its key, or a list, a section or a quoted
             string of YAML.
@@ -115,7 +115,7 @@ def load_experiment(
 
 
 def load_file(path: str | Path, schema: type[Model]) -> Model:
-    """Reads a YAML file that is no experiment, as strictly as one.
+    """Reads a YAML file that is not an experiment, as strictly as one.
 
     Args:
         path: the file; ``extends`` works as in an experiment.

@@ -28,10 +28,10 @@ class Batch:
         sample_ids: int64 (b,), numbers in the set's canonical order.
         slots: int64 (b,), number of each draw in the global stream; -1 in evaluation.
         valid: bool (b,), True = a real image that counts, False = padding.
-        targets: what a set has in the place of labels: vectors, float32 (b, D), or masks, uint8 (b, H, W) with 255
+        targets: what a set has in place of labels: vectors, float32 (b, D), or masks, uint8 (b, H, W) with 255
             where a pixel has no class; None where it has labels.
         faults: samples that could not be used while this batch was made.
-        block: in the data process that makes the batch, the memory that the images lie in; None: memory of their own.
+        block: in the data process that makes the batch, the memory that the images are in; None: memory of their own.
     """
 
     images: Tensor

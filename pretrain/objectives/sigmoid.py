@@ -17,7 +17,7 @@ from pretrain.objectives.targets import dense_targets
 
 @dataclass(frozen=True)
 class Sigmoid:
-    """Each class by itself against its 0 or 1 (or its share, after mixing), the mean over the images.
+    """Each class on its own against its 0 or 1 (or its share, after mixing), the mean over the images.
 
     ``sum_classes`` sums over the classes (Source: google-research/big_vision, utils.sigmoid_xent), ``mean`` takes their
     mean too, K times less (Source: DeiT III, 2204.07118, and torch's default). ``binarise`` makes a share above 0 a 1

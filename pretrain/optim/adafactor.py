@@ -101,7 +101,7 @@ def factored_axes(view: View) -> tuple[int, int] | None:
 def attention_views(model: nn.Module) -> dict[Tensor, View]:
     """How attention weights are seen, so that they have the statistics of flax's kernels.
 
-    Flax keeps q, k and v apart and each as (D, A, E), the projection as (A, E, D): every head is factored by itself.
+    Flax keeps q, k and v apart and each as (D, A, E), the projection as (A, E, D): every head is factored on its own.
     torch's ``qkv.weight`` is (3 · A · E, D), ``kv.weight`` (2 · A · E, D), ``q.weight`` (A · E, D) and ``proj.weight``
     (D, A · E).
     """

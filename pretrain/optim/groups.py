@@ -17,7 +17,7 @@ from pretrain.errors import ConfigError
 if TYPE_CHECKING:
     from torch import nn
 
-# A kernel is the `weight` of a layer that is no norm and no embedding table; tokens, tables and scales are plain
+# A kernel is the `weight` of a layer that is neither a norm nor an embedding table; tokens, tables and scales are plain
 # parameters whose last name is not `weight`. `cpb_mlp` (Swin v2) and `pos_block` (Twins) make positions: their authors
 # exclude them.
 _NOT_A_KERNEL = re.compile(

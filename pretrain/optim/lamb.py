@@ -1,4 +1,4 @@
-"""LAMB: Adam's update with decay, made as long as a share of the tensor's norm. It needs whole tensors.
+"""LAMB: Adam's update with decay, made as long as a share of the tensor's norm. It needs unsharded tensors.
 
 A tensor without decay gets Adam's update as it is, as in apex's FusedLAMB (``use_nvlamb`` off) and timm's ``Lamb``,
 which DeiT III trains with; both also clip the gradient's global norm at 1: that is ``optim.clip_grad`` here.

@@ -126,7 +126,7 @@ def _traffic_1_and_2(step: Step, *, shards_gradients: bool) -> list[Traffic]:
     ]
 
 
-# ── stage 3: every tensor is cut by itself, except small ones ──
+# ── stage 3: every tensor is cut on its own, except small ones ──
 
 
 def _persistent(step: Step) -> int:
@@ -149,7 +149,7 @@ def _memory_3(step: Step) -> Memory:
     buffers = (width + (2 if autocast else 0)) * settings.reduce_bucket
     copied = width * min(step.weights.num_trained, settings.reduce_bucket)
     # A weight is released where its next use is more than ``max_reuse_distance`` away; between its use in the forward
-    # pass and that in the backward pass lie the weights behind it, twice. Two units are complete at least: the one in
+    # pass and that in the backward pass are the weights behind it, twice. Two units are complete at least: the one in
     # use and the next.
     reused = settings.max_reuse_distance // 2 + 2 * step.footprint.largest_unit
     return Memory(

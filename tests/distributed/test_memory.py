@@ -80,7 +80,7 @@ def most_gradients(config: Experiment, kind: str) -> int:
 @pytest.mark.parametrize("micro", [2, 4])
 @pytest.mark.parametrize(("kind", "stage"), [("accelerate", 0), ("deepspeed", 0), ("deepspeed", 1)])
 def test_gradients_are_complete_without_accumulation_too(pool2: Pool, kind: str, stage: int, micro: int) -> None:
-    """What ``--check``, plan and ``--simulate`` report as gradients, where they are not sharded."""
+    """The numbers that ``--check``, plan and ``--simulate`` report as gradients, where they are not sharded."""
     experiment = config(stage, "fp32", micro)
     assert pool2.run(most_gradients, experiment, kind) == [planned(experiment, 2, kind).gradients] * 2
 

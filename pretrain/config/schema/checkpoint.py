@@ -36,7 +36,7 @@ class CheckpointConfig(Strict):
 
 
 class ResumeConfig(Strict):
-    """How a run goes on."""
+    """How a run continues."""
 
     from_: str | None = Field(
         default=None,

@@ -24,7 +24,7 @@ SETTINGS_OF_KINDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("k", "temperature"), ("knn",)),
     (("max_iterations",), ("logistic",)),
 )
-# Words in the place of a file.
+# Words in place of a file.
 IMAGENET_REAL = "imagenet_real"  # of targets: the list that timm brings
 NUMBERS = "numbers"  # of class_map: the classes' ids are the numbers of their outputs
 CHIEF_METRICS: dict[Kind, str] = {

@@ -1,4 +1,4 @@
-"""How a set that does not lie in a folder is read."""
+"""How a set that is not in a folder is read."""
 
 from __future__ import annotations
 

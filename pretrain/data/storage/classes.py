@@ -1,4 +1,4 @@
-"""The classes of a set: the list beside the tars, how a person names one, and whether two sets mean the same ones.
+"""The classes of a set: the list beside the tars, how a user names one, and whether two sets mean the same ones.
 
 DIR/classes.csv    index,id,name
 """

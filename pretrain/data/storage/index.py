@@ -6,7 +6,7 @@ DIR/shard-000000.records.safetensors    offsets, sizes, CRC-32 and labels of its
 
 Labels are in CSR form: record i has ``labels[label_starts[i]:label_starts[i + 1]]``. Names likewise, as their
 bytes, which need not be UTF-8. A set of vectors has a column ``vectors`` of N · D numbers, a set of masks columns that
-say where those lie; columns that a set does not need are absent.
+say where those are; columns that a set does not need are absent.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ShardTable:
     """The shards of one split in canonical order.
 
     Attributes:
-        folder: where tars and record files lie.
+        folder: where tars and record files are.
         rows: the shards.
         num_classes: width of the label space; of vectors their length.
         max_labels: the most labels that one sample has.
@@ -54,7 +54,7 @@ class ShardTable:
         sizes: int64 (S,), samples per shard.
         starts: int64 (S + 1,), sample id of each shard's first record; the last one is the number of samples.
         digest: names the table's content.
-        find_records: shard name → its record file, where that is not in the folder (a set that lies elsewhere).
+        find_records: shard name → its record file, where that is not in the folder (a set that is elsewhere).
         forget_records: drops that file, so that it is fetched again.
     """
 

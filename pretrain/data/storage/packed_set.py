@@ -27,7 +27,7 @@ _SETS = "sets"  # folder of the cache for tables, cards and class lists: small, 
 
 @dataclass(frozen=True)
 class PackedSet:
-    """One packed split, wherever it lies.
+    """One packed split, wherever it is.
 
     Attributes:
         location: where.

@@ -55,7 +55,7 @@ class LocalStore:
     """Tars in a folder, read by ``pread``; few are open at a time.
 
     Args:
-        folder: where the tars lie.
+        folder: where the tars are.
         max_open: the most files that are open at once; the one that was not used for longest is closed first.
         tally: counts what is read.
     """

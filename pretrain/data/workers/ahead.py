@@ -36,7 +36,7 @@ class FetchAhead:
     """Threads of one data process that fill the node's cache.
 
     Args:
-        order: which sample stands where.
+        order: the sample at each position.
         readers: of each set, for this object alone; those of a remote store are fetched ahead.
         rank: this rank.
         world: of so many.

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_BLOCKS = 8  # of a process: the batches that lie ready, and those that the rank is at
+MAX_BLOCKS = 8  # of a process: the batches that are ready, and those that the rank is at
 _FREE, _LENT = 0, 1
 
 Key = tuple[int, int]  # process id of the lender, number of its block

@@ -43,7 +43,7 @@ class Sample:
 
 
 class Place(NamedTuple):
-    """Where the bytes of one image lie, and their CRC-32."""
+    """Where the bytes of one image are, and their CRC-32."""
 
     shard: str
     offset: int
@@ -153,7 +153,7 @@ class ShardReader:
     def neighbour(
         self, sample_id: int, bad: BadSample, decode: Callable[[Sample], Decoded]
     ) -> tuple[Sample, Decoded, Fault]:
-        """The next good sample of the shard in the place of one that is bad: ``bad`` says why.
+        """The next good sample of the shard in place of one that is bad: ``bad`` says why.
 
         Raises:
             BadSample: ``bad``; none of the next ones is good either.
@@ -185,7 +185,7 @@ class MixedReader:
     Args:
         readers: of the sets.
         first_sample_ids: of each.
-        folders: where each lies, for messages.
+        folders: where each is, for messages.
     """
 
     def __init__(self, readers: Sequence[ShardReader], first_sample_ids: Sequence[int], folders: Sequence[str]) -> None:

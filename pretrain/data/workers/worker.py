@@ -27,7 +27,7 @@ def fork_server() -> BaseContext:
 
     A fork of the rank itself would copy its CUDA context, its collectives' threads and whatever locks these hold at
     that moment; a fresh interpreter would import PyTorch for every process. The first call starts the server, which
-    imports PyTorch while the rank goes on: call it early.
+    imports PyTorch while the rank continues: call it early.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -57,10 +57,10 @@ def become_helper(parent: int) -> None:
     helpers.
 
     Args:
-        parent: process id of the rank, or of whoever needs this process. A fork server may stand between the two, so
+        parent: process id of the rank, or of whoever needs this process. A fork server may come between the two, so
             the usual signal at a parent's death would come from the wrong one.
     """
-    _ignore_signals(except_from=parent)  # first: threads that exist already would go on taking them
+    _ignore_signals(except_from=parent)  # first: threads that exist already would still take them
     _end_with(parent)
 
 

@@ -28,5 +28,5 @@ def step(
 
 
 def memory(sharding: Sharding, model: ModelConfig, num_classes: int, **settings: Any) -> Memory:
-    """What a rank holds; ``settings`` as ``step`` takes them."""
+    """The bytes that a rank holds; ``settings`` as ``step`` takes them."""
     return sharding.memory(step(model, num_classes, **settings))

@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 
 from pretrain.data.images.policies.protocol import Numbers, Pixels
 
-MAX_LEVEL = 10.0  # where the published ranges end; levels may go on
+MAX_LEVEL = 10.0  # where the published ranges end; levels may be larger
 CUTOUT_PIXELS, TRANSLATE_PIXELS = 40, 100
 GREY = (128, 128, 128)
 NUMBERS_PER_LAYER = 4  # operation, sign, and the centre of a cutout (down, across)
