@@ -9,8 +9,7 @@ import pytest
 from tests import language
 
 # Folder → hits that are not reworded yet. Lower a number when you have reworded some; never raise one.
-ALLOWED = {"pretrain": 470, "pipelines": 165, "benchmarks": 39, "configs": 11, "slurm": 5, "tests": 130, "docs": 7}
-ALLOWED |= {"CONTRIBUTING.md": 1, "mkdocs.yml": 1, "pyproject.toml": 1, "setup.sh": 1}
+ALLOWED = {"pretrain": 173, "pipelines": 36}
 
 
 def test_the_texts_are_plain_english() -> None:
