@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     ledger.check("predict")
     account = ledger.accounts[IMAGES]
     if account.num_lost == account.found:
-        raise DataError(f"none of the {account.found:,} images could be read")
+        raise DataError(f"no image could be read, of {account.found:,}")
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(args.out, "".join(printable(line) + "\n" for line in lines))
