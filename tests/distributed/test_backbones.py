@@ -99,7 +99,7 @@ def test_a_life(pool1: Pool, pool2: Pool, tmp_path: Path, teacher: str, family: 
     resumed = losses(pool1, settings(family, 3, 8, teacher), folder=folder, resume=True)
     assert list(resumed) == list(range(SAVE_AT, STEPS))
     assert list(resumed.values()) == pytest.approx([straight[step] for step in resumed], rel=2e-5)
-    weights = str(tmp_path / f"step-{SAVE_AT:08d}" / "weights.safetensors")
+    weights = str(tmp_path / "checkpoints" / f"step-{SAVE_AT:08d}" / "weights.safetensors")
     tuned = settings(family, 2, 4, teacher, tuned=True, model__head_init="zero", optim__weight_decay=0.0)
     fine = losses(pool2, tuned, "deepspeed", weights=weights)
     assert fine[0] == pytest.approx(1.6094379, rel=1e-5), "ln 5: a new head of zeros"
@@ -165,7 +165,7 @@ def test_masked_patches_do_not_depend_on_the_layout(pool1: Pool, pool2: Pool, tm
         assert list(losses(pool, masked(stage, micro)).values()) == pytest.approx(list(straight.values()), rel=2e-5)
     resumed = losses(pool1, masked(3, 4), folder=str(tmp_path), resume=True)
     assert list(resumed.values()) == pytest.approx([straight[step] for step in resumed], rel=2e-5)
-    weights = str(tmp_path / f"step-{SAVE_AT:08d}" / "weights.safetensors")
+    weights = str(tmp_path / "checkpoints" / f"step-{SAVE_AT:08d}" / "weights.safetensors")
     fine = losses(pool2, experiment(model={**VIT, "img_size": 12, "head_init": "zero"}), weights=weights)
     assert fine[0] == pytest.approx(1.6094379, rel=1e-5)
 

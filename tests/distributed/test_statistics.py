@@ -65,7 +65,7 @@ def around_a_nan(config: Experiment, kind: str) -> list[dict[str, Tensor]]:
 @pytest.mark.parametrize(("kind", "stage"), KINDS)
 def test_a_checkpoint_has_the_mean_over_the_ranks(pool2: Pool, tmp_path: Path, kind: str, stage: int) -> None:
     (first, saved), (second, also_saved) = pool2.run(gather, settings(stage), kind, str(tmp_path))
-    in_file, _ = load_weights(tmp_path / "step-00000001" / "weights.safetensors")
+    in_file, _ = load_weights(tmp_path / "checkpoints" / "step-00000001" / "weights.safetensors")
     assert not torch.equal(first["bn1.running_mean"], second["bn1.running_mean"]), "each rank saw other images"
     for name, mine in first.items():
         expected = (mine + second[name]) / 2 if mine.is_floating_point() else mine
