@@ -18,10 +18,10 @@ from pydantic_core import PydanticUndefined
 
 from pretrain.config.changes import decides_result
 from pretrain.config.devices import DeviceTable
+from pretrain.config.explained import describe, enumerated
 from pretrain.config.schema.base import Choice, choice_of, fields_of, models_in
 from pretrain.config.schema.chain import ChainConfig
 from pretrain.config.schema.experiment import Experiment
-from pretrain.config.typed import describe, enumerated
 
 Kind = Choice | type[BaseModel]
 

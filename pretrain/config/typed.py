@@ -9,18 +9,16 @@ from __future__ import annotations
 import difflib
 import math
 import re
-import types
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from pretrain.config.duration import Duration
+from pretrain.config.explained import enumerated, explained, unique
 from pretrain.config.schema.base import Choice, choice_of, fields_of, models_in, options_of
 from pretrain.config.schema.experiment import Experiment
-from pretrain.config.subset import Subset
 from pretrain.config.tree import Items, Leaf, Node, Section
 from pretrain.names import printable
 
@@ -33,7 +31,6 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
 _ABSENT = object()
 LARGEST_INT = 2**63 - 1
 MOST_DIGITS = 40
-MOST_SHOWN = 200  # characters of a wrong value
 
 
 def validate(tree: Section, schema: type[Model], file: str) -> tuple[Model | None, list[str]]:
@@ -52,8 +49,8 @@ def validate(tree: Section, schema: type[Model], file: str) -> tuple[Model | Non
     try:
         typed = schema.model_validate(values, strict=True)
     except ValidationError as error:
-        problems.extend(_explain(error, tree, schema, file))
-        return None, _unique(problems)
+        problems.extend(explained(error, tree, schema, file))
+        return None, unique(problems)
     return (None, problems) if problems else (typed, [])
 
 
@@ -112,10 +109,6 @@ def _chosen_values(tree: Section, choice: Choice, key: str, problems: list[str])
         problems.append(f"{where}: {key}: {own} belongs to {owner}; with {name} it would be ignored, so remove it")
     kept = {own: node for own, node in tree.children.items() if own not in foreign}
     return _section_values(Section(kept, tree.where), fields, f"{key}.", problems)
-
-
-def enumerated(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _unknown_key(key: str, where: str, siblings: list[str]) -> str:
@@ -199,145 +192,3 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return _CONTROL.search(text) is None
-
-
-def _unique(lines: list[str]) -> list[str]:
-    return list(dict.fromkeys(lines))
-
-
-# What pydantic says, in the user's terms
-
-
-class _Place(NamedTuple):
-    """Where one of pydantic's errors belongs: dotted key, ``file:line``, what is written there and what may be."""
-
-    key: str
-    where: str
-    node: Node
-    kind: Any
-    info: FieldInfo | None
-
-
-def _explain(error: ValidationError, tree: Section, schema: type[BaseModel], file: str) -> Iterator[str]:
-    wrong: dict[str, tuple[int, str]] = {}  # by key: a union gives an error for each branch, the deepest says most
-    for detail in error.errors(include_url=False):
-        loc = detail["loc"]
-        place = _locate(loc, tree, schema, file)
-        key, where, node, info = place.key, place.where, place.node, place.info
-        message = str(detail.get("ctx", {}).get("error", detail["msg"]))
-        if detail["type"] == "union_tag_invalid":
-            yield _unknown_name(place)
-        elif detail["type"] == "missing" and isinstance(loc[-1], str):
-            yield f"{where}: {key} is missing" + (f": {info.description}" if info and info.description else "")
-        elif detail["type"] == "value_error" and isinstance(node, Section):
-            mentioned = [word for word in re.findall(r"[a-z_]+", message) if word in node.children]
-            line = node.children[mentioned[0]].where if mentioned else where
-            yield f"{line}: {key}: {message}" if key else f"{line}: {message}"
-        elif detail["type"] == "value_error" or info is None:
-            yield f"{where}: {key}: {message}"
-        elif len(loc) > wrong.get(key, (0, ""))[0]:
-            wrong[key] = (len(loc), f"{where}: {key}: {_wrong_value(node, info)}")
-    yield from (message for _, message in wrong.values())
-
-
-def _unknown_name(place: _Place) -> str:
-    """What is wrong with a section whose name is not one of its union's."""
-    choice = choice_of(place.kind)
-    assert choice is not None and isinstance(place.node, Section)
-    name = place.node.children[choice.key]
-    asked = name.text if isinstance(name, Leaf) else ""
-    reasons = [model.not_offered[asked] for model in choice.models.values() if asked in model.not_offered]
-    wrong = reasons[0] if reasons else f"{_shown(name)} is not {enumerated(list(choice.models))}"
-    return f"{name.where}: {place.key}.{choice.key}: {wrong}"
-
-
-def _locate(loc: tuple[int | str, ...], tree: Section, schema: type[BaseModel], file: str) -> _Place:
-    """Follows pydantic's location through tree and schema; what it adds for branches of a union is left out."""
-    node: Node = tree
-    kind: Any = schema
-    info: FieldInfo | None = None
-    where, path = file, []
-    for part in loc:
-        if isinstance(node, Items) and isinstance(part, int):
-            if part < len(node.items):
-                node, where = node.items[part], node.items[part].where
-            kind = next((get_args(option)[0] for option in options_of(kind) if get_origin(option) is tuple), kind)
-            continue
-        choice, sections = choice_of(kind), models_in(kind)
-        mapping = next((option for option in options_of(kind) if get_origin(option) is dict), None)
-        if choice is not None:
-            kind = choice.models[str(part)]
-            continue
-        if sections and part in fields_of(sections[0]):
-            info = fields_of(sections[0])[str(part)]
-            kind = info.annotation
-        elif mapping is not None:
-            info, kind = None, get_args(mapping)[1]
-        else:
-            continue  # the name of a branch
-        path.append(str(part))
-        if isinstance(node, Section) and part in node.children:
-            node = node.children[str(part)]
-            where = node.where
-        else:
-            node = Section(where=where)
-    return _Place(".".join(path), where, node, kind, info)
-
-
-def _wrong_value(node: Node, info: FieldInfo) -> str:
-    quoted = isinstance(node, Leaf) and node.quoted and str not in options_of(info.annotation)
-    return f"{_shown(node)} is not {describe(info.annotation, info.metadata)}" + (
-        "; remove the quotes" if quoted else ""
-    )
-
-
-def _shown(node: Node) -> str:
-    """What is written at a key, in words where it is not text."""
-    if not isinstance(node, Leaf):
-        return "a section" if isinstance(node, Section) else "a list"
-    return repr(node.text) if len(node.text) <= MOST_SHOWN else f"{node.text[:MOST_SHOWN]!r}…"
-
-
-def describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
-    """What a key accepts, in words."""
-    if get_origin(annotation) is Annotated:
-        base, *more = get_args(annotation)
-        return describe(base, [*metadata, *more])
-    if get_origin(annotation) in (Union, types.UnionType):
-        parts = get_args(annotation)
-        words = [describe(part, metadata) for part in parts if part is not type(None)]
-        return " or ".join(_unique(words) + (["null"] if type(None) in parts else []))
-    if get_origin(annotation) is Literal:
-        return enumerated([str(value) for value in get_args(annotation)])
-    if get_origin(annotation) is tuple:
-        arguments = get_args(annotation)
-        if arguments[-1] is Ellipsis:
-            return f"a list, each {describe(arguments[0])}"
-        return f"a list of {len(arguments)}, each {describe(arguments[0])}"
-    if get_origin(annotation) is dict:
-        return "a section"
-    return _describe_scalar(annotation, metadata)
-
-
-def _describe_scalar(annotation: Any, metadata: Iterable[Any]) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    if annotation is Subset:
-        return "a part of a set such as '10 %' or '50_000 samples'"
-    if annotation is Duration:
-        return "a duration such as '90 epochs', '20_000 steps' or '303e6 samples'"
-    bounds = []
-    for constraint in _constraints(metadata):
-        for attribute, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤")):
-            if getattr(constraint, attribute, None) is not None:
-                bounds.append(f"{sign} {getattr(constraint, attribute)}")
-        if getattr(constraint, "pattern", None):
-            bounds.append(f"that matches {constraint.pattern}")
-    return " ".join([names.get(annotation, str(annotation)), " and ".join(bounds)]).rstrip()
-
-
-def _constraints(metadata: Iterable[Any]) -> Iterator[Any]:
-    for item in metadata:
-        if isinstance(item, FieldInfo):
-            yield from item.metadata
-        else:
-            yield item

@@ -1,4 +1,4 @@
-"""The optimiser and its schedule: one model for each, with the facts that memory, checks and backends ask."""
+"""The optimiser: one model for each, with the facts that memory, checks and backends ask."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pretrain.config.duration import Duration
 from pretrain.config.schema.base import ONE_OF, NonNegativeFloat, PositiveFloat, Probability, Strict
+from pretrain.config.schema.schedule import CosineConfig, Schedule
 
 NO_MUON = (
     "muon is not offered: DeepSpeed's class chooses its tensors by its own rule (two dimensions, no 'embed' in the "
@@ -17,105 +17,6 @@ NO_MUON = (
     "taken, so that clip_grad and the reported norm would mean nothing; and it refuses reduce_scatter at stage 3. "
     "Use adamw, adafactor or lamb"
 )
-
-
-class ScheduleConfig(Strict):
-    """The learning rate as a function of the step."""
-
-    first_keys = ("name", "warmup", "warmup_lr", "warmup_prefix", "cooldown")
-    needs_length: ClassVar[bool] = True  # the curve depends on the length of the run: a cooldown cannot end it earlier
-
-    name: str
-    warmup: Duration = Field(default=Duration(0, "steps"), description="Linear from warmup_lr to lr.")
-    warmup_lr: NonNegativeFloat = Field(default=0.0, description="Rate at step 0 of a warmup (DeiT: 1e-6).")
-    cooldown: Duration = Field(default=Duration(0, "steps"), description="Linear to 0 at the end, over any decay.")
-    per_epoch: bool = Field(
-        default=False, description="The rate changes when an epoch begins and stays for all of it (timm, DeiT)."
-    )
-
-    @property
-    def decays_from_start(self) -> bool:
-        """Whether the decay counts from step 0 instead of from the end of the warmup."""
-        return False
-
-    @property
-    def durations(self) -> dict[str, Duration]:
-        """Its keys that are lengths of training."""
-        values = {key: getattr(self, key) for key in type(self).model_fields}
-        return {key: value for key, value in values.items() if isinstance(value, Duration)}
-
-    @model_validator(mode="after")
-    def _warmup_settings_have_a_warmup(self) -> ScheduleConfig:
-        if self.warmup_lr and not self.warmup.value:
-            raise ValueError("warmup_lr would be ignored without warmup; set warmup or remove it")
-        if self.decays_from_start and not self.warmup.value:
-            raise ValueError("warmup_prefix: false would be ignored without warmup; set warmup or remove it")
-        return self
-
-
-class EndingScheduleConfig(ScheduleConfig):
-    """A schedule whose decay ends with the run."""
-
-    warmup_prefix: bool = Field(
-        default=True,
-        description="The decay starts when the warmup ends (big_vision). false: it counts from step 0 and the warmup "
-        "hides its start (timm's default, DeiT).",
-    )
-    end_lr: NonNegativeFloat = Field(default=0.0, description="Rate at the last step.")
-    end_hold: Duration = Field(
-        default=Duration(0, "steps"),
-        description="The decay ends so much earlier, and end_lr stays (timm's cooldown_epochs).",
-    )
-
-    @property
-    def decays_from_start(self) -> bool:
-        """See ``ScheduleConfig``."""
-        return not self.warmup_prefix
-
-
-class CosineConfig(EndingScheduleConfig):
-    """Half a cosine."""
-
-    name: Literal["cosine"] = Field(default="cosine", description="From lr to end_lr along half a cosine.")
-
-
-class LinearConfig(EndingScheduleConfig):
-    """A straight line."""
-
-    name: Literal["linear"] = Field(default="linear", description="A straight line from lr to end_lr.")
-
-
-class PolynomialConfig(EndingScheduleConfig):
-    """A power of the share of the run that is left."""
-
-    name: Literal["polynomial"] = Field(
-        default="polynomial", description="A power of the share of the run that is left."
-    )
-    power: PositiveFloat = Field(default=2.0, description="The exponent.")
-
-
-class RsqrtConfig(ScheduleConfig):
-    """The inverse square root of the step."""
-
-    needs_length = False
-
-    name: Literal["rsqrt"] = Field(default="rsqrt", description="The inverse square root of the step (Scaling ViT).")
-    timescale: Duration = Field(
-        default=Duration(10_000, "steps"),
-        description="lr / sqrt(1 + (steps since the warmup + shift) / timescale).",
-    )
-    shift: Duration = Field(default=Duration(0, "steps"), description="See timescale.")
-
-
-class ConstantConfig(ScheduleConfig):
-    """No decay."""
-
-    needs_length = False
-
-    name: Literal["constant"] = Field(default="constant", description="No decay.")
-
-
-Schedule = Annotated[CosineConfig | LinearConfig | PolynomialConfig | RsqrtConfig | ConstantConfig, ONE_OF]
 
 
 class OverrideConfig(Strict):

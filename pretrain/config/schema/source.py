@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
 from pydantic import Field, model_validator
 
+from pretrain.config.duration import NUMBER, Written, number_text
 from pretrain.config.schema.base import PositiveFloat, PositiveInt, Strict
-from pretrain.config.subset import Subset
 
 PLACES = (
     "a folder, http(s)://…, s3://bucket/prefix, or pipe:COMMAND with {name} in it (see allow_pipe); the URL of the "
@@ -15,6 +20,47 @@ DROP_LIST = (
     'A JSONL file of samples that are never drawn: {"shard": "shard-000000.tar", "key": "000000042"} on each line.'
 )
 SUBSET = "A fixed part of the set, such as '10 %' or '50_000 samples'; a smaller part lies within a larger one."
+_SUBSET_TEXT = re.compile(rf"^\s*({NUMBER})\s*(%|samples?)\s*$")
+
+
+@dataclass(frozen=True)
+class Subset(Written):
+    """A share in per cent, or a number of samples."""
+
+    schema_pattern: ClassVar[str] = r"^\s*[0-9][0-9_.eE+-]*\s*(%|samples?)\s*$"
+
+    value: float
+    unit: Literal["%", "samples"]
+
+    @classmethod
+    def parse(cls, text: object) -> Subset:
+        """Reads ``"10 %"`` or ``"50_000 samples"``.
+
+        Raises:
+            ValueError: no unit, or nothing or more than everything.
+        """
+        if isinstance(text, Subset):
+            return text
+        match = _SUBSET_TEXT.match(text) if isinstance(text, str) else None
+        if match is None:
+            raise ValueError(f"{text!r} is not a part of a data set: write '10 %' or '50_000 samples'")
+        value, unit = float(match[1].replace("_", "")), "%" if match[2] == "%" else "samples"
+        if (
+            not math.isfinite(value)
+            or value <= 0
+            or (unit == "%" and value > 100)
+            or (unit == "samples" and value != int(value))
+        ):
+            allowed = "more than 0 and at most 100" if unit == "%" else "a whole number of at least 1"
+            raise ValueError(f"{text!r}: the number before {unit!r} must be {allowed}")
+        return cls(value, unit)
+
+    def count(self, num_samples: int) -> int:
+        """Samples of the subset of a set of ``num_samples``, rounded to the nearest; may be 0 or too many."""
+        return round(num_samples * self.value / 100) if self.unit == "%" else int(self.value)
+
+    def __str__(self) -> str:
+        return f"{number_text(self.value)} {self.unit}"
 
 
 class SourceConfig(Strict):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pretrain.config.subset import Subset
+from pretrain.config.schema.source import Subset
 
 
 @pytest.mark.parametrize(
@@ -24,5 +24,5 @@ def test_parts(text, count, shown):
 
 @pytest.mark.parametrize("text", ["10", "10 percent", "0 %", "101 %", "2.5 samples", "0 samples", "% 10", 10, None])
 def test_what_is_no_part(text):
-    with pytest.raises(ValueError, match=r"no part of a data set|must be"):
+    with pytest.raises(ValueError, match=r"not a part of a data set|must be"):
         Subset.parse(text)
