@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.config.loader import load_experiment
+from pretrain.config.schema.data import InceptionTfConfig
 from pretrain.errors import ConfigError
 from tests.unit.config.test_loader import MINIMAL
 
@@ -99,7 +100,9 @@ def test_the_ratio_of_tensorflows_crop_is_tensorflows(config: Path) -> None:
     ratios = []
     for more in ([], ["data.train_transform.ratio=[0.5, 2]"]):
         experiment = load_experiment(config, overrides=["data.train_transform.crop=inception_tf", *more]).experiment
-        ratios.append(experiment.data.train_transform.ratio)
+        crop = experiment.data.train_transform
+        assert isinstance(crop, InceptionTfConfig)
+        ratios.append(crop.ratio)
     assert ratios == [(0.75, 1.33), (0.5, 2.0)]
 
 

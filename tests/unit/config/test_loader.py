@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pretrain.config.duration import Duration
 from pretrain.config.loader import Resolved, load_experiment
+from pretrain.config.schema.optim import AdamWConfig
 from pretrain.errors import ConfigError
 
 MINIMAL = """\
@@ -116,6 +117,7 @@ def test_extends_merges_sections_and_replaces_the_rest(write: Write) -> None:
     )
     resolved = load_experiment(path)
     optim = resolved.experiment.optim
+    assert isinstance(optim, AdamWConfig)
     assert (optim.lr, optim.weight_decay, optim.betas) == (5.0, 0.1, (0.8, 0.9))
     assert set(resolved.experiment.evaluation.sets) == {"a", "b"}
     assert resolved.provenance["optim.lr"] == "base/other.yaml:1"

@@ -7,7 +7,11 @@ import re
 import pytest
 
 from pretrain.config.loader import load_experiment
+from pretrain.config.schema.data import InceptionConfig, InceptionTfConfig
 from pretrain.config.schema.experiment import Experiment
+from pretrain.config.schema.objective import SigmoidConfig
+from pretrain.config.schema.optim import AdamWConfig
+from pretrain.config.schema.schedule import CosineConfig
 from pretrain.optim.schedules import build_schedule
 from tests.unit.config.test_configs import CONFIGS, RECIPES, ROOT
 
@@ -37,11 +41,13 @@ def load(name: str, kind: str = "pretrain") -> Experiment:
 def test_augreg(name: str, variant: str, preset: str, decay: float, dropout: float) -> None:
     experiment = load(f"augreg_{name}")
     model, data, optim = experiment.model, experiment.data, experiment.optim
+    objective = experiment.objective
+    assert isinstance(optim, AdamWConfig) and isinstance(objective, SigmoidConfig)
     assert (model.variant, data.augreg, optim.weight_decay) == (variant, preset, decay)
     assert (model.dropout, model.drop_path, model.pool) == (dropout, dropout, "token")
     assert (str(experiment.duration), experiment.global_batch_size, optim.lr) == ("300 epochs", 4096, 1e-3)
     assert (optim.momentum_dtype, optim.clip_grad, optim.schedule.name) == ("bf16", 1.0, "cosine")
-    assert (experiment.objective.name, experiment.objective.reduction) == ("sigmoid", "sum_classes")
+    assert objective.reduction == "sum_classes"
     assert model.head_bias == (-10.0 if name.endswith("i21k") else -6.9)
     assert (data.mean, data.std) == HALF
 
@@ -51,6 +57,7 @@ def test_better_baselines(epochs: int) -> None:
     """Source: 2205.01580; big_vision configs/vit_s16_i1k.py (its wd of 1e-4 is 0.1 in AdamW's convention)."""
     experiment = load(f"baseline_s16_i1k_{epochs}ep")
     model, data, optim = experiment.model, experiment.data, experiment.optim
+    assert isinstance(optim, AdamWConfig)
     assert (model.variant, model.class_token, model.pool) == ("S/16", False, "norm_avg")
     assert (model.pos_embed, model.representation_size) == ("sincos2d_big_vision", "width")
     assert (experiment.global_batch_size, experiment.duration.value, data.num_samples) == (1024, epochs, 1_268_355)
@@ -71,7 +78,8 @@ def test_deit(size: str, variant: str, distilled: bool) -> None:
     experiment = load(f"deit_{size}_distilled_i1k" if distilled else f"deit_{size}_i1k")
     model, data, optim = experiment.model, experiment.data, experiment.optim
     assert (model.variant, model.distilled, model.drop_path, model.dropout) == (variant, distilled, 0.1, 0.0)
-    assert (optim.name, optim.lr, optim.weight_decay) == ("adamw", 5e-4 * 1024 / 512, 0.05)
+    assert isinstance(optim, AdamWConfig)
+    assert (optim.lr, optim.weight_decay) == (5e-4 * 1024 / 512, 0.05)
     assert (optim.clip_grad, optim.ema_decay, optim.betas, optim.eps) == (None, 0.99996, (0.9, 0.999), 1e-8)
     transform, mixing = data.train_transform, data.mixing
     assert (transform.auto_augment, transform.color_jitter) == ("rand-m9-mstd0.5-inc1", 0.0)
@@ -114,10 +122,10 @@ def test_deit3(size: str, variant: str, pixels: int, lr: float, drop_path: float
     )  # fmt: skip
     assert (optim.name, optim.lr, optim.weight_decay, optim.clip_grad) == ("lamb", lr, 0.05, 1.0)
     assert (experiment.global_batch_size, str(experiment.duration)) == (2048, "800 epochs")
-    assert (experiment.objective.name, experiment.objective.reduction) == ("sigmoid", "mean")
-    assert experiment.objective.binarise and experiment.objective.label_smoothing == 0
-    crop = data.train_transform
-    assert (crop.crop, crop.min_area, crop.ratio, crop.three_augment) == ("inception", 0.08, (0.75, 4 / 3), True)
+    objective, crop = experiment.objective, data.train_transform
+    assert isinstance(objective, SigmoidConfig) and isinstance(crop, InceptionConfig)
+    assert (objective.reduction, objective.binarise, objective.label_smoothing) == ("mean", True, 0)
+    assert (crop.min_area, crop.ratio, crop.three_augment) == (0.08, (0.75, 4 / 3), True)
     assert (model.drop_path_shape, model.layer_scale) == ("constant", 1e-4)
     assert (data.train_transform.color_jitter, data.repeated_augmentation) == (0.3, 3)
 
@@ -144,7 +152,9 @@ def test_deit_at_384_pixels_sees_what_its_code_sees() -> None:
     """Source: DeiT's README and main.py: --eval-crop-ratio 0.875, one rate of 5e-6."""
     experiment = load("deit_b16_384", "finetune")
     assert experiment.data.eval_transform.before_crop(384) == 438
-    assert (experiment.optim.lr, experiment.optim.schedule.end_lr, experiment.optim.weight_decay) == (5e-6, 5e-6, 1e-8)
+    optim, schedule = experiment.optim, experiment.optim.schedule
+    assert isinstance(schedule, CosineConfig)
+    assert (optim.lr, schedule.end_lr, optim.weight_decay) == (5e-6, 5e-6, 1e-8)
 
 
 def test_scaling_vits_lengths_and_fine_tuning() -> None:
@@ -209,5 +219,7 @@ def test_googles_recipes_crop_by_tensorflows_law() -> None:
     for kind, name in RECIPES:
         data = load(name, kind).data
         if (data.mean, data.std) == HALF and name not in others:
-            crops[name] = (data.train_transform.crop, data.train_transform.min_area, data.train_transform.ratio)
-    assert len(crops) > 35 and set(crops.values()) == {("inception_tf", 0.05, (0.75, 1.33))}
+            crop = data.train_transform
+            assert isinstance(crop, InceptionTfConfig), name
+            crops[name] = (crop.min_area, crop.ratio)
+    assert len(crops) > 35 and set(crops.values()) == {(0.05, (0.75, 1.33))}

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
-from pretrain.config.schema.data import AnyTrainTransform, EvalTransformConfig
+from pretrain.config.schema.data import AnyTrainTransform, EvalTransformConfig, InceptionConfig
 from pretrain.data.images.augment import EvalTransform, TrainTransform
 from pretrain.data.images.crops import inception_box
 
@@ -38,6 +38,7 @@ def transform(size=(32, 32), seed=0, **config) -> TrainTransform:
 
 def boxes(height: int, width: int, count: int = 2000, **config) -> np.ndarray:
     made = transform(**config)
+    assert isinstance(made.config, InceptionConfig)
     numbers = made.numbers(EPOCHS[:count], IDS[:count])
     return np.array([inception_box(height, width, made.config, row[:40]) for row in numbers])
 
@@ -108,6 +109,7 @@ def test_numbers_are_functions_of_seed_epoch_and_sample():
 def test_a_crop_shows_what_its_box_holds():
     """The corners of a crop of a gradient say which part of the image it is."""
     made = transform(size=(64, 64), hflip=0.0)
+    assert isinstance(made.config, InceptionConfig)
     numbers = made.numbers(EPOCHS[:40], IDS[:40])
     for image_format, options, tolerance in (("PNG", {}, 3), ("JPEG", {"quality": 95}, 6)):
         data = encode(gradient(480, 640), image_format, **options)
