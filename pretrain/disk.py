@@ -1,10 +1,10 @@
-"""The calls of the operating system by which the project writes and reads a run folder, in one object.
+"""The operating system calls that read and write a run folder, in one object.
 
-``current`` is what every such call goes through. A test puts another one in its place, which fails where the test
-wants it to (a full disk, a lost server) or forgets what was not made durable (a power cut).
+Every such call goes through ``current``. Tests replace it with a disk that fails on demand (a full disk, a lost server)
+or that loses everything that was not synced (a power cut).
 
-A *fence* guards a folder: before every change at or below it a check is made, and an owner that has lost the folder
-changes nothing. Everybody may import this.
+A *fence* guards a folder: it runs a check before every change at or below the folder, so a process that has lost
+ownership changes nothing. Any module may import this one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BLOCK_BYTES = 1 << 22
 
 
 class FencedOut(OSError):
-    """A change was refused, because this process does not own the folder any more. Nothing was changed."""
+    """A change was refused because this process no longer owns the folder. Nothing was changed."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(errno.ESTALE, reason)
@@ -32,17 +32,17 @@ class FencedOut(OSError):
 
 
 class Disk:
-    """Every method is one or a few system calls and raises ``OSError`` where one fails."""
+    """Every method makes one or a few system calls and raises ``OSError`` if one of them fails."""
 
     def __init__(self) -> None:
         self._fences: dict[Path, Callable[[], None]] = {}
 
     def fence(self, root: Path, check: Callable[[], None] | None) -> None:
-        """Calls ``check`` before every change at or below ``root``; None: no more.
+        """Calls ``check`` before every change at or below ``root``; None removes the fence.
 
         Args:
             root: a folder.
-            check: raises FencedOut where this process may not change the folder.
+            check: raises FencedOut if this process may not change the folder.
         """
         if check is None:
             self._fences.pop(root.absolute(), None)
@@ -50,10 +50,10 @@ class Disk:
             self._fences[root.absolute()] = check
 
     def about_to(self, call: str, path: Path) -> None:
-        """Comes before every system call; a test raises here."""
+        """Called before every system call; tests raise from here."""
 
     def may_change(self, path: Path) -> None:
-        """For a library that writes on its own. Raises: FencedOut where this process does not own the folder."""
+        """To call before a library writes on its own. Raises: FencedOut if this process does not own the folder."""
         for root, check in list(self._fences.items()):
             if path.absolute().is_relative_to(root):
                 check()
@@ -63,7 +63,7 @@ class Disk:
             self.may_change(path)
         self.about_to(call, paths[0])
 
-    # What changes nothing.
+    # Calls that only read.
 
     def read(self, path: Path) -> bytes:
         """The content of a file."""
@@ -85,12 +85,12 @@ class Disk:
                 yield block
 
     def entries(self, path: Path) -> list[str]:
-        """Names in a folder, sorted. Opening a folder makes a network file system ask its server again."""
+        """Sorted names in a folder. Opening a folder makes a network file system ask its server again."""
         self.about_to("list", path)
         return sorted(os.listdir(path))
 
     def status(self, path: Path) -> os.stat_result | None:
-        """What ``stat`` finds; None where nothing is there."""
+        """The result of ``stat``; None if the path does not exist."""
         self.about_to("stat", path)
         try:
             return os.stat(path)
@@ -98,7 +98,7 @@ class Disk:
             return None
 
     def fresh_status(self, path: Path) -> os.stat_result | None:
-        """As ``status``, of an opened file: what a network file system's server says now, not what is remembered."""
+        """Like ``status``, but opens the file first, so that a network file system asks its server, not its cache."""
         self.about_to("stat", path)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -110,11 +110,11 @@ class Disk:
             os.close(descriptor)
 
     def exists(self, path: Path) -> bool:
-        """Whether something is there."""
+        """Whether the path exists."""
         return self.status(path) is not None
 
     def is_folder(self, path: Path) -> bool:
-        """Whether a folder is there."""
+        """Whether the path is a folder."""
         found = self.status(path)
         return found is not None and stat.S_ISDIR(found.st_mode)
 
@@ -128,22 +128,22 @@ class Disk:
         self.about_to("read", path)
         return reader(path)
 
-    # What changes something.
+    # Calls that change something.
 
     def write(self, path: Path, data: bytes, *, exclusive: bool = False) -> None:
-        """Makes a file with this content, not yet durable.
+        """Creates a file with this content, without syncing it.
 
         Args:
             path: of the file.
             data: its content.
-            exclusive: FileExistsError where it is there already.
+            exclusive: raise FileExistsError if the file exists already.
         """
         self._change("open", path)
         with open(path, "xb" if exclusive else "wb", buffering=0) as file:
             self._put(file, path, data)
 
     def append(self, path: Path, data: bytes, *, durable: bool = False) -> None:
-        """Adds to the end of a file. What a failed attempt left half-written there is ended by a newline first."""
+        """Appends to a file. If a failed attempt left half a line at its end, a newline ends that line first."""
         self._change("open", path)
         with open(path, "a+b", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
@@ -160,9 +160,9 @@ class Disk:
             rest = rest[file.write(rest) :]
 
     def write_with(self, path: Path, writer: Callable[[Path], Any]) -> None:
-        """Lets a library write a file; its permissions are those of any other new file."""
+        """Lets a library write a file, and gives it the permissions of any other new file."""
         self._change("open", path)
-        with open(path, "wb") as file:  # some libraries make their files readable by the owner alone
+        with open(path, "wb") as file:  # some libraries make their files readable only by the owner
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         self.about_to("write", path)
         writer(path)
@@ -181,22 +181,22 @@ class Disk:
         os.fsync(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Gives a file or folder another name; a file of that name is replaced."""
+        """Renames a file or folder, replacing an existing file."""
         self._change("rename", source, target)
         os.replace(source, target)
 
     def link(self, source: Path, target: Path) -> None:
-        """Gives a file a second name. FileExistsError where it is taken."""
+        """Makes a hard link. Raises FileExistsError if the target exists."""
         self._change("link", source, target)
         os.link(source, target)
 
     def unlink(self, path: Path) -> None:
-        """Removes a file; none is fine."""
+        """Removes a file, if it exists."""
         self._change("unlink", path)
         path.unlink(missing_ok=True)
 
     def make_folder(self, path: Path) -> None:
-        """Makes a folder; one that is there is fine."""
+        """Makes a folder, unless it exists."""
         self._change("mkdir", path)
         path.mkdir(exist_ok=True)
 
@@ -206,12 +206,12 @@ class Disk:
         path.rmdir()
 
     def touch(self, path: Path) -> None:
-        """Sets a file's time of change to now; needs no space."""
+        """Sets a file's modification time to now; needs no free space."""
         self._change("touch", path)
         os.utime(path)
 
     def flock(self, file: Any, operation: int) -> None:
-        """As ``fcntl.flock``."""
+        """Same as ``fcntl.flock``."""
         self.about_to("flock", Path(getattr(file, "name", "")))
         fcntl.flock(file, operation)
 

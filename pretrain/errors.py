@@ -1,7 +1,7 @@
-"""Errors that a user can cause. Each says what is wrong, where, what is allowed and what to do.
+"""Errors that a user can cause. Each message names the problem, its place, the allowed values and the remedy.
 
-``assert`` is for our own bugs; these are for everything that an input can cause. The entry points print the message of
-a ``UserError`` on stderr in a few lines, without a stack trace, and leave with its ``exit_code``.
+``assert`` is for our own bugs; these errors are for everything that an input can cause. The entry points print the
+message of a ``UserError`` on stderr in a few lines, without a stack trace, and exit with its ``exit_code``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ class UserError(Exception):
     exit_code = 2
 
     def __str__(self) -> str:
-        """The message, without the credentials that a URL in it may have."""
+        """The message, without credentials in URLs."""
         return redacted(super().__str__())
 
 
 class ConfigError(UserError):
-    """A setting is unknown, of a wrong type, impossible with another one, or would be ignored."""
+    """A setting is unknown, has the wrong type, conflicts with another one, or would be ignored."""
 
 
 class DataError(UserError):
@@ -36,14 +36,14 @@ class SetupError(UserError):
 
 
 class PeerError(UserError):
-    """Another rank failed; it says itself why."""
+    """Another rank failed, and prints the reason itself."""
 
 
 class BadSample(Exception):
     """The bytes of one sample cannot be read or decoded.
 
-    Not a ``UserError``: training replaces the sample and continues. ``kind`` is one word to count by; ``detail`` says
-    more.
+    Not a ``UserError``: training replaces the sample and continues. ``kind`` is one word to count by; ``detail``
+    explains it.
     """
 
     def __init__(self, kind: str, detail: str) -> None:

@@ -1,4 +1,4 @@
-"""Files that are complete or not there, for everything that must survive a kill. Everybody may import this."""
+"""Atomic writes, for every file that must survive a kill. Any module may import this one."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pathlib import Path
 from pretrain import disk
 
 TEMPORARY_SUFFIX = ".tmp"
-MAX_PENDING = 100_000  # lines that a journal remembers while its file cannot be written
+MAX_PENDING = 100_000  # lines that a journal keeps in memory while its file cannot be written
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Writes ``data`` (text as UTF-8) to a temporary file beside ``path``, makes it durable and renames it.
+    """Writes ``data`` (text as UTF-8) to a temporary file beside ``path``, syncs it and renames it.
 
-    Processes that write the same file at the same time do not disturb each other; the last one stays.
+    Several processes may write the same file at the same time; the last one wins.
 
     Raises:
-        FileExistsError: a folder or device has this path, such as /dev/null, which root could replace.
-        OSError: the old file is as it was, and no other file is left beside it.
+        FileExistsError: the path is a folder or a device, such as /dev/null, which root could replace.
+        OSError: the write failed. The old file is unchanged, and no temporary file is left beside it.
     """
     content = data.encode() if isinstance(data, str) else data
     found = disk.current.status(path)
     if found is not None and not stat.S_ISREG(found.st_mode):
         raise FileExistsError(errno.EEXIST, "not a regular file, so it is not replaced", str(path))
-    # Processes of several hosts may have the same number, so the name needs more than that.
+    # Processes on different hosts may share a process id, so the id alone does not make the name unique.
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}{TEMPORARY_SUFFIX}")
     try:
         disk.current.write(temporary, content)
@@ -47,7 +47,7 @@ def sync(path: Path) -> None:
 
 
 def make_folders(path: Path) -> None:
-    """Makes a folder and those above it, each durably."""
+    """Makes a folder and its missing parents, and syncs each."""
     missing = []
     while not disk.current.is_folder(path):
         missing.append(path)
@@ -58,7 +58,7 @@ def make_folders(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder and what is in it, as far as that is possible; what stays is not an error."""
+    """Removes a folder and its content as far as possible; anything that cannot be removed is ignored."""
     with contextlib.suppress(OSError):
         for name in disk.current.entries(path):
             inner = path / name
@@ -71,11 +71,11 @@ def remove_tree(path: Path) -> None:
 
 
 class Journal:
-    """A file of lines that is only added to. While it cannot be written its lines wait, and are added later.
+    """An append-only file of lines. While it cannot be written, its lines are kept in memory and added later.
 
     Args:
-        path: of the file; made with the first line.
-        durable: whether each line is on the disk when ``add`` returns.
+        path: of the file, which is created with the first line.
+        durable: whether ``add`` syncs each line to the disk before it returns.
     """
 
     def __init__(self, path: Path, *, durable: bool = False) -> None:
@@ -84,7 +84,7 @@ class Journal:
         self.num_lost = 0
 
     def add(self, line: str) -> OSError | None:
-        """Adds a line (without its newline); returns why it is not in the file yet, or None."""
+        """Adds a line, given without its newline. Returns the error that keeps it out of the file for now, or None."""
         if len(self._pending) == MAX_PENDING:
             self._pending.pop(0)
             self.num_lost += 1
@@ -92,7 +92,7 @@ class Journal:
         return self.flush()
 
     def flush(self) -> OSError | None:
-        """Tries again to add the lines that wait."""
+        """Tries again to write the pending lines."""
         try:
             while self._pending:
                 disk.current.append(self.path, f"{self._pending[0]}\n".encode(), durable=self._durable)
@@ -103,12 +103,12 @@ class Journal:
 
 
 def digest(data: bytes | memoryview) -> str:
-    """BLAKE2b-128 of ``data`` as hex: the name of content everywhere in the project."""
+    """BLAKE2b-128 of ``data`` as hex: how the whole project identifies content."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """``digest`` of a file's content, in constant memory."""
+    """The ``digest`` of a file's content, computed in constant memory."""
     content = hashlib.blake2b(digest_size=16)
     for block in disk.current.blocks(path):
         content.update(block)

@@ -1,13 +1,13 @@
-r"""Names of files, tar members and classes: read from any bytes, written so that people and programs can read them.
+r"""Names of files, tar members and classes: read from any bytes, and printed so that people and programs can read them.
 
-A name is a string as Python's file functions give it: UTF-8, where a byte that is not UTF-8 becomes a lone surrogate.
+A name is a string as Python's file functions return it: UTF-8, where a byte that is not UTF-8 becomes a lone surrogate.
 Such a string cannot be written to a terminal, a CSV or a JSON file, and a name may hold a line break or a terminal's
-escape sequence. So whatever leaves the process carries ``shown(name)``, from which ``parsed`` gives the name back:
+escape sequence. So all output contains ``shown(name)`` instead, which ``parsed`` turns back into the name:
 
     caf<byte e9>.jpg  →  caf\xe9.jpg      two<line break>lines.jpg  →  two\x0alines.jpg      고양이.jpg  →  고양이.jpg
 
-Text that is not a name (an error, a line of a report, a class name out of a file) goes through ``printable``, which
-escapes the same characters and leaves everything else alone, so it may be applied twice. ``tell`` prints it.
+Text that is not a name (an error, a line of a report, a class name from a file) goes through ``printable``, which
+escapes the same characters and leaves everything else unchanged, so applying it twice is safe. ``tell`` prints it.
 
 The columns of a record file keep the bytes of a name as they are.
 """
@@ -21,21 +21,21 @@ from typing import IO, Any
 
 from pretrain.redaction import redacted
 
-# control characters, lone surrogates, and what breaks a line or turns its direction
+# control characters, lone surrogates, line breaks, and marks that change the text direction
 _UNPRINTABLE = "\x00-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff"
 _NOT_SHOWN = re.compile(rf"[{_UNPRINTABLE}]|\\(?=x[0-9a-f]{{2}}|u[0-9a-f]{{4}})")  # or what ``parsed`` would replace
 _NOT_PRINTABLE = re.compile(rf"(?![\n\t])[{_UNPRINTABLE}]")
 _ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4}))")
-_RAW_BYTES = range(0xDC80, 0xDD00)  # the surrogates that stand for bytes
+_RAW_BYTES = range(0xDC80, 0xDD00)  # the surrogates that encode bytes
 
 
 def from_bytes(data: bytes) -> str:
-    """The name that bytes spell; those that are not UTF-8 become surrogates."""
+    """Decodes a name; bytes that are not UTF-8 become surrogates."""
     return data.decode("utf-8", "surrogateescape")
 
 
 def to_bytes(name: str) -> bytes:
-    """The bytes of a name, for files and hashes. A surrogate that stands for no byte is written as its three bytes."""
+    """The bytes of a name, for files and hashes. A surrogate that encodes no byte is written as its three bytes."""
     try:
         return name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -45,7 +45,7 @@ def to_bytes(name: str) -> bytes:
 
 
 def shown(name: str | PurePath) -> str:
-    """A name as it is written for people and programs: one line of plain text; ``parsed`` gives the name back."""
+    """A name as one line of plain text, for people and programs; ``parsed`` is the inverse."""
     return _NOT_SHOWN.sub(_escaped, str(name))
 
 
@@ -55,12 +55,12 @@ def parsed(text: str) -> str:
 
 
 def printable(text: object) -> str:
-    """Text without anything that a terminal would obey or could not write; line breaks and tabs stay."""
+    """Escapes everything that a terminal would interpret or could not print, except line breaks and tabs."""
     return _NOT_PRINTABLE.sub(_escaped, str(text))
 
 
 def printable_in(value: Any) -> Any:
-    """A tree of dicts and lists with every text in it, keys too, ``printable``."""
+    """Applies ``printable`` to every string, including keys, in nested dicts and lists."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
@@ -69,7 +69,7 @@ def printable_in(value: Any) -> Any:
 
 
 def tell(*parts: object, end: str = "\n", file: IO[str] | None = None, flush: bool = False) -> None:
-    """Prints ``printable`` text without secrets, also where the terminal's encoding lacks some of its characters."""
+    """Prints ``printable`` text without secrets, even if the terminal's encoding lacks some of its characters."""
     stream: Any = sys.stdout if file is None else file
     encoding = getattr(stream, "encoding", None) or "utf-8"
     text = " ".join(printable(redacted(str(part))) for part in parts)

@@ -1,4 +1,4 @@
-"""Where a stage writes: one look at ``--out`` before any work is done, for every stage. Nothing is made here."""
+"""Checks of ``--out`` that every stage makes before it does any work. Nothing is created here."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pretrain.names import shown
 
 
 def check_output_folder(path: Path, option: str = "--out") -> Path:
-    """Whether a folder can be written into, or made.
+    """Checks that a folder can be written to, or made.
 
     Args:
         path: the folder.
-        option: what named it, for messages.
+        option: the option that names it, for messages.
 
     Returns:
         The path.
 
     Raises:
-        ConfigError: something else has this path, or a file is on the way to it.
-        SetupError: it cannot be written to, or made.
+        ConfigError: the path, or one above it, is not a folder.
+        SetupError: the folder cannot be written to, or made.
     """
     where = f"{option} {shown(path)}"
     kind = _kind(path, where)
@@ -33,7 +33,7 @@ def check_output_folder(path: Path, option: str = "--out") -> Path:
 
 
 def check_output_file(path: Path, option: str = "--out") -> Path:
-    """Whether a file can be written, or replaced; see ``check_output_folder``."""
+    """Checks that a file can be written, or replaced; see ``check_output_folder``."""
     where = f"{option} {shown(path)}"
     kind = _kind(path, where)
     if kind == "folder":
@@ -48,7 +48,7 @@ DANGLING = "link that leads nowhere"
 
 
 def _check_way(path: Path, where: str) -> None:
-    """The first folder on the way up that is there must take new entries."""
+    """Checks that the closest existing folder, at the path or above it, is writable."""
     for folder in (path, *path.parents):
         kind = _kind(folder, where)
         if kind == "folder":
@@ -60,7 +60,7 @@ def _check_way(path: Path, where: str) -> None:
 
 
 def _kind(path: Path, where: str) -> str:
-    """What has this path; "": nothing."""
+    """The kind of file at this path; "" if there is none."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):

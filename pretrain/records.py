@@ -1,8 +1,8 @@
-"""JSON files of a run folder, read in one way: what is in them, or that they are damaged; never a traceback.
+"""Reading and writing the JSON files of a run folder. A damaged file is reported as such and never raises.
 
-A file that decides something (a checkpoint's marker, who owns a folder) has a hash over its values, so a flipped bit is
-found. A file of lines (metrics, history) may have a line that a kill or a full disk cut short: it is passed over and
-counted. Everybody may import this.
+Files that decisions depend on (a checkpoint's marker, the owner of a folder) carry a hash of their values, so a flipped
+bit is detected. In files of lines (metrics, history), a line that a kill or a full disk cut short is skipped and
+counted. Any module may import this one.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pretrain import disk
 from pretrain.files import digest, write_atomic
 
 HASH = "blake2b"
-UNREADABLE = "cannot be read"  # in every problem whose cause is the disk, not the content
+UNREADABLE = "cannot be read"  # part of every problem that the disk caused, not the content
 LAST_TIME = 253_402_300_799  # the end of the year 9999, in seconds since the epoch
 
 Shape = Mapping[str, Callable[[Any], bool]]
-"""Key → what its value must be; a key that ends in ``?`` may be absent."""
+"""Key → check of its value; a key that ends in ``?`` may be absent."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a file holds: ``value``, or why that cannot be used (``problem``); neither where there is no file."""
+    """The content of a file: ``value``, or the ``problem`` that makes it unusable; neither if there is no file."""
 
     value: dict[str, Any] | None = None
     problem: str | None = None
@@ -35,7 +35,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Lines:
-    """The lines that can be used, in order, and how many others there are, less one that a kill cut at the end."""
+    """The usable lines in order, and the number of unusable ones, not counting a last line that a kill cut short."""
 
     values: list[dict[str, Any]] = field(default_factory=list)
     num_damaged: int = 0
@@ -43,7 +43,7 @@ class Lines:
 
 
 def text(value: Any) -> bool:
-    """Whether it is text that can be shown and stored (no half of a surrogate pair)."""
+    """Whether it is text that can be printed and stored (without lone surrogates)."""
     return isinstance(value, str) and _encodes(value)
 
 
@@ -61,7 +61,7 @@ def whole(value: Any) -> bool:
 
 
 def number(value: Any) -> bool:
-    """Whether it is a number, NaN and infinity among them."""
+    """Whether it is a number; NaN and infinity count."""
     return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63)
 
 
@@ -76,12 +76,12 @@ def fields(value: Any) -> bool:
 
 
 def each(of: Callable[[Any], bool], count: int | None = None) -> Callable[[Any], bool]:
-    """Whether it is a list of such values (of so many)."""
+    """Whether it is a list of such values (``count`` of them)."""
     return lambda value: isinstance(value, list) and count in (None, len(value)) and all(map(of, value))
 
 
 def write(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes an object durably, with a hash over its values."""
+    """Writes an object and a hash of its values, and syncs the file."""
     write_atomic(path, json.dumps({**value, HASH: _hash(value)}, indent=1))
 
 
@@ -92,8 +92,8 @@ def read(
 
     Args:
         path: of the file.
-        shape: what its values must be.
-        without_hash: whether an object that has no hash may be an older version's. None: the file has no hash at all.
+        shape: checks of its values.
+        without_hash: whether an object without a hash may come from an older version. None: such files have no hash.
     """
     try:
         content = disk.current.read(path)
@@ -115,7 +115,7 @@ def read(
 
 
 def read_lines(path: Path, shape: Shape | None = None) -> Lines:
-    """Reads a file of objects, one a line."""
+    """Reads a file of objects, one per line."""
     try:
         content = disk.current.read(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -123,7 +123,7 @@ def read_lines(path: Path, shape: Shape | None = None) -> Lines:
     except OSError as error:
         return Lines(problem=f"{path.name} {UNREADABLE} ({error.strerror or error})")
     pieces = content.split(b"\n")
-    cut = pieces.pop()  # what comes after the last newline: nothing, or a line that a kill cut
+    cut = pieces.pop()  # after the last newline: empty, or a line that a kill cut short
     values, num_damaged = [], 0
     for piece in [*pieces, *([cut] if cut else [])]:
         value = _parse(piece)
@@ -135,7 +135,7 @@ def read_lines(path: Path, shape: Shape | None = None) -> Lines:
 
 
 def misfit(value: Mapping[str, Any], shape: Shape) -> str | None:
-    """Which value is not what it must be, or None."""
+    """Which value is missing or fails its check, or None."""
     for key, fits in shape.items():
         name = key.removesuffix("?")
         if name not in value:

@@ -1,9 +1,9 @@
-"""Secrets are left out of everything that is printed or kept: screens, logs, records, resolved configs, cards, reports.
+"""Removes secrets from everything that is printed or stored: output, logs, records, resolved configs, cards, reports.
 
-A credential gets into a run in the URL of a set (``https://user:password@host``, ``?X-Amz-Signature=…``) or in the
-command of ``pipe:``. ``redacted`` puts ``MARK`` in place of each, and leaves the rest readable. Of a URL's query
-only parameters that are known to be harmless keep their values. A reference to a variable (``$TOKEN``) is not a
-secret, and stays.
+A credential enters a run in the URL of a set (``https://user:password@host``, ``?X-Amz-Signature=…``) or in the
+command of ``pipe:``. ``redacted`` replaces each by ``MARK`` and leaves the rest readable. In the
+query of a URL, only parameters that are known to be harmless keep their values. A reference to a variable (``$TOKEN``)
+is not a secret and is kept.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ HARMLESS_PARAMETERS = frozenset(
     }
 )
 _LETTER = r"(?:[^\s'\"<>\\]|\\(?!['\"]))"  # a quote that JSON has escaped ends a word too
-# a URL, or one of which a path has left a single slash
+# a URL, possibly with a single slash, which is what a Path makes of it
 _URL = re.compile(rf"(?:[A-Za-z][A-Za-z0-9+.-]*://|(?:https?|s?ftp|s3|gs|hf):/){_LETTER}*")
 _USER = re.compile(r"(?<=:/)(/?)(?:[^\s/@:]*:(?![0-9]+(?:/|$))(?:[^\s?#]*|\S*)|[^\s/]*)@")
-# the rest of a URL in a library's message: only parameters that name a secret, for it may be a path
+# the rest of a URL in a library's message: only parameters that name a secret, since the text may be a path
 _RELATIVE = re.compile(
     r"(?i)([?&](?:amp;)?)((?:x-(?:amz|goog)-)?(?:sig|signature|credential|security-token|(?:[a-z_-]*_)?token|secret|key|"
     rf"password|api[-_]?key))=((?:(?![&;#]){_LETTER})+)"
@@ -55,7 +55,7 @@ _VALUE = rf"{_NO_REFERENCE}(?:'[^']*'|\"[^\"]*\"|{_LETTER}+)"
 _SCHEME = "(?:basic|bearer|token|digest)"
 _NAMES = "password|passwd|secret|api[-_]?key|access[-_]?key|access[-_]?token|auth[-_]?token"
 _ELSEWHERE = (
-    # a signature outside a URL, or in one that was cut
+    # a signature outside a URL, or in a truncated one
     re.compile(rf"(?i)((?:x-amz|x-goog)-(?:signature|credential|security-token)=)({_VALUE})"),
     # an assignment to a variable: AWS_SECRET_ACCESS_KEY=…, HF_TOKEN=…
     re.compile(
@@ -74,7 +74,7 @@ _ELSEWHERE = (
 
 
 def redacted(text: str) -> str:
-    """The text without passwords, tokens and signatures; applied twice it changes nothing more."""
+    """The text without passwords, tokens and signatures. Idempotent."""
     text = _RELATIVE.sub(_without_value, _URL.sub(_without_credentials, text))
     for pattern in _ELSEWHERE:
         text = pattern.sub(_without_secret, text)
@@ -82,7 +82,7 @@ def redacted(text: str) -> str:
 
 
 def redacted_in(value: Any) -> Any:
-    """A tree of dicts and lists with every text in it ``redacted``."""
+    """Applies ``redacted`` to every string in nested dicts and lists."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, dict):
@@ -91,7 +91,7 @@ def redacted_in(value: Any) -> Any:
 
 
 def is_redacted(text: str) -> bool:
-    """Whether a place (a URL or a command) lacks what was left out when it was written down."""
+    """Whether a URL or a command lacks credentials because it was redacted when it was stored."""
     return MARK in text
 
 

@@ -1,7 +1,7 @@
-"""Randomness without state: every random number is a function of what it is for.
+"""Stateless randomness: every random number is a hash of its purpose and coordinates.
 
-A generator that is advanced cannot be resumed at another world size. Here a number is the hash of its coordinates
-(seed, purpose, epoch, sample, …), so any process computes any number alone, in any order. Only numpy is needed.
+A stateful generator cannot be resumed at another world size. Here a number is the hash of its coordinates (seed,
+purpose, epoch, sample, …), so any process can compute any number on its own, in any order. Only numpy is needed.
 
 Legend: keys are integers, strings or integer arrays that broadcast against each other.
 Source: the finaliser is MurmurHash3's ``fmix64``; the permutation is a balanced Feistel network with cycle walking
@@ -47,7 +47,7 @@ def _finalise(h: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def hash64(*keys: Key) -> NDArray[np.uint64]:
-    """Hashes the keys, in order, to 64 bits; arrays broadcast, so one call makes many numbers."""
+    """Hashes the keys, in order, to 64 bits; arrays broadcast, so one call returns many numbers."""
     h = np.asarray(_GOLDEN)
     with np.errstate(over="ignore"):
         for key in keys:
@@ -56,7 +56,7 @@ def hash64(*keys: Key) -> NDArray[np.uint64]:
 
 
 def uniform(*keys: Key) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1) with 53 random bits, shaped as the keys broadcast."""
+    """Uniform numbers in [0, 1) with 53 random bits, in the shape to which the keys broadcast."""
     return (hash64(*keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -66,7 +66,7 @@ def integer_seed(*keys: Key) -> int:
 
 
 def generator(*keys: Key) -> np.random.Generator:
-    """A numpy generator of its own for these keys: for code that needs a stream of numbers (one image's crop)."""
+    """A separate numpy generator for these keys, for code that needs a stream of numbers (such as one image's crop)."""
     return np.random.Generator(np.random.Philox(key=int(hash64(*keys))))
 
 
@@ -76,19 +76,19 @@ def permute(index: NDArray[np.integer], size: int | NDArray[np.integer], *keys: 
     Args:
         index: positions, any shape. ``size`` and the keys broadcast against it.
         size: length of the permuted range (≥ 1), one for all or one per element.
-        *keys: what the permutation is for; equal keys give the same bijection.
+        *keys: identify the permutation; equal keys give the same bijection.
 
     Returns:
-        int64 positions in [0, size), of the broadcast shape; for one size and one set of keys a permutation.
+        int64 positions in [0, size), in the broadcast shape. For one size and one set of keys, this is a permutation.
     """
     index, size = np.broadcast_arrays(np.asarray(index, dtype=np.int64), np.asarray(size, dtype=np.int64))
     key = np.broadcast_to(hash64(*keys), index.shape)
-    assert np.all((index >= 0) & (index < size)), "an index lies outside the range that is permuted"
+    assert np.all((index >= 0) & (index < size)), "an index is outside the permuted range"
     half_bits = np.maximum(1, np.ceil(np.log2(np.maximum(size, 2)) / 2)).astype(np.uint64)
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
     out = index.astype(np.uint64)
     pending = np.ones(index.shape, dtype=bool)
-    while pending.any():  # cycle walking: the domain is < 4 × size (or 4), so a few rounds end it
+    while pending.any():  # cycle walking: the domain is < 4 × size (or 4), so it ends after a few rounds
         value, bits, low, k = out[pending], half_bits[pending], mask[pending], key[pending]
         left, right = value >> bits, value & low
         with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""Text that people wrote with other programs: byte-order marks, other encodings. Everybody may import this."""
+"""Text files written by other programs: byte-order marks and encodings. Any module may import this one."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ UTF8 = "utf-8"
 
 
 def known_encoding(name: str) -> str:
-    """The name itself, where Python knows such an encoding of text.
+    """Returns the name if it is a text encoding that Python knows.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: it is not.
     """
     try:
         is_text = isinstance("".encode(name), bytes)
@@ -33,13 +33,13 @@ def known_encoding(name: str) -> str:
 
 
 def decode_text(data: bytes, where: str, encoding: str = UTF8, remedy: str = "") -> str:
-    """Bytes → text without its byte-order mark, which decides the encoding where there is one.
+    """Decodes text and removes its byte-order mark, which determines the encoding if there is one.
 
     Args:
         data: the bytes.
-        where: whose they are, for messages.
+        where: where they come from, for messages.
         encoding: of text without a mark.
-        remedy: how another encoding is named; "": save it as UTF-8.
+        remedy: how the user can choose another encoding; "": advise saving it as UTF-8.
 
     Raises:
         DataError: the bytes are not text in that encoding.
@@ -56,10 +56,10 @@ def decode_text(data: bytes, where: str, encoding: str = UTF8, remedy: str = "")
 
 
 def encoding_of(path: Path, encoding: str = UTF8) -> str:
-    """The encoding to open a file with: that of its byte-order mark, else the one that is given.
+    """The encoding to open a file with: that of its byte-order mark, otherwise ``encoding``.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     try:
         with open(path, "rb") as file:
@@ -69,14 +69,14 @@ def encoding_of(path: Path, encoding: str = UTF8) -> str:
     named = next((name for mark, name in _MARKS if head.startswith(mark)), "")
     if not named:
         return encoding
-    return "utf-8-sig" if named == UTF8 else named.rpartition("-")[0]  # utf-16 and utf-32 take their mark away
+    return "utf-8-sig" if named == UTF8 else named.rpartition("-")[0]  # utf-16 and utf-32 strip their mark
 
 
 def read_text(path: Path, encoding: str = UTF8, remedy: str = "") -> str:
     """The text of a file; see ``decode_text``.
 
     Raises:
-        DataError: it cannot be read, or is not text in that encoding.
+        DataError: the file cannot be read, or is not text in that encoding.
     """
     try:
         data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""``python -m pipelines bench-data``: how many data processes a GPU needs, and which stage costs what."""
+"""``python -m pipelines bench-data``: how many data processes a GPU needs, and what each stage costs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from pretrain.errors import ConfigError
 from pretrain.names import tell
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pretrain.config.schema.experiment import Experiment
     from pretrain.data.images.decode import Box, EncodedImage, Pixels
+    from pretrain.data.stream import TrainStream
 
 STAGES = ("read", "decode", "augment", "copy")
-HEADROOM = 1.2  # of processes over what the mean rate asks for: batches are uneven, and the rank itself needs a core
+HEADROOM = 1.2  # extra processes beyond the mean rate: batches are uneven, and the rank itself needs a core
 WARMUP_IMAGES = 32
 EXAMPLE = """\
 example: python -m pipelines bench-data --config configs/pretrain/vit_l16_i21k_90ep.yaml --images-per-second 450
@@ -29,14 +33,14 @@ example: python -m pipelines bench-data --config configs/pretrain/vit_l16_i21k_9
 
 @dataclass(frozen=True)
 class Answer:
-    """What was measured, and what follows.
+    """The measured times, and the number of data processes that they imply.
 
     Attributes:
-        microseconds: stage → median time of an image in one process.
-        images_per_second_per_worker: of all stages together.
-        limit: the stage that takes longest.
-        images_per_second: wanted by one GPU; None: not known.
-        num_workers: data processes that one GPU needs; None: not known.
+        microseconds: stage → median time per image in one process.
+        images_per_second_per_worker: rate of one process, all stages together.
+        limit: the slowest stage.
+        images_per_second: rate of one GPU; None: unknown.
+        num_workers: data processes that one GPU needs; None: unknown.
         cores: of this machine.
         num_gpus: GPUs of a node.
     """
@@ -50,7 +54,7 @@ class Answer:
     num_gpus: int
 
     def lines(self) -> list[str]:
-        """The answer in words."""
+        """The answer as lines of text."""
         total = sum(self.microseconds.values())
         found = [
             f"{stage:<10}{micros:>9.0f} µs an image {micros / total:>6.0%}"
@@ -60,7 +64,7 @@ class Answer:
             f"one data process makes {self.images_per_second_per_worker:,.0f} images/s; {self.limit} limits it"
         )
         if self.images_per_second is None or self.num_workers is None:
-            return [*found, "no GPU here: say what one needs with --images-per-second"]
+            return [*found, "no GPU found: give its rate with --images-per-second"]
         found.append(
             f"a GPU that takes {self.images_per_second:,.0f} images/s needs cluster.num_workers: {self.num_workers}"
         )
@@ -74,16 +78,16 @@ class Answer:
 
 
 def answer(microseconds: dict[str, float], images_per_second: float | None, *, cores: int, num_gpus: int) -> Answer:
-    """What the stages' times mean for a GPU of that rate."""
+    """Computes the data processes that a GPU of this rate needs from the times of the stages."""
     rate = 1e6 / sum(microseconds.values())
     workers = None if images_per_second is None else math.ceil(HEADROOM * images_per_second / rate)
     limit = max(microseconds, key=lambda stage: microseconds[stage])
     return Answer(microseconds, rate, limit, images_per_second, workers, cores, num_gpus)
 
 
-# long: the stages are timed in one loop, since a call between two readings of the clock would be timed too
+# The stages are timed in one loop, since a function call between two clock readings would be timed too.
 def measure(experiment: Experiment, num_images: int) -> dict[str, float]:
-    """Median microseconds of an image in each stage, in this process: others on the machine hit few images.
+    """Median microseconds per image in each stage, in this process; the median hides other load on the machine.
 
     Raises:
         ConfigError: the set does not fit the config. DataError: it is missing or damaged.
@@ -101,22 +105,17 @@ def measure(experiment: Experiment, num_images: int) -> dict[str, float]:
     stream = TrainStream(experiment, 0, 1, experiment.global_batch_size)
     reader, (height, width), data = stream.reader(), model_size(experiment), experiment.data
     transform = TrainTransform(data.augmentation, height, width, experiment.seed, data.mean)
-    draws = [
-        stream.order.batch(position * experiment.global_batch_size)
-        for position in range(-(-(num_images + WARMUP_IMAGES) // experiment.global_batch_size))
-    ]
-    epochs, ids = (np.concatenate([getattr(draw, name) for draw in draws]) for name in ("epochs", "sample_ids"))
-    numbers = transform.numbers(epochs, ids)
-    places, _ = reader.places(ids)  # for whole batches, as training does; a few microseconds an image
+    epochs, ids = _first_draws(stream, num_images + WARMUP_IMAGES, experiment.global_batch_size)
+    places, _ = reader.places(ids)  # for complete batches, as in training; a few microseconds per image
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pixels = np.empty((height, width, 3), dtype=np.uint8)
     batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     seconds = []
-    for index, row in enumerate(numbers[: num_images + WARMUP_IMAGES]):
+    for index, row in enumerate(transform.numbers(epochs, ids)[: num_images + WARMUP_IMAGES]):
         started = time.perf_counter()
         try:
             encoded = reader.read_at(int(ids[index]), places[index])
-        except BadSample:  # training takes another image in its place
+        except BadSample:  # training replaces it by another image
             continue
         read = time.perf_counter()
         image = TimedImage(open_image(encoded))
@@ -126,12 +125,27 @@ def measure(experiment: Experiment, num_images: int) -> dict[str, float]:
         to_model_input(batch.to(device), data.mean, data.std)
         copied = time.perf_counter()
         seconds.append((read - started, opened - read + image.seconds, made - opened - image.seconds, copied - made))
-    medians = np.median(seconds[WARMUP_IMAGES:], axis=0) * 1e6
+    return _medians(seconds[WARMUP_IMAGES:])
+
+
+def _first_draws(stream: TrainStream, count: int, batch_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Epochs and sample ids of the first complete global batches that have at least ``count`` samples."""
+    import numpy as np
+
+    draws = [stream.order.batch(number * batch_size) for number in range(math.ceil(count / batch_size))]
+    return np.concatenate([draw.epochs for draw in draws]), np.concatenate([draw.sample_ids for draw in draws])
+
+
+def _medians(seconds: Sequence[tuple[float, ...]]) -> dict[str, float]:
+    """Stage → median microseconds."""
+    import numpy as np
+
+    medians = np.median(seconds, axis=0) * 1e6
     return dict(zip(STAGES, medians.tolist(), strict=True))
 
 
 class TimedImage:
-    """An image that notes how long its decoding takes."""
+    """An image that records how long its decoding takes."""
 
     def __init__(self, image: EncodedImage) -> None:
         self._image, self.seconds = image, 0.0
@@ -184,15 +198,15 @@ def _wait_for(device: Any) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures, says, and returns the exit code."""
+    """Measures, prints the result, and returns the exit code."""
     parser = stage_parser(
         "bench-data",
-        "Measures how many data processes a GPU needs, and which stage limits.",
+        "Measures how many data processes a GPU needs, and which stage is the bottleneck.",
         EXAMPLE,
     )
-    parser.add_argument("--config", required=True, help="the experiment; its training set must be there")
-    parser.add_argument("--images-per-second", type=float, help="what one GPU takes; measured where there is a GPU")
-    parser.add_argument("--num-images", type=int, default=512, help="images that are measured")
+    parser.add_argument("--config", required=True, help="the experiment; its training set must exist")
+    parser.add_argument("--images-per-second", type=float, help="rate of one GPU (default: measured, if there is one)")
+    parser.add_argument("--num-images", type=int, default=512, help="images to measure")
     add_json(parser)
     add_overrides(parser)
     options = parser.parse_intermixed_args(argv)

@@ -1,1 +1,1 @@
-"""What can be known before the first step."""
+"""Checks of an experiment that run before its first step."""

@@ -1,4 +1,4 @@
-"""Whether the data sets are those that the config describes. No torch."""
+"""Checks that the data sets match the config. Does not import torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pretrain.data.storage.transports import open_transport
 from pretrain.errors import ConfigError, DataError
 from pretrain.sharding.memory import size_text
 
-RANKS_PER_NODE = 8  # where --check must guess how many share a cache
+RANKS_PER_NODE = 8  # assumed by --check, which does not know how many ranks share a cache
 
 
 def report_data(experiment: Experiment, require_data: bool) -> list[str]:
@@ -62,7 +62,7 @@ def report_data(experiment: Experiment, require_data: bool) -> list[str]:
 
 
 def _report_cache(sources: Sequence[Source], experiment: Experiment) -> list[str]:
-    """How much of the cache a full node uses; the stream itself refuses a cap that is too small."""
+    """Reports how much of the cache a full node uses; the stream itself refuses a cap that is too small."""
     cluster = experiment.cluster
     if not any(source.packed.location.is_remote for source in sources):
         return []
@@ -76,7 +76,7 @@ def _report_cache(sources: Sequence[Source], experiment: Experiment) -> list[str
 
 
 def _answers(location: Location, experiment: Experiment) -> bool:
-    """Whether there is anything at a remote place; a machine without a network cannot check the data."""
+    """Whether a remote location answers; a machine without a network cannot check the data."""
     transport = open_transport(location, experiment.cluster.remote, allow_pipe=experiment.data.allow_pipe)
     try:
         transport.get(TABLE_FILE, most_bytes=LARGEST_TABLE)
@@ -108,7 +108,7 @@ def _check_split(
     for name, found, expected in counts:
         if found != expected:
             raise DataError(
-                f"{packed.location.url(TABLE_FILE)}: the set has {found:,}, {name} says {expected:,}; "
+                f"{packed.location.url(TABLE_FILE)}: the set has {found:,}, but {name} is {expected:,}; "
                 f"set {name}: {found}, or {key} to the set that was meant"
             )
     packed.check_files()
@@ -121,7 +121,7 @@ def _check_split(
 
 
 def _check_classes(experiment: Experiment, trained: PackedSet, shards: str) -> None:
-    """An evaluation set's numbers must mean the classes that are trained."""
+    """Checks that class numbers mean the same in an evaluation set and in the training set."""
     evaluated = open_packed(shards, experiment.cluster, allow_pipe=experiment.data.allow_pipe)
     require_same_classes(trained.classes, evaluated.classes, (trained.location, evaluated.location))
 

@@ -1,4 +1,4 @@
-"""Checks before the first step: files, divisibility, lanes, memory. Without torch, so that it takes no time.
+"""Checks before the first step: files, divisibility, lanes, memory. Does not import torch, so that it is fast.
 
 Legend: B images per global batch · R ranks.
 """
@@ -39,22 +39,22 @@ def check(
     backend: str = "deepspeed",
     device_memory_bytes: int | None = None,
 ) -> list[str]:
-    """Validates an experiment against the disk and the hardware that it is meant for.
+    """Validates an experiment against the disk and the target hardware.
 
     Args:
         resolved: the loaded config.
-        world: R of the launcher; None: ``cluster.num_devices``, or 1 where that is auto.
-        require_data: absent shards are an error.
-        backend: what ``cluster.backend: auto`` means to the caller.
+        world: R as launched; None: ``cluster.num_devices``, or 1 if that is auto.
+        require_data: treat missing shards as an error.
+        backend: the backend that the caller uses for ``cluster.backend: auto``.
         device_memory_bytes: as detected; ``cluster.device_memory_gib`` overrides it.
 
     Returns:
         The report: one line per subject.
 
     Raises:
-        ConfigError: every setting that cannot work, with its place and remedy.
-        DataError: a data set that is there is not the one that the config describes, or is damaged.
-        SetupError: DeepSpeed is of a version that may train wrongly.
+        ConfigError: lists every setting that cannot work, with its place and remedy.
+        DataError: a data set is damaged, or does not match the config.
+        SetupError: the installed version of DeepSpeed may train wrongly.
     """
     experiment, sharding = resolved.experiment, sharding_of(resolved.experiment, backend)
     ranks, memory = world or _expected_world(experiment), known_memory(experiment, device_memory_bytes)
@@ -78,7 +78,7 @@ def _run(sections: list[Callable[[], list[str]]], resolved: Resolved) -> list[st
     for section in sections:
         try:
             lines += section()
-        except OSError as error:  # a path that cannot be: too long, below a file, not to be looked at
+        except OSError as error:  # an impossible path: too long, below a file, or not accessible
             problems.append(f"{resolved.path}: {error.filename}: {error.strerror}; correct the path")
         except ConfigError as error:
             problems += [f"{_place(line, resolved)}: {line}" for line in str(error).split("\n")]
@@ -94,15 +94,15 @@ def _expected_world(experiment: Experiment) -> int:
 
 
 def check_statistics(experiment: Experiment, names: Sequence[str]) -> None:
-    """Whether a model that keeps running statistics of these names can be trained as the experiment says.
+    """Checks that a model with running statistics of these names can be trained with the experiment's settings.
 
     Raises:
-        ConfigError: they would be rounded, or gathered twice.
+        ConfigError: the statistics would be rounded, or updated twice per step.
     """
     model = experiment.model.name
     if names and experiment.precision == "bf16":
         raise ConfigError(
-            f"precision: bf16 rounds the running statistics of {model} (such as {names[0]}) so that they stand still: "
+            f"precision: bf16 rounds the running statistics of {model} (such as {names[0]}) so that they never change: "
             "use precision: autocast or fp32"
         )
     if names and experiment.cluster.activation_checkpointing != "none":
@@ -178,7 +178,7 @@ def _report_sharding(experiment: Experiment, sharding: Sharding, ranks: int) -> 
 
 
 def _memory_there(experiment: Experiment, key: str, ranks: int) -> str:
-    """What each device would hold with the sharding that an optimiser asks for; nothing for other refusals."""
+    """The memory per device with the sharding that the optimiser needs; "" for other refusals."""
     precision = "autocast" if experiment.precision == "bf16" else experiment.precision
     changed = experiment.model_copy(update={"precision": precision})
     sharding = choice.least_sharded(changed)
@@ -191,7 +191,7 @@ def _memory_there(experiment: Experiment, key: str, ranks: int) -> str:
 def _report_optimizer(experiment: Experiment) -> list[str]:
     optim = experiment.optim
     line = f"optimiser   {optim.name}, {4 * optim.num_states:g} bytes of state per weight"
-    if not budget.can_tell(experiment.model):  # its parameters' names are not known here: the run checks the patterns
+    if not budget.can_tell(experiment.model):  # parameter names are unknown here, so the run checks the patterns
         return [line]
     frozen = weights_of(experiment).num_frozen
     return [line + (f"; {frozen / 1e6:,.2f} M parameters are frozen" if frozen else "")]
@@ -203,7 +203,7 @@ def _report_start(experiment: Experiment, require_data: bool) -> list[str]:
     for name in experiment.resume.allow_changes:
         if name not in known:
             near = nearest_key(name, known)
-            problems.append(f"resume.allow_changes: {name} is no key" + (f"; did you mean {near}?" if near else ""))
+            problems.append(f"resume.allow_changes: {name} is not a key" + (f"; did you mean {near}?" if near else ""))
     sources = {
         "resume.from": experiment.resume.from_,
         "init.from": experiment.init.from_,
@@ -211,7 +211,7 @@ def _report_start(experiment: Experiment, require_data: bool) -> list[str]:
     }
     for key, source in sources.items():
         if source is not None and not Path(source).exists():
-            if key == "objective.teacher" and not require_data:  # an input like the data: it may be elsewhere
+            if key == "objective.teacher" and not require_data:  # an input like the data: it may be on another machine
                 lines.append(f"teacher     {source}: not found, not checked")
                 continue
             problems.append(f"{key}: {source} does not exist; name a run folder, a checkpoint or a weights file")
@@ -231,7 +231,7 @@ def _report_start(experiment: Experiment, require_data: bool) -> list[str]:
 
 
 def _has_checkpoint(source: Path) -> bool:
-    """Whether there is one in a run folder, or the folder is one; not whether it is complete."""
+    """Whether the folder is a checkpoint or a run folder with one; its files are not checked."""
     places = ("COMPLETE.json", "step-*/COMPLETE.json", "checkpoints/step-*/COMPLETE.json")
     return any(next(source.glob(place), None) is not None for place in places)
 
@@ -257,6 +257,6 @@ def _refuse(problems: list[str]) -> None:
 
 
 def _place(message: str, resolved: Resolved) -> str:
-    """The file and line of the key that a message starts with; the config file where it starts with none."""
+    """The file and line of the key that a message starts with; the config file if it starts with none."""
     match = re.match(r"([a-z_]+(?:\.[a-z_]+)*): ", message)
     return resolved.where(match[1]) if match else resolved.path

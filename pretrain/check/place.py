@@ -1,4 +1,4 @@
-"""Whether the run can be written where it belongs, looked at without writing anything. No torch."""
+"""Checks that the run folder can be written, without writing anything. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONGEST_BELOW = 64  # characters of the longest path in a run folder: checkpoint
 
 
 def report_place(experiment: Experiment) -> list[str]:
-    """No line; only problems are worth one.
+    """Returns no lines, since only problems are reported.
 
     Raises:
         ConfigError: the run folder cannot be made, or a package is missing that a setting needs.

@@ -1,6 +1,6 @@
-"""Installed packages against the ranges that the project was tested with, which its own package states.
+"""Checks that installed packages are in the version ranges that the project was tested with.
 
-The ranges are those of pyproject.toml, read from the installed package, so that they are written once.
+The ranges are read from the metadata of the installed project, so that they are written only in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from pretrain.errors import SetupError
 
 PROJECT = "vit-pretrain"
-# What versions outside the range were found to do, where it is worse than an error.
+# Faults of versions outside the range that are worse than an error.
 KNOWN_FAULTS = {
     "deepspeed": "0.17.6 to 0.18.2 accumulate wrongly at ZeRO-2 (norms off by 34 to 57 %), 0.17.5 reports and "
     "clips a norm 67,000 times too large with autocast at ZeRO-1, 0.16.9 and 0.17.1 ignore autocast",
@@ -22,7 +22,7 @@ KNOWN_FAULTS = {
 
 
 class Package(NamedTuple):
-    """A dependency: its name, the installed version, and the range that is allowed."""
+    """A dependency: its name, the installed version, and the allowed range."""
 
     name: str
     installed: str
@@ -30,30 +30,30 @@ class Package(NamedTuple):
 
     @property
     def problem(self) -> str:
-        """What is wrong with the installed version."""
+        """The problem with the installed version, for messages."""
         fault = KNOWN_FAULTS.get(self.name)
         return f"{self.name} {self.installed} is installed, {self.allowed} is needed" + (f" ({fault})" if fault else "")
 
     @property
     def remedy(self) -> str:
-        """The command that installs another."""
+        """The command that installs an allowed version."""
         return f"pip install '{self.name}{self.allowed}'"
 
 
 def outside_range() -> list[Package]:
-    """Every installed dependency whose version the project was not tested with.
+    """Every installed dependency with a version that the project was not tested with.
 
     Raises:
-        SetupError: the project itself is not installed, so that nothing states the ranges.
+        SetupError: the project itself is not installed, so the ranges are unknown.
     """
     return [package for package, requirement in _installed() if not _allows(requirement, package.installed)]
 
 
 def check_library(backend: str) -> None:
-    """Checks the library that a backend is named after; versions without known faults are doctor's to report.
+    """Checks the library behind a backend, if it has known faults; ``doctor`` reports the other packages.
 
     Raises:
-        SetupError: it is missing, or of a version that may train wrongly without an error.
+        SetupError: it is missing, or its version may train wrongly without an error.
     """
     if backend not in KNOWN_FAULTS:
         return
@@ -77,11 +77,11 @@ def _installed() -> Iterator[tuple[Package, Requirement]]:
             continue
         try:
             version = metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:  # of an extra; what is needed and missing fails at its import
+        except metadata.PackageNotFoundError:  # belongs to an extra; a missing dependency fails at its import
             continue
         yield Package(requirement.name, version, str(requirement.specifier)), requirement
 
 
 def _allows(requirement: Requirement, version: str) -> bool:
-    # Builds of vendors are pre-releases: 2.9.0a0+gitabc.
+    # Vendor builds count as pre-releases: 2.9.0a0+gitabc.
     return requirement.specifier.contains(version, prereleases=True)

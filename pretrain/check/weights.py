@@ -1,4 +1,4 @@
-"""Checks of the weights that a run starts from, made before it starts."""
+"""Checks the weights that a run starts from, before it starts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pretrain.models.header import model_in_file
 
 
 def check_weights(source: Path, model: ModelConfig) -> None:
-    """Whether weights of ours are of the model's architecture. Those of other libraries are looked at by the run.
+    """Checks that our own weights fit the model's architecture; the run checks those of other libraries.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: they do not.
     """
     theirs = model_in_file(source) if source.is_file() else _model_of_run(source)
     if theirs is None:
@@ -30,5 +30,5 @@ def check_weights(source: Path, model: ModelConfig) -> None:
 def _model_of_run(folder: Path) -> ModelConfig | None:
     try:
         return load_saved(RunFolder(folder).config).experiment.model
-    except ConfigError:  # another library's folder, or an older version: the run looks at the weights themselves
+    except ConfigError:  # another library's folder, or an older version: the run checks the weights themselves
         return None

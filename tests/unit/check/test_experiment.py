@@ -101,7 +101,7 @@ def line(report: list[str], subject: str) -> str:
         (["init.from=nowhere"], 1, ["command line: init.from: nowhere does not exist"]),
         (["resume.from=nowhere"], 1, ["command line: resume.from: nowhere does not exist"]),
         (["init.head=replace"], 1, ["command line: init.head: would be ignored without init.from"]),
-        (["resume.allow_changes=[optim.rl]"], 1, ["resume.allow_changes: optim.rl is no key; did you mean optim.lr?"]),
+        (["resume.allow_changes=[optim.rl]"], 1, ["allow_changes: optim.rl is not a key; did you mean optim.lr?"]),
     ],
 )
 def test_what_cannot_work_is_refused_with_place_and_remedy(
@@ -161,9 +161,9 @@ def test_data_that_is_there_is_checked(beside: Load) -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("data.num_samples=715", ["digits/train/index.json", "has 714, data.num_samples says 715", "num_samples: 714"]),
-        ("data.num_classes=6", ["has 5, data.num_classes says 6"]),
-        ("evaluation.sets.val.num_samples=1", ["has 187, evaluation.sets.val.num_samples says 1"]),
+        ("data.num_samples=715", ["train/index.json", "has 714, but data.num_samples is 715", "num_samples: 714"]),
+        ("data.num_classes=6", ["has 5, but data.num_classes is 6"]),
+        ("evaluation.sets.val.num_samples=1", ["has 187, but evaluation.sets.val.num_samples is 1"]),
     ],
 )
 def test_another_set_than_configured_is_refused(beside: Load, override: str, expected: list[str]) -> None:
@@ -179,7 +179,7 @@ def test_a_set_elsewhere_is_checked_like_one_in_a_folder(beside: Load, tmp_path:
         report = check(beside(*here), require_data=True)
         assert line(report, "data        http").endswith(line(check(beside()), "data        digits/train")[-70:])
         assert "of 32.0 GiB in use on a node of 1 ranks" in line(report, "cache")
-        with pytest.raises(DataError, match=r"/train/index\.json: the set has 714, data\.num_samples says 715"):
+        with pytest.raises(DataError, match=r"/train/index\.json: the set has 714, but data\.num_samples is 715"):
             check(beside(*here, "data.num_samples=715"))
         Path("digits/train/shard-000000.tar").write_bytes(b"")
         with pytest.raises(DataError, match=r"shard-000000\.tar is truncated"):
