@@ -1,4 +1,4 @@
-"""What decides the result of a run, and what a resumed run changes of it."""
+"""Which settings decide the result of a run, and which of them a resumed run may change."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ UNDECISIVE_KEYS = (
     "cluster",
     "sweep",
 )
+# These decide which sample a position of the stream is, so that no run can change them on the way.
+STREAM_KEYS = ("seed", "data.num_samples", "data.lanes", "data.shuffle_window", "data.subset", "data.mixture")
+COOLDOWN_KEYS = ("duration", "optim.schedule.cooldown")  # resume.cooldown sets these in a fork
 NOT_SET = "(not set)"
 
 
@@ -91,6 +94,25 @@ def refuse_changes(found: Iterable[Change], allowed: Iterable[str]) -> list[Chan
             f"resume.allow_changes=[{names}]"
         )
     return found
+
+
+def refuse_another_order(found: Iterable[Change]) -> None:
+    """Refuses changes of the order of samples; no name in ``resume.allow_changes`` allows them.
+
+    Raises:
+        ConfigError: one of ``STREAM_KEYS`` has changed.
+    """
+    found = list(found)
+    stream = [change for change in found if _covered(change.key, STREAM_KEYS)]
+    if not stream:
+        return
+    remedy = "go back to the saved settings, or start a new run from the weights with init.from"
+    if any(change.key == "global_batch_size" for change in found) and stream[-1].key == "data.lanes":
+        remedy = f"a changed batch keeps its place with the lanes of before: data.lanes={stream[-1].old}"
+    raise ConfigError(
+        f"{', '.join(map(str, stream))}: {', '.join(STREAM_KEYS)} cannot change in a resume or a fork, since the "
+        f"order of the samples would change from here on; {remedy}"
+    )
 
 
 def _covered(key: str, names: Iterable[str]) -> bool:

@@ -28,7 +28,7 @@ from pretrain.data.workers.faults import FaultLog
 from pretrain.data.workers.processes import loader
 from pretrain.data.workers.reader import MixedReader, ShardReader
 from pretrain.data.workers.worker import fork_server
-from pretrain.errors import ConfigError, DataError
+from pretrain.errors import DataError
 
 
 class TrainStream:
@@ -70,7 +70,7 @@ class TrainStream:
         self._config, self._rank, self._world, self._micro_batch_size = config, rank, world, micro_batch_size
         lanes = lanes_of(config)
         check_world(config.global_batch_size, lanes, world)
-        self._check_micro_batch()
+        config.accumulation_steps(world, micro_batch_size)  # refuses a micro-batch that does not fit
         self.sources = open_sources(config)
         check_cache(self.sources, config, lanes, world=world, local_world=local_world)
         for source in self.sources:
@@ -159,13 +159,6 @@ class TrainStream:
         ]
         places = [str(source.packed.location) for source in self.sources]
         return MixedReader(readers, [source.first_sample_id for source in self.sources], places)
-
-    def _check_micro_batch(self) -> None:
-        if self.samples_per_rank % self._micro_batch_size:
-            raise ConfigError(
-                f"cluster.micro_batch_size: {self._micro_batch_size} does not divide the {self.samples_per_rank} "
-                f"images that each of {self._world} ranks has of a global batch of {self._config.global_batch_size}"
-            )
 
 
 class EvalRequest(NamedTuple):

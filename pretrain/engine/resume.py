@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pretrain.config.changes import Change, changes, refuse_changes
+from pretrain.config.changes import COOLDOWN_KEYS, Change, changes, refuse_another_order, refuse_changes
 from pretrain.config.duration import Duration
 from pretrain.config.loader import Resolved
 from pretrain.config.saved import load_saved
@@ -28,11 +28,6 @@ from pretrain.engine.session import Session
 from pretrain.engine.state import TrainState
 from pretrain.errors import CheckpointError, ConfigError, UserError
 from pretrain.telemetry.sinks import read_metrics
-
-# The settings that decide which sample a position of the stream is.
-STREAM_KEYS = ("seed", "data.num_samples", "data.lanes", "data.shuffle_window", "data.subset", "data.mixture")
-_STREAM_PREFIXES = tuple(f"{key}." for key in STREAM_KEYS)
-COOLDOWN_KEYS = ("duration", "optim.schedule.cooldown")
 
 
 @dataclass(frozen=True)
@@ -109,22 +104,10 @@ def _accept_changes(resolved: Resolved, start: Start, say: Callable[[str], None]
     resolved = _cooling_down(resolved, start.num_steps)
     before, after = (_with_lanes(each) for each in (saved, resolved))
     found = changes(before, after)
-    _refuse_another_order([change for change in found if f"{change.key}.".startswith(_STREAM_PREFIXES)], found)
+    refuse_another_order(found)
     for change in refuse_changes(found, allowed):
         say(f"changed from step {start.step} on: {change}")
     return replace(start, changed=tuple(found))
-
-
-def _refuse_another_order(stream: list[Change], found: list[Change]) -> None:
-    if not stream:
-        return
-    remedy = "go back to the saved settings, or start a new run from the weights with init.from"
-    if any(change.key == "global_batch_size" for change in found) and stream[-1].key == "data.lanes":
-        remedy = f"a changed batch keeps its place with the lanes of before: data.lanes={stream[-1].old}"
-    raise ConfigError(
-        f"{', '.join(map(str, stream))}: {', '.join(STREAM_KEYS)} cannot change in a resume or a fork, since the "
-        f"order of the samples would change from here on; {remedy}"
-    )
 
 
 def _with_lanes(resolved: Resolved) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def resolve_micro_batch(
                 f"cluster.micro_batch_size: {wanted} needs about {size_text(needed)} of {size_text(memory)} per "
                 f"device; {_remedy(experiment, sharding)}"
             )
-    return chosen, experiment.global_batch_size // world // chosen
+    return chosen, experiment.accumulation_steps(world, chosen)
 
 
 def possible_micro_batches(experiment: Experiment, world: int) -> list[int]:
@@ -63,18 +63,10 @@ def possible_micro_batches(experiment: Experiment, world: int) -> list[int]:
     Raises:
         ConfigError: R does not divide B, or the configured micro-batch does not divide B / R.
     """
-    total, wanted = experiment.global_batch_size, experiment.cluster.micro_batch_size
-    if total % world:
-        raise ConfigError(f"global_batch_size: {total} cannot be divided equally among {world} ranks")
-    per_rank = total // world
-    divisors = [size for size in range(1, per_rank + 1) if per_rank % size == 0]
+    per_rank, wanted = experiment.images_per_rank(world), experiment.cluster.micro_batch_size
     if wanted == "auto":
-        return [size for size in divisors if size % 2 == 0] or [per_rank]
-    if wanted not in divisors:
-        raise ConfigError(
-            f"cluster.micro_batch_size: {wanted} does not divide the {per_rank} images per rank "
-            f"({total} over {world} ranks); possible: {', '.join(map(str, divisors))}"
-        )
+        return [size for size in range(2, per_rank + 1, 2) if per_rank % size == 0] or [per_rank]
+    experiment.accumulation_steps(world, wanted)
     return [wanted]
 
 

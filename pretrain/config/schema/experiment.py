@@ -19,6 +19,7 @@ from pretrain.config.schema.optim import Optim
 from pretrain.config.schema.sweep import SweepConfig
 from pretrain.config.schema.telemetry import GuardConfig, TelemetryConfig
 from pretrain.config.target import IGNORED_PIXEL, IN_WORDS
+from pretrain.errors import ConfigError
 
 FORMAT_VERSION = 1
 LARGEST_BATCH = 2**24
@@ -254,6 +255,33 @@ class Experiment(Strict):
     def exact_steps(self, duration: Duration) -> float:
         """The same before it is rounded."""
         return duration.to_exact_steps(self.data.drawn_samples, self.global_batch_size)
+
+    def images_per_rank(self, world: int) -> int:
+        """B / R, the images that each of R ranks takes of a global batch.
+
+        Raises:
+            ConfigError: R does not divide B.
+        """
+        if self.global_batch_size % world:
+            raise ConfigError(
+                f"global_batch_size: {self.global_batch_size} cannot be divided equally among {world} ranks"
+            )
+        return self.global_batch_size // world
+
+    def accumulation_steps(self, world: int, micro_batch_size: int) -> int:
+        """Micro-batches of b images per optimiser step on each of R ranks: B / (R b).
+
+        Raises:
+            ConfigError: R does not divide B, or b does not divide B / R.
+        """
+        per_rank = self.images_per_rank(world)
+        if per_rank % micro_batch_size:
+            possible = ", ".join(str(size) for size in range(1, per_rank + 1) if per_rank % size == 0)
+            raise ConfigError(
+                f"cluster.micro_batch_size: {micro_batch_size} does not divide the {per_rank} images per rank "
+                f"({self.global_batch_size} over {world} ranks); possible: {possible}"
+            )
+        return per_rank // micro_batch_size
 
     def epochs(self, samples: float) -> float:
         """How many epochs so many draws are."""
