@@ -12,9 +12,9 @@ from pretrain.config.schema.experiment import Experiment
 from pretrain.config.typed import known_keys, nearest_key
 from pretrain.errors import ConfigError
 
-# These do not decide the result. Evaluation reads the weights and no generator of training; the rate of bad samples
-# only ends a run; the guard acts after a fault, and what it did is part of the state; a data set may move, and its
-# content is known by the digest of its index, not by its path; so is a drop list.
+# These keys do not decide the result. Evaluation reads the weights but draws from no training generator; the bad-sample
+# rate can only end a run; the guard acts after a fault, and its actions are part of the saved state; data sets and drop
+# lists may move, because they are identified by digest, not by path.
 UNDECISIVE_KEYS = (
     "version",
     "name",
@@ -77,13 +77,14 @@ def refuse_changes(found: Iterable[Change], allowed: Iterable[str]) -> list[Chan
     """Returns the changes if every one is allowed by name (or by the name of its section).
 
     Raises:
-        ConfigError: a change is not named in ``resume.allow_changes``, or a name there is no key.
+        ConfigError: a change is not listed in ``resume.allow_changes``, or that list names an unknown key.
     """
     found, allowed, known = list(found), tuple(allowed), set(known_keys(Experiment))
     for name in allowed:
         if name not in known:
             near = nearest_key(name, known)
-            raise ConfigError(f"resume.allow_changes: {name} is no key" + (f"; did you mean {near}?" if near else ""))
+            hint = f"; did you mean {near}?" if near else ""
+            raise ConfigError(f"resume.allow_changes: {name} is not a key{hint}")
     refused = [change for change in found if not _covered(change.key, allowed)]
     if refused:
         names = ", ".join(change.key for change in refused)
@@ -116,13 +117,13 @@ def refuse_another_order(found: Iterable[Change]) -> None:
 
 
 def _covered(key: str, names: Iterable[str]) -> bool:
-    """Whether a key is one of ``names`` or is below it; ``*`` in a name stands for any place in a list."""
+    """Whether a key is one of ``names`` or is below it; ``*`` in a name stands for any index of a list."""
     keys = {key, re.sub(r"\.[0-9]+(?=\.|$)", ".*", key)}
     return any(form == name or form.startswith(f"{name}.") for name in names for form in keys)
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, value) for every value that is not a section; sections in a list have their place as name."""
+    """Yields (dotted key, value) for every value that is not a section; a section in a list is named by its index."""
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{key}.")

@@ -1,8 +1,8 @@
-"""The combinations that do not train correctly, as data: every part that refuses one reads this table.
+"""Table of the setting combinations that do not train correctly. Every check for them reads this table.
 
-A combination has the axes below. A rule refuses all combinations that have one of its values on each of its axes; what
-no rule refuses is supported. The schema asks about the axes that one section knows, ``--check`` and the engine about
-all of them. ``docs/models.md`` shows the table, and the tests walk through it.
+A combination has the axes below. A rule refuses every combination that has one of the rule's values on each of the
+rule's axes; a combination that no rule refuses is supported. The schema checks the axes known within one section;
+``--check`` and the engine check all of them. ``docs/models.md`` shows the table, and the tests iterate over it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AXES: dict[str, tuple[Value, ...]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """A refusal.
+    """A rule that refuses combinations.
 
     Attributes:
         key: the setting at fault; the message starts with it.
@@ -40,7 +40,7 @@ class Rule:
     reason: str
 
     def applies(self, combination: Mapping[str, Value]) -> bool:
-        """Whether it refuses the combination; one that lacks an axis of the rule is not refused."""
+        """Whether the rule refuses the combination. A combination that lacks one of the rule's axes is not refused."""
         return all(axis in combination and combination[axis] in values for axis, values in self.when.items())
 
 
@@ -50,7 +50,7 @@ RULES = (
         {"sharding": (DDP,), "precision": ("bf16",)},
         "bf16 weights need backend: deepspeed; use precision: autocast",
     ),
-    # DeepSpeed's BF16_Optimizer makes its state by a step with zero gradients, which Adam counts.
+    # DeepSpeed's BF16_Optimizer initialises its state with a step on zero gradients, which Adam counts.
     Rule(
         "cluster.zero_stage",
         {"sharding": (ZERO_0,), "precision": ("bf16",)},
@@ -69,7 +69,7 @@ RULES = (
         "true does not work with activation_checkpointing: selective, because a compiled block hides the operations "
         "whose results are kept; use none, full or every_2 (the compiler chooses itself what a block keeps)",
     ),
-    # Means of rows and columns, and norms of tensors, are not those of the flat pieces that ZeRO updates.
+    # ZeRO updates flat pieces of tensors, whose norms and means differ from those of the complete tensors.
     Rule(
         "optim.name",
         {"sharding": (ZERO_1, ZERO_2, ZERO_3), "needs_unsharded": (True,)},
@@ -80,7 +80,7 @@ RULES = (
 
 
 def refusals(**combination: Value) -> list[tuple[str, str]]:
-    """(key, reason) of every rule that refuses a combination; empty where it is supported.
+    """(key, reason) of every rule that refuses a combination; empty if it is supported.
 
     Args:
         **combination: axis → value, for all axes or some; ``optimizer`` is its name for the message.
@@ -99,7 +99,7 @@ def all_combinations() -> Iterator[dict[str, Value]]:
         yield dict(zip(AXES, values, strict=True))
 
 
-# Columns of the table for people: title → what is combined with the sharding of the row.
+# Columns of the documented table: title → values that are combined with the sharding of the row.
 COLUMNS: dict[str, dict[str, Value]] = {
     "fp32": {"precision": "fp32"},
     "bf16": {"precision": "bf16"},
@@ -114,7 +114,7 @@ COLUMNS: dict[str, dict[str, Value]] = {
 
 
 def as_markdown() -> str:
-    """The table for the documentation: a row for each sharding, and the reasons below it."""
+    """The table for the documentation: one row per sharding, followed by the reasons."""
     titles = ["sharding", *COLUMNS]
     lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     for sharding in AXES["sharding"]:

@@ -1,6 +1,6 @@
-"""The table of known devices: peak rates, memory and links, for plans, MFU and the doctor's expectations. No torch.
+"""Table of known devices: peak rates, memory and links, used by plans, MFU and the doctor. Does not import torch.
 
-The rates are the vendors' dense figures; none of them was measured by this project.
+The rates are the vendors' dense figures; this project did not measure them.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Precision = Literal["fp32", "bf16", "autocast"]
 class Device(Strict):
     """One kind of accelerator."""
 
-    title: str = Field(description="Full name, for people.")
+    title: str = Field(description="Full name for display.")
     names: tuple[str, ...] = Field(
-        default=(), description="Each: words that must all stand in the name that the driver reports."
+        default=(), description="Each entry: words that must all occur in the name reported by the driver."
     )
-    memory_gib: PositiveFloat = Field(description="What a process can use, in GiB, as the driver shows it.")
+    memory_gib: PositiveFloat = Field(description="Memory available to a process, in GiB, as reported by the driver.")
     bf16_tflops: PositiveFloat = Field(description="Dense bfloat16 matrix products, in TFLOP/s.")
-    tf32_tflops: PositiveFloat | None = Field(default=None, description="Dense TF32 products; null: it has none.")
-    fp32_tflops: PositiveFloat | None = Field(default=None, description="fp32 in full precision; null: not stated.")
+    tf32_tflops: PositiveFloat | None = Field(default=None, description="Dense TF32 products; null: not supported.")
+    fp32_tflops: PositiveFloat | None = Field(default=None, description="fp32 in full precision; null: not specified.")
     memory_gb_s: PositiveFloat = Field(description="Bandwidth of its memory, in GB/s.")
-    link_gb_s: PositiveFloat = Field(description="To its peers in the node, one direction, in GB/s.")
-    network_gb_s: PositiveFloat = Field(default=25, description="To other nodes, per device, in GB/s (25: 200 Gbit/s).")
+    link_gb_s: PositiveFloat = Field(description="Bandwidth to other devices of the node, one direction, in GB/s.")
+    network_gb_s: PositiveFloat = Field(default=25, description="Bandwidth to other nodes per device, in GB/s.")
     per_node: PositiveInt = Field(default=8, description="Devices in one node.")
 
     def peak_flops(self, precision: Precision, *, tf32: bool = False) -> float:
@@ -55,25 +55,25 @@ class Device(Strict):
 
 
 class DeviceTable(Strict):
-    """The file."""
+    """The devices file."""
 
     devices: dict[str, Device] = Field(description="Short name → device.")
 
 
 def load_devices(path: str | Path = DEVICES_FILE) -> dict[str, Device]:
-    """Short name → device, as the table (or another of its form) lists them.
+    """Loads the device table (or another file of the same form): short name → device.
 
     Raises:
-        ConfigError: the file cannot be read, or an entry is wrong: with file, line, key and remedy.
+        ConfigError: the file cannot be read, or an entry is wrong: the message gives file, line, key and remedy.
     """
     return load_file(path, DeviceTable).devices
 
 
 def find_device(name: str, table: dict[str, Device], where: str | Path = DEVICES_FILE) -> Device:
-    """The device of this short name.
+    """The device with this short name.
 
     Raises:
-        ConfigError: it is not in the table; names those that are.
+        ConfigError: it is not in the table; the message lists the known names.
     """
     if name in table:
         return table[name]
@@ -83,9 +83,9 @@ def find_device(name: str, table: dict[str, Device], where: str | Path = DEVICES
 
 
 def device_reported_as(reported: str, table: dict[str, Device]) -> Device | None:
-    """The device that a driver calls ``reported`` (``torch.cuda.get_device_name``); None where the table has none.
+    """The device that a driver calls ``reported`` (``torch.cuda.get_device_name``); None if it is not in the table.
 
-    The name with the most words decides. A part of a device (MIG) is not a device of the table: its peak is a part too.
+    The name with the most matching words wins. A MIG slice matches no device: it has only part of the peak rate.
     """
     words = set(re.findall(r"[A-Za-z0-9]+", reported))
     if "MIG" in words:

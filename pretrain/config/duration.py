@@ -1,4 +1,4 @@
-"""Durations as people write them, ``90 epochs``, ``20_000 steps``, ``303e6 samples``, and what such values share."""
+"""Durations such as ``90 epochs``, ``20_000 steps`` or ``303e6 samples``, and the base class of such values."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _PATTERN = re.compile(rf"^\s*({NUMBER})\s*([a-z]+)\s*$")
 
 
 class Written(ABC):
-    """A value that ``parse`` reads from text and ``str`` writes; ``schema_pattern`` tells editors how it looks."""
+    """A value that ``parse`` reads from text and ``str`` writes; ``schema_pattern`` is its regex for editors."""
 
     schema_pattern: ClassVar[str]
 
     @classmethod
     @abstractmethod
     def parse(cls, text: object) -> Written:
-        """Raises ValueError, saying what is allowed."""
+        """Raises ValueError with a message that lists the accepted forms."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -41,7 +41,7 @@ class Written(ABC):
 
 
 def number_text(value: float) -> str:
-    """A number without a needless ``.0``."""
+    """Formats a number without a redundant ``.0``."""
     return str(int(value) if abs(value) < 1e16 and value == int(value) else value)
 
 
@@ -85,7 +85,7 @@ class Duration(Written):
         return round(self.to_exact_steps(num_samples, global_batch_size))
 
     def to_exact_steps(self, num_samples: int, global_batch_size: int) -> float:
-        """The same before it is rounded: an epoch is seldom a whole number of steps."""
+        """Number of optimiser steps before rounding: an epoch is seldom a whole number of steps."""
         if self.unit == "steps":
             return self.value
         samples = self.value * num_samples if self.unit == "epochs" else self.value

@@ -1,4 +1,4 @@
-"""What is wrong with settings, in the user's terms: place, key and remedy in place of pydantic's messages."""
+"""Turns pydantic's messages into the user's terms: where the setting was written, its key and a remedy."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pretrain.config.schema.base import choice_of, fields_of, models_in, options
 from pretrain.config.schema.source import Subset
 from pretrain.config.tree import Items, Leaf, Node, Section
 
-MOST_SHOWN = 200  # characters of a wrong value
+MOST_SHOWN = 200  # characters of an invalid value
 
 
 class _Place(NamedTuple):
-    """Where one of pydantic's errors belongs: dotted key, ``file:line``, what is written there and what may be."""
+    """Where one of pydantic's errors belongs: dotted key, ``file:line``, the value there and the type expected."""
 
     key: str
     where: str
@@ -29,7 +29,7 @@ class _Place(NamedTuple):
 
 
 def explained(error: ValidationError, tree: Section, schema: type[BaseModel], file: str) -> Iterator[str]:
-    wrong: dict[str, tuple[int, str]] = {}  # by key: a union gives an error for each branch, the deepest says most
+    wrong: dict[str, tuple[int, str]] = {}  # by key: a union gives an error per branch; keep the deepest
     for detail in error.errors(include_url=False):
         loc = detail["loc"]
         place = _locate(loc, tree, schema, file)
@@ -51,7 +51,7 @@ def explained(error: ValidationError, tree: Section, schema: type[BaseModel], fi
 
 
 def _unknown_name(place: _Place) -> str:
-    """What is wrong with a section whose name is not one of its union's."""
+    """Describes the error of a section whose name is not one of its union's."""
     choice = choice_of(place.kind)
     assert choice is not None and isinstance(place.node, Section)
     name = place.node.children[choice.key]
@@ -62,7 +62,7 @@ def _unknown_name(place: _Place) -> str:
 
 
 def _locate(loc: tuple[int | str, ...], tree: Section, schema: type[BaseModel], file: str) -> _Place:
-    """Follows pydantic's location through tree and schema; what it adds for branches of a union is left out."""
+    """Follows pydantic's location through tree and schema, skipping the parts it adds for branches of a union."""
     node: Node = tree
     kind: Any = schema
     info: FieldInfo | None = None
@@ -102,14 +102,14 @@ def _wrong_value(node: Node, info: FieldInfo) -> str:
 
 
 def _shown(node: Node) -> str:
-    """What is written at a key, in words where it is not text."""
+    """The value written at a key, described in words if it is not text."""
     if not isinstance(node, Leaf):
         return "a section" if isinstance(node, Section) else "a list"
     return repr(node.text) if len(node.text) <= MOST_SHOWN else f"{node.text[:MOST_SHOWN]!r}…"
 
 
 def describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
-    """What a key accepts, in words."""
+    """Describes in words the values that a key accepts."""
     if get_origin(annotation) is Annotated:
         base, *more = get_args(annotation)
         return describe(base, [*metadata, *more])

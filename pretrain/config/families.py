@@ -1,8 +1,8 @@
-"""The families of models: which settings each one reads and what it supports. No torch.
+"""The model families: which settings each one reads and what it supports. Does not import torch.
 
 ``model.name`` is the name of a family (``vit``), or a family and one of its models (``timm/pvt_v2_b2``). A new family
-is a row here and a module of the same name in ``pretrain/models/families``, which implements it. Everything else asks
-a row or that module; nothing compares ``model.name``.
+is a row here and a module of the same name in ``pretrain/models/families``, which implements it. All other code asks
+the row or that module; no code compares ``model.name``.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class FamilyTraits:
-    """What can be known of a family without its network.
+    """The properties of a family that are known without building its network.
 
     Attributes:
         form: how ``model.name`` is written; ``NAME`` stands for one of several models.
         about: a remark on ``form`` for error messages.
         keys: the keys of ``model`` that it reads. Any other key must keep its default.
-        needed: keys without a usable default → what to write there.
+        needed: keys without a usable default → hint for the error message.
         refused_kwargs: keys of ``model.kwargs`` that other settings decide → what to use instead.
-        packages: what must be installed to know its tensors and costs; empty: closed forms, known without torch.
-        policies: values of ``cluster.activation_checkpointing``, from the fastest to the smallest; ``every_k`` is every
-            ``every_2``, ``every_3``, ….
+        packages: packages needed to compute its tensors and costs; empty: closed forms that need no torch.
+        policies: values of ``cluster.activation_checkpointing``, from the fastest to the most memory-saving;
+            ``every_k`` stands for ``every_2``, ``every_3``, ….
         can_compile: its blocks can be compiled one by one (``cluster.compile``).
-        can_mask: it can be shown corrupted patches (``objective.name: masked_patches``).
-        can_be_dense: it can give logits of every pixel (``model.head: dense``).
+        can_mask: it supports corrupted patches (``objective.name: masked_patches``).
+        can_be_dense: it can output logits for every pixel (``model.head: dense``).
         has_plain_head: its head is the dense layer ``head``, so it can be left out or rescaled. Weights of other
             families are kept and exported with their head only.
         takes_drop_path: drop-path masks are an argument of its forward pass, as functions of seed and slot; otherwise
             the network draws its own from torch's generator.
-        has_global_attention: all patch tokens attend to each other in every block, which the figures draw.
+        has_global_attention: all patch tokens attend to each other in every block, as the figures show.
         formats: values of ``--format`` that ``pipelines export`` can write.
     """
 
@@ -55,7 +55,7 @@ class FamilyTraits:
         return ("every_k" if policy.startswith("every_") else policy) in self.policies
 
     def name_schema(self) -> dict[str, str]:
-        """What JSON schema says of ``model.name``."""
+        """The JSON schema of ``model.name``."""
         family, slash, _ = self.form.partition("/")
         return {"pattern": f"^{family}/."} if slash else {"const": family, "default": family}
 
@@ -97,8 +97,8 @@ FAMILIES: dict[str, FamilyTraits] = {
             "pretrained_cfg": "use init.from",
             "checkpoint_path": "use init.from",
             "features_only": "a classifier is trained",
-            "scriptable": "it is of no use here",
-            "exportable": "it is of no use here",
+            "scriptable": "it has no use here",
+            "exportable": "it has no use here",
         },
         packages=("torch", "timm"),
         policies=("none", "full"),
@@ -108,7 +108,7 @@ FAMILIES: dict[str, FamilyTraits] = {
 
 
 def family_name(name: str) -> str | None:
-    """The key of ``FAMILIES`` that ``model.name: name`` belongs to; None: it belongs to no family."""
+    """The key of ``FAMILIES`` that ``model.name: name`` belongs to; None if there is none."""
     family, slash, model = name.partition("/")
     if family not in FAMILIES or bool(slash) != ("/" in FAMILIES[family].form) or bool(slash) != bool(model):
         return None
@@ -116,10 +116,10 @@ def family_name(name: str) -> str | None:
 
 
 def known_forms() -> str:
-    """Every form of ``model.name``, for an error message."""
+    """All forms of ``model.name``, for an error message."""
     return " and ".join(f"{row.form} ({row.about})" if row.about else row.form for row in FAMILIES.values())
 
 
 def forms_where(holds: Callable[[FamilyTraits], bool]) -> str:
-    """The forms of ``model.name`` of those families for which ``holds`` is true, for an error message."""
+    """The forms of ``model.name`` of the families for which ``holds`` is true, for an error message."""
     return " or ".join(row.form for row in FAMILIES.values() if holds(row))

@@ -5,8 +5,8 @@
     python -m pretrain.config.json_schema devices > configs/schema/devices.schema.json
     python -m pretrain.config.json_schema chain > configs/schema/chain.schema.json
 
-Differs: from the models in three points. No key is required, since a file may take it from the one that it extends;
-``extends`` is a key; numbers may be written as YAML reads them as text (``10_000``, or ``1e-4`` under YAML 1.1).
+Differs: from the models in three ways. No key is required, since a file may inherit it through ``extends``; ``extends``
+is a key; numbers may also be text, as some YAML parsers read ``10_000`` or (YAML 1.1) ``1e-4``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pretrain.config.schema.cluster import ClusterConfig
 from pretrain.config.schema.experiment import Experiment
 
 EXTENDS = {
-    "description": "A file or a list of files that these settings are laid over, relative to this file.",
+    "description": "A file or a list of files that these settings are merged over, relative to this file.",
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}],
 }
 MODELS = {"experiment": Experiment, "cluster": ClusterConfig, "chain": ChainConfig, "devices": DeviceTable}
@@ -44,7 +44,7 @@ def schema_text(name: str = "experiment") -> str:
 
 
 def _relax(node: Any) -> Any:
-    """The schema of a file that may be a part, with numbers also as text, and null for a section (its defaults)."""
+    """The schema of a possibly partial file: numbers may be text, and a section may be null (its defaults)."""
     if isinstance(node, list):
         return [_relax(item) for item in node]
     if not isinstance(node, dict):
@@ -61,7 +61,7 @@ def _relax(node: Any) -> Any:
 
 
 def main(arguments: list[str]) -> int:
-    """Prints the schema that the first argument names."""
+    """Prints the schema named by the first argument."""
     name = arguments[0] if arguments else "experiment"
     if name not in MODELS or len(arguments) > 1:
         print(f"usage: python -m pretrain.config.json_schema [{' | '.join(MODELS)}]", file=sys.stderr)

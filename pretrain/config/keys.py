@@ -1,4 +1,4 @@
-"""Every key of every config as a page, generated from the models.
+"""Generates the documentation page of all config keys from the models.
 
 python -m pretrain.config.keys > docs/config.md
 """
@@ -34,15 +34,15 @@ INTRODUCTION = """\
 Generated from the schema: `python -m pretrain.config.keys > docs/config.md`. Editors that read the first line of our \
 configs complete and check these keys while you type.
 
-An experiment is one YAML file, perhaps over others (`extends: base.yaml`, or a list; paths count from the file). Any \
-key goes over the file's on the command line: `optim.lr=3e-4 "optim.betas=[0.9, 0.95]"`. There, a value \
-is text as it is (a path may hold `#` or `:`) unless it begins with `[`, `{` or a quote: then it is YAML. A file given \
-with `--cluster` has the keys of the section `cluster` at its top level. Sections are merged key by key; an empty one \
-(`evaluation.sets={}`) empties what is below it, and a list of sections is replaced as one value. `--print-config` \
-shows the result of all this.
+An experiment is one YAML file, which may extend others (`extends: base.yaml`, or a list; paths are relative to the \
+file). Any key can be overridden on the command line: `optim.lr=3e-4 "optim.betas=[0.9, 0.95]"`. There, a value is \
+taken literally (so a path may contain `#` or `:`) unless it begins with `[`, `{` or a quote, which makes it YAML. A \
+file given with `--cluster` has the keys of the section `cluster` at its top level. Sections are merged key by key; an \
+empty one (`evaluation.sets={}`) clears the inherited section, and a list of sections is replaced as one value. \
+`--print-config` shows the resolved config.
 
-A duration is `90 epochs`, `20_000 steps` or `303e6 samples`. On a resume a key may change if its meaning ends with ⟳: \
-it does not decide the result. Any other must be allowed by name ([checkpoints](checkpoints.md)).
+Durations are written as `90 epochs`, `20_000 steps` or `303e6 samples`. Keys marked ⟳ do not decide the result and \
+may change on a resume. Changes to any other key must be allowed by name ([checkpoints](checkpoints.md)).
 """
 FILES: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("The experiment", "", Experiment),
@@ -53,7 +53,7 @@ FILES: tuple[tuple[str, str, type[BaseModel]], ...] = (
 
 @dataclass(frozen=True)
 class Key:
-    """One key: dotted name, what it accepts, its default and its meaning, in words."""
+    """One key: dotted name, accepted values, default and meaning, in words."""
 
     name: str
     accepts: str
@@ -71,7 +71,7 @@ class KeySection:
 
 
 def sections_of(kind: Kind, prefix: str = "", about: str | None = None) -> Iterator[KeySection]:
-    """The section of a model or a union of them, and those below it, each after the one that holds it."""
+    """The section of a model (or union of models) followed by its subsections, depth first."""
     section = KeySection(prefix, _about(kind) if about is None else about)
     below: list[KeySection] = []
     for name, info, meaning in _fields(kind):
@@ -90,7 +90,7 @@ def sections_of(kind: Kind, prefix: str = "", about: str | None = None) -> Itera
 
 
 def _fields(kind: Kind) -> Iterator[tuple[str, FieldInfo, str]]:
-    """Key, field and meaning; of a union once for each meaning, which begins with the names that it is for."""
+    """Key, field and meaning. In a union, a key appears once per meaning, prefixed with the names it applies to."""
     if not isinstance(kind, Choice):
         yield from ((key, info, _meaning(info)) for key, info in fields_of(kind).items())
         return
@@ -115,12 +115,12 @@ def _name_row(choice: Choice, prefix: str) -> Key:
 
 
 def _kind_of(annotation: Any) -> Kind | None:
-    """The section, or the union of sections, that an annotation is."""
+    """The section or union of sections in an annotation."""
     return choice_of(annotation) or next(iter(models_in(annotation)), None)
 
 
 def _about(kind: Kind) -> str:
-    """The first paragraph of the model's docstring, on one line; of a union that of its base."""
+    """The first paragraph of the model's docstring (for a union: of its base class), on one line."""
     model = next(iter(kind.models.values())).__mro__[1] if isinstance(kind, Choice) else kind
     return " ".join((inspect.getdoc(model) or "").split("\n\n")[0].split())
 
@@ -132,13 +132,13 @@ def _section_about(info: FieldInfo, kind: Kind) -> str:
 
 
 def _inner(annotation: Any) -> Kind | None:
-    """The section that the values of a mapping or the items of a list are."""
+    """The section type of a mapping's values or a list's items."""
     kinds = [kind for kind in get_args(annotation) if kind not in (str, Ellipsis)]
     return _kind_of(kinds[0]) if len(kinds) == 1 else None
 
 
 def _part_of(annotation: Any) -> str:
-    """What stands for a name or a place in the keys below; empty for a scalar."""
+    """Placeholder for a name or an index in the keys below; empty for a scalar."""
     if _inner(annotation) is None:
         return ""
     return {dict: SECTION_BY_NAME, tuple: SECTION_IN_LISTS}.get(get_origin(annotation) or type(None), "")
@@ -178,7 +178,7 @@ def _meaning(info: FieldInfo) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that neither ends a table's cell nor becomes markup."""
+    """Escapes text so that it neither ends a table cell nor becomes markup."""
     return re.sub(r"([|*])", r"\\\1", text).replace("<", "&lt;")
 
 
@@ -191,7 +191,7 @@ def _table(section: KeySection, resumes: bool) -> Iterator[str]:
 
 
 def page() -> str:
-    """The whole page."""
+    """The complete page."""
     lines = [INTRODUCTION]
     for title, about, model in FILES:
         lines += [f"## {title}\n"] + ([f"{about}\n"] if about else [])

@@ -1,7 +1,7 @@
-"""YAML files and the command line → one typed experiment that knows where each of its settings was written.
+"""Loads YAML files and command-line overrides into one typed experiment, with the origin of each setting.
 
-The only module that reads or writes YAML. Files are composed to nodes with their lines; values are typed by the schema
-(typed.py), not by YAML.
+This is the only module that reads or writes YAML. Files are parsed to nodes with line numbers; values are typed by
+the schema (typed.py), not by YAML.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _CORE_TAGS = {f"tag:yaml.org,2002:{name}" for name in _CORE_TAG_NAMES}
 
 @dataclass(frozen=True)
 class Resolved:
-    """An experiment with where its settings come from.
+    """An experiment with the origin of its settings.
 
     Attributes:
         experiment: the typed settings.
         provenance: dotted key → ``file:line``, ``command line`` or ``default``.
-        path: the config file as it was named.
+        path: the config file as given.
     """
 
     experiment: Experiment
@@ -54,20 +54,20 @@ class Resolved:
         return _complete_settings(self.experiment)
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings with their defaults as plain JSON values, less those that would be refused as ignored."""
+        """All settings with their defaults as plain JSON values, without those that would be refused as ignored."""
         return self._complete
 
     def to_yaml(self) -> str:
-        """The complete resolved config; loading it gives an equal experiment, but for credentials, which are left out.
+        """The complete resolved config. Loading it gives an equal experiment, without the credentials.
 
-        A resume takes them from its own command: the location of a set is not part of what a resume compares.
+        A resume takes credentials from its own command line, because it does not compare the locations of data sets.
         """
         text = yaml.dump(redacted_in(self._complete), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
         return f"{WRITTEN_BY}{pretrain.__version__}\n{text}"
 
     @property
     def digest(self) -> str:
-        """Hash of what decides the result (changes.py says what does not)."""
+        """Hash of the settings that decide the result; ``changes.UNDECISIVE_KEYS`` lists the others."""
         return changes.digest(self._complete)
 
     def where(self, key: str) -> str:
@@ -86,14 +86,14 @@ def load_experiment(
     overrides: Sequence[str] = (),
     without: Sequence[str] = (),
 ) -> Resolved:
-    """Reads a config: its ``extends`` first, the file over them, then the cluster file, then the overrides.
+    """Reads a config: the files it ``extends``, then the file itself, then the cluster file, then the overrides.
 
     Args:
         path: YAML of the experiment. ``extends`` names a file or a list of files, relative to the file it is in.
         cluster: YAML whose keys are those of the ``cluster`` section.
         overrides: ``key.sub=value``; the value is text as it is, typed by its key, or a list, a section or a quoted
             string of YAML.
-        without: sections of the file that are passed over.
+        without: sections of the file to skip.
 
     Raises:
         ConfigError: a file cannot be read, or settings are wrong: all problems, with file, line, key and remedy.
@@ -133,7 +133,7 @@ def load_file(path: str | Path, schema: type[Model]) -> Model:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """What a YAML file and those that it extends say, held against no schema: for showing it.
+    """The merged content of a YAML file and those it extends, not validated against a schema; for display.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -175,13 +175,13 @@ def _provenance(settings: Section, experiment: Experiment) -> dict[str, str]:
 
 
 class _Reader:
-    """Reads files and overrides to trees and collects the problems that do not stop the reading."""
+    """Reads files and overrides into trees and collects the problems that do not prevent further reading."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
 
     def read(self, path: str, chain: tuple[str, ...] = ()) -> Section:
-        """The tree of a file with what it extends below it."""
+        """The tree of a file, merged over the files it extends."""
         if os.path.realpath(path) in map(os.path.realpath, chain):
             raise ConfigError(f"extends goes round in a circle: {' → '.join((*chain, path))}; remove one of them")
         section = self._to_section(self._compose(_read_bytes(path, chain), path), path)
@@ -198,11 +198,11 @@ class _Reader:
         """The tree of one ``key.sub=value``."""
         key, equals, value = text.partition("=")
         if not equals or not key or not all(key.split(".")) or key != key.strip():
-            raise ConfigError(f"{COMMAND_LINE}: {text!r} is no override; write key.sub=value, such as optim.lr=3e-4")
+            raise ConfigError(f"{COMMAND_LINE}: {text!r} is not an override; write key.sub=value, like optim.lr=3e-4")
         return tree.nest(key, self._override_value(value.strip(), f" (in {text!r})"), COMMAND_LINE)
 
     def _override_value(self, value: str, hint: str) -> Node:
-        """Text as it is, unless it begins as a list, a section or a quoted string of YAML does."""
+        """Takes text literally unless it begins like a YAML list, mapping or quoted string."""
         if not is_yaml(value):
             return Leaf(value, False, COMMAND_LINE)
         node = self._compose(value, COMMAND_LINE, hint=hint)
@@ -271,7 +271,7 @@ class _Reader:
 
 
 def _has_comment(text: str) -> bool:
-    """Whether YAML would pass over a part of the text."""
+    """Whether YAML would ignore part of the text."""
     tokens = (token for token in yaml.scan(text) if isinstance(token, yaml.ScalarToken))
     inside = {place for token in tokens for place in range(token.start_mark.index, token.end_mark.index)}
     return any(place not in inside for place, letter in enumerate(text) if letter == "#")
@@ -291,7 +291,7 @@ def _read_bytes(path: str, chain: tuple[str, ...]) -> bytes:
 
 
 def _complete_settings(section: BaseModel) -> dict[str, Any]:
-    """The section's settings and defaults as JSON values, less what has no effect beside its other settings."""
+    """The section's settings and defaults as JSON values, without keys that its other settings leave without effect."""
     values = section.model_dump(by_alias=True, mode="json")
     ignored = section.ignored() if isinstance(section, Strict) else {}
     names = {info.alias or name: name for name, info in type(section).model_fields.items()}
@@ -312,7 +312,7 @@ def _complete_value(value: Any, dumped: Any) -> Any:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Short lists on one line; text that would be read as a number, a truth value or null is quoted."""
+    """Writes short lists on one line and quotes text that would be read as a number, a boolean or null."""
 
 
 def _dump_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:

@@ -1,4 +1,4 @@
-"""The resolved config that a run left, perhaps written by another version of this program."""
+"""Loads the resolved config of an earlier run, possibly written by another version of this program."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import pretrain
 from pretrain.config.loader import WRITTEN_BY, Resolved, load_experiment
 from pretrain.errors import ConfigError
 
-# They decide no result, so that a run can be read, and resumed, without what an older version wrote there.
+# These do not decide the result, so a run can be read and resumed without the values an older version wrote there.
 DISPENSABLE = ("cluster", "telemetry", "checkpoint", "evaluation", "guard", "sweep")
 
 
 def load_saved(path: Path) -> Resolved:
     """The experiment that a ``config.resolved.yaml`` describes.
 
-    Where settings that decide no result are not valid in this version, their sections have its defaults.
+    If settings that do not decide the result are invalid in this version, their sections take its defaults.
 
     Raises:
-        ConfigError: it cannot be read, or settings that decide the result are not valid in this version; says which,
-            and which version wrote them.
+        ConfigError: it cannot be read, or settings that decide the result are invalid in this version; the message
+            names them and the version that wrote them.
     """
     try:
         return load_experiment(path)
@@ -35,7 +35,7 @@ def load_saved(path: Path) -> Resolved:
 
 
 def writer_of(path: Path) -> str:
-    """The version that wrote a resolved config, as far as the file says it."""
+    """The version that wrote a resolved config, if the file records it."""
     try:
         with open(path, errors="replace") as file:
             first = file.readline().strip()

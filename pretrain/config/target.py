@@ -1,4 +1,4 @@
-"""What a sample carries beside its image: one kind of target for all samples of a set. No torch."""
+"""The target of a sample: one kind for all samples of a set. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ IN_WORDS: dict[Target, str] = {
     "mask": "segmentation masks",
 }
 IGNORED_PIXEL = 255  # in a mask: the pixel has no class and does not count
-LOWER_IS_BETTER = frozenset({"loss", "mae", "rmse"})  # of the metrics by which a best model is chosen
+LOWER_IS_BETTER = frozenset({"loss", "mae", "rmse"})  # among the metrics that select a best model

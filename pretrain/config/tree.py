@@ -1,4 +1,4 @@
-"""Settings as they were written: text with its place, not yet typed. Files and command line become one such tree."""
+"""Settings as written: untyped text with its location. Files and the command line are merged into one such tree."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ COMMAND_LINE = "command line"
 
 @dataclass(frozen=True)
 class Leaf:
-    """One scalar as written. ``quoted`` text stays a string, plain text is read by the type of its key."""
+    """One scalar as written. ``quoted`` text stays a string, plain text is parsed by the type of its key."""
 
     text: str
     quoted: bool
@@ -41,9 +41,9 @@ Node = Leaf | Items | Section
 
 
 def merge(base: Node, top: Node) -> Node:
-    """Lays ``top`` over ``base``: sections merge key by key, anything else replaces what was there.
+    """Merges ``top`` over ``base``: sections merge key by key, anything else replaces the old value.
 
-    A key that is written as an empty section (``evaluation.sets: {}``) empties the one below it.
+    An empty section in ``top`` (``evaluation.sets: {}``) clears the one in ``base``.
     """
     if not (isinstance(base, Section) and isinstance(top, Section)):
         return top

@@ -1,6 +1,6 @@
-"""From a tree of text to the typed experiment: each scalar is read by the type of its key, and all problems are told.
+"""Builds the typed experiment from a tree of text: parses each scalar by its key's type and reports all problems.
 
-YAML's own guesses are not used, because they are wrong here: YAML 1.1 reads ``1e-4`` as text, ``off`` as false and
+YAML's own type inference is not used, because it is wrong here: YAML 1.1 reads ``1e-4`` as text, ``off`` as false and
 ``12:30`` as 750.
 """
 
@@ -39,10 +39,10 @@ def validate(tree: Section, schema: type[Model], file: str) -> tuple[Model | Non
     Args:
         tree: the merged settings.
         schema: model of the top level.
-        file: named where a missing key has no better place.
+        file: reported as the location of a missing key if there is no better one.
 
     Returns:
-        The typed settings, or None and every problem found: one line each, with place, key and remedy.
+        The typed settings, or None and all problems found: one line each, with location, key and remedy.
     """
     problems: list[str] = []
     values = _section_values(tree, fields_of(schema), "", problems)
@@ -73,7 +73,7 @@ def nearest_key(key: str, known: Iterable[str]) -> str | None:
 
 
 def free_value(node: Node) -> Any:
-    """Reads a value whose key has no type: null, true/false/yes/no/on/off, numbers (``1e-4`` too), else text."""
+    """Reads a value whose key has no type: null, true/false/yes/no/on/off, a number (also ``1e-4``), else text."""
     if isinstance(node, Section):
         return {key: free_value(child) for key, child in node.children.items()}
     if isinstance(node, Items):
@@ -96,7 +96,7 @@ def _section_values(tree: Section, fields: Mapping[str, FieldInfo], prefix: str,
 
 
 def _chosen_values(tree: Section, choice: Choice, key: str, problems: list[str]) -> dict[str, Any]:
-    """Reads a member of a union; where the name is not one of theirs, which is told later, as any of them."""
+    """Reads a member of a union. An unknown name, which is reported later, accepts the keys of all members."""
     chosen = tree.children.get(choice.key)
     name = choice.default if chosen is None else chosen.text if isinstance(chosen, Leaf) else ""
     if name not in choice.models:
@@ -132,7 +132,7 @@ def _value(node: Node, annotation: Any, key: str, problems: list[str]) -> Any:
         if isinstance(node, Section):
             return _section_values(node, keys, f"{key}.", problems)
         if isinstance(node, Leaf) and node.is_null:
-            return _ABSENT  # null takes a section back to its defaults
+            return _ABSENT  # null resets a section to its defaults
         problems.append(f"{node.where}: {key}: expected a section with the keys {', '.join(keys)}")
         return _ABSENT
     mapping = next((option for option in options if get_origin(option) is dict), None)
@@ -181,12 +181,12 @@ def _scalar(text: str, options: tuple[Any, ...]) -> Any:
 
 
 def _fits(digits: str) -> bool:
-    """Whether a whole number is one that numpy and torch can hold; looked at before it is made of its digits."""
+    """Whether an integer fits numpy's and torch's types; checks its length before converting the digits."""
     return len(digits) <= MOST_DIGITS and abs(int(digits.replace("_", ""))) <= LARGEST_INT
 
 
 def _is_text(text: str) -> bool:
-    """Whether text can be a name or a path: no control characters, and bytes of some file system behind it."""
+    """Whether text can be a name or a path: no control characters, and encodable for the file system."""
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

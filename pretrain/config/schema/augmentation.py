@@ -1,7 +1,7 @@
-"""What is done to training images beyond crop and flip: one by one in the data processes, in pairs on the device.
+"""Training augmentation beyond crop and flip: per image in the data processes, per pair (mixing) on the device.
 
-Every random number is a function of the seed and of the image's place in the stream, so no setting here depends on the
-number of ranks, data processes or micro-batches.
+Every random number is a function of the seed and the image's position in the stream, so the result does not depend on
+the number of ranks, data processes or micro-batches.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class AugReg(NamedTuple):
     mixup: float
 
 
-# Source: AugReg (2106.10270), as google-research/big_vision, configs/vit_i1k.py and vit_i21k.py write it.
+# Source: AugReg (2106.10270), from google-research/big_vision, configs/vit_i1k.py and vit_i21k.py.
 AUGREG: dict[str, AugReg] = {
     "none": AugReg(0, 0, 0.0),
-    "light1": AugReg(2, 0, 0.0),  # magnitude 0 is not nothing: an inversion or a dark image may come of it
+    "light1": AugReg(2, 0, 0.0),  # magnitude 0 still has an effect: it may invert or darken an image
     "light2": AugReg(2, 10, 0.2),
     "medium1": AugReg(2, 15, 0.2),
     "medium2": AugReg(2, 15, 0.5),
@@ -41,7 +41,7 @@ class RandAugmentConfig(Strict):
 
     num_layers: PositiveInt = Field(default=2, description="Operations per image, one after the other.")
     magnitude: NonNegativeFloat = Field(
-        default=10.0, description="Strength of every operation; not clamped at 10: levels beyond it extrapolate."
+        default=10.0, description="Strength of every operation; values above 10 extrapolate."
     )
 
 
@@ -49,15 +49,15 @@ class Policy(NamedTuple):
     """Marks a key of ``train_transform`` that switches a policy on: a change of the pixels after crop and flip.
 
     Attributes:
-        moves_pixels: it changes where things are, so that a mask would no longer fit its image. Such a policy is
-            refused beside masks; the others act on the image alone.
+        moves_pixels: the policy moves image content, so a mask would no longer fit its image. Such a policy is refused
+            for data sets with masks; the others only change pixel values.
     """
 
     moves_pixels: bool
 
 
 class TimmPolicy(NamedTuple):
-    """What timm's text says: see ``parse_timm_policy``."""
+    """The values in timm's text: see ``parse_timm_policy``."""
 
     magnitude: float
     num_layers: int
@@ -75,7 +75,7 @@ def parse_timm_policy(text: str) -> TimmPolicy:
     """Reads timm's text for RandAugment, such as ``rand-m9-mstd0.5-inc1``, with timm's defaults.
 
     Raises:
-        ValueError: names the part that is not known, and those that are.
+        ValueError: a part is unknown; the message lists the known ones.
     """
     name, *parts = text.split("-")
     if name != "rand":
@@ -84,9 +84,7 @@ def parse_timm_policy(text: str) -> TimmPolicy:
     for part in parts:
         match = _TIMM_PART.fullmatch(part)
         if match is None or (match[1] == "inc" and match[2] not in "01") or (match[1] == "n" and "." in match[2]):
-            raise ValueError(
-                f"{text!r}: {part!r} is no part of timm's RandAugment that is known here; use {_TIMM_KEYS}"
-            )
+            raise ValueError(f"{text!r}: {part!r} is not a known part of timm's RandAugment; use {_TIMM_KEYS}")
         values[match[1]] = float(match[2])
     if not 0 <= values["p"] <= 1 or values["n"] < 1:
         raise ValueError(f"{text!r}: p is a probability, n at least 1")
@@ -104,18 +102,22 @@ TimmPolicyText = Annotated[str, AfterValidator(_checked_timm_policy)]
 
 
 class RandomErasingConfig(Strict):
-    """Rectangles of noise, put in after the normalisation and before mixing (1708.04896; timm's RandomErasing)."""
+    """Random erasing: rectangles of noise, added between normalisation and mixing (1708.04896; as in timm)."""
 
-    prob: UnitInterval = Field(default=0.25, description="Share of the images that are erased in.")
+    prob: UnitInterval = Field(default=0.25, description="Fraction of the images that get rectangles.")
     mode: Literal["pixel", "rand", "const"] = Field(
         default="pixel",
-        description="Normal noise for each pixel, one normal colour for each rectangle, or zero (the mean).",
+        description="Gaussian noise per pixel, one Gaussian colour per rectangle, or zero (the mean).",
     )
-    count: PositiveInt = Field(default=1, description="Most rectangles of an image; 1 … count of them share the area.")
-    min_area: Annotated[float, Field(gt=0, le=1)] = Field(default=0.02, description="Smallest share of the image.")
-    max_area: Annotated[float, Field(gt=0, le=1)] = Field(default=1 / 3, description="Largest share of the image.")
+    count: PositiveInt = Field(default=1, description="Maximum number of rectangles per image; they share the area.")
+    min_area: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.02, description="Minimum fraction of the image area."
+    )
+    max_area: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1 / 3, description="Maximum fraction of the image area."
+    )
     min_aspect: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.3, description="Height over width lies between this and its inverse, log-uniformly."
+        default=0.3, description="Aspect ratio: log-uniform between this and its inverse."
     )
 
     @model_validator(mode="after")
@@ -133,22 +135,22 @@ class MixingConfig(Strict):
     )
     cutmix: NonNegativeFloat = Field(
         default=0.0,
-        description="λ ~ Beta(cutmix, cutmix): a box of 1 − λ of the area is exchanged (CutMix, 1905.04899), and λ is "
-        "corrected to what the box really covers; 0: never.",
+        description="λ ~ Beta(cutmix, cutmix): a box of 1 − λ of the area is exchanged (CutMix, 1905.04899). λ is "
+        "corrected to the clipped box's area; 0: never.",
     )
-    prob: UnitInterval = Field(default=1.0, description="Probability that anything is mixed.")
-    switch_prob: UnitInterval = Field(default=0.5, description="Where both are on: the probability of CutMix.")
+    prob: UnitInterval = Field(default=1.0, description="Probability of mixing.")
+    switch_prob: UnitInterval = Field(default=0.5, description="Probability of CutMix if both are on.")
     per: Literal["batch", "pair"] = Field(
-        default="batch", description="One choice and one λ (and box) for a global batch, or for each pair of images."
+        default="batch", description="Draw the choice, λ and box once per global batch or per pair of images."
     )
     keep_larger: bool = Field(
         default=False,
-        description="mixup's λ becomes max(λ, 1 − λ), so that each image keeps its larger share (big_vision).",
+        description="Use max(λ, 1 − λ) in mixup, so that each image keeps the larger share (big_vision).",
     )
 
     @property
     def active(self) -> bool:
-        """Whether anything is mixed at all."""
+        """Whether mixing is on."""
         return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
     def ignored(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What every section is made of: strict models, unions of them, and the keys that they leave without effect."""
+"""Building blocks of the sections: strict models, unions of them, and detection of keys without effect."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ UnitInterval = Annotated[float, Field(ge=0, le=1)]
 
 
 class Strict(BaseModel):
-    """A section: unknown keys are errors, values cannot change after loading.
+    """A section: unknown keys are errors, and values cannot change after loading.
 
     Attributes:
-        chosen_by: of the members of a union: the key whose value says which of them a section is.
-        not_offered: of the members of a union: values of that key that people ask for, each with why there is none.
-        first_keys: of the base of a union's members: the keys that are listed first. A member's own keys come next,
-            then the remaining shared ones.
+        chosen_by: for members of a union: the key whose value selects the member.
+        not_offered: for members of a union: values of that key that users may expect → why they are not offered.
+        first_keys: for the base of a union's members: the keys listed first. A member's own keys come next, then the
+            remaining shared ones.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
@@ -35,9 +35,9 @@ class Strict(BaseModel):
     first_keys: ClassVar[tuple[str, ...]] = ()
 
     def ignored(self) -> dict[str, str]:
-        """Keys without effect beside the section's other settings, each with the reason: the end of "KEY …".
+        """Keys that the section's other settings leave without effect → the reason, phrased to follow the key.
 
-        Such a key is an error where it is written, and a resolved config does not list it.
+        Setting such a key is an error, and a resolved config does not list it.
         """
         return {}
 
@@ -50,7 +50,7 @@ class Strict(BaseModel):
 
 
 class OneOf:
-    """Marks a union of sections, ``Annotated[A | B, ONE_OF]``: the first member is the one where no key chooses."""
+    """Marks a union of sections, ``Annotated[A | B, ONE_OF]``. The first member is the default."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         choice = choice_of(source)
@@ -60,7 +60,7 @@ class OneOf:
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         written = handler(schema)
-        # not oneOf: without the key that chooses, which a file may leave to the one that it extends, several can fit
+        # not oneOf: a file may inherit the discriminating key through extends, and then several members can match
         return {"anyOf" if key == "oneOf" else key: value for key, value in written.items()}
 
 
@@ -68,25 +68,25 @@ ONE_OF = OneOf()
 
 
 class Choice(NamedTuple):
-    """A union of sections: the key that chooses, and what it chooses from, the default first."""
+    """A union of sections: the discriminating key and the models it selects from, the default first."""
 
     key: str
     models: dict[str, type[Strict]]
 
     @property
     def default(self) -> str:
-        """The value of ``key`` where it is not written."""
+        """The value of ``key`` if it is not written."""
         return next(iter(self.models))
 
     def name_in(self, section: Any) -> str:
-        """The value of ``key`` in a section, whether it is one of ``models`` or not."""
+        """The value of ``key`` in a section, which may be unknown to ``models``."""
         if isinstance(section, dict):
             return str(section.get(self.key, self.default))
         return str(getattr(section, self.key, section))
 
     @property
     def fields(self) -> dict[str, FieldInfo]:
-        """The keys of all models: those that they share first, then each model's own."""
+        """The keys of all models: shared keys first, then each model's own."""
         of_all: dict[str, FieldInfo] = {}
         for key, info in (item for model in self.models.values() for item in fields_of(model).items()):
             of_all.setdefault(key, info)
@@ -98,7 +98,7 @@ class Choice(NamedTuple):
 
 
 def choice_of(annotation: Any) -> Choice | None:
-    """The union of sections that an annotation is; None where it is none."""
+    """The union of sections in an annotation; None if it is not such a union."""
     models = models_in(annotation)
     if len(models) < 2:
         return None
@@ -107,7 +107,7 @@ def choice_of(annotation: Any) -> Choice | None:
 
 
 def names_of(union: Any, which: Callable[[Any], bool]) -> list[str]:
-    """Names of the models of a union for which a question is answered by yes."""
+    """Names of the models of a union for which ``which`` is true."""
     choice = choice_of(union)
     assert choice is not None, "a union of sections"
     return [name for name, model in choice.models.items() if which(model)]
@@ -128,7 +128,7 @@ def options_of(annotation: Any) -> tuple[Any, ...]:
 
 
 def fields_of(schema: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Key as it is written → field, in the order in which keys are listed."""
+    """Key as written in YAML → field, in listing order."""
     fields = {info.alias or name: info for name, info in schema.model_fields.items()}
     base = next((base for base in schema.__mro__ if "first_keys" in vars(base)), None)
     if base is None or not issubclass(base, Strict):

@@ -1,4 +1,4 @@
-"""The file of a chain: which stages there are, and what each of them is asked. Strict like every config."""
+"""The chain file: its stages and their arguments. Strict like every config."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Words = tuple[str, ...]
 class StageConfig(Strict):
     """A stage that is one job: ``python -m pipelines STAGE`` with these arguments."""
 
-    arguments: Words = Field(default=(), description="Words after the stage's name.")
+    arguments: Words = Field(default=(), description="Arguments after the stage's name.")
     sbatch: Words = Field(default=(), description="Options of sbatch, such as --partition=cpu.")
 
 
 class PackConfig(StageConfig):
-    """Packing as an array, and the merge after it."""
+    """Packing as a job array, followed by the merge."""
 
-    arguments: Words = Field(description="Words after pack, with the source first; --out and --task are added.")
-    out: str = Field(description="Folder of the packed data set.")
-    tasks: PositiveInt = Field(default=16, description="Tasks of the array.")
+    arguments: Words = Field(description="Arguments after pack, the source first; --out and --task are added.")
+    out: str = Field(description="Output folder of the packed data set.")
+    tasks: PositiveInt = Field(default=16, description="Number of array tasks.")
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> PackConfig:
@@ -37,26 +37,26 @@ class PretrainConfig(Strict):
     """The pretraining."""
 
     script: str = Field(description="Job script, such as slurm/pretrain_vit_l.sh.")
-    config: str = Field(description="YAML of the experiment.")
-    cluster: str | None = Field(default=None, description="YAML of the machines; by default the script's.")
-    overrides: Words = Field(default=(), description="Settings over the config's: optim.lr=3e-4.")
+    config: str = Field(description="Experiment YAML.")
+    cluster: str | None = Field(default=None, description="Cluster YAML; null: the script's default.")
+    overrides: Words = Field(default=(), description="Overrides of the config, such as optim.lr=3e-4.")
     sbatch: Words = Field(default=(), description="Options of sbatch, such as --nodes=2.")
 
 
 class FinetuneConfig(Strict):
-    """The sweep: every config at every learning rate, one task of an array for each."""
+    """The fine-tuning sweep: every config at every learning rate, one array task each."""
 
-    configs: Annotated[Words, Field(min_length=1)] = Field(description="YAMLs of the fine-tunings.")
-    lrs: Annotated[Words, Field(min_length=1)] = Field(description="Learning rates, as they shall stand in the names.")
-    overrides: Words = Field(default=(), description="Settings over the configs'.")
-    sbatch: Words = Field(default=(), description="Options of sbatch for each task.")
+    configs: Annotated[Words, Field(min_length=1)] = Field(description="Fine-tuning YAMLs.")
+    lrs: Annotated[Words, Field(min_length=1)] = Field(description="Learning rates, spelled as in the run names.")
+    overrides: Words = Field(default=(), description="Overrides of the configs.")
+    sbatch: Words = Field(default=(), description="Options of sbatch for every task.")
 
 
 class ChainConfig(Strict):
-    """From images to a report, each stage after the one before it."""
+    """All jobs from images to a report; each stage starts after the previous one."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
-        description="What was submitted is remembered in runs/chains/NAME.json."
+        description="Name of the chain; submitted jobs are recorded in runs/chains/NAME.json."
     )
     pack: PackConfig | None = None
     dedup: StageConfig | None = None

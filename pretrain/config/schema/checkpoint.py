@@ -1,4 +1,4 @@
-"""What a run starts from and what it leaves."""
+"""Checkpointing, resuming and initial weights."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from pretrain.config.schema.base import PositiveInt, Strict
 
 
 class CheckpointConfig(Strict):
-    """When the state is saved, and how much of it stays."""
+    """When checkpoints are saved and which are kept."""
 
-    every: Duration = Field(default=Duration(1000, "steps"), description="How often; the end of the run always saves.")
+    every: Duration = Field(
+        default=Duration(1000, "steps"), description="Interval between checkpoints; the end of the run always saves."
+    )
     asynchronous: bool = Field(
         default=True,
-        description="Only copy the state to host memory at the step's boundary and write it while the training goes "
-        "on; false: stand still until it is on the disk. Both need host memory for a rank's part of the state.",
+        description="Copy the state to host memory between steps and write it while training continues; false: block "
+        "until it is on disk. Both need host memory for a rank's part of the state.",
     )
-    keep_last: PositiveInt = Field(default=2, description="Complete checkpoints that are kept, the newest first.")
+    keep_last: PositiveInt = Field(default=2, description="Number of newest complete checkpoints to keep.")
     keep_every: Duration | None = Field(
-        default=None, description="Also keep those at multiples of this; a multiple of every. null: none."
+        default=None, description="Also keep checkpoints at multiples of this; must be a multiple of every. null: none."
     )
     keep_best: str | None = Field(
         default=None,
-        description="Also keep the best by this metric of the evaluations, such as val/top1 (loss, mae, rmse: the "
-        "lowest, else the highest); an evaluation that is better than all before saves a checkpoint. null: none.",
+        description="Also keep the best checkpoint by this evaluation metric, such as val/top1 (loss, mae, rmse: "
+        "lowest, else highest); a new best evaluation saves a checkpoint. null: none.",
     )
     on_error: Literal["stop", "continue"] = Field(
         default="stop",
-        description="What a checkpoint that cannot be written does to the run, such as on a full disk. The older ones "
-        "stay as they are; continue tries again when the next is due.",
+        description="Whether a checkpoint that cannot be written (for example on a full disk) stops the run. Older "
+        "checkpoints are kept; continue tries again when the next checkpoint is due.",
     )
 
 
@@ -41,16 +43,16 @@ class ResumeConfig(Strict):
     from_: str | None = Field(
         default=None,
         alias="from",
-        description="Another run folder or one checkpoint: a fork with optimiser and stream.",
+        description="Another run folder or checkpoint to fork from, with optimiser state and data stream.",
     )
     allow_changes: tuple[str, ...] = Field(
         default=(),
-        description="Keys that may differ from the saved run's, such as optim.lr; any other change is refused.",
+        description="Keys that may differ from the saved run, such as optim.lr; other changes are refused.",
     )
     cooldown: Duration | None = Field(
         default=None,
-        description="A fork that ends: the learning rate of a constant or rsqrt trunk goes linearly to 0 over so long "
-        "after the checkpoint of from. duration and optim.schedule.cooldown follow from it.",
+        description="Final fork: decay the learning rate of a constant or rsqrt run linearly to 0 over this length "
+        "after the checkpoint in from. duration and optim.schedule.cooldown are derived from it.",
     )
 
     @model_validator(mode="after")
@@ -61,22 +63,22 @@ class ResumeConfig(Strict):
 
 
 class InitConfig(Strict):
-    """Initial weights from elsewhere (a new optimiser, step 0)."""
+    """Initial weights from another run or program (with a new optimiser, at step 0)."""
 
     from_: str | None = Field(
         default=None,
         alias="from",
-        description="Run folder, checkpoint or safetensors file; or weights of another program: a folder of timm's or "
-        "Hugging Face's, Google's .npz, torchvision's safetensors.",
+        description="Run folder, checkpoint or safetensors file; or weights of another program: a timm or Hugging Face "
+        "folder, Google's .npz, torchvision's safetensors.",
     )
     head: Literal["auto", "keep", "replace"] = Field(
         default="auto",
-        description="replace: a new head, as model.head_init says; auto: replace in pipelines/finetune.py, else keep.",
+        description="replace: a new head (see model.head_init); auto: replace in pipelines/finetune.py, else keep.",
     )
     weights: Literal["raw", "ema"] = Field(
-        default="raw", description="Which weights of a run or checkpoint: the trained ones, or their Polyak average."
+        default="raw", description="Use the raw or the EMA weights of a run or checkpoint."
     )
     pos_embed_filter: Literal["bilinear_corners", "bicubic", "bicubic_aa"] = Field(
         default="bilinear_corners",
-        description="How the position embedding is resized: the paper's code, DeiT's bicubic, timm's antialiased one.",
+        description="Resizing of the position embedding: the paper's code, DeiT's bicubic or timm's antialiased one.",
     )

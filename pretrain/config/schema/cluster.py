@@ -1,4 +1,4 @@
-"""What does not decide the result."""
+"""Settings that do not decide the result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENGINE_OWNED_DEEPSPEED_KEYS = frozenset(ENGINE_OWNED_DEEPSPEED_REMEDY)
 
 
 class PhaseLimitsConfig(Strict):
-    """Seconds that a rank may stay in one phase before the job is ended and the rank that hangs is named."""
+    """Seconds a rank may spend in one phase before the job is ended and the hanging rank is named."""
 
     start: PositiveFloat = Field(default=1800, description="Building model, stream and engine.")
     load: PositiveFloat = Field(default=1800, description="Reading and verifying a checkpoint.")
@@ -39,13 +39,13 @@ class PhaseLimitsConfig(Strict):
 
 
 class ClusterConfig(Strict):
-    """What does not decide the result: devices, how the batch is cut, how the state is sharded, how data is read."""
+    """Settings that do not decide the result: devices, micro-batch size, sharding and data loading."""
 
     backend: Literal["auto", "deepspeed", "accelerate"] = Field(
         default="auto", description="auto: deepspeed in pretrain/run.py, accelerate (DDP) in pipelines/finetune.py."
     )
     num_devices: Annotated[int, Field(gt=0, le=2**20)] | Literal["auto"] = Field(
-        default="auto", description="Ranks that the run expects; auto: as many as the launcher starts (1 in --check)."
+        default="auto", description="Expected number of ranks; auto: as many as the launcher starts (1 in --check)."
     )
     device_memory_gib: Annotated[float, Field(gt=0, le=1e6)] | Literal["auto"] = Field(
         default="auto", description="Memory of one device for --check and micro_batch_size: auto; auto: detected."
@@ -59,9 +59,10 @@ class ClusterConfig(Strict):
     activation_checkpointing: Annotated[str, Field(pattern=r"^(none|full|selective|every_([2-9]|[1-9][0-9]+))$")] = (
         Field(
             default="none",
-            description="What the backward pass computes again. full: all of a block but its input; every_2, every_3, "
-            "…: that for each second, third, … block; selective: a block's norms and activations, keeping what matrix "
-            "products and attention gave. The same losses to the bit, less memory, more time.",
+            description="Activation recomputation in the backward pass. full: keep only each block's input; every_2, "
+            "every_3, …: the same for every second, third, … block; selective: recompute norms and activation "
+            "functions, keep the outputs of matrix products and attention. Losses are bitwise identical; saves memory, "
+            "costs time.",
         )
     )
     compile: bool = Field(
@@ -70,20 +71,20 @@ class ClusterConfig(Strict):
     )
     fused_optimizer: bool | Literal["auto"] = Field(
         default="auto",
-        description="Update all weights in one kernel of torch (fp32 adamw and sgd); auto: on GPUs.",
+        description="Update all weights in one fused torch kernel (fp32 adamw and sgd); auto: on GPUs.",
     )
     num_workers: Annotated[int, Field(ge=0)] = Field(
-        default=4, description="Data processes per rank; 0: in the rank itself."
+        default=4, description="Data processes per rank; 0: load data in the rank's own process."
     )
-    prefetch_factor: PositiveInt = Field(default=2, description="Micro-batches that each data process prepares ahead.")
+    prefetch_factor: PositiveInt = Field(default=2, description="Micro-batches that each data process prefetches.")
     cache: CacheConfig = Field(default_factory=CacheConfig)
     remote: RemoteConfig = Field(default_factory=RemoteConfig)
-    collective_timeout_s: PositiveInt = Field(default=10_800, description="After this a collective fails, in seconds.")
+    collective_timeout_s: PositiveInt = Field(default=10_800, description="Timeout of a collective, in seconds.")
     phase_limits_s: PhaseLimitsConfig = Field(
-        default_factory=PhaseLimitsConfig, description="When a rank counts as hung, in seconds."
+        default_factory=PhaseLimitsConfig, description="Time limits after which a rank counts as hung."
     )
     deepspeed: dict[str, Any] = Field(
-        default_factory=dict, description="Passed to DeepSpeed as it is; keys that the engine owns are refused."
+        default_factory=dict, description="Passed to DeepSpeed unchanged; keys that the engine owns are refused."
     )
 
     def ignored(self) -> dict[str, str]:
@@ -109,13 +110,13 @@ class ClusterConfig(Strict):
         longest = max(self.phase_limits_s.model_dump().values())
         if longest >= self.collective_timeout_s:
             raise ValueError(
-                f"phase_limits_s: its longest limit, {longest:.0f}, must lie below collective_timeout_s "
+                f"phase_limits_s: its longest limit, {longest:.0f}, must be below collective_timeout_s "
                 f"({self.collective_timeout_s}), or a collective fails before the rank that hangs is named"
             )
         return self
 
     def _refusals(self) -> list[tuple[str, str]]:
-        """Of the table of combinations, what this section alone decides; ``backend: auto`` counts as deepspeed."""
+        """Refused combinations that depend on this section only; ``backend: auto`` counts as deepspeed."""
         sharding = combinations.DDP if self.backend == "accelerate" else f"ZeRO-{self.zero_stage}"
         return combinations.refusals(
             sharding=sharding, compile=self.compile, activation_checkpointing=self.activation_checkpointing

@@ -31,7 +31,7 @@ ResizeFilter = Literal["bilinear", "bilinear_aa", "bicubic_aa", "area"]
 
 
 class TrainTransformConfig(Strict):
-    """How a training image is made from its bytes. Random numbers are functions of (seed, epoch, sample)."""
+    """Transform of training images. Random numbers are functions of (seed, epoch, sample)."""
 
     chosen_by = "crop"
     first_keys = ("crop", "short_side")
@@ -45,29 +45,29 @@ class TrainTransformConfig(Strict):
     )
     auto_augment: Annotated[TimmPolicyText | None, Policy(moves_pixels=True)] = Field(
         default=None,
-        description="timm's RandAugment as timm writes it, such as rand-m9-mstd0.5-inc1 (other operations and levels "
-        "than randaugment); null: none.",
+        description="timm's RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1 (operations and levels differ "
+        "from randaugment); null: none.",
     )
     three_augment: Annotated[bool, Policy(moves_pixels=False)] = Field(
-        default=False, description="3-Augment: grey, solarised or blurred, one of them for each image (DeiT III)."
+        default=False, description="3-Augment: each image is converted to grey, solarised or blurred (DeiT III)."
     )
     color_jitter: Annotated[NonNegativeFloat, Policy(moves_pixels=False)] = Field(
         default=0.0,
-        description="Brightness, contrast and saturation each by a factor within 1 ± this, in random order, after the "
-        "operations above. timm drops its colour jitter beside auto_augment; here it acts.",
+        description="Scale brightness, contrast and saturation by factors within 1 ± this, in random order, after the "
+        "operations above. Unlike in timm, it also applies together with auto_augment.",
     )
     color_jitter_hue: Annotated[float, Field(ge=0, le=0.5), Policy(moves_pixels=False)] = Field(
         default=0.0,
-        description="The colour jitter's fourth operation: the hue turned by a share of the circle within ± this "
-        "(torchvision's hue); with color_jitter 0 the only one.",
+        description="The colour jitter's fourth operation: shift the hue by a fraction of the circle within ± this "
+        "(torchvision's hue); the only operation if color_jitter is 0.",
     )
     random_erasing: Annotated[RandomErasingConfig | None, Policy(moves_pixels=True)] = Field(
-        default=None, description="Rectangles of noise in the normalised image; null: none."
+        default=None, description="Random erasing in the normalised image; null: none."
     )
 
     @classmethod
     def policies(cls) -> dict[str, Policy]:
-        """The keys that switch a policy on, each with what it declares."""
+        """The keys that switch a policy on, each with its declaration."""
         marked = {
             key: [mark for mark in info.metadata if isinstance(mark, Policy)] for key, info in fields_of(cls).items()
         }
@@ -75,11 +75,11 @@ class TrainTransformConfig(Strict):
 
     @property
     def moving_pixels(self) -> list[str]:
-        """The keys of the policies that are on and change where things are in an image."""
+        """The keys of the active policies that move image content."""
         return [key for key, policy in self.policies().items() if policy.moves_pixels and getattr(self, key)]
 
     def of_masks(self) -> TrainTransformConfig:
-        """The same crop and flip for masks: the nearest pixel, and no policy."""
+        """The same crop and flip for masks: nearest-neighbour interpolation, no policies."""
         off = {key: type(self).model_fields[key].default for key in self.policies()}
         return self.model_copy(update={"resize_filter": "nearest", **off})
 
@@ -94,13 +94,14 @@ class TrainTransformConfig(Strict):
 
 
 class InceptionConfig(TrainTransformConfig):
-    """A random area and ratio."""
+    """A crop of random area and aspect ratio."""
 
     crop: Literal["inception"] = Field(
-        default="inception", description="A random area and ratio, resized (torchvision's RandomResizedCrop)."
+        default="inception",
+        description="Crop of random area and aspect ratio, resized (torchvision's RandomResizedCrop).",
     )
     min_area: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.05, description="Smallest share of the area of a crop."
+        default=0.05, description="Minimum fraction of the area in a crop."
     )
     ratio: tuple[PositiveFloat, PositiveFloat] = Field(
         default=(0.75, 4 / 3), description="Range of the crop's width over its height."
@@ -108,14 +109,14 @@ class InceptionConfig(TrainTransformConfig):
 
 
 class InceptionTfConfig(TrainTransformConfig):
-    """A random height and ratio."""
+    """A crop of random height and aspect ratio."""
 
     crop: Literal["inception_tf"] = Field(
         default="inception_tf",
-        description="A random height and ratio, resized (TensorFlow's distorted bounding box, as in Google's recipes).",
+        description="Crop of random height and ratio, resized (TensorFlow's distorted bounding box; Google's recipes).",
     )
     min_area: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.05, description="Smallest share of the area of a crop."
+        default=0.05, description="Minimum fraction of the area in a crop."
     )
     ratio: tuple[PositiveFloat, PositiveFloat] = Field(
         default=(0.75, 1.33), description="Range of the crop's width over its height (TensorFlow's default)."
@@ -123,24 +124,25 @@ class InceptionTfConfig(TrainTransformConfig):
 
 
 class SimpleConfig(TrainTransformConfig):
-    """A random place of the short side's square."""
+    """A random square crop after resizing the short side to the model's size."""
 
     crop: Literal["simple"] = Field(
         default="simple",
-        description="The short side resized to the model's size, 4 pixels reflected at each edge, then a random square "
-        "of the model's size (DeiT III's simple random crop).",
+        description="Resize the short side to the model's size, reflect 4 pixels at each edge, then crop a random "
+        "square of the model's size (DeiT III's simple random crop).",
     )
 
 
 class ResmallConfig(TrainTransformConfig):
-    """A random square of an image that was resized before."""
+    """A random square crop of a resized image."""
 
     crop: Literal["resmall"] = Field(
         default="resmall",
-        description="The short side resized to short_side, then a random square (big_vision's resmall_crop).",
+        description="Resize the short side to short_side, then crop a random square (big_vision's resmall_crop).",
     )
     short_side: PositiveInt | None = Field(
-        default=None, description="Pixels of the short side before the crop (448 for a 384 px model). Must be set."
+        default=None,
+        description="Length of the short side before the crop, in pixels (448 for a 384 px model). Must be set.",
     )
 
     @model_validator(mode="after")
@@ -151,28 +153,30 @@ class ResmallConfig(TrainTransformConfig):
 
 
 class SquashConfig(TrainTransformConfig):
-    """The complete image."""
+    """The complete image, without a crop."""
 
-    crop: Literal["resize"] = Field(default="resize", description="The complete image, squashed.")
+    crop: Literal["resize"] = Field(
+        default="resize", description="No crop: squash the complete image to the model's size."
+    )
 
 
 AnyTrainTransform = Annotated[InceptionConfig | InceptionTfConfig | SimpleConfig | ResmallConfig | SquashConfig, ONE_OF]
 
 
 class EvalTransformConfig(Strict):
-    """How an evaluation image is made from its bytes."""
+    """Transform of evaluation images."""
 
     resize: Literal["short_side", "resmall", "squash", "squash_crop"] = Field(
         default="short_side",
-        description="short_side: keep the aspect, then crop the centre (the long side is rounded down, as torchvision, "
-        "timm and Hugging Face do); resmall: likewise, the long side rounded to the nearest and the crop's place "
-        "rounded down (big_vision's resize_small and central_crop); squash: to the size itself; squash_crop: to a "
-        "larger size, then crop the centre.",
+        description="short_side: keep the aspect ratio, then crop the centre (the long side is rounded down, as in "
+        "torchvision, timm and Hugging Face); resmall: likewise, but the long side is rounded to the nearest and the "
+        "crop position down (big_vision's resize_small and central_crop); squash: resize to the model's size; "
+        "squash_crop: squash to a larger size, then crop the centre.",
     )
     crop_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.875,
-        description="Model size over the resized short side (short_side, resmall) or sides (squash_crop), which are "
-        "rounded down: 0.875 is 256 → 224, 0.9 is 248 → 224.",
+        description="Model size divided by the resized short side (short_side, resmall) or sides (squash_crop), which "
+        "are rounded down: 0.875 is 256 → 224, 0.9 is 248 → 224.",
     )
     resize_filter: ResizeFilter = Field(default="bilinear_aa", description="Interpolation of the resize.")
 
@@ -185,7 +189,7 @@ class EvalTransformConfig(Strict):
         }
 
     def before_crop(self, side: int) -> int:
-        """Pixels to which a side is resized, of which ``side`` are kept. Source: timm and DeiT round down."""
+        """Length to which a side is resized before the crop to ``side``, rounded down as in timm and DeiT."""
         return math.floor(side / self.crop_fraction)
 
 
@@ -194,35 +198,34 @@ class DataConfig(TrainSetConfig):
 
     lanes: PositiveInt | Literal["auto"] = Field(
         default="auto",
-        description="Equal parts L into which an epoch is cut; part of the experiment, since it decides the order. "
+        description="Number L of equal parts of an epoch; it decides the order of the samples. "
         "auto: the largest power of two ≤ 512 with an even global_batch_size / L, ≥ 8 where the batch allows.",
     )
     shuffle_window: PositiveInt = Field(
-        default=8192, description="Consecutive positions of a lane that are shuffled among each other."
+        default=8192, description="Shuffle window: consecutive positions of a lane that are shuffled together."
     )
     repeated_augmentation: PositiveInt = Field(
         default=1,
-        description="Copies k of an image in a global batch, each augmented by itself and in another lane; an epoch "
-        "stays num_samples draws, of num_samples / k images (DeiT: 3).",
+        description="Repeated augmentation: k copies of an image per global batch, augmented independently and in "
+        "different lanes; an epoch still has num_samples draws, of num_samples / k images (DeiT: 3).",
     )
     augreg: AugRegPreset | None = Field(
         default=None,
-        description="AugReg's strength of augmentation: sets train_transform.randaugment and mixing (mixup, per batch, "
-        "the larger share kept).",
+        description="AugReg's augmentation strength: sets train_transform.randaugment and mixing (mixup, per batch, "
+        "keep_larger).",
     )
     train_transform: AnyTrainTransform = Field(
         default_factory=InceptionConfig,
-        description="How a training image is made from its bytes. Random numbers are functions of (seed, epoch, "
-        "sample).",
+        description="Transform of training images. Random numbers are functions of (seed, epoch, sample).",
     )
     mixing: MixingConfig = Field(default_factory=MixingConfig)
     eval_transform: EvalTransformConfig = Field(default_factory=EvalTransformConfig)
     mean: tuple[float, float, float] = Field(default=(0.5, 0.5, 0.5), description="Subtracted from pixels in [0, 1].")
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(
-        default=(0.5, 0.5, 0.5), description="Divides after that."
+        default=(0.5, 0.5, 0.5), description="The pixels are divided by it after that."
     )
     max_bad_sample_rate: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=1e-4, description="The run stops when more than this share of the samples could not be read or decoded."
+        default=1e-4, description="The run stops if more than this fraction of the samples cannot be read or decoded."
     )
 
     @model_validator(mode="after")
@@ -239,7 +242,7 @@ class DataConfig(TrainSetConfig):
 
     @property
     def augmentation(self) -> TrainTransformConfig:
-        """``train_transform`` with what ``augreg`` adds."""
+        """``train_transform`` with the policies that ``augreg`` adds."""
         preset = AUGREG.get(self.augreg or "none")
         if preset is None or not preset.num_layers:
             return self.train_transform
@@ -248,6 +251,6 @@ class DataConfig(TrainSetConfig):
 
     @property
     def effective_mixing(self) -> MixingConfig:
-        """``mixing``, or what ``augreg`` sets in its place."""
+        """``mixing``, or the settings that ``augreg`` implies."""
         mixup = AUGREG[self.augreg].mixup if self.augreg else 0.0
         return MixingConfig(mixup=mixup, keep_larger=True) if mixup else self.mixing

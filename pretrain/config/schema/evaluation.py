@@ -1,4 +1,4 @@
-"""When and on what a model is evaluated."""
+"""When a model is evaluated, and on which sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pretrain.config.schema.source import PLACES
 from pretrain.config.target import Target
 
 Kind = Literal["accuracy", "multilabel", "label_map", "few_shot", "knn", "logistic", "regression", "segmentation"]
-FEATURE_KINDS = ("few_shot", "knn", "logistic")  # look at what the head sees, not at its logits
+FEATURE_KINDS = ("few_shot", "knn", "logistic")  # use the head's input, not its logits
 # (settings, kinds that have them)
 SETTINGS_OF_KINDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("targets",), ("accuracy", "label_map")),
@@ -24,9 +24,9 @@ SETTINGS_OF_KINDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("k", "temperature"), ("knn",)),
     (("max_iterations",), ("logistic",)),
 )
-# Words in place of a file.
-IMAGENET_REAL = "imagenet_real"  # of targets: the list that timm brings
-NUMBERS = "numbers"  # of class_map: the classes' ids are the numbers of their outputs
+# Keywords accepted instead of a file.
+IMAGENET_REAL = "imagenet_real"  # for targets: the list shipped with timm
+NUMBERS = "numbers"  # for class_map: the class ids are output indices
 CHIEF_METRICS: dict[Kind, str] = {
     "accuracy": "top1",
     "label_map": "top1",
@@ -45,18 +45,18 @@ METRICS: dict[Kind, tuple[str, ...]] = {
     "regression": ("mae", "rmse", "r2"),
     "segmentation": ("mIoU", "pixel_accuracy"),
 }
-TARGETS: dict[str, Target] = {"regression": "vector", "segmentation": "mask"}  # of the other kinds: labels
+TARGETS: dict[str, Target] = {"regression": "vector", "segmentation": "mask"}  # other kinds: labels
 FEW_SHOT_L2 = 2.0**10
 LOGISTIC_L2 = 1.0
 
 
 def target_of_kind(kind: str) -> Target:
-    """What a kind of evaluation needs the samples to carry beside their images."""
+    """The target that a kind of evaluation needs the samples to have."""
     return TARGETS.get(kind, "labels")
 
 
 class EvaluationSetConfig(Strict):
-    """A labelled set and what is measured on it; every image counts once, on any number of ranks."""
+    """A labelled set and its metrics. Every image counts exactly once on any number of ranks."""
 
     kind: Kind = Field(
         default="accuracy",
@@ -64,30 +64,30 @@ class EvaluationSetConfig(Strict):
         "accuracy where the set has other classes than the head (ImageNet-1k with a head of ImageNet-21k). regression: "
         "mean absolute error, root of the mean squared error and R², for objective.name: regression. "
         "segmentation: mean intersection over union and pixel accuracy, for objective.name: segmentation. On frozen "
-        "features, with a labelled train set beside it: few_shot (regularised least squares), knn, logistic "
+        "features, with an additional labelled train set: few_shot (regularised least squares), knn, logistic "
         "(regression).",
     )
-    shards: str = Field(description=f"Where the tars and the index of the images that are classified lie: {PLACES}.")
-    num_samples: PositiveInt = Field(description="Samples that the set is expected to have.")
+    shards: str = Field(description=f"Location of the set's tars and index: {PLACES}.")
+    num_samples: PositiveInt = Field(description="Expected number of samples.")
     transform: EvalTransformConfig | None = Field(
         default=None,
-        description="How its images are made; null: data.eval_transform, and for few_shot squashing to size / 0.875 "
-        "without antialias, then the central crop (256 to 224).",
+        description="Image transform; null: data.eval_transform, or for few_shot squashing to size / 0.875 "
+        "without antialiasing and a central crop (256 to 224).",
     )
     targets: str | None = Field(
         default=None,
-        description="accuracy, label_map: JSON of labels in the place of the set's own, as ReaL's: a list of lists in "
-        "the order of the file names, or file name to list; imagenet_real: ReaL's labels, as timm brings them. An "
-        "image with none does not count.",
+        description="accuracy, label_map: JSON file with labels that replace the set's own, such as ReaL's: a list of "
+        "lists in the order of the file names, or file name to list; imagenet_real: ReaL's labels, as shipped with "
+        "timm. An image without labels does not count.",
     )
     class_map: str | None = Field(
         default=None,
         description="label_map only: CSV with the columns class (of this set) and output (of the head), each an id or "
-        "a number; null: classes and outputs of equal id belong together; numbers: the ids of the classes are the "
-        "numbers of their outputs, as ImageNet-V2's folders are called.",
+        "an index; null: match classes and outputs by id; numbers: the class ids are output indices, like the folder "
+        "names of ImageNet-V2.",
     )
     train_shards: str | None = Field(
-        default=None, description="few_shot, knn, logistic: folder of the labelled images."
+        default=None, description="few_shot, knn, logistic: folder of the labelled training set."
     )
     num_train_samples: PositiveInt | None = Field(
         default=None, description="few_shot, knn, logistic: samples that train_shards is expected to have."
@@ -95,15 +95,17 @@ class EvaluationSetConfig(Strict):
     shots: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
         default=(1, 5, 10, 25), description="few_shot only: images per class, one result for each."
     )
-    num_seeds: PositiveInt = Field(default=3, description="few_shot only: draws of the images; the mean is reported.")
+    num_seeds: PositiveInt = Field(
+        default=3, description="few_shot only: number of random draws; the mean is reported."
+    )
     l2: PositiveFloat | None = Field(
         default=None,
-        description="few_shot: added to the eigenvalues of the Gram matrix, null: 2^10. logistic: half of it times the "
-        "squared norm of the weights is added to the sum of the losses, null: 1.",
+        description="few_shot: ridge added to the Gram matrix, null: 2^10. logistic: half of it times the squared norm "
+        "of the weights is added to the sum of the losses, null: 1.",
     )
     k: PositiveInt = Field(default=20, description="knn only: neighbours that vote.")
     temperature: PositiveFloat = Field(default=0.07, description="knn only: a vote weighs exp(cosine / temperature).")
-    max_iterations: PositiveInt = Field(default=1000, description="logistic only: most iterations of the solver.")
+    max_iterations: PositiveInt = Field(default=1000, description="logistic only: maximum number of solver iterations.")
 
     def ignored(self) -> dict[str, str]:
         """See ``Strict``."""
@@ -123,38 +125,38 @@ class EvaluationSetConfig(Strict):
         if self.kind == "knn" and self.num_train_samples is not None and self.k > self.num_train_samples:
             raise ValueError(f"k: {self.k} neighbours, but num_train_samples is {self.num_train_samples}")
         if len(set(self.shots)) != len(self.shots):
-            raise ValueError("shots: one of them stands there twice; remove it")
+            raise ValueError("shots: contains a duplicate; remove it")
         return self
 
     @property
     def chief_metric(self) -> str:
-        """The figure by which a model is judged on the set, where one is wanted."""
+        """The main metric of the set."""
         return f"{max(self.shots)}_shot" if self.kind == "few_shot" else CHIEF_METRICS[self.kind]
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The figures by which models can be compared on the set."""
+        """The metrics by which models can be compared on the set."""
         return tuple(f"{shots}_shot" for shots in self.shots) if self.kind == "few_shot" else METRICS[self.kind]
 
     @property
     def target(self) -> Target:
-        """What the samples of the set carry beside their images."""
+        """The target that the set's samples must have."""
         return target_of_kind(self.kind)
 
     @property
     def uses_features(self) -> bool:
-        """Whether it looks at features and has classes of its own."""
+        """Whether it evaluates features and has its own classes."""
         return self.kind in FEATURE_KINDS
 
     @property
     def has_own_classes(self) -> bool:
-        """Whether the set may be labelled otherwise than the training set."""
+        """Whether the set's classes may differ from those of the training set."""
         return self.uses_features or self.kind == "label_map"
 
 
 class EvaluationConfig(Strict):
-    """When and on what a model is evaluated. The end of the run always evaluates."""
+    """When a model is evaluated, and on which sets. The end of the run always evaluates."""
 
-    every: Duration | None = Field(default=None, description="How often during training; null: at the end only.")
-    sets: dict[str, EvaluationSetConfig] = Field(default_factory=dict, description="Name → set.")
+    every: Duration | None = Field(default=None, description="Interval during training; null: at the end only.")
+    sets: dict[str, EvaluationSetConfig] = Field(default_factory=dict, description="Name → evaluation set.")
     micro_batch_size: PositiveInt = Field(default=64, description="Images per device in one forward pass.")

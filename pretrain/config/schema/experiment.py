@@ -23,7 +23,7 @@ from pretrain.errors import ConfigError
 
 FORMAT_VERSION = 1
 LARGEST_BATCH = 2**24
-MOST_SAMPLES = 1e18  # places in the stream are 64-bit numbers
+MOST_SAMPLES = 1e18  # stream positions are 64-bit integers
 
 
 class Experiment(Strict):
@@ -33,25 +33,25 @@ class Experiment(Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")] = Field(
         description="The run folder is output_dir/name."
     )
-    output_dir: str = Field(default="runs", description="Where run folders lie; must be shared by all ranks.")
+    output_dir: str = Field(default="runs", description="Parent of the run folders; must be shared by all ranks.")
     seed: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="Decides initial weights, order, augmentation, dropout."
+        default=0, description="Determines initial weights, sample order, augmentation and dropout."
     )
     duration: Duration = Field(description="Length of the training, such as '90 epochs' or '20_000 steps'.")
     global_batch_size: Annotated[int, Field(gt=0, le=LARGEST_BATCH)] = Field(
-        description="Images per optimiser step over all devices."
+        description="Images per optimiser step, summed over all devices."
     )
     precision: Literal["fp32", "bf16", "autocast"] = Field(
         default="bf16",
         description="bf16: weights in bfloat16 with fp32 master weights (ZeRO ≥ 1); autocast: fp32 weights, "
-        "matmuls in bfloat16; fp32. Loss, softmax, norms and head are fp32 in each.",
+        "matmuls in bfloat16; fp32. Loss, softmax, norms and head are always fp32.",
     )
     tf32: bool = Field(
         default=False,
         description="fp32 matrix products and convolutions in TensorFloat-32, on GPUs that have it (A100 and later).",
     )
     model: ModelConfig
-    objective: Objective = Field(default_factory=SoftmaxConfig, description="What is minimised.")
+    objective: Objective = Field(default_factory=SoftmaxConfig, description="The training objective.")
     data: DataConfig
     optim: Optim = Field(
         description="The optimiser. Decay applies to kernels only: no bias, norm, class token or position embedding "
@@ -64,9 +64,7 @@ class Experiment(Strict):
     guard: GuardConfig = Field(default_factory=GuardConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
-    sweep: SweepConfig | None = Field(
-        default=None, description="Read by pipelines sweep; a single run trains with the settings beside it."
-    )
+    sweep: SweepConfig | None = Field(default=None, description="Read by pipelines sweep only; single runs ignore it.")
 
     @model_validator(mode="after")
     def _lengths_can_be_counted(self) -> Experiment:
@@ -231,7 +229,7 @@ class Experiment(Strict):
 
     @property
     def num_outputs(self) -> int:
-        """Width of the head: the classes of the set, unless the objective brings its own."""
+        """Width of the head: the number of classes of the set, unless the objective defines its own."""
         return self.objective.needs.num_outputs or self.data.num_classes
 
     @property
@@ -243,7 +241,7 @@ class Experiment(Strict):
     def steps_per_epoch(self) -> float:
         """Optimiser steps of one epoch, seldom a whole number. The one definition of an epoch.
 
-        An epoch is as many draws as there are samples to draw from: those of the set less its drop list, or of its
+        An epoch has as many draws as there are samples: those of the set without its drop list, or those of its
         subset; of a mixture, the sum over its sets, whatever their weights.
         """
         return self.data.drawn_samples / self.global_batch_size
@@ -253,7 +251,7 @@ class Experiment(Strict):
         return round(self.exact_steps(duration))
 
     def exact_steps(self, duration: Duration) -> float:
-        """The same before it is rounded."""
+        """``steps`` before rounding."""
         return duration.to_exact_steps(self.data.drawn_samples, self.global_batch_size)
 
     def images_per_rank(self, world: int) -> int:
@@ -284,5 +282,5 @@ class Experiment(Strict):
         return per_rank // micro_batch_size
 
     def epochs(self, samples: float) -> float:
-        """How many epochs so many draws are."""
+        """Converts a number of draws to epochs."""
         return samples / self.data.drawn_samples

@@ -11,8 +11,8 @@ from pydantic_core import CoreSchema
 from pretrain.config.families import FAMILIES, FamilyTraits, family_name, forms_where, known_forms
 from pretrain.config.schema.base import PositiveFloat, PositiveInt, Probability, Strict
 
-# Which placements each kind of position embedding has; the first is the default. A fixed embedding is the same in every
-# layer, so that it has no tables of its own there.
+# Placements of each kind of position embedding; the first is the default. A fixed embedding is the same in every layer,
+# so it has no per-layer tables.
 POS_EMBED_PLACEMENTS: dict[str, tuple[str, ...]] = {
     "none": (),
     "learned_1d": ("stem", "every_layer", "every_layer_shared"),
@@ -26,13 +26,14 @@ POS_EMBED_PLACEMENTS: dict[str, tuple[str, ...]] = {
 
 
 class ModelConfig(Strict):
-    """The architecture. A Vision Transformer is named by its variant, as in the paper: ``H/14`` is Huge, patch 14."""
+    """The architecture. Vision Transformer variants are named as in the paper: ``H/14`` is Huge with patch size 14."""
 
     name: str = Field(
-        default="vit", description="vit (ours, by variant), or timm/NAME for a classifier of timm, as timm/pvt_v2_b2."
+        default="vit",
+        description="vit (ours, see variant), or timm/NAME for a timm classifier, such as timm/pvt_v2_b2.",
     )
     kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="timm/… only: passed to timm.create_model as it is, such as window_size."
+        default_factory=dict, description="timm/… only: passed to timm.create_model unchanged, such as window_size."
     )
     variant: str = Field(
         default="",
@@ -53,23 +54,23 @@ class ModelConfig(Strict):
     class_token: bool = Field(default=True, description="Prepend a learned class token. Needed by pool: token.")
     distilled: bool = Field(
         default=False,
-        description="DeiT's distillation token and its own head; the prediction is the mean of both heads' logits.",
+        description="DeiT's distillation token with its own head; the prediction averages both heads' logits.",
     )
     mask_token: bool = Field(
         default=False, description="A learned [mask] embedding, for objective.name: masked_patches."
     )
     num_registers: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="Learned register tokens after the class token; no pooling sees them."
+        default=0, description="Learned register tokens after the class token; excluded from pooling."
     )
     layer_scale: PositiveFloat | None = Field(
-        default=None, description="Initial value of the factor per channel on each branch (LayerScale); null: none."
+        default=None, description="LayerScale: initial per-channel factor on each branch; null: none."
     )
     qk_norm: bool = Field(default=False, description="LayerNorm of each head's queries and keys before the product.")
     pool: Literal["token", "norm_avg", "avg_norm", "map"] = Field(
         default="token",
-        description="What the head sees: the class token after the final norm; or the mean of the patch tokens, "
-        "norm then mean (norm_avg, as big_vision), or mean then norm (avg_norm, as timm's default for avg); or what a "
-        "learned query attends to in the patch tokens after the norm, and an MLP (map, as Scaling ViT).",
+        description="Input of the head. token: the class token after the final norm; norm_avg: the mean of the normed "
+        "patch tokens (big_vision); avg_norm: the norm of their mean (timm's default for avg); map: attention pooling "
+        "of the normed patch tokens by a learned query, then an MLP (Scaling ViT).",
     )
     pos_embed: Literal[
         "none",
@@ -94,7 +95,7 @@ class ModelConfig(Strict):
     )
     pos_embed_prefix: bool = Field(
         default=True,
-        description="learned_1d only: class and register tokens have rows too (the paper); false: patches only "
+        description="learned_1d only: class and register tokens also have rows (the paper); false: patches only "
         "(big_vision, DeiT III; timm's no_embed_class).",
     )
     rope_temperature: PositiveFloat = Field(
@@ -102,13 +103,13 @@ class ModelConfig(Strict):
     )
     rope_grid: tuple[PositiveInt, PositiveInt] | None = Field(
         default=None,
-        description="rope_2d only: positions are scaled as if the grid (h, w) were this one, such as that of the "
-        "pretraining when fine-tuning at another resolution; null: positions are patch indices.",
+        description="rope_2d only: scale positions as if the grid (h, w) were this one, such as the pretraining grid "
+        "when fine-tuning at another resolution; null: positions are patch indices.",
     )
     head: Literal["pooled", "dense"] = Field(
         default="pooled",
-        description="pooled: logits of the image. dense: logits of every pixel, by a linear layer on each patch token "
-        "and bilinear interpolation, for objective.name: segmentation.",
+        description="pooled: logits per image. dense: logits per pixel, from a linear layer on each patch token and "
+        "bilinear interpolation, for objective.name: segmentation.",
     )
     representation_size: PositiveInt | Literal["width"] | None = Field(
         default=None,
@@ -116,16 +117,18 @@ class ModelConfig(Strict):
     )
     head_bias: float = Field(default=0.0, description="Initial bias of the head; -10 for a sigmoid over many classes.")
     head_init: Literal["zero", "normal"] = Field(
-        default="zero", description="Initial weights of the head: zero (the paper's code) or normal with std 0.01."
+        default="zero", description="Initial weights of the head: zero (the paper's code) or Gaussian with std 0.01."
     )
     dropout: Probability = Field(
         default=0.0,
         description="Dropout after every dense layer except qkv and after the position embedding (the paper's).",
     )
-    drop_path: Probability = Field(default=0.0, description="Stochastic depth: rate of the last block, or of all.")
+    drop_path: Probability = Field(
+        default=0.0, description="Stochastic depth: rate of the last block or of all blocks."
+    )
     drop_path_shape: Literal["linear", "constant"] = Field(
         default="linear",
-        description="vit only: drop_path grows linearly from 0 in the first block (timm, DeiT), or is the rate of "
+        description="vit only: drop_path increases linearly from 0 in the first block (timm, DeiT), or is the rate of "
         "every block (constant, DeiT III).",
     )
     gelu: Literal["erf", "tanh"] = Field(default="erf", description="Form of GELU: timm's erf, or flax's tanh.")
@@ -133,14 +136,14 @@ class ModelConfig(Strict):
 
     @property
     def family(self) -> FamilyTraits:
-        """The settings that the family of this model reads, and its abilities."""
+        """The settings that this model's family reads, and its capabilities."""
         name = family_name(self.name)
         assert name is not None, "validated below"
         return FAMILIES[name]
 
     @property
     def label(self) -> str:
-        """The shortest name that tells this model from others of its family."""
+        """The shortest name that distinguishes this model within its family."""
         return self.variant or self.name
 
     @property
@@ -150,10 +153,10 @@ class ModelConfig(Strict):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """One object for each family, with the keys that it reads.
+        """One object per family, with the keys that it reads.
 
-        ``anyOf`` and not ``oneOf``: a file may leave ``name`` to the one that it extends, and then several can fit.
-        Other keys may have their default, for a file that undoes what another one set; as ``patternProperties``,
+        ``anyOf`` rather than ``oneOf``: a file may inherit ``name`` through ``extends``, and then several can match.
+        Other keys may have their default, for a file that resets an inherited value; they are ``patternProperties``
         because editors do not complete those.
         """
         written = handler(schema)

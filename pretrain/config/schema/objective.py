@@ -1,4 +1,4 @@
-"""What is minimised: one model per objective, each with what it needs of the data, the model and the head."""
+"""The objectives: one model each, with its requirements on the data, the model and the head."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ NUM_COLOURS = 512  # classes of masked_patches: 3 bits for each of red, green an
 
 @dataclass(frozen=True)
 class Needs:
-    """What an objective needs, for all that depends on it: nobody else asks for an objective by its name.
+    """Requirements and properties of an objective. Other code reads these and never compares objective names.
 
     Attributes:
-        target: what of a sample it learns from; None: images alone, so that any set will do.
-        head: the model's.
-        mixes: images may be mixed, and their labels with them.
+        target: the target it learns from; None: images only, so that any set works.
+        head: the ``model.head`` it needs.
+        mixes: images and their labels may be mixed.
         one_label: an image has exactly one label.
-        min_classes: with fewer its loss cannot fall.
+        min_classes: with fewer classes the loss is constant.
         mask_token: the model replaces patches by a learned embedding.
-        num_outputs: width of the head; None: the classes of the set.
-        outputs: what the head gives, in words.
-        has_accuracy: its outputs can be compared with what the evaluation sets hold. Otherwise features alone can be
+        num_outputs: width of the head; None: the number of classes of the set.
+        outputs: the head's outputs, in words.
+        has_accuracy: its outputs can be compared with the targets of evaluation sets. Otherwise only features can be
             evaluated, and the set's class names do not belong to the weights.
         activation: logits → scores of the classes.
     """
@@ -44,7 +44,7 @@ class Needs:
 
 
 class ObjectiveConfig(Strict):
-    """What is minimised."""
+    """The training objective."""
 
     needs: ClassVar[Needs]
 
@@ -52,11 +52,11 @@ class ObjectiveConfig(Strict):
 
     @property
     def teacher_weights(self) -> str | None:
-        """Where a teacher's weights are; None: it has no teacher."""
+        """Location of the teacher's weights; None: no teacher."""
         return None
 
     def of_mixed_targets(self) -> tuple[str, ...]:
-        """Its settings that act on mixed targets only, where they are on."""
+        """The active settings that affect mixed targets only."""
         return ()
 
 
@@ -80,7 +80,7 @@ class SoftmaxConfig(ObjectiveConfig):
     needs = Needs(one_label=True, min_classes=2)
 
     name: Literal["softmax"] = Field(default="softmax", description="One label per image.")
-    label_smoothing: Probability = Field(default=0.0, description="Share of the target spread over all classes.")
+    label_smoothing: Probability = Field(default=0.0, description="Fraction of the target spread over all classes.")
 
 
 class SigmoidConfig(WithoutSmoothing):
@@ -91,11 +91,11 @@ class SigmoidConfig(WithoutSmoothing):
     name: Literal["sigmoid"] = Field(default="sigmoid", description="Any number of labels per image.")
     reduction: Literal["sum_classes", "mean"] = Field(
         default="sum_classes",
-        description="Sum over the classes and mean over the batch (Google), or mean over both (DeiT III).",
+        description="Sum over classes and mean over the batch (Google), or mean over both (DeiT III).",
     )
     binarise: bool = Field(
         default=False,
-        description="After mixing, each class with any share of the target counts as 1 (DeiT III).",
+        description="After mixing, every class with a nonzero target counts as 1 (DeiT III).",
     )
 
     def of_mixed_targets(self) -> tuple[str, ...]:
@@ -108,22 +108,22 @@ class DistillationConfig(ObjectiveConfig):
 
     needs = Needs(one_label=True, min_classes=2)
 
-    name: Literal["distillation"] = Field(default="distillation", description="DeiT's, with a teacher.")
-    label_smoothing: Probability = Field(default=0.0, description="Share of the target spread over all classes.")
+    name: Literal["distillation"] = Field(default="distillation", description="DeiT's distillation from a teacher.")
+    label_smoothing: Probability = Field(default=0.0, description="Fraction of the target spread over all classes.")
     teacher: str | None = Field(
-        default=None, description="Weights of the teacher, as init.from: a run folder or a file. Must be set."
+        default=None, description="Teacher weights, as in init.from: a run folder or a file. Must be set."
     )
     distillation: Literal["hard", "soft"] = Field(
-        default="hard", description="The teacher's best class is a label, or its distribution is."
+        default="hard", description="hard: the teacher's best class is the label; soft: its distribution is."
     )
     alpha: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.5, description="Weight of the teacher's term; the labels' term has the rest."
+        default=0.5, description="Weight of the teacher's loss; the label loss has the rest."
     )
     tau: PositiveFloat = Field(default=1.0, description="Temperature of both distributions; distillation: soft only.")
     kl_reduction: Literal["mean", "sum_classes"] = Field(
         default="mean",
-        description="The divergence's mean over batch and classes (DeiT's code), or its sum over the classes and mean "
-        "over the batch (DeiT's paper), larger by the number of classes; distillation: soft only.",
+        description="Average the divergence over batch and classes (DeiT's code), or sum it over classes and average "
+        "over the batch (DeiT's paper; larger by the number of classes); distillation: soft only.",
     )
 
     @property
@@ -145,22 +145,23 @@ class DistillationConfig(ObjectiveConfig):
 
 
 class MaskedPatchesConfig(WithoutSmoothing):
-    """The mean colours of corrupted patches, without labels."""
+    """Prediction of the mean colours of corrupted patches, without labels."""
 
     needs = Needs(
         target=None, mixes=False, mask_token=True, num_outputs=NUM_COLOURS, outputs="colours", has_accuracy=False
     )
 
     name: Literal["masked_patches"] = Field(
-        default="masked_patches", description="The mean colours of corrupted patches, without labels (ViT, B.1.2)."
+        default="masked_patches",
+        description="Predict the mean colours of corrupted patches, without labels (ViT, B.1.2).",
     )
     corrupted: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.5, description="Share of the patches that are corrupted and predicted."
+        default=0.5, description="Fraction of the patches that are corrupted and predicted."
     )
 
 
 class RegressionConfig(WithoutSmoothing):
-    """A vector of numbers per image."""
+    """Regression of a vector of numbers per image."""
 
     needs = Needs(target="vector", mixes=False, outputs="numbers")
 
@@ -168,11 +169,11 @@ class RegressionConfig(WithoutSmoothing):
         default="regression", description="A vector of numbers per image, standardised by the training set."
     )
     regression: Literal["mse", "l1", "smooth_l1"] = Field(
-        default="mse", description="The loss of a standardised error: squared, absolute, or Huber's."
+        default="mse", description="Loss on the standardised error: squared, absolute or Huber."
     )
     beta: PositiveFloat = Field(
         default=1.0,
-        description="The error, in standard deviations, from which the loss is linear; regression: smooth_l1 only.",
+        description="Error, in standard deviations, above which the loss is linear; regression: smooth_l1 only.",
     )
 
     def ignored(self) -> dict[str, str]:
@@ -183,7 +184,7 @@ class RegressionConfig(WithoutSmoothing):
 
 
 class SegmentationConfig(WithoutSmoothing):
-    """A class for every pixel."""
+    """Semantic segmentation: a class for every pixel."""
 
     needs = Needs(target="mask", head="dense", mixes=False, min_classes=2)
 
@@ -199,6 +200,6 @@ Objective = Annotated[
 
 
 def makers_of(target: Target) -> str:
-    """The objectives that learn from such a set, in words; kinds of evaluation have the same names."""
+    """The objectives for a kind of target, in words; the kinds of evaluation have the same names."""
     names = names_of(Objective, lambda model: model.needs.target == target)
     return names[0] if len(names) == 1 else f"one of those for {IN_WORDS[target]}"

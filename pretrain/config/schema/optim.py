@@ -1,4 +1,4 @@
-"""The optimiser: one model for each, with the facts that memory, checks and backends ask."""
+"""The optimisers: one model each, with the properties that memory estimates, checks and backends need."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class OverrideConfig(Strict):
     """Settings of the parameters whose name matches a pattern."""
 
     pattern: str = Field(
-        description="Regular expression that is searched in the parameter's name, such as ^head\\.weight$ or ^blocks."
+        description="Regular expression searched in the parameter's name, such as ^head\\.weight$ or ^blocks."
     )
     lr_scale: PositiveFloat | None = Field(
-        default=None, description="Factor on the learning rate, beside that of layer_decay."
+        default=None, description="Factor on the learning rate, in addition to layer_decay's."
     )
     weight_decay: NonNegativeFloat | None = Field(
-        default=None, description="Instead of optim.weight_decay, for every tensor that matches, kernel or not."
+        default=None, description="Replaces optim.weight_decay for all matching tensors, kernels or not."
     )
-    freeze: bool = Field(default=False, description="Not trained: no gradient, no optimiser state.")
+    freeze: bool = Field(default=False, description="Do not train: no gradient and no optimiser state.")
 
     @field_validator("pattern")
     @classmethod
@@ -66,42 +66,44 @@ class OptimConfig(Strict):
 
     name: str
     lr: PositiveFloat = Field(description="Peak learning rate; the schedule scales it.")
-    weight_decay: NonNegativeFloat = Field(default=0.0, description="In the AdamW convention (multiplied by the lr).")
+    weight_decay: NonNegativeFloat = Field(
+        default=0.0, description="Weight decay in the AdamW convention (multiplied by lr)."
+    )
     clip_grad: PositiveFloat | None = Field(
-        default=None, description="Largest global norm of the gradient; null: no clipping."
+        default=None, description="Maximum global gradient norm; null: no clipping."
     )
     layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None,
-        description="Layer-wise decay of the learning rate (BEiT, timm): the head has lr, each layer below it this "
-        "factor less. null: none.",
+        description="Layer-wise learning-rate decay (BEiT, timm): the head has lr, and each layer below it is scaled "
+        "by this factor again. null: none.",
     )
     overrides: tuple[OverrideConfig, ...] = Field(
         default=(),
-        description="By parameter name: learning rate, decay, freezing. The first pattern that matches counts.",
+        description="Per-parameter overrides (learning rate, decay, freezing), matched by regex. The first match wins.",
     )
     schedule: Schedule = Field(default_factory=CosineConfig, description="The learning rate as a function of the step.")
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        default=None, description="Polyak averaging: what an update keeps of the average (0.9999); null: no average."
+        default=None, description="Decay of the EMA of the weights, such as 0.9999; null: no EMA."
     )
 
     @property
     def own_states(self) -> float:
-        """fp32 numbers that the optimiser keeps per weight; a bf16 one is half."""
+        """fp32 values that the optimiser keeps per weight; a bf16 value counts as half."""
         raise NotImplementedError
 
     @property
     def num_states(self) -> float:
-        """As ``own_states``, with the Polyak average."""
+        """``own_states`` plus the EMA."""
         return self.own_states + (self.ema_decay is not None)
 
     @property
     def num_temporaries(self) -> int:
-        """fp32 tensors of a parameter's size that an update makes, on a GPU."""
+        """Temporary fp32 tensors of a parameter's size that an update allocates on a GPU."""
         return 2
 
     @property
     def has_fused(self) -> bool:
-        """Whether torch has a fused kernel for it."""
+        """Whether torch has a fused kernel for this optimiser."""
         return False
 
 
@@ -111,12 +113,10 @@ KeptDtype = Literal["fp32", "bf16"]
 class AdamWConfig(OptimConfig):
     """Adam with decoupled weight decay."""
 
-    name: Literal["adamw"] = Field(default="adamw", description="The decay is multiplied by lr, as in torch.")
-    betas: tuple[Probability, Probability] = Field(default=(0.9, 0.999), description="Decay of the two moments.")
-    eps: PositiveFloat = Field(default=1e-8, description="Added to the root of the second moment.")
-    momentum_dtype: KeptDtype = Field(
-        default="fp32", description="Type in which the first moment is kept between steps."
-    )
+    name: Literal["adamw"] = Field(default="adamw", description="AdamW; the decay is multiplied by lr, as in torch.")
+    betas: tuple[Probability, Probability] = Field(default=(0.9, 0.999), description="Decay rates of the two moments.")
+    eps: PositiveFloat = Field(default=1e-8, description="Added to the square root of the second moment.")
+    momentum_dtype: KeptDtype = Field(default="fp32", description="Storage type of the first moment.")
 
     @property
     def own_states(self) -> float:
@@ -138,8 +138,8 @@ class SGDConfig(OptimConfig):
     """Stochastic gradient descent with momentum."""
 
     name: Literal["sgd"] = Field(default="sgd", description="With momentum.")
-    momentum: Probability = Field(default=0.9, description="What an update keeps of the sum of gradients.")
-    momentum_dtype: KeptDtype = Field(default="fp32", description="Type in which the momentum is kept between steps.")
+    momentum: Probability = Field(default=0.9, description="Decay rate of the sum of gradients.")
+    momentum_dtype: KeptDtype = Field(default="fp32", description="Storage type of the momentum.")
 
     @property
     def own_states(self) -> float:
@@ -164,21 +164,24 @@ class SGDConfig(OptimConfig):
 
 
 class AdafactorConfig(OptimConfig):
-    """Adafactor as Scaling ViT trains with it."""
+    """Adafactor as used by Scaling ViT."""
 
     needs_unsharded = True
 
     name: Literal["adafactor"] = Field(
-        default="adafactor", description="Scaling ViT's; needs unsharded tensors: cluster.zero_stage: 0, or DDP."
+        default="adafactor",
+        description="Adafactor of Scaling ViT; needs unsharded tensors: cluster.zero_stage: 0, or DDP.",
     )
-    momentum: Probability = Field(default=0.9, description="What an update keeps of the average of scaled gradients.")
-    momentum_dtype: KeptDtype = Field(default="fp32", description="Type in which the momentum is kept between steps.")
-    beta2_cap: Probability = Field(default=0.999, description="Largest decay of the second moment.")
-    beta2_power: PositiveFloat = Field(default=0.8, description="The decay at update t is 1 - t^-power.")
+    momentum: Probability = Field(default=0.9, description="Decay rate of the average of scaled gradients.")
+    momentum_dtype: KeptDtype = Field(default="fp32", description="Storage type of the momentum.")
+    beta2_cap: Probability = Field(default=0.999, description="Maximum decay rate of the second moment.")
+    beta2_power: PositiveFloat = Field(
+        default=0.8, description="The second moment's decay rate at update t is 1 - t^-power."
+    )
 
     @property
     def own_states(self) -> float:
-        """See ``OptimConfig``; without the factored second moment, a row and a column of each matrix."""
+        """See ``OptimConfig``. Excludes the factored second moment, which is a row and a column per matrix."""
         return numbers_of(self.momentum_dtype)
 
 
@@ -188,10 +191,11 @@ class LambConfig(OptimConfig):
     needs_unsharded = True
 
     name: Literal["lamb"] = Field(
-        default="lamb", description="As apex's FusedLAMB; needs unsharded tensors: cluster.zero_stage: 0, or DDP."
+        default="lamb",
+        description="LAMB as in apex's FusedLAMB; needs unsharded tensors: cluster.zero_stage: 0, or DDP.",
     )
-    betas: tuple[Probability, Probability] = Field(default=(0.9, 0.999), description="Decay of the two moments.")
-    eps: PositiveFloat = Field(default=1e-8, description="Added to the root of the second moment.")
+    betas: tuple[Probability, Probability] = Field(default=(0.9, 0.999), description="Decay rates of the two moments.")
+    eps: PositiveFloat = Field(default=1e-8, description="Added to the square root of the second moment.")
 
     @property
     def own_states(self) -> float:
@@ -200,7 +204,7 @@ class LambConfig(OptimConfig):
 
 
 def numbers_of(dtype: KeptDtype) -> float:
-    """How many fp32 numbers take the place of one of this type."""
+    """Size of a value of this type relative to fp32."""
     return 0.5 if dtype == "bf16" else 1.0
 
 

@@ -14,15 +14,17 @@ class ScheduleConfig(Strict):
     """The learning rate as a function of the step."""
 
     first_keys = ("name", "warmup", "warmup_lr", "warmup_prefix", "cooldown")
-    needs_length: ClassVar[bool] = True  # the curve depends on the length of the run: a cooldown cannot end it earlier
+    needs_length: ClassVar[bool] = True  # the curve depends on the run's length, so a cooldown cannot shorten it
 
     name: str
-    warmup: Duration = Field(default=Duration(0, "steps"), description="Linear from warmup_lr to lr.")
-    warmup_lr: NonNegativeFloat = Field(default=0.0, description="Rate at step 0 of a warmup (DeiT: 1e-6).")
-    cooldown: Duration = Field(default=Duration(0, "steps"), description="Linear to 0 at the end, over any decay.")
-    per_epoch: bool = Field(
-        default=False, description="The rate changes when an epoch begins and stays for all of it (timm, DeiT)."
+    warmup: Duration = Field(
+        default=Duration(0, "steps"), description="Length of the linear increase from warmup_lr to lr."
     )
+    warmup_lr: NonNegativeFloat = Field(default=0.0, description="Learning rate at step 0 of the warmup (DeiT: 1e-6).")
+    cooldown: Duration = Field(
+        default=Duration(0, "steps"), description="Length of a final linear decrease to 0, on top of any decay."
+    )
+    per_epoch: bool = Field(default=False, description="Change the rate only at the start of an epoch (timm, DeiT).")
 
     @property
     def decays_from_start(self) -> bool:
@@ -31,7 +33,7 @@ class ScheduleConfig(Strict):
 
     @property
     def durations(self) -> dict[str, Duration]:
-        """Its keys that are lengths of training."""
+        """The keys whose values are durations."""
         values = {key: getattr(self, key) for key in type(self).model_fields}
         return {key: value for key, value in values.items() if isinstance(value, Duration)}
 
@@ -49,13 +51,13 @@ class EndingScheduleConfig(ScheduleConfig):
 
     warmup_prefix: bool = Field(
         default=True,
-        description="The decay starts when the warmup ends (big_vision). false: it counts from step 0 and the warmup "
-        "hides its start (timm's default, DeiT).",
+        description="Start the decay when the warmup ends (big_vision). false: start it at step 0, where the warmup "
+        "overrides it (timm's default, DeiT).",
     )
-    end_lr: NonNegativeFloat = Field(default=0.0, description="Rate at the last step.")
+    end_lr: NonNegativeFloat = Field(default=0.0, description="Learning rate at the last step.")
     end_hold: Duration = Field(
         default=Duration(0, "steps"),
-        description="The decay ends so much earlier, and end_lr stays (timm's cooldown_epochs).",
+        description="End the decay this much earlier and hold end_lr (timm's cooldown_epochs).",
     )
 
     @property
@@ -65,32 +67,32 @@ class EndingScheduleConfig(ScheduleConfig):
 
 
 class CosineConfig(EndingScheduleConfig):
-    """Half a cosine."""
+    """Decay along half a cosine."""
 
-    name: Literal["cosine"] = Field(default="cosine", description="From lr to end_lr along half a cosine.")
+    name: Literal["cosine"] = Field(default="cosine", description="Decay from lr to end_lr along half a cosine.")
 
 
 class LinearConfig(EndingScheduleConfig):
-    """A straight line."""
+    """Linear decay."""
 
-    name: Literal["linear"] = Field(default="linear", description="A straight line from lr to end_lr.")
+    name: Literal["linear"] = Field(default="linear", description="Linear decay from lr to end_lr.")
 
 
 class PolynomialConfig(EndingScheduleConfig):
-    """A power of the share of the run that is left."""
+    """Decay by a power of the remaining fraction of the run."""
 
     name: Literal["polynomial"] = Field(
-        default="polynomial", description="A power of the share of the run that is left."
+        default="polynomial", description="Decay by a power of the remaining fraction of the run."
     )
     power: PositiveFloat = Field(default=2.0, description="The exponent.")
 
 
 class RsqrtConfig(ScheduleConfig):
-    """The inverse square root of the step."""
+    """Decay by the inverse square root of the step."""
 
     needs_length = False
 
-    name: Literal["rsqrt"] = Field(default="rsqrt", description="The inverse square root of the step (Scaling ViT).")
+    name: Literal["rsqrt"] = Field(default="rsqrt", description="Inverse square root of the step (Scaling ViT).")
     timescale: Duration = Field(
         default=Duration(10_000, "steps"),
         description="lr / sqrt(1 + (steps since the warmup + shift) / timescale).",

@@ -1,4 +1,4 @@
-"""Which samples a run draws: a set, what is left out of it, and sets that are mixed."""
+"""Which samples a run draws: a data set or a mixture of them, with subsets and drop lists."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pretrain.config.schema.base import PositiveFloat, PositiveInt, Strict
 
 PLACES = (
     "a folder, http(s)://…, s3://bucket/prefix, or pipe:COMMAND with {name} in it (see allow_pipe); the URL of the "
-    "index.json serves too"
+    "index.json works too"
 )
 DROP_LIST = (
     'A JSONL file of samples that are never drawn: {"shard": "shard-000000.tar", "key": "000000042"} on each line.'
 )
-SUBSET = "A fixed part of the set, such as '10 %' or '50_000 samples'; a smaller part lies within a larger one."
+SUBSET = "A fixed subset, such as '10 %' or '50_000 samples'; a smaller subset is contained in a larger one."
 _SUBSET_TEXT = re.compile(rf"^\s*({NUMBER})\s*(%|samples?)\s*$")
 
 
 @dataclass(frozen=True)
 class Subset(Written):
-    """A share in per cent, or a number of samples."""
+    """A percentage or a number of samples."""
 
     schema_pattern: ClassVar[str] = r"^\s*[0-9][0-9_.eE+-]*\s*(%|samples?)\s*$"
 
@@ -37,7 +37,7 @@ class Subset(Written):
         """Reads ``"10 %"`` or ``"50_000 samples"``.
 
         Raises:
-            ValueError: no unit, or nothing or more than everything.
+            ValueError: the unit is missing, or the number is out of range.
         """
         if isinstance(text, Subset):
             return text
@@ -56,7 +56,7 @@ class Subset(Written):
         return cls(value, unit)
 
     def count(self, num_samples: int) -> int:
-        """Samples of the subset of a set of ``num_samples``, rounded to the nearest; may be 0 or too many."""
+        """Size of the subset of a set of ``num_samples``, rounded to the nearest; not checked against the set."""
         return round(num_samples * self.value / 100) if self.unit == "%" else int(self.value)
 
     def __str__(self) -> str:
@@ -64,11 +64,11 @@ class Subset(Written):
 
 
 class SourceConfig(Strict):
-    """One packed split, or a part of it."""
+    """One packed split or a subset of it."""
 
-    shards: str = Field(description=f"Where the split's WebDataset tars and their index lie: {PLACES}.")
+    shards: str = Field(description=f"Location of the split's WebDataset tars and index: {PLACES}.")
     num_samples: PositiveInt = Field(
-        description="Samples that the set is expected to have, without those of drop_list; checked against the index."
+        description="Expected number of samples, without those of drop_list; checked against the index."
     )
     drop_list: str | None = Field(
         default=None,
@@ -81,7 +81,7 @@ class SourceConfig(Strict):
 
     @property
     def drawn_samples(self) -> int:
-        """Samples that an epoch consists of."""
+        """Number of samples in an epoch."""
         return self.num_samples if self.subset is None else self.subset.count(self.num_samples)
 
     @model_validator(mode="after")
@@ -93,27 +93,27 @@ class SourceConfig(Strict):
 class WeightedSourceConfig(SourceConfig):
     """One of the sets of a mixture."""
 
-    weight: PositiveFloat = Field(description="Its share of the draws, relative to the others' weights.")
+    weight: PositiveFloat = Field(description="Its share of the draws, relative to the other weights.")
 
 
 class TrainSetConfig(Strict):
-    """What the training draws from: one set, or several."""
+    """The training data: one set, or a mixture of several."""
 
     shards: str | None = Field(
-        default=None, description=f"Where one split's WebDataset tars and their index lie: {PLACES}."
+        default=None, description=f"Location of the split's WebDataset tars and index: {PLACES}."
     )
     num_samples: PositiveInt = Field(
-        description="Samples that the set is expected to have, without those of drop_list; checked against the index. "
-        "Of a mixture: the sum."
+        description="Expected number of samples, without those of drop_list; checked against the index. "
+        "For a mixture: the sum."
     )
     num_classes: PositiveInt = Field(
-        description="Classes that the set is expected to have, or numbers in each of its vectors: the head's width."
+        description="Expected number of classes, or length of the target vectors: the width of the head."
     )
     drop_list: str | None = Field(default=None, description=DROP_LIST)
     subset: Subset | None = Field(default=None, description=SUBSET)
     mixture: tuple[WeightedSourceConfig, ...] = Field(
         default=(),
-        description="Instead of shards: several sets of the same classes, each with its weight and its own epochs.",
+        description="Instead of shards: several sets with the same classes, each with its own weight and epochs.",
     )
     allow_pipe: bool = Field(
         default=False, description="Whether shards may be pipe:COMMAND, which runs a shell command on every node."
@@ -121,7 +121,7 @@ class TrainSetConfig(Strict):
 
     @property
     def sources(self) -> tuple[SourceConfig, ...]:
-        """The sets, one where nothing is mixed."""
+        """The data sets; a single one without a mixture."""
         if self.mixture:
             return self.mixture
         assert self.shards is not None
@@ -133,12 +133,12 @@ class TrainSetConfig(Strict):
 
     @property
     def smallest_source(self) -> int:
-        """Samples in an epoch of the smallest set: each lane needs one of every set."""
+        """Samples in an epoch of the smallest set; each lane needs at least one sample of every set."""
         return min(source.drawn_samples for source in self.sources)
 
     @property
     def drawn_samples(self) -> int:
-        """Samples that an epoch consists of; of a mixture: those of all sets together."""
+        """Number of samples in an epoch, summed over the sets of a mixture."""
         return sum(source.drawn_samples for source in self.sources)
 
     @model_validator(mode="after")
@@ -156,6 +156,6 @@ class TrainSetConfig(Strict):
 
 
 def check_subset(subset: Subset | None, num_samples: int) -> None:
-    """Refuses a part that is nothing or more than there is."""
+    """Refuses a subset that is empty or larger than the set."""
     if subset is not None and not 1 <= subset.count(num_samples) <= num_samples:
         raise ValueError(f"subset: {subset} is not between one sample and all {num_samples} of the set")

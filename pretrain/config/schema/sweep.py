@@ -1,4 +1,4 @@
-"""How ``pipelines sweep`` looks for the best settings of an experiment."""
+"""Settings of ``pipelines sweep``, which searches for the best settings of an experiment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pretrain.config.schema.base import PositiveInt, Strict
 
 
 class SweepConfig(Strict):
-    """A grid of trials, judged on images that are neither trained on nor in the test set; then runs of the best."""
+    """A grid of trials, compared on images outside the training and test sets; then runs with the best settings."""
 
     grid: Annotated[dict[str, list[Any]], Field(min_length=1)] = Field(
         description="Dotted key → its values, such as optim.lr: [0.001, 0.003]; every combination is a trial. With one "
@@ -22,10 +22,11 @@ class SweepConfig(Strict):
         "evaluation set.",
     )
     metric: str = Field(
-        default="dev/top1", description="What the best trial has most of (loss, mae, rmse: least): SET/METRIC."
+        default="dev/top1",
+        description="SET/METRIC that selects the best trial (loss, mae, rmse: lowest, else highest).",
     )
     num_seeds: PositiveInt = Field(
-        default=3, description="Runs of the best trial's settings on the whole training set: seed, seed + 1, …"
+        default=3, description="Runs of the best settings on the complete training set, with seeds seed, seed + 1, …"
     )
 
     @model_validator(mode="after")

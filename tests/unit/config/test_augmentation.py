@@ -43,7 +43,7 @@ def test_presets_of_augreg(config: Path, preset: str) -> None:
 REFUSED = {
     "data.augreg=light1 data.train_transform.three_augment=true": "remove train_transform.three_augment or augreg",
     "data.augreg=none data.mixing.cutmix=1": "augreg sets mixing",
-    "data.train_transform.auto_augment=rand-m9-w3": "'w3' is no part of timm's RandAugment",
+    "data.train_transform.auto_augment=rand-m9-w3": "'w3' is not a known part of timm's RandAugment",
     "data.train_transform.auto_augment=augmix-m5": "starts with rand-",
     "data.train_transform.auto_augment=rand-m9 data.train_transform.three_augment=true": "two policies for one place",
     "data.train_transform.crop=resmall": "crop: resmall needs short_side",

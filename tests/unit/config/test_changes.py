@@ -105,8 +105,8 @@ def test_changes_that_are_named_pass(allowed: list[str]) -> None:
     [
         ([], ["optim.lr: 1.0 → 2.0", "cosine → linear", "resume.allow_changes=[optim.lr, optim.schedule.name]"]),
         (["optim.schedule"], ["resume.allow_changes=[optim.lr]"]),
-        (["opt"], ["resume.allow_changes: opt is no key"]),
-        (["optim.rl"], ["optim.rl is no key; did you mean optim.lr?"]),
+        (["opt"], ["resume.allow_changes: opt is not a key"]),
+        (["optim.rl"], ["optim.rl is not a key; did you mean optim.lr?"]),
     ],
 )
 def test_other_changes_are_refused(allowed: list[str], parts: list[str]) -> None:

@@ -39,7 +39,7 @@ def write(folder: Path, settings: str) -> Path:
         ("kind: logistic, train_shards: digits/train", ["num_train_samples: is missing"]),
         (f"kind: accuracy, {LEARNED}", ["train_shards belongs to kind: few_shot or knn or logistic"]),
         (f"kind: knn, {LEARNED}, k: 51", ["k: 51 neighbours, but num_train_samples is 50"]),
-        (f"kind: few_shot, {LEARNED}, shots: [5, 5]", ["shots: one of them stands there twice"]),
+        (f"kind: few_shot, {LEARNED}, shots: [5, 5]", ["shots: contains a duplicate"]),
         ("kind: multilabel, targets: real.json", ["targets belongs to kind: accuracy or label_map"]),
         ("class_map: map.csv", ["class_map belongs to kind: label_map"]),
         (

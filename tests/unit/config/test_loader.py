@@ -225,7 +225,7 @@ def test_where_falls_back_to_the_section_and_the_file(write: Write) -> None:
             ["evaluation.sets.a=3"],
             ["evaluation.sets.a: expected a section with the keys kind, shards, num_samples"],
         ),
-        ("", ["evaluation.sets.a.shards=x"], ["evaluation.sets.a.num_samples is missing: Samples that"]),
+        ("", ["evaluation.sets.a.shards=x"], ["evaluation.sets.a.num_samples is missing: Expected number"]),
         ("", ["version=2"], ["version: '2' is not 1"]),
         # missing
         ("---\n", [], ["x.yaml:11: not valid YAML: but found another document"]),
@@ -275,9 +275,9 @@ def test_where_falls_back_to_the_section_and_the_file(write: Write) -> None:
         ("", ["optim.name=lamb", "cluster.fused_optimizer=true"], ["cluster.fused_optimizer: true needs optim.name"]),
         ("", ["cluster.deepspeed.bf16.enabled=true"], ["cluster: deepspeed.bf16 is set by the engine (use precision)"]),
         # no override at all
-        ("", ["optim.lr"], ["command line: 'optim.lr' is no override; write key.sub=value"]),
-        ("", ["=3"], ["'=3' is no override"]),
-        ("", ["optim..lr=3"], ["'optim..lr=3' is no override"]),
+        ("", ["optim.lr"], ["command line: 'optim.lr' is not an override; write key.sub=value"]),
+        ("", ["=3"], ["'=3' is not an override"]),
+        ("", ["optim..lr=3"], ["'optim..lr=3' is not an override"]),
         ("", ["optim.betas=[1"], ["command line: not valid YAML", "'optim.betas=[1'"]),
         # YAML that is not understood
         ("a: [1\n", [], ["x.yaml:12: not valid YAML"]),
