@@ -1,1 +1,1 @@
-"""What happens between processes: each stage reads an artifact and writes an artifact, and is safe to run again."""
+"""The stages around training: each reads artifacts and writes one, and is safe to run again."""

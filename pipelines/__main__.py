@@ -35,7 +35,7 @@ MOST_SHOWN = 200  # characters of a path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one stage and returns the exit code; a user's mistake is a few lines on stderr."""
+    """Runs one stage and returns the exit code; an error that the user can fix is reported in a few lines on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         tell(_usage())
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         tell(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # the reader, such as head, has heard enough
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         return reader_left()
     except (
         OSError

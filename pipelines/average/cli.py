@@ -39,10 +39,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def average(args: argparse.Namespace) -> int:
-    """Writes the file; one source is in memory at a time, beside the sum. Returns the number of parameters.
+    """Writes the file; one source at a time is in memory, besides the sum. Returns the number of parameters.
 
     Raises:
-        CheckpointError: weights that cannot be read, or of different models, classes or transforms.
+        CheckpointError: weights cannot be read, or differ in model, classes or transform.
     """
     import torch
 

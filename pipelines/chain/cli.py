@@ -49,7 +49,7 @@ def require_site() -> None:
     """Requires the site file, without which every job would fail at its start.
 
     Raises:
-        SetupError: there is none; the message tells how to make one.
+        SetupError: the file is missing; the message explains how to create it.
     """
     site = Path(os.environ.get("SITE_FILE", "slurm/site.sh"))
     if not site.is_file():
@@ -57,7 +57,7 @@ def require_site() -> None:
 
 
 def dry_run(stages: Sequence[Stage]) -> list[str]:
-    """The commands of the stages that are not done, with names instead of job ids."""
+    """The sbatch commands of the unfinished stages, with stage names instead of job ids."""
     lines, waiting = [], set[str]()
     for stage in stages:
         if stage.is_done():
@@ -71,10 +71,10 @@ def dry_run(stages: Sequence[Stage]) -> list[str]:
 
 
 def submit(stages: Sequence[Stage], state: Path) -> dict[str, str]:
-    """Submits what is neither done nor on its way; returns stage → job id.
+    """Submits the stages that are neither done, queued nor running; returns stage → job id.
 
     Raises:
-        SetupError: sbatch refuses a job; nothing has been submitted if it refuses one by its options.
+        SetupError: sbatch rejects a job. If it rejects the options of any job, no job has been submitted.
     """
     jobs: dict[str, str] = json.loads(state.read_text()) if state.exists() else {}
     waiting: dict[str, str] = {}
@@ -95,7 +95,7 @@ def submit(stages: Sequence[Stage], state: Path) -> dict[str, str]:
         job = scheduler.submit(command(stage, after), stage.name, stage.environment).strip().split(";")[0]
         waiting[stage.name] = jobs[stage.name] = job
         state.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(state, json.dumps(jobs, indent=1))  # after each: a second call must know of this one
+        write_atomic(state, json.dumps(jobs, indent=1))  # after each job, so that a second call knows about it
         tell(f"{stage.name:<10} job {job}" + (f", after {', '.join(after)}" if after else ""), flush=True)
     return waiting
 

@@ -18,7 +18,7 @@ from pretrain.data.storage.index import TABLE_FILE
 from pretrain.engine.run_folder import COMPLETE, read_verdict
 from pretrain.errors import ConfigError
 
-CHAINS = Path(os.environ.get("CHAINS_FOLDER", "runs/chains"))  # what was submitted is remembered here
+CHAINS = Path(os.environ.get("CHAINS_FOLDER", "runs/chains"))  # records what was submitted
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _finetuning(sweep: FinetuneConfig, run: Path) -> Stage:
 
 
 def check_pretraining(pretrain: PretrainConfig, *, has_data: bool) -> Experiment:
-    """Checks before the submission what the job would check in its first seconds.
+    """Runs the job's own startup checks before submitting it.
 
     Raises:
         ConfigError: the config, or nodes × GPUs that do not fit the batch.

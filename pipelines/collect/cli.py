@@ -40,8 +40,8 @@ class Row:
     Attributes:
         values: of each seed; empty for a probe.
         best: the settings that were chosen.
-        beside: the data set in the table of published results; "": there are none, such as for probes.
-        data: what the result says of its sets.
+        beside: the data set in the table of published results; "": no published results, as for probes.
+        data: the result's record of its sets.
     """
 
     dataset: str
@@ -135,7 +135,7 @@ def _of_sweep(path: Path, result: dict[str, Any]) -> Iterator[Row]:
 
 
 def _beside(dataset: str, metric: str, data: Mapping[str, Any]) -> str:
-    """The published results' name of a cell, such as ``imagenet_real`` for the set ``real`` of imagenet_l16_512."""
+    """A cell's key in the published results, such as ``imagenet_real`` for the set ``real`` of imagenet_l16_512."""
     evaluated, _, kind = metric.partition("/")
     if kind != "top1":
         return ""
@@ -151,7 +151,7 @@ def vtab_means(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     """VTAB-1k's mean over its 19 tasks and over its groups, for each source that has all of them in the right form.
 
     Returns:
-        The rows, and for every other source with a task why it has none.
+        The rows, and for every other source with a task the reason why it has none.
     """
     means, notes = [], []
     for source in dict.fromkeys(row.source for row in rows):
@@ -171,7 +171,7 @@ def _vtab_task(row: Row) -> str | None:
 
 
 def _vtab_mean(source: str, own: Mapping[str, Row], group: Group | None) -> Row:
-    """The mean over tasks; its spread is that of the seeds' means."""
+    """The mean over tasks; its spread is the deviation of the per-seed means."""
     tasks = [row for task, row in own.items() if group in (TASKS[task].group, None)]
     num_seeds = min(row.num_seeds for row in tasks)
     by_seed = [statistics.mean(row.values[seed] for row in tasks) for seed in range(num_seeds)]
@@ -208,7 +208,7 @@ READERS: dict[str, Callable[[Path, dict[str, Any]], Iterator[Row]]] = {SWEEP_FIL
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table that GitHub shows."""
+    """A Markdown table."""
     lines = [HEAD, ("---",) * len(HEAD), *(_escaped(row.cells()) for row in rows)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 

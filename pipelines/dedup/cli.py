@@ -3,7 +3,7 @@
 OUT/drop.jsonl     one line per image to leave out: shard, key, because; for data.drop_list and pack --drop-list
 OUT/report.html    the pairs side by side
 OUT/summary.json   counts and settings
-OUT/prints/        what was computed of every image; a killed run resumes from it
+OUT/prints/        fingerprints of every image; a killed run resumes from them
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _pairs(
 
 
 def _account(ledger: Ledger, job: PrintJob) -> None:
-    """Tells the ledger which images of a set can be compared.
+    """Records in the ledger which images of a set can be compared.
 
     Raises:
         DataError: not one can be read.
@@ -148,7 +148,7 @@ def _make_all(job: PrintJob, workers: int) -> None:
 
 
 def _chunks(images: ImageSet) -> Iterator[list[int]]:
-    """Groups of parts with about ``IMAGES_AT_ONCE`` images, so that memory does not grow with the set."""
+    """Groups of parts with about ``IMAGES_AT_ONCE`` images, so that memory use does not depend on the set's size."""
     chunk: list[int] = []
     count = 0
     for part, size in enumerate(images.sizes):

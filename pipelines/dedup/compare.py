@@ -2,7 +2,7 @@
 
 The crop that the hash suggests is refined to the best affine fit. Two correlations are then taken over the overlap: of
 the grey values, and of their fine structure (what is left without the low frequencies that the hash saw). Pictures that
-merely have light and dark in the same places agree in the first and not in the second.
+merely have light and dark in the same places agree in the first but not in the second.
 
 Source: Evangelidis and Psarakis, "Parametric Image Alignment Using Enhanced Correlation Coefficient Maximization",
 2008.
@@ -23,7 +23,7 @@ ROUNDS = 40
 PRECISION = 1e-4
 LEAST_OVERLAP = 0.5
 BLUR = 3.0  # pixels of SIDE: coarser structure is not fine structure
-LEAST_STRUCTURE = 1.0  # standard deviation of the fine structure below which there is none to compare
+LEAST_STRUCTURE = 1.0  # below this standard deviation there is no fine structure to compare
 DEFAULT_THRESHOLD = 0.8
 
 
@@ -35,7 +35,7 @@ class Likeness(NamedTuple):
 
     @property
     def score(self) -> float:
-        """The lesser of both: what the threshold is held against."""
+        """The smaller of the two, which is compared with the threshold."""
         return min(self.grey, self.fine)
 
 
@@ -43,22 +43,22 @@ NONE = Likeness(-1.0, -1.0)
 
 
 def shrunk(picture: Picture) -> Picture:
-    """The size at which pictures are compared, and kept until then."""
+    """Resizes a picture to the size at which pictures are stored and compared."""
     return np.asarray(cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def likeness(part: Picture, whole: Picture, view: View, *, mirrored: bool) -> Likeness:
-    """How alike a picture and a crop of another are.
+def likeness(part: Picture, full: Picture, view: View, *, mirrored: bool) -> Likeness:
+    """How similar a picture is to a crop of another one.
 
     Args:
         part: grey (64, 64); see ``shrunk``.
-        whole: grey (64, 64), of which ``part`` may show a crop.
+        full: grey (64, 64), of which ``part`` may show a crop.
         view: the crop that it seems to be, before mirroring.
         mirrored: ``part`` shows the crop mirrored.
     """
     if mirrored:
         part = part[:, ::-1]
-    template, source = np.ascontiguousarray(part, dtype=np.float32), whole.astype(np.float32)
+    template, source = np.ascontiguousarray(part, dtype=np.float32), full.astype(np.float32)
     guess = np.array(
         [
             [view.right - view.left, 0.0, view.left * SIDE],
@@ -70,7 +70,7 @@ def likeness(part: Picture, whole: Picture, view: View, *, mirrored: bool) -> Li
     everywhere = np.full((SIDE, SIDE), 255, dtype=np.uint8)
     try:
         _, fit = cv2.findTransformECC(template, source, guess.copy(), cv2.MOTION_AFFINE, stop, everywhere, 3)
-    except cv2.error:  # it did not converge: keep the guess
+    except cv2.error:  # it did not converge: keep the initial guess
         fit = guess
     return max(_measured(template, source, np.asarray(one, dtype=np.float32)) for one in (fit, guess))
 

@@ -2,11 +2,11 @@
 
 A sign is that of a coefficient of the cosine transform against the median of all, so brightness and contrast do not
 matter, nor size, aspect ratio or compression much. A mirrored picture has the same coefficients with the sign of every
-odd column turned, so its hash costs no second transform. Any crop is never far from one of a grid of
+odd column flipped, so its hash costs no second transform. Any crop is close to one of a grid of
 crops, so one side of a comparison is hashed without cropping and the other as a grid, and vice versa.
 
-Few and low frequencies are chosen on purpose: they bear the rest of the misalignment between a crop and the nearest one
-of the grid. What they let through is looked at by ``compare``.
+Only a few low frequencies are used on purpose: they tolerate the remaining misalignment between a crop and the nearest
+one of the grid. ``compare`` examines the candidates that pass.
 
 Legend: V views.
 Source: Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, section 3.2 (DCT hash).
@@ -25,7 +25,7 @@ BASE_SIDE = 128  # the grey picture that views are cut from
 VIEW_SIDE = 32
 NUM_FREQUENCIES = 8
 NUM_BITS = NUM_FREQUENCIES**2 - 1
-FLAT = 4.0  # standard deviation of grey values below which a picture shows too little to be told from others
+FLAT = 4.0  # below this standard deviation of grey values, pictures cannot be told apart
 _MIRROR = np.where(np.arange(NUM_FREQUENCIES) % 2 == 1, -1.0, 1.0).astype(np.float32)
 
 Picture = NDArray[np.uint8]
@@ -53,8 +53,8 @@ def crops(sides: tuple[float, ...], places: int) -> tuple[View, ...]:
     return tuple(views)
 
 
-VIEWS = (WHOLE, *crops((0.9, 0.8, 0.7, 0.62), 4))  # of the set that is asked about, which is the smaller one
-COARSE_VIEWS = (WHOLE, *crops((0.9, 0.8, 0.7), 3))  # of the large one
+VIEWS = (WHOLE, *crops((0.9, 0.8, 0.7, 0.62), 4))  # of the smaller set, the test set
+COARSE_VIEWS = (WHOLE, *crops((0.9, 0.8, 0.7), 3))  # of the larger set
 
 
 def grey_picture(pixels: NDArray[np.uint8]) -> Picture:
@@ -64,12 +64,12 @@ def grey_picture(pixels: NDArray[np.uint8]) -> Picture:
 
 
 def is_flat(picture: Picture) -> bool:
-    """The picture has nearly one grey value: every flat picture is like every other."""
+    """The picture has nearly one grey value: all flat pictures look the same."""
     return float(picture.std()) < FLAT
 
 
 def hash_views(picture: Picture, views: tuple[View, ...] = VIEWS, *, mirrored: bool = False) -> NDArray[np.uint64]:
-    """Hashes of views, uint64 (V,); with ``mirrored`` (2 V,), those of the mirrored views behind."""
+    """Hashes of views, uint64 (V,); with ``mirrored`` (2 V,), followed by those of the mirrored views."""
     height, width = picture.shape
     blocks = np.empty((len(views), NUM_FREQUENCIES, NUM_FREQUENCIES), dtype=np.float32)
     for index, view in enumerate(views):

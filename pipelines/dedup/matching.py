@@ -1,4 +1,4 @@
-"""From prints to pairs: exact copies, candidates by hash, and the second look at each candidate."""
+"""From prints to pairs: exact copies, candidates by hash, and the detailed comparison of each candidate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VIEWS_TRIED = 2  # of a candidate, the nearest ones
 
 @dataclass(frozen=True)
 class Candidate:
-    """Two images to look at: ``part`` may show a crop of ``whole``."""
+    """Two images to compare: one may show a crop of the other."""
 
     upstream: int
     test: int
@@ -36,7 +36,7 @@ class Match:
     Attributes:
         upstream: its place among the images that were looked at.
         test: the test image's place.
-        score: likeness; 1 for an exact copy.
+        score: similarity; 1 for an exact copy.
         how: "exact copy", or what the near-duplicate is.
     """
 
@@ -50,7 +50,7 @@ class TestSide:
     """The test images, prepared for search.
 
     Args:
-        prints: of the test sets, one behind the other; hashes of ``VIEWS`` and their mirrors.
+        prints: of the test sets, concatenated; hashes of ``VIEWS`` and their mirror images.
     """
 
     __test__ = False  # no test class
@@ -74,7 +74,7 @@ class TestSide:
                 yield Match(index, test, 1.0, "exact copy")
 
     def candidates(self, upstream: Prints, radius: int = RADIUS) -> list[Candidate]:
-        """Pairs whose hashes are near, each with its nearest views."""
+        """Pairs with similar hashes, each with its nearest views."""
         usable = np.flatnonzero(upstream.usable)
         found: list[NDArray[np.int64]] = []
         for query, stored, far in near_pairs(upstream.hashes[usable, 0], self.view_hashes, radius):
@@ -113,11 +113,11 @@ Look = tuple[Candidate, NDArray[np.uint8], NDArray[np.uint8]]
 
 
 def look(shared: Looking, looks: list[Look], progress: Progress) -> list[Match]:
-    """Compares candidates with their pictures (upstream's, test's); returns those that hold."""
+    """Compares the pictures of candidates (upstream, test); returns the confirmed ones."""
     matches = []
     for candidate, upstream, test in looks:
-        part, whole = (test, upstream) if candidate.test_is_part else (upstream, test)
-        found = likeness(part, whole, candidate.view, mirrored=candidate.mirrored)
+        part, full = (test, upstream) if candidate.test_is_part else (upstream, test)
+        found = likeness(part, full, candidate.view, mirrored=candidate.mirrored)
         if found.score >= shared.threshold:
             matches.append(Match(candidate.upstream, candidate.test, found.score, _in_words(candidate)))
         progress(1)

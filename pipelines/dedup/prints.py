@@ -1,6 +1,6 @@
 """The record of every image: digest of its bytes, hashes of its views, a small grey picture. Made once per part.
 
-About 4.4 kB an image; a part that was finished is not made again.
+About 4.4 kB per image; finished parts are not computed again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Prints:
 
     Attributes:
         content: uint64 (n, 2), digest of the bytes.
-        hashes: uint64 (n, V); 0 where an image shows too little.
+        hashes: uint64 (n, V); 0 for flat images.
         pictures: uint8 (n, 64, 64).
         usable: bool (n,), the image could be decoded and is not flat.
         readable: bool (n,), the image could be decoded.
@@ -75,7 +75,7 @@ def make_prints(job: PrintJob, part: int, progress: Progress) -> None:
     usable, readable = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
     for index, data in enumerate(job.images.images(part)):
         progress(1)
-        # what cannot be read is like no other file
+        # an unreadable file matches no other
         named = f"unreadable {job.images.digest} {part} {index}".encode() if data is None else data
         content[index] = np.frombuffer(hashlib.blake2b(named, digest_size=16).digest(), dtype="<u8")
         try:

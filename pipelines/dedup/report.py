@@ -1,4 +1,4 @@
-"""The pairs side by side, in one HTML file that needs no other."""
+"""The pairs side by side, in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ img{max-width:160px;max-height:160px;background:#eee}code{font-size:13px}
 
 
 class Pair(NamedTuple):
-    """An upstream image, the test image that it shows, and how that is known."""
+    """An upstream image, the test image that it shows, and how the match was found."""
 
     part: int
     index: int
@@ -40,7 +40,7 @@ class Pair(NamedTuple):
 
 
 def write_report(path: Path, upstream: ImageSet, pairs: Sequence[Pair], summary: dict[str, Any]) -> None:
-    """Writes the file; the least certain pairs come first, since they are the ones to look at."""
+    """Writes the file; the least certain pairs come first, since they are the ones to review."""
     shown = sorted(pairs, key=lambda pair: pair.match.score)[:MOST_SHOWN]
     title = f"{summary['num_dropped']:,} of {summary['num_upstream']:,} images of {upstream.name} show test images"
     found = ", ".join(f"{count:,} × {how}" for how, count in summary["found"].items()) or "none"

@@ -1,10 +1,10 @@
-"""All pairs of hashes that differ in few bits, in constant memory and without looking at every pair.
+"""All pairs of hashes that differ in few bits, in constant memory and without comparing every pair.
 
 Each of many tables sorts one side by some of its bits, chosen at random, and looks the other side up: two hashes that
-differ in d of 63 bits meet in a table of b bits with probability p = C(63 − d, b) / C(63, b). There are as many tables
-as a pair at the radius itself needs to be met with probability ``RECALL_AT_RADIUS``; nearer pairs are met more surely
-(at radius 10 with 18 bits: 0.95 at d = 10, 0.999 at d = 8), and a copy has several views that are near, each with a
-chance of its own. The smaller the sorted side, the fewer the bits, so that a look-up finds about one hash.
+differ in d of 63 bits meet in a table of b bits with probability p = C(63 − d, b) / C(63, b). The number
+of tables is chosen so that a pair at the radius is found with probability ``RECALL_AT_RADIUS``. Closer pairs are found
+more reliably (at radius 10 with 18 bits: 0.95 at d = 10, 0.999 at d = 8), and a copy has several close views, each with
+its own chance. The smaller the sorted side, the fewer the bits, so that a look-up finds about one hash.
 
 The bits of neighbouring tables are disjoint: the hashes' bits are permuted once, and each table takes the next b.
 
@@ -37,13 +37,13 @@ def near_pairs(
     radius: int,
     show: Callable[[int], None] = lambda done: None,
 ) -> Iterator[Found]:
-    """Yields (query, stored, distance) of pairs within ``radius`` bits; a pair may come more than once.
+    """Yields (query, stored, distance) of pairs within ``radius`` bits; a pair may be yielded more than once.
 
     Args:
         queries: uint64 (n,).
         stored: uint64 (m,).
         radius: the most bits that may differ.
-        show: told after each table how many are done.
+        show: called after each table with the number of tables done.
     """
     if not len(queries) or not len(stored):
         return
@@ -63,18 +63,18 @@ def near_pairs(
 
 
 def bits_of_tables(num_stored: int) -> int:
-    """b: about one stored hash to a bucket."""
+    """b, so that a bucket holds about one stored hash."""
     return min(MOST_BITS, max(FEWEST_BITS, round(math.log2(max(num_stored, 1)))))
 
 
 def num_tables(num_bits: int, radius: int) -> int:
-    """Tables that meet a pair at the radius itself with ``RECALL_AT_RADIUS``."""
+    """The number of tables that find a pair at the radius with probability ``RECALL_AT_RADIUS``."""
     share = math.comb(NUM_BITS - radius, num_bits) / math.comb(NUM_BITS, num_bits)
     return 1 if share == 1 else math.ceil(math.log(1 - RECALL_AT_RADIUS) / math.log1p(-share))
 
 
 def permuted(hashes: NDArray[np.uint64], order: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Hashes with bit ``order[i]`` at place i; distances stay."""
+    """Hashes with bit ``order[i]`` moved to position i; distances do not change."""
     place = np.empty(64, dtype=np.uint64)
     place[order] = np.arange(NUM_BITS, dtype=np.uint64)
     place[NUM_BITS:] = NUM_BITS  # the unused bit stays at its place
@@ -98,7 +98,7 @@ class _Table(NamedTuple):
         hashes: uint64 (m,), in that order.
         order: int32 (m,), the place of each among the stored.
         starts: int32 (2^b + 1,), where each key begins.
-        counts: int32 (2^b,), hashes of a key; 0 where they are a crowd.
+        counts: int32 (2^b,), hashes of a key; 0 for buckets that are too large.
     """
 
     hashes: NDArray[np.uint64]

@@ -1,4 +1,4 @@
-"""The images of a set one after the other: a packed split, or a folder of image files."""
+"""The images of a set in order: a packed split, or a folder of image files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILES_PER_PART = 1000
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A set in parts that are worked on one by one.
+    """A set in parts that are processed one at a time.
 
     Attributes:
         folder: where it is.
@@ -30,7 +30,7 @@ class ImageSet:
         parts: shards, or the first file of each run of files.
         sizes: images in each part.
         files: of a set that is not packed.
-        digest: names the content as far as it is known without reading it.
+        digest: identifies the content as far as possible without reading it.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ class ImageSet:
 
     @classmethod
     def open(cls, folder: Path, ledger: Ledger | None = None) -> ImageSet:
-        """A folder with an index is a packed split; any other is a tree of files, all of which the ledger is told of.
+        """A folder with an index is a packed split; any other is a tree of files, all recorded in the ledger.
 
         Raises:
             DataError: neither.
@@ -103,7 +103,7 @@ class ImageSet:
 
 
 def _listed(folder: Path, name: str) -> str:
-    """A file as far as it is known without reading it: one that was overwritten has another time."""
+    """Identifies a file without reading it: an overwritten file has a different time."""
     try:
         status = (folder / name).stat()
     except OSError:

@@ -1,7 +1,7 @@
 """``python -m pipelines demo``: the whole job on embedded real data, in minutes on a CPU.
 
-Digits 0-4 are packed and pretrained on, the run is killed half-way and started again; then the result is fine-tuned at
-twice the resolution on digits 5-9, of which it has never seen one, beside the same training from scratch.
+Packs digits 0-4 and pretrains on them, kills the run half-way and restarts it; then fine-tunes the result at twice the
+resolution on digits 5-9, which it has never seen, next to the same training from scratch.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def pretrain(console: Console, out: Path) -> Path:
-    """Pretrains, with a kill half-way; returns the run folder."""
+    """Pretrains, killing the run half-way; returns the run folder."""
     run, num_steps = out / "demo_digits", load_experiment(PRETRAIN).experiment.num_steps
     script = ["pretrain/run.py", "--config", PRETRAIN, override("output_dir", str(out))]
     command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]

@@ -1,4 +1,4 @@
-"""``python -m pipelines doctor``: whether this machine is right for training, and what to do where it is not."""
+"""``python -m pipelines doctor``: whether this machine is fit for training, and how to fix what is not."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def torch() -> Finding:
 
 
 def deepspeed() -> Finding:
-    """DeepSpeed, by asking it in a process of its own which of its compiled operations could work."""
+    """DeepSpeed; asks it in a separate process which of its compiled operations could work."""
     try:
         version = metadata.version("deepspeed")
     except metadata.PackageNotFoundError:
@@ -94,7 +94,7 @@ def open_files() -> Finding:
 
 
 def slurm() -> Finding:
-    """Whether there is a Slurm and its controller answers."""
+    """Whether Slurm is installed and its controller answers."""
     if shutil.which("sinfo") is None:
         return Finding("slurm", GREEN, "none here: runs are started by deepspeed, torchrun or accelerate")
     try:

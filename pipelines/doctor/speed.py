@@ -1,4 +1,4 @@
-"""Probes of speed: disk, memory, matrix products and an all-reduce, against what the device is known to reach."""
+"""Probes of speed: disk, memory, matrix products and an all-reduce, against the known rates of the device."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CPU_RANKS = 2
 
 
 def disk(folder: Path) -> Finding:
-    """Writing and syncing a file as a checkpoint does."""
+    """Writes and syncs a file as a checkpoint does."""
     existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     block = os.urandom(1 << 20)
     try:
@@ -132,14 +132,14 @@ def all_reduce() -> Finding:
         last = (done.stderr.strip().splitlines() or ["?"])[-1]
         return Finding("all_reduce", RED, f"fails on {ranks} ranks: {last[:200]}", remedy)
     rate = json.loads(done.stdout.strip().splitlines()[-1])["gb_per_s"]
-    sent = rate * 2 * (ranks - 1) / ranks  # what each device sends, which links are rated by
+    sent = rate * 2 * (ranks - 1) / ranks  # bytes sent by each device: links are rated by this
     known = device_reported_as(torch.cuda.get_device_name(0), load_devices()) if gpus else None
     text = f"{ranks} {'GPUs' if gpus else 'processes'}: {sent:,.3g} GB/s sent by each"
     return against("all_reduce", text, sent, known.link_gb_s if known else None, LINK_LEVELS, remedy)
 
 
 def links() -> Finding:
-    """How the GPUs of this node are joined, as the driver says."""
+    """How the GPUs of this node are connected, as reported by the driver."""
     try:
         done = subprocess.run(["nvidia-smi", "topo", "-m"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):

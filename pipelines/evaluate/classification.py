@@ -81,8 +81,8 @@ def class_map_of(classifier: Classifier, shards: Path, match: str | None, path: 
     """The model's outputs for each class of the set; None if both have the same classes in the same order.
 
     Raises:
-        ConfigError: two ways at once, or the weights lack what the way needs. DataError: the classes differ and no way
-            was chosen, or a class of the set has no output.
+        ConfigError: two mappings at once, or the weights lack what the mapping needs. DataError: the classes differ
+            and no mapping was chosen, or a class of the set has no output.
     """
     about, classes = classifier.metadata, load_classes(shards)
     if match is not None and path is not None:
@@ -115,7 +115,7 @@ def _require_same(classifier: Classifier, shards: Path, classes: Sequence[tuple[
     numbers = tuple(map(str, range(about.num_classes)))
     names = about.class_names or numbers
     if about.class_ids is None and sorted(names) != sorted(name for _, name in classes):
-        names = numbers  # other names may be other words for the same classes
+        names = numbers  # different names may be synonyms for the same classes
     outputs = list(zip(about.class_ids or numbers, names, strict=True))
     first = differing_class(outputs, classes)
     if first is None:
@@ -130,7 +130,7 @@ def _require_same(classifier: Classifier, shards: Path, classes: Sequence[tuple[
 
 
 def _compared(args: argparse.Namespace, outcomes: Outcomes, other: Outcomes, table: ShardTable) -> dict[str, Any]:
-    """The other model's figures, and how much better they are than the first one's."""
+    """The other model's figures, and how much better they are than those of the first."""
     both = (
         outcomes.select(np.isin(outcomes.sample_ids, other.sample_ids)),
         other.select(np.isin(other.sample_ids, outcomes.sample_ids)),
@@ -153,7 +153,7 @@ def _most_confused(outcomes: Outcomes, table: ShardTable) -> list[dict[str, Any]
 
 
 def _empty_classes(outcomes: Outcomes, table: ShardTable) -> list[str]:
-    """The names of classes without an image: they do not count."""
+    """The names of classes without an image, which are excluded from the mean."""
     counts = np.bincount(outcomes.labels[outcomes.labels >= 0], minlength=table.num_classes)
     return [name for (_, name), count in zip(load_classes(table.folder), counts, strict=True) if not count]
 
@@ -190,7 +190,7 @@ def _per_class(outcomes: Outcomes, table: ShardTable, classes: Sequence[tuple[st
 
 
 def text(result: dict[str, Any]) -> list[str]:
-    """The figures for people, as lines."""
+    """The figures as lines of text."""
     lines = [_accuracy_line(result["from"], result)]
     if "calibration_error" in result:
         lines.append(f"expected calibration error {result['calibration_error']:.4f} (15 bins)")

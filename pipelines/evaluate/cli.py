@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pretrain.distributed.rank import Rank
 
 COLLECTIVE_TIMEOUT_S = 1800
-# Task of the weights → the options that belong to it alone.
+# Task of the weights → the options that only it has.
 OWN_OPTIONS = {"classification": ("against", "match", "class_map", "targets", "activation")}
 EXAMPLES = """\
 examples:
@@ -69,7 +69,7 @@ def evaluate(args: argparse.Namespace, rank: Rank) -> dict[str, Any]:
     Collective: yes.
 
     Raises:
-        ConfigError: options that do not go together. DataError: a set that cannot be read, or is labelled otherwise.
+        ConfigError: incompatible options. DataError: a set cannot be read, or is labelled for another task.
         CheckpointError: weights that cannot be used.
     """
     started = time.monotonic()
@@ -95,7 +95,7 @@ def _module_for(task: str) -> ModuleType:
 
 
 def _text(result: dict[str, Any]) -> str:
-    """The result for people."""
+    """The result as text."""
     lines = _module_for(result.get("task", "classification")).text(result)
     return "\n".join([*lines, *Ledger.of_dict(result["ledger"]).lines()])
 

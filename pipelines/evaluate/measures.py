@@ -1,7 +1,7 @@
 """Figures computed from the outcomes of every image. Pure functions of arrays.
 
 Accuracy, calibration and confusion; average precision of sets with several labels per image; and how certain the
-difference of two models is.
+difference between two models is.
 
 Legend: N images · K classes · R resamples · T distinct scores of a class.
 """

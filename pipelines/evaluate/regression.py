@@ -35,7 +35,7 @@ def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None]) -
 
 
 def text(result: dict[str, Any]) -> list[str]:
-    """The figures for people, as lines."""
+    """The figures as lines of text."""
     rows = [("all", result), *result["numbers"].items()] if len(result["numbers"]) > 1 else [("all", result)]
     return [
         f"{result['from']}: {result['num_samples']:,} images",

@@ -1,4 +1,4 @@
-"""The steps of every evaluation: open a set and a network, process each image once over all ranks, account for all."""
+"""The steps of every evaluation: open a set and a network, process each image once over all ranks, account for them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Evaluated(NamedTuple):
 
     Attributes:
         figures: by name, with ``num_samples``, ``num_bad`` and ``ledger``.
-        tables: makes the tables of the folder of results, file → rows; called on rank 0 only.
+        tables: makes the tables of the results folder, file → rows; called on rank 0 only.
     """
 
     figures: dict[str, Any]
@@ -89,7 +89,7 @@ def rows_of_set(
     rank: Rank,
     look: Callable[[Batch], list[NDArray[Any]]],
 ) -> tuple[list[NDArray[Any]], Ledger]:
-    """Looks at every image of a set once, in the set's order. Collective: yes; every rank returns all rows.
+    """Processes every image of a set once, in the set's order. Collective: yes; every rank returns all rows.
 
     Args:
         args: the stage's: ``micro_batch_size``, ``num_workers``, and ``shards`` for errors.
@@ -147,7 +147,7 @@ def finished(ledger: Ledger, num_used: int, where: object) -> dict[str, Any]:
     """``num_bad`` and ``ledger`` of a result, once the number of images behind its figures is known.
 
     Raises:
-        DataError: images are missing from the account.
+        DataError: the ledger does not account for every image.
     """
     ledger.used(IMAGES, "evaluated", num_used)
     ledger.check(where)

@@ -48,7 +48,7 @@ def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None]) -
 
 
 def text(result: dict[str, Any]) -> list[str]:
-    """The figures for people, as lines: the best and the worst classes."""
+    """The figures as lines of text, with the best and the worst classes."""
     lines = [
         f"{result['from']}: mIoU {result['mIoU']:.2%} over {result['num_classes']} classes, pixel accuracy "
         f"{result['pixel_accuracy']:.2%}, of {result['num_samples']:,} images"
@@ -71,7 +71,7 @@ def _table(each: Mapping[str, Mapping[str, float | int | None]]) -> list[Sequenc
 
 
 def _rows(matrix: NDArray[np.int64]) -> list[dict[str, float | int | None]]:
-    """Figures of each class; None where there is no pixel to judge by."""
+    """Figures of each class; None where no pixel counts."""
     hits, there, said = np.diag(matrix), matrix.sum(1), matrix.sum(0)
     ious = per_class_iou(matrix)
     return [

@@ -1,7 +1,7 @@
 """``python -m pipelines export``: trained weights for the programs that use them.
 
-An export is opened again before it is published: tensors, names and metadata are compared, a forward pass is
-run by this program's reader and by the program that the format belongs to, where that is installed.
+An export is read back before it is published: tensors, names and metadata are compared, and a forward pass is
+run by our own reader and, where it is installed, by the library that the format belongs to.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def export(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, An
     """Writes, checks and publishes one export; returns what the stage prints.
 
     Raises:
-        ConfigError: options that do not go together, or ``--out`` exists.
+        ConfigError: incompatible options, or ``--out`` exists.
         CheckpointError: weights that cannot be read, or that the format cannot express.
     """
     _check_arguments(args)
@@ -86,7 +86,7 @@ def export(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, An
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
-    """Refuses options that would be ignored, before anything is read."""
+    """Rejects options that would be ignored, before anything is read."""
     from pretrain.models.exchange.onnx import require_packages
 
     suffix = SUFFIXES.get(args.format, "")
@@ -104,7 +104,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def _with_eval_transform(metadata: WeightsMetadata, args: argparse.Namespace) -> WeightsMetadata:
-    """The metadata with the resizing that the command line gives."""
+    """The metadata with the resizing given on the command line."""
     from pydantic import ValidationError
 
     from pretrain.config.schema.data import EvalTransformConfig
@@ -153,7 +153,7 @@ def _for_inference(
 
 
 def _in_units(state: dict[str, Tensor], scale: TargetScale, metadata: WeightsMetadata) -> dict[str, Tensor]:
-    """A regression whose head gives the data's own units: other programs know of no standardised targets."""
+    """A regression whose head outputs the data's own units, since other programs do not standardise targets."""
     import torch
 
     if not metadata.model.family.has_plain_head:

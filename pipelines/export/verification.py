@@ -1,4 +1,4 @@
-"""Opens an export again and proves that it is the model that was meant: tensors, metadata and a forward pass.
+"""Reads an export back and verifies that it is the same model: tensors, metadata and a forward pass.
 
 Legend: B images · C H W · K classes · R width of the head's input.
 """

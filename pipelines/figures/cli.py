@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def draw(args: argparse.Namespace, say: Any) -> list[str]:
-    """Draws what was asked for and returns the names of the files.
+    """Draws the requested figures and returns the names of the files.
 
     Raises:
         CheckpointError: weights that cannot be read, or nothing to draw in them.

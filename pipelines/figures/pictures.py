@@ -24,7 +24,7 @@ GAP = 1  # pixels between the tiles of a mosaic
 FILTER_COLUMNS = 7
 MAX_HEADS = 16
 DPI = 150
-matplotlib.rcParams["svg.hashsalt"] = "vit"  # the same numbers give the same file
+matplotlib.rcParams["svg.hashsalt"] = "vit"  # the same data gives the same file
 
 
 def mosaic(tiles: Array, columns: int, background: float = 1.0) -> Array:
@@ -60,7 +60,7 @@ def draw_filters(filters: Mapping[str, Array]) -> Figure:
 
 
 def draw_similarity(similarities: Mapping[str, Array]) -> Figure:
-    """A map for each patch, in its place: the similarity of its position embedding with every other's."""
+    """A map for each patch, at its position: the similarity of its position embedding to every other one."""
     figure, axes = _columns(list(similarities))
     image: Any = None
     for axis, maps in zip(axes, similarities.values(), strict=True):
@@ -94,7 +94,7 @@ def draw_distance(distances: Mapping[str, Array]) -> Figure:
 
 
 def draw_rollout(pixels: Sequence[Array], maps: Mapping[str, Array]) -> Figure:
-    """Each image, and beside it for each checkpoint the image where attention reaches it."""
+    """Each image, and next to it for each checkpoint the image lit where attention reaches it."""
     rows, columns = len(pixels), 1 + len(maps)
     figure, axes = plt.subplots(
         rows, columns, figsize=(1.9 * columns, 1.9 * rows + 0.4), squeeze=False, layout="constrained"

@@ -105,10 +105,10 @@ def normalised(pixels: Sequence[np.ndarray], source: Source, batch_size: int) ->
 
 
 def labels_of(paths: Sequence[Path]) -> list[str]:
-    """A short name for each checkpoint: its own, with its folder where two are alike.
+    """A short name for each checkpoint: its file name, with its folder where two are the same.
 
     Raises:
-        ConfigError: the same checkpoint twice.
+        ConfigError: the same checkpoint is given twice.
     """
     if len(set(map(str, paths))) < len(paths):
         raise ConfigError("the same checkpoint is named twice; name each once")

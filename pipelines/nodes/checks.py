@@ -26,7 +26,7 @@ SHARDS_TO_OPEN = 4
 READ_BYTES = 1 << 20
 SHARED_WAIT_S = 10.0  # a network file system may show a new file late
 LARGEST_SKEW_S = 2.0
-SMALLEST_SHARED_MEMORY_GIB = 1.0  # data processes hand their batches over through it
+SMALLEST_SHARED_MEMORY_GIB = 1.0  # data processes pass their batches through it
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Finding:
         probe: its name, such as ``gpus``.
         level: green; amber: it can run, but not as it should; red: it cannot.
         text: what was found, with figures and units.
-        remedy: what to do, where it is not green.
+        remedy: how to fix it, where it is not green.
         values: the figures, for comparing nodes.
         host: the node that it was found on.
     """
@@ -65,7 +65,7 @@ class Expected:
         memory_gib: free memory of the node.
         run: the run folder, on a file system that all nodes share.
         space_gib: free space there.
-        token: content of ``run/preflight/token``, written by the first node; "" where nobody wrote one.
+        token: content of ``run/preflight/token``, written by the first node; "" if there is none.
         shards: folders with shards.
     """
 
@@ -121,7 +121,7 @@ def gpus(expected: int) -> Finding:
 
 
 def memory(needed_gib: float) -> Finding:
-    """Memory that new processes can have."""
+    """Memory that new processes can allocate."""
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024 / GIB
     values = {"free_gib": round(free, 1)}
@@ -132,7 +132,7 @@ def memory(needed_gib: float) -> Finding:
 
 
 def shared_memory() -> Finding:
-    """/dev/shm, through which data processes hand over their batches (a container often has 64 MiB)."""
+    """/dev/shm, through which data processes pass their batches (a container often has only 64 MiB)."""
     try:
         free = shutil.disk_usage("/dev/shm").free / GIB
     except OSError as error:
@@ -145,7 +145,7 @@ def shared_memory() -> Finding:
 
 
 def space(folder: Path, needed_gib: float) -> Finding:
-    """Free space where checkpoints go, and that a file can be written there."""
+    """Free space in the folder for checkpoints, and whether a file can be written there."""
     existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing) as file:
@@ -168,7 +168,7 @@ def token_path(run: Path) -> Path:
 
 
 def shared_folder(run: Path, token: str) -> Finding:
-    """Whether this node sees what the first one wrote."""
+    """Whether this node sees the file that the first one wrote."""
     if not token:
         return Finding("shared_folder", GREEN, "nobody else to share with")
     deadline = time.monotonic() + SHARED_WAIT_S
@@ -206,7 +206,7 @@ def clock(folder: Path) -> Finding:
 
 
 def shards(folder: Path) -> Finding:
-    """Opens the index and a few shards, others on each node."""
+    """Opens the index and a few shards, different ones on each node."""
     try:
         table = ShardTable.load(folder)
     except UserError as error:

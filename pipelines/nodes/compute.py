@@ -1,8 +1,8 @@
 """Probes of speed: a matrix product on each device, and an all-reduce between neighbouring nodes.
 
-A collective takes as long for everybody as for its slowest member, so an all-reduce over all nodes shows that one is
-slow, but not which. Here each node is measured in two pairs, with the node before it and with the one after it: only a
-node that is slow itself is slow in both.
+A collective is as slow as its slowest member, so an all-reduce over all nodes shows that one is slow, but not which.
+Here each node is measured in two pairs, with the node before it and with the one after it: only a node that is slow
+itself is slow in both.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def pair_rates(device: torch.device, ranks_of_nodes: list[list[int]], own: int) 
 
 
 def _best_s(run: Callable[[], object], device: torch.device) -> float:
-    """The shortest of a few runs, after one that does not count."""
+    """The shortest of a few runs, after a warm-up run."""
     run()
     best = float("inf")
     for _ in range(ROUNDS):

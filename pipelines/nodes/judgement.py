@@ -11,7 +11,7 @@ from pipelines.nodes.checks import AMBER, RED, Finding
 
 SLOW_GEMM = 0.8  # of the median of all GPUs; GPUs of one kind differ by a few per cent
 SLOW_LINK = 0.5  # of the median of all pairs
-SMALLEST_FIELD = 3  # with fewer nodes nobody can say which one is slow
+SMALLEST_FIELD = 3  # with fewer nodes it cannot be determined which one is slow
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Judgement:
 
     Attributes:
         bad_nodes: nodes to do without, in order.
-        common: what is wrong on every node: another node would not help.
+        common: the problem that every node has, so that another node would not help.
         problems: every finding that is not green.
     """
 
@@ -30,7 +30,7 @@ class Judgement:
 
 
 def judge(nodes: Sequence[str], findings: Iterable[Finding]) -> Judgement:
-    """Which nodes are bad, and whether it is the nodes at all.
+    """Which nodes are bad, and whether the nodes are the problem at all.
 
     Args:
         nodes: all nodes of the job; one that has not answered is bad.
@@ -44,13 +44,13 @@ def judge(nodes: Sequence[str], findings: Iterable[Finding]) -> Judgement:
     everywhere = {probe for probe, count in counts.items() if count == len(nodes)}
     common = tuple(finding for finding in red if finding.probe in everywhere)
     bad = {finding.host for finding in red if finding.probe not in everywhere}
-    if len(nodes) > 0 and bad >= set(nodes):  # each for another reason: excluding single nodes would not help either
+    if len(nodes) > 0 and bad >= set(nodes):  # for different reasons: excluding single nodes would not help either
         return Judgement((), tuple(red), tuple(problems))
     return Judgement(tuple(node for node in nodes if node in bad), common, tuple(problems))
 
 
 def silent(nodes: Sequence[str], findings: Iterable[Finding]) -> list[Finding]:
-    """Nodes from which nothing came."""
+    """Nodes that have not answered."""
     heard = {finding.host for finding in findings}
     text, remedy = "the node has not answered", "exclude it, and tell the administrator"
     return [Finding("answer", RED, text, remedy, host=node) for node in nodes if node not in heard]

@@ -1,7 +1,7 @@
 """Checks of what was packed: the ledger must add up, and every class must occur in the masks.
 
 The ledger counts the contents of the source, everything that the plan left out, and the samples in the record files. A
-class that no pixel of a mask has is an error, since the masks' numbers were then misread.
+class that occurs in no mask is an error, since it means that the masks' numbers were misread.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ MOST_SHOWN = 8
 
 
 def check_samples(about: About, max_bad_rate: float) -> None:
-    """Refuses a source with too many samples that are broken and could not be listed.
+    """Rejects a source in which too many samples are broken and could not be listed.
 
     Raises:
-        DataError: with the reasons and an example of each.
+        DataError: too many; gives the reasons and an example of each.
     """
     account = about.ledger.accounts.get(SAMPLES)
     if account is None or account.num_lost <= max_bad_rate * account.found:
@@ -59,7 +59,7 @@ def reconcile(out: Path, plan: Plan, source: About | Source) -> Ledger:
 
 
 def warnings(plan: Plan, cards: Sequence[Card]) -> list[str]:
-    """Warnings about a finished pack that is consistent but may not be what you want."""
+    """Warnings about a finished pack that is consistent but may not be what the user wants."""
     found = []
     if plan.repeated:
         found.append(f"{plan.repeated:,} images have one label more than once")
@@ -81,22 +81,22 @@ def _add_shard(ledger: Ledger, folder: Path, shard: Shard, plan: Plan, split: st
         return
     ledger.used(LABELS, f"in {split}", len(records.columns["labels"]))
     if quarantined:
-        gone = {entry["source"] for entry in quarantined}  # without credentials, as they were written
+        gone = {entry["source"] for entry in quarantined}  # as they were written, without credentials
         lost = sum(len(item.labels) for item in shard.items if redacted(shown(item.key)) in gone)
         ledger.lost(LABELS, OF_LOST_IMAGE, count=lost)
 
 
 def check_classes(out: Path, plan: Plan, options: MaskOptions, *, allow_empty: bool) -> None:
-    """Looks whether every class occurs in some mask of the pack, and some class in every split.
+    """Checks that every class occurs in a mask of the pack, and that every split has some class.
 
     Args:
         out: of the pack.
         plan: of it.
-        options: what the numbers were taken for.
+        options: how the numbers were read.
         allow_empty: a class may occur nowhere.
 
     Raises:
-        DataError: names the classes, the numbers that the masks have, and the options that settle it.
+        DataError: names the classes, the numbers in the masks, and the options that resolve it.
     """
     if plan.target != "mask":
         return

@@ -1,6 +1,6 @@
 """``python -m pipelines pack``: images → WebDataset shards with an index and a data set card.
 
-OUT/pack.json             options and digest of the source's list: the same command resumes, or has nothing to do
+OUT/pack.json             options and digest of the source's list: rerun the same command to resume
 OUT/SPLIT/shard-*.tar     and the files beside them, see pretrain/data/storage/index.py and card.py
 
 The tasks of an array (``--task 3/64``) share the shards of one OUT; ``pack merge OUT`` then finishes it.
@@ -33,7 +33,7 @@ from pretrain.data.storage.index import TABLE_FILE, ShardTable
 from pretrain.errors import ConfigError
 from pretrain.names import tell
 
-IMAGES_PER_WORKER = 512  # below this a process costs more to start than it saves
+IMAGES_PER_WORKER = 512  # with fewer, a process costs more to start than it saves
 STATUS = {
     "packed": "packed",
     "unchanged": "nothing to do, packed before",
@@ -54,7 +54,7 @@ OF_SPLIT = (
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of a run: a key of ``STATUS``, one card per finished split, remarks."""
+    """The outcome of a run: a key of ``STATUS``, one card per finished split, and notes."""
 
     status: str
     cards: list[Card]
@@ -110,7 +110,7 @@ def pack(request: PackRequest) -> Result:
 
 
 def merge(request: PackRequest) -> Result:
-    """Finishes what the tasks of an array packed; the bytes are those of a pack by one machine.
+    """Finishes a pack by the tasks of an array; the bytes are the same as those of a pack by one machine.
 
     Raises:
         ConfigError: there is no such pack.
@@ -145,7 +145,7 @@ def merge(request: PackRequest) -> Result:
 
 
 def _fingerprint(request: PackRequest, state: State | None) -> str:
-    """The source's fingerprint. Tasks of an array take the first task's, where it costs a look at every file."""
+    """The source's fingerprint. Tasks of an array use the first task's if computing it means checking every file."""
     assert request.source is not None
     if request.task and state and request.source.looks_at_files and not state.is_whole(request.out):
         return state.fingerprint
@@ -176,7 +176,7 @@ def _planned(request: PackRequest, work: Work, fingerprint: str) -> tuple[Plan, 
 def _begun(
     request: PackRequest, state: State | None, shares: Shares, fingerprint: str, num_workers: int
 ) -> Sequence[str]:
-    """Writes pack.json, or compares the source with what an earlier run packed; returns remarks.
+    """Writes pack.json, or compares the source with the one that an earlier run packed; returns notes.
 
     Raises:
         ConfigError: an earlier version of the packer began the folder.

@@ -27,11 +27,11 @@ UNREADABLE = b"unreadable"
 
 
 class Reading:
-    """Reads images, and their masks where they have some, and digests all that it reads.
+    """Reads images, and masks if there are any, and computes a digest of everything read.
 
     Args:
         source: of the images.
-        masked: an image has a mask.
+        masked: images have masks.
     """
 
     def __init__(self, source: Source, *, masked: bool) -> None:
@@ -55,18 +55,18 @@ class Reading:
         return data, extension, mask
 
     def digest(self) -> str:
-        """Of everything that was read, in its order."""
+        """Digest of everything that was read, in order."""
         return self._seen.hexdigest()
 
     def save(self, folder: Path, shard: str) -> None:
-        """Notes the digest of a shard in a split's folder."""
+        """Records the digest of a shard in a split's folder."""
         path = _path(folder, shard)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, self.digest())
 
 
 def finish_contents(out: Path, plan: Plan) -> None:
-    """Puts the digests of all shards into one file."""
+    """Collects the digests of all shards in one file."""
     shards = [(out / split.name, shard) for split in plan.splits for shard in split.shards]
     found = {_name(folder, shard): known for folder, shard in shards if (known := _known(out, folder, shard))}
     write_atomic(out / FILE, json.dumps(found, indent=0) + "\n")
@@ -86,10 +86,10 @@ def check_contents(
         num_workers: processes.
 
     Returns:
-        False where an earlier version packed some of them, which noted no digests: those are not known.
+        False if some were packed by an earlier version, which recorded no digests.
 
     Raises:
-        DataError: an image is another one now.
+        DataError: an image has changed.
     """
     known = [(folder, shard, _known(out, folder, shard)) for folder, shard in shards]
     tasks = [entry for entry in known if entry[2]]
@@ -111,11 +111,11 @@ class _Comparison:
 
 
 def _changed(shared: _Comparison, task: tuple[Path, Shard, str], progress: Progress) -> str:
-    """The shard in words where the source of its images has changed, else ""."""
+    """A description of the shard if the source of its images has changed, else ""."""
     folder, shard, expected = task
     reading = Reading(shared.source, masked=shared.masked)
     for item in shard.items:
-        with contextlib.suppress(OSError):  # the digest tells whether it could be read before
+        with contextlib.suppress(OSError):  # the digest shows whether it was readable before
             reading.read(item)
         progress(1)
     first, last = shown(shard.items[0].key), shown(shard.items[-1].key)

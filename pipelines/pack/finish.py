@@ -27,7 +27,7 @@ from pretrain.names import printable_in
 
 QUARANTINE_FILE = "quarantine.jsonl"
 DROPPED_FILE = "dropped.jsonl"
-NOT_ON_CARD = frozenset(["name", "licence", "release", "source"])  # these have fields of their own
+NOT_ON_CARD = frozenset(["name", "licence", "release", "source"])  # these have their own fields
 
 
 def quarantined_in(folder: Path, shards: Iterable[Shard]) -> list[dict[str, Any]]:
@@ -40,7 +40,7 @@ def quarantined_in(folder: Path, shards: Iterable[Shard]) -> list[dict[str, Any]
 
 
 def finish(out: Path, plan: Plan, about: About, options: PackOptions) -> list[Card]:
-    """Completes a pack all of whose shards are written; returns the card of each split.
+    """Completes a pack after all shards have been written; returns the card of each split.
 
     Raises:
         DataError: the ledger does not add up.
@@ -52,7 +52,7 @@ def finish(out: Path, plan: Plan, about: About, options: PackOptions) -> list[Ca
     ledger = reconcile(out, plan, about)
     finish_contents(out, plan)
     cards = [finish_split(out / split.name, split, plan, about, options, ledger) for split in plan.splits]
-    (out / QUARANTINE_FILE).unlink(missing_ok=True)  # of an earlier run that found too many
+    (out / QUARANTINE_FILE).unlink(missing_ok=True)  # from an earlier run that found too many
     return cards
 
 
@@ -67,7 +67,7 @@ def finish_split(
         plan: of the pack.
         source: describes the data set.
         options: of the pack.
-        ledger: what became of everything in the source.
+        ledger: accounts for everything in the source.
     """
     if quarantined := quarantined_in(folder, split.shards):
         write_atomic(folder / QUARANTINE_FILE, encode_lines(quarantined))
@@ -113,7 +113,7 @@ def _kinds(quarantined: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _described(source: About | Source, options: PackOptions) -> dict[str, Any]:
-    """The fields of a card that say what was packed, in the source's words or the user's."""
+    """The fields of a card that describe what was packed, as given by the source or the user."""
     return {
         "name": options.name or source.name,
         "source": source.origin,
@@ -152,7 +152,7 @@ class Counts:
         self.moments = Moments()
 
     def on_card(self) -> dict[str, Any]:
-        """The fields of a card that hold counts."""
+        """The fields of a card that are counts."""
         return {
             "changed": dict(sorted(self.changes.items())),
             "short_sides": {str(size): self.short_sides[size] for size in sorted(self.short_sides)},
@@ -182,7 +182,7 @@ def encode_lines(entries: Iterable[dict[str, Any]]) -> bytes:
 
 
 def _shown_options(options: PackOptions) -> dict[str, Any]:
-    """The options that are not at their default."""
+    """The options with a value other than the default."""
     plain = PackOptions(options.source).to_dict()
     return {key: value for key, value in _flat(options.to_dict()) if key not in NOT_ON_CARD and value != plain.get(key)}
 

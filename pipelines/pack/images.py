@@ -1,6 +1,6 @@
 """Prepares an image for packing: decodes it once, makes it a plain RGB file, and shrinks it where asked to.
 
-A file that is plain sRGB already keeps its compressed pixels; only its metadata and any bytes behind a JPEG's
+A file that is plain sRGB already keeps its compressed pixels; only its metadata and any bytes after a JPEG's
 picture are removed. Everything else is encoded again, losslessly where the original was lossless.
 """
 
@@ -19,8 +19,8 @@ from pretrain.errors import BadSample
 
 LOSSY = {"jpeg": ("JPEG", "jpg"), "webp": ("WEBP", "webp")}
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-FORMAT_OF = {"JPEG": "JPEG", "MPO": "JPEG", "PNG": "PNG", "WEBP": "WEBP"}  # MPO: a JPEG with others behind it
-SMALLER, OTHER_FORMAT, ENCODED_ANEW = "made smaller", "other format", "encoded anew"
+FORMAT_OF = {"JPEG": "JPEG", "MPO": "JPEG", "PNG": "PNG", "WEBP": "WEBP"}  # MPO: a JPEG followed by others
+SMALLER, OTHER_FORMAT, ENCODED_ANEW = "made smaller", "other format", "re-encoded"
 METADATA_REMOVED, TRAILING_REMOVED = "metadata removed", "bytes behind the picture removed"
 TOO_SMALL = "too_small"
 SAME_EXTENSIONS = {"JPEG": ("jpg", "jpeg"), "PNG": ("png",), "WEBP": ("webp",)}
@@ -32,11 +32,11 @@ class ImageOptions:
 
     Attributes:
         mode: "rgb": an upright 8-bit sRGB file without metadata; "keep": the bytes as they are.
-        encode: "jpeg" or "webp": images in other formats become this too; "": PNG for what is not a JPEG or WebP.
+        encode: "jpeg" or "webp": other formats are converted to it; "": anything but JPEG and WebP becomes PNG.
         quality: of lossy encoding.
         short_side: images whose shorter side is longer are made smaller; 0: none.
         min_side: images whose shorter side is shorter are left out; 0: none.
-        max_pixels: more are refused before they are decoded; None: Pillow's own limit.
+        max_pixels: larger images are rejected before they are decoded; None: Pillow's own limit.
     """
 
     mode: str = "keep"
@@ -52,7 +52,7 @@ class PackedImage(NamedTuple):
 
     Attributes:
         size: (height, width) of the picture that is packed.
-        changes: what was changed, in a few words each.
+        changes: the changes made, in a few words each.
         original: (height, width) of the upright picture before.
         orientation: EXIF, 1 … 8, of the stored one.
     """
@@ -66,12 +66,12 @@ class PackedImage(NamedTuple):
 
 
 def make_image(data: bytes, extension: str, options: ImageOptions) -> PackedImage:
-    """Decodes an image to the last pixel and makes it what the options ask for.
+    """Decodes an image to the last pixel and converts it as the options specify.
 
     Args:
         data: an image file.
-        extension: of its name, which is kept where its format is.
-        options: what it becomes.
+        extension: of its name, which is kept if the format is kept.
+        options: how to convert it.
 
     Raises:
         BadSample: it cannot be decoded, has too many pixels, or is too small.
@@ -103,7 +103,7 @@ def make_image(data: bytes, extension: str, options: ImageOptions) -> PackedImag
 
 
 def _with_its_coefficients(data: bytes, decoded: Decoded) -> bytes | None:
-    """The upright picture without anything else in its file, its compressed pixels as they were; None: impossible."""
+    """The file reduced to the upright picture with its compressed pixels unchanged; None: not possible."""
     if decoded.is_plain:
         return STRIPPERS[FORMAT_OF[decoded.format]](data)
     if FORMAT_OF[decoded.format] == "JPEG" and decoded.oddities == (ROTATED,):
@@ -121,7 +121,7 @@ def _changes(data: bytes, kept: bytes, decoded: Decoded) -> tuple[str, ...]:
 
 
 def _capped(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """(width, height) with the shorter side as asked for."""
+    """(width, height) with the requested shorter side."""
     factor = short_side / min(height, width)
     return max(round(width * factor), short_side), max(round(height * factor), short_side)
 
@@ -134,7 +134,7 @@ def _encode(
     if image_format == "JPEG":
         settings = {"quality": quality, "subsampling": "4:4:4"}
         if decoded is not None and decoded.format in ("JPEG", "MPO") and decoded.oddities == ("mode L",):
-            # A grey JPEG's own table gives its own coefficients again: three channels cost no quality.
+            # A grey JPEG's own table reproduces its coefficients exactly, so three channels cost no quality.
             settings = {"qtables": [decoded.quantization[0]] * 2, "subsampling": "4:2:0"}
     elif image_format == "WEBP":
         settings = {"lossless": True} if is_lossless else {"quality": quality, "method": 4}

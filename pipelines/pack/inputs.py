@@ -34,8 +34,8 @@ class PlanInputs:
     """The content of the files that the options name, as the plan needs it.
 
     Attributes:
-        label_map: classes that become others.
-        wordnet: where ancestors come from.
+        label_map: maps classes to new ones.
+        wordnet: source of the ancestors.
         split_lists: which image belongs to which split.
         content: uint64 (N, 2), digest of each row's bytes, where duplicates are not kept.
         dropped_keys: samples that a drop list names, as SHARD/KEY.
@@ -54,7 +54,7 @@ class Inputs:
 
     Attributes:
         paths: option → file, or NAME=FILE for each split list; and the encoding of those.
-        content: what was read from them.
+        content: read from the files.
     """
 
     paths: dict[str, str | list[str]]
@@ -77,11 +77,11 @@ class Inputs:
 
     @classmethod
     def kept_in(cls, folder: Path) -> Inputs:
-        """Those that ``keep`` has put into a pack's working folder."""
+        """The files that ``keep`` has copied into a pack's working folder."""
         return cls.load(json.loads((folder / FOLDER / LIST).read_bytes()))
 
     def with_content(self, content: NDArray[np.uint64] | None) -> PlanInputs:
-        """With the digests of the images' bytes."""
+        """A copy with the digests of the images' bytes."""
         return replace(self.content, content=content)
 
     def keep(self, folder: Path) -> None:
@@ -110,7 +110,7 @@ def load_dropped_keys(path: Path) -> frozenset[str]:
     """The samples on the list, as ``SHARD/KEY``: shard without .tar, key without extension.
 
     Raises:
-        ConfigError: it cannot be read, or a line is something else.
+        ConfigError: it cannot be read, or a line is malformed.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

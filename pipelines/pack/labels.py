@@ -1,4 +1,4 @@
-"""Changes to the labels of a source: other classes by a map, ancestors by a hierarchy, a choice of classes."""
+"""Changes to the labels of a source: a map to new classes, ancestors from a hierarchy, a selection of classes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def choose_classes(text: str, classes: Classes) -> Relabelling:
 def parse_classes(text: str, classes: Classes) -> list[int]:
     """Class indices that ``--classes`` means, ascending: ids, names, numbers and ranges such as 0-4; empty: all.
 
-    A number is an id where any id of the set is a number, else an index; in a range as alone. A name that holds a comma
-    may be in quotes.
+    A number is an id if any id of the set is a number, else an index; the same holds in a range. A name with a comma
+    may be quoted.
 
     Raises:
-        ConfigError: a part is not a class, or means several, or one class is named twice.
+        ConfigError: a part is not a class, or is ambiguous, or one class is named twice.
     """
     if not text:
         return list(range(len(classes)))
@@ -47,7 +47,7 @@ def parse_classes(text: str, classes: Classes) -> list[int]:
 
 
 def _parts(text: str, lookup: ClassLookup) -> list[str]:
-    """The text cut at its commas, but not inside quotes or a class that is called so."""
+    """The text split at its commas, except inside quotes and inside the names of classes."""
     try:
         words = [word.strip() for word in next(csv.reader([text], skipinitialspace=True, strict=True))]
     except csv.Error as error:

@@ -1,4 +1,4 @@
-"""Images that a plan leaves out: their count for the ledger, and exact duplicates, which have the same bytes."""
+"""Images that a plan leaves out: their count for the ledger, and exact duplicates (the same bytes)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LeftOut:
         table: the list.
 
     Attributes:
-        ledger: images and labels; what is used of them is only known when they are packed.
+        ledger: images and labels; how many of them are used is only known when they are packed.
     """
 
     def __init__(self, table: ItemTable) -> None:
@@ -36,12 +36,12 @@ class LeftOut:
             self.ledger.found(LABELS, num_labels)
 
     def rows(self, table: ItemTable, rows: NDArray[np.int64], reason: str) -> None:
-        """Images that go, with the labels that they have by now."""
+        """Records images that are left out, with their current labels."""
         self.ledger.lost(IMAGES, reason, *map(table.key, rows[:MOST_EXAMPLES].tolist()), count=len(rows))
         self.ledger.lost(LABELS, OF_LOST_IMAGE, count=int(table.num_labels[rows].sum()))
 
     def relabelled(self, before: ItemTable, after: ItemTable, change: Relabelling) -> None:
-        """Labels that a map, a hierarchy or a choice of classes takes away, or adds."""
+        """Records labels that a map, a hierarchy or a selection of classes removes or adds."""
         counts = np.array([len(target) for target in change.targets], dtype=np.int64)[before.columns["labels"]]
         num_gone, num_made = int((counts == 0).sum()), int(counts.sum())
         self.ledger.lost(LABELS, "of a class that is not wanted", count=num_gone)
@@ -49,19 +49,19 @@ class LeftOut:
         self.added(num_made - (len(counts) - num_gone))
 
     def added(self, count: int) -> None:
-        """Labels that the source did not give: of ancestors, or of an image's copies."""
+        """Records labels that are not from the source: of ancestors, or of an image's copies."""
         if count:
             self.ledger.found(LABELS, count)
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """The images that remain when each is kept once.
+    """The images that remain after duplicates are removed.
 
     Attributes:
-        table: the list, with merged labels where that was asked for.
-        kept: rows that stay, ascending.
-        copies: (n, 2) rows: one that goes, and the one that stays for it.
+        table: the list, with merged labels if requested.
+        kept: rows that are kept, ascending.
+        copies: (n, 2) rows: the one that is left out, and the one that is kept instead.
     """
 
     table: ItemTable
@@ -85,15 +85,15 @@ def find_duplicates(
 ) -> Duplicates:
     """Keeps one row of those with equal content.
 
-    The one with the least key hash stays, so that the choice does not depend on the order of the list. Where an image
-    is in train and in another split, the training copies go; other splits keep one copy each.
+    The one with the smallest key hash is kept, so that the choice does not depend on the order of the list. If an image
+    is in train and in another split, the training copies are dropped; other splits keep one copy each.
 
     Args:
         table: the source's list.
-        rows: those to look at.
+        rows: the ones to consider.
         hashes: key hash of every row of the table.
         content: uint64 (N, 2) digest of every row's bytes.
-        merge: the one that stays gets the labels of its copies in the same split, behind its own.
+        merge: the kept one gets the labels of its copies in the same split, after its own.
     """
     is_train = np.array([name == TRAIN for name in table.split_names], dtype=bool)[table.columns["splits"][rows]]
     split = table.columns["splits"][rows].astype(np.int64)
@@ -103,7 +103,7 @@ def find_duplicates(
     new_image = np.concatenate([[True], ~same])[: len(rows)]
     new_split = np.concatenate([[True], ~same | (split[order][1:] != split[order][:-1])])[: len(rows)]
     stays = new_image | (new_split & ~is_train[order])
-    # a copy in train goes for the image's first row, any other for its split's first
+    # a copy in train gives way to the image's first row, any other to the first in its split
     leader = np.maximum.accumulate(np.where(stays, np.arange(len(rows)), 0))
     copies = np.stack([ordered[~stays], ordered[leader[~stays]]], axis=1)
     if merge:
@@ -112,7 +112,7 @@ def find_duplicates(
 
 
 def _merged(table: ItemTable, copies: NDArray[np.int64]) -> ItemTable:
-    """Gives each row that stays the labels of its copies too."""
+    """Adds the labels of its copies to each row that is kept."""
     counts, starts = table.num_labels, table.columns["label_starts"]
     gone, stays = copies[:, 0], copies[:, 1]
     added = counts[gone]

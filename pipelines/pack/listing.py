@@ -33,7 +33,7 @@ CONTENT_FOLDER = "content"
 
 @dataclass(frozen=True)
 class About:
-    """A source's description, complete once it was listed; see ``Source``."""
+    """A source's description, complete after the source has been listed; see ``Source``."""
 
     name: str
     origin: str
@@ -50,13 +50,13 @@ class About:
 
     @classmethod
     def of(cls, source: Source) -> About:
-        """Copies a source's words."""
+        """Copies the description from a source."""
         words: dict[str, Any] = {name: getattr(source, name) for name in cls.__dataclass_fields__}
         return cls(**{**words, "lists": dict(source.lists)})
 
     @classmethod
     def load(cls, path: Path) -> About:
-        """Reads what ``save`` wrote."""
+        """Reads the file that ``save`` wrote."""
         content = json.loads(path.read_bytes())
         lists = {split: SplitList.model_validate(entry) for split, entry in content["lists"].items()}
         ledger = Ledger.of_dict(content.get("ledger", {}))
@@ -103,13 +103,13 @@ def _prepare(shared: Preparation, unit: str, progress: Progress) -> None:
 
 
 def _rotated(units: Sequence[str], task: Task | None) -> list[str]:
-    """Each task begins elsewhere, so that they seldom meet."""
+    """Each task starts at a different file, so that they seldom contend."""
     first = len(units) * (task.number - 1) // task.count if task else 0
     return [*units[first:], *units[:first]]
 
 
 def list_source(source: Source, work: Work, task: Task | None) -> tuple[ItemTable, About]:
-    """The source's list: made again by each single run, made once by the tasks of an array."""
+    """The source's list: every single run makes it, the tasks of an array share one."""
     if task is None:
         table = ItemTable.of(source.items())
         return table, About.of(source)
@@ -129,7 +129,7 @@ def load_listing(work: Work) -> tuple[ItemTable, About]:
 def digest_content(
     table: ItemTable, source: Source, work: Work, num_workers: int, task: Task | None
 ) -> NDArray[np.uint64]:
-    """uint64 (N, 2): a digest of every row's bytes. Tasks share the chunks out; a kill loses the last few."""
+    """uint64 (N, 2): a digest of every row's bytes. Tasks divide the chunks; a kill loses only the last few."""
     (work.folder / CONTENT_FOLDER).mkdir(parents=True, exist_ok=True)
     names = [str(first) for first in range(0, len(table), ROWS_PER_CHUNK)]
     shared = Preparation(source, work)
@@ -163,7 +163,7 @@ def _digest_chunk(shared: Preparation, chunk: tuple[int, list], progress: Progre
         for item in items:
             try:
                 data = shared.source.read(item)[0]
-            except OSError:  # quarantined when it is packed; here it must only be like no other
+            except OSError:  # quarantined when it is packed; here it must only differ from all others
                 data = b"unreadable " + to_bytes(item.key)
             digests += hashlib.blake2b(data, digest_size=16).digest()
         buffer = BytesIO()

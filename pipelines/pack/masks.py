@@ -51,8 +51,8 @@ class MaskOptions:
         num_classes: K.
         values: the number that each class is stored as, in their order; (): 0 … K − 1.
         none: numbers of pixels that have no class; (): 255, unless a class is stored as that.
-        orientation: of masks whose images have an EXIF orientation: as the image is "stored", "upright", or what their
-            size says (auto).
+        orientation: of masks whose images have an EXIF orientation: as the image is "stored", "upright", or determined
+            by their size (auto).
     """
 
     num_classes: int = 0
@@ -62,7 +62,7 @@ class MaskOptions:
 
     @classmethod
     def of(cls, num_classes: int, *, values: str, none: str, reduce_zero_label: bool, orientation: str) -> MaskOptions:
-        """From the command line's words.
+        """Parses the command line's options.
 
         Args:
             num_classes: K.
@@ -72,7 +72,7 @@ class MaskOptions:
             orientation: one of ``ORIENTATIONS``.
 
         Raises:
-            ConfigError: not such numbers, not one for every class, or two meanings for one.
+            ConfigError: malformed numbers, not one for every class, or two meanings for one.
         """
         if reduce_zero_label:
             if values or none:
@@ -100,7 +100,7 @@ class MaskOptions:
 
     @cached_property
     def table(self) -> NDArray[np.int16]:
-        """Stored number → class, 255 for none, ``_UNKNOWN`` for what is neither."""
+        """Stored number → class, 255 for no class, ``_UNKNOWN`` for any other number."""
         table = np.full(_LARGEST + 1, _UNKNOWN, dtype=np.int16)
         table[list(self.of_none)] = IGNORED_PIXEL
         table[list(self.of_classes)] = np.arange(self.num_classes)
@@ -117,15 +117,15 @@ class PackedMask(NamedTuple):
 
 
 def make_mask(data: bytes, image: PackedImage, options: MaskOptions) -> PackedMask:
-    """Reads a mask and gives its pixels the numbers of their classes.
+    """Reads a mask and maps its pixels to class numbers.
 
     Args:
         data: the mask's file.
-        image: whose mask it is.
-        options: what its numbers mean.
+        image: the image of the mask.
+        options: the meaning of its numbers.
 
     Raises:
-        BadSample: not a mask of that size, or it has a number that is not a class.
+        BadSample: not a mask of that size, or a number in it is not a class.
     """
     stored, was_turned = _as_its_image(*read_numbers(data), image, options.orientation)
     numbers = np.unique(stored)
@@ -141,10 +141,10 @@ def make_mask(data: bytes, image: PackedImage, options: MaskOptions) -> PackedMa
 def _as_its_image(
     stored: NDArray[np.integer], own: int, image: PackedImage, orientation: str
 ) -> tuple[NDArray[np.integer], bool]:
-    """The mask as its upright image is, and whether it was turned for that.
+    """The mask in the orientation of its upright image, and whether it was rotated.
 
-    A mask with an EXIF orientation of its own is upright by that. Without one, beside an image that has one, its size
-    tells which way up it is, except where both have the same size.
+    A mask with its own EXIF orientation is rotated by that. Otherwise, if the image has one, the mask's size determines
+    its orientation, except where both orientations have the same size.
     """
     if image.orientation != 1 and own == 1 and orientation != "upright":
         turned = upright(stored, image.orientation)

@@ -18,9 +18,9 @@ _ANIMATION_FRAME, _FRAME_HEADER = b"ANMF", 16
 
 
 def strip_jpeg(data: bytes) -> bytes | None:
-    """The first picture without APP segments but JFIF's and Adobe's (which say how colours are coded), and comments.
+    """The first picture without comments and APP segments, except JFIF's and Adobe's, which define the colour coding.
 
-    What follows its end marker goes too: further pictures, a video, padding.
+    Anything after its end marker is also removed: further pictures, a video, padding.
     """
     kept, place = [data[:2]], None
     for marker, start, end in jpeg_segments(data):
@@ -48,7 +48,7 @@ def _makes_picture(marker: int, body: bytes) -> bool:
 
 
 def has_trailing_bytes(data: bytes) -> bool:
-    """Something follows the end of a JPEG's first picture, such as a phone's video; zeros are padding."""
+    """Whether data follow the end of a JPEG's first picture, such as a phone's video; zeros are padding."""
     end = end_of_jpeg(data) if data.startswith(JPEG_START) else None
     return end is not None and bool(data[end:].strip(b"\0"))
 

@@ -1,4 +1,4 @@
-"""The options that decide the packed bytes, and whether they fit what the source has."""
+"""The options that determine the packed bytes, and the check that they fit the source."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pretrain.errors import ConfigError
 
 @dataclass(frozen=True)
 class PackOptions:
-    """The options that decide the packed bytes. Two packs with equal options and equal sources are equal.
+    """The options that determine the packed bytes. Two packs with equal options and equal sources are equal.
 
     Files are named by their digest: ``label_map``, ``split_lists``.
     """
@@ -73,10 +73,10 @@ class PackOptions:
         )
 
     def check_target(self, target: Target, num_classes: int) -> None:
-        """Refuses options that mean nothing for what the source's images have.
+        """Rejects options that do not apply to the targets of the source.
 
         Args:
-            target: what they have.
+            target: of the source's images.
             num_classes: classes of the source.
 
         Raises:

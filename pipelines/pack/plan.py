@@ -1,7 +1,7 @@
 """Which image goes where: a pure function of the source's list and the options.
 
-Everything that depends on chance is a hash of the seed and the image's key, so a plan can be made again after a kill
-or by another task, and an image keeps its side of the hold-out when others come or go.
+All random choices are hashes of the seed and the image's key, so a plan can be recomputed after a kill or by another
+task, and an image keeps its side of the hold-out when others are added or removed.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class Plan:
         selection: the part of the source that was taken, in words.
         held_out: the rule of the hold-out, in words.
         multi_label: images may have several labels.
-        ledger: what the plan leaves out of the source's images and labels, and why.
-        repeated: images that the source gives one label twice.
+        ledger: images and labels of the source that the plan leaves out, and why.
+        repeated: images to which the source gives one label twice.
         duplicates: which images are copies of others.
-        target: what an image has.
-        notes: remarks on what the options did.
+        target: the kind of target of an image.
+        notes: on the effect of the options.
     """
 
     classes: tuple[tuple[str, str], ...]
@@ -108,13 +108,13 @@ def make_plan(
     Args:
         items: the source's list.
         classes: its classes.
-        options: what is wanted.
+        options: of the pack.
         inputs: contents of the files that the options name.
         multi_label: its images may have several labels.
-        target: what its images have.
+        target: the kind of target of its images.
 
     Raises:
-        ConfigError: a class is unknown, the selection leaves nothing, or an option is about labels that there are not.
+        ConfigError: a class is unknown, the selection is empty, or an option concerns labels that do not exist.
         DataError: two images have one key, or a class has too few images.
     """
     inputs = inputs or PlanInputs()
@@ -139,7 +139,7 @@ def make_plan(
 def _select(
     chosen: Selection, options: PackOptions, inputs: PlanInputs, *, are_labelled: bool
 ) -> dict[str, NDArray[np.int64]]:
-    """Takes the steps of the selection in their order; returns the rows of each split."""
+    """Applies the steps of the selection in order; returns the rows of each split."""
     chosen.relabel(_changes(options, inputs))
     if are_labelled:
         chosen.keep_labelled()
@@ -155,7 +155,7 @@ def _select(
 
 
 def _changes(options: PackOptions, inputs: PlanInputs) -> Iterator[Callable[[Classes], Relabelling]]:
-    """The changes to labels, in this order: the map, the hierarchy, the choice of classes."""
+    """The changes to labels, in this order: the map, the hierarchy, the selection of classes."""
     if inputs.label_map:
         yield inputs.label_map.relabelling
     if inputs.wordnet:
@@ -165,7 +165,7 @@ def _changes(options: PackOptions, inputs: PlanInputs) -> Iterator[Callable[[Cla
 
 
 def _split(name: str, rows: NDArray[np.int64], chosen: Selection, options: PackOptions) -> Split:
-    """Shuffles the rows of a split, and cuts them into shards."""
+    """Shuffles the rows of a split and divides them into shards."""
     order = np.argsort(seeds.hash64(options.seed, "pack", chosen.hashes[rows]), kind="stable")
     return Split(name, _cut(chosen.table, rows[order], options))
 

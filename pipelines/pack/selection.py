@@ -1,4 +1,4 @@
-"""Which images a plan takes, and in which split each is: narrowed step by step, with everything left out on record."""
+"""Which images a plan takes, and in which split each is: narrowed step by step, recording everything left out."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Selection:
         classes: of the source.
 
     Attributes:
-        table: the list with the labels that images have by now.
+        table: the list with the current labels.
         classes: (id, name) of those labels.
-        rows: int64 (n,), the images that are left, ascending.
+        rows: int64 (n,), the remaining images, ascending.
         hashes: uint64 (N,), of every key of the list.
-        left_out: what the steps took away.
+        left_out: the images and labels that the steps removed.
         is_multi: a step may have given one image several labels.
-        repeated: images that the source gives one label twice.
-        duplicates: which images are copies of others, once ``drop_copies`` has looked.
-        notes: remarks on what the steps did.
+        repeated: images to which the source gives one label twice.
+        duplicates: which images are copies of others, set by ``drop_copies``.
+        notes: on the effect of the steps.
 
     Raises:
         DataError: two images have one key.
@@ -54,7 +54,7 @@ class Selection:
         self._was_labelled = table.num_labels > 0
 
     def relabel(self, changes: Iterable[Callable[[Classes], Relabelling]]) -> None:
-        """Changes labels, each time from the classes that the change before has made."""
+        """Applies changes to the labels; each starts from the classes that the previous one produced."""
         for change_of in changes:
             change, before = change_of(self.classes), self.table
             self.table, self.classes = relabel(before, change), change.classes
@@ -72,7 +72,7 @@ class Selection:
         """Leaves out the samples that a drop list names as SHARD/KEY.
 
         Raises:
-            DataError: some of them are not there.
+            DataError: some of them do not exist.
         """
         if not keys:
             return
@@ -119,7 +119,7 @@ class Selection:
         return made
 
     def few(self, train: Rows, per_class: int, seed: int) -> Rows:
-        """The first images of each class in a seeded order; a larger number keeps those of a smaller one.
+        """The first images of each class in a seeded order, so a larger selection contains every smaller one.
 
         Args:
             train: the rows of train.
@@ -143,12 +143,12 @@ class Selection:
         return kept
 
     def check_not_empty(self, splits: dict[str, Rows], holdout: float) -> None:
-        """Refuses a plan without training images, or with an empty hold-out.
+        """Rejects a plan without training images, or with an empty hold-out.
 
         Raises:
-            ConfigError: so it is.
+            ConfigError: the plan is such.
         """
-        has_train = "train" in self.table.split_names  # the lists of VTAB-1k are called otherwise
+        has_train = "train" in self.table.split_names  # the lists of VTAB-1k have other names
         if (has_train and not len(splits["train"])) or not any(map(len, splits.values())):
             raise ConfigError("no training image is left; choose more classes or a smaller --holdout")
         if holdout and not len(splits["val"]):
@@ -159,7 +159,7 @@ class Selection:
         self.rows = self.rows[~goes]
 
     def _note_mixed_val(self, val: Rows) -> None:
-        """Remarks that val holds more than the source's own images."""
+        """Notes that val holds more than the source's own images."""
         if "val" not in self.table.split_names:
             return
         own = int((self.table.columns["splits"][val] == self.table.split_names.index("val")).sum())
@@ -170,7 +170,7 @@ class Selection:
 
 
 def _check_split_names(names: Iterable[str]) -> None:
-    """Splits become folders: whatever source named them, they are plain names, and no two are one on any disk."""
+    """Splits become folders, so their names must be plain and distinct on every file system, whatever their source."""
     known: dict[str, str] = {}
     for name in dict.fromkeys(names):
         if to_split_name(name, "a split of the source") != name:

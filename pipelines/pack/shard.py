@@ -35,7 +35,7 @@ WANTED_KINDS = frozenset([TOO_SMALL])  # left out because of an option, not beca
 
 @dataclass(frozen=True)
 class Writing:
-    """The arguments that all shards of a pack share: the source of bytes, how images and labels are written."""
+    """The arguments that all shards of a pack share: the source, and how images and labels are written."""
 
     source: Source
     images: ImageOptions = field(default_factory=ImageOptions)
@@ -45,7 +45,7 @@ class Writing:
 
 
 def num_bad(quarantined: list[dict[str, Any]]) -> int:
-    """Those of a shard's quarantined images that count against the allowed rate."""
+    """The quarantined images of a shard that count against the allowed rate."""
     return sum(entry["kind"] not in WANTED_KINDS for entry in quarantined)
 
 
@@ -67,7 +67,7 @@ def write_shard(writing: Writing, task: tuple[Path, Shard], progress: Callable[[
     Args:
         writing: what the shards share.
         task: the split's folder, and what to write.
-        progress: called with the number of images that are newly done.
+        progress: called with the number of newly finished images.
     """
     folder, shard = task
     temporary = folder / (shard.name + TEMPORARY_SUFFIX)
@@ -149,7 +149,7 @@ def _add_sample(tar: tarfile.TarFile, key: str, item: Item, writing: Writing, se
 
 
 def size_bucket(short_side: int) -> str:
-    """The power of two that a shorter side is not below, as the card's histogram names it."""
+    """The largest power of two up to a shorter side, as named in the card's histogram."""
     return str(1 << (short_side.bit_length() - 1))
 
 

@@ -1,4 +1,4 @@
-"""The shards of a pack as the tasks of an array share them: written, completed by ``merge``, refused with too many bad.
+"""The shards of a pack, divided among the tasks of an array: written, counted, and merged once all are there.
 
 Shard number k of the pack belongs to task k modulo the number of tasks.
 """
@@ -28,7 +28,7 @@ class Shares:
         plan: what is packed.
         out: the folder.
         max_bad_rate: share of the images that may be bad.
-        task: whose share is meant; None: all of them.
+        task: the one whose share is meant; None: all tasks.
     """
 
     plan: Plan
@@ -44,11 +44,11 @@ class Shares:
 
     @property
     def done(self) -> list[tuple[Path, Shard]]:
-        """Those that an earlier run finished."""
+        """The shards that an earlier run finished."""
         return [(folder, shard) for folder, shard in self.shards if is_done(folder, shard)]
 
     def write(self, writing: Writing, num_workers: int) -> None:
-        """Writes the shards that are missing, and counts the bad images of all of them.
+        """Writes the missing shards, and counts the bad images of all shards.
 
         Raises:
             DataError: more images are bad than allowed.
@@ -70,7 +70,7 @@ class Shares:
             raise DataError(self._too_many_bad())
 
     def check_complete(self, num_tasks: int) -> None:
-        """Refuses a merge before all tasks are done.
+        """Rejects a merge before all tasks are done.
 
         Raises:
             DataError: names the tasks to run again.
@@ -86,7 +86,7 @@ class Shares:
             )
 
     def check_rate(self) -> None:
-        """Refuses finished shards with too many bad images.
+        """Rejects finished shards with too many bad images.
 
         Raises:
             DataError: more are bad than allowed.
@@ -105,7 +105,7 @@ class Shares:
                 leftover.unlink(missing_ok=True)
 
     def _too_many_bad(self) -> str:
-        """The message; lists all bad images so far in a file."""
+        """The error message; lists all bad images so far in a file."""
         entries = [
             {"split": folder.name, **entry}
             for folder, shard in self.done

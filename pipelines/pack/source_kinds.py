@@ -1,4 +1,4 @@
-"""The kinds of source that ``pack`` knows, and what the command line gives each; a new kind is a row of ``SOURCES``."""
+"""The kinds of source that ``pack`` knows, and the arguments that each takes; a new kind is a row of ``SOURCES``."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class SourceKind:
     """One kind of source on the command line.
 
     Attributes:
-        make: from the arguments, and those of them that several sources have.
-        paths: what the positional arguments behind it are, in words; "": it takes none.
-        options: those of its own that it understands.
+        make: builds the source from the arguments, and from those that several sources share.
+        paths: describes the positional arguments after it; "": it takes none.
+        options: that only this kind understands.
         least: how many positional arguments it needs.
         most: how many it takes; None: any number.
-        one_of: what the first may be; (): anything.
+        one_of: allowed values of the first one; (): anything.
     """
 
     make: Make

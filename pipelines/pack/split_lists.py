@@ -1,4 +1,4 @@
-"""Splits by explicit lists: one file per split, one image per line, in the forms in which data sets publish them."""
+"""Splits by explicit lists: one file per split, one image per line, in the formats that published data sets use."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class SplitLists:
 
     A line is an image's key as the packer lists it, or an end of it that begins behind a slash, with or without the
     extension; ``./`` and folders in front of the key do not matter. All lines of a file are read in one way: as they
-    are, without comments, or as a table of which one column names the image. Images on no list stay where the source
+    are, without comments, or as a table with one column that names the image. Images on no list stay where the source
     has them, unless there is a list for train: then they are left out.
 
     Attributes:
-        notes: how the lines were read where they say more than names, filled by ``assign``.
+        notes: how the lines were read if they contain more than names, filled by ``assign``.
     """
 
     def __init__(self, lists: list[SplitList]) -> None:
@@ -85,10 +85,10 @@ class SplitLists:
     def assign(self, table: ItemTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Index of the list that names each row, -1 where none does.
 
-        A list may name images of the table that are not among the rows, as those of classes that were not chosen.
+        A list may name images of the table that are not among the rows, such as those of unselected classes.
 
         Raises:
-            DataError: a list names an image that is not there, one name fits several images, or an image is on two
+            DataError: a list names an image that does not exist, one name fits several images, or an image is on two
                 lists.
         """
         found = np.full(len(table), -1, dtype=np.int64)
@@ -139,7 +139,7 @@ READINGS: dict[str, Callable[[str], str]] = {
 
 
 def _columns(line: str, *, last: bool = False) -> list[str]:
-    """A line without its comment, cut at its first delimiter, or at its last."""
+    """A line without its comment, split at its first delimiter, or at its last."""
     line = _COMMENT.sub("", line).strip()
     places = list(_COLUMN.finditer(line))
     place = (places[-1] if last else places[0]) if places else None
@@ -149,7 +149,7 @@ def _columns(line: str, *, last: bool = False) -> list[str]:
 
 @dataclass(frozen=True)
 class _Match:
-    """The meaning of the names of a list: rows, names that mean none, and one that means two rows, with their keys."""
+    """The names of a list resolved: rows, names without a row, and one with two rows, with their keys."""
 
     num_names: int
     rows: list[int]
@@ -173,7 +173,7 @@ class _Keys:
         return self._table.key(0)
 
     def look_up(self, names: Iterable[str]) -> None:
-        """Goes over all keys for those that names may mean."""
+        """Scans all keys for those that the names may mean."""
         wanted = {one for name in names for one in _without_front(name)} - self._looked_up
         if not wanted:
             return
@@ -204,7 +204,7 @@ class _Keys:
         return _Match(len(names), rows, missing, ambiguous)
 
     def hint(self, name: str, *, is_utf8: bool) -> str:
-        """A likely reason why a name means no row."""
+        """A likely reason why no row has this name."""
         if not is_utf8:
             return ". The list is not UTF-8 text: save it as UTF-8, or name its encoding with --encoding, such as cp949"
         for wanted in dict.fromkeys([name.lower(), name.rpartition("/")[2].lower()]):
@@ -241,9 +241,9 @@ def _without_front(name: str) -> Iterator[str]:
 
 
 def _text(data: bytes, path: str, encoding: str) -> tuple[str, bool]:
-    """The text of a list, and whether it is what ``encoding`` says.
+    """The text of a list, and whether it is valid in ``encoding``.
 
-    Bytes that are not UTF-8 stay as they are where the user names no other encoding: names of files may have the same.
+    Without another encoding from the user, bytes that are not UTF-8 are kept, since file names may contain the same.
     """
     try:
         return decode_text(data, path, encoding, "name its encoding with --encoding, such as cp949"), True

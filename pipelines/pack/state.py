@@ -1,8 +1,8 @@
-"""Whose folder OUT is, and who works in it: the state file, the locks, and the folder of things that are passed on.
+"""Which pack the folder OUT belongs to and who works in it: the state file, the locks, and the shared folder.
 
 OUT/pack.json       options and digest of the source's list
 OUT/.pack.lock      held while a process packs (shared by the tasks of an array)
-OUT/.plan/          prepared once and used by all tasks: list, digests, unpacked files; removed at the end
+OUT/.plan/          made once and used by all tasks: list, digests, unpacked files; removed at the end
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WORK_FILE = "work.json"
 NEEDS_LOCKS = "--out needs a file system with locks (flock); choose a folder on another one"
 WORK_KEYS = {"options": dict, "fingerprint": str, "tasks": int}
 STATE_VERSION = 2
-# Version 1 had fewer options, packed all bytes as they are, and named the source's list by another digest.
+# Version 1 had fewer options, packed all bytes unchanged, and identified the source's list by another digest.
 READ_VERSIONS = (1, STATE_VERSION)
 
 
@@ -45,7 +45,7 @@ class Task:
         """Reads ``3/64``.
 
         Raises:
-            ConfigError: it is something else.
+            ConfigError: it is malformed.
         """
         number, slash, count = text.partition("/")
         if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
@@ -64,10 +64,10 @@ class State:
     splits: tuple[str, ...]
 
     def pack_options(self, out: Path) -> PackOptions:
-        """The options that the pack was begun with.
+        """The options that the pack was started with.
 
         Raises:
-            DataError: this version knows other ones.
+            DataError: this version has different options.
         """
         try:
             return PackOptions(**self.options)
@@ -79,7 +79,7 @@ class State:
         return bool(self.splits) and all((out / name / TABLE_FILE).is_file() for name in self.splits)
 
     def check(self, listing: str, out: Path) -> None:
-        """Refuses a source that is not the one that the folder was begun with.
+        """Rejects a source other than the one that the pack was started with.
 
         Raises:
             DataError: the list differs.
@@ -93,7 +93,7 @@ class State:
 
 
 def read_state(out: Path, options: PackOptions | None) -> State | None:
-    """The state that an earlier run left in ``out``; None: the folder is new.
+    """The state from an earlier run in ``out``; None: the folder is new.
 
     Args:
         out: the pack's folder.
@@ -109,7 +109,7 @@ def read_state(out: Path, options: PackOptions | None) -> State | None:
         others = sorted(
             entry.name
             for entry in out.iterdir()
-            if entry.name not in ours and not entry.name.startswith(f"{STATE_FILE}.")  # what a kill left
+            if entry.name not in ours and not entry.name.startswith(f"{STATE_FILE}.")  # left by a killed run
         )
         if others:
             raise ConfigError(f"--out {out} holds other files, such as {others[0]}; choose a new or empty folder")
@@ -132,7 +132,7 @@ def _read_object(path: Path, needed: dict[str, type]) -> dict[str, Any]:
     """A file of JSON that this packer wrote.
 
     Raises:
-        DataError: something else is in it.
+        DataError: it has other content.
     """
     try:
         found = json.loads(path.read_bytes())
@@ -144,7 +144,7 @@ def _read_object(path: Path, needed: dict[str, type]) -> dict[str, Any]:
 
 
 def write_state(out: Path, options: PackOptions, listing: str, fingerprint: str, splits: Sequence[str]) -> None:
-    """Makes ``out`` this pack's own."""
+    """Claims ``out`` for this pack."""
     state = {"version": STATE_VERSION, "options": options.to_dict(), "listing": listing}
     state |= {"fingerprint": fingerprint, "splits": list(splits)}
     write_atomic(out / STATE_FILE, json.dumps(state, indent=2) + "\n")
@@ -165,7 +165,7 @@ def _check_options(options: PackOptions, had: dict[str, Any], where: Path) -> No
 
 
 class Work:
-    """The folder of everything that is prepared once.
+    """The folder for everything that is prepared once.
 
     Args:
         out: the pack's folder.
@@ -175,7 +175,7 @@ class Work:
         self.folder = out / WORK_FOLDER
 
     def begin(self, options: PackOptions, fingerprint: str, task: Task | None) -> None:
-        """Makes the folder, or checks that it belongs to this pack. A single run starts over where it does not.
+        """Makes the folder, or checks that it belongs to this pack. If it does not, a single run starts over.
 
         Raises:
             ConfigError: the tasks of an array differ in options or number.
@@ -201,13 +201,13 @@ class Work:
 
     @property
     def num_tasks(self) -> int:
-        """How many tasks share the pack; 0 where none was begun."""
+        """How many tasks share the pack; 0 if none has started."""
         path = self.folder / WORK_FILE
         return _read_object(path, WORK_KEYS)["tasks"] if path.is_file() else 0
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Waits until no other process of the pack, on any machine, is between here and the end."""
+        """Waits until no other process of the pack, on any machine, is inside this block."""
         path = self.folder / f"{name}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w") as file:
@@ -218,7 +218,7 @@ class Work:
             yield
 
     def once(self, done: Path, work: Callable[[], None]) -> None:
-        """Runs ``work``, which makes the file ``done``, unless it was made; one process does it, the others wait."""
+        """Runs ``work``, which makes the file ``done``, unless that exists; one process does it, the others wait."""
         if done.exists():
             return
         with self.lock(f"locks/{done.name}"):
@@ -236,7 +236,7 @@ def locked(out: Path, *, together: bool = False) -> Iterator[None]:
 
     Args:
         out: the pack's folder.
-        together: others that say the same may hold it at the same time.
+        together: shared: other processes that pass True may hold it at the same time.
 
     Raises:
         SetupError: another process holds it, or the file system has no locks.
@@ -254,7 +254,7 @@ def locked(out: Path, *, together: bool = False) -> Iterator[None]:
             raise SetupError(f"{path} cannot be locked ({error.strerror}); {NEEDS_LOCKS}") from error
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break
-        file.close()  # its last holder removed it between our two lines: that lock would exclude nobody
+        file.close()  # its last holder removed it in the meantime: locking that file would exclude nobody
     try:
         yield
     finally:

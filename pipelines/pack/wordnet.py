@@ -27,7 +27,7 @@ class WordNet:
 
     Raises:
         SetupError: it is not there.
-        DataError: it is something else.
+        DataError: it is not a ``data.noun``.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -68,7 +68,7 @@ class WordNet:
         self._parents[synset] = parents
 
     def ancestors(self, synset: str) -> tuple[str, ...]:
-        """The synset and its ancestors, from the most general to itself; each comes behind its own ancestors."""
+        """The synset and its ancestors, from the most general to itself; each comes after its own ancestors."""
         found: dict[str, None] = {}
 
         def visit(one: str) -> None:

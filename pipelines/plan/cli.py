@@ -1,4 +1,4 @@
-"""``python -m pipelines plan``: what a run will need and cost, before anything is spent. It imports no torch."""
+"""``python -m pipelines plan``: what a run will need and cost, before it starts. Does not import torch."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _parser() -> Parser:
         EXAMPLES,
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML of the experiment")
-    parser.add_argument("--cluster", metavar="FILE", help="YAML of the machines; default: one node of the device")
+    parser.add_argument("--cluster", metavar="FILE", help="cluster YAML (default: one node of the device)")
     parser.add_argument("--device", metavar="NAME", help=f"an entry of the table of devices ({DEFAULT_DEVICE})")
     parser.add_argument("--devices", default=DEVICES_FILE, metavar="FILE", help="another table (configs/devices.yaml)")
     parser.add_argument("--mfu", type=float, help=f"share of the device's peak that training reaches ({DEFAULT_MFU:g})")

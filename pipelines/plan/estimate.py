@@ -62,15 +62,15 @@ class DiskNeeds:
 
 @dataclass(frozen=True)
 class Work:
-    """What has to be computed, and how long that takes.
+    """The computation of a run, and how long it takes.
 
     Attributes:
         parameters, parameters_without_head: of the model.
-        train_flops, train_flops_without_head: of the run; nothing that is recomputed is counted.
+        train_flops, train_flops_without_head: of the run; recomputation is not counted.
         gpu_hours: of one device.
         days: on all devices.
         images_per_s: of all devices.
-        cost: at the stated price; None: no price was given.
+        cost: at the given price; None: no price was given.
     """
 
     parameters: int
@@ -91,7 +91,7 @@ class Plan:
         layouts: every way to divide the step among the devices.
         recommended: the best of them; None: nothing fits.
         configured: the largest micro-batch that fits with the configured sharding and policy.
-        worlds: numbers of ranks that draw the same batches.
+        worlds: valid world sizes, all of which draw the same batches.
         reasons: why this layout is recommended.
     """
 
@@ -109,7 +109,7 @@ class Plan:
 
     @property
     def num_nodes(self) -> int:
-        """Nodes, the last one perhaps not full."""
+        """The number of nodes; the last one may not be full."""
         return num_nodes(self.machine)
 
 
@@ -131,8 +131,8 @@ def make_plan(
         limit_gib: memory of one device; None: the device's.
 
     Raises:
-        ConfigError: the devices cannot share the batch (the message lists valid numbers), or the model's cost cannot be
-            known here.
+        ConfigError: the batch cannot be divided among the devices (the message lists valid numbers), or the model's
+            cost cannot be determined here.
     """
     _require_something_to_plan(experiment)
     worlds = _valid_worlds(experiment, num_devices)
@@ -186,7 +186,7 @@ def _work(experiment: Experiment, machine: Machine, assumptions: Assumptions) ->
 
 
 def num_nodes(machine: Machine) -> int:
-    """Nodes that the devices fill."""
+    """The number of nodes that the devices fill."""
     return math.ceil(machine.num_devices / machine.device.per_node)
 
 
@@ -199,7 +199,7 @@ def _machine(
         num_devices=num_devices,
         limit_bytes=int(memory_gib * GIB) - RESERVED_BYTES,
         flops=device.peak_flops(experiment.precision) * assumptions.mfu,
-        # Between nodes a ring runs through each node once, so that all of its network devices serve one collective.
+        # Between nodes, a ring passes through each node once, so all network devices of a node serve one collective.
         link_bytes_s=1e9 * min(device.link_gb_s, device.link_gb_s if alone else device.network_gb_s * device.per_node),
     )
 
@@ -232,14 +232,14 @@ def _data_needs(experiment: Experiment, machine: Machine, rate: float, assumptio
 
 
 def _disk_needs(experiment: Experiment) -> DiskNeeds:
-    """Slices hold fp32 weights and every state; beside them are plain weights, and the averaged ones if there are."""
+    """Slices hold fp32 weights and optimiser states; plain weights, and EMA weights if there are any, come on top."""
     parameters = budget.num_parameters(experiment.model, experiment.num_outputs)
     averaged = experiment.optim.ema_decay is not None
     slices = 4 * parameters * (1 + math.ceil(experiment.optim.num_states))
     size = slices + 4 * parameters * (2 if averaged else 1)
     every = max(1, experiment.steps(experiment.checkpoint.every))
     saves = math.ceil(experiment.num_steps / every)
-    held = min(saves, experiment.checkpoint.keep_last) + 1  # the next one is written before the oldest goes
+    held = min(saves, experiment.checkpoint.keep_last) + 1  # the next one is written before the oldest is deleted
     return DiskNeeds(size, saves, held * size, saves * size)
 
 

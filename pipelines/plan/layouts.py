@@ -28,7 +28,7 @@ class Layout:
         memory: of one device.
         fits: the peak and the reserve are within the device's memory.
         sent_bytes: by one device in one step.
-        step_s: estimated: computing at the stated MFU with what is recomputed, and communication, none of it hidden.
+        step_s: estimated: computation, with recomputation, at the given MFU, plus communication without any overlap.
         recomputed: share of the step's FLOPs that is done twice.
     """
 
@@ -48,16 +48,16 @@ class Layout:
 
     @property
     def row(self) -> tuple[str, str]:
-        """What layouts that differ in the micro-batch alone have in common."""
+        """Sharding and policy, which layouts that differ only in the micro-batch share."""
         return self.sharding.name, self.policy
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the run would go.
+    """The hardware that the run would use.
 
     Attributes:
-        limit_bytes: what the tensors of one device may take.
+        limit_bytes: memory available to the tensors of one device.
         flops: that one device delivers: peak × MFU.
         link_bytes_s: from one device to its peers: in the node, or through the network where there are several nodes.
     """
@@ -126,7 +126,7 @@ def _by_micro_batch(experiment: Experiment, machine: Machine, sharding: Sharding
 
 
 def largest_fitting(layouts: Sequence[Layout], sharding: str, policy: str) -> Layout | None:
-    """Of one sharding (by name) and policy the largest micro-batch that fits."""
+    """The largest micro-batch that fits, for one sharding (by name) and policy."""
     fitting = [layout for layout in layouts if layout.fits and layout.row == (sharding, policy)]
     return max(fitting, key=lambda layout: layout.micro_batch_size, default=None)
 
@@ -134,7 +134,7 @@ def largest_fitting(layouts: Sequence[Layout], sharding: str, policy: str) -> La
 def recommend(layouts: Sequence[Layout]) -> Layout | None:
     """The fastest that fits; among those within 5 % of its time the least sharded, then the largest micro-batch.
 
-    The estimates are not more precise than that. Less sharding has fewer moving parts; a larger micro-batch runs fewer
+    The estimates are no more precise than that. Less sharding has fewer moving parts; a larger micro-batch runs fewer
     and larger kernels.
     """
     fitting = [layout for layout in layouts if layout.fits]

@@ -17,7 +17,7 @@ EXA = 1e18
 
 
 def as_json(plan: Plan, device: str, assumed: list[str]) -> dict[str, Any]:
-    """What ``--json`` prints; sizes in bytes, rates per second."""
+    """The plan as ``--json`` prints it; sizes in bytes, rates per second."""
     return {
         "name": plan.experiment.name,
         "device": device,
@@ -69,13 +69,13 @@ def _layout(layout: Layout) -> dict[str, Any]:
 
 
 def as_text(plan: Plan, title: str, assumed: list[str]) -> str:
-    """What a user reads."""
+    """The plan as text for the terminal."""
     lines = [title, "", *_facts(plan), "", *_memory_table(plan), "", *_recommendation(plan), "", "assumed"]
     return "\n".join([*lines, *(f"  - {line}" for line in assumed)])
 
 
 def _amount(value: float) -> str:
-    """A number of which small ones count too."""
+    """A number with enough digits for small values."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -177,7 +177,7 @@ def _recommendation(plan: Plan) -> Iterator[str]:
 
 
 def assumptions(plan: Plan, given: set[str]) -> list[str]:
-    """What is assumed and what nobody has measured.
+    """The assumptions, and what has not been measured.
 
     Args:
         plan: the plan.

@@ -1,4 +1,4 @@
-"""From images to lines of output, a micro-batch at a time, whatever the head of the network gives."""
+"""From images to lines of output, a micro-batch at a time, for every kind of head."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORMATS = ("table", "jsonl", "csv")
 
 
 class Answer(NamedTuple):
-    """The output for one image: its text, or the problem and one word for its kind. A header has no name."""
+    """The output for one image: its text, or the problem and a word for its kind. A header has no name."""
 
     name: str
     text: str
@@ -33,7 +33,7 @@ class Head(Protocol):
 
     @property
     def one_by_one(self) -> bool:
-        """Whether images are processed singly, whatever ``--micro-batch-size`` is."""
+        """Whether images are processed one at a time, regardless of ``--micro-batch-size``."""
         ...
 
     def prepare(self, source: Source) -> Any:

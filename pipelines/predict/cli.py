@@ -18,7 +18,7 @@ from pretrain.files import write_atomic
 from pretrain.names import printable, shown, tell
 from pretrain.outputs import check_output_file, check_output_folder
 
-# Task of the weights → the options that belong to it alone.
+# Task of the weights → the options that only it has.
 OWN_OPTIONS = {"classification": ("top", "activation"), "segmentation": ("masks",)}
 EXAMPLES = """\
 examples:
@@ -29,7 +29,7 @@ examples:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the stage; see ``--help``. Images that cannot be read are named and counted; the others are answered."""
+    """Runs the stage; see ``--help``. Images that cannot be read are reported and counted; the others are processed."""
     args = _parser().parse_args(argv)
     if args.out is not None:
         check_output_file(args.out)
@@ -57,12 +57,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def predict(args: argparse.Namespace, ledger: Ledger) -> Iterator[Answer]:
-    """The answers, in the order of the images, a micro-batch at a time; the ledger is told of every image found.
+    """The answers, in the order of the images, a micro-batch at a time; every image found is recorded in the ledger.
 
     Raises:
         DataError: a path that does not exist or holds no image. ConfigError: an option would be ignored.
     """
-    next(images_of(args.images, Ledger()))  # a wrong path is found before anything is loaded
+    next(images_of(args.images, Ledger()))  # report a wrong path before anything is loaded
     task = task_of(args.source, args.weights)
     refuse_options_of_others(args, task, OWN_OPTIONS)
     from pipelines.predict.heads import HEADS  # imports torch

@@ -102,7 +102,7 @@ class Mask(NamedTuple):
 class Masks:
     """A PNG for each image; it is written before the image's line is printed.
 
-    Images have sizes of their own and their logits are interpolated to them, so they are processed one by one.
+    Images differ in size and their logits are interpolated to it, so they are processed one at a time.
 
     Attributes:
         segmenter: the network.
@@ -120,7 +120,7 @@ class Masks:
 
     @classmethod
     def load(cls, args: argparse.Namespace, say: Say) -> Masks:
-        """Raises ConfigError if no folder for the masks was named."""
+        """Raises ConfigError if no folder for the masks was given."""
         if args.masks is None:
             raise ConfigError(f"--masks FOLDER is missing: {args.source} gives a mask for each image, which goes there")
         segmenter = load_segmenter(args.source, **model_options(args), say=say)
@@ -128,7 +128,7 @@ class Masks:
         return cls(segmenter, args.masks, args.images, ["mask", *segmenter.keys])
 
     def prepare(self, source: Source) -> tuple[Path, NDArray[np.uint8]]:
-        """Runs the network too, which needs the decoded image in two sizes.
+        """Also runs the network, since the decoded image is needed in two sizes.
 
         Raises:
             DataError: two images would have the same mask.

@@ -1,4 +1,4 @@
-"""The images that the arguments of ``predict`` name: files, folders of images, and packed splits."""
+"""The images given to ``predict``: files, folders of images, and packed splits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Source(NamedTuple):
 def images_of(paths: Sequence[Path], ledger: Ledger) -> Iterator[Source]:
     """Lists files, folders of images (also nested), and packed splits.
 
-    The ledger is told of each image when it is found, and of everything else in the folders.
+    Each image is recorded in the ledger when it is found, as is everything else in the folders.
 
     Raises:
         DataError: one does not exist, or holds no image.

@@ -1,7 +1,7 @@
-"""Features on the disk: computed once for the same weights, images and transform, and used again as they were.
+"""Features on disk: computed once for given weights, images and transform, then reused bit for bit.
 
 FOLDER/KEY/values.npy   fp32 (N, D)      FOLDER/KEY/valid.npy   bool (N,), False = the image could not be read
-FOLDER/KEY/about.json   what the key stands for, the digest of the values; an entry is complete or absent
+FOLDER/KEY/about.json   the inputs of the key and the digest of the values; an entry is complete or absent
 
 Legend: N images · D width of the features · M most labels of an image · b images in a micro-batch · R ranks.
 """
@@ -42,7 +42,7 @@ from pretrain.evaluation.features import Features, own_features
 from pretrain.files import TEMPORARY_SUFFIX, digest, file_digest, sync, write_atomic
 from pretrain.redaction import redacted_in
 
-FORM = 1  # goes up when features are computed otherwise
+FORM = 1  # raise it when features are computed differently
 PREFETCH = 2
 
 
@@ -81,7 +81,7 @@ class FeatureCache:
         }
 
     def features(self, packed: PackedSet, transform: EvalTransformConfig) -> CachedSet:
-        """A set's features with a transform; nothing is computed before they are asked for."""
+        """A set's features with a transform; nothing is computed before it is needed."""
         name = f"{packed.location} {transform.model_dump_json()}"
         return self._opened.setdefault(name, CachedSet(self, packed, transform))
 
@@ -131,7 +131,7 @@ class CachedSet:
         return self._rows(values, valid, np.flatnonzero(valid))
 
     def _rows(self, values: NDArray[np.float32], valid: NDArray[np.bool_], places: NDArray[np.int64]) -> Features:
-        """The features of some rows; a place after the last one is padding."""
+        """The features of some rows; an index past the last row is padding."""
         inside = places < len(valid)
         kept = places[inside]
         labels = np.full((len(places), self._labels.shape[1]), PADDING_LABEL, np.int64)
@@ -152,7 +152,7 @@ class CachedSet:
 
     @cached_property
     def _arrays(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """The entry's values and which of them are real; computed where the disk has none. Collective: yes."""
+        """The entry's values and which of them are valid; computed if they are not on disk. Collective: yes."""
         folder, rank, say = self.cache.folder / self._key, self.cache.rank, self.cache.say
         what = f"features of {len(self._ids):,} images of {self.shards}"
         if broadcast_object(rank.is_main and _is_whole(folder, say)):
@@ -269,7 +269,7 @@ class _Writer:
         sync(self._temporary / "valid.npy")
         about = {**about, "values_digest": file_digest(self._temporary / "values.npy")}
         write_atomic(self._temporary / "about.json", json.dumps(redacted_in(about), indent=1))
-        if self._folder.exists():  # a damaged one, or another process was faster with the same
+        if self._folder.exists():  # a damaged entry, or another process has just published the same one
             shutil.rmtree(self._folder)
         os.rename(self._temporary, self._folder)
         sync(self._folder.parent)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pretrain.distributed.rank import Rank
     from pretrain.evaluation.features import Pair
 
-COLLECTIVE_TIMEOUT_S = 4 * 3600  # others wait while a rank fits a logistic regression
+COLLECTIVE_TIMEOUT_S = 4 * 3600  # the other ranks wait while one fits a logistic regression
 L2_GRID = tuple(10.0**power for power in range(-2, 5))
 EXAMPLES = """\
 examples:
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuses options that would be ignored."""
+    """Rejects options that would be ignored."""
     for name, kind in OPTIONS.items():
         if getattr(args, name) is not None and kind not in args.kind:
             raise ConfigError(
@@ -171,7 +171,7 @@ def _measured(
 
 
 def _possible_shots(config: EvaluationSetConfig, pair: Pair) -> tuple[int, ...]:
-    """The usual numbers of shots, as far as every class has so many training images."""
+    """The usual numbers of shots, up to the size of the smallest training class."""
     import numpy as np
 
     rarest = int(np.bincount(pair.train_labels, minlength=pair.num_classes).min())
@@ -182,7 +182,7 @@ def _possible_shots(config: EvaluationSetConfig, pair: Pair) -> tuple[int, ...]:
 
 
 def _chosen_l2(config: EvaluationSetConfig, grid: Sequence[float], pair: Pair, dev: CachedSet | None) -> dict[str, Any]:
-    """The best of the grid on images that were not fitted, the strongest of equal ones. Collective: yes."""
+    """The best of the grid on held-out images; on a tie the strongest regularisation. Collective: yes."""
     from pretrain.evaluation.features import Pair
     from pretrain.evaluation.logistic import accuracies_of
 
@@ -212,7 +212,7 @@ def _out(args: argparse.Namespace, result: dict[str, Any]) -> Path:
 
 
 def text(result: dict[str, Any]) -> str:
-    """The result for people."""
+    """The result as text."""
     train, test = result["data"]["train"], result["data"]["test"]
     lines = [
         f"{result['from']}: {train['num_samples']:,} images of {train['shards']}, tested on {test['num_samples']:,}"

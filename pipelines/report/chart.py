@@ -1,4 +1,4 @@
-"""A line chart as inline SVG: coloured by the page's style sheet, readable without the script."""
+"""A line chart as inline SVG, coloured by the page's style sheet and readable without the script."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Chart:
         curves: run → its curve; at least one has a point.
         incidents: vertical marks, with what happened as their tooltip.
         unit: of the values; a percentage axis ends at 100.
-        about: what the metric is.
-        last_step: where the x axis ends at least, so that all charts of a report have the same.
+        about: description of the metric.
+        last_step: the x axis ends here or later, so that all charts of a report share it.
         may_be_logarithmic: use a logarithmic y axis if the values span more than ``LOG_RANGE``.
     """
 
@@ -87,7 +87,7 @@ class Axis:
     def around(
         cls, values: Sequence[float], start: float, end: float, *, logarithmic: bool = False, most: float = math.inf
     ) -> Axis:
-        """An axis with some room beyond the smallest and the largest value, but none above ``most``."""
+        """An axis with some margin beyond the smallest and the largest value, but not above ``most``."""
         low, high = min(values), max(values)
         if logarithmic:
             low, high = math.log10(low), math.log10(high)
@@ -157,7 +157,7 @@ def _mark(incident: Incident, x: Axis) -> str:
 
 
 def number(value: float) -> str:
-    """A number for people, short."""
+    """A number in a short, readable form."""
     if value == 0:
         return "0"
     if abs(value) >= 1e6 or abs(value) < 1e-3:

@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _refuse_empty(views: Sequence[series.RunView]) -> None:
-    """Raises ConfigError where not one run has anything to show."""
+    """Raises ConfigError if no run has anything to show."""
     if not any(view.settings or view.curves or view.incidents for view in views):
         raise ConfigError(
             f"{', '.join(str(view.record.path) for view in views)}: nothing to report: neither a config nor a line of "

@@ -11,9 +11,9 @@ from pipelines.runs.run_record import RunRecord
 from pipelines.slurm import starts
 from pipelines.terminal.text import counted
 
-# Lines of metrics.jsonl that are not incidents, or that the run's history tells in more detail.
+# Lines of metrics.jsonl that are not incidents, or that the run's history has in more detail.
 QUIET_KINDS = frozenset({"train", "eval", "save", "resume", "rollback"})
-# Running count in the lines of training → kind of the incident, unit, what happened to them.
+# Running count in the training lines → kind of the incident, its unit, and a verb for the message.
 COUNTS = {
     "skipped_updates": ("skipped_update", "update", " skipped"),
     "bad_samples": ("bad_samples", "bad sample", ""),
@@ -22,7 +22,7 @@ COUNTS = {
 
 @dataclass(frozen=True)
 class Incident:
-    """Something that is worth a mark on a curve.
+    """An event that is marked on the curves.
 
     ``kind`` is restart, resume, fork, change, rollback, skipped_update, bad_samples or end, or the kind of a line in
     metrics.jsonl that this version does not know.
@@ -35,7 +35,7 @@ class Incident:
 
 
 def incidents(record: RunRecord) -> list[Incident]:
-    """All incidents of a run in the order of time."""
+    """All incidents of a run in chronological order."""
     found = [*_of_jobs(record), *_of_history(record), *_of_metrics(record)]
     known = {incident.kind for incident in found} | QUIET_KINDS
     for kind, lines in record.lines.items():

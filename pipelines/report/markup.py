@@ -1,6 +1,6 @@
-"""Small pieces of HTML that every section of a report is made of, and the style and script of the page.
+"""The HTML building blocks of the report's sections, and the style and script of the page.
 
-Both are put into the page itself: a report needs no network.
+Both are embedded in the page, so a report needs no network.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pretrain.redaction import redacted
 
 
 def text(value: Any) -> str:
-    """A value as text without secrets, which no markup can come of."""
-    words = {None: "null", True: "true", False: "false"}  # as a config has them
+    """A value as escaped text without secrets."""
+    words = {None: "null", True: "true", False: "false"}  # as in a config
     return html.escape(words[value] if value is None or isinstance(value, bool) else redacted(str(value)))
 
 
 def table(rows: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> str:
-    """Rows of cells that are HTML already; nothing where there is no row."""
+    """A table of cells that are already HTML; empty if there are no rows."""
     if not rows:
         return ""
     head = "<tr>" + "".join(f"<th>{cell}</th>" for cell in heads) + "</tr>" if heads else ""
@@ -74,7 +74,7 @@ details { margin: 6px 0; } details summary { cursor: pointer; color: var(--dim);
     for i in range(8)
 )
 
-# Shows the values under the pointer; everything else is there without it.
+# Shows the values under the pointer; everything else works without it.
 SCRIPT = """
 for (const figure of document.querySelectorAll('.chart')) {
   const {x, curves} = JSON.parse(figure.dataset.chart);

@@ -1,4 +1,4 @@
-"""The sections of a report, each a piece of HTML or nothing where there is nothing to show."""
+"""The sections of a report, each a piece of HTML, or empty if there is nothing to show."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOST_COLUMNS = 3
 
 
 def page(views: Sequence[RunView], *, pictures: Path | None, price: float | None, command: Sequence[str]) -> str:
-    """The whole file."""
+    """The complete HTML page."""
     title = views[0].name if len(views) == 1 else f"{len(views)} runs"
     sections = [
         _head(views, title),
@@ -46,7 +46,7 @@ def page(views: Sequence[RunView], *, pictures: Path | None, price: float | None
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<link rel="icon" href="data:,">'  # or a browser asks for one
+        '<link rel="icon" href="data:,">'  # otherwise a browser requests one
         f"<title>{text(title)}</title><style>{markup.STYLE}</style></head><body>\n"
         + "\n".join(section for section in sections if section)
         + f"\n<script>{markup.SCRIPT}</script></body></html>\n"
@@ -157,7 +157,7 @@ def _incidents(views: Sequence[RunView]) -> str:
 
 
 def _transfer(views: Sequence[RunView]) -> str:
-    """Runs from given weights, with the mean over runs that differ in nothing but the seed, beside the paper's."""
+    """Runs from given weights next to the paper's results, with the mean over runs that differ only in the seed."""
     groups: dict[tuple[str, str], list[RunView]] = {}
     for view, source in series.transfers(views):
         settings = {k: v for k, v in view.settings.items() if k not in ("seed", "name", "output_dir")}

@@ -17,7 +17,7 @@ from pretrain.config.changes import flatten
 from pretrain.config.loader import DEFAULT
 from pretrain.telemetry.metrics import find_metric
 
-# Curves in this order; what no line has is left out.
+# The order of the curves; metrics without a line are left out.
 CURVES = (
     "loss",
     "lr",
@@ -47,7 +47,7 @@ TITLES = {
     "skipped_updates": "skipped updates",
     "bad_samples": "bad samples",
 }
-LINEAR = frozenset({"lr"})  # falls to nothing at its end, which is not what the axis should show
+LINEAR = frozenset({"lr"})  # falls to 0 at the end, which should not set the range of the axis
 SHARE = "share, 0-1"
 NOT_DRAWN = frozenset({"num_samples", "num_classes", "seconds", "kind", "step", "time"})
 MAX_POINTS = 800
@@ -55,7 +55,7 @@ MAX_POINTS = 800
 
 @dataclass(frozen=True)
 class Curve:
-    """One number of one run over the steps."""
+    """One metric of one run over the steps."""
 
     steps: list[int]
     values: list[float]
@@ -63,7 +63,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class RunView:
-    """The contents of a report about one run.
+    """The data of one run that a report shows.
 
     Attributes:
         name: for legends.
@@ -74,9 +74,9 @@ class RunView:
         settings: dotted key → value, from the resolved config.
         written: dotted key → (value, where it was written), for what is not a default.
         environment: environment.json.
-        hours: of training, as far as lines say.
+        hours: of training, as far as the lines record them.
         launches: every start, with its command and machine.
-        device_hours: the same times the ranks that trained each of the steps; None where that is not known.
+        device_hours: the hours of each step times its number of ranks; None if that is not known.
     """
 
     name: str
@@ -114,7 +114,7 @@ def view(record: RunRecord, name: str, environment: Mapping[str, Any]) -> RunVie
 
 
 def _curves(train: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
-    """The metrics in the lines of training that are worth a chart."""
+    """The metrics in the training lines that get a chart."""
     found = {key: curve for key in CURVES if (curve := _curve(train, key)).steps and not _is_quiet(key, curve)}
     if found.get("images_per_s_per_device") == found.get("images_per_s"):  # one device
         found.pop("images_per_s_per_device", None)
@@ -124,17 +124,17 @@ def _curves(train: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
 
 
 def _is_quiet(key: str, curve: Curve) -> bool:
-    """Counts of what should not happen, and did not."""
+    """Whether this is a count of problems that stayed at 0."""
     return key in ("skipped_updates", "bad_samples") and not any(curve.values)
 
 
 def training_hours(lines: Sequence[Mapping[str, Any]]) -> float:
-    """Hours of the steps between the lines; what was lost by a crash and done again counts once."""
+    """Hours of the steps between the lines; steps that were repeated after a crash count once."""
     return sum(seconds for _, seconds in _timed(lines)) / 3600
 
 
 def device_hours(lines: Sequence[Mapping[str, Any]], launches: Sequence[Mapping[str, Any]]) -> float | None:
-    """The same, each step times the ranks of the start that wrote its line; None where a start does not say them."""
+    """The same, each step times the ranks of the start that wrote its line; None if a start does not record them."""
     if not launches or any("world_size" not in launch for launch in launches):
         return None
     total = 0.0
@@ -171,7 +171,7 @@ def _curve(lines: Sequence[Mapping[str, Any]], key: str) -> Curve:
 
 
 def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most ``MAX_POINTS``: of each stretch the lowest and the highest, so that no spike is lost; and both ends."""
+    """At most ``MAX_POINTS``: both ends, and the minimum and maximum of each interval, so that no spike is lost."""
     if len(points) <= MAX_POINTS:
         return points
     stretch = math.ceil(2 * len(points) / (MAX_POINTS - 2))

@@ -1,4 +1,4 @@
-"""The starts of a run: every command with what came of it, and the machine and packages of each."""
+"""The starts of a run: every command with its outcome, and the machine and packages of each."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _kept(launch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def commands(views: Sequence[RunView], command: Sequence[str]) -> str:
-    """Every start of every run with what came of it, then the data's and this report's."""
+    """Every start of every run with its outcome, then the commands of the data and of this report."""
     rows = []
     for view in views:
         came = outcomes(view.record.events, len(view.launches))

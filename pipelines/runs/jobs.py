@@ -19,7 +19,7 @@ from pretrain.telemetry.sinks import read_metrics
 ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.1
 TAIL_LINES = 15
-# One thread per rank: on a few cores more would only wait for each other.
+# One thread per rank: on a few cores, more threads would only compete.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -84,7 +84,7 @@ def last_value(run: Path, metric: str) -> float:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -39,7 +39,7 @@ def run_tasks(
         tasks: drawn as workers are free, so that they need not all be in memory.
         shared: sent to each worker once.
         num_workers: processes; 1 works in this one.
-        show: called now and then with the number of units that are done.
+        show: called periodically with the number of units that are done.
     """
     if num_workers <= 1:
         yield from _run_here(job, tasks, shared, show)
@@ -95,7 +95,7 @@ def _run_in_pool(
     finally:  # also when the caller stops early or the user pressed Ctrl-C: partly written files are not needed
         for process in multiprocessing.active_children():
             process.kill()
-        # The executor's thread must be gone before the interpreter's exit, which writes into the pipe that it closes.
+        # The executor's thread must end before the interpreter's exit hook writes into the pipe that the thread closes.
         executor.shutdown(wait=True, cancel_futures=True)
 
 

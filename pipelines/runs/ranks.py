@@ -1,4 +1,4 @@
-"""Stages that torchrun may start on several GPUs: joining the other ranks, and speaking for all of them."""
+"""Stages that torchrun may start on several GPUs: joining the other ranks, and printing on behalf of all of them."""
 
 from __future__ import annotations
 

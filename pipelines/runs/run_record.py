@@ -1,7 +1,7 @@
 """The state and history of a run, read from its folder while it runs or afterwards. No torch.
 
-``status``, ``watch`` and ``report`` all read through this module. Every part may be missing or cut short: a run that
-was killed leaves what it leaves.
+``status``, ``watch`` and ``report`` all read through this module. Any part may be missing or truncated, since a
+run can be killed at any time.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from pretrain.errors import ConfigError, UserError
 from pretrain.telemetry.sinks import LINE, is_line
 
 TRAIN, EVAL = "train", "eval"
-LONGEST_S = 1e10  # some 300 years; more, or NaN, is not an estimate
+LONGEST_S = 1e10  # about 300 years; a larger value, or NaN, is not a useful estimate
 RATE_LINES = 20  # lines of metrics that the rate is the median of
 LOG_TAIL_BYTES = 1 << 18
 CONFIG = "config.resolved.yaml"
 # Every run folder has at least one of these.
 TRACES = (CONFIG, "metrics.jsonl", "exit.json", "lock.json", "log.txt", starts.STARTS_FILE)
-# The run folder cannot know that the job which continues the run is in the queue.
+# The run folder does not show that the job that continues the run is queued.
 QUEUED = {"PENDING": "queued", "REQUEUED": "queued", "CONFIGURING": "starting", "SUSPENDED": "suspended"}
 
 
@@ -46,12 +46,12 @@ class RunRecord:
         path: the run folder.
         lines: kind (train, eval, save, resume, …) → step → the last line of that step in metrics.jsonl.
         verdict: exit.json, or None while it runs and after a crash.
-        lease: lock.json: who trains into the folder now; ``heartbeat`` in seconds since the epoch.
-        beats: what each rank last said that it was doing.
+        lease: lock.json: the process that is training in the folder; ``heartbeat`` in seconds since the epoch.
+        beats: the last reported activity of each rank.
         history: the starts and ends of its Slurm jobs, in order.
         events: the lines of history.jsonl, in order: launches, resumes, forks, changes, rollbacks.
         read_at: seconds since the epoch.
-        damaged: which files, or how many of their lines, cannot be used and why.
+        damaged: which files, or how many of their lines, cannot be used, and why.
     """
 
     path: Path
@@ -102,12 +102,12 @@ class RunRecord:
 
     @property
     def resolved(self) -> Resolved | None:
-        """The config that the run was started with; None where it never came so far, or this version cannot use it."""
+        """The config that the run was started with; None if it did not get that far, or this version cannot use it."""
         return self._config[0]
 
     @property
     def config_problem(self) -> str | None:
-        """Why the config that is there cannot be used: which key, and the version that wrote it."""
+        """Why the saved config cannot be used: which key, and the version that wrote it."""
         return self._config[1]
 
     @cached_property
@@ -151,7 +151,7 @@ class RunRecord:
     def is_held(self) -> bool:
         """Whether a process trains into the folder: asked of the kernel on its own machine; elsewhere an estimate.
 
-        (A look from outside cannot wait for the next sign of life, so there the clocks of both machines decide.)
+        (An outside observer cannot wait for the next heartbeat, so the estimate compares the clocks of both machines.)
         """
         if self.lease is None:
             return False
@@ -203,7 +203,7 @@ class RunRecord:
 
     @property
     def num_restarts(self) -> int:
-        """How often the run was started again, by whatever launcher."""
+        """How often the run was restarted, by any launcher."""
         resumes = sum(event["kind"] == "resume" for event in self.events)
         return max(len(self.starts) - 1, resumes, len(self.lines.get("resume", {})), 0)
 
@@ -231,14 +231,14 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def runs_of(given: Iterable[Path]) -> list[Path]:
-    """The run folders that the arguments of a command name: each a run, or a folder of runs.
+    """The run folders given on a command line: each argument is a run, or a folder of runs.
 
     Raises:
         ConfigError: one of them is neither.
     """
     found = []
     for path in given:
-        found += find_runs(path) or [RunRecord.read(path).path]  # of no run, it raises the reason
+        found += find_runs(path) or [RunRecord.read(path).path]  # not a run: raises the reason
     return found
 
 

@@ -1,1 +1,1 @@
-"""What a Slurm job asks before and after its step: how many ranks, may it train, start again or end. No torch."""
+"""Decisions of a Slurm job before and after its step: number of ranks, preflight, requeue or exit. No torch."""

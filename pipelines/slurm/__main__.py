@@ -1,4 +1,4 @@
-"""What the job scripts call: ``python -m pipelines.slurm begin | probe | judge | end``. Users call sbatch."""
+"""The commands of the job scripts: ``python -m pipelines.slurm begin | probe | judge | end``. Users call sbatch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pretrain.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; a user's mistake is a few lines on stderr."""
+    """Runs one command; an error that the user can fix is reported in a few lines on stderr."""
     arguments = _parser().parse_args(argv)
     try:
         return COMMANDS[arguments.command](arguments)

@@ -1,7 +1,7 @@
-"""``python -m pipelines.slurm begin -- ARGUMENTS``: the first thing in a job, before any node does any work.
+"""``python -m pipelines.slurm begin -- ARGUMENTS``: the first command of a job, before any node starts to work.
 
-Validates what can be known, chooses the ranks, notes the start in the run folder, and prints shell variables for the
-job script on stdout; what is for the user goes to stderr.
+Validates as much as possible, chooses the ranks, records the start in the run folder, and prints shell variables for
+the job script on stdout; messages to the user go to stderr.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pretrain.models import budget
 from pretrain.run import Entry, parse_arguments
 
 HOST_GIB_PER_RANK = 1.0
-PATIENCE_S = 2.5 * ownership.HEARTBEAT_S  # longer silence is judged by the training itself
+PATIENCE_S = 2.5 * ownership.HEARTBEAT_S  # the training itself handles longer silence
 ENTRIES = {
     "pretrain": ("pretrain/run.py", Entry("deepspeed", "keep")),
     "finetune": ("pipelines/finetune.py", Entry("accelerate", "replace")),
@@ -42,7 +42,7 @@ ENTRIES = {
 
 @dataclass(frozen=True)
 class Training:
-    """A training as its script was asked for it."""
+    """A training as requested from its script."""
 
     script: str
     arguments: list[str]
@@ -67,7 +67,7 @@ def begin(kind: str, words: Sequence[str], limit: int) -> int:
         limit: restarts in a row that may bring no newer checkpoint.
 
     Raises:
-        UserError: the config, the data or the number of GPUs will not do.
+        UserError: the config, the data or the number of GPUs is not usable.
     """
     training, job = read_training(kind, words), scheduler.current_job()
     step = starts.checkpoint_step(training.run)
@@ -98,7 +98,7 @@ def begin(kind: str, words: Sequence[str], limit: int) -> int:
 
 
 def read_training(kind: str, words: Sequence[str]) -> Training:
-    """The config that the words name, with the number of devices left to the job."""
+    """The config that the arguments name; the job determines the number of devices."""
     script, entry = ENTRIES[kind]
     parsed = parse_arguments(list(words), prog=script, example="", takes_weights=kind == "finetune")
     overrides = [*parsed.overrides, "cluster.num_devices=auto"]
@@ -109,11 +109,11 @@ def read_training(kind: str, words: Sequence[str]) -> Training:
 
 
 def choose_layout(training: Training, job: Job) -> Layout:
-    """All GPUs at the first start, or it is refused; a restart takes what it got, as far as it fits the batch.
+    """The first start must use all GPUs, or it is rejected; a restart uses as many of its GPUs as fit the batch.
 
     Raises:
-        ConfigError: the GPUs do not fit the batch at the first start, or nothing does.
-        DataError: no shards, or others than the config describes.
+        ConfigError: the GPUs do not fit the batch at the first start, or no number of them does.
+        DataError: no shards, or not the ones that the config describes.
     """
     experiment = training.experiment
     layout = Layout(len(job.nodes), job.gpus_per_node)
@@ -129,7 +129,7 @@ def choose_layout(training: Training, job: Job) -> Layout:
 
 
 def refuse_a_held_folder(run: Path, job: Job) -> None:
-    """Another job that trains into the same folder would be found by every rank; here it costs nothing.
+    """Rejects another job that trains in the same folder early; later every rank would find it.
 
     Raises:
         SetupError: names the job.
@@ -142,7 +142,7 @@ def refuse_a_held_folder(run: Path, job: Job) -> None:
 
 
 def headline(start: starts.Start, before: Sequence[starts.Start], layout: Layout) -> str:
-    """The line that begins each start in the log, and the price of GPUs that stay idle."""
+    """The first line of each start in the log, with the cost of idle GPUs."""
     number = sum(earlier.job_id == start.job_id for earlier in before) + 1
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start.time))
     lines = [
@@ -165,7 +165,7 @@ def shell_variables(training: Training, job: Job, layout: Layout, token: str) ->
     nodes = job.nodes[: layout.num_nodes]
     splits = [*experiment.data.sources, *experiment.evaluation.sets.values()]
     places = [Location.parse(split.shards) for split in splits]
-    folders = [place.base for place in places if not place.is_remote]  # others are tried by the check
+    folders = [place.base for place in places if not place.is_remote]  # the check tries the others
     probe = [
         "--run",
         str(training.run),
@@ -194,14 +194,14 @@ def shell_variables(training: Training, job: Job, layout: Layout, token: str) ->
 
 
 def space_gib(experiment: Experiment) -> float:
-    """GiB that the checkpoints of the run take: those that are kept and the one that is being written."""
+    """GiB for the checkpoints of the run: those that are kept and the one that is being written."""
     if not budget.can_tell(experiment.model):
         return 1.0
-    # fp32 master weights, two states of the optimiser, the Polyak average, and both as plain weights
+    # fp32 master weights, two optimiser states, the EMA weights, and both sets as plain weights
     size = 4 * 6 * budget.num_parameters(experiment.model, experiment.num_outputs)
     return size * (experiment.checkpoint.keep_last + 1) / 2**30
 
 
 def say(text: str) -> None:
-    """For the user: stdout belongs to the job script."""
+    """Prints for the user on stderr, since stdout belongs to the job script."""
     print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""``python -m pipelines.slurm end``: after the step. Leaves, requeues the job, or gives up; the last line says why."""
+"""``python -m pipelines.slurm end``: after the step. Exits, requeues or gives up; the last line gives the reason."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def end(run: Path, code: int, limit: int, *, bad_nodes: Sequence[str] = (), reas
 
     Args:
         run: run folder.
-        code: what the step left with.
+        code: exit code of the step.
         limit: restarts in a row that may bring no newer checkpoint.
-        bad_nodes: what the preflight found: the job comes back without them.
-        reason: why there was no step at all, instead of the verdict.
+        bad_nodes: found by the preflight; the job is requeued without them.
+        reason: why there was no step at all; replaces the verdict.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a requeue ends the batch shell and its children
     job = scheduler.current_job()
@@ -40,7 +40,7 @@ def end(run: Path, code: int, limit: int, *, bad_nodes: Sequence[str] = (), reas
     print(f"==== {outcome.kind} at step {step}: {outcome.reason}", flush=True)
     if ended_elsewhere:
         print("not requeued by this job: somebody cancelled it, or Slurm ends or requeues it itself", flush=True)
-        scheduler.change_waiting(job.job_id, scheduler.returning_with(job))  # a node failed: others may do
+        scheduler.change_waiting(job.job_id, scheduler.returning_with(job))  # a node failed: others may work
         return exit_code(outcome, "leave")
     if decision == "requeue":
         return _requeue(job, bad_nodes)
@@ -50,7 +50,7 @@ def end(run: Path, code: int, limit: int, *, bad_nodes: Sequence[str] = (), reas
 
 
 def refuse(run: Path, reason: str) -> int:
-    """Ends a start that no other node would help; returns the job's exit code. The reason is the log's last line."""
+    """Ends a start that would fail on any node; returns the job's exit code. The reason is the log's last line."""
     job, step = scheduler.current_job(), starts.checkpoint_step(run)
     entry = starts.End(job.job_id, job.restart_count, step, 0, FATAL, "leave", reason, starts.now())
     starts.append(run, entry)

@@ -24,7 +24,7 @@ def largest_layout(worlds: Iterable[int], num_nodes: int, gpus_per_node: int) ->
     Every node that is used gets the same number of ranks.
 
     Args:
-        worlds: the numbers of ranks that draw the same batches.
+        worlds: the valid world sizes, all of which draw the same batches.
         num_nodes: nodes that the job got.
         gpus_per_node: GPUs of each.
 

@@ -1,4 +1,4 @@
-"""The preflight: every node answers the probes before any of them trains, and one that is unfit is named.
+"""The preflight: every node runs the probes before any of them trains, and unfit nodes are named.
 
 ``probe`` runs as a step, one task per node (or per GPU, with ``--compute``); each task leaves a file with its findings.
 ``judge`` runs in the batch shell afterwards and compares them.
@@ -24,7 +24,7 @@ JOIN_TIMEOUT_S = 120
 
 
 def answers_folder(run: Path) -> Path:
-    """Where the tasks of this start put their findings."""
+    """The folder for the findings of this start's tasks."""
     job, restart = os.environ.get("SLURM_JOB_ID", "local"), os.environ.get("SLURM_RESTART_COUNT", "0")
     return token_path(run).parent / f"{job}-{restart}"
 
@@ -35,7 +35,7 @@ def probe(expected: Expected, *, compute: bool) -> int:
     path = answers_folder(expected.run) / f"rank-{rank.rank:05d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     findings = probe_node(expected) if rank.local_rank == 0 else []
-    write_atomic(path, _encode(findings))  # before what may hang
+    write_atomic(path, _encode(findings))  # before probes that may hang
     if compute:
         for finding in probe_devices(rank):
             findings.append(finding)
@@ -69,7 +69,7 @@ def probe_devices(rank: Rank) -> list[Finding]:
 
 
 def read_answers(run: Path) -> list[Finding]:
-    """What the tasks of this start have found; a file cut short counts as no answer."""
+    """The findings of this start's tasks; a truncated file counts as no answer."""
     found = []
     for path in sorted(answers_folder(run).glob("rank-*.json")):
         try:
@@ -80,7 +80,7 @@ def read_answers(run: Path) -> list[Finding]:
 
 
 def judge_answers(run: Path) -> Judgement:
-    """Compares all nodes, says what is not green on stderr, and leaves a report beside the token."""
+    """Compares all nodes, prints the findings that are not green on stderr, and writes a report next to the token."""
     nodes = scheduler.current_job().nodes
     findings = read_answers(run)
     judgement = judge(nodes, findings)

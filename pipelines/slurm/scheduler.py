@@ -1,4 +1,4 @@
-"""The few questions and orders that go to Slurm, through its own commands."""
+"""Queries and requests to Slurm, through its own commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COMMAND_TIMEOUT_S = 60.0
 ALIVE = frozenset(
     {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "RESIZING"}
 )
-QUEUE_TIMEOUT_S = 10.0  # a user waits for the answer
+QUEUE_TIMEOUT_S = 10.0  # a user is waiting for the answer
 UPDATE_TRIES, UPDATE_EVERY_S = 12, 0.25  # together less than the time that Slurm leaves an ended batch shell
 
 
@@ -55,13 +55,13 @@ def host_names(node_list: str) -> tuple[str, ...]:
 
 
 def record(job_id: str) -> dict[str, str]:
-    """What Slurm says of a job, by field; empty where it does not know it any more."""
+    """Slurm's record of a job, by field; empty if Slurm no longer knows the job."""
     done = _command(["scontrol", "show", "job", "-o", job_id])
     return dict(re.findall(r"(?:^|\s)([A-Za-z:/_]+)=(\S*)", done.stdout)) if done.returncode == 0 else {}
 
 
 def queue_state(job: str) -> str:
-    """Slurm's word for the job; empty where there is no Slurm, or it does not know the job any more."""
+    """Slurm's state of the job; empty if there is no Slurm, or it no longer knows the job."""
     if shutil.which("squeue") is None:
         return ""
     asked = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
@@ -73,7 +73,7 @@ def queue_state(job: str) -> str:
 
 
 def is_alive(job: str) -> bool:
-    """Whether any task of a job waits or runs. Slurm forgets a job minutes after its end."""
+    """Whether any task of a job is pending or running. Slurm forgets a job minutes after its end."""
     try:
         text = run(["scontrol", "show", "job", "-o", job])
     except SetupError as error:
@@ -110,7 +110,7 @@ def submit(words: Sequence[str], name: str, environment: Mapping[str, str]) -> s
 
 
 def may_requeue(job_id: str) -> bool:
-    """False where somebody has cancelled the job, or Slurm already ends or requeues it on its own.
+    """False if the job was cancelled, or Slurm is already ending or requeueing it.
 
     A job that is ended for its time limit may be requeued; ``scontrol requeue`` would bring back a cancelled one, too.
     """
@@ -119,11 +119,11 @@ def may_requeue(job_id: str) -> bool:
 
 
 def requeue(job: Job, without: Sequence[str] = ()) -> None:
-    """Puts the job back into the queue. From here on Slurm ends the batch shell: ignore SIGTERM before.
+    """Puts the job back into the queue. Slurm then ends the batch shell, so ignore SIGTERM first.
 
     Args:
         job: this running batch job.
-        without: nodes that it shall not get again.
+        without: nodes that it must not get again.
 
     Raises:
         SetupError: Slurm refused.
@@ -136,16 +136,16 @@ def requeue(job: Job, without: Sequence[str] = ()) -> None:
 
 
 def returning_with(job: Job) -> list[str]:
-    """The change by which a requeued job may return with fewer nodes, where it was submitted with a range of them.
+    """The update that lets a requeued job restart with fewer nodes, if it was submitted with a range of them.
 
-    (Slurm raises the number of tasks to that of the nodes that it gave, and so asks for as many the next time. Below
-    the range, and where the number of nodes is fixed, it does not go.)
+    (Slurm raises the number of tasks to that of the allocated nodes, and so requires as many the next time. It never
+    goes below the range, nor below a fixed number of nodes.)
     """
     return [f"NumTasks={job.gpus_per_node}"]
 
 
 def change_waiting(job_id: str, changes: Sequence[str]) -> bool:
-    """Changes a job that waits, or will in a moment; False where it does not (it was cancelled, or runs)."""
+    """Updates a job that is pending or about to be; False if it is not (it was cancelled, or is running)."""
     for _ in range(UPDATE_TRIES):
         if _command(["scontrol", "update", f"JobId={job_id}", *changes]).returncode == 0:
             return True
@@ -154,7 +154,7 @@ def change_waiting(job_id: str, changes: Sequence[str]) -> bool:
 
 
 def run(command: Sequence[str]) -> str:
-    """The output of a command of Slurm's.
+    """The output of a Slurm command.
 
     Raises:
         SetupError: it is not installed, does not answer, or refuses.

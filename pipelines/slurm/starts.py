@@ -1,6 +1,6 @@
 """``starts.jsonl`` in a run folder: one line when a job starts the training, one when its step has ended.
 
-The rule of requeueing is a function of these lines: whoever reads them sees why a job came back, and why it did not.
+The requeue rule is a function of these lines, so they show why a job was requeued, and why it was not.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Start:
     """A job begins to train.
 
     Attributes:
-        job_id, restart_count: Slurm's names of this start.
-        nodes: its nodes by name; those that the step leaves idle too.
-        gpus, ranks: what the job got, and how many of them the step uses.
+        job_id, restart_count: identify this start in Slurm.
+        nodes: names of its nodes, including those that the step leaves idle.
+        gpus, ranks: the GPUs of the job, and how many of them the step uses.
         step: of the checkpoint that it continues from; 0 without one.
-        log: where the job writes.
+        log: the job's output file.
         time: seconds since the epoch.
     """
 
@@ -65,7 +65,7 @@ class Start:
 
 @dataclass(frozen=True)
 class End:
-    """A step has ended: ``outcome`` is complete, requeue, fatal or crash; ``decision`` is what the job did then."""
+    """A step has ended: ``outcome`` is complete, requeue, fatal or crash; ``decision`` is what the job did next."""
 
     job_id: str
     restart_count: int
@@ -85,7 +85,7 @@ def append(run: Path, entry: Start | End) -> None:
 
 
 def read(run: Path) -> list[Start | End]:
-    """All lines in order; one that is damaged, or that a failing node cut short, is passed over."""
+    """All lines in order; a damaged or truncated line is skipped."""
     entries: list[Start | End] = []
     for line in records.read_lines(run / STARTS_FILE, _COMMON).values:
         shape = {"start": _START, "end": _END}.get(line["event"], {})
@@ -107,12 +107,12 @@ def checkpoint_step(run: Path) -> int:
     try:
         names = [name for name in disk.current.entries(folder) if _CHECKPOINT.fullmatch(name)]
         return max((int(name[5:]) for name in names if disk.current.exists(folder / name / MARKER)), default=0)
-    except OSError:  # not there, or a file server that does not answer: nothing that one could rely on
+    except OSError:  # missing, or the file server does not answer: not reliable
         return 0
 
 
 def restarts_without_progress(entries: list[Start], job_id: str, step: int) -> int:
-    """How many starts of this job in a row continued from ``step``, less the first of them.
+    """How many consecutive starts of this job continued from ``step``, not counting the first.
 
     Args:
         entries: the starts of the run.

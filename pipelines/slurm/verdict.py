@@ -1,11 +1,11 @@
-"""What a job does when its step has ended. The rule is pure; ``exit.json`` of the run is what it trusts.
+"""The decision of a job when its step has ended: a pure function that relies on the run's ``exit.json``.
 
 | exit.json of this very start | the job |
 |---|---|
-| complete | leaves with 0 |
-| fatal | leaves with 2, the reason on the last line |
+| complete | exits with 0 |
+| fatal | exits with 2, the reason on the last line |
 | requeue | is requeued, unless it made no progress too often: 75 |
-| none (a crash, a dead rank or node) | likewise |
+| none (a crash, a dead rank or node) | same as requeue |
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Outcome:
 
 
 def read_outcome(run: Path, job_id: str, restart_count: int, code: int) -> Outcome:
-    """The verdict of exactly this start; an older one counts for nothing.
+    """The verdict of exactly this start; an older one is ignored.
 
     Args:
         run: run folder.
         job_id, restart_count: this start.
-        code: what srun returned; 143 where it ended the others after one rank had died.
+        code: exit code of srun; 143 if it ended the others after one rank had died.
     """
     record = read_verdict(run)
     verdict: dict[str, Any] = record.value or {}
@@ -49,13 +49,13 @@ def read_outcome(run: Path, job_id: str, restart_count: int, code: int) -> Outco
 
 
 def decide(outcome: Outcome, *, has_progressed: bool, without_progress: int, limit: int) -> Decision:
-    """Requeue, leave or give up.
+    """Decides whether to requeue, exit or give up.
 
     Args:
         outcome: of this start.
         has_progressed: whether there is a newer checkpoint than at the start.
         without_progress: restarts in a row, before this one's end, that brought no newer checkpoint.
-        limit: how many of those there may be.
+        limit: how many of those are allowed.
     """
     if outcome.kind in (COMPLETE, FATAL):
         return "leave"
@@ -63,7 +63,7 @@ def decide(outcome: Outcome, *, has_progressed: bool, without_progress: int, lim
 
 
 def exit_code(outcome: Outcome, decision: Decision) -> int:
-    """What the job leaves with; a job that requeues itself leaves with 0."""
+    """The job's exit code; 0 for a job that requeues itself."""
     if decision == "give_up":
         return EXIT_GAVE_UP
     return EXIT_FATAL if outcome.kind == FATAL else 0

@@ -180,7 +180,7 @@ class LabelCollector:
 
     def _of_lists(self, others: list[Hashable]) -> Relabelling:
         if self.options.num_classes:
-            raise ConfigError(f"--num-classes would be ignored: {self._lists[0].where} says what the classes are")
+            raise ConfigError(f"--num-classes would be ignored: {self._lists[0].where} defines the classes")
         union = union_of(self._lists)
         self.notes += union.notes
         place: dict[Hashable, int] = {**union.places}

@@ -130,14 +130,14 @@ def numbers_among_names(names: Sequence[str], *, is_said: bool) -> list[str]:
 
 
 def gaps_in_words(numbers: set[int], count: int, *, invented: bool) -> list[str]:
-    """A remark where some of ``count`` class numbers have no image, and nothing says that they exist (``invented``)."""
+    """A remark where some of ``count`` class numbers have no image, and nothing else declares them (``invented``)."""
     missing = sorted(set(range(count)) - numbers) if invented else []
     if not missing:
         return []
     return [
         f"labels are class numbers 0-{count - 1}, of which {len(missing):,} have no image: {_ranges(missing)}; nothing "
         "says that these classes exist: --labels-are names makes classes of the values that occur, --num-classes or "
-        "--class-names says how many there are"
+        "--class-names gives their number"
     ]
 
 

@@ -179,8 +179,8 @@ def _one_split(name: str, path: str) -> str:
     first, *others = splits_in(name)
     if others:
         raise DataError(
-            f"{path}: the name {name!r} says {' and '.join([first, *others])}; rename it, or settle it with {OPTION} "
-            f"{', '.join(SPLIT_FROM[1:-1])} or none (all images in train)"
+            f"{path}: the name {name!r} matches {' and '.join([first, *others])}; rename it, or settle it with "
+            f"{OPTION} {', '.join(SPLIT_FROM[1:-1])} or none (all images in train)"
         )
     return first
 
@@ -242,4 +242,4 @@ def contrary_note(names: Sequence[str]) -> tuple[str, ...]:
         return ()
     shown = ", ".join(repr(name) for name in names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
     hold = "1 name holds" if len(names) == 1 else f"{len(names)} names hold"
-    return (f"{hold} a split word that was not used: {shown}; {OPTION} says what decides",)
+    return (f"{hold} a split word that was not used: {shown}; {OPTION} chooses what decides",)

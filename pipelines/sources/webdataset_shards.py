@@ -123,7 +123,7 @@ class WebDatasetSource(Source):
         if seen.num_samples and not seen.places:
             raise DataError(no_label(self.urls[0], self._place))
         if self._given and None not in self._lists.values():
-            raise ConfigError(f"--class-names would be ignored: {next(iter(self._lists))} says what the classes are")
+            raise ConfigError(f"--class-names would be ignored: {next(iter(self._lists))} defines the classes")
         change = labels.resolve()
         self.multi_label, self.classes = labels.is_multi, list(change.classes)
         self.notes = [*self.notes, *labels.notes, *labels.gaps, *seen.notes()]

@@ -1,4 +1,4 @@
-"""``python -m pipelines sweep``: a fine-tuning grid, its best trial by the dev split, and that one on the test set.
+"""``python -m pipelines sweep``: a fine-tuning grid, the best trial on the dev split, and its result on the test set.
 
 Each trial is a job as a user would start it, in its own run folder, so a sweep that was stopped resumes: finished
 trials are read, an unfinished one continues.
@@ -70,7 +70,7 @@ def run_sweep(sweep: Sweep, trials: Sequence[Trial], test: Sequence[str], consol
     """Runs the trials, then the best of them with every seed; returns the result as ``sweep.json`` has it.
 
     Args:
-        sweep: what is run.
+        sweep: its settings.
         trials: on the dev split; none if there is nothing to choose.
         test: the metrics of the test set; a run without the first one has failed.
         console: gets a line about the best trial.
@@ -128,7 +128,7 @@ def read_sweep(args: argparse.Namespace) -> Sweep:
 
 
 def _trial(sweep: Sweep, trials: Sequence[Trial], number: int) -> Trial:
-    """Raises ConfigError where there is no such trial."""
+    """Raises ConfigError if there is no such trial."""
     if not 0 <= number < len(trials):
         numbers = f"0 to {len(trials) - 1}" if trials else "none: it has one combination and no dev split"
         raise ConfigError(f"{sweep.config}: --trial {number}: the sweep's trials are {numbers}")
@@ -136,7 +136,7 @@ def _trial(sweep: Sweep, trials: Sequence[Trial], number: int) -> Trial:
 
 
 def _check(sweep: Sweep, trial: Trial, metric: str | None, *, require_data: bool) -> list[str]:
-    """Checks a trial before anything is started; returns the chief metric ``SET/top1`` of each evaluation set."""
+    """Checks a trial before anything starts; returns the main metric, such as ``SET/top1``, of each evaluation set."""
     resolved = load_experiment(sweep.config, overrides=[*sweep.overrides, *trial.overrides])
     check(resolved, world=sweep.ranks, require_data=require_data, backend="accelerate")
     sets = list(resolved.experiment.evaluation.sets)

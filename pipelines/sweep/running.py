@@ -1,4 +1,4 @@
-"""Trials are run until they are finished, several at a time; what was finished before is read."""
+"""Runs trials, several at a time; the results of finished ones are read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Outcome:
 
 
 def run(sweep: Sweep, trials: Sequence[Trial], metric: str, what: str) -> list[Outcome]:
-    """Runs what is not finished, ``parallel`` at a time; outcomes in the order of the trials."""
+    """Runs unfinished trials, ``parallel`` at a time; returns outcomes in the order of the trials."""
     waiting, running = list(trials), {}
     outcomes: dict[str, Outcome] = {}
     with LazyBar(what, len(trials), "runs") as bar:
@@ -49,7 +49,7 @@ def run(sweep: Sweep, trials: Sequence[Trial], metric: str, what: str) -> list[O
                     running[trial.name] = (slot, job, trial)
                 for name, (_, job, trial) in list(running.items()):
                     if job.process.poll() is not None:
-                        job.kill()  # what a launcher may have left
+                        job.kill()  # the launcher may have left some
                         done = finished(sweep, trial, metric)
                         outcomes[name] = done or _failed(sweep, trial, job.failure())
                         del running[name]
@@ -103,7 +103,7 @@ def best_of(outcomes: Sequence[Outcome], metric: str) -> int:
 
 
 def _devices(slot: int, sweep: Sweep) -> dict[str, str]:
-    """The GPUs of a run that is not the only one; the user's own choice of GPUs is cut into equal parts."""
+    """The GPUs of a run that shares the machine with others: an equal part of the GPUs that the user selected."""
     if sweep.parallel == 1:
         return {}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")

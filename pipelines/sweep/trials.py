@@ -30,7 +30,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Everything that decides what is run.
+    """Everything that determines the trials.
 
     Attributes:
         config: YAML of the fine-tuning.
@@ -54,7 +54,7 @@ class Sweep:
 
     @property
     def chooses(self) -> bool:
-        """Whether trials are run: not where the grid has one combination and no dev split is named."""
+        """Whether trials are run: not if the grid has one combination and there is no dev split."""
         return bool(self.settings.dev) or math.prod(len(values) for values in self.settings.grid.values()) > 1
 
     def dev_trials(self) -> list[Trial]:
@@ -96,7 +96,7 @@ class Sweep:
 
 
 def as_overrides(key: str, value: Any) -> list[str]:
-    """``key=value`` for the command line; a section takes the place of the config's, and is not merged with it."""
+    """``key=value`` for the command line; a section replaces the config's and is not merged with it."""
     text = override(key, value)
     return [f"{key}=null", text] if isinstance(value, Mapping) else [text]
 

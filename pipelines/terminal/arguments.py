@@ -57,7 +57,7 @@ def add_model(parser: Parser, *, classifies: bool = True) -> None:
 
     Args:
         parser: gets the options.
-        classifies: whether the stage looks at class probabilities.
+        classifies: whether the stage uses class probabilities.
     """
     parser.add_argument(
         "--from", dest="source", required=True, type=Path, metavar="RUN_OR_WEIGHTS", help="run, checkpoint, any weights"
@@ -78,12 +78,12 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def refuse_options_of_others(args: argparse.Namespace, task: str, owners: Mapping[str, Sequence[str]]) -> None:
-    """Refuses options that would be ignored because the weights were trained for another task.
+    """Rejects options that would be ignored because the weights were trained for another task.
 
     Args:
         args: has the options, with None for those that were not given, and ``source``.
         task: of the weights.
-        owners: task → the options that belong to it alone.
+        owners: task → the options that only it has.
 
     Raises:
         ConfigError: such an option was given.

@@ -1,4 +1,4 @@
-"""A progress bar for what takes longer than two seconds; nothing for what does not."""
+"""A progress bar for work that takes longer than two seconds; nothing for shorter work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PLAIN_EVERY_S = 20.0
 
 
 class LazyBar:
-    """Count, rate and time left on stderr: a bar on a terminal, a line now and then elsewhere.
+    """Count, rate and time left on stderr: a bar on a terminal, an occasional line elsewhere.
 
     Args:
         doing: what is being done, such as "packing".
@@ -29,7 +29,7 @@ class LazyBar:
         self._first: int | None = None
 
     def show(self, done: int) -> None:
-        """Tells that ``done`` units are finished; the first call is where the rate starts to count."""
+        """Reports that ``done`` units are finished; the rate is measured from the first call."""
         now = time.monotonic()
         if self._first is None:
             self._first, self._started = done, now

@@ -1,4 +1,4 @@
-"""Values as text: durations and counts for people, CSV and JSON lines for programs."""
+"""Values as text: readable durations and counts, CSV and JSON lines."""
 
 from __future__ import annotations
 

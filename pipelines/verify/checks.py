@@ -1,4 +1,4 @@
-"""Checks of a set once all its shards were read; problems go into the verdict."""
+"""Checks of a set after all its shards have been read; problems go into the verdict."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def known_table(target: Target, verdict: Verdict) -> ShardTable | None:
     """The index of a set; None: it has none.
 
     Raises:
-        DataError: a pack is not complete, or there are tars that the index does not know.
+        DataError: a pack is not complete, or there are tars that are not in the index.
     """
     if not (target.folder / TABLE_FILE).is_file():
         if (target.folder.parent / STATE_FILE).is_file() and not (target.folder / CARD_FILE).is_file():
-            raise DataError(  # an index of what is there so far would make the pack look finished
+            raise DataError(  # an index of the existing shards would make the pack look finished
                 f"{target.folder} is not completely packed yet; run the same python -m pipelines pack … again (or pack "
                 f"merge {target.folder.parent}) to complete it"
             )
@@ -42,7 +42,7 @@ def known_table(target: Target, verdict: Verdict) -> ShardTable | None:
 
 
 def check_ledger(verdict: Verdict, reports: Sequence[Report]) -> None:
-    """Warns of samples that are left out. A shard that could not be read to its end is accounted for by its error."""
+    """Warns about samples that are left out. A shard that could not be read to its end already has an error."""
     samples = verdict.ledger.accounts.get(SAMPLES, Account())
     for reason, lost in samples.lost.items():
         verdict.warnings.append(f"samples are left out: {lost.count} ({reason}, such as {lost.examples[0]})")
@@ -54,7 +54,7 @@ def check_ledger(verdict: Verdict, reports: Sequence[Report]) -> None:
 
 
 def check_labels(verdict: Verdict, reports: Sequence[Report]) -> None:
-    """Warns of labels that are not mixed along the shards."""
+    """Warns about labels that are not shuffled across the shards."""
     found = label_correlation([report.labels for report in reports])
     if found is not None and found.is_ordered:
         verdict.warnings.append(
@@ -65,7 +65,7 @@ def check_labels(verdict: Verdict, reports: Sequence[Report]) -> None:
 
 
 def check_masks(table: ShardTable, reports: Sequence[Report], verdict: Verdict) -> None:
-    """Masks that show no class of the set, or not all of them: mostly their numbers were taken for something else."""
+    """Masks that contain no class of the set, or not all classes: usually their numbers were misread."""
     seen = {number for report in reports for number in report.mask_classes or ()}
     if table.target != "mask" or not any(report.mask_classes is not None for report in reports):
         return

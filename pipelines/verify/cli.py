@@ -1,4 +1,4 @@
-"""``python -m pipelines verify``: can these shards be trusted? Makes the index of those that have none.
+"""``python -m pipelines verify``: are these shards valid? Makes the index of those that have none.
 
 Exit code 0: yes, perhaps with warnings; 1: something is wrong.
 """
@@ -72,7 +72,7 @@ def verify(target: Target, args: argparse.Namespace) -> Verdict:
     if not (target.folder / CARD_FILE).is_file():
         verdict.warnings += split_of(target, args.split).notes
     elif args.split:
-        raise ConfigError(f"--split would be ignored: {target.folder / CARD_FILE} says what the split is")
+        raise ConfigError(f"--split would be ignored: {target.folder / CARD_FILE} defines the split")
     classes = _classes(target, args)
     reports = _reports(target, args, classes, table)
     verdict.warnings += compressed_note(verdict.ledger)
@@ -134,7 +134,7 @@ def _classes(target: Target, args: argparse.Namespace) -> ClassList | None:
     own = target.folder / CLASSES_FILE
     if own.is_file():
         if args.class_names and (target.folder / CARD_FILE).is_file():
-            raise ConfigError(f"--class-names would be ignored: {own} says what the classes are")
+            raise ConfigError(f"--class-names would be ignored: {own} defines the classes")
         return class_list(load_classes(target.folder), str(own))
     return read_class_names(args.class_names, args.encoding) if args.class_names else None
 

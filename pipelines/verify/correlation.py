@@ -1,8 +1,8 @@
-"""Are the labels mixed along the shards? Sets that were packed class after class pass every other check.
+"""Are the labels shuffled across the shards? Sets that were packed class by class pass every other check.
 
-Two shares tell. *Neighbours*: how often two neighbours in a shard have the same label. *Mates*: how often two samples
-of one shard have. In a shuffled set both are the share for any two samples of the set, Σ p². Both are compared with
-what the same labels give when they are shuffled, so that a few large classes or small shards raise no alarm.
+Two measures are used. *Neighbours*: how often two neighbours in a shard have the same label. *Mates*: how often any two
+samples of one shard do. In a shuffled set both equal the share for any two samples of the set, Σ p². Both are compared
+with their values for the same labels in random order, so that a few large classes or small shards raise no alarm.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHUFFLES = 12
-MOST_SAMPLES = 1_000_000  # more would tell nothing new: shards are drawn until there are so many
+MOST_SAMPLES = 1_000_000  # more would add no information: shards are drawn up to this number of labels
 LEAST_SAMPLES = 64
 ALARM_RATIO = 1.25
 ALARM_DEVIATIONS = 8.0
@@ -37,7 +37,7 @@ class Correlation:
 
     @property
     def is_ordered(self) -> bool:
-        """Labels hang together along the shards more than chance allows."""
+        """Labels are more correlated along the shards than chance explains."""
         return _is_high(self.neighbours, *self.shuffled_neighbours) or _is_high(self.mates, *self.shuffled_mates)
 
     def __str__(self) -> str:
@@ -48,10 +48,10 @@ class Correlation:
 
 
 def label_correlation(shards: list[NDArray[np.int32]]) -> Correlation | None:
-    """Measures the labels of every shard, in order; None: too few to say anything.
+    """Measures the labels of every shard, in order; None: too few to measure.
 
     Args:
-        shards: one label per sample; the most special one where there are several.
+        shards: one label per sample; the most specific one if there are several.
     """
     labels, starts = _drawn(shards)
     if len(labels) < LEAST_SAMPLES or len(np.unique(labels)) < 2:

@@ -1,4 +1,4 @@
-"""The index and the card of shards that another program packed; they hold only what was seen."""
+"""The index and the card of shards that another program packed; they contain only what was found in the shards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pretrain.files import digest
 
 @dataclass(frozen=True)
 class Stated:
-    """The user's facts about a set without a card; "" and 0: not given."""
+    """Facts about a set without a card, given by the user; "" and 0: not given."""
 
     name: str = ""
     licence: str = ""
@@ -41,7 +41,7 @@ class Indexing:
         target: the set.
         reports: of all its shards, which could all be read.
         classes: the list of the classes; None: there is none.
-        stated: what the user says.
+        stated: facts given by the user.
     """
 
     target: Target
@@ -79,7 +79,7 @@ class Indexing:
 
         Args:
             table: the index.
-            ledger: what became of everything in the shards.
+            ledger: accounts for everything in the shards.
         """
         known = list(self.classes.classes) if self.classes else []
         named = known + [(str(index), str(index)) for index in range(len(known), table.num_classes)]

@@ -18,7 +18,7 @@ from pretrain.data.storage.index import ShardRow
 from pretrain.data.storage.location import Location
 
 MOST_SHOWN = 5
-MOST_NOTES = 8  # of the shards, about how labels were read
+MOST_NOTES = 8  # about how the labels of the shards were read
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Job:
 
     Attributes:
         folder: where the index is, and the tars unless they are remote.
-        location: of the tars where they are remote; None: they are in the folder.
+        location: of the tars if they are remote; None: they are in the folder.
         remote: fetches them.
         classes: the list of the classes; None: there is none.
-        labels: what the user says of them.
+        labels: the user's options about them.
         decode: every image is decoded.
         stock: every shard is read by webdataset too.
     """
@@ -51,16 +51,16 @@ class Report:
     Attributes:
         name: of the tar.
         row: of the table, as the shard would be indexed now; None: it cannot be read.
-        labels: int32 (n,), the most special label of each sample.
+        labels: int32 (n,), the most specific label of each sample.
         all_labels: int32 (m,), every label that occurs, once.
         max_labels: the most labels of one sample.
         highest: the largest label; -1 where there are none.
         moments: of the vectors, where samples have those.
         num_masks: samples with a mask.
         mask_classes: the classes in them, as far as they were decoded; ``None`` where they were not.
-        ledger: what became of everything in the tar.
-        notes: how the labels were read, where that could be otherwise.
-        problems: the first few, in words.
+        ledger: accounts for everything in the tar.
+        notes: how the labels were read, where they are ambiguous.
+        problems: descriptions of the first few.
         num_problems: how many there are.
     """
 
@@ -84,7 +84,7 @@ class Report:
         return max(self.mask_classes or {-1})
 
     def add(self, problem: str) -> None:
-        """Notes a problem."""
+        """Records a problem."""
         self.num_problems += 1
         if len(self.problems) < MOST_SHOWN:
             self.problems.append(problem)
@@ -96,12 +96,12 @@ class Verdict:
 
     Attributes:
         where: the set.
-        num_samples: that it has.
+        num_samples: in the set.
         num_shards: tars.
         made: files that were written.
-        errors: what must be fixed.
-        warnings: what should be known.
-        ledger: what became of everything in the folder and its shards.
+        errors: problems that must be fixed.
+        warnings: problems that do not make the set unusable.
+        ledger: accounts for everything in the folder and its shards.
     """
 
     where: str
@@ -113,7 +113,7 @@ class Verdict:
     ledger: Ledger = field(default_factory=Ledger)
 
     def add(self, reports: Sequence[Report]) -> None:
-        """Takes over what was found in the shards."""
+        """Adds the findings in the shards."""
         for report in reports:
             self.ledger.merge(report.ledger)
             self.errors += [f"{report.name}: {problem}" for problem in report.problems]

@@ -1,4 +1,4 @@
-"""Reads one shard, and writes its records or compares it with those that it has."""
+"""Reads one shard, and writes its records or compares it with the existing ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_shard(job: Job, task: tuple[str, ShardRow | None], progress: Progress)
     Args:
         job: what the shards share.
         task: the tar's name, and its row in the table.
-        progress: told of the shard when it is done.
+        progress: called when the shard is done.
     """
     name, row = task
     report = Report(name)
@@ -106,7 +106,7 @@ def _with_classes(found: list[Record], labels: LabelCollector, report: Report) -
 
 
 def _scan(job: Job, report: Report, path: Path, labels: LabelCollector) -> Iterator[Record]:
-    """Records of a tar as it is now, with codes of ``labels``; bad images are noted."""
+    """Records of a tar as it is now, with codes of ``labels``; bad images are recorded."""
     reader = RangeReader()
 
     def read(member: Member) -> bytes:
@@ -143,7 +143,7 @@ def _scan(job: Job, report: Report, path: Path, labels: LabelCollector) -> Itera
 
 
 def _mask(report: Report, member: Member, data: bytes, job: Job) -> tuple[int, int, int]:
-    """Where a mask is; the largest of its classes is noted."""
+    """The position of a mask; records the largest of its classes."""
     if job.decode:
         try:
             classes = read_mask(data)

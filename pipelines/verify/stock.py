@@ -1,4 +1,4 @@
-"""Compares the samples that stock webdataset reads of a shard with its index."""
+"""Compares the samples that stock webdataset reads from a shard with its index."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pretrain.names import printable, shown
 def compare_with_webdataset(report: Report, path: Path, found: Sequence[Record]) -> None:
     """Stock webdataset must see the same images in the same order.
 
-    It may see fewer, since it leaves out links and everything behind the first end of joined tars, which is a warning;
-    and the samples that the ledger says were left out.
+    It may see fewer: it leaves out links and everything after the first end of concatenated tars, which is a warning;
+    the samples that the ledger records as left out are not expected.
     """
     places = {split_name(record.member)[0]: place for place, record in enumerate(found)}
     unseen, strangers, last = dict.fromkeys(places), [], -1
@@ -38,7 +38,7 @@ def compare_with_webdataset(report: Report, path: Path, found: Sequence[Record])
             if place <= last or not isinstance(data, bytes) or zlib.crc32(data) != found[place].crc32:
                 report.add(f"{shown(found[place].member)}: webdataset reads another sample, {shown(key)}")
             last = place
-    except Exception as error:  # whatever it raises, it does not read this shard
+    except Exception as error:  # any exception means that it cannot read this shard
         report.add(f"webdataset cannot read it: {type(error).__name__}: {printable(error)[:200]}")
         return
     _tell(report, unseen, strangers)

@@ -1,4 +1,4 @@
-"""The splits that are asked about: the tars of each, and where its index is."""
+"""The splits to check: the tars of each, and the location of its index."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Target:
         names: of its tars.
         folder: of its index.
         location: where the tars are if they are remote.
-        beside: what else is in the folder of local tars.
+        beside: the other files in the folder of local tars.
         below: the path of that folder below the one that the user gave, or above all that were given; "": it is that.
     """
 
@@ -41,7 +41,7 @@ class Target:
 
 
 def targets_of(places: Sequence[str], out: Path | None, remote: RemoteFiles, temporary: Path) -> list[Target]:
-    """The splits that places mean.
+    """The splits at the given places.
 
     Args:
         places: folders, URLs of packed sets, URLs of tars.
@@ -50,7 +50,7 @@ def targets_of(places: Sequence[str], out: Path | None, remote: RemoteFiles, tem
         temporary: folder for the indexes that are fetched where ``out`` is not given.
 
     Raises:
-        ConfigError: ``out`` does not fit a place. DataError: there are no tars.
+        ConfigError: ``out`` is not possible for a place. DataError: there are no tars.
     """
     targets: list[Target] = []
     local = [os.path.abspath(place) for place in places if not is_remote(place)]
@@ -89,7 +89,7 @@ def _target(folder: Path, given: str) -> Target:
 
 
 def _remote_tars(pattern: str, out: Path | None, remote: RemoteFiles) -> Target:
-    """Tars that are named one by one; their index goes into ``out``."""
+    """Tars that are given individually; their index goes into ``out``."""
     if out is None:
         raise ConfigError("--out DIR is missing: where the index of remote shards is put, to be copied beside them")
     places = [place_of(url) for url in expand_braces(pattern)]
@@ -103,7 +103,7 @@ def _remote_tars(pattern: str, out: Path | None, remote: RemoteFiles) -> Target:
 
 
 def _remote_set(place: str, folder: Path, remote: RemoteFiles) -> Target:
-    """A set that has its index: that is fetched into ``folder``."""
+    """A set with an index, which is fetched into ``folder``."""
     location = Location.parse(place)
     remote.check(location)
     folder.mkdir(parents=True, exist_ok=True)

@@ -84,7 +84,7 @@ def load_classifier(source: str | Path, *, activation: Activation | None = None,
     """Reads weights of a classification; other arguments and errors as ``load_network``.
 
     Args:
-        activation: None: the one that fits the run's objective; softmax for weights of other origin.
+        activation: None: the one that fits the run's objective; softmax for weights from elsewhere.
     """
     classifier = load_network(source, Classifier, **options)
     chosen = activation or _activation(Path(source), options.get("weights", "raw"))

@@ -1,4 +1,4 @@
-"""Where the weights are that a stage uses: a run, a checkpoint or a file of any known format; what trained them."""
+"""Locates the weights that a stage uses, in a run, a checkpoint or a file of any known format, and their experiment."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def warn_of_overlap(train: ShardTable, test: ShardTable, what: str, say: Callabl
 
     Args:
         train, test: two sets.
-        what: the rest of the sentence "N of the M images of TEST are also …".
+        what: completes the sentence "N of the M images of TEST are also …".
         say: called with each line for the user.
 
     Raises:
@@ -99,5 +99,5 @@ def warn_of_trained_images(
         try:
             packed = open_packed(trained_on.shards, experiment.cluster, allow_pipe=False)
             warn_of_overlap(packed.table, test, f"in {packed.location}, on which {source} was trained", say)
-        except UserError:  # the training set is elsewhere: nothing can be compared
+        except UserError:  # the training set is not on this machine: nothing can be compared
             continue

@@ -31,7 +31,7 @@ from pretrain.models.init import digest
 from pretrain.models.interop import expected_shapes
 from pretrain.models.metadata import Task, WeightsMetadata
 
-FILTER = "bilinear_corners"  # how a position embedding is resized, as at the start of a fine-tuning
+FILTER = "bilinear_corners"  # how position embeddings are resized, as for fine-tuning
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class Network:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the outputs: classes, or numbers; "0", "1", … for weights without names."""
+        """Names of the outputs, which are classes or numbers; "0", "1", … for weights without names."""
         return self.metadata.class_names or tuple(str(number) for number in range(self.metadata.num_classes))
 
     @property
     def keys(self) -> list[str]:
-        """``names``, made unique: classes of the same name have their id behind it."""
+        """``names``, made unique: classes of the same name are followed by their id."""
         ids = self.metadata.class_ids or tuple(str(number) for number in range(self.metadata.num_classes))
         return told_apart(list(zip(ids, self.names, strict=True)))
 
@@ -84,7 +84,7 @@ AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 
 
 class Frozen(Network):
-    """A network that is asked for features (``evaluation.features.FrozenModel``); it needs no head."""
+    """A network that computes features (``evaluation.features.FrozenModel``); it needs no head."""
 
     def logits(self, batch: Batch) -> Tensor:
         """See ``FrozenModel.logits``."""
@@ -142,7 +142,7 @@ def network_of(
 ) -> tuple[nn.Module, WeightsMetadata]:
     """Builds the model of saved tensors on the CPU, at another resolution if ``img_size`` asks for one.
 
-    Weights without a head get an untrained one of one output, since every network here has a head.
+    Weights without a head get an untrained one with one output, since every network here has a head.
 
     Raises:
         CheckpointError: of a resolution that cannot be changed. ConfigError: an impossible resolution.
@@ -182,7 +182,7 @@ def built(state: Mapping[str, Tensor], metadata: WeightsMetadata) -> nn.Module:
 
 
 def eval_transform_of(metadata: WeightsMetadata, say: Callable[[str], None]) -> EvalTransformConfig:
-    """The transform that the weights were evaluated with; if they do not record it, the usual one, with a remark."""
+    """The transform that the weights were evaluated with; if they do not record it, the default one, with a note."""
     if metadata.eval_transform is not None:
         return metadata.eval_transform
     say("the weights do not record how images are resized: using the short side at 8/7 of the size, then a centre crop")

@@ -1,4 +1,4 @@
-"""Published transfer results, to compare our own with.
+"""Published transfer results, for comparison with our own.
 
 Source: ViT (2010.11929), Tables 2, 5 and 9.
 """
@@ -99,7 +99,7 @@ def published(dataset: str) -> tuple[Published, ...]:
     return tuple(row for row in PUBLISHED if row.dataset == dataset)
 
 
-# Words in the name of a run → the data set that the paper pretrained on.
+# Words in the name of a run → the data set that the paper pretrained on
 _UPSTREAMS = {"jft300m": "JFT-300M", "i21k": "ImageNet-21k", "imagenet21k": "ImageNet-21k"}
 _DOWNSTREAMS = ("imagenet", "cifar100", "cifar10", "pets", "flowers")
 

@@ -39,7 +39,7 @@ class Segmenter(Network):
     def predict(self, image: bytes | str | Path) -> NDArray[np.uint8]:
         """The most probable class of every pixel of an image, uint8 of its own height and width.
 
-        The logits are interpolated to that size, so that edges are as fine as the image's pixels.
+        The logits are interpolated to that size, so that edges are as sharp as the image's pixels.
 
         Raises:
             BadSample: not a readable image. OSError: no such file.

@@ -118,7 +118,7 @@ def test_names_of_images_count_only_where_all_say_a_split():
 
 @pytest.mark.parametrize("name", ["train-val-0.tar", "test-dev/0.tar", "valid_test.parquet"])
 def test_a_name_with_two_splits_is_refused(name):
-    with pytest.raises(DataError, match=r"says .* and .*--split-from"):
+    with pytest.raises(DataError, match=r"matches .* and .*--split-from"):
         splits_of_files([Place(name)])
     assert splits_of_files([Place(name)], "none").names == ("train",)
 

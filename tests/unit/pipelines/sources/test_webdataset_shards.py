@@ -131,7 +131,7 @@ def test_names_that_would_be_ignored_are_an_error(tmp_path):
     (tmp_path / "names.txt").write_text("cat\n")
     assert listed(WebDatasetSource([str(tmp_path)], SourceOptions(class_names=tmp_path / "names.txt")), tmp_path)
     (tmp_path / "classes.csv").write_bytes(encode_classes([("n1", "dog")]))
-    with pytest.raises(ConfigError, match=r"--class-names would be ignored: .*classes\.csv says"):
+    with pytest.raises(ConfigError, match=r"--class-names would be ignored: .*classes\.csv defines"):
         listed(WebDatasetSource([str(tmp_path)], SourceOptions(class_names=tmp_path / "names.txt")), tmp_path)
     (tmp_path / "classes.csv").write_text("class,name\n0,dog\n")
     with pytest.raises(DataError, match=r"classes\.csv:1: a list of classes begins with the line index,id,name"):
