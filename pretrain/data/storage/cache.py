@@ -1,16 +1,16 @@
-"""A cache of byte strings on the node's disk, under a byte cap, that any number of processes share.
+"""A size-limited cache of byte strings on the node's disk, shared by any number of processes.
 
-It needs files and ``flock`` only: no daemon, no shared memory, no named lock that a killed job could leave behind.
+It needs only files and ``flock``: no daemon, no shared memory, no named lock that a killed job could leave behind.
 
 DIR/entries/ab/abcdef…       one entry, renamed into place when it is complete
-DIR/entries/ab/abcdef….tmp   an entry under way, already as long as it will be
-DIR/locks/chunk-123          held while an entry is made; entries share 1,024 of these
-DIR/usage                    bytes taken and bytes fetched so far; its lock guards room and eviction
+DIR/entries/ab/abcdef….tmp   an entry being written, already at its final length
+DIR/locks/chunk-123          held while an entry is written; entries share 1,024 locks
+DIR/usage                    bytes used and bytes fetched so far; its lock guards reservation and eviction
 
-Room is reserved before an entry is written, so the files never exceed the cap. The least recently used goes first.
+Space is reserved before an entry is written, so the files never exceed the cap. Eviction is least recently used first.
 
-An entry that the disk does not give back is dropped and made again; whatever else the disk refuses is an error that
-names the setting, not the data set.
+An entry that cannot be read back is dropped and fetched again. Any other disk failure is an error that names the
+setting, not the data set.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from pretrain.names import to_bytes
 
 _NUM_LOCKS = 1024
 _USAGE = struct.Struct("<qq")
-_LOW_WATER = 0.95  # evict down to this share of the cap, so that not every entry costs a look at all of them
+_LOW_WATER = 0.95  # evict down to this share of the cap, so that not every new entry scans all of them
 _TEMPORARY = ".tmp"
 
 
 def default_folder() -> Path:
-    """The folder of the cache if the config names none."""
+    """The default folder of the cache."""
     return Path(tempfile.gettempdir()) / f"vit-pretrain-{os.getuid()}"
 
 
 class NodeCache:
-    """See the module. Pickles; nothing is open between calls.
+    """See the module. It can be pickled, since it keeps nothing open between calls.
 
     Args:
-        folder: on a local disk; made where it is not there, readable by this user alone.
+        folder: on a local disk; created if missing, and readable only by this user.
         max_bytes: the cap.
 
     Raises:
-        SetupError: the folder cannot be made or belongs to somebody else.
+        SetupError: the folder cannot be made, or belongs to another user.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -62,16 +62,16 @@ class NodeCache:
             raise SetupError(f"cluster.cache.dir: {folder} cannot be made: {error.strerror}") from error
         if folder.stat().st_uid != os.getuid():
             raise SetupError(f"cluster.cache.dir: {folder} belongs to another user; name a folder of your own")
-        with self._usage():  # a disk that cannot be locked or written to is found out before it is needed
+        with self._usage():  # find out early if the disk cannot be locked or written to
             pass
 
     def get(self, key: str, fetch: Callable[[], bytes], *, start: int = 0, size: int | None = None) -> bytes:
-        """A part of an entry; ``fetch`` makes the whole entry where it is absent, in one process of the node only."""
+        """A part of an entry. If it is missing, one process of the node calls ``fetch`` for the entire entry."""
         found = self.peek(key, start=start, size=size)
         if found is not None:
             return found
         with self.lock("chunk", key):
-            found = self.peek(key, start=start, size=size)  # another process was quicker
+            found = self.peek(key, start=start, size=size)  # another process was faster
             if found is not None:
                 return found
             data = fetch()
@@ -79,7 +79,7 @@ class NodeCache:
         return data[start:] if size is None else data[start : start + size]
 
     def peek(self, key: str, *, start: int = 0, size: int | None = None) -> bytes | None:
-        """A part of an entry, or None. An entry that is shorter, or that the disk does not give back, is dropped."""
+        """A part of an entry, or None. An entry that is too short, or that cannot be read, is dropped."""
         try:
             descriptor = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -89,7 +89,7 @@ class NodeCache:
             self.drop(key)
             return None
         try:
-            with suppress(OSError):  # a disk that became read-only still gives what it has
+            with suppress(OSError):  # a disk that became read-only can still be read
                 os.utime(descriptor)
             wanted = os.fstat(descriptor).st_size - start if size is None else size
             data = os.pread(descriptor, wanted, start) if wanted > 0 else b""
@@ -103,7 +103,7 @@ class NodeCache:
         return None
 
     def fill(self, key: str, fetch: Callable[[], bytes]) -> bool:
-        """Makes an entry, unless it is there or another process is making it. Returns whether it was made."""
+        """Adds an entry, unless it exists or another process is adding it. Returns whether it was added."""
         if key in self:
             return False
         with self.lock("chunk", key, wait=False) as held:
@@ -113,13 +113,13 @@ class NodeCache:
         return True
 
     def put(self, key: str, data: bytes) -> None:
-        """Makes an entry whose bytes are at hand."""
+        """Adds an entry whose bytes are already available."""
         with self.lock("chunk", key):
             if key not in self:
                 self._write(key, data)
 
     def drop(self, key: str) -> None:
-        """Forgets an entry whose bytes were wrong."""
+        """Removes an entry whose bytes were wrong."""
         path = self.path(key)
         if not os.path.lexists(path):
             return
@@ -138,21 +138,21 @@ class NodeCache:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes taken now."""
+        """Bytes in use now."""
         with self._usage() as usage:
             return usage[0]
 
     @property
     def fetched_bytes(self) -> int:
-        """Bytes that came into the cache since its folder was made."""
+        """Bytes added to the cache since its folder was made."""
         with self._usage() as usage:
             return usage[1]
 
     @contextmanager
     def lock(self, kind: str, key: str, *, wait: bool = True) -> Iterator[bool]:
-        """Holds the lock that entries with this key's slot share. Yields False where it is held and is not waited for.
+        """Holds the lock that all entries with this key's slot share. Without ``wait``, yields False if it is taken.
 
-        The system frees it when its holder dies, however that happens.
+        The system releases it when its holder dies, for whatever reason.
         """
         with self._slot(kind, digest(to_bytes(key)), wait) as held:
             yield held
@@ -172,7 +172,7 @@ class NodeCache:
             os.close(descriptor)
 
     def _opened(self, path: Path) -> int:
-        """A file of the bookkeeping, made where it is not there; so is its folder, which a cleaner may have removed."""
+        """Opens a bookkeeping file, creating it and its folder if a cleaner of old files has removed them."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         with on_disk(self.folder):
             try:
@@ -182,7 +182,7 @@ class NodeCache:
                 return os.open(path, flags, 0o600)
 
     def _write(self, key: str, data: bytes) -> None:
-        """Puts an entry into its place; its lock is held."""
+        """Writes an entry; the caller holds its lock."""
         path = self.path(key)
         temporary = path.with_name(path.name + _TEMPORARY)
         with on_disk(self.folder, self.max_bytes):
@@ -191,7 +191,7 @@ class NodeCache:
                     self._take_room(temporary, len(data))
                     with open(temporary, "r+b") as file:
                         file.write(data)
-                    with self._usage():  # whoever counts the files sees it under one of its names
+                    with self._usage():  # a process that counts the files sees it under exactly one name
                         os.replace(temporary, path)
                     return
                 except FileNotFoundError:  # a cleaner of old files was here
@@ -207,7 +207,7 @@ class NodeCache:
             usage[0] -= size
 
     def _take_room(self, temporary: Path, size: int) -> None:
-        """Makes the temporary file in its final length, so that whoever counts the files counts it too."""
+        """Creates the temporary file at its final length, so that processes that count the files include it."""
         with self._usage() as usage:
             if usage[0] + size > self.max_bytes:
                 usage[0] = self._evict(self.max_bytes - size, temporary)
@@ -218,13 +218,13 @@ class NodeCache:
             usage[1] += size
 
     def _evict(self, limit: int, mine: Path) -> int:
-        """Removes what was not used for longest, until ``limit`` holds. Returns the bytes that remain."""
+        """Removes the least recently used entries until at most ``limit`` bytes remain. Returns the remaining bytes."""
         entries, total = [], 0
         for path in (self.folder / "entries").glob("*/*"):
             with suppress(FileNotFoundError):
                 info = path.stat()
                 if path.suffix == _TEMPORARY and (path == mine or self._is_stale(path)):
-                    path.unlink()  # its maker was killed
+                    path.unlink()  # the process that wrote it was killed
                     continue
                 total += info.st_size
                 if path.suffix != _TEMPORARY:
@@ -251,7 +251,7 @@ class NodeCache:
 
     @contextmanager
     def _usage(self) -> Iterator[list[int]]:
-        """[bytes taken, bytes fetched], locked; what is left in the list is kept."""
+        """[bytes used, bytes fetched], under the lock; changes to the list are stored."""
         descriptor = self._opened(self.folder / "usage")
         try:
             with on_disk(self.folder, self.max_bytes):
@@ -271,10 +271,10 @@ class NodeCache:
 
 @contextmanager
 def on_disk(folder: Path, max_bytes: int = 0) -> Iterator[None]:
-    """Says what to do where the disk of the cache refuses something. What is absent, or locked, is for the caller.
+    """Turns disk errors of the cache into errors with a remedy; missing and locked files are left to the caller.
 
     Raises:
-        SetupError: the disk is full, read-only, broken, without locks, or not this user's.
+        SetupError: the disk is full, read-only, broken, does not support locks, or denies access.
     """
     try:
         yield

@@ -1,6 +1,6 @@
-"""The data set card: what a packed split is, where it comes from, and what its classes are.
+"""The data set card: the content, origin and classes of a packed split.
 
-DIR/card.json    this model     DIR/card.md    the same for people     DIR/classes.csv    index,id,name
+DIR/card.json    this model     DIR/card.md    the same as text     DIR/classes.csv    index,id,name
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ READABLE_FILE = "card.md"
 
 
 class SplitList(BaseModel):
-    """A list of images that makes a split."""
+    """A list of the images of a split."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    num_samples: int = Field(description="Images that it names.")
+    num_samples: int = Field(description="Images in the list.")
     digest: str = Field(description="BLAKE2b-128 of the file.")
 
     def __str__(self) -> str:
@@ -49,45 +49,45 @@ class Card(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_secrets(cls, values: Any) -> Any:
-        """A source may be a URL with a password or a signature."""
+        """Redacts the source, which may be a URL with a password or a signature."""
         return redacted_in(values)
 
     version: Literal[1] = CARD_VERSION
     name: str = Field(description="The data set.")
     split: str = Field(description="train, val or test.")
-    source: str = Field(description="What was packed, from where.")
-    release: str = Field("", description="Which edition of the source.")
+    source: str = Field(description="The packed source and where it comes from.")
+    release: str = Field("", description="Edition of the source.")
     licence: str = Field(description="Licence and terms of the images.")
-    homepage: str = Field("", description="Where to read more.")
+    homepage: str = Field("", description="Web page about the data set.")
     num_samples: int = Field(description="Images in this split.")
-    num_classes: int = Field(description="Classes; the labels are 0 … num_classes − 1. Of vectors: their length.")
+    num_classes: int = Field(description="Classes; the labels are 0 … num_classes − 1. For vectors: their length.")
     labels: Literal["single", "multi", "vector", "mask"] = Field(
-        description="What an image has: one label (single), any number of them (multi), a vector, or a mask."
+        description="Target of an image: one label (single), any number of labels (multi), a vector, or a mask."
     )
     max_labels: int = Field(description="The most labels that one image has.")
     num_shards: int = Field(description="Tars.")
     num_bytes: int = Field(description="Bytes of all tars.")
-    split_rule: str = Field("", description="How the split of each image was found.")
+    split_rule: str = Field("", description="How each image was assigned to a split.")
     held_out: str = Field("", description="The rule by which images were held out of training.")
     selection: str = Field("", description="Which part of the source was taken.")
     lists: dict[str, SplitList] = Field(
-        default_factory=dict, description="Split → the list of the source that names its images, for every split."
+        default_factory=dict, description="Split → the source's list of its images, for every split."
     )
     quarantined: dict[str, int] = Field(default_factory=dict, description="Reason → images of this split left out.")
-    dropped: dict[str, int] = Field(default_factory=dict, description="Reason → images of the source not planned for.")
-    changed: dict[str, int] = Field(default_factory=dict, description="What was changed → images of this split.")
+    dropped: dict[str, int] = Field(default_factory=dict, description="Reason → excluded images of the source.")
+    changed: dict[str, int] = Field(default_factory=dict, description="Kind of change → images of this split.")
     short_sides: dict[str, int] = Field(
-        default_factory=dict, description="Shorter side in pixels, from this up to twice as much → images."
+        default_factory=dict, description="Shorter side in pixels, from this size up to twice it → images."
     )
-    class_counts: list[int] = Field(default_factory=list, description="Images that have each class.")
+    class_counts: list[int] = Field(default_factory=list, description="Images per class.")
     target_mean: list[float] = Field(default_factory=list, description="Mean of each number of the vectors.")
     target_std: list[float] = Field(
         default_factory=list, description="Standard deviation of each number of the vectors, of the whole population."
     )
-    options: dict[str, Any] = Field(default_factory=dict, description="Options that are not as they come.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Options that differ from their defaults.")
     ledger: dict[str, Account] = Field(
         default_factory=dict,
-        description="What the source holds → how much of it is used, and what is left out and why.",
+        description="Kind of item in the source → how many are used, and how many are left out and why.",
     )
     shuffle_seed: int = Field(description="Seed of the global shuffle.")
     classes_digest: str = Field(description="BLAKE2b-128 of classes.csv.")
@@ -104,7 +104,7 @@ class Card(BaseModel):
         """Reads card.json and checks classes.csv against it.
 
         Raises:
-            DataError: missing, of another version, or classes.csv was changed.
+            DataError: the card is missing, of another version, or classes.csv was changed.
         """
         path = Path(folder) / CARD_FILE
         try:
@@ -141,7 +141,7 @@ class Card(BaseModel):
         return digest(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode())
 
     def facts(self) -> list[tuple[str, str]]:
-        """(name, value in words) of what is known; long lists in short."""
+        """(name, value as text) of every known field; long lists are summarised."""
         own = {
             "short_sides": ", ".join(f"{size} – {2 * int(size) - 1} px: {n:,}" for size, n in self.short_sides.items())
         }
@@ -159,7 +159,7 @@ class Card(BaseModel):
         """card.md.
 
         Args:
-            classes: (id, name) in index order, to name the largest and smallest ones.
+            classes: (id, name) in index order, to name the largest and smallest classes.
         """
         rows = [(name, _shown(getattr(self, name))) for name in type(self).model_fields if name not in _OWN_SECTION]
         described = {name: info.description or "" for name, info in type(self).model_fields.items()}
@@ -233,7 +233,7 @@ _KINDS = {"labels": ("single", "multi"), "vector": ("vector",), "mask": ("mask",
 
 
 def check_card(card: Card, table: ShardTable, where: str) -> None:
-    """Compares what both say.
+    """Compares a card with the shard table.
 
     Args:
         card: of the set.
@@ -241,7 +241,7 @@ def check_card(card: Card, table: ShardTable, where: str) -> None:
         where: the set, for messages.
 
     Raises:
-        DataError: names the first number in which they differ, or that cannot be.
+        DataError: names the first value in which they differ, or that is impossible.
     """
     if table.digest != card.index_digest:
         raise DataError(f"{where}: {TABLE_FILE} and {CARD_FILE} come from two packs (one of them is stale). {REMEDY}")
@@ -270,7 +270,7 @@ def _check_moments(card: Card, table: ShardTable, where: str) -> None:
         raise _changed(where, f"target_mean and target_std are not {table.num_classes} numbers each")
     if card.facts_digest or not table.num_samples:
         return
-    # a card of an earlier version: nothing else says whether these numbers were changed
+    # cards of an earlier version have no digest of these numbers
     total = squares = np.zeros(table.num_classes)
     for vectors in _vectors(table):
         total = total + vectors.sum(axis=0)

@@ -1,4 +1,4 @@
-"""The classes of a set: the list beside the tars, how a user names one, and whether two sets mean the same ones.
+"""The classes of a set: their list beside the tars, looking one up by name, and comparing the lists of two sets.
 
 DIR/classes.csv    index,id,name
 """
@@ -23,14 +23,14 @@ WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")  # ASCII only: str.isdecimal knows the
 
 
 class ClassLookup:
-    """Ids come first, then names that only one class has, then numbers counted from 0.
+    """Finds classes by id first, then by unique name, then by number, counted from 0.
 
-    Where an id is itself a whole number, whole numbers are always ids: one text never means a position in one place
-    and an id in another.
+    If any id is a whole number, whole numbers are always ids, so that a text never means a position in one place and
+    an id in another.
 
     Args:
         classes: (id, name) in the order of the numbers.
-        where: whose they are, for messages.
+        where: the set that they belong to, for messages.
     """
 
     def __init__(self, classes: Classes, where: str) -> None:
@@ -49,7 +49,7 @@ class ClassLookup:
         """The number of a class.
 
         Raises:
-            DataError: no such class, or several.
+            DataError: no class matches, or several do.
         """
         for kind, known in (("id", self._ids), ("name", self._names)):
             if found := known.get(text):
@@ -65,7 +65,7 @@ class ClassLookup:
         return f"{self.where}: {len(found)} classes have the {kind} {text!r}: the numbers {shown}; name one by its id"
 
     def known(self) -> str:
-        """What ``find`` takes, in words."""
+        """Describes the texts that ``find`` accepts."""
         shown = ", ".join(repr(identifier) for identifier, _ in self.classes[:5])
         more = ", …" if len(self.classes) > 5 else ""
         numbers = "" if self.numbers_are_ids else f", or numbers below {len(self.classes)}"
@@ -73,12 +73,12 @@ class ClassLookup:
 
 
 def repeated(values: Sequence[str]) -> list[str]:
-    """What occurs more than once, in the order of its first place."""
+    """Values that occur more than once, ordered by first occurrence."""
     return [value for value, count in Counter(values).items() if count > 1]
 
 
 def told_apart(classes: Classes) -> list[str]:
-    """The classes' names, each with its id (or number) behind it where several classes share it."""
+    """The classes' names; a name that several classes share is followed by the id (or number)."""
     shared = set(repeated([name for _, name in classes]))
     ids = [identifier for identifier, _ in classes]
     marks = ids if len(set(ids)) == len(ids) else [str(number) for number in range(len(ids))]
@@ -86,10 +86,10 @@ def told_apart(classes: Classes) -> list[str]:
 
 
 def differing_class(first: Classes, second: Classes) -> int | None:
-    """The first number that means different classes in two lists; None: nothing contradicts.
+    """The first number that means different classes in two lists; None if there is no contradiction.
 
-    An id that only counts (class 3 has the id 3) says nothing, so names decide; without a name neither do they. Two
-    lists of different lengths differ where the shorter one ends.
+    An id equal to the number (class 3 has the id 3) carries no information, so the names are compared; without names,
+    the classes agree. Two lists of different lengths differ where the shorter one ends.
     """
     for number, (one, other) in enumerate(zip(first, second, strict=False)):
         if not _agree(one, other, str(number)):
@@ -99,7 +99,7 @@ def differing_class(first: Classes, second: Classes) -> int | None:
 
 def _agree(one: tuple[str, str], other: tuple[str, str], number: str) -> bool:
     for bare, named in ((one, other), (other, one)):
-        if bare == (number, number):  # without a name: it may be any class, but not another number
+        if bare == (number, number):  # without a name it may be any class, but not another number
             return named[0] == number or WHOLE_NUMBER.fullmatch(named[0]) is None
     return one[1] == other[1] if number in (one[0], other[0]) else one[0] == other[0]
 
@@ -108,7 +108,7 @@ def require_same_classes(first: Classes, second: Classes, where: tuple[object, o
     """Refuses two sets whose numbers mean different classes.
 
     Raises:
-        DataError: names the first one that differs.
+        DataError: names the first class that differs.
     """
     number = differing_class(first, second)
     if number is None:

@@ -1,7 +1,7 @@
-"""Judging the answer of a web server: its status, its length, its encoding, and how long to wait after a failure.
+"""Validates responses of web servers: status, length, encoding, and the time to wait after a failure.
 
-An answer is never trusted. Its length is compared with what was promised, its size has a limit, and its encoding is
-undone within that limit.
+A response is never trusted: its length is compared with the announced one, its size is limited, and it is decompressed
+within that limit.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from pretrain.names import printable
 from pretrain.redaction import redacted
 
 _TRY_AGAIN = frozenset({408, 425, 429})
-_GZIP_OR_ZLIB = 47  # for zlib: detect from the header which of the two it is
+_GZIP_OR_ZLIB = 47  # for zlib: detect the format from the header
 
 
 def check_answer(response: urllib3.BaseHTTPResponse, address: str, start: int, size: int | None) -> None:
-    """Whether an answer's head is that of the bytes that were asked for.
+    """Checks that the head of a response matches the requested bytes.
 
     Args:
-        response: its head.
-        address: what was asked for.
-        start: first byte of the range that was asked for.
+        response: the response; only its head is read.
+        address: the requested URL.
+        start: first byte of the requested range.
         size: bytes of that range; None: the complete file.
 
     Raises:
-        TransportError: it may be another the next time. DataError: it will not.
+        TransportError: a retry may succeed. DataError: it will not.
     """
     status, url = response.status, redacted(address)
     if status in _TRY_AGAIN or status >= 500:
@@ -62,16 +62,16 @@ def check_answer(response: urllib3.BaseHTTPResponse, address: str, start: int, s
 
 
 def body(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
-    """An answer's bytes as they arrive, not in blocks of a fixed size: time limits are checked between them."""
+    """A response's bytes as they arrive, not in blocks of a fixed size, so that time limits are checked in between."""
     while piece := response.read1(PIECE_BYTES, decode_content=False):
         yield piece
 
 
 def decoded(pieces: Iterator[bytes], encoding: str, address: str) -> Iterator[bytes]:
-    """Undoes the encoding of an answer, in small steps, since a few bytes may expand to any number.
+    """Decompresses a response in small steps, since a few bytes may expand to any number.
 
     Raises:
-        TransportError: the encoded bytes are damaged or cut off. Refused: an encoding that is not known here.
+        TransportError: the encoded bytes are damaged or cut off. Refused: the encoding is unknown.
     """
     name = encoding.strip().lower()
     if name in ("", "identity"):
@@ -88,7 +88,7 @@ def decoded(pieces: Iterator[bytes], encoding: str, address: str) -> Iterator[by
         for piece in pieces:
             begun = True
             while piece:
-                if decoder.eof:  # a gzip file may consist of several, one after the other
+                if decoder.eof:  # a gzip file may consist of several members
                     decoder = zlib.decompressobj(_GZIP_OR_ZLIB)
                 yield decoder.decompress(piece, PIECE_BYTES)
                 piece = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
@@ -104,13 +104,13 @@ def is_encoded(response: urllib3.BaseHTTPResponse) -> bool:
 
 
 def length(response: urllib3.BaseHTTPResponse) -> tuple[bool, int | None]:
-    """Whether the answer states its length, and the length in bytes."""
+    """Whether the response states its length, and the length in bytes."""
     text = response.headers.get("Content-Length", "").strip()
     return (True, int(text)) if re.fullmatch(r"[0-9]{1,18}", text) else (False, None)
 
 
 def too_long(response: urllib3.BaseHTTPResponse, address: str, size: int | None, most: int) -> Exception:
-    """The error for a body of more bytes than ``most``, where a range of ``size`` bytes was asked for (None: all)."""
+    """The error for a body of more than ``most`` bytes, for a request of ``size`` bytes (None: all)."""
     if size is not None and response.status == 200:
         return ignores_ranges(address)
     if size is not None:
@@ -119,7 +119,7 @@ def too_long(response: urllib3.BaseHTTPResponse, address: str, size: int | None,
 
 
 def ignores_ranges(address: str) -> DataError:
-    """The error for a server that sends complete files only."""
+    """The error for a server that only sends complete files."""
     return DataError(
         f"{redacted(address)}: the server ignores Range requests; use one that answers them (nginx, Apache, any object "
         "store), or a command: pipe:curl -sf …/{name}"
@@ -127,7 +127,7 @@ def ignores_ranges(address: str) -> DataError:
 
 
 def _status(status: int) -> str:
-    """A status in standard words, not the server's own, which may hold anything."""
+    """A status with its standard phrase; the server's own phrase may contain anything."""
     try:
         return f"HTTP {status} {HTTPStatus(status).phrase}"
     except ValueError:
@@ -135,7 +135,7 @@ def _status(status: int) -> str:
 
 
 def _pause(headers: Mapping[str, str]) -> float:
-    """Seconds that a server asks to wait: a number, or a date, which is compared with the server's own clock."""
+    """Seconds that a server asks to wait. A date is compared with the server's own clock."""
     text = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,9}", text):
         return float(text)
@@ -146,7 +146,7 @@ def _pause(headers: Mapping[str, str]) -> float:
 
 
 def in_words(error: Exception) -> str:
-    """urllib3's message without its pool and its nested exceptions."""
+    """urllib3's message without its connection pool and nested exceptions."""
     text = str(error.args[-1] if error.args else error)
     text = re.sub(r"<[^>]*>: |_?Https?\w*\([^)]*\):? ?", "", text, flags=re.IGNORECASE)
     return printable(text)[:200] or type(error).__name__

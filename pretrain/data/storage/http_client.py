@@ -1,7 +1,7 @@
-"""One request for bytes of a web address. Every URL that this project reads is read here.
+"""The HTTP client: this module reads every URL that the project reads.
 
-Requests have time limits in all their phases, redirects and proxies are followed here so that credentials only go where
-they belong, and the answer is judged by ``http_answer``.
+Each phase of a request has a time limit. Redirects and proxies are handled here, so that credentials are only sent to
+their own server. ``http_answer`` validates the response.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from pretrain.redaction import redacted
 
 SIMULTANEOUS = 16
 MOST_REDIRECTS = 5
-_SMALL_BODY = 1 << 16  # of a redirect: read, so that the connection can be used again
+_SMALL_BODY = 1 << 16  # body of a redirect that is read, so that the connection can be reused
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 class HttpClient:
-    """Connections to web servers, kept and used again. Pickles without them.
+    """Reuses connections to web servers. It can be pickled; the connections are left out.
 
     Args:
-        timeout_s: for a connection, for the head of an answer, and for each 4 MiB of it.
+        timeout_s: to connect, to receive the head of a response, and for each 4 MiB of its body.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -43,16 +43,16 @@ class HttpClient:
     def pieces(
         self, address: str, start: int = 0, size: int | None = None, *, most_bytes: int | None = None
     ) -> Iterator[bytes]:
-        """One try for a file, or for ``size`` bytes of it from ``start`` on, in pieces of any size.
+        """Requests a file once, or ``size`` bytes of it from ``start`` on; yields pieces of any size.
 
         Args:
             address: the URL.
             start: first byte.
             size: bytes; None: all.
-            most_bytes: an answer that is longer is given up; None: ``LARGEST_ANSWER``.
+            most_bytes: a longer response is refused; None: ``LARGEST_ANSWER``.
 
         Raises:
-            TransportError: it may work the next time. DataError: it will not.
+            TransportError: a retry may succeed. DataError: it will not.
         """
         if size is None:
             yield from paced(self._answer(address, 0, None, most_bytes or LARGEST_ANSWER), self.timeout_s)
@@ -60,24 +60,24 @@ class HttpClient:
             yield from paced(self._range(address, start, size), self.timeout_s)
 
     def size(self, address: str) -> tuple[bool, int | None]:
-        """Whether a file's size can be known without reading it, and the size; None: it is not there."""
+        """Whether a file's size can be known without reading it, and the size; None: the file does not exist."""
         try:
             response = self._open("HEAD", address, {})
-            response.drain_conn()  # of a HEAD there is nothing, but only then the connection can be used again
+            response.drain_conn()  # a HEAD has no body, but only a drained connection can be reused
             response.release_conn()
             if response.status == 200 and not is_encoded(response):
                 return length(response)
             with_range = self._open("GET", address, {"Range": byte_range(0, 1)})
             with_range.close()
         except (TransportError, DataError):
-            return False, None  # the read itself will try again, and say why
+            return False, None  # the read itself will try again, and report the reason
         if with_range.status in (404, 410):
             return True, None
         total = re.fullmatch(r"bytes 0-\d+/(\d{1,18})", with_range.headers.get("Content-Range", ""), re.ASCII)
         return (True, int(total[1])) if with_range.status == 206 and total else (False, None)
 
     def _range(self, address: str, start: int, size: int) -> Iterator[bytes]:
-        """Some servers answer with less than was asked for, and mean it: the rest is asked for then."""
+        """Some servers deliberately send less than requested; the rest is then requested again."""
         end = start + size
         while start < end:
             before = start
@@ -88,13 +88,13 @@ class HttpClient:
                 raise TransportError(f"short read: {size - (end - start)} of {size} bytes")
 
     def _answer(self, address: str, start: int, size: int | None, most: int) -> Iterator[bytes]:
-        """What one request gives, decoded."""
+        """The decoded body of one response."""
         response = self._open("GET", address, {} if size is None else {"Range": byte_range(start, size)})
         done = False
         try:
             check_answer(response, address, start, size)
             stated = length(response)[1]
-            if stated is not None and stated > most and not is_encoded(response):  # do not wait for what is refused
+            if stated is not None and stated > most and not is_encoded(response):  # do not wait for a refused body
                 raise too_long(response, address, size, most)
             total = 0
             for piece in decoded(body(response), response.headers.get("Content-Encoding", ""), address):
@@ -109,7 +109,7 @@ class HttpClient:
             response.release_conn() if done else response.close()
 
     def _open(self, method: str, address: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
-        """The head of an answer, behind redirects."""
+        """The head of a response, after following redirects."""
         url, authorization = request_for(address)
         origin = url
         for _ in range(MOST_REDIRECTS + 1):
@@ -152,7 +152,7 @@ class HttpClient:
             response.close()
 
     def _manager(self, url: str) -> urllib3.PoolManager:
-        """The connections that lead to a URL: direct ones, or those of the proxy that the environment names."""
+        """The connection pools for a URL: direct, or through the proxy set in the environment."""
         parts = urlsplit(url)
         proxy = "" if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme, "")
         if proxy not in self._managers:
@@ -171,7 +171,7 @@ class HttpClient:
 
 
 class _PromptHead:
-    """A connection on which the head of an answer has a time limit in all, and not between two of its bytes."""
+    """A connection with a time limit for the entire head of a response, not just between two of its bytes."""
 
     def getresponse(self: Any) -> Any:
         late, socket, response = threading.Event(), self.sock, None
@@ -191,7 +191,7 @@ class _PromptHead:
                 raise
         finally:
             timer.cancel()
-        if late.is_set():  # what was read until then may look like a complete head
+        if late.is_set():  # the bytes read so far may look like a complete head
             if response is not None:
                 response.close()
             raise TimeoutError(f"timed out: no complete head of an answer within {self.timeout:g} s")
@@ -215,13 +215,13 @@ class _HttpsPool(urllib3.HTTPSConnectionPool):
 
 
 def _sent_on(url: str, target: str, address: str) -> Request:
-    """The request that a redirect from ``url`` means; ``address`` is the one that was asked for first."""
-    # a header is read as Latin-1, but what is in it is UTF-8 where it is not ASCII
+    """The request for a redirect from ``url``; ``address`` is the one that was requested first."""
+    # headers are read as Latin-1, but their non-ASCII content is UTF-8
     target = target.encode("latin-1", "ignore").decode("utf-8", "surrogateescape")
     try:
         joined = urljoin(url, target)
         if is_web_address(joined):
             return request_for(joined.partition("#")[0])
-    except (ValueError, DataError):  # of that place, and not of the whole source
+    except (ValueError, DataError):  # concerns that place, not the entire source
         joined = target
     raise Refused(f"{redacted(address)}: sent on to {redacted(joined)!r}, which is not a web address", "redirect")

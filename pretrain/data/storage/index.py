@@ -1,12 +1,12 @@
-"""The two-level index beside the tars: a table of shards that alone decides the order, and one record file per shard.
+"""The two-level index beside the tars: a table of shards, which defines their order, and one record file per shard.
 
 DIR/index.json                          one row per shard: name, samples, bytes, digest of its record file
 DIR/shard-000000.tar                    an ordinary WebDataset shard
-DIR/shard-000000.records.safetensors    offsets, sizes, CRC-32 and labels of its images, read when the shard is
+DIR/shard-000000.records.safetensors    offsets, sizes, CRC-32 and labels of its images, read with the shard
 
-Labels are in CSR form: record i has ``labels[label_starts[i]:label_starts[i + 1]]``. Names likewise, as their
-bytes, which need not be UTF-8. A set of vectors has a column ``vectors`` of N · D numbers, a set of masks columns that
-say where those are; columns that a set does not need are absent.
+Labels are in CSR form: record i has ``labels[label_starts[i]:label_starts[i + 1]]``. Names are stored in the
+same way, as bytes that need not be UTF-8. A set of vectors has a column ``vectors`` of N · D numbers, and a set of
+masks has columns that locate the masks; columns that a set does not need are absent.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class ShardTable:
     Attributes:
         folder: where tars and record files are.
         rows: the shards.
-        num_classes: width of the label space; of vectors their length.
-        max_labels: the most labels that one sample has.
-        target: what a sample carries beside its image.
+        num_classes: number of classes; for vectors, their length.
+        max_labels: the largest number of labels of a sample.
+        target: kind of target that a sample has.
         sizes: int64 (S,), samples per shard.
         starts: int64 (S + 1,), sample id of each shard's first record; the last one is the number of samples.
-        digest: names the table's content.
-        find_records: shard name → its record file, where that is not in the folder (a set that is elsewhere).
+        digest: of the table's content.
+        find_records: shard name → its record file, if that is not in the folder (for remote sets).
         forget_records: drops that file, so that it is fetched again.
     """
 
@@ -80,12 +80,12 @@ class ShardTable:
     def locate(self, sample_ids: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Shard and record of each sample id, both int64 of its shape."""
         sample_ids = np.asarray(sample_ids, dtype=np.int64)
-        assert np.all((sample_ids >= 0) & (sample_ids < self.num_samples)), "a sample id lies outside the set"
+        assert np.all((sample_ids >= 0) & (sample_ids < self.num_samples)), "a sample id is outside the set"
         shards = self.starts.searchsorted(sample_ids, side="right") - 1
         return shards, sample_ids - self.starts[shards]
 
     def records_path(self, shard: int) -> Path:
-        """The record file of a shard, as a file on this node."""
+        """Local path of a shard's record file."""
         if self.find_records is not None:
             return self.find_records(self.rows[shard].name)
         return self.folder / records_name(self.rows[shard].name)
@@ -94,7 +94,7 @@ class ShardTable:
         """The record file of a shard, compared with the table.
 
         Raises:
-            DataError: missing, damaged, or not the file that the table was made with. SetupError: too many open files.
+            DataError: it is missing, damaged, or does not belong to the table. SetupError: too many open files.
         """
         try:
             return self._opened(shard)
@@ -115,10 +115,10 @@ class ShardTable:
         return records
 
     def check_files(self) -> None:
-        """Compares the folder with the table: every tar and record file there, every tar of its size.
+        """Compares the folder with the table: every tar and record file must exist, and every tar must have its size.
 
         Raises:
-            DataError: names the first shard that is missing or has another size, and how many there are in all.
+            DataError: names the first shard that is missing or has the wrong size, and counts the others.
         """
         wrong = [problem for row in self.rows for problem in self._problems(row)]
         if wrong:
@@ -132,7 +132,7 @@ class ShardTable:
         size = tar.stat().st_size
         if size != row.num_bytes:
             what = "truncated" if size < row.num_bytes else "not the file that was indexed"
-            return [f"shard {row.name} is {what}: it has {size} bytes, {TABLE_FILE} says {row.num_bytes}"]
+            return [f"shard {row.name} is {what}: it has {size} bytes, not the {row.num_bytes} in {TABLE_FILE}"]
         return [] if records.is_file() else [f"record file {records.name} is missing"]
 
     def save(self) -> None:
@@ -149,7 +149,7 @@ class ShardTable:
         """Reads index.json.
 
         Raises:
-            DataError: the folder or the file is missing, of another version, or was changed after it was written.
+            DataError: the folder or the file is missing, has another version, or was changed after it was written.
         """
         path = Path(folder) / TABLE_FILE
         content = _read_table(path)
@@ -217,7 +217,7 @@ def _canonical(content: dict[str, Any]) -> bytes:
 
 
 def _dump(content: dict[str, Any]) -> bytes:
-    """JSON with one shard per line, so that a table can be read, compared and searched by line."""
+    """JSON with one shard per line, so that tables work with line-based tools."""
     shards = ",\n".join(json.dumps(row) for row in content["shards"])
     head = json.dumps({key: value for key, value in content.items() if key != "shards"}, indent=1)
     return f'{head[:-2]},\n "shards": [\n{shards}\n]\n}}\n'.encode()
@@ -253,10 +253,10 @@ def read_sources(table: ShardTable) -> list[str]:
 
 
 def num_in_common(first: ShardTable, second: ShardTable) -> int:
-    """Images of ``second`` whose bytes are, by size and CRC-32, those of an image of ``first``.
+    """Number of images of ``second`` with the same size and CRC-32 as an image of ``first``.
 
-    Two different images of one size agree by chance in one case of four billion. Images that were encoded again are
-    not found: that is the work of de-duplication.
+    Two different images of one size match by chance in one of four billion cases. Re-encoded images are not found; that
+    is the task of de-duplication.
 
     Raises:
         DataError: a record file is missing or stale.
@@ -265,7 +265,7 @@ def num_in_common(first: ShardTable, second: ShardTable) -> int:
 
 
 def _names(table: ShardTable) -> NDArray[np.uint64]:
-    """(size, CRC-32) of every image in one number."""
+    """(size, CRC-32) of every image, packed into one number."""
     parts = [np.zeros(0, np.uint64)]
     for shard in range(len(table.rows)):
         records = table.open_records(shard)

@@ -1,8 +1,8 @@
-"""Whether an index can be trusted before anything is done with it. It may come from anyone.
+"""Validates an index before it is used, since it may come from an untrusted source.
 
-A digest only shows that a file is as it was written, not that whoever wrote it meant well. So names of shards, which
-become paths, addresses and words of commands, are checked here, and so is every number that becomes an offset, a size
-or a length.
+A digest only shows that a file was not changed, not that its author can be trusted. So this module checks the names of
+shards, which become paths, addresses and words of commands, and every number that becomes an offset, a size or a
+length.
 
 Legend: N records · C classes · M labels of one sample at most.
 """
@@ -20,13 +20,13 @@ from pretrain.config.target import Target
 from pretrain.errors import DataError
 from pretrain.names import printable
 
-LARGEST = 2**53  # bytes and samples: what JSON's numbers hold exactly in every program
+LARGEST = 2**53  # bytes and samples: JSON numbers up to this are exact in every program
 MOST_CLASSES = 2**31 - 1
 MOST_LABELS = 2**20  # of one sample
-BLOCK = 512  # bytes of a tar that each sample takes at least
+BLOCK = 512  # minimum bytes of a tar per sample
 SUFFIX = ".tar"
 _LONGEST = 200  # bytes; the record file's name is longer by its suffix, and file systems take 255
-# letters and digits of any script, and no sign that a shell, a path or an address takes for more than itself
+# letters and digits of any script, and signs that are not special in a shell, a path or an address
 _SAFE = re.compile(r"\w[\w .,+=@#%~:()\[\]^-]*")
 _SAFE_IN_SHELL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,+=@%^-]*")
 _ALLOWED = "letters, digits, spaces and _ . , + = @ # % ~ : ( ) [ ] ^ -"
@@ -34,10 +34,10 @@ _ROW = ("name", "num_samples", "num_bytes", "records")
 
 
 def check_table(content: Mapping[str, Any]) -> None:
-    """Whether index.json has what it needs, each of its kind.
+    """Checks that index.json has all fields, each of the right type.
 
     Raises:
-        ValueError: says what is wrong.
+        ValueError: describes the problem.
     """
     for name, largest in (("num_classes", MOST_CLASSES), ("max_labels", MOST_LABELS)):
         _whole_number(content.get(name), name, largest)
@@ -56,7 +56,7 @@ def check_table(content: Mapping[str, Any]) -> None:
 
 
 def problem_in_rows(rows: Sequence[tuple[str, int, int]]) -> str:
-    """What is wrong with the names, samples and bytes of shards, or ""."""
+    """The first problem with the names, samples and bytes of shards, or ""."""
     seen: set[str] = set()
     for name, num_samples, num_bytes in rows:
         problem = problem_of(name)
@@ -71,10 +71,10 @@ def problem_in_rows(rows: Sequence[tuple[str, int, int]]) -> str:
 
 
 def check_columns(columns: Mapping[str, NDArray[Any]]) -> None:
-    """Whether the columns of a record file fit each other.
+    """Checks that the columns of a record file are consistent.
 
     Raises:
-        ValueError: says what is wrong.
+        ValueError: describes the problem.
     """
     count = len(columns["offsets"])
     for name in ("sizes", "crc32", "mask_offsets", "mask_sizes", "mask_crc32"):
@@ -91,17 +91,17 @@ def check_columns(columns: Mapping[str, NDArray[Any]]) -> None:
 def check_within(
     columns: Mapping[str, NDArray[Any]], target: Target, num_bytes: int, num_classes: int, max_labels: int
 ) -> None:
-    """Whether every image is inside its tar, and every answer one of the set's.
+    """Checks that every image is inside its tar, and that every target is valid for the set.
 
     Args:
         columns: of a record file.
-        target: what a sample carries.
+        target: kind of target that a sample has.
         num_bytes: of the tar.
-        num_classes: C; of vectors their length.
+        num_classes: C; for vectors, their length.
         max_labels: M.
 
     Raises:
-        ValueError: says what is wrong, and with which record.
+        ValueError: describes the problem and names the record.
     """
     for offsets, sizes in (("offsets", "sizes"), ("mask_offsets", "mask_sizes")):
         if offsets in columns:
@@ -138,7 +138,7 @@ def _whole_number(value: Any, name: str, largest: int) -> None:
 
 
 def problem_of(name: object) -> str:
-    """What is wrong with a shard's name, or "" where it may be used."""
+    """The problem with a shard's name, or "" if it may be used."""
     if not isinstance(name, str):
         return f"the shard's name {str(name)[:40]!r} is not a text"
     shown = ascii(name[:80])
@@ -155,10 +155,10 @@ def problem_of(name: object) -> str:
 
 
 def check_name_for_shell(name: str, command: str) -> None:
-    """Refuses a name that a shell could take for more than a word, however often the command has it evaluated.
+    """Refuses a name that a shell might not treat as a plain word, even if the command evaluates it repeatedly.
 
     Raises:
-        DataError: it has other characters than ASCII letters, digits and a few signs.
+        DataError: it has characters other than ASCII letters, digits and a few signs.
     """
     if not _SAFE_IN_SHELL.fullmatch(name):
         raise DataError(

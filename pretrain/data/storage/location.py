@@ -1,4 +1,4 @@
-"""Where a set is: in a folder, on a web server, in an S3-compatible store, or behind a command that prints files.
+"""The location of a set: a folder, a web server, an S3-compatible store, or a command that prints files.
 
     /data/train  or  file:///data/train       a folder
     https://host/path                         a web server that answers Range requests
@@ -6,8 +6,8 @@
     pipe:ssh store cat /data/train/{name}     a command (off unless data.allow_pipe); {start} and {end}, the first and
                                               last byte, make it print a range
 
-Each may also name the index itself: https://host/path/index.json. Paths and S3 keys are taken as they are written,
-whatever is in them; in a file: URL an escape such as %20 is decoded, and # and ? belong to the path.
+Each may also name the index itself: https://host/path/index.json. Paths and S3 keys are used verbatim; in a file: URL,
+escapes such as %20 are decoded, and # and ? belong to the path.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 _FILE = re.compile(r"file:(?://([^/]*))?(/.*)", re.IGNORECASE | re.DOTALL)
 _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_SENT_AS_IT_IS = "%!$&'()*+,/:;=@~"  # in a path; letters, digits and _.- always are
+_SENT_AS_IT_IS = "%!$&'()*+,/:;=@~"  # in a path, besides letters, digits and _.-
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Location:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is read through the node's cache."""
+        """Whether the set is read through the node's cache."""
         return self.kind != "folder"
 
     def address(self, name: str) -> str:
-        """The full address of one of its files, for requests: it may hold credentials, so it is not to be printed."""
+        """The full address of one of its files, for requests. It may contain credentials, so never print it."""
         if self.kind == "pipe":
             return f"{PIPE}{self.base.replace('{name}', name)}"
         if self.kind == "http":
@@ -61,10 +61,10 @@ class Location:
 
     @classmethod
     def parse(cls, text: str) -> Location:
-        """Reads what ``data.shards`` says.
+        """Parses a value of ``data.shards``.
 
         Raises:
-            ConfigError: an unknown scheme, an address that cannot be, or a command that names no file.
+            ConfigError: the scheme is unknown, the address is invalid, or the command names no file.
         """
         if is_redacted(text) and (text.startswith(PIPE) or "://" in text):
             raise ConfigError(
@@ -92,10 +92,10 @@ class Location:
 
     @classmethod
     def of_file(cls, text: str) -> tuple[Location, str]:
-        """The place that holds the file of an http or S3 address, and the file's name there.
+        """The location that contains the file of an http or S3 address, and the file's name.
 
         Raises:
-            ConfigError: as ``parse``, or no file is named.
+            ConfigError: as ``parse``, or the address names no file.
         """
         place = cls.parse(text)
         address, question, query = place.base.partition("?") if place.kind == "http" else (place.base, "", "")
@@ -127,7 +127,7 @@ def _bucket_and_key(rest: str) -> str:
 
 
 def _path_of(text: str, host: str, path: str) -> str:
-    """The path of a file: URL; where its escapes were not meant as such, the folder itself says so."""
+    """The path of a file: URL. An existing folder with the unescaped name shows that its escapes are literal."""
     if host.lower() not in ("", "localhost"):
         raise ConfigError(f"data.shards: {text} names the host {host}; write file:///{host}{path} for a folder here")
     decoded = decoded_name(path)
@@ -157,7 +157,7 @@ def _command(command: str) -> str:
 
 
 class Request(NamedTuple):
-    """What is asked for: the address without its credentials, and the value of an Authorization header or ""."""
+    """An address without its credentials, and the value of the Authorization header or ""."""
 
     url: str
     authorization: str
@@ -169,10 +169,10 @@ def is_web_address(text: str) -> bool:
 
 
 def request_for(address: str) -> Request:
-    """The request that an address means.
+    """The request for an address.
 
     Raises:
-        DataError: it names no host or port, has control characters in it, or a ``#``.
+        DataError: it has no valid host or port, or contains control characters or a ``#``.
     """
     if _CONTROL.search(address):
         raise DataError(f"{redacted(address)}: a web address cannot have control characters in it")
@@ -184,7 +184,7 @@ def request_for(address: str) -> Request:
     try:
         parts = urlsplit(address.strip())
         host, port = parts.hostname, parts.port
-    except ValueError:  # its text may hold a part of a password
+    except ValueError:  # its text may contain part of a password
         raise DataError(f"{redacted(address)}: not a web address: its host or port cannot be read") from None
     if parts.scheme not in ("http", "https") or not host:
         raise DataError(f"{redacted(address)}: names no host; write http://HOST/… or https://HOST/…")
@@ -196,31 +196,31 @@ def request_for(address: str) -> Request:
 
 
 def encoded(text: str, safe: str) -> str:
-    """Percent-encodes what may not be sent as it is; escapes that are there stay.
+    """Percent-encodes characters that may not be sent as they are; existing escapes are kept.
 
-    Bytes that are not UTF-8 (as ``surrogateescape`` reads them) are encoded as those bytes.
+    Bytes that are not UTF-8 (decoded with ``surrogateescape``) are encoded as those bytes.
     """
     return quote(_STRAY_PERCENT.sub("%25", text), safe=safe, encoding="utf-8", errors="surrogateescape")
 
 
 def encoded_name(name: str) -> str:
-    """A file's name as a part of a path; a ``%`` in it is a percent sign."""
+    """A file's name, encoded for a path; a ``%`` in it is a literal percent sign."""
     return quote(name, safe="", encoding="utf-8", errors="surrogateescape")
 
 
 def decoded_name(name: str) -> str:
-    """The file's name that a part of a path means."""
+    """The file's name, decoded from a part of a path."""
     return unquote(name, encoding="utf-8", errors="surrogateescape")
 
 
 def path_in(address: str) -> str:
-    """The path of an address, as names: without host and query, decoded."""
+    """The decoded path of an address, without host and query."""
     rest = address.partition("://")[2].partition("?")[0].partition("#")[0]
     return decoded_name(rest[len(rest.partition("/")[0]) :])
 
 
 def same_origin(one: str, other: str) -> bool:
-    """Whether two addresses are of one scheme, host and port: only then may they get the same credentials."""
+    """Whether two addresses have the same scheme, host and port, and so may get the same credentials."""
     return urlsplit(one)[:2] == urlsplit(other)[:2]
 
 

@@ -1,7 +1,7 @@
-"""Files that a process keeps open, never more in all than its limit allows (``ulimit -n``).
+"""Keeps the number of open files of a process within its limit (``ulimit -n``).
 
-Each owner (a store, a reader of an index) closes what it did not use for longest. What is closed is opened again when
-it is needed, so the bound costs time and never an image.
+Each owner (a store, a reader of an index) closes its least recently used files first. A closed file is reopened when it
+is needed, so the limit costs time but never an image.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _lock = threading.RLock()
 
 
 def allowance() -> int:
-    """How many files of data sets this process keeps open: half of its limit, the rest is for everything else."""
+    """How many data set files this process keeps open: half of its limit, to leave the rest for everything else."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST if soft == resource.RLIM_INFINITY else max(FEWEST, min(MOST, soft // 2))
 
@@ -34,10 +34,10 @@ class TooManyOpenFiles(SetupError):
 
 
 def check_descriptors(error: OSError, what: str) -> None:
-    """Turns "too many open files" into what to do about it; other errors pass.
+    """Turns "too many open files" into an error with a remedy; ignores other errors.
 
     Raises:
-        TooManyOpenFiles: it is that error.
+        TooManyOpenFiles: too many files are open.
     """
     if error.errno in (errno.EMFILE, errno.ENFILE):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -49,22 +49,22 @@ def check_descriptors(error: OSError, what: str) -> None:
 
 
 class Descriptor:
-    """A file that is open for reading; closed when nobody refers to it any more, also by a thread under way."""
+    """A file that is open for reading; closed when nothing refers to it any more, including running threads."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.number = -1
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
-        if self.number >= 0 and os is not None:  # the interpreter may be on its way out
+        if self.number >= 0 and os is not None:  # the interpreter may be shutting down
             os.close(self.number)
 
 
 class OpenFiles(Generic[T]):
-    """What one owner has open, by name. Pickles without it.
+    """The open files of one owner, by name. It can be pickled; the files are left out.
 
     Args:
-        most: at a time, where the process's limit does not say less.
+        most: files that are open at the same time, unless the process's limit is lower.
     """
 
     def __init__(self, most: int) -> None:
@@ -73,7 +73,7 @@ class OpenFiles(Generic[T]):
         _owners.add(self)
 
     def get(self, name: Hashable, opened: Callable[[], T]) -> T:
-        """What is open under a name; ``opened`` opens it.
+        """The open file with this name; ``opened`` opens it if necessary.
 
         Raises:
             TooManyOpenFiles: the process has no descriptor left. Others: as ``opened``.
@@ -91,18 +91,18 @@ class OpenFiles(Generic[T]):
         return made
 
     def drop(self, name: Hashable) -> None:
-        """Closes one, if it is open."""
+        """Closes a file, if it is open."""
         with _lock:
             self._open.pop(name, None)
 
     def close_oldest(self) -> None:
-        """Closes what was not used for longest."""
+        """Closes the least recently used file."""
         with _lock:
             if self._open:
                 self._open.popitem(last=False)
 
     def close(self) -> None:
-        """Closes everything."""
+        """Closes all files."""
         with _lock:
             self._open.clear()
 
@@ -114,7 +114,7 @@ class OpenFiles(Generic[T]):
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-        _keep_to(0)  # somebody else took the descriptors; those of data sets can be had again
+        _keep_to(0)  # other code took the descriptors; those of data sets can be reopened
         try:
             return opened()
         except OSError as error:
@@ -132,7 +132,7 @@ class OpenFiles(Generic[T]):
 
 
 def _keep_to(most: int) -> None:
-    """Closes the oldest of whoever has most, until there are no more than ``most``."""
+    """Closes the oldest file of the owner with the most files, until at most ``most`` are open."""
     with _lock:
         owners = list(_owners)
         excess = sum(map(len, owners)) - most

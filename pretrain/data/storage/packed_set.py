@@ -1,4 +1,4 @@
-"""One packed split, wherever it is stored: opened by its table and card, checked, and ready to read from."""
+"""Opens a packed split, local or remote: reads and checks its table and card."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from pretrain.files import digest, write_atomic
 LARGEST_TABLE = 256 << 20  # bytes of an index.json, a card or a class list: millions of shards
 
 
-_SETS = "sets"  # folder of the cache for tables, cards and class lists: small, and not counted by its cap
+_SETS = "sets"  # cache folder for tables, cards and class lists, which are small and do not count towards the cap
 
 
 @dataclass(frozen=True)
 class PackedSet:
-    """One packed split, wherever it is.
+    """One packed split, local or remote.
 
     Attributes:
-        location: where.
-        table: its shards; the table's folder has table, card and class list, if remote as copies.
+        location: its folder or address.
+        table: its shards; the table's folder has the table, card and class list (copies, for a remote set).
         card: its card.
-        transport: None for a folder.
-        cache: None for a folder.
+        transport: None for a local folder.
+        cache: None for a local folder.
     """
 
     location: Location
@@ -45,7 +45,7 @@ class PackedSet:
 
     @property
     def num_bytes(self) -> int:
-        """Of all tars."""
+        """Total size of the tars."""
         return sum(row.num_bytes for row in self.table.rows)
 
     @property
@@ -56,13 +56,13 @@ class PackedSet:
     def store(
         self, cluster: ClusterConfig, lanes: int, *, max_open: int = MAX_OPEN_SHARDS, tally: Tally | None = None
     ) -> Store:
-        """Where the bytes come from.
+        """The store that reads the tars.
 
         Args:
             cluster: how to fetch them.
             lanes: L, for the automatic size of chunks; 1 for sets that are read in sequence.
-            max_open: shards that are open at a time, in a folder.
-            tally: counts what is read and fetched.
+            max_open: shards that are open at the same time, for a local folder.
+            tally: counts the bytes read and fetched.
         """
         if self.transport is None or self.cache is None:
             return LocalStore(self.table.folder, max_open, tally)
@@ -77,10 +77,10 @@ class PackedSet:
         )
 
     def check_files(self) -> None:
-        """Compares every file's size with the table, as far as that can be known without reading them.
+        """Compares every file's size with the table, if sizes can be known without reading the files.
 
         Raises:
-            DataError: names the first that is missing or has another size, and how many there are in all.
+            DataError: names the first file that is missing or has the wrong size, and counts the others.
         """
         if self.transport is None:
             self.table.check_files()
@@ -92,7 +92,7 @@ class PackedSet:
                 wrong.append(f"shard {name} is missing")
             elif size != expected[name]:
                 what = "truncated" if size < expected[name] else "not the file that was indexed"
-                wrong.append(f"shard {name} is {what}: it has {size} bytes, {TABLE_FILE} says {expected[name]}")
+                wrong.append(f"shard {name} is {what}: it has {size} bytes, not the {expected[name]} in {TABLE_FILE}")
         if wrong:
             more = f" (and {len(wrong) - 1} more problems like this)" if len(wrong) > 1 else ""
             raise DataError(f"{self.location}: {wrong[0]}{more}. {REMEDY}")
@@ -102,8 +102,8 @@ def open_packed(shards: str, cluster: ClusterConfig, *, allow_pipe: bool = False
     """Opens a split by its table and card.
 
     Raises:
-        DataError: something is missing, unreadable or stale. ConfigError: a place that cannot be, or is not allowed.
-        SetupError: a package is missing, or there is no place for the cache.
+        DataError: a file is missing, unreadable or stale. ConfigError: the location is invalid or not allowed.
+        SetupError: a package is missing, or the cache cannot be made.
     """
     location = Location.parse(shards)
     if not location.is_remote:
@@ -123,7 +123,7 @@ def open_packed(shards: str, cluster: ClusterConfig, *, allow_pipe: bool = False
 
 
 def _fetch_small_files(transport: Transport, cache: NodeCache, retries: Retries) -> Path:
-    """Copies table, card and class list to the node, into a folder that their content names."""
+    """Copies table, card and class list to the node, into a folder named after their digest."""
     contents = {}
     for name in (TABLE_FILE, CARD_FILE, CLASSES_FILE):
         try:
@@ -143,7 +143,7 @@ def _fetch_small_files(transport: Transport, cache: NodeCache, retries: Retries)
 
 
 def _is_kept(path: Path, data: bytes) -> bool:
-    """Whether a copy on this node is there and was not damaged by its disk."""
+    """Whether this node has an undamaged copy."""
     try:
         return path.read_bytes() == data
     except OSError:

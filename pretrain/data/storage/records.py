@@ -3,13 +3,13 @@
 DIR/shard-000000.records.safetensors    offsets, sizes, CRC-32 and labels of the tar's images
 
 Columns of equal length have one entry per record. Ragged ones are in CSR form: record i has the labels
-``labels[label_starts[i]:label_starts[i + 1]]``, and its names likewise, as bytes, which need not be UTF-8. A set of
-vectors has a column ``vectors`` of N · D numbers, a set of masks columns that locate the masks; columns that a set does
-not need are absent.
+``labels[label_starts[i]:label_starts[i + 1]]``; names are stored in the same way, as bytes that need not be UTF-8. A
+set of vectors has a column ``vectors`` of N · D numbers, and a set of masks has columns that locate the masks;
+columns that a set does not need are absent.
 
-The file is mapped, not read: a training run looks at a few records of many shards.
+The file is memory-mapped, since a training run looks at few records of many shards.
 
-Legend: N records · b samples asked for · C classes · M labels of one sample at most · D numbers of a vector.
+Legend: N records · b requested samples · C classes · M labels of one sample at most · D numbers of a vector.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pretrain.names import from_bytes, to_bytes
 RECORDS_SUFFIX = ".records.safetensors"
 
 
-PADDING_LABEL = -1  # fills rows of samples that have fewer labels than others
+PADDING_LABEL = -1  # pads the rows of samples that have fewer labels than others
 
 
 REMEDY = "Pack the set again, or copy it again from where it was packed."
@@ -73,7 +73,7 @@ def records_name(shard: str) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """One image of a shard: where its bytes are and what it shows.
+    """One image of a shard: the place of its bytes, and its target.
 
     Attributes:
         offset: of the first byte of the image in the tar.
@@ -101,7 +101,7 @@ class Records:
 
     Attributes:
         columns: name → array; see the module's legend.
-        info: what the packer noted (the tar's size, files that it left out).
+        info: notes of the packer (the tar's size, files that it left out).
     """
 
     def __init__(self, columns: dict[str, NDArray[Any]], info: dict[str, Any]) -> None:
@@ -111,12 +111,12 @@ class Records:
         self._stamp: tuple[int, ...] = ()
 
     def is_current(self) -> bool:
-        """Whether the file is as it was when it was compared with its digest: it is mapped, so a change shows."""
+        """Whether the file is unchanged since its digest was checked; it is mapped, so a change would be visible."""
         if self._path is None:
             return True
         try:
             return _stamp(os.stat(self._path)) == self._stamp
-        except FileNotFoundError:  # what is mapped stays, and nobody can write to it by its name
+        except FileNotFoundError:  # the mapping stays valid, and the removed file cannot be changed by name
             return True
         except OSError:
             return False
@@ -142,7 +142,7 @@ class Records:
         return offset, size, crc32
 
     def spans(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """First byte, and end, of all that is read of some samples; all int64 (b,)."""
+        """First byte and end of everything that is read for these samples; all int64 (b,)."""
         columns = self.columns
         starts = columns["offsets"][indices].astype(np.int64)
         ends = starts + columns["sizes"][indices]
@@ -178,11 +178,11 @@ class Records:
 
         Args:
             path: the file.
-            digest_wanted: what the table says; None: not checked.
-            num_samples: what the table says; None: not checked.
+            digest_wanted: its digest in the table; None: not checked.
+            num_samples: its samples in the table; None: not checked.
 
         Raises:
-            DataError: missing, damaged, or not the file that the table was made with.
+            DataError: it is missing, damaged, or does not belong to the table.
         """
         try:
             with open(path, "rb") as file:
@@ -202,12 +202,12 @@ class Records:
             raise DataError(f"{path}: not a record file ({error}). {REMEDY}") from error
         records._path, records._stamp = path, stamp
         if num_samples is not None and len(records) != num_samples:
-            raise DataError(f"{path}: {len(records)} records, index.json says {num_samples}. {REMEDY}")
+            raise DataError(f"{path}: {len(records)} records, but index.json has {num_samples}. {REMEDY}")
         return records
 
 
 def _parse(data: memoryview) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Reads the safetensors layout in place: 8 bytes length, JSON header, then the tensors. No copy is made."""
+    """Reads the safetensors layout in place, without a copy: 8 bytes of length, JSON header, then the tensors."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(bytes(data[8 : 8 + length]))
     body = data[8 + length :]
@@ -231,7 +231,7 @@ def _stamp(info: os.stat_result) -> tuple[int, ...]:
 
 
 def _remedy(error: OSError) -> str:
-    """What to do about a file that is there, or not, and cannot be read."""
+    """The remedy for a file that cannot be read."""
     if error.errno in (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ETIMEDOUT):
         return "The disk or the file server fails: look at its log, then start again"
     return "Give this user the right to read it" if error.errno in (errno.EACCES, errno.EPERM) else REMEDY
@@ -258,7 +258,7 @@ def encode_records(records: Sequence[Record], info: dict[str, Any]) -> bytes:
         masks = np.array([record.mask for record in records], dtype=np.int64)
         for column, name in enumerate(("mask_offsets", "mask_sizes", "mask_crc32")):
             arrays[name] = masks[:, column].astype(_OPTIONAL_COLUMNS[name])
-    # one metadata key only: safetensors writes several in no fixed order
+    # only one metadata key, since safetensors writes several in no fixed order
     return safetensors.numpy.save(arrays, metadata={"info": json.dumps(info, sort_keys=True)})
 
 

@@ -1,8 +1,8 @@
-"""Where the bytes of the tars come from: a folder, or elsewhere through the node's cache.
+"""Stores read the bytes of the tars: from a local folder, or from a remote place through the node's cache.
 
-A remote shard is cut into chunks of equal size. Each is fetched by one range request when it is first needed, or ahead
-of that, and kept by the node for all of its processes. Chunks rather than complete shards: where two lanes share a
-shard, each node fetches only the chunks of its own part.
+A remote shard is cut into chunks of equal size. Each chunk is fetched by one range request, ahead of time or when it is
+first needed, and cached for all processes of the node. Chunks are used instead of complete shards so that, where two
+lanes share a shard, each node fetches only the chunks of its own part.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from pretrain.files import digest
 MAX_OPEN_SHARDS = 64
 LARGEST_CHUNK = 4 << 20
 SMALLEST_CHUNK = 64 << 10
-RECORDS_BYTES, RECORD_BYTES = 1 << 20, 1 << 16  # more than a record file, and one record, ever have
-SHARED_PART = 16  # with chunk_bytes: auto, what two lanes both read is at most this fraction of the set
+RECORDS_BYTES, RECORD_BYTES = 1 << 20, 1 << 16  # upper bounds for a record file and for one record
+SHARED_PART = 16  # with chunk_bytes: auto, two lanes both read at most 1 / this of the set
 
 
 class Store(Protocol):
-    """Ranges of bytes from named shards. Must pickle; whatever it has open stays behind.
+    """Reads ranges of bytes from named shards. Must be picklable; open files and connections are left out.
 
     Attributes:
-        keeps_up: whether it gains from being told what will be read (``RemoteStore.fetch_ahead``).
+        keeps_up: whether it can fetch ahead (``RemoteStore.fetch_ahead``).
     """
 
     keeps_up: bool
@@ -42,22 +42,22 @@ class Store(Protocol):
 
         Raises:
             BadSample: this range cannot be read.
-            DataError: the whole shard cannot be read.
+            DataError: nothing can be read from the shard.
         """
         ...
 
     def forget(self, shard: str, offset: int, size: int) -> bool:
-        """Drops what is kept of a range whose bytes were wrong. Returns whether another read may give others."""
+        """Drops cached bytes of a range that were wrong. Returns whether another read may give different bytes."""
         ...
 
 
 class LocalStore:
-    """Tars in a folder, read by ``pread``; few are open at a time.
+    """Reads tars in a local folder with ``pread``; keeps few of them open.
 
     Args:
         folder: where the tars are.
-        max_open: the most files that are open at once; the one that was not used for longest is closed first.
-        tally: counts what is read.
+        max_open: maximum number of open files; the least recently used one is closed first.
+        tally: counts the bytes read.
     """
 
     keeps_up = False
@@ -69,7 +69,7 @@ class LocalStore:
 
     @property
     def num_open(self) -> int:
-        """Files that are open now."""
+        """Number of open files."""
         return len(self._open)
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
@@ -100,20 +100,20 @@ class LocalStore:
 
 
 def automatic_chunk_bytes(set_bytes: int, lanes: int) -> int:
-    """The chunk size at which the L cuts between lanes, a chunk each, cost at most a sixteenth of the set."""
+    """The chunk size at which the L cuts between lanes cost one chunk each, at most a sixteenth of the set in total."""
     return min(LARGEST_CHUNK, max(SMALLEST_CHUNK, set_bytes // (SHARED_PART * lanes)))
 
 
 class RemoteStore:
-    """See ``Store``.
+    """Reads remote tars through the node's cache; see ``Store``.
 
     Args:
         transport: makes the requests.
-        cache: keeps what came.
-        rows: the table's shards; their digests name the content, so a set that was packed again is fetched again.
-        chunk_bytes: what one request asks for.
-        retries: how often.
-        tally: counts what is read, fetched and tried again.
+        cache: stores the fetched chunks.
+        rows: the table's shards; their digests are part of the cache keys, so a repacked set is fetched again.
+        chunk_bytes: size of one request.
+        retries: policy for failed requests.
+        tally: counts the bytes read and fetched, and the retries.
     """
 
     keeps_up = True
@@ -146,7 +146,7 @@ class RemoteStore:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def chunks(self, start: int, stop: int) -> range:
-        """The chunks that hold the bytes from ``start`` to ``stop`` (exclusive)."""
+        """The chunks that contain the bytes from ``start`` to ``stop`` (exclusive)."""
         return range(start // self.chunk_bytes, (stop - 1) // self.chunk_bytes + 1)
 
     def forget(self, shard: str, offset: int, size: int) -> bool:
@@ -156,10 +156,10 @@ class RemoteStore:
         return True
 
     def records(self, shard: str) -> Path:
-        """The shard's record file, as a file on this node.
+        """Local path of the shard's record file.
 
         Raises:
-            DataError: it cannot be had.
+            DataError: it cannot be fetched.
         """
         row = self._rows[shard]
         key = f"records {row.records}"
@@ -167,15 +167,15 @@ class RemoteStore:
         return self.cache.path(key)
 
     def forget_records(self, shard: str) -> None:
-        """Drops the shard's record file, which was damaged on this node."""
+        """Drops this node's copy of the shard's record file, because it is damaged."""
         self.cache.drop(f"records {self._rows[shard].records}")
 
     def has(self, shard: str, chunk: int) -> bool:
-        """Whether the node has a chunk."""
+        """Whether the node's cache has a chunk."""
         return self._key(shard, chunk) in self.cache
 
     def fetch_ahead(self, shard: str, chunk: int) -> None:
-        """Fetches a chunk that will be read, unless it is there or on its way.
+        """Fetches a chunk that will be read, unless it is cached or being fetched.
 
         Raises:
             DataError: as ``read``.
@@ -193,7 +193,7 @@ class RemoteStore:
             return found
         self._count(cache_misses=1)
         if not self.transport.ranged:
-            for _ in range(self.retries.attempts):  # what came may have been evicted before it was read
+            for _ in range(self.retries.attempts):  # the fetched chunk may have been evicted before it was read
                 self._stream(shard, wait=True, wanted=key)
                 found = self.cache.peek(key, start=start, size=size)
                 if found is not None:
@@ -220,7 +220,7 @@ class RemoteStore:
             self.tally.add(**counts)
 
     def _record_file(self, row: ShardRow) -> bytes:
-        """What has another digest is fetched again, for a cache or a connection may be at fault."""
+        """Fetches a file with a wrong digest again, since a cache or the connection may be at fault."""
         name = records_name(row.name)
         for _ in range(2):
             data = self._asked(name, most_bytes=RECORDS_BYTES + row.num_samples * RECORD_BYTES)
@@ -232,7 +232,7 @@ class RemoteStore:
         )
 
     def _stream(self, shard: str, *, wait: bool, wanted: str | None = None) -> None:
-        """Fetches a whole shard, for transports that cannot fetch parts, and keeps it chunk by chunk."""
+        """Fetches an entire shard, for transports that cannot fetch parts, and caches it chunk by chunk."""
         with self.cache.lock("shard", f"{self._rows[shard].records} {shard}", wait=wait) as held:
             if not held or (wanted is not None and wanted in self.cache):
                 return

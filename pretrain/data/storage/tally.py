@@ -1,6 +1,6 @@
-"""What the data processes of a rank have read and fetched, in memory that they share with the rank.
+"""Counts the bytes that the data processes of a rank have read and fetched, in memory that they share with the rank.
 
-Each process adds to a row of its own, so nobody waits for anybody; the rank adds the rows up when it writes a line.
+Each process adds to its own row, so no process waits for another; the rank sums the rows when it logs.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _row = 0  # of this process: 0 the rank, n + 1 its n-th data process
 
 
 def take_row(row: int) -> None:
-    """Says which row this process adds to."""
+    """Sets the row that this process adds to."""
     global _row
     _row = row
 
 
 class Tally:
-    """Counts since the start; see ``COUNTED``. Goes to data processes when they start, and not later.
+    """Counts since the start; see ``COUNTED``. It can only be passed to data processes when they start.
 
     A *hit* is a part of a chunk that was in the node's cache when it was asked for; a *miss* had to be fetched, or
     waited for while another process fetched it.
@@ -31,7 +31,7 @@ class Tally:
     """
 
     def __init__(self, num_workers: int) -> None:
-        # of a context whose processes get the memory itself: no file that a killed job could leave behind
+        # a context whose processes inherit the memory, so that a killed job leaves no file behind
         context = multiprocessing.get_context("forkserver")
         self._num_rows = num_workers + 1
         self._values: Any = context.RawArray("q", self._num_rows * len(COUNTED))
@@ -39,7 +39,7 @@ class Tally:
         self._before = (0.0, 0.0)
 
     def add(self, **counts: int) -> None:
-        """Adds to this process's row; threads may do it at the same time."""
+        """Adds to this process's row; thread-safe."""
         first = min(_row, self._num_rows - 1) * len(COUNTED)
         with self._lock:
             for name, count in counts.items():
@@ -50,9 +50,9 @@ class Tally:
         return [float(sum(self._values[column :: len(COUNTED)])) for column in range(len(COUNTED))]
 
     def figures(self, totals: Sequence[float]) -> dict[str, float]:
-        """Metrics of the sums over ranks; those of the network only where something was fetched or cached.
+        """Metrics from the sums over ranks; network metrics only if something was fetched or cached.
 
-        The hit rate is that since the last call.
+        The hit rate covers the time since the last call.
         """
         counts = dict(zip(COUNTED, totals, strict=True))
         hits, misses = counts.pop("cache_hits"), counts.pop("cache_misses")

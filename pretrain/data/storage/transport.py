@@ -1,8 +1,8 @@
-"""Requests for ranges of remote files: a ``Transport`` makes one try, and ``Retries`` repeats it for all of them.
+"""Requests for ranges of remote files: a ``Transport`` makes one attempt, and ``Retries`` repeats it.
 
-An answer that is too short, too slow or broken off is tried again, as is a failure of the server. What no second try
-can change (the file is not there, not allowed, not of the size that was indexed) is an error at once. A short answer
-never counts as the end of a file.
+A response that is too short, too slow or interrupted is retried, as is a server failure. A permanent failure (the file
+is missing, forbidden, or does not have the indexed size) is an error at once. A short response never counts as the end
+of a file.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pretrain.data.storage.location import Location
 from pretrain.errors import DataError
 
 PIECE_BYTES = 1 << 16
-TIMED_BYTES = 4 << 20  # a time limit is for so many bytes
+TIMED_BYTES = 4 << 20  # time limits apply to this many bytes
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 30.0
-LARGEST_ANSWER = 1 << 30  # bytes of a file whose size is not known and for which no other bound is named
+LARGEST_ANSWER = 1 << 30  # bytes of a file of unknown size for which the caller sets no other limit
 T = TypeVar("T")
-_jitter = random.Random()  # of its own: the order of a run hangs on no generator, but users' code may
+_jitter = random.Random()  # a separate generator, since users' code may depend on the global one
 
 
 class TransportError(Exception):
-    """This try failed; another may not. ``pause_s``: the server asked to wait so long."""
+    """This attempt failed, but a retry may succeed. ``pause_s``: the time that the server asked to wait."""
 
     def __init__(self, message: str, pause_s: float = 0.0) -> None:
         super().__init__(message)
@@ -34,14 +34,14 @@ class TransportError(Exception):
 
 
 class GaveUp(Exception):
-    """Every try failed. Its text says how many, how long that took, and how the last one ended."""
+    """Every attempt failed. The message gives their number, the time spent, and the last error."""
 
     def __init__(self, attempts: int, elapsed_s: float, last: TransportError) -> None:
         super().__init__(f"{attempts} attempts in {elapsed_s:.1f} s failed, the last with: {last}")
 
 
 class Refused(DataError):
-    """The store will not give the file, and says so. ``kind`` is one word to count by."""
+    """The store refused to send the file. ``kind`` is one word to count by."""
 
     def __init__(self, message: str, kind: str = "refused") -> None:
         super().__init__(message)
@@ -49,52 +49,52 @@ class Refused(DataError):
 
 
 class Missing(Refused):
-    """The file is not there."""
+    """The file does not exist."""
 
 
 class Unreachable(DataError):
-    """Every try failed."""
+    """Every attempt failed."""
 
 
 class Transport(Protocol):
-    """One way to read remote files. Must pickle; connections stay behind.
+    """One way to read remote files. Must be picklable; connections are left out.
 
     Attributes:
-        ranged: whether parts of a file can be asked for.
+        ranged: whether parts of a file can be requested.
     """
 
     location: Location
     ranged: bool
 
     def get(self, name: str, start: int = 0, size: int | None = None, *, most_bytes: int | None = None) -> bytes:
-        """One try for ``size`` bytes from ``start`` on; None: the whole file, unless it has more than ``most_bytes``.
+        """Requests ``size`` bytes from ``start`` on, once; None: the entire file, of at most ``most_bytes``.
 
         Raises:
-            TransportError: it may work the next time. DataError: it will not.
+            TransportError: a retry may succeed. DataError: it will not.
         """
         ...
 
     def pieces(self, name: str, *, most_bytes: int | None = None) -> Iterator[bytes]:
-        """One try for the whole file, in pieces of any size. Raises as ``get``."""
+        """Requests the entire file once, and yields pieces of any size. Raises as ``get``."""
         ...
 
     def sizes(self, names: list[str]) -> Iterator[tuple[str, int | None]]:
-        """Each file's size in bytes, None where it is not there; yields nothing where that cannot be known."""
+        """Each file's size in bytes, None if it does not exist; yields nothing if sizes cannot be known."""
         ...
 
 
 @dataclass(frozen=True)
 class Retries:
-    """How often, and how long between: the pause doubles from ``FIRST_PAUSE_S`` on, times a random 0.5 … 1."""
+    """Retry policy: the pause starts at ``FIRST_PAUSE_S`` and doubles, times a random factor of 0.5 … 1."""
 
     attempts: int = 6
     first_pause_s: float = FIRST_PAUSE_S
 
     def again(self, attempt: Callable[[], T], *, retried: Callable[[], None] = lambda: None) -> T:
-        """``attempt``, until one try succeeds; ``retried`` is told each time that it did not.
+        """Calls ``attempt`` until it succeeds; calls ``retried`` before each retry.
 
         Raises:
-            GaveUp: no try succeeded.
+            GaveUp: no attempt succeeded.
             DataError: as ``attempt``.
         """
         began, number = time.monotonic(), 1
@@ -118,10 +118,10 @@ class Retries:
         most_bytes: int | None = None,
         retried: Callable[[], None] = lambda: None,
     ) -> bytes:
-        """``transport.get``, tried again; ``retried`` is told each time.
+        """``transport.get`` with retries; calls ``retried`` before each retry.
 
         Raises:
-            Unreachable: no try succeeded; names file, URL, bytes, tries and the last reason.
+            Unreachable: no attempt succeeded; names file, URL, bytes, attempts and the last reason.
             DataError: as ``Transport.get``.
         """
         try:
@@ -131,13 +131,13 @@ class Retries:
             raise Unreachable(cannot_be_read(transport, name, part, error)) from error
 
     def pause(self, attempt: int, error: TransportError) -> None:
-        """Waits after the ``attempt``-th try."""
+        """Waits after the ``attempt``-th attempt."""
         grown = min(LONGEST_PAUSE_S, self.first_pause_s * 2 ** min(attempt - 1, 32))
         time.sleep(max(grown * _jitter.uniform(0.5, 1.0), min(error.pause_s, LONGEST_PAUSE_S)))
 
 
 def cannot_be_read(transport: Transport, name: str, part: str, error: GaveUp) -> str:
-    """What to tell the user of a run after the last try."""
+    """The message to the user after the last attempt."""
     return (
         f"{name} cannot be read from {transport.location.url(name)}{part}: {error}. The run can be resumed when the "
         "store answers; cluster.remote.attempts and cluster.remote.timeout_s set how long it is waited for"
@@ -145,7 +145,7 @@ def cannot_be_read(transport: Transport, name: str, part: str, error: GaveUp) ->
 
 
 def gathered(pieces: Iterable[bytes], size: int | None, timeout_s: float) -> bytes:
-    """Joins an answer's pieces, within a time limit that grows with their bytes, and counts them.
+    """Joins a response's pieces, checks their total size, and enforces a time limit that grows with their bytes.
 
     Raises:
         TransportError: too slow, too short or too long.
@@ -162,7 +162,7 @@ def gathered(pieces: Iterable[bytes], size: int | None, timeout_s: float) -> byt
 
 
 def paced(pieces: Iterable[bytes], timeout_s: float) -> Iterator[bytes]:
-    """The pieces, within a time limit that grows with their bytes: ``timeout_s`` for each 4 MiB.
+    """Yields the pieces, with a time limit that grows with their bytes: ``timeout_s`` for each 4 MiB.
 
     Raises:
         TransportError: too slow.
@@ -177,10 +177,10 @@ def paced(pieces: Iterable[bytes], timeout_s: float) -> Iterator[bytes]:
 
 
 def bounded(pieces: Iterable[bytes], most_bytes: int, name: str) -> Iterator[bytes]:
-    """The pieces, as long as they are no more than ``most_bytes`` in all.
+    """Yields the pieces, up to ``most_bytes`` in total.
 
     Raises:
-        Refused: they are more.
+        Refused: there are more bytes.
     """
     total = 0
     for piece in pieces:

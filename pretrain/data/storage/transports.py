@@ -1,7 +1,7 @@
-"""The ways to read remote files: a web server, an S3-compatible store, and what a shell command prints.
+"""The transports for remote files: a web server, an S3-compatible store, and the output of a shell command.
 
-Each makes one try per request; ``transport.Retries`` repeats it. S3 needs the extra ``s3`` (boto3), which finds
-credentials in its usual places. This is the only place of the training that starts programs, and it does so only where
+Each makes one attempt per request; ``transport.Retries`` repeats it. S3 needs the extra ``s3`` (boto3), which finds
+credentials in its usual places. This is the only module of the training that starts programs, and it does so only if
 ``data.allow_pipe`` is set.
 """
 
@@ -47,7 +47,7 @@ def open_transport(location: Location, config: RemoteConfig, *, allow_pipe: bool
     """The transport for a remote location.
 
     Raises:
-        ConfigError: a command that was not allowed. SetupError: a package is missing.
+        ConfigError: the location is a command, and commands are not allowed. SetupError: a package is missing.
     """
     if location.kind == "http":
         return HttpTransport(location, timeout_s=config.timeout_s)
@@ -64,11 +64,11 @@ def open_transport(location: Location, config: RemoteConfig, *, allow_pipe: bool
 
 
 class HttpTransport:
-    """See ``Transport``. Connections are kept and belong to one process.
+    """See ``Transport``. Connections are reused and belong to one process.
 
     Args:
         location: the URL of the set.
-        timeout_s: for a connection, and for each 4 MiB.
+        timeout_s: to connect, and for each 4 MiB.
     """
 
     ranged = True
@@ -85,7 +85,7 @@ class HttpTransport:
         return self.client.pieces(self.location.address(name), most_bytes=most_bytes)
 
     def sizes(self, names: list[str]) -> Iterator[tuple[str, int | None]]:
-        """See ``Transport.sizes``: a HEAD for each file, some at a time."""
+        """See ``Transport.sizes``: sends a HEAD request for each file, several at a time."""
         with ThreadPoolExecutor(SIMULTANEOUS) as pool:
             found = pool.map(lambda name: self.client.size(self.location.address(name)), names)
             for name, (known, size) in zip(names, found, strict=True):
@@ -98,9 +98,9 @@ class S3Transport:
 
     Args:
         location: s3://bucket/prefix.
-        timeout_s: for a connection, and for each 4 MiB.
-        endpoint: URL of the service; None: AWS, or what the usual variables say.
-        anonymous: without credentials.
+        timeout_s: to connect, and for each 4 MiB.
+        endpoint: URL of the service; None: AWS, or as set in the usual variables.
+        anonymous: send no credentials.
 
     Raises:
         SetupError: boto3 is not installed.
@@ -113,7 +113,7 @@ class S3Transport:
         self.bucket, _, self.prefix = location.base.removeprefix("s3://").partition("/")
         self._made: Any = None
         try:
-            import boto3  # noqa: F401  # asked for before a data process is
+            import boto3  # noqa: F401  # fail here, before a data process is started
         except ImportError as error:
             raise SetupError(
                 f"{location}: reading from S3 needs boto3; install it with: pip install 'vit-pretrain[s3]'"
@@ -147,7 +147,7 @@ class S3Transport:
             raise TransportError(printable(f"{type(error).__name__}: {error}")[:200]) from error
 
     def sizes(self, names: list[str]) -> Iterator[tuple[str, int | None]]:
-        """See ``Transport.sizes``: one listing of the prefix, a thousand objects a request."""
+        """See ``Transport.sizes``: lists the prefix, a thousand objects per request."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         prefix = f"{self.prefix}/" if self.prefix else ""
@@ -169,12 +169,12 @@ class S3Transport:
             config = Config(
                 connect_timeout=self.timeout_s,
                 read_timeout=self.timeout_s,
-                retries={"total_max_attempts": 1, "mode": "standard"},  # tried again by Retries, for all transports
+                retries={"total_max_attempts": 1, "mode": "standard"},  # Retries repeats requests, for all transports
                 max_pool_connections=16,
                 s3={"addressing_style": "path"} if self.endpoint else {},
                 **({"signature_version": UNSIGNED} if self.anonymous else {}),
             )
-            # a session of its own: boto3's default session is not safe while several threads first use it
+            # a separate session: boto3's default session is not thread-safe on first use
             self._made = Session().client("s3", endpoint_url=self.endpoint, config=config)
         return self._made
 
@@ -204,17 +204,17 @@ class S3Transport:
 
 
 def _as_it_comes(raw: Any) -> Iterator[bytes]:
-    """An answer's bytes as they arrive: the time limit must be seen between them."""
+    """A response's bytes as they arrive, so that the time limit is checked in between."""
     while piece := raw.read1(PIECE_BYTES, decode_content=False):
         yield piece
 
 
 class PipeTransport:
-    """See ``Transport``. A command that fails, stalls or prints too little is tried again.
+    """See ``Transport``. A command that fails, stalls or prints too little is retried.
 
     Args:
-        location: the command, with ``{name}`` and perhaps ``{start}`` and ``{end}`` in it.
-        timeout_s: the longest time without a byte, and for each 4 MiB.
+        location: the command, with ``{name}`` and optionally ``{start}`` and ``{end}`` in it.
+        timeout_s: the longest time without output, and the time for each 4 MiB.
     """
 
     def __init__(self, location: Location, *, timeout_s: float) -> None:
@@ -231,7 +231,7 @@ class PipeTransport:
         return paced(self._pieces(name, 0, None, most_bytes), self.timeout_s)
 
     def sizes(self, names: list[str]) -> Iterator[tuple[str, int | None]]:
-        """See ``Transport.sizes``: a command does not tell."""
+        """See ``Transport.sizes``: a command cannot report sizes."""
         return iter(())
 
     def _pieces(self, name: str, start: int, size: int | None, most_bytes: int | None) -> Iterator[bytes]:
@@ -245,7 +245,7 @@ class PipeTransport:
         return command.replace("{start}", str(start)).replace("{end}", end)
 
     def _run(self, command: str) -> Iterator[bytes]:
-        bash = shutil.which("bash")  # it alone can tell that an earlier command of a pipe failed
+        bash = shutil.which("bash")  # only bash can report that an earlier command of a pipe failed
         words = [bash, "-o", "pipefail", "-c", command] if bash else ["sh", "-c", command]
         with tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(
@@ -259,7 +259,7 @@ class PipeTransport:
                 raise TransportError(f"the command did not end within {self.timeout_s:g} s") from error
             finally:
                 with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # it and what it started; a session of its own
+                    os.killpg(process.pid, signal.SIGKILL)  # the command and its children, which have their own session
                 process.stdout.close()
                 process.wait()
             if code:

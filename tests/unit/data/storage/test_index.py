@@ -81,7 +81,7 @@ def _grow(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_truncate, r"shard-000003.tar is truncated: it has \d+ bytes, index.json says \d+"),
+        (_truncate, r"shard-000003.tar is truncated: it has \d+ bytes, not the \d+ in index.json"),
         (_grow, "shard-000000.tar is not the file that was indexed"),
         (lambda folder: (folder / "shard-000001.tar").unlink(), "shard shard-000001.tar is missing"),
         (
@@ -262,7 +262,7 @@ def _flip(path, at):
         (lambda path: path.write_bytes(b""), {}, "cannot be read"),
         (lambda path: path.write_bytes(b"not safetensors at all"), {}, "not a record file"),
         (lambda path: path.write_bytes(path.read_bytes()[:-40]), {}, "ends behind the end"),
-        (lambda path: None, {"num_samples": 2}, "1 records, index.json says 2"),
+        (lambda path: None, {"num_samples": 2}, "1 records, but index.json has 2"),
         (lambda path: path.unlink(), {}, "cannot be read"),
     ],
 )
