@@ -2,9 +2,9 @@
 
 ``digits``: scikit-learn's handwritten digits, 1,797 real images of 8×8 pixels, inside its wheel.
 
-``digit-canvases``: the same digits on larger canvases, real strokes whose place is known exactly. ``position``: one
-digit on a canvas, and where its centre is. ``mask``: two digits that may touch, and what each pixel shows: background,
-or which digit. The digits of val are others than those of train.
+``digit-canvases``: the same digits on larger canvases, real strokes whose position is known exactly. ``position``:
+one digit on a canvas, and the position of its centre. ``mask``: two digits that may touch, and the class of each pixel:
+background, or which digit. Train and val use different digits.
 
 ``fashion-mnist``: 60,000 + 10,000 images of 28×28 pixels of clothes, 10 classes. Source: Xiao, Rasul and Vollgraf,
 "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms", 2017. The file format is LeCun's
@@ -34,7 +34,7 @@ SIDE = 48  # pixels of a canvas
 DIGIT = {"position": 16, "mask": 24}  # pixels of a digit on it: twice its own, or three times
 NUM_CANVASES = {"train": 2000, "val": 500}
 FIRST_OF_VAL = 1400  # of the 1,797 digits
-INK = 96  # of 255: from this on a pixel belongs to a digit
+INK = 96  # of 255: a pixel at or above this belongs to a digit
 NUM_DIGITS = {"position": 1, "mask": 2}
 Answer = Literal["position", "mask"]
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -67,7 +67,7 @@ class DigitsSource(Source):
 
     @cached_property
     def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Images (1797, 8, 8) and what they show."""
+        """Images (1797, 8, 8) and their digits."""
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
@@ -94,7 +94,7 @@ class DigitCanvasSource(Source):
     """Canvases of 48×48 pixels with digits of 16×16 (for masks 24×24); canvas k is a function of k.
 
     Args:
-        answer: what is asked of them; "position": x and y of the centre of the only digit, in pixels; "mask": classes
+        answer: the target; "position": x and y of the centre of the only digit, in pixels; "mask": classes
             of the pixels, 0 for the background and d + 1 for the digit d; where two overlap, the brighter one counts.
     """
 
@@ -149,7 +149,7 @@ class DigitCanvasSource(Source):
         return Item(key, (), SIDE * SIDE, split, vector=(left + self.side / 2, top + self.side / 2))
 
     def _drawn(self, key: str) -> list[tuple[int, int, int]]:
-        """(digit, top, left) of what is on a canvas."""
+        """(digit, top, left) of the digits on a canvas."""
         draws = seeds.uniform("digit_canvas", self.answer, key, np.arange(3 * NUM_DIGITS[self.answer])).reshape(-1, 3)
         first, end = (FIRST_OF_VAL, len(self._digits[0])) if key.startswith("val") else (0, FIRST_OF_VAL)
         places = SIDE - self.side + 1
@@ -162,7 +162,7 @@ class DigitCanvasSource(Source):
 
 
 def enlarged(digit: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """A digit of 8×8 pixels at its size on a canvas."""
+    """A digit of 8×8 pixels enlarged to its size on a canvas."""
     return np.asarray(Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC))
 
 

@@ -1,6 +1,6 @@
-"""Lists of classes in the forms that people use: a name per line, ``id,name``, a number in front, classes.csv, JSON.
+"""Lists of classes in the common formats: a name per line, ``id,name``, a number in front, classes.csv, JSON.
 
-A list maps the numbers of labels to classes; nothing in it is cut, merged or left out.
+A list maps label numbers to classes; no entry is shortened, merged or left out.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ HEADER = {  # word of a header → what the column is
 }
 COLUMNS = ({"index", "id", "name"}, {"id", "name"}, {"index", "name"}, {"name"})
 _REMEDY = "save it as UTF-8, or name its encoding with --encoding, such as cp949 or latin-1"
-_COMMA = re.compile(r"([^\s,]+),(?!\s)(.+)")  # id,name; a comma with a blank behind it belongs to a name
+_COMMA = re.compile(r"([^\s,]+),(?!\s)(.+)")  # id,name; a comma followed by a blank belongs to a name
 _CODE = re.compile(r"((?:[A-Za-z]{1,3})?[0-9]+)(?:[:.)]?\s+|:)(.+)")  # n01440764 tench, Tinca tinca · 0: tench
-_OTHER_FORMS = (  # how the first line begins in files of other formats → their name
+_OTHER_FORMS = (  # first characters of files in other formats → name of the format
     ("{", "JSON or a Python dict; save it as JSON in a .json file"),
     ("[", "JSON or a Python list; save it as JSON in a .json file"),
     ("item {", "a label map of TensorFlow's (.pbtxt); write a class per line"),
@@ -39,13 +39,13 @@ FORMS = "a name per line, id,name, NUMBER NAME, the header index,id,name, or JSO
 
 @dataclass(frozen=True)
 class ClassList:
-    """Classes in order, and the number that a label has for each.
+    """Classes in order, and the label number of each.
 
     Attributes:
         classes: (id, name); ids are distinct.
-        where: whose they are, for messages.
-        numbers: the number of each class in labels; (): 0, 1, 2, …
-        of_numbers: the labels are surely numbers of the list, since a program wrote both.
+        where: their source, for messages.
+        numbers: the label number of each class; (): 0, 1, 2, …
+        of_numbers: the labels are known to be numbers of the list, since a program wrote both.
     """
 
     classes: tuple[tuple[str, str], ...]
@@ -63,7 +63,7 @@ class ClassList:
         return {number: place for place, number in enumerate(self.numbers or range(len(self.classes)))}
 
     def place_of_number(self, number: int, where: str) -> int:
-        """Place in the list of what a label calls ``number``.
+        """The index in the list of label number ``number``.
 
         Raises:
             DataError: the list has no such number.
@@ -77,7 +77,7 @@ class ClassList:
         return self._places[number]
 
     def place_of_text(self, text: str, where: str) -> int:
-        """Place in the list of a class that a label names.
+        """The index in the list of a class that a label names.
 
         Raises:
             DataError: the list has no such id or name, or several.
@@ -104,7 +104,7 @@ def read_class_names(path: Path, encoding: str = UTF8) -> ClassList:
     """Reads a list of classes in one of ``FORMS``.
 
     Raises:
-        ConfigError: the file is empty, or none of these. DataError: it cannot be read.
+        ConfigError: the file is empty, or in none of these forms. DataError: it cannot be read.
     """
     text, where = read_text(path, encoding, _REMEDY), str(path)
     if path.suffix.lower() == ".json":
@@ -129,12 +129,12 @@ def read_class_names(path: Path, encoding: str = UTF8) -> ClassList:
 
 
 def class_list(pairs: Sequence[tuple[str, str]], where: str) -> ClassList:
-    """A list whose numbers are 0, 1, 2, …, of labels that are numbers of it."""
+    """A list numbered 0, 1, 2, …, for labels that are numbers of the list."""
     return ClassList(tuple(pairs), where, of_numbers=True)
 
 
 def of_names(names: Sequence[str], where: str) -> ClassList:
-    """Names by position: the id of a class is its name, or its number where a name occurs twice."""
+    """Names by position: the id of a class is its name, or its number if a name occurs twice."""
     return ClassList(tuple(_with_ids(names)), where)
 
 
@@ -145,7 +145,7 @@ def _with_ids(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _split(line: str, where: str, number: int) -> tuple[str, str]:
-    """(id, name) of a line, ("", name) where it has no id."""
+    """(id, name) of a line, or ("", name) if it has no id."""
     if line.startswith('"') or '"' in line.partition(",")[2][:1]:
         try:
             cells = next(csv.reader([line], strict=True, skipinitialspace=True))
@@ -179,7 +179,7 @@ def _from_pairs(pairs: list[tuple[str, str]], lines: list[str], where: str) -> C
 
 
 def _are_codes(words: list[str]) -> bool:
-    """First words of the lines that are ids, not parts of names: synsets, or numbers without a gap."""
+    """The first words of the lines if they are ids rather than parts of names: synsets, or numbers without a gap."""
     if repeated(words):
         return False
     numbers = [int(word) for word in words if WHOLE_NUMBER.fullmatch(word)]
@@ -266,7 +266,7 @@ def _from_json(text: str, where: str) -> ClassList:
 
 
 class _Repeated(Exception):
-    """A key of JSON that is there twice, of which a parser keeps the last."""
+    """A JSON key that occurs twice, of which a parser would keep the last."""
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

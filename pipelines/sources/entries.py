@@ -1,12 +1,12 @@
-"""Everything below a folder, told to a ledger: which files there are, and why an entry is not one of them.
+"""Everything below a folder, recorded in a ledger: the files, and why other entries are not used.
 
-Links are followed, to files and to folders, wherever they lead, unless a folder would be entered below itself. All
-stages that look for images in folders use this walk, so they see the same ones.
+Links to files and folders are followed wherever they lead, unless a folder would be entered below itself. All stages
+that look for images in folders use this walk, so they see the same ones.
 
-Whether files may have changed is told without reading them: a file counts as the same where its name, size, time of
-change (mtime) and time of status change (ctime, in nanoseconds each) are. Programs can set the first time back but not
-the second, so on a local disk no write goes unseen. The reverse does not hold: a copy, ``chmod`` or a link changes
-ctime too, and then the packer compares the content.
+Changes to files are detected without reading them: a file is unchanged if its name, size, modification time (mtime)
+and status change time (ctime, both in nanoseconds) are the same. Programs can reset mtime but not ctime, so on a local
+disk no write goes unnoticed. The reverse does not hold: a copy, ``chmod`` or a link also changes ctime, and then the
+packer compares the content.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _IMAGE_HEADS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WE
 
 @dataclass(frozen=True)
 class Found:
-    """A file: its path below the folder, with slashes, and its size."""
+    """A file: its path relative to the folder, with slashes, and its size."""
 
     path: str
     num_bytes: int
@@ -56,12 +56,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Walk:
-    """The files below ``root`` in the order of their names; the caller tells how each is used.
+    """The files below ``root`` sorted by name; the caller reports how each is used.
 
     Attributes:
         root: the folder.
-        ledger: is told of every entry; those that are not files are accounted for here.
-        folders: those that are not hidden, filled on the way.
+        ledger: records every entry; those that are not files are accounted for here.
+        folders: those that are not hidden, filled during the walk.
     """
 
     root: Path
@@ -78,11 +78,11 @@ class Walk:
         yield from self._below("", frozenset(), hidden=False)
 
     def used(self, file: Found, what: str = "images") -> None:
-        """Tells the ledger what a file is used as."""
+        """Records in the ledger what a file is used as."""
         self.ledger.used(KIND, what)
 
     def left_out(self, file: Found, reason: str = "") -> None:
-        """Tells the ledger that a file is not used, and why: by default what its name and first bytes say."""
+        """Records in the ledger that a file is not used, and why: by default, as its name and first bytes suggest."""
         self.ledger.lost(KIND, reason or self._reason(file), file.path)
 
     def _below(self, relative: str, above: frozenset[tuple[int, int]], *, hidden: bool) -> Iterator[Found]:
@@ -132,14 +132,14 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def hidden_reason(name: str) -> str:
-    """Why an entry of this name is never looked at; "": it is."""
+    """Why an entry of this name is always ignored; "": it is not."""
     if name.startswith("._") or name == "__MACOSX":
         return MAC_FORK
     return HIDDEN if name.startswith(".") else ""
 
 
 def _kind_of(entry: os.DirEntry[str]) -> int:
-    """The type bits of what an entry leads to; 0: to nothing."""
+    """The type bits of an entry's target; 0: there is none."""
     try:
         return stat.S_IFMT(entry.stat().st_mode)
     except OSError as error:
@@ -157,7 +157,7 @@ def _has_head_of_image(path: Path) -> bool:
 
 
 def files_fingerprint(paths: Iterable[str | Path], *words: str) -> str:
-    """Names files and their state, and words that belong to them; a file that is missing counts as that."""
+    """A digest of the state of files and of words that belong to them; a missing file has its own state."""
     seen = hashlib.blake2b(digest_size=16)
     for word in words:
         seen.update(b"word\0" + to_bytes(word) + b"\0")

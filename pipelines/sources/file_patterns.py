@@ -1,6 +1,6 @@
-"""Paths with braces and wildcards: the files that they mean, where each is, and what else is beside them.
+"""Paths with braces and wildcards: the matching files, the location of each, and the other files next to them.
 
-Everything beside the files is told to the ledger, so that a forgotten half of a set is seen.
+All other entries next to the files are recorded in the ledger, so that a forgotten half of a set is noticed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pretrain.data.ledger import Ledger
 from pretrain.data.storage.location import is_web_address
 from pretrain.errors import DataError
 
-STATE_FILE = "pack.json"  # of a pack, beside its splits; it is there from the first shard on
+STATE_FILE = "pack.json"  # of a pack, next to its splits; it exists from the first shard on
 COMPRESSED = "compressed tar (unpack it first)"
 _COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|Z)|tgz|tbz2|txz|tzst)$", re.IGNORECASE)
 # of a packed set, and of img2dataset
@@ -33,13 +33,13 @@ _FAILED = {"failed_to_download": "failed to download", "failed_to_resize": "fail
 
 
 def files_with(folder: Path, suffix: str, ledger: Ledger, *, deep: bool = True) -> list[str]:
-    """The paths of all files below a folder with a suffix in upper or lower case, by name; links are followed.
+    """The sorted paths of all files below a folder with a suffix in upper or lower case; links are followed.
 
     Args:
-        folder: it is in front of the paths.
+        folder: the prefix of the paths.
         suffix: with its dot, in lower case.
-        ledger: is told of every entry.
-        deep: also those in folders below it.
+        ledger: records every entry.
+        deep: include files in subfolders.
     """
     walk, found = Walk(folder, ledger), []
     kind = "shards" if suffix == ".tar" else "files"
@@ -63,7 +63,7 @@ def _reason(file: Found, suffix: str) -> str:
 
 
 def compressed_note(ledger: Ledger) -> list[str]:
-    """A warning where tars are not read because they are compressed."""
+    """A warning if tars are not read because they are compressed."""
     lost = {reason: entry for account in ledger.accounts.values() for reason, entry in account.lost.items()}
     if COMPRESSED not in lost:
         return []
@@ -72,7 +72,7 @@ def compressed_note(ledger: Ledger) -> list[str]:
 
 
 def add_img2dataset(ledger: Ledger, tar: Path, num_samples: int) -> None:
-    """Reconciles the rows that img2dataset was given with the samples of a tar, where it noted them beside the tar."""
+    """Reconciles the input rows of img2dataset with the samples of a tar, if it recorded them next to the tar."""
     try:
         stats = json.loads(tar.with_name(f"{tar.stem}_stats.json").read_bytes())
         count, failed = int(stats["count"]), {name: int(stats[name]) for name in _FAILED}
@@ -86,12 +86,12 @@ def add_img2dataset(ledger: Ledger, tar: Path, num_samples: int) -> None:
     ledger.lost(ROWS, "not in the tar, though img2dataset calls them successes", tar.name, count=max(missing, 0))
 
 
-_BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")  # {name} alone is not a choice, as in a shell
+_BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")  # as in a shell, {name} alone is not a choice
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """``shard-{000..003}.tar`` and ``{a,b}.tar`` → every name that is meant, as a shell would say it."""
+    """Expands ``shard-{000..003}.tar`` and ``{a,b}.tar`` into all names, as a shell would."""
     braces = _BRACES.search(pattern)
     if braces is None:
         yield pattern
@@ -107,27 +107,27 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 
 def is_url(text: str) -> bool:
-    """An http address."""
+    """Whether it is an http URL."""
     return is_web_address(text)
 
 
 def is_remote(text: str) -> bool:
-    """An address that the stream reads: of a web server, of an S3-compatible store, or a command."""
+    """Whether the stream reads it: a URL of a web server or an S3-compatible store, or a command."""
     return is_url(text) or text.lower().startswith("s3://") or text.startswith("pipe:")
 
 
 class FoundFile(NamedTuple):
-    """A file or URL, and where below what the user gave it is."""
+    """A file or URL, and its path below the one that the user gave."""
 
     url: str
     place: Place
 
 
 def find_files(patterns: Sequence[str], suffix: str, ledger: Ledger | None = None) -> list[FoundFile]:
-    """Files and URLs that patterns and folders mean, each once, in order; the ledger is told of all in the folders.
+    """The files and URLs that match patterns and folders, each once, in order; the ledger records all in the folders.
 
     Raises:
-        DataError: a pattern fits nothing, or a file is missing.
+        DataError: a pattern matches nothing, or a file is missing.
     """
     found: dict[str, FoundFile] = {}
     ledger = Ledger() if ledger is None else ledger
@@ -157,7 +157,7 @@ def _local_files(name: str, suffix: str, ledger: Ledger) -> list[str]:
 
 
 def distinct_names(addresses: Sequence[str]) -> list[str]:
-    """The shortest end of each address, the same number of parts for all, that tells them apart."""
+    """The shortest suffix of each location, with the same number of parts for all, that distinguishes them."""
     parts = [PurePosixPath(address).parts for address in addresses]
     for depth in range(1, max(map(len, parts), default=0) + 1):
         ends = ["/".join(one[-depth:]) for one in parts]
@@ -167,7 +167,7 @@ def distinct_names(addresses: Sequence[str]) -> list[str]:
 
 
 def _given_folder(patterns: Sequence[str]) -> str:
-    """The deepest folder above all that is given: a name below it, such as train or val, may say a split."""
+    """The deepest common folder of all inputs: a name below it, such as train or val, may denote a split."""
     parents = [_folder_of(pattern) for pattern in patterns]
     if len(set(parents)) == 1:
         return parents[0]
@@ -177,14 +177,14 @@ def _given_folder(patterns: Sequence[str]) -> str:
 
 
 def _folder_of(pattern: str) -> str:
-    """The folder that a pattern names, or the one in front of its first brace or wildcard, or of its file."""
+    """The folder that a pattern names, or the one before its first brace or wildcard, or before its file."""
     if is_remote(pattern):
         return _fixed_folder(_remote_path(pattern))
     return pattern if os.path.isdir(pattern) else _fixed_folder(pattern)
 
 
 def _fixed_folder(pattern: str) -> str:
-    """The folder in front of the first brace or wildcard."""
+    """The folder before the first brace or wildcard."""
     match = re.search(r"[*?\[{]", pattern)
     return os.path.dirname(pattern[: match.start()] if match else pattern)
 
@@ -195,7 +195,7 @@ def _place(file: str, base: str) -> Place:
 
 
 def _remote_place(url: str, base: str) -> Place:
-    """Below the given folder; a command's words in front of the tar do not count."""
+    """The path below the given folder; the words of a command before the tar do not count."""
     return Place(_remote_path(url).removeprefix(base).lstrip("/"), os.path.basename(base), base)
 
 

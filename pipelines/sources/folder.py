@@ -28,8 +28,8 @@ class FolderSource(Source):
 
     Args:
         root: one sub-folder per class, perhaps below one per split. Files deeper down belong to the class folder above.
-        how: the name of the set, by default the folder's, and what decides the split; see split_folders.py.
-        nested_labels: every folder on the way to a file is one of its labels.
+        how: the name of the set (default: the folder's), and what determines the split; see split_folders.py.
+        nested_labels: every folder in the path of a file is one of its labels.
 
     Attributes:
         remarks: put in front of the notes.
@@ -98,7 +98,7 @@ class FolderSource(Source):
             raise DataError(f"{self.root} holds no images; known: {known}. It holds: {seen}")
 
     def _check_classes(self, paths: list[str], splits: SplitFolders) -> None:
-        """Every image is in a class, and the splits are of one set."""
+        """Checks that every image is in a class, and that the splits belong to one set."""
         loose = [path for path, folders in zip(paths, splits.folders, strict=True) if not folders]
         if loose:
             raise DataError(
@@ -119,9 +119,9 @@ class FolderSource(Source):
                 )
 
     def _linked(self, paths: list[str], splits: SplitFolders) -> list[str]:
-        """Notes about class folders that are links to other ones: every image in them is in two classes."""
-        seen: set[tuple[str, str]] = set()  # one look at each folder is enough
-        known: dict[tuple[str, str], str] = {}  # (split, where a class folder really is) → class
+        """Notes about class folders that are links to other ones, so that every image in them is in two classes."""
+        seen: set[tuple[str, str]] = set()  # check each folder only once
+        known: dict[tuple[str, str], str] = {}  # (split, real path of a class folder) → class
         notes: dict[str, None] = {}
         for path, folders, split in zip(paths, splits.folders, splits.splits, strict=True):
             if (above := (split, path.rpartition("/")[0])) in seen:
@@ -138,7 +138,7 @@ class FolderSource(Source):
         return list(notes)
 
     def _siblings(self, classes: set[str]) -> dict[str, set[str]]:
-        """Where the folder is ``val`` beside ``train``: the class folders of all of them, so that numbers agree."""
+        """If the folder is ``val`` next to ``train``: the class folders of all splits, so that their numbers agree."""
         path = Path(os.path.abspath(self.root))
         if self.split_from == "none" or not is_split_word(path.name):
             return {}
@@ -153,12 +153,12 @@ class FolderSource(Source):
 
 
 def has_image(folder: Path) -> bool:
-    """Whether an image is below a folder; looks no further than to the first."""
+    """Whether an image is below a folder; stops at the first."""
     return folder.is_dir() and any(file.extension in IMAGE_EXTENSIONS for file in Walk(folder).files())
 
 
 def folder_fingerprint(*roots: Path) -> str:
-    """Of every image and list below folders; "" where one is not there."""
+    """Fingerprint of every image and list below folders; "" if a folder does not exist."""
     if not all(root.is_dir() for root in roots):
         return ""
     known = IMAGE_EXTENSIONS | LISTS
@@ -167,7 +167,7 @@ def folder_fingerprint(*roots: Path) -> str:
 
 
 def renumbered(names: Sequence[str]) -> list[str]:
-    """A note where class folders are called by numbers that are not their indices."""
+    """A note if the names of class folders are numbers other than their indices."""
     if not all(name.isascii() and name.isdecimal() for name in names):
         return []
     moved = next((number for number, name in enumerate(names) if int(name) != number), None)
@@ -177,7 +177,7 @@ def renumbered(names: Sequence[str]) -> list[str]:
 
 
 def images_of(walk: Walk) -> list[tuple[str, int]]:
-    """(path below the root, bytes) of every image of a walk; the ledger is told of the other files."""
+    """(path below the root, bytes) of every image of a walk; the other files are recorded in the ledger."""
     images = []
     for file in walk.files():
         if file.extension in IMAGE_EXTENSIONS:
@@ -189,7 +189,7 @@ def images_of(walk: Walk) -> list[tuple[str, int]]:
 
 
 def without_images(folders: Iterable[str], paths: Iterable[str]) -> list[str]:
-    """A note about the folders below which no image was found; one for all that are inside each other."""
+    """A note about the folders without any image below them; nested ones are reported once."""
     used = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
     empty = [folder for folder in folders if folder not in used and str(PurePosixPath(folder).parent) in {*used, "."}]
     if not empty:

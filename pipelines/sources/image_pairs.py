@@ -1,4 +1,4 @@
-"""Images with segmentation masks: two folders with the same files below them, images in one and masks in the other."""
+"""Images with segmentation masks: two folders with the same structure, images in one and masks in the other."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pretrain.errors import ConfigError, DataError
 
 
 class ImagePairSource(Source):
-    """Every image below one folder, and the PNG of the same path and stem below another: its mask.
+    """Every image below one folder, with the PNG of the same path and stem below another one as its mask.
 
-    The split is what the path says, as in ``images/validation/1.jpg``; see pipelines/sources/splits.py.
+    The split is found from the path, as in ``images/validation/1.jpg``; see pipelines/sources/splits.py.
 
     Args:
         images: folder of the images.
@@ -27,7 +27,7 @@ class ImagePairSource(Source):
             folder with both; and what decides the split.
 
     Raises:
-        ConfigError: no list of classes is named.
+        ConfigError: no list of classes is given.
     """
 
     target = "mask"

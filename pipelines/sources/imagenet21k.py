@@ -24,7 +24,7 @@ from pretrain.data.ledger import Ledger
 from pretrain.errors import DataError
 from pretrain.names import shown
 
-DAMAGED = -1  # the offset of what cannot be read
+DAMAGED = -1  # the offset of the unreadable rest
 
 
 class ImageNet21kSource(Source):
@@ -32,7 +32,7 @@ class ImageNet21kSource(Source):
 
     Args:
         path: the tar of tars, or a folder of per-synset tars.
-        how: the name of the set, and what decides the split of a tar.
+        how: the name of the set, and what determines the split of a tar.
     """
 
     homepage = "https://image-net.org"
@@ -105,7 +105,7 @@ class ImageNet21kSource(Source):
                 yield 0, synset, inner._replace(offset=outer.offset + inner.offset) if is_whole else inner
 
     def _or_empty(self, members: Iterator[Member], synset: str) -> Iterator[Member]:
-        """The same members; a tar without any is noted."""
+        """The same members; a tar without any is recorded."""
         first = next(members, None)
         if first is None:
             self._empty.append(synset)
@@ -128,7 +128,7 @@ class ImageNet21kSource(Source):
             yield from members_in(section, f"{self.path}:{outer.name}", ledger)  # pyright: ignore[reportArgumentType]
 
     def _damage(self, item: Item) -> str:
-        """The error in the tar of an item: the tar is read again up to there."""
+        """The error in the tar of an item; reads the tar again up to that point."""
         synset = item.key.partition("/")[0]
         try:
             if self.path.is_dir():
@@ -142,7 +142,7 @@ class ImageNet21kSource(Source):
 
 
 def _to_the_damage(members: Iterator[Member], synset: str) -> Iterator[Member]:
-    """The members of one tar; where it breaks off, one more for the rest that is lost."""
+    """The members of one tar; if it is truncated, one more for the rest that is lost."""
     try:
         yield from members
     except DataError:

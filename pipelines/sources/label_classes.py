@@ -1,7 +1,7 @@
-"""Decides what all labels of a source mean: class numbers, names, or one number 0 or 1 for every class.
+"""Determines what the labels of a source mean: class numbers, names, or multi-hot vectors.
 
 ``LabelCollector`` gives each label a provisional code while a source is listed; when all are known, ``resolve`` gives
-the classes of the codes. What could be read in two ways is refused, or is noted with the option that settles it.
+the classes of the codes. Ambiguous labels are rejected, or noted with the option that resolves them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class LabelOptions:
     """The user's options about labels.
 
     Attributes:
-        form: what they are; "": their values decide, and say so.
+        form: what they are; "": determined by their values, with a note.
         num_classes: of labels that are numbers; 0: the largest number + 1.
     """
 
@@ -48,8 +48,8 @@ class LabelCollector:
     Attributes:
         is_multi: an image may have several labels; complete after ``resolve``, like the others.
         are_names: labels are names, and there is no list of classes.
-        notes: what was read how, where it could have been read otherwise.
-        gaps: which class numbers have no image, in words.
+        notes: how ambiguous labels were read.
+        gaps: describes the class numbers without an image.
     """
 
     def __init__(self, options: LabelOptions | None = None) -> None:
@@ -68,7 +68,7 @@ class LabelCollector:
         self._first_unlabelled = self._first_minus_one = ""
 
     def begin(self, classes: ClassList | None) -> None:
-        """The numbers and names of the next labels are those of this list; None: they speak for themselves."""
+        """The following labels are numbers and names of this list; None: they have no list."""
         if classes is None:
             self._list = None
             return
@@ -77,10 +77,10 @@ class LabelCollector:
         self._list = self._lists.index(classes)
 
     def add(self, raw: Any, where: str, *, typed: bool) -> tuple[int, ...]:
-        """The provisional codes of an image's labels; none where it has no label.
+        """The provisional codes of an image's labels; empty if it has no label.
 
         Raises:
-            DataError: see ``read_label``; or the label is not one of the classes that are named.
+            DataError: see ``read_label``; or the label is not in the list of classes.
         """
         reading = read_label(raw, where, typed=typed)
         self.num_images += 1
@@ -93,10 +93,10 @@ class LabelCollector:
         return tuple(self._code(key, where) for key in distinct)
 
     def resolve(self) -> Relabelling:
-        """Classes, and those that each code means; the codes of ``add`` are its old labels.
+        """The classes, and those of each code; the codes of ``add`` are the old labels of the relabelling.
 
         Raises:
-            DataError: no image has a label, or the labels cannot be told to be one thing.
+            DataError: no image has a label, or the labels are not of one consistent kind.
         """
         if self.num_images and self.num_unlabelled == self.num_images:
             raise DataError(f"none of the {self.num_images:,} images has a label, such as {self._first_unlabelled}")
@@ -189,7 +189,7 @@ class LabelCollector:
         return Relabelling(union.classes, tuple((place[key],) for key in self._codes))
 
     def _beside_lists(self, others: Iterable[Hashable], classes: tuple[tuple[str, str], ...]) -> dict[Hashable, int]:
-        """Numbers of a part without a list: they mean the classes of the other parts whose ids are those numbers."""
+        """Numbers from a part without a list, which refer to classes of other parts with these numbers as ids."""
         index = {identifier: number for number, (identifier, name) in enumerate(classes) if identifier == name}
         found: dict[Hashable, int] = {}
         for key in others:
@@ -277,7 +277,7 @@ class LabelCollector:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Classes by name: in the order of their text, or where all are whole numbers, of the numbers."""
+    """Classes by name, sorted as text, or as numbers if all are whole numbers."""
     found = list(names)
     if all(WHOLE_NUMBER.fullmatch(name) for name in found):
         return sorted(found, key=lambda name: (int(name), name))

@@ -1,4 +1,4 @@
-"""Doubts about the labels of a source: refused, or noted, with the option that settles them."""
+"""Ambiguities in the labels of a source: rejected, or noted, with the option that resolves them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN = 5
 
 
 def refuse_mixture(atoms: Sequence[Atom], where: Where) -> None:
-    """Digits without a type may be numbers beside numbers, and names beside names; nothing else mixes.
+    """Untyped digits may be mixed with numbers or with names; no other kinds may be mixed.
 
     Raises:
         DataError: labels of two kinds.
@@ -36,7 +36,7 @@ def refuse_mixture(atoms: Sequence[Atom], where: Where) -> None:
 
 
 def refuse_two_spellings(atoms: Sequence[Atom], numbers: Sequence[int], where: Where) -> None:
-    """Refuses 7 and 007 in one source.
+    """Rejects 7 and 007 in one source.
 
     Raises:
         DataError: one number is written in two ways.
@@ -52,7 +52,7 @@ def refuse_two_spellings(atoms: Sequence[Atom], numbers: Sequence[int], where: W
 
 
 def refuse_odd_names(atoms: Sequence[Atom], where: Where) -> None:
-    """Texts that are hardly names: fractions, damaged numbers, what tables write for nothing.
+    """Rejects texts that are unlikely to be names: fractions, damaged numbers, placeholders for missing values.
 
     Raises:
         DataError: there is one.
@@ -83,10 +83,10 @@ def refuse_odd_names(atoms: Sequence[Atom], where: Where) -> None:
 
 
 def refuse_captions(own: Sequence[Atom], num_labelled: int, where: Where, *, are_lists: bool) -> None:
-    """Refuses texts that are one per image; ``own`` are those that only one image has.
+    """Rejects texts that differ for every image, such as captions; ``own`` are those that only one image has.
 
     Raises:
-        DataError: most images have a text of their own.
+        DataError: most images have a unique text.
     """
     sentences = [atom for atom in own if len(str(atom.value).split()) >= WORDS_OF_A_CAPTION]
     are_keys = 2 * len(own) > num_labelled >= FEWEST_FOR_CAPTIONS and not are_lists
@@ -99,7 +99,7 @@ def refuse_captions(own: Sequence[Atom], num_labelled: int, where: Where, *, are
 
 
 def near_names(names: Sequence[str]) -> list[str]:
-    """Remarks on names that differ only in case or blanks."""
+    """Notes names that differ only in case or blanks."""
     folded: dict[str, str] = {}
     pairs = []
     for name in names:
@@ -115,7 +115,7 @@ def near_names(names: Sequence[str]) -> list[str]:
 
 
 def numbers_among_names(names: Sequence[str], *, is_said: bool) -> list[str]:
-    """Remarks on names that are whole numbers; ``is_said``: the user says that they are names."""
+    """Notes names that are whole numbers; ``is_said``: the user declared them to be names."""
     whole = [name for name in names if WHOLE_NUMBER.fullmatch(name)]
     if whole and len(whole) == len(names):
         return [
@@ -130,7 +130,7 @@ def numbers_among_names(names: Sequence[str], *, is_said: bool) -> list[str]:
 
 
 def gaps_in_words(numbers: set[int], count: int, *, invented: bool) -> list[str]:
-    """A remark where some of ``count`` class numbers have no image, and nothing else declares them (``invented``)."""
+    """A note if some of ``count`` class numbers have no image, and nothing else declares them (``invented``)."""
     missing = sorted(set(range(count)) - numbers) if invented else []
     if not missing:
         return []

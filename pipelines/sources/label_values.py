@@ -1,8 +1,8 @@
 """Reads one label as it is in a source: a member of a tar, a cell of a table, a value of JSON or parquet.
 
-A value is a class number, a text, true or false, a list of those, or nothing; all else is refused with its place. Lists
-of one number 0 or 1 for every class are told from lists of class numbers. What the values of a source mean together is
-decided in ``label_classes``.
+A value is a class number, a text, true or false, a list of those, or nothing; anything else is rejected with its
+location. Multi-hot lists (a 0 or 1 for every class) are distinguished from lists of class numbers. ``label_classes``
+determines what all values of a source mean together.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pretrain.errors import DataError
 from pretrain.text_files import UTF8, decode_text
 
 Kind = Literal["number", "digits", "text", "truth"]
-LONGEST_NAME = 300  # characters; the longest name of WordNet's nouns has fewer
+LONGEST_NAME = 300  # characters; the longest name of a WordNet noun is shorter
 LARGEST_NUMBER = 2**31 - 1  # labels are int32
-WHOLE = re.compile(r"[+-]?[0-9]+(?:\.0*)?")  # also the 3.0 that a table of floats makes of 3
+WHOLE = re.compile(r"[+-]?[0-9]+(?:\.0*)?")  # also 3.0, as a table of floats writes 3
 _SHOWN = 60
 Form = Literal["", "numbers", "names", "multi-hot"]
 SAY_WHICH = "say which: --labels-are numbers or multi-hot"
@@ -27,7 +27,7 @@ class Atom(NamedTuple):
     """One label.
 
     ``number``: an integer by type. ``digits``: a whole number in text that has no type, such as a cell of a CSV.
-    ``text``: anything else that is written, and all text with a type. ``truth``: true or false.
+    ``text``: any other text, and all typed text. ``truth``: true or false.
     """
 
     kind: Kind
@@ -35,7 +35,7 @@ class Atom(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """The labels of one image, none where it has none; ``is_list``: they were written as a list."""
+    """The labels of one image, possibly none; ``is_list``: they were written as a list."""
 
     atoms: tuple[Atom, ...]
     is_list: bool = False
@@ -71,12 +71,12 @@ def decode_label(data: bytes, where: str, encoding: str = UTF8) -> str:
 
 
 def number_of(atom: Atom) -> int:
-    """The number of a label of digits, of a text of the form ``WHOLE``, or of one that is a number."""
+    """The number of a label that consists of digits, is a text of the form ``WHOLE``, or is a number."""
     return int(str(atom.value).partition(".")[0]) if atom.kind in ("digits", "text") else int(atom.value)
 
 
 def looks_like_number(text: str) -> bool:
-    """Python reads it as a number, whole or not."""
+    """Whether Python can parse it as a number, integral or not."""
     try:
         float(text)
     except ValueError:
@@ -137,10 +137,10 @@ def _name_of_type(value: Any) -> str:
 
 
 class MultiHot:
-    """Looks at every list of a source.
+    """Examines every list of a source.
 
     A list of class numbers names no class twice, so a list of 0 and 1 with a repetition is multi-hot. Two numbers
-    without one, 0 and 1, could be either.
+    without one, 0 and 1, are ambiguous.
 
     Attributes:
         length: of the lists; 0: none is multi-hot.
@@ -151,16 +151,16 @@ class MultiHot:
         self._where = self._other = self._either = ""
 
     def places(self, reading: Reading, where: str, form: Form, width: int) -> list[int] | None:
-        """Places of the ones; None: the list is of class numbers or names.
+        """The positions of the ones; None: the list is of class numbers or names.
 
         Args:
             reading: the list.
             where: its place, for messages.
-            form: what the user says.
-            width: how many classes there are; 0: not known.
+            form: as declared by the user.
+            width: the number of classes; 0: not known.
 
         Raises:
-            DataError: it is not multi-hot, though the user declares that, or has another length.
+            DataError: it is not multi-hot although the user declared it, or has a different length.
         """
         bits = [_bit(atom) for atom in reading.atoms]
         if not bits:
@@ -192,14 +192,14 @@ class MultiHot:
         return False
 
     def saw_one_label(self, where: str) -> None:
-        """Notes a label that is not in a list."""
+        """Records a label that is not in a list."""
         self._other = self._other or where
 
     def check(self) -> None:
-        """Refuses lists that could be either, and lists of both kinds.
+        """Rejects ambiguous lists, and a mixture of both kinds.
 
         Raises:
-            DataError: there are such.
+            DataError: there are some.
         """
         if self.length and (self._other or self._either):
             raise DataError(

@@ -45,15 +45,15 @@ ROOT = Option(
 
 
 class ManifestSource(Source):
-    """The images that a file names; paths count from its folder, or from ``root``.
+    """The images listed in a file; paths are relative to its folder, or to ``root``.
 
-    In CSV and TSV, ``labels`` and ``target`` separate their parts by ``|``; in JSON lines they are lists. What the
-    labels mean is decided in label_classes.py.
+    In CSV and TSV, ``labels`` and ``target`` separate their parts by ``|``; in JSON lines they are lists. The meaning
+    of labels is determined in label_classes.py.
 
     Args:
         path: the file: .csv, .tsv or .jsonl.
         how: how labels, classes and splits are read; see ``SourceOptions``.
-        root: where relative paths count from; None: the file's folder.
+        root: the base of relative paths; None: the file's folder.
     """
 
     looks_at_files = True
@@ -70,7 +70,7 @@ class ManifestSource(Source):
         self._begin(how, typed=is_json(path))
 
     def _begin(self, how: SourceOptions, *, typed: bool) -> None:
-        """Looks at the columns: what an image has, and whether the options are about that.
+        """Determines the target from the columns, and checks that the options apply to it.
 
         Args:
             how: the options.
@@ -96,7 +96,7 @@ class ManifestSource(Source):
             self.classes = self._list.from_zero("masks")
 
     def fingerprint(self) -> str:
-        """See ``Source.fingerprint``. What is behind a URL is taken for unchanged."""
+        """See ``Source.fingerprint``. The content of a URL is assumed to be unchanged."""
         places = [str(row[name]) for _, row in self._rows() for name in (*PLACES, MASK) if row.get(name)]
         words = (file_digest(self.path), repr(self._list))
         return files_fingerprint((self.root / place for place in places if not is_url(place)), *words)
@@ -146,7 +146,7 @@ class ManifestSource(Source):
         return relabel(table, change)
 
     def _with_labels(self, labels: LabelCollector) -> Iterator[Item]:
-        """All rows, with the codes of their labels in place of classes."""
+        """All rows, with provisional label codes instead of classes."""
         for line, row in self._rows():
             place = self._place(row, line)
             if self._column not in row and (others := set(row) & set(LABELS)):
@@ -174,7 +174,7 @@ class ManifestSource(Source):
                 given.append(to_split_name(row[SPLIT], f"{self._at(line)}"))
         if not given:
             made = SplitFolders(paths, self._split_place, self._how.split_from, has_classes=False)
-            own = self.path.stem.strip(AROUND) if self.path.is_file() else ""  # not of a folder with metadata files
+            own = self.path.stem.strip(AROUND) if self.path.is_file() else ""  # not from a folder with metadata files
             if made.is_default and self._how.split_from in ("auto", "names") and is_split_word(own):
                 self.split_rule = f"from the name of the manifest ({OPTION} {self._how.split_from})"
                 return [SPLIT_WORDS[own.lower()]] * len(paths)
@@ -230,7 +230,7 @@ class ManifestSource(Source):
         return status.st_size
 
     def _at(self, line: int) -> str:
-        """A line for messages."""
+        """The location of a line, for messages."""
         return f"{self.path}:{line}"
 
     def _first_row(self) -> tuple[int, dict[str, Any]]:
@@ -264,6 +264,6 @@ class ManifestSource(Source):
 
 
 def _path_of(place: str) -> str:
-    """The part of a path or URL whose folders may say a split."""
+    """The part of a path or URL whose folders may denote a split."""
     path = path_in(place) if is_url(place) else place
     return "/".join(part for part in PurePosixPath(path).parts if part not in ("/", ".."))

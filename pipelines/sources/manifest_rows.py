@@ -1,4 +1,4 @@
-"""The rows of a table of images: CSV, TSV or JSON lines, read as strictly as they must be not to lose a value."""
+"""The rows of a table of images: CSV, TSV or JSON lines, parsed strictly so that no value is lost."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pretrain.names import shown
 from pretrain.text_files import UTF8, encoding_of
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
-LONGEST_FIELD = 1 << 24  # characters; Python's own bound of 128 KiB is below a list of labels or an embedded text
+LONGEST_FIELD = 1 << 24  # characters; Python's default of 128 KiB is too small for some lists of labels
 LABEL_LIKE = ("category", "class", "class_name", "classname", "cls", "species", "label_name", "y")
 PLACE_LIKE = ("filename", "file", "filepath", "imagepath", "imagefile", "imagename", "img", "imgpath")
 Row = dict[str, Any]
 
 
 def is_json(path: Path) -> bool:
-    """Its values have types; those of CSV and TSV are all texts."""
+    """Whether its values are typed; those of CSV and TSV are all texts."""
     return path.suffix.lower() == ".jsonl"
 
 
 def rows_of(path: Path, encoding: str = UTF8) -> Iterator[tuple[int, Row]]:
-    """(line, row) of the file; empty lines are passed over.
+    """(line, row) of the file; empty lines are skipped.
 
     Args:
         path: the file.
@@ -51,7 +51,7 @@ def rows_of(path: Path, encoding: str = UTF8) -> Iterator[tuple[int, Row]]:
 
 
 def _line_that_fails(path: Path, encoding: str) -> int:
-    """The first line whose bytes are not text in an encoding, 1 where only all lines together are not."""
+    """The first line that cannot be decoded; 1 if only the file as a whole cannot."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -109,7 +109,7 @@ def _objects(file: TextIO, path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def hint(header: list[str], *, has_place: bool) -> str:
-    """The remedy for a header without a known column of images, or of labels.
+    """The hint for a header without a known column of images, or of labels.
 
     Args:
         header: the columns.

@@ -27,7 +27,7 @@ UNLISTED = "an image that no metadata file names"
 
 
 def find_metadata(root: Path) -> list[Path]:
-    """The tables in a folder and in the folders right below it."""
+    """The tables in a folder and in its direct subfolders."""
     folders = [root]
     if root.is_dir():
         folders += sorted(Path(entry.path) for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != ".")
@@ -35,7 +35,7 @@ def find_metadata(root: Path) -> list[Path]:
 
 
 def has_labels(tables: list[Path], label_column: str, encoding: str) -> bool:
-    """Whether the first row of the first table has what an image can have; a table of captions has not."""
+    """Whether the first row of the first table has a target; a table of captions has none."""
     for _, row in rows_of(tables[0], encoding):
         known = {name.partition(".")[0] for name in row}
         return bool(label_column or known & {*LABELS, TARGET, MASK})
@@ -43,7 +43,7 @@ def has_labels(tables: list[Path], label_column: str, encoding: str) -> bool:
 
 
 def open_folder(root: Path, how: SourceOptions, *, nested_labels: bool) -> Source:
-    """A folder whose labels are in tables beside the images, where there are such tables, else a folder of classes.
+    """A folder whose labels are in tables next to the images, if there are such tables, else a folder of classes.
 
     Raises:
         ConfigError: an option would be ignored.
@@ -63,7 +63,7 @@ def open_folder(root: Path, how: SourceOptions, *, nested_labels: bool) -> Sourc
 
 
 class MetadataSource(ManifestSource):
-    """The images that such tables name, in the splits that their folders say.
+    """The images that such tables list, in the splits of their folders.
 
     Args:
         root: the folder; keys of images are paths below it.
@@ -90,7 +90,7 @@ class MetadataSource(ManifestSource):
         return files_fingerprint((self.root / file.path for file in files), *words)
 
     def items(self) -> Iterable[Item]:
-        """See ``Source.items``; the ledger is told of every entry of the folder."""
+        """See ``Source.items``; every entry of the folder is recorded in the ledger."""
         walk, tables = Walk(self.root), {str(table.relative_to(self.root)) for table in self.tables}
         rows = [(row[FILE_NAME], row.get(MASK)) for _, row in self._rows()]
         named, masks = {name for name, _ in rows}, {mask for _, mask in rows}
@@ -108,7 +108,7 @@ class MetadataSource(ManifestSource):
         return items
 
     def _rows(self) -> Iterator[tuple[Any, Row]]:
-        """(where, row) of all tables; ``file_name`` counts from the root."""
+        """(where, row) of all tables; ``file_name`` is relative to the root."""
         for table in self.tables:
             folder = table.parent.relative_to(self.root).as_posix()
             for line, row in rows_of(table, self._how.encoding):

@@ -1,4 +1,4 @@
-"""The options of the command line that belong to sources, and what a user says with those that several sources have."""
+"""The command-line options of sources, and the values of those that several sources share."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Option:
         name: of the attribute that holds its value; with hyphens, of the option.
         help: for ``--help``.
         default: its value where it is not given.
-        group: the heading that it is under; "": none.
-        type: makes the value from text.
+        group: its heading in ``--help``; "": none.
+        type: converts the text to the value.
         choices: the values that are allowed; (): any.
-        metavar: what ``--help`` calls the value; "": the name in capitals.
-        is_flag: it takes no value; given, it is True.
+        metavar: name of the value in ``--help``; "": the option's name in capitals.
+        is_flag: it takes no value; it is True if given.
         repeats: it may be given several times; the value is a list.
-        decides_list: it decides what a source lists, so pack.json has to record its value.
+        decides_list: it affects the list of a source, so pack.json has to record its value.
     """
 
     name: str
@@ -45,15 +45,15 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """As it is typed."""
+        """The option as it is typed."""
         return f"--{self.name.replace('_', '-')}"
 
     def is_given(self, args: argparse.Namespace) -> bool:
-        """Whether it has another value than its default."""
+        """Whether its value differs from the default."""
         return getattr(args, self.name) != self.default
 
     def declare(self, add: Callable[..., Any]) -> None:
-        """Declares it with ``add``, the method ``add_argument`` of a parser or of a group."""
+        """Declares it with ``add``, the ``add_argument`` method of a parser or a group."""
         if self.is_flag:
             add(self.flag, action="store_true", help=self.help)
             return
@@ -105,21 +105,21 @@ NUM_CLASSES = Option(
 LICENCE = Option("licence", "licence and terms of the images", group="on the card")
 RELEASE = Option("release", "edition of the source, such as fall11", group="on the card")
 OF_LABELS = (LABEL_COLUMN, CLASS_NAMES, ENCODING, LABELS_ARE, NUM_CLASSES)
-STATED = (LICENCE, RELEASE)  # facts that the user knows and the source may not
+STATED = (LICENCE, RELEASE)  # facts that the source may not contain
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How a source is read where its files leave that open, as the user says. Each source reads what concerns it.
+    """The user's choices for reading a source where its files are ambiguous. Each source uses those that apply to it.
 
     Attributes:
         name: of the data set; "": the source's own.
-        split_from: what decides the split of an image; see splits.py.
+        split_from: what determines the split of an image; see splits.py.
         labels: what the labels are.
-        label_column: where they are: a column, cls, txt, or a key of KEY.json; "": the source looks for them.
+        label_column: their location: a column, cls, txt, or a key of KEY.json; "": the source finds them.
         class_names: file with a list of the classes; see class_names.py.
         encoding: of text without a byte-order mark.
-        has_split_lists: there are split lists, which the encoding is of too.
+        has_split_lists: there are split lists, to which the encoding also applies.
     """
 
     name: str = ""
@@ -132,7 +132,7 @@ class SourceOptions:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> SourceOptions:
-        """From the values of the options above.
+        """Builds them from the values of the options above.
 
         Raises:
             ConfigError: two of them contradict each other.
@@ -150,13 +150,13 @@ class SourceOptions:
         """The list of the classes, read from its file.
 
         Raises:
-            ConfigError: see ``read_class_names``. DataError: see there.
+            ConfigError, DataError: see ``read_class_names``.
         """
         return read_class_names(self.class_names, self.encoding) if self.class_names else None
 
     @property
     def about_labels(self) -> list[str]:
-        """The options about labels that were given, as they are typed."""
+        """The given options about labels, as they are typed."""
         encoding = UTF8 if self.has_split_lists else self.encoding
         values = (self.label_column, self.class_names, encoding, self.labels.form, self.labels.num_classes)
         return [option.flag for option, value in zip(OF_LABELS, values, strict=True) if value != option.default]

@@ -1,7 +1,7 @@
 """Parquet files as on Hugging Face: a column of images as {bytes, path} (or bytes), and one of labels or numbers.
 
-Row groups cannot be read at random without reading hundreds of neighbours, so each file is laid out once as plain bytes
-in the pack's working folder, which takes as much room again until the pack is done.
+A single row cannot be read without reading hundreds of neighbours, so each file is unpacked once to plain bytes in the
+pack's working folder, which takes the same amount of space again until the pack is done.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ MAGIC = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b"BM"
 
 
 class ParquetSource(Source):
-    """Rows of parquet files; the split is what a file's folders or name say; see pipelines/sources/splits.py.
+    """Rows of parquet files; the split is found from a file's folders or name; see pipelines/sources/splits.py.
 
     Args:
         patterns: files, folders, or patterns with braces and wildcards.
         how: how labels, classes and splits are read. The label column is of integers, texts, or lists of either; "":
             label, labels, or fine_label.
-        image_column: column of the images; "": the only one with bytes in it.
-        target_column: column of a number, or of a list of them, that takes the place of labels; "": there are labels.
+        image_column: column of the images; "": the only one that contains bytes.
+        target_column: column of a number, or of a list of them, used instead of labels; "": there are labels.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class ParquetSource(Source):
         self._folder = folder
 
     def prepare(self, unit: str, folder: Path) -> None:
-        """Lays out one file: the images' bytes one behind the other, their sizes, the labels, and what has no image."""
+        """Unpacks one file: the images' concatenated bytes, their sizes, the labels, and the rows without an image."""
         base = folder / _stem(Path(unit))
         temporary = base.with_suffix(f".bytes{TEMPORARY_SUFFIX}")
         sizes: list[int] = []
@@ -137,7 +137,7 @@ class ParquetSource(Source):
         temporary.rename(base.with_suffix(".bytes"))
 
     def _as_json(self, label: Any, where: str) -> Any:
-        """A label that can be kept: anything but a number, a text or a list of them is refused here."""
+        """A label that can be stored: anything but a number, a text or a list of them is rejected here."""
         if self.target == "labels":
             read_label(label, f"{where}, column {self.label_column}", typed=True)
         if isinstance(label, bytes):
@@ -171,13 +171,13 @@ class ParquetSource(Source):
         return relabel(table, change)
 
     def _provisional(self, labels: LabelCollector) -> Iterator[Item]:
-        """All rows, with the codes of their labels in place of classes."""
+        """All rows, with provisional label codes instead of classes."""
         for item, value, where in self._rows():
             labels.begin(self._lists[item.part])
             yield item._replace(labels=labels.add(value, where, typed=True))
 
     def _rows(self) -> Iterator[tuple[Item, Any, str]]:
-        """(item without an answer, its label or target, where it is) of every row that has an image."""
+        """(item without label or target, its label or target, its location) of every row that has an image."""
         for part, path in enumerate(self.paths):
             laid_out = self._laid_out(path)
             starts = np.cumsum([0, *laid_out["sizes"]]).tolist()

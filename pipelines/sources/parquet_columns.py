@@ -1,4 +1,4 @@
-"""The columns of a parquet file of images: which hold the images and the labels, and how its classes are called."""
+"""The columns of a parquet file of images: those of the images and the labels, and the names of its classes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Row:
 
     Attributes:
         image: its bytes; b"": it has none.
-        label: as it is in the file.
+        label: as stored in the file.
         failed: the reason that the file records for a missing image.
     """
 
@@ -64,10 +64,10 @@ def read_schema(path: Path) -> Any:
 
 
 def choose_columns(schema: Any, path: Path, image: str, label: str) -> Columns:
-    """The columns that the user names, or the only ones that can be meant.
+    """The columns that the user names, or the only possible ones.
 
     Raises:
-        ConfigError: there is no such column, or it is not clear which is meant.
+        ConfigError: there is no such column, or the choice is ambiguous.
     """
     columns = Columns(image or _image_column(schema, path), label or _label_column(schema, path))
     check_columns(schema, path, columns)
@@ -75,7 +75,7 @@ def choose_columns(schema: Any, path: Path, image: str, label: str) -> Columns:
 
 
 def check_columns(schema: Any, path: Path, columns: Columns) -> None:
-    """Refuses a file without these columns, or with columns of another kind.
+    """Rejects a file without these columns, or with columns of another type.
 
     Raises:
         ConfigError: names the column.
@@ -93,7 +93,7 @@ def check_columns(schema: Any, path: Path, columns: Columns) -> None:
 
 
 def other_label_columns(schema: Any, label: str) -> list[str]:
-    """Further columns that are called like labels."""
+    """Further columns whose names suggest labels."""
     return [name for name in schema.names if name != label and (name in LABELS or name.endswith("_label"))]
 
 
@@ -123,7 +123,7 @@ def rows_of(path: Path, columns: Columns) -> Iterator[Row]:
     """Every row of a file.
 
     Raises:
-        DataError: the file is damaged, or a row has the path of an image in place of its bytes.
+        DataError: the file is damaged, or a row has the path of an image instead of its bytes.
     """
     file = _reading(path, lambda: arrow().ParquetFile(path))
     names = [columns.image, columns.label]
@@ -152,7 +152,7 @@ def _row(image: Any, label: Any, status: str, where: str) -> Row:
 
 
 def _reading(path: Path, read: Any) -> Any:
-    """Calls a function of pyarrow, and reports its errors as those of the file."""
+    """Calls a function of pyarrow, and reports its errors as errors in the file."""
     arrow()
     import pyarrow
 

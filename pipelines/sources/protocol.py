@@ -12,22 +12,22 @@ from pretrain.config.target import Target
 from pretrain.data.ledger import Ledger
 from pretrain.data.storage.card import SplitList
 
-NOT_STATED = "not stated"  # the licence, where neither source nor user states it
-UNKNOWN_NUM_BYTES = 128 * 1024  # planned for an image whose size is only known when it is read
+NOT_STATED = "not stated"  # the licence, if neither source nor user gives it
+UNKNOWN_NUM_BYTES = 128 * 1024  # assumed for an image whose size is not known until it is read
 
 
 class Item(NamedTuple):
     """One image of a source.
 
     Attributes:
-        key: names it in the source, uniquely and for ever; shuffle and hold-out are functions of it.
-        labels: class indices of the source, from general to special.
-        num_bytes: size of its image file, or a bound where the file is made while packing.
+        key: unique and permanent name in the source; shuffle and hold-out are functions of it.
+        labels: class indices of the source, from general to specific.
+        num_bytes: size of its image file, or an upper bound if the file is made while packing.
         split: the part of the source that it belongs to.
-        part: which of the source's own files holds it; 0 where there is but one, or where the key says it.
+        part: number of the source file that holds it; 0 if there is only one, or if the key identifies it.
         offset: of its first byte in that file, or its row.
         vector: the numbers that belong to it, in a source of vectors; all of one length.
-        mask: in a source of masks: where its mask is, in the source's own words.
+        mask: in a source of masks: location of its mask, in a form that the source defines.
     """
 
     key: str
@@ -45,20 +45,20 @@ class Source(ABC):
 
     Attributes:
         name: of the data set.
-        origin: what is packed, from where.
+        origin: description of the packed data and its location.
         licence: terms of the images.
-        homepage: where to read more.
-        release: which edition of the data set, where there are several.
+        homepage: URL with more information.
+        release: edition of the data set, if there are several.
         multi_label: an image may have several labels.
-        target: what an image has: labels, or in their place a vector, whose numbers ``classes`` then names, or a mask.
-        images: what is done to them where the user does not say: "rgb" makes each a plain RGB file, "keep" packs its
+        target: of an image: labels, a vector, whose numbers ``classes`` then names, or a mask.
+        images: default of the option ``--images``: "rgb" makes each image a plain RGB file, "keep" packs its
             bytes as they are.
-        looks_at_files: the fingerprint looks at the file of every image, so the tasks of an array share one.
+        looks_at_files: the fingerprint checks the file of every image, so the tasks of an array share one.
         classes: (id, name) in index order, filled by ``items``.
-        notes: what was left aside, filled by ``items``.
-        split_rule: how each image's split was found, in words, filled by ``items``.
-        ledger: what became of everything that the source holds, filled by ``items``: a new one each time.
-        lists: split → the file of the source that names its images, where there is one; filled by ``items``.
+        notes: on anything that was not used, filled by ``items``.
+        split_rule: describes how each image's split was found, filled by ``items``.
+        ledger: accounts for everything in the source, filled by ``items``: a new one each time.
+        lists: split → the file of the source that lists its images, if there is one; filled by ``items``.
     """
 
     name: str
@@ -78,12 +78,12 @@ class Source(ABC):
 
     @abstractmethod
     def items(self) -> Iterable[Item]:
-        """Every image, in an order that depends on the source's content alone; may be drawn once.
+        """Every image, in an order that depends only on the source's content; can be iterated once.
 
-        ``classes`` and ``notes`` are complete when the last one was drawn.
+        ``classes`` and ``notes`` are complete after the last one.
 
         Raises:
-            DataError: the source cannot be used as it is.
+            DataError: the source is not usable.
         """
 
     @abstractmethod
@@ -103,20 +103,20 @@ class Source(ABC):
         raise NotImplementedError
 
     def units(self) -> Sequence[str]:
-        """Names of the source's files that cannot be read at random and are laid out on the disk first."""
+        """Names of the source's files that do not allow random access and are unpacked to disk first."""
         return ()
 
     def prepare(self, unit: str, folder: Path) -> None:
-        """Lays out one of ``units`` in ``folder``, where ``items`` and ``read`` look for it. Complete or not at all."""
+        """Unpacks one of ``units`` into ``folder``, where ``items`` and ``read`` look for it; all or nothing."""
         raise NotImplementedError
 
     def use(self, folder: Path) -> None:
-        """Sets the folder in which ``prepare`` laid the units out."""
+        """Sets the folder into which ``prepare`` unpacked the units."""
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """Names the source's content at little cost, so that equal names are equal content.
+        """A cheap digest of the source's content: equal fingerprints mean equal content.
 
-        Another name may still be the same content; "" where only reading it would tell.
+        A different one may still be the same content; "" if only reading the source would tell.
         """
         return ""

@@ -1,7 +1,7 @@
-"""Labels that become others: new classes for old ones, in a list of images, and several lists of classes as one.
+"""Maps labels to others: new classes for old ones in a list of images, and one list of classes from several.
 
-Lists are joined by what the classes are, not by their numbers: two classes are the same when their ids are equal. An id
-that only counts the lines of its list identifies no class; there the name decides.
+Lists are merged by the classes' identity, not by their numbers: two classes are the same if their ids are equal. An id
+that only counts the lines of its list identifies no class; in that case the names are compared.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from pretrain.errors import DataError
 
 @dataclass(frozen=True)
 class Relabelling:
-    """New classes, and for each old class the new ones that it turns into, from general to special."""
+    """New classes, and for each old class the new ones that it maps to, from general to specific."""
 
     classes: tuple[tuple[str, str], ...]
     targets: tuple[tuple[int, ...], ...]
 
     @property
     def is_multi(self) -> bool:
-        """One old label may turn into several."""
+        """Whether an old label may map to several."""
         return any(len(target) > 1 for target in self.targets)
 
 
 def relabel(table: ItemTable, change: Relabelling) -> ItemTable:
-    """Replaces each label by its targets; a label that a row gets twice stays where it came first."""
+    """Replaces each label by its targets; of repeated labels in a row the first is kept."""
     counts = np.array([len(target) for target in change.targets], dtype=np.int64)
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     targets = np.array([label for target in change.targets for label in target], dtype=np.int32)
@@ -48,7 +48,7 @@ def relabel(table: ItemTable, change: Relabelling) -> ItemTable:
 def without_repeats(
     labels: NDArray[np.int32], rows: NDArray[np.int64], num_rows: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """CSR of (labels, rows), both (n,) with ascending rows, each pair once and where it stood first."""
+    """CSR of (labels, rows), both (n,) with ascending rows; of repeated pairs the first is kept."""
     width = int(labels.max(initial=0)) + 1
     _, first = np.unique(rows * width + labels, return_index=True)
     first.sort()
@@ -68,14 +68,14 @@ def num_with_repeats(table: ItemTable) -> int:
 
 
 class InList(NamedTuple):
-    """The class at a place of one of the lists."""
+    """The class at a position of one of the lists."""
 
     number: int
     place: int
 
 
 class Union(NamedTuple):
-    """All classes, where those of each list are among them, and what was done in words."""
+    """All classes, the position of each list's classes among them, and notes."""
 
     classes: tuple[tuple[str, str], ...]
     places: dict[InList, int]
@@ -83,10 +83,10 @@ class Union(NamedTuple):
 
 
 def union_of(lists: Sequence[ClassList]) -> Union:
-    """The classes of the first list, then those that only later ones have.
+    """The classes of the first list, followed by those that only later lists have.
 
     Raises:
-        DataError: a list has two classes of one name, so that names cannot say which is meant.
+        DataError: a list has two classes of one name, so names are ambiguous.
     """
     first = lists[0]
     if len(lists) == 1:
@@ -109,7 +109,7 @@ def union_of(lists: Sequence[ClassList]) -> Union:
 
 
 def _keys(one: ClassList) -> list[str]:
-    """The key by which each class is known; all distinct."""
+    """The key that identifies each class; all distinct."""
     keys = [name if identifier == str(place) else identifier for place, (identifier, name) in enumerate(one.classes)]
     if twice := repeated(keys):
         raise DataError(

@@ -1,4 +1,4 @@
-"""Files from elsewhere: tars from web servers, S3-compatible stores and commands, and images of a list of URLs."""
+"""Remote files: tars from web servers, S3-compatible stores and commands, and images from a list of URLs."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class RemoteFiles:
     """Fetches files; pickles without its connections.
 
     Attributes:
-        config: how often, how long, which S3 service.
-        allow_pipe: commands may be run.
+        config: attempts, timeouts, S3 service.
+        allow_pipe: whether commands may be run.
     """
 
     config: RemoteConfig = field(default_factory=RemoteConfig)
@@ -42,30 +42,30 @@ class RemoteFiles:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> RemoteFiles:
-        """From the values of ``OPTIONS``."""
+        """Builds it from the values of ``OPTIONS``."""
         return cls(RemoteConfig(s3_endpoint=args.s3_endpoint, s3_anonymous=args.s3_anonymous), args.allow_pipe)
 
     def check(self, location: Location) -> None:
-        """Refuses a place that is not allowed.
+        """Rejects a location that is not allowed.
 
         Raises:
-            ConfigError: a command, and commands are not allowed. SetupError: a package is missing.
+            ConfigError: it is a command, and commands are not allowed. SetupError: a package is missing.
         """
         if location.kind == "pipe" and not self.allow_pipe:
             raise ConfigError(f"{location} runs a shell command; if you trust it, add --allow-pipe")
         self._transport(location)
 
     def fetch(self, location: Location, name: str, path: Path, *, most_bytes: int | None = None) -> None:
-        """Writes a file to ``path``, which is complete when this returns and absent when it does not.
+        """Fetches a file to ``path``, which is complete if this returns and absent if it raises.
 
         Args:
-            location: where it is.
-            name: of the file there.
-            path: of the file here.
-            most_bytes: a longer answer is given up; None: half of what the disk has room for.
+            location: of the remote file.
+            name: of the remote file.
+            path: of the local file.
+            most_bytes: maximum length of the response; None: half of the free disk space.
 
         Raises:
-            DataError: it is not there, or no try brought all of it. SetupError: it cannot be written here.
+            DataError: it does not exist, or every attempt failed. SetupError: it cannot be written.
         """
         self.check(location)
         transport = self._transport(location)
@@ -98,7 +98,7 @@ class RemoteFiles:
 
 
 class NotDownloaded(OSError):
-    """A file of a list of URLs that could not be had. ``kind`` is one word to count by."""
+    """A file in a list of URLs that could not be downloaded. ``kind`` is one word to count by."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -112,10 +112,10 @@ class Downloads:
     client: HttpClient = field(default_factory=lambda: HttpClient(DOWNLOAD_TIMEOUT_S))
 
     def read(self, url: str) -> bytes:
-        """The bytes behind a URL, asked for up to ``DOWNLOAD_ATTEMPTS`` times with growing pauses.
+        """The content of a URL, requested up to ``DOWNLOAD_ATTEMPTS`` times with increasing pauses.
 
         Raises:
-            NotDownloaded: it is not there, not allowed, too long, or no try brought all of it.
+            NotDownloaded: it does not exist, is not allowed or too long, or every attempt failed.
         """
 
         def attempt() -> bytes:
@@ -132,12 +132,12 @@ class Downloads:
 
 
 def place_of(url: str) -> tuple[Location, str]:
-    """Where the tar of a URL is, and its name there.
+    """The location of the tar of a URL, and its name there.
 
-    A command is that of one shard, as webdataset writes it: ``pipe:ssh store cat /data/train-0001.tar``.
+    A command belongs to one shard, in webdataset's notation: ``pipe:ssh store cat /data/train-0001.tar``.
 
     Raises:
-        ConfigError: no known place, or a command that names no tar.
+        ConfigError: an unknown kind of location, or a command that names no tar.
     """
     if url.startswith(PIPE):
         command = url.removeprefix(PIPE)

@@ -1,9 +1,9 @@
 """The samples of a WebDataset tar: neighbouring members with one key, an image and its label.
 
-Where a sample's label is, its *place*, is ``cls``, ``txt``, or ``json:KEY``. What the label says is read in
-``label_values``, and what all labels mean together in ``label_classes``.
+The location of a sample's label, its *place*, is ``cls``, ``txt``, or ``json:KEY``. ``label_values`` parses the label,
+and ``label_classes`` determines what all labels mean together.
 
-Source: webdataset's naming: the key is the path up to the first dot of the file name, the extension is what follows.
+Source: webdataset's naming: the key is the path up to the first dot of the file name, the extension is the rest.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ MEMBERS, SAMPLES = "tar members", "samples"
 NO_IMAGE, OF_NO_SAMPLE = "no image", "of no sample"
 SEVERAL_IMAGES = "several images (a key ends at the first dot of the file's name)"
 JSON_KEYS = ("labels", "label", "cls", "class_id", "class")
-_META = re.compile(r"__[^/]*__(?:$|/)")  # members that webdataset takes for its own
-CAPTION = "caption"  # a key of KEY.json by which KEY.txt is known to be no class
+_META = re.compile(r"__[^/]*__(?:$|/)")  # members that webdataset reserves
+CAPTION = "caption"  # a key of KEY.json that shows that KEY.txt is not a class
 
 
 @dataclass(frozen=True)
 class LabelPlace:
-    """Where the labels are, as the user says.
+    """The location of the labels, as given by the user.
 
     Attributes:
         name: ``cls``, ``txt``, a key of KEY.json; "": KEY.cls, else one of ``JSON_KEYS``, else KEY.txt.
@@ -46,7 +46,7 @@ class LabelPlace:
 
 
 class Label(NamedTuple):
-    """A label as it is in the tar: where it was, its value, whether a text in it is one by its type."""
+    """A label as stored in the tar: its place, its value, and whether texts in it are typed."""
 
     place: str
     value: Any = None
@@ -57,12 +57,12 @@ NO_LABEL = Label("")
 
 
 class Sample(NamedTuple):
-    """One sample: its key, where its image is, and its label as it is in the tar, or in its place a vector.
+    """One sample: its key, the position of its image, and its label as stored in the tar, or a vector instead.
 
-    Where there is a mask, it is the answer, and labels beside it are left aside.
+    If there is a mask, it is the target, and labels next to it are not used.
 
     Attributes:
-        others: further places of KEY.json that hold a label; beside KEY.cls, those that hold another one.
+        others: further places of KEY.json that hold a label; next to KEY.cls, those with a different one.
     """
 
     key: str
@@ -88,14 +88,14 @@ def samples_of(
     place: LabelPlace | None = None,
     ledger: Ledger | None = None,
 ) -> Iterator[Sample]:
-    """Groups members into samples. Those without one image are left out, which the ledger is told of.
+    """Groups members into samples. Those without exactly one image are left out and recorded in the ledger.
 
     Args:
         members: of one tar, in order.
         read: the bytes of a small member.
         where: the tar's name, for messages.
-        place: where the labels are, if the user names the place.
-        ledger: is told of every sample, and what each member is used as.
+        place: location of the labels, if the user gives it.
+        ledger: records every sample, and what each member is used as.
 
     Raises:
         DataError: a label cannot be read, or the members of a sample are not next to each other.
@@ -146,7 +146,7 @@ def _groups(members: Iterable[Member], where: str, ledger: Ledger) -> Iterator[t
 
 
 def _account(ledger: Ledger, sample: Sample, group: dict[str, Member]) -> None:
-    """Tells the ledger what each member of a sample is used as."""
+    """Records in the ledger what each member of a sample is used as."""
     ledger.used(MEMBERS, "images")
     answer = MASK if sample.mask is not None else "json" if sample.vector else sample.label.place.partition(":")[0]
     if answer:
@@ -191,7 +191,7 @@ def _sample(
 
 
 def _contrary(label: Label, data: bytes) -> tuple[str, ...]:
-    """The places in KEY.json that say something else than KEY.cls; a KEY.json that cannot be read says nothing."""
+    """The places in KEY.json that differ from KEY.cls; a KEY.json that cannot be read is ignored."""
     try:
         labels = _json_labels(_content(data, ""), LabelPlace())
     except DataError:
@@ -224,7 +224,7 @@ def _json_labels(content: dict[str, Any], place: LabelPlace) -> list[Label]:
 
 
 def _vector(content: dict[str, Any], labels: list[Label], place: LabelPlace, where: str) -> tuple[float, ...]:
-    """The numbers of KEY.json, or () where it has none."""
+    """The numbers of KEY.json, or () if it has none."""
     if TARGET_KEY not in content or place.name not in ("", TARGET_KEY):
         return ()
     if labels and not place.name:

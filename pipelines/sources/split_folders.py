@@ -1,7 +1,7 @@
-"""Split folders among the folders of classes: which folder on the way to an image is its split, which its class.
+"""Split folders among class folders: determines which folder in an image's path is its split, and which its class.
 
-A folder is a split where, at one depth, every image has a folder with a split word: ROOT/train/CLASS/…, or
-ROOT/CLASS/train/…. A class that is called ``train`` or ``test_tube`` among other classes stays a class.
+A folder is a split if, at one depth, every image has a folder with a split word: ROOT/train/CLASS/…, or
+ROOT/CLASS/train/…. A class named ``train`` or ``test_tube`` among other classes stays a class.
 
 Source: Hugging Face, "Create an image dataset", ImageFolder: split folders above class folders, classes of all splits.
 Differs: there the last folder is the class; here it is the first one besides the split, as in CLASS/images/….
@@ -35,15 +35,15 @@ class SplitFolders:
     Args:
         paths: of all images, below ``root``.
         root: the folder, as the user named it.
-        how: what decides; see ``splits_of_files``.
+        how: what determines the split; see ``splits_of_files``.
         has_classes: folders are classes, so an image needs one besides its split.
 
     Attributes:
         splits: of each path.
-        folders: of each path, without the split and what is above it where that is the same for all.
-        rule: in words.
-        notes: what was not used.
-        is_default: no name says a split, so all are in train.
+        folders: of each path, without the split and any folders above it that are the same for all.
+        rule: description of how the splits were found.
+        notes: on names that were not used.
+        is_default: no name denotes a split, so all are in train.
 
     Raises:
         DataError: some folders look like splits and some do not, or a split has no class folders.
@@ -73,13 +73,13 @@ class SplitFolders:
         self.notes = contrary_note(self._contrary(all_folders))
 
     def _by_each(self, paths: Sequence[str], all_folders: Sequence[tuple[str, ...]]) -> None:
-        """Each image by its own folders, whatever others have."""
+        """Each image by its own folders, regardless of others."""
         made = splits_of_files([Place(path) for path in paths], "folders", images=True)
         self.splits, self.rule, self.notes = list(made.names), made.rule, made.notes
         self.folders = [_without(folders, deciding_folder(folders)) for folders in all_folders]
 
     def _by_files(self, paths: Sequence[str], all_folders: Sequence[tuple[str, ...]], how: SplitFrom) -> None:
-        """All folders are classes; the files' names decide."""
+        """All folders are classes; the names of the files determine the split."""
         names = [PurePosixPath(path).name for path in paths]
         root = PurePosixPath(os.path.abspath(self._root))
         made = splits_of_files([Place(name, root.name, str(root.parent)) for name in names], how, images=True)
@@ -108,7 +108,7 @@ class SplitFolders:
         return None
 
     def _has_room(self, at_depth: dict[str, list[tuple[str, ...]]], depth: int) -> bool:
-        """Whether a folder for the class is left for every image; a split without one is refused."""
+        """Whether every image still has a folder for its class; rejects a split without class folders."""
         bare = [name for name, rows in at_depth.items() if any(len(folders) == 1 for folders in rows)]
         if not self._has_classes or not bare:
             return True
@@ -123,7 +123,7 @@ class SplitFolders:
     def _refuse_mixture(
         self, says: list[str], silent: list[str], at_depth: dict[str, list[tuple[str, ...]]], depth: int
     ) -> None:
-        """Refuses to guess whether ``extra`` beside ``train`` and ``val`` is a class, or part of a split."""
+        """Rejects an ``extra`` folder next to ``train`` and ``val``, which may be a class or part of a split."""
         exact = [name for name in says if is_split_word(name)]
         above = [name for name in says if all(len(folders) > depth + 1 for folders in at_depth[name])]
         several = any(len({splits_in(name) for name in names}) > 1 for names in (exact, above))

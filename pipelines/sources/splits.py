@@ -1,12 +1,12 @@
-"""Which split a name says: one rule for all sources, the one that Hugging Face documents.
+"""The split that a name denotes: one rule for all sources, the one that Hugging Face documents.
 
 A split word counts anywhere in a name where it is delimited: by its ends, by one of ``-._`` or a space, or by a digit.
 Folders come before file names, the outermost first. Upper and lower case are the same.
 
 Source: Hugging Face Hub, "File names and splits" and "Automatic splits detection": keywords, delimiters, the order of
 the patterns, and ``data/NAME-00000-of-00001`` for splits of other names.
-Differs: where Hugging Face puts one file into two splits, or leaves out a file that says nothing beside others that do,
-this rule takes one split, or train, and notes it; a name with two different splits is refused.
+Differs: where Hugging Face puts one file into two splits, or leaves out a file without a split word next to others with
+one, this rule takes one split, or train, and notes it; a name with two different splits is rejected.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ OPTION = "--split-from"
 _DELIMITER = "-._ 0-9"
 _WORD = re.compile(f"(?<![^{_DELIMITER}])(?:{'|'.join(SPLIT_WORDS)})(?![^{_DELIMITER}])", re.IGNORECASE | re.ASCII)
 _TITLES = "|".join(word.title() for word in (*SPLIT_WORDS, "tests"))
-_JOINED = re.compile(  # a split word that only its case, or a plural's s, sets apart: testSet, cifarTest, tests-0
+_JOINED = re.compile(  # a split word delimited only by its case or a plural s: testSet, cifarTest, tests-0
     f"(?<![A-Za-z])(?:{'|'.join(SPLIT_WORDS)}|{_TITLES})(?=[A-Z])|(?<=[a-z])(?:{_TITLES})(?![a-z])|(?<![A-Za-z])tests(?![A-Za-z])"
 )
-AROUND = "-._ 0123456789"  # what may be around a split word
+AROUND = "-._ 0123456789"  # delimiters of a split word
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
 _SHARDED = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}", re.ASCII)
 _SHARDED_FOLDER = "data"
@@ -51,12 +51,12 @@ _SHOWN = 3
 
 
 def to_split_name(text: str, where: str) -> str:
-    """A split's name as it is written everywhere: train, val or test for their words, else the name itself.
+    """The canonical name of a split: train, val or test for their words, else the name itself.
 
-    Splits are folders of the pack, so this is the one place that decides what they may be called.
+    Splits are folders of the pack, so this is the one place that determines which names are allowed.
 
     Raises:
-        DataError: no name, or one that is not a plain name of a folder.
+        DataError: the name is empty, or is not a plain folder name.
     """
     name = SPLIT_WORDS.get(text.strip().lower(), text.strip())
     if not _NAME.fullmatch(name) or name.endswith("."):
@@ -69,12 +69,12 @@ def to_split_name(text: str, where: str) -> str:
 
 @lru_cache(maxsize=65536)
 def splits_in(name: str) -> tuple[str, ...]:
-    """The splits whose words a name of a file or folder holds, each once."""
+    """The splits whose words occur in the name of a file or folder, each once."""
     return tuple(dict.fromkeys(SPLIT_WORDS[word.lower()] for word in _WORD.findall(name)))
 
 
 def is_split_word(name: str) -> bool:
-    """The name is a split word and nothing else."""
+    """Whether the name is exactly a split word."""
     return name.lower() in SPLIT_WORDS
 
 
@@ -84,7 +84,7 @@ class Place(NamedTuple):
     Attributes:
         below: its path below the folder that the user named.
         root: the name of that folder.
-        above: the path of the folders above it. Neither decides a split; both are looked at for a remark.
+        above: the path of the folders above it. Neither determines a split; both are only used for a note.
     """
 
     below: str
@@ -94,7 +94,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Splits:
-    """The split of each file, the rule in words, what was seen and not used, and whether no name says a split."""
+    """The split of each file, a description of the rule, notes, and whether no name denotes a split."""
 
     names: tuple[str, ...]
     rule: str
@@ -103,19 +103,19 @@ class Splits:
 
 
 def splits_of_files(places: Sequence[Place], how: SplitFrom = "auto", *, images: bool = False) -> Splits:
-    """The split that each file's folders or its name say, in this order; else train.
+    """The split that each file's folders or else its name denote; else train.
 
-    As on Hugging Face, where names count from the top of a repository, the name of the given folder and of those above
-    it decides nothing: ``/scratch/test/photos`` is not a test set.
+    As on Hugging Face, where names are relative to the root of a repository, the names of the given folder and of those
+    above it do not matter: ``/scratch/test/photos`` is not a test set.
 
     Args:
         places: of the files.
-        how: "folders" and "names" look at nothing else, "none" puts all into train.
-        images: the files are images, not shards of them. Their names count only where each of them says a split:
+        how: "folders" and "names" use only those, "none" puts all into train.
+        images: the files are images, not shards of them. Their names count only if each of them denotes a split:
             ``test_tube.jpg`` among others is a picture of a test tube.
 
     Raises:
-        DataError: a name that decides says two splits.
+        DataError: a name that determines the split denotes two.
     """
     readers = _readers(places, how, images=images)
     found = [next((made for reader in readers if (made := reader(place))), None) for place in places]
@@ -144,7 +144,7 @@ def _readers(places: Sequence[Place], how: SplitFrom, *, images: bool) -> Sequen
 
 
 class _Found(NamedTuple):
-    """A split, the kind of name that says it, and that name."""
+    """A split, the kind of name that denotes it, and that name."""
 
     split: str
     by: Literal["sharded", "folder", "name"]
@@ -165,7 +165,7 @@ def _by_folder(place: Place) -> _Found | None:
 
 
 def deciding_folder(folders: Sequence[str]) -> str | None:
-    """The outermost folder that is a split word, else the outermost that holds one."""
+    """The outermost folder that is a split word, else the outermost that contains one."""
     words = [folder for folder in folders if splits_in(folder)]
     return next((folder for folder in words if is_split_word(folder)), words[0] if words else None)
 
@@ -198,7 +198,7 @@ def _in_words(counts: Counter[str], how: str) -> str:
 
 
 def _unsaid(places: Sequence[Place], found: Sequence[_Found | None]) -> tuple[str, ...]:
-    """A note about files that say nothing while others do: Hugging Face would leave them out."""
+    """A note about files without a split while others have one: Hugging Face would leave them out."""
     silent = [place.below for place, made in zip(places, found, strict=True) if made is None]
     if not silent or len(silent) == len(places):
         return ()
@@ -206,7 +206,7 @@ def _unsaid(places: Sequence[Place], found: Sequence[_Found | None]) -> tuple[st
 
 
 def _joined(places: Sequence[Place], found: Sequence[_Found | None]) -> tuple[str, ...]:
-    """A note about files in no split whose names hold the word of one without a delimiter."""
+    """A note about files without a split whose names contain a split word without a delimiter."""
     silent = [place.below for place, made in zip(places, found, strict=True) if made is None]
     near = [below for below in silent if any(not word.lower().startswith(TRAIN) for word in _JOINED.findall(below))]
     if not near:
@@ -219,7 +219,7 @@ def _joined(places: Sequence[Place], found: Sequence[_Found | None]) -> tuple[st
 
 
 def _said_above(places: Sequence[Place]) -> tuple[str, ...]:
-    """A note about the given folder and those above it, where nothing below says a split."""
+    """A note about the given folder and those above it, if nothing below denotes a split."""
     parts = dict.fromkeys(part for place in places for part in (*PurePosixPath(place.above).parts, place.root))
     words = [part for part in parts if is_split_word(part) and SPLIT_WORDS[part.lower()] != TRAIN]
     if not words:
@@ -231,13 +231,13 @@ def _said_above(places: Sequence[Place]) -> tuple[str, ...]:
 
 
 def is_contrary(name: str, split: str) -> bool:
-    """The name holds a split word, but none of this split."""
+    """Whether the name contains a split word, but none of this split."""
     found = splits_in(name)
     return bool(found) and split not in found
 
 
 def contrary_note(names: Sequence[str]) -> tuple[str, ...]:
-    """The note about names that hold a word of another split than the one that was taken; () where there are none."""
+    """The note about names with a word of a split other than the chosen one; () if there are none."""
     if not names:
         return ()
     shown = ", ".join(repr(name) for name in names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

@@ -1,4 +1,4 @@
-"""The list of a source's images as columns: some 70 bytes an image, on the disk where several processes share it.
+"""The list of a source's images as columns: about 70 bytes per image, on disk if several processes share it.
 
 Labels are in CSR form: row i has ``labels[label_starts[i]:label_starts[i + 1]]``. Keys likewise, as UTF-8 bytes. A list
 of vectors has a column ``vectors`` of N · D numbers too, a list with masks the places of those, like the keys.
@@ -100,7 +100,7 @@ class ItemTable:
         return ItemTable(self.columns | {"labels": labels, "label_starts": label_starts}, self.split_names)
 
     def key_hashes(self) -> NDArray[np.uint64]:
-        """A 64-bit hash of every key: what shuffle and hold-out are functions of."""
+        """A 64-bit hash of every key, of which shuffle and hold-out are functions."""
         keys, starts = self.columns["keys"].tobytes(), self.columns["key_starts"].tolist()
         hashes = array("Q")
         for first, last in pairwise(starts):
@@ -109,7 +109,7 @@ class ItemTable:
         return np.array(hashes, dtype=np.uint64)
 
     def check_unique(self, hashes: NDArray[np.uint64]) -> None:
-        """Refuses a key that occurs twice.
+        """Rejects a key that occurs twice.
 
         Raises:
             DataError: names it.
@@ -121,7 +121,7 @@ class ItemTable:
                 raise DataError(f"the source lists {self.key(first)!r} twice; keys must be unique")
 
     def listing(self, hashes: NDArray[np.uint64], classes: Sequence[tuple[str, str]]) -> str:
-        """Digest of what is listed, in whatever order: by it a later run knows that the source has not changed."""
+        """Digest of the items, independent of their order, by which a later run detects a changed source."""
         splits = np.array([seeds.hash64(name) for name in self.split_names], dtype=np.uint64)
         of_split = splits[self.columns["splits"]] if len(splits) else self.columns["splits"]
         rows = seeds.hash64(hashes, self.columns["num_bytes"], of_split, self._label_hashes(), *self._target_bits())
@@ -142,7 +142,7 @@ class ItemTable:
 
     @classmethod
     def of(cls, items: Iterable[Item]) -> ItemTable:
-        """Draws the items once, in constant memory beside the columns; a table is itself."""
+        """Collects the items in one pass, in constant memory besides the columns; returns a table unchanged."""
         if isinstance(items, ItemTable):
             return items
         keys, key_starts, labels, label_starts = bytearray(), array("q", [0]), array("i"), array("q", [0])
@@ -177,7 +177,7 @@ class ItemTable:
         return cls(columns, list(split_names))
 
     def save(self, folder: Path) -> None:
-        """Writes the columns as .npy files; the folder appears complete or not at all."""
+        """Writes the columns as .npy files; the folder is written atomically."""
         temporary = folder.with_name(f"{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -190,7 +190,7 @@ class ItemTable:
 
     @classmethod
     def load(cls, folder: Path) -> ItemTable:
-        """Maps what ``save`` wrote, so that the processes of a machine share it."""
+        """Memory-maps the files of ``save``, so that the processes of a machine share them."""
         present = [name for name in _OPTIONAL_DTYPES if (folder / f"{name}.npy").exists()]
         columns = {name: _load_column(folder / f"{name}.npy") for name in [*_DTYPES, *present]}
         return cls(columns, json.loads((folder / SPLITS_FILE).read_bytes()))
@@ -204,7 +204,7 @@ def _load_column(path: Path) -> NDArray[Any]:
 
 
 class Rows(Sequence[Item]):
-    """Some rows of a table as a sequence of items; only those that are looked at are made."""
+    """Some rows of a table as a lazy sequence of items."""
 
     def __init__(self, table: ItemTable, rows: NDArray[np.int64]) -> None:
         self.table, self.rows = table, rows

@@ -1,4 +1,4 @@
-"""Tars that are read at random: where their members are, and ranges of bytes from open files."""
+"""Random access to tars: the positions of their members, and ranges of bytes from open files."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Member(NamedTuple):
 def members_of(path: Path, ledger: Ledger | None = None) -> Iterator[Member]:
     """Every file in a tar in order; only headers are read.
 
-    Links inside the tar give the bytes of the file that they lead to. Of tars that were put together with ``cat`` all
-    members are given, where other readers stop at the first end.
+    Links inside the tar resolve to the bytes of their target. Tars that were concatenated with ``cat`` are read
+    completely, where other readers stop at the first end.
 
     Args:
         path: the tar.
-        ledger: is told of every member; those that are given are the caller's to account for.
+        ledger: records every member; the caller accounts for those that are returned.
 
     Raises:
         DataError: compressed, truncated, or no tar.
@@ -85,19 +85,19 @@ def _refuse_compressed(file: IO[bytes], name: str) -> None:
 
 
 def _hidden(name: str) -> str:
-    """Why a member is never looked at; "": it is. Folders may begin with a dot, as readers see what is in them."""
+    """Why a member is always ignored; "": it is not. Folders may begin with a dot, since readers see their content."""
     return MAC_FORK if "__MACOSX" in name.split("/") else hidden_reason(posixpath.basename(name))
 
 
 def _headers(file: IO[bytes], name: str, ledger: Ledger) -> Iterator[tarfile.TarInfo]:
-    """The header of every member, also behind an end in the middle."""
+    """The header of every member, including those after an end marker in the middle."""
     end, start = file.seek(0, os.SEEK_END), 0
     try:
         while True:
             file.seek(start)
             with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
                 for member in tar:
-                    tar.members.clear()  # tarfile remembers all that it saw  # pyright: ignore
+                    tar.members.clear()  # tarfile remembers all members  # pyright: ignore
                     if member.isreg() and not member.issparse() and member.offset_data + member.size > end:
                         raise DataError(f"{name} is truncated: its member {shown(member.name)} ends behind its end")
                     yield member
@@ -113,10 +113,10 @@ def _headers(file: IO[bytes], name: str, ledger: Ledger) -> Iterator[tarfile.Tar
 
 
 def _after_the_end(file: IO[bytes], offset: int, end: int, name: str) -> int:
-    """The first byte behind the zeros that end a tar.
+    """The first byte after the zeros that end a tar.
 
     Raises:
-        DataError: there are none. tarfile takes an unreadable header, and no more bytes, for the end.
+        DataError: there are none. tarfile treats an unreadable header, or a lack of bytes, as the end.
     """
     file.seek(offset)
     if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
@@ -141,14 +141,14 @@ def _is_header(file: IO[bytes], offset: int) -> bool:
 
 
 class _Links:
-    """Follows links inside a tar; its files are only looked up once there is a link."""
+    """Resolves links inside a tar; its files are only indexed if there is a link."""
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._file, self._name = file, name
         self._files: dict[str, Member | str] | None = None
 
     def target(self, link: tarfile.TarInfo) -> Member | None:
-        """The file that a link leads to, if that is in the tar too."""
+        """The file that a link leads to, if it is also in the tar."""
         if self._files is None:
             place = self._file.tell()
             self._files = dict(self._entries())
@@ -161,7 +161,7 @@ class _Links:
         return found if isinstance(found, Member) else None
 
     def _entries(self) -> Iterator[tuple[str, Member | str]]:
-        """(name, the file, or the name of what a link leads to) of every member."""
+        """(name, the file, or the name of a link's target) of every member."""
         for header in _headers(self._file, self._name, Ledger()):
             name = posixpath.normpath(header.name)
             if header.isreg() and not header.issparse():
@@ -171,13 +171,13 @@ class _Links:
 
 
 def _leads_to(link: tarfile.TarInfo) -> str:
-    """The name of a link's target: a hard link's counts from the top, a symbolic one's from where the link is."""
+    """The name of a link's target: relative to the root for a hard link, to the link for a symbolic one."""
     folder = "" if link.islnk() else posixpath.dirname(link.name)
     return posixpath.normpath(posixpath.join(folder, link.linkname))
 
 
 class Section:
-    """A part of an open file that reads like a file of its own."""
+    """A part of an open file that reads like a separate file."""
 
     def __init__(self, file: IO[bytes], offset: int, size: int) -> None:
         self._file, self._offset, self._size, self._place = file, offset, size, 0
@@ -232,5 +232,5 @@ class RangeReader:
         return {"_open": OrderedDict()}
 
     def __del__(self) -> None:
-        if os is not None:  # the interpreter may be on its way out
+        if os is not None:  # the interpreter may be shutting down
             self.close()

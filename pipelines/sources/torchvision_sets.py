@@ -31,7 +31,7 @@ SPLITS: dict[str, dict[str, str]] = {
     "StanfordCars": {"train": "train", "test": "test"},
     "SVHN": {"train": "train", "test": "test"},
 }
-KEYS_ARE_FILES = ("ImageNet",)  # by whose file names other labels, such as ReaL's, are listed
+KEYS_ARE_FILES = ("ImageNet",)  # other labels, such as ReaL's, are listed by its file names
 FILE_LISTS = ("_image_files", "_images", "_samples", "samples")
 LABEL_LISTS = ("_labels", "targets", "labels")
 
@@ -39,11 +39,11 @@ LABEL_LISTS = ("_labels", "targets", "labels")
 class TorchvisionSource(Source):
     """A data set by the name of its class, such as CIFAR10 or OxfordIIITPet.
 
-    Image files are packed as they are; what the class keeps as arrays becomes PNG.
+    Image files are packed unchanged; images that the class keeps as arrays become PNG.
 
     Args:
         dataset: name of a class of ``torchvision.datasets``.
-        root: where its files are or go; None: a cache in the home folder.
+        root: folder of its files, or to download them to; None: a cache in the home folder.
     """
 
     def __init__(self, dataset: str, root: Path | None = None) -> None:
@@ -70,10 +70,10 @@ class TorchvisionSource(Source):
                 yield Item(named, (label,), size, ours, part, row)
 
     def _add_classes(self, data: Any, labels: list[int]) -> None:
-        """The classes of one part, each at the place of its number; a number without a name is its own."""
+        """The classes of one part, indexed by their number; a number without a name is its own name."""
         named, numbers = _classes(data), sorted(set(labels))
         highest, places = max(numbers, default=-1), range(len(named))
-        is_part = 0 < len(named) <= highest  # such as some of the pets: torchvision names the classes that are there
+        is_part = 0 < len(named) <= highest  # such as some of the pets: torchvision names only the classes that occur
         if is_part and len(named) != len(numbers):
             raise DataError(
                 f"torchvision.datasets.{self.dataset} names {len(named)} classes, but a label is {highest}: its files "
@@ -188,6 +188,6 @@ def _files(data: Any) -> list[Path]:
 
 
 def _pixel_bytes(data: Any) -> int:
-    """A bound of the size of one image's PNG, where all are kept in one array."""
+    """An upper bound of the size of one image's PNG, if all images are kept in one array."""
     shape = getattr(getattr(data, "data", None), "shape", None)
     return math.prod(shape[1:]) if shape is not None else UNKNOWN_NUM_BYTES

@@ -1,4 +1,4 @@
-"""Vectors in place of labels, such as the targets of a regression: how they are read, their mean and deviation."""
+"""Vectors instead of labels, such as the targets of a regression: parsing, mean and deviation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def to_vector(value: Any, where: str) -> tuple[float, ...]:
     """A number or a list of numbers as a vector.
 
     Raises:
-        DataError: it is something else, is empty, or a number is not finite.
+        DataError: it is neither, is empty, or a number is not finite.
     """
     try:
         values = value if isinstance(value, (list, tuple)) else [value]
@@ -34,14 +34,14 @@ def to_vector(value: Any, where: str) -> tuple[float, ...]:
 
 
 class VectorLength:
-    """Checks that all vectors of a source have one length."""
+    """Checks that all vectors of a source have the same length."""
 
     def __init__(self) -> None:
         self._length: int | None = None
 
     @property
     def length(self) -> int:
-        """Of each; 0 where no sample has any."""
+        """The length of each; 0 if no sample has a vector."""
         return self._length or 0
 
     def check(self, vector: tuple[float, ...], where: str) -> tuple[float, ...]:
@@ -61,7 +61,7 @@ class VectorLength:
 
     @property
     def classes(self) -> list[tuple[str, str]]:
-        """(id, name) of the numbers where they have no names."""
+        """(id, name) of the numbers if they have no names."""
         return [(str(index), str(index)) for index in range(self.length)]
 
 
@@ -80,7 +80,7 @@ class Moments:
         return np.sqrt(self._squares / max(self._count, 1))
 
     def merge(self, other: Moments) -> None:
-        """Adds the rows that another has seen."""
+        """Adds the rows of another instance."""
         self._take(other._count, other.mean, other._squares)
 
     def add(self, rows: NDArray[np.float64]) -> None:

@@ -1,10 +1,10 @@
-"""A task of VTAB-1k in the common folder form: images, and four lists that say which image is in which split.
+"""A task of VTAB-1k in the common folder form: images, and four lists that assign images to splits.
 
 FOLDER/train800.txt   val200.txt   train800val200.txt   test.txt     a line: path below FOLDER, blank, class number
 
 Source: Zhai et al., "A Large-scale Study of Representation Learning with the Visual Task Adaptation Benchmark"
 (1910.04867), section 2: 1,000 training images, of which 200 may choose settings. Its lists follow TensorFlow Datasets'
-order, so they cannot be made again from the raw data sets; the folders that are passed around carry them.
+order, so they cannot be recreated from the raw data sets; the folders in circulation contain them.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class VtabSource(Source):
         return Line(name.strip(), int(label))
 
     def _check_union(self, found: dict[str, list[Line]]) -> None:
-        """Whether train800val200 is train800 and val200: by path, or where it has copies, by the images' bytes."""
+        """Whether train800val200 is train800 and val200: by path, or if it has copies, by the images' bytes."""
         both, one = found["train800"] + found["val200"], found["train800val200"]
         if Counter(both) == Counter(one):
             return

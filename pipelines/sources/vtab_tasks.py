@@ -1,4 +1,4 @@
-"""The 19 tasks of VTAB-1k: what a result must have been measured on to be called that."""
+"""The 19 tasks of VTAB-1k: the data on which a result must have been measured to count as one."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ TASKS: dict[str, Task] = {
 
 
 def task_of(data: Mapping[str, Any]) -> str | None:
-    """The task that a result claims to be of: its training set is packed from the lists of one. None: it is not.
+    """The task that a result claims to be for: its training set is packed from the lists of one; None: it claims none.
 
     Args:
-        data: what the result says of its sets, by name (``data_record.record_of``).
+        data: the result's record of its sets, by name (``data_record.record_of``).
     """
     train = data.get("train", {})
     return train["name"] if train.get("name") in TASKS and train.get("lists") else None
 
 
 def why_not(task: str, data: Mapping[str, Any], metric: str) -> Iterator[str]:
-    """Everything for which a result of a task is not one of VTAB-1k.
+    """All reasons why a result on a task does not count for VTAB-1k.
 
     Args:
         task: of TASKS.

@@ -1,4 +1,4 @@
-"""Existing WebDataset shards, to be packed again: shuffled, with other labels, or several sets as one.
+"""Existing WebDataset shards, to be repacked: shuffled, with other labels, or several sets as one.
 
 Local tars are read at random in place. Remote ones are fetched once into the pack's working folder.
 """
@@ -38,11 +38,11 @@ class WebDatasetSource(Source):
     """Samples of tars. Labels are numbers or names; those of sets that have a classes.csv are its classes.
 
     Sets with different classes are merged by class id or name; the key of a sample is ``SHARD/KEY``, or
-    ``FOLDER/SHARD/KEY`` where shards of two folders have one name.
+    ``FOLDER/SHARD/KEY`` if shards of two folders have the same name.
 
     Args:
         patterns: tars, folders, URLs, or patterns with braces and wildcards.
-        how: how labels and splits are read; the list of classes is that of shards without a classes.csv.
+        how: how labels and splits are read; the list of classes applies to shards without a classes.csv.
         remote: fetches remote shards.
     """
 
@@ -60,7 +60,7 @@ class WebDatasetSource(Source):
             self.remote.check(place_of(url)[0])
         self.name = how.name or _name_of(self.urls[0])
         self.origin, self.licence = f"shards {' '.join(patterns)}", NOT_STATED
-        self.multi_label = True  # known when all labels are read, like target; see items
+        self.multi_label = True  # known after all labels have been read, like target; see items
         self.classes: list[tuple[str, str]] = []
         self.notes = [*self._splits.notes, *compressed_note(self._beside)]
         self._place, self._given = LabelPlace(how.label_column, how.encoding), how.class_list()
@@ -70,7 +70,7 @@ class WebDatasetSource(Source):
         self._prefix = distinct_names([_address(url) for url in self.urls])
 
     def fingerprint(self) -> str:
-        """See ``Source.fingerprint``; "" where shards are remote."""
+        """See ``Source.fingerprint``; "" if shards are remote."""
         if self.units():
             return ""
         folders = dict.fromkeys(Path(url).parent for url in self.urls)
@@ -85,18 +85,18 @@ class WebDatasetSource(Source):
         self._folder = folder
 
     def prepare(self, unit: str, folder: Path) -> None:
-        """Fetches one shard, and the list of classes beside it where there is one."""
+        """Fetches one shard, and the list of classes next to it if there is one."""
         target = folder / _local_name(unit)
         temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
         location, name = place_of(unit)
         self.remote.fetch(location, name, temporary)
         _refuse_web_page(temporary, location.url(name))
         listed = folder / _list_name(unit)
-        if location.kind != "pipe" and not listed.exists():  # a command is of one shard
+        if location.kind != "pipe" and not listed.exists():  # a command belongs to one shard
             part = listed.with_name(f"{listed.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
             try:
                 self.remote.fetch(location, CLASSES_FILE, part)
-            except Refused:  # an empty file: there is none, or it may not be read
+            except Refused:  # an empty file: there is no list, or it may not be read
                 part.write_bytes(b"")
             part.rename(listed)
         temporary.rename(target)
@@ -130,7 +130,7 @@ class WebDatasetSource(Source):
         return relabel(table, change)
 
     def _provisional(self, labels: LabelCollector, seen: _Seen) -> Iterator[Item]:
-        """All samples, with the codes of their labels in place of classes."""
+        """All samples, with provisional label codes instead of classes."""
         for part, url in enumerate(self.urls):
             path = self._path(part)
             labels.begin(self._classes_of(part))
@@ -169,10 +169,10 @@ class WebDatasetSource(Source):
         return self._reader.read(self._path(item.part), offset, size)
 
     def _numbers(self, vectors: VectorLength) -> list[tuple[str, str]]:
-        """The names of the numbers, where the sets have them.
+        """The names of the vectors' numbers, if the sets have them.
 
         Raises:
-            DataError: two sets call them differently.
+            DataError: two sets use different names.
         """
         known = [one for one in map(self._classes_of, range(len(self.urls))) if one is not None]
         named = [one for one in known if len(one.classes) == vectors.length]
@@ -184,7 +184,7 @@ class WebDatasetSource(Source):
         return list(named[0].classes) if named else vectors.classes
 
     def _classes_of_masks(self) -> list[tuple[str, str]]:
-        """Of the first set, whose numbers all masks then have."""
+        """The classes of the first set, whose numbers all masks then use."""
         first, *others = [self._classes_of(part) for part in range(len(self.urls))]
         if first is None or any(other != first for other in others):
             what = "have different classes" if first else "say nowhere what the classes of their masks are"
@@ -202,7 +202,7 @@ class WebDatasetSource(Source):
         return self._folder / _local_name(url)
 
     def _classes_of(self, part: int) -> ClassList | None:
-        """The classes in the file beside a shard, else those that are given."""
+        """The classes in the file next to a shard, else the given ones."""
         url = self.urls[part]
         if is_remote(url):
             assert self._folder is not None
@@ -217,7 +217,7 @@ class WebDatasetSource(Source):
 
 
 class _Seen:
-    """Counts over the samples of all shards, and checks that their labels are in one place."""
+    """Counts over the samples of all shards, and a check that their labels are in the same place."""
 
     def __init__(self) -> None:
         self.vectors = VectorLength()
@@ -226,10 +226,10 @@ class _Seen:
         self._others: dict[str, str] = {}
 
     def add(self, sample: Sample, folder: Path, where: str) -> None:
-        """Looks at one sample.
+        """Examines one sample.
 
         Raises:
-            DataError: its label is in another place than those before it, or its vector has another length.
+            DataError: its label is in a different place than before, or its vector has a different length.
         """
         self.num_samples += 1
         self.num_masks += sample.mask is not None
@@ -247,12 +247,12 @@ class _Seen:
             self._others.setdefault(other, place)
 
     def notes(self) -> list[str]:
-        """Where else labels might be."""
+        """Other places where labels might be."""
         return [others_note(place, other) for other, place in self._others.items()]
 
 
 def _name_of(url: str) -> str:
-    """The last folder on the way to a shard."""
+    """The last folder in the path of a shard."""
     if not is_remote(url):
         return Path(url).resolve().parent.name
     location = place_of(url)[0]
@@ -268,13 +268,13 @@ def _address(url: str) -> str:
 
 
 def _list_name(url: str) -> str:
-    """Name of the copy of the list of classes that is beside a remote shard."""
+    """File name of the local copy of the list of classes of a remote shard."""
     name = str(place_of(url)[0])
     return hashlib.blake2b(to_bytes(name), digest_size=12).hexdigest() + ".classes.csv"
 
 
 def _refuse_web_page(path: Path, url: str) -> None:
-    """Some servers answer with a page, such as a login, and say that all is well."""
+    """Some servers respond with a web page, such as a login, and a success status."""
     with open(path, "rb") as file:
         head = file.read(512)
     if head.lstrip()[:1] == b"<" and b"\0" not in head:
