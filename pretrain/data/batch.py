@@ -1,6 +1,6 @@
 """One micro-batch on the host, as a data process makes it.
 
-Legend: b images in the micro-batch · H, W pixels · M labels per sample at most · D numbers of a vector.
+Legend: b images in the micro-batch · H, W pixels · M largest number of labels of a sample · D numbers of a vector.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ NO_SLOT = -1
 
 @dataclass
 class Batch:
-    """Images with what is known about them.
+    """Images and their targets.
 
     Attributes:
         images: uint8 (b, 3, H, W); normalised on the device by ``pretrain.data.on_device.device.to_model_input``.
         labels: int64 (b, M), padded with -1.
-        sample_ids: int64 (b,), numbers in the set's canonical order.
-        slots: int64 (b,), number of each draw in the global stream; -1 in evaluation.
+        sample_ids: int64 (b,), positions in the set's canonical order.
+        slots: int64 (b,), position of each draw in the global stream; -1 in evaluation.
         valid: bool (b,), True = a real image that counts, False = padding.
-        targets: what a set has in place of labels: vectors, float32 (b, D), or masks, uint8 (b, H, W) with 255
-            where a pixel has no class; None where it has labels.
+        targets: targets other than labels: vectors, float32 (b, D), or masks, uint8 (b, H, W), with 255 for pixels
+            without a class; None for a set with labels.
         faults: samples that could not be used while this batch was made.
-        block: in the data process that makes the batch, the memory that the images are in; None: memory of their own.
+        block: in the data process that makes the batch, the shared memory of the images; None: ordinary memory.
     """
 
     images: Tensor
@@ -47,7 +47,7 @@ class Batch:
         return self.images.shape[0]
 
     def digest(self) -> int:
-        """Order-free checksum of the (sample, slot) pairs: equal global batches have equal sums over the ranks."""
+        """Order-independent checksum of the (sample, slot) pairs: equal global batches have equal sums over ranks."""
         return int((seeds.hash64(self.sample_ids.numpy(), self.slots.numpy()) >> 32).sum())
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
@@ -56,7 +56,7 @@ class Batch:
         return replace(self, **moved)
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, from which a copy to the device runs beside the computation."""
+        """The same batch in page-locked memory, so that its copy to the device can overlap with computation."""
         return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -64,7 +64,7 @@ class Batch:
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def __getstate__(self) -> dict[str, Any]:
-        """For the way to the rank: PyTorch would send a file descriptor, by a connection, for every small tensor."""
+        """Used to send a batch to the rank: PyTorch would send a file descriptor for every small tensor."""
         small = {name: tensor.numpy() for name, tensor in self._tensors().items() if name != "images"}
         images = self.images if self.block is None else (self.block, tuple(self.images.shape))
         return {**small, "images": images, "faults": self.faults}

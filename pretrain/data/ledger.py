@@ -1,8 +1,8 @@
-"""Where everything went: N found = M used + each loss by its reason, for every kind of thing that a stage looks at.
+"""Accounts for every item that a stage looks at, per kind: N found = M used + the losses by reason.
 
-Whoever walks over something tells the ledger of each thing three times: that it was *found* (before anything is decided
-about it), and later that it was *used*, and as what, or *lost*, and why. The counts meet only if nothing was forgotten
-on the way, which ``check`` demands. Kinds are told in the plural, such as "tar members".
+The code that visits items reports each of them twice: as *found* (before any decision about it), and later either as
+*used*, and for which purpose, or as *lost*, and why. The counts only add up if no item was forgotten, which ``check``
+verifies. Kinds are given in the plural, such as "tar members".
 
     61 directory entries = 42 images + 9 folders + 10 left out:
            7  hidden: a/.DS_Store, a/.hidden.jpg, b/.DS_Store, …
@@ -25,25 +25,25 @@ MOST_EXAMPLES = 3
 
 @dataclass
 class Lost:
-    """What was left out for one reason: how many, and the first few by name."""
+    """Items left out for one reason: their number, and the names of the first few."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
 
     def add(self, count: int, *examples: str) -> None:
-        """Counts more of them."""
+        """Adds to the count."""
         self.count += count
         self.examples += [one for one in examples if one][: MOST_EXAMPLES - len(self.examples)]
 
 
 @dataclass
 class Account:
-    """One kind of thing.
+    """The counts of one kind of item.
 
     Attributes:
-        found: how many there are.
-        used: as what → how many.
-        lost: reason → what was left out.
+        found: number of items.
+        used: purpose → number.
+        lost: reason → items left out.
     """
 
     found: int = 0
@@ -52,25 +52,25 @@ class Account:
 
     @property
     def num_used(self) -> int:
-        """Those that are used as anything."""
+        """Number of items used for any purpose."""
         return sum(self.used.values())
 
     @property
     def num_lost(self) -> int:
-        """Those that are left out for any reason."""
+        """Number of items left out for any reason."""
         return sum(lost.count for lost in self.lost.values())
 
     @property
     def adds_up(self) -> bool:
-        """Every one that was found is accounted for once."""
+        """Whether every item found is accounted for exactly once."""
         return self.found == self.num_used + self.num_lost
 
 
 class Ledger:
-    """The accounts of a stage, in the order in which their kinds were met.
+    """The accounts of a stage, in the order in which their kinds were first seen.
 
     Args:
-        accounts: kind → account, as a card has them.
+        accounts: kind → account, as stored in a card.
     """
 
     def __init__(self, accounts: Mapping[str, Account] | None = None) -> None:
@@ -80,22 +80,22 @@ class Ledger:
         return bool(self.accounts)
 
     def found(self, kind: str, count: int = 1) -> None:
-        """Counts what is there, before it is decided what becomes of it."""
+        """Counts found items, before any decision about them."""
         self._account(kind).found += count
 
     def used(self, kind: str, what: str, count: int = 1) -> None:
-        """Counts what is used, and as what."""
+        """Counts used items, by purpose."""
         if count:
             used = self._account(kind).used
             used[what] = used.get(what, 0) + count
 
     def lost(self, kind: str, reason: str, *examples: str, count: int = 1) -> None:
-        """Counts what is left out, and why; ``examples`` are names of it as they are."""
+        """Counts items left out, by reason; ``examples`` are their unescaped names."""
         if count:
             self._account(kind).lost.setdefault(reason, Lost()).add(count, *map(shown, examples))
 
     def merge(self, other: Ledger) -> None:
-        """Adds what another task or shard counted."""
+        """Adds the counts of another task or shard."""
         for kind, theirs in other.accounts.items():
             mine = self._account(kind)
             mine.found += theirs.found
@@ -105,21 +105,21 @@ class Ledger:
                 mine.lost.setdefault(reason, Lost()).add(lost.count, *lost.examples)
 
     def check(self, where: object) -> None:
-        """Demands that every account adds up.
+        """Verifies that every account adds up.
 
         Raises:
-            DataError: one does not; names it with its figures.
+            DataError: one does not; gives its kind and counts.
         """
         for kind, account in self.accounts.items():
             if not account.adds_up:
                 raise DataError(
                     f"{where}: the ledger does not add up: {account.found:,} {kind} were found, but "
                     f"{account.num_used:,} used and {account.num_lost:,} left out. Did they change meanwhile? Run it "
-                    "again; if it says the same, this program has lost some of them: please report it"
+                    "again; if this error occurs again, this program has lost some of them: please report it"
                 )
 
     def lines(self) -> list[str]:
-        """The ledger for people."""
+        """The ledger as lines of text."""
         return [line for kind, account in self.accounts.items() for line in _lines(kind, account)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class Ledger:
 
     @classmethod
     def of_dict(cls, content: Mapping[str, Any]) -> Ledger:
-        """Reads what ``to_dict`` gave."""
+        """The inverse of ``to_dict``."""
         ledger = cls()
         for kind, account in content.items():
             lost = {reason: Lost(**entry) for reason, entry in account["lost"].items()}

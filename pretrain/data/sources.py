@@ -1,4 +1,4 @@
-"""Config → the sets that a run reads: opened, compared with the config and with each other, ready to draw from."""
+"""Opens the sets of a config, and compares them with the config and with each other."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Source:
     """A set that the training draws from.
 
     Attributes:
-        config: what the config says of it.
+        config: its section of the config.
         packed: the set.
-        selection: which of its samples.
-        first_sample_id: number of its first sample among those of all sources.
+        selection: the samples that are drawn.
+        first_sample_id: id of its first sample, counted over all sources.
     """
 
     config: SourceConfig
@@ -47,7 +47,7 @@ class Source:
 
 
 def lanes_of(experiment: Experiment) -> int:
-    """The number of lanes of an experiment: ``resolve_lanes`` for its batch and its smallest set."""
+    """The number of lanes of an experiment, from ``resolve_lanes`` with its batch size and its smallest set."""
     return resolve_lanes(experiment.global_batch_size, experiment.data.lanes, experiment.data.smallest_source)
 
 
@@ -55,7 +55,7 @@ def open_sources(config: Experiment) -> tuple[Source, ...]:
     """The sets that the training draws from.
 
     Raises:
-        DataError: a set is damaged, is not what the config says, or has other classes than the first one.
+        DataError: a set is damaged, does not match the config, or has other classes than the first one.
         ConfigError, SetupError: as ``open_packed``.
     """
     sources: list[Source] = []
@@ -77,10 +77,10 @@ def open_sources(config: Experiment) -> tuple[Source, ...]:
 
 
 def check_target(packed: PackedSet, wanted: Target | None, setting: str) -> None:
-    """Whether the samples carry what a setting needs; None: it takes any.
+    """Checks that the samples have the kind of target that a setting needs (None: any).
 
     Raises:
-        DataError: they carry something else, or masks that show one class alone.
+        DataError: they have another kind, or masks that show only one class.
     """
     found = packed.table.target
     if wanted not in (None, found):
@@ -91,17 +91,17 @@ def check_target(packed: PackedSet, wanted: Target | None, setting: str) -> None
     counts = packed.card.class_counts
     if found == "mask" and len(counts) > 1 and sum(count > 0 for count in counts) < 2:
         raise DataError(
-            f"{packed.location}: {CARD_FILE} says that its masks show {sum(count > 0 for count in counts)} of "
+            f"{packed.location}: according to {CARD_FILE}, its masks show {sum(count > 0 for count in counts)} of "
             f"{len(counts)} classes, from which nothing can be learnt. An earlier version read masks of 1 bit as 0 and "
             "255, and 255 is not a class: pack the set again"
         )
 
 
 def select(packed: PackedSet, source: SourceConfig) -> Selection:
-    """Which samples of a set the config chooses.
+    """The samples of a set that the config selects.
 
     Raises:
-        DataError: the drop list cannot be read, or is not of this set.
+        DataError: the drop list cannot be read, or belongs to another set.
     """
     table, count = packed.table, None if source.subset is None else source.drawn_samples
     if source.drop_list is None:
@@ -116,11 +116,11 @@ def load_drop_list(path: str | Path, table: ShardTable, open_records: Callable[[
 
     Args:
         path: the file.
-        table: the set that it speaks of.
-        open_records: shard number → its records; called for the shards in the list only.
+        table: the set that it refers to.
+        open_records: shard number → its records; only called for shards in the list.
 
     Raises:
-        DataError: the file cannot be read, a line is no such object, or names a sample that the set does not have.
+        DataError: the file cannot be read, or a line is malformed or names a sample that the set does not have.
     """
     numbers = {row.name: index for index, row in enumerate(table.rows)}
     wanted: dict[int, dict[str, int]] = {}
@@ -199,7 +199,7 @@ def mix(sources: Sequence[Source], config: Experiment, lanes: int) -> Mixture:
 
 
 def sources_digest(sources: Sequence[Source], mixture: Mixture) -> str:
-    """Names what the stream draws from; for one whole set it is the digest of its table."""
+    """Digest of the sets that the stream draws from; for a single complete set, the digest of its table."""
     if len(sources) == 1 and sources[0].selection.is_all:
         return sources[0].packed.table.digest
     rows = [[source.packed.table.digest, source.selection.digest] for source in sources]
@@ -207,17 +207,17 @@ def sources_digest(sources: Sequence[Source], mixture: Mixture) -> str:
 
 
 def check_cache(sources: Sequence[Source], config: Experiment, lanes: int, *, world: int, local_world: int) -> None:
-    """Whether the node's cache can hold what its lanes shuffle: two windows of each.
+    """Checks that the node's cache can hold two shuffle windows of each of its lanes.
 
     Args:
-        sources: what is drawn from.
+        sources: the training sets.
         config: the experiment.
         lanes: L.
         world: R.
         local_world: ranks of this node.
 
     Raises:
-        ConfigError: it cannot; says how many bytes would do, and which window.
+        ConfigError: it cannot; gives the size that would suffice, and the window that would fit.
     """
     cap, window = config.cluster.cache.max_bytes, config.data.shuffle_window
     needed, fixed = [needed_bytes(sources, config, lanes, world, local_world, size) for size in (window, 0)]
@@ -233,7 +233,7 @@ def check_cache(sources: Sequence[Source], config: Experiment, lanes: int, *, wo
 def needed_bytes(
     sources: Sequence[Source], config: Experiment, lanes: int, world: int, local_world: int, window: int
 ) -> int:
-    """Bytes that a node's lanes have in use at a time, over all remote sources."""
+    """Bytes that a node's lanes use at the same time, over all remote sources."""
     total, num_lanes = 0, node_lanes(lanes, world, local_world)
     for source in sources:
         if not source.packed.location.is_remote:
@@ -256,9 +256,9 @@ def _expect(packed: PackedSet, key: str, found: int, wanted: int, num_dropped: i
     if found != wanted:
         name = key.rpartition(".")[2]
         less = f" less the {num_dropped} of the drop list" if num_dropped else ""
-        says = f"the card says {name} {found + num_dropped}{less}"
+        says = f"the card has {name} {found + num_dropped}{less}"
         raise DataError(
-            f"{packed.location}: {says}, the config says {key} {wanted}. Set {key}: {found}, or "
+            f"{packed.location}: {says}, but the config has {key} {wanted}. Set {key}: {found}, or "
             f"{key.rpartition('.')[0]}.shards to the set that was meant"
         )
 

@@ -29,7 +29,7 @@ def test_a_killed_data_process_costs_no_batch(tmp_path: Path, capfd: pytest.Capt
     assert len(received) == len(wanted)
     for ours, theirs in zip(received, wanted, strict=True):
         assert torch.equal(ours.sample_ids, theirs.sample_ids) and torch.equal(ours.images, theirs.images)
-    assert "died; new ones go on from the same batch" in capfd.readouterr().err
+    assert "died; new ones continue from the same batch" in capfd.readouterr().err
 
 
 class Deadly:

@@ -1,8 +1,8 @@
-"""Fetches what a rank will read before it is needed: the order is known, so nothing is guessed.
+"""Fetches chunks before a rank reads them. The order is known, so nothing is guessed.
 
-A lane draws from one shuffle window at a time, at random inside it. All chunks of the current window are fetched at
-once; those of the next one are spread over the time that the current one lasts. The data processes of a rank share the
-chunks among them, and the node's cache sees to it that a chunk that several want comes once.
+A lane draws from one shuffle window at a time, in random order. All chunks of the current window are fetched
+immediately; the fetches of the next window are spread over the duration of the current one. The data processes of a
+rank divide the chunks among themselves, and the node's cache ensures that each chunk is fetched only once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Chunk = tuple[int, str, int]  # set, shard, chunk
 
 @dataclass
 class _Plan:
-    """The chunks of one window, and how many of them were handed to the threads."""
+    """The chunks of one window, and how many of them were passed to the threads."""
 
     chunks: list[Chunk]
     num_asked: int = 0
@@ -37,11 +37,11 @@ class FetchAhead:
 
     Args:
         order: the sample at each position.
-        readers: of each set, for this object alone; those of a remote store are fetched ahead.
+        readers: of each set, not used elsewhere; only remote sets are fetched ahead.
         rank: this rank.
-        world: of so many.
+        world: number of ranks.
         share: (i, n): this process fetches every n-th chunk from the i-th on.
-        num_threads: requests at a time.
+        num_threads: number of concurrent requests.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class FetchAhead:
             thread.start()
 
     def at(self, position: int, sample_ids: NDArray[np.int64]) -> None:
-        """Says that the stream has come to ``position`` and that these samples are read now; returns at once."""
+        """Reports that the stream is at ``position`` and reads these samples next; returns immediately."""
         with self._wanted:
             self._wish = (position, sample_ids)
             self._wanted.notify_all()
 
     def close(self) -> None:
-        """Ends the threads after the request that each is in."""
+        """Stops the threads after their current requests."""
         with self._wanted:
             self._closed = True
             self._queue.clear()
@@ -93,11 +93,11 @@ class FetchAhead:
             try:
                 self._hurry(planned[1])
                 self._plan(planned[0])
-            except UserError:  # whoever reads that sample will meet it too, and can say which one it is
+            except UserError:  # the reader of the sample will get the same error, and can name the sample
                 continue
 
     def _hurry(self, sample_ids: NDArray[np.int64]) -> None:
-        """Puts what is read now before everything else, so that a cold start does not wait for one chunk at a time."""
+        """Moves the chunks that are read now to the front, so that a cold start does not fetch them one by one."""
         for part, reader in enumerate(self._readers):
             store, first = reader.store, self._order.parts[part].first_sample_id
             mine = np.unique(sample_ids[(sample_ids >= first) & (sample_ids < first + reader.table.num_samples)])
@@ -127,7 +127,7 @@ class FetchAhead:
         return self._plans[key]
 
     def _ask(self, plan: _Plan, share: float) -> None:
-        """Hands the first ``share`` of a window's chunks to the threads, those that they do not have yet."""
+        """Passes the first ``share`` of a window's chunks to the threads, except those passed before."""
         stop = math.ceil(len(plan.chunks) * share)
         if stop > plan.num_asked:
             with self._wanted:
@@ -151,7 +151,7 @@ class FetchAhead:
 
 
 def chunks_of(reader: ShardReader, part: int, sample_ids: NDArray[np.int64]) -> Iterator[Chunk]:
-    """The chunks that hold these samples, shard by shard in the order of their bytes; each once.
+    """The chunks that contain these samples, shard by shard in byte order, without repetition.
 
     Args:
         reader: of the set, over a remote store.

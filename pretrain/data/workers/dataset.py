@@ -1,6 +1,6 @@
-"""What a data process does: makes one micro-batch from its place in the order. Imported by every data process.
+"""Makes micro-batches from their positions in the order. Every data process imports this module.
 
-Legend: b images in the micro-batch · M labels per sample at most · H, W pixels.
+Legend: b images in the micro-batch · M largest number of labels of a sample · H, W pixels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NO_SAMPLE = -1
 
 
 class Share(NamedTuple):
-    """What goes to rank ``rank`` of ``world``, of every global batch or of an evaluation set, in micro-batches of b."""
+    """The share of rank ``rank`` of ``world``, of a global batch or an evaluation set, in micro-batches of b."""
 
     rank: int
     world: int
@@ -38,21 +38,21 @@ class Share(NamedTuple):
 
 
 class Failure:
-    """A user's error on its way out of a data process: raised there, it would arrive wrapped in a stack trace."""
+    """Carries a user's error out of a data process; raised there, it would arrive wrapped in a stack trace."""
 
     def __init__(self, error: UserError) -> None:
         self.error = error
 
 
 class TrainDataset(Dataset[Any]):
-    """(position, first) → the micro-batch of this rank that begins at its ``first`` sample of that global batch.
+    """(position, first) → this rank's micro-batch, from its ``first`` sample of the global batch at ``position`` on.
 
     Args:
         reader: of the training sets.
-        order: which sample stands where.
+        order: position → samples.
         transform: bytes → pixels.
-        share: what this rank takes of it.
-        fetch_threads: requests at a time for what will be read next; acts on sets that lie elsewhere.
+        share: of this rank.
+        fetch_threads: concurrent requests for samples that will be read next; only for remote sets.
     """
 
     # many: all that a data process needs, since only this object is sent to it
@@ -100,13 +100,13 @@ class TrainDataset(Dataset[Any]):
         return batch
 
     def _replace(self, batch: Batch, row: int, sample_id: int, bad: BadSample, numbers: NDArray[np.float64]) -> None:
-        """Puts the next good sample of the shard in the place of a bad one."""
+        """Replaces a bad sample by the next good one of the shard."""
         sample, view, fault = self.reader.neighbour(sample_id, bad, lambda sample: self.transform.pair(sample, numbers))
         fill_row(batch, row, sample, view)
         batch.faults.append(fault)
 
     def close(self) -> None:
-        """Ends what fetches ahead in this process."""
+        """Stops fetching ahead in this process."""
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
@@ -131,14 +131,14 @@ class TrainDataset(Dataset[Any]):
 
 
 class EvalDataset(Dataset[Any]):
-    """Number of a batch → the samples at rank, rank + world, … of those evaluated; the last ones are padding.
+    """Batch number → this rank's evaluated samples (rank, rank + world, …); the last batch may have padding.
 
     Args:
         table: the set.
         transform: bytes → pixels.
-        share: what this rank takes of it.
-        sample_ids: the samples that are evaluated; None: all.
-        store: where the bytes come from; None: the table's own folder.
+        share: of this rank.
+        sample_ids: the samples to evaluate; None: all.
+        store: reads the tars; None: from the table's folder.
     """
 
     # many: all that a data process needs, since only this object is sent to it
@@ -158,7 +158,7 @@ class EvalDataset(Dataset[Any]):
         self.reader = ShardReader(table, store)
 
     def __len__(self) -> int:
-        """Batches, the same number on every rank."""
+        """Number of batches, the same on every rank."""
         per_rank = -(-self.num_samples // self.world)
         return -(-per_rank // self.micro_batch_size)
 
@@ -177,7 +177,7 @@ class EvalDataset(Dataset[Any]):
             sample_id = place if self.sample_ids is None else int(self.sample_ids[place])
             try:
                 fill_row(batch, row, *self.reader.read_decoded(sample_id, self.transform.pair))
-            except BadSample as bad:  # another image in its place would count twice
+            except BadSample as bad:  # a replacement would be counted twice
                 batch.faults.append(self.reader.fault(sample_id, bad))
         batch.images[~batch.valid] = 0
         return batch
@@ -186,8 +186,8 @@ class EvalDataset(Dataset[Any]):
 def empty_batch(size: int, transform: TrainTransform | EvalTransform, max_labels: int, table: ShardTable) -> Batch:
     """A batch in which every row is padding, for samples of a set like ``table``; its images are not initialised.
 
-    In a data process they lie in memory that the rank sees too. Elsewhere the whole batch would be copied there once it
-    is made, and mapping new memory costs more than a copy.
+    In a data process, the images are in memory shared with the rank. Otherwise the entire batch would be copied into
+    shared memory once it is made, and mapping new memory costs more than a copy.
     """
     shape, block = (size, transform.height, transform.width, 3), None
     if get_worker_info() is not None:
@@ -223,8 +223,8 @@ def _fill_target(targets: torch.Tensor, row: int, sample: Sample, view: View) ->
 
 
 def fill_row(batch: Batch, row: int, sample: Sample, view: View) -> None:
-    """Puts one sample into its row."""
-    batch.images.numpy()[row] = view.pixels.transpose(2, 0, 1)  # both are channels last: one copy of a block
+    """Writes one sample into its row."""
+    batch.images.numpy()[row] = view.pixels.transpose(2, 0, 1)  # both are channels-last, so this copies one block
     batch.labels.numpy()[row] = PADDING_LABEL
     batch.labels.numpy()[row, : len(sample.labels)] = sample.labels
     batch.sample_ids.numpy()[row] = sample.sample_id
@@ -234,15 +234,15 @@ def fill_row(batch: Batch, row: int, sample: Sample, view: View) -> None:
 
 
 def read_samples(reader: MixedReader, sample_ids: Sequence[int], transform: EvalTransform) -> tuple[Batch, list[str]]:
-    """These samples, each bad one replaced as in training; a sample that has no replacement gets no row.
+    """Reads samples, replacing bad ones as in training; a sample without a replacement gets no row.
 
     Args:
         reader: of the training sets.
-        sample_ids: in the order of the rows.
+        sample_ids: in row order.
         transform: bytes → pixels.
 
     Returns:
-        The batch, all of whose rows are real images, and what could not be read, in words.
+        The batch, in which all rows are real images, and descriptions of the samples that could not be read.
     """
     batch = empty_batch(len(sample_ids), transform, reader.max_labels, reader.table)
     problems: list[str] = []
@@ -257,7 +257,7 @@ def read_samples(reader: MixedReader, sample_ids: Sequence[int], transform: Eval
                 problems.append(f"shard {fault.shard}, member {fault.member}: {bad}; its neighbour takes its place")
         except DataError as error:
             problems.append(str(error))
-            if not isinstance(error.__cause__, BadSample):  # a set that cannot be reached is not asked for every row
+            if not isinstance(error.__cause__, BadSample):  # if the set cannot be reached, do not try every row
                 break
             continue
         fill_row(batch, filled, sample, view)

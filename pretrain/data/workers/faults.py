@@ -1,7 +1,7 @@
-"""Samples that could not be used: counted by shard and reason, written down, and a limit to them.
+"""Counts unusable samples by shard and reason, logs them to a file, and limits their number.
 
 A bad sample is replaced by the next good one of its shard, so the stream continues with the same number of samples on
-every rank. Too many bad samples mean that the set or the storage is broken, and the run stops.
+every rank. Too many bad samples indicate a broken set or broken storage, and stop the run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pretrain.names import printable, shown, tell
 
 @dataclass(frozen=True)
 class Fault:
-    """One sample that could not be used, and the sample that took its place (-1: none, in evaluation)."""
+    """One unusable sample, and the sample that replaced it (-1: none, in evaluation)."""
 
     sample_id: int
     replaced_by: int
@@ -33,11 +33,11 @@ class Fault:
 
 
 class FaultLog:
-    """Counts the distinct bad samples that this rank has met.
+    """Counts the distinct bad samples of this rank.
 
     Args:
         num_samples: samples of the set.
-        max_rate: the largest share of the set that may be bad.
+        max_rate: the largest allowed fraction of bad samples.
         path: file that gets one JSON line per bad sample; None: not written.
 
     Attributes:
@@ -59,10 +59,10 @@ class FaultLog:
         return len(self._seen)
 
     def add(self, faults: Iterable[Fault]) -> None:
-        """Counts new faults, writes them down, and stops above the limit.
+        """Counts and logs new faults, and checks the limit.
 
         Raises:
-            DataError: more than ``max_rate`` of the set's samples were bad; names the last one.
+            DataError: more than ``max_rate`` of the set's samples are bad; names the last one.
         """
         for fault in faults:
             if fault.sample_id in self._seen:
@@ -74,15 +74,15 @@ class FaultLog:
                 raise DataError(self._message(fault))
 
     def summary(self) -> str:
-        """The counts in one line, the most frequent first."""
+        """The counts in one line, most frequent first."""
         return ", ".join(f"{shown(shard)} {kind} × {count}" for (shard, kind), count in self.counts.most_common(8))
 
     def _write(self, fault: Fault) -> None:
         if self._journal is None:
             return
         names = {"shard": shown(fault.shard), "member": shown(fault.member), "detail": printable(fault.detail)}
-        with contextlib.suppress(OSError):  # the journal says so
-            disk.current.make_folder(self._journal.path.parent)  # not those above it: a run folder may have vanished
+        with contextlib.suppress(OSError):  # the journal reports the error
+            disk.current.make_folder(self._journal.path.parent)  # not its parents: the run folder may be gone
         failure = self._journal.add(json.dumps(asdict(fault) | names))
         if failure is not None and not self._is_told:
             tell(f"warning: {self.path} cannot be written: {failure}; the sample still counts", file=sys.stderr)

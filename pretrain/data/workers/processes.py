@@ -1,4 +1,4 @@
-"""The loader: micro-batches in their order, from data processes that no signal and no crash leaves behind."""
+"""The loader: micro-batches in order, from data processes that never outlive the rank, whatever ends it."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _with_processes: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def loader(dataset: Dataset[Any], places: Any, *, num_workers: int, prefetch_factor: int) -> Generator[Any, None, None]:
-    """``dataset[place]`` for each place, in order, made by ``num_workers`` processes (0: by this one).
+    """Yields ``dataset[place]`` for each place, in order, from ``num_workers`` processes (0: from this one).
 
-    Close it (``contextlib.closing``) to end the processes at once.
+    Close it (``contextlib.closing``) to end the processes immediately.
     """
     common: dict[str, Any] = {
         "sampler": places,
         "batch_size": None,
         "pin_memory": torch.cuda.is_available(),
-        "generator": torch.Generator(),  # of its own: the global generator's state is not the loader's to advance
+        "generator": torch.Generator(),  # a separate one, so that the loader does not advance the global generator
     }
     if num_workers == 0:
         yield from DataLoader(dataset, **common)
@@ -63,10 +63,10 @@ def loader(dataset: Dataset[Any], places: Any, *, num_workers: int, prefetch_fac
 
 
 def _say_deaths(dead: list[int], times: int, error: Exception) -> None:
-    """A process that was killed takes nothing with it: what it had not delivered is a function of the place.
+    """Reports killed processes. Nothing is lost: the batches that they did not deliver are made again.
 
     Raises:
-        DataError: they keep dying before they deliver anything.
+        DataError: processes keep dying before they deliver anything.
     """
     names = ", ".join(map(str, dead))
     if times > MAX_DEATHS_IN_A_ROW:
@@ -74,14 +74,14 @@ def _say_deaths(dead: list[int], times: int, error: Exception) -> None:
             f"data processes died {times} times without delivering a batch (last: {names}; {error}): if the kernel "
             "killed them for memory (dmesg), lower cluster.num_workers or cluster.prefetch_factor"
         ) from None
-    tell(f"data process {names} died; new ones go on from the same batch", file=sys.stderr, flush=True)
+    tell(f"data process {names} died; new ones continue from the same batch", file=sys.stderr, flush=True)
 
 
 def _start_surely(dataset: Dataset[Any], common: dict[str, Any], num_workers: int, prefetch_factor: int) -> Any:
-    """Starts the data processes, from a new fork server where the old one was killed meanwhile.
+    """Starts the data processes, with a new fork server if the old one was killed.
 
     Raises:
-        DataError: that keeps happening.
+        DataError: the fork server keeps dying.
     """
     deaths = 0
     while True:
@@ -99,7 +99,7 @@ def _start_surely(dataset: Dataset[Any], common: dict[str, Any], num_workers: in
 
 
 def _abandon(error: BaseException) -> None:
-    """Ends the processes of a loader that could not start all of them; its own clean-up expects that it could."""
+    """Ends the processes of a loader that failed to start all of them, since its own clean-up expects all."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         made = frame.f_locals.get("self")
         if isinstance(made, _MultiProcessingDataLoaderIter):
@@ -122,30 +122,30 @@ def _start_processes(dataset: Dataset[Any], common: dict[str, Any], num_workers:
         made = iter(several)
     _with_processes.add(made)
     atexit.unregister(_close_all)
-    atexit.register(_close_all)  # after PyTorch's own, so before them: those wait 5 s for each process
+    atexit.register(_close_all)  # registered after PyTorch's handlers, so it runs first: they wait 5 s per process
     return made
 
 
 def _close_all() -> None:
-    """Ends the processes of loaders that a dying rank has left open."""
+    """Ends the processes of loaders that are still open when the rank exits."""
     for made in list(_with_processes):
         made._shutdown_workers()
 
 
 def _start(rank_pid: int, worker: int) -> None:
-    """The first thing that a data process does."""
+    """Runs first in every data process."""
     become_helper(rank_pid)
     take_row(worker + 1)
     import cv2
 
-    gc.freeze()  # what is imported stays; the collector need not walk through it again and again
+    gc.freeze()  # imported objects stay, so the collector need not traverse them again and again
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
 
 @contextmanager
 def _light_main() -> Iterator[None]:
-    """Hides the main module: a new process would import the launch script, and with it all that the rank has."""
+    """Hides the main module, since a new process would import the launch script and everything that it imports."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:

@@ -23,15 +23,15 @@ from pretrain.errors import BadSample, DataError
 
 MAX_OPEN_RECORDS = 256
 MAX_NEIGHBOURS = 16
-MAX_FETCHES = 3  # of bytes that do not have their checksum
+MAX_FETCHES = 3  # attempts to fetch bytes whose checksum is wrong
 Decoded = TypeVar("Decoded")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The encoded bytes of one image and what belongs to it: labels, a vector of numbers, or an encoded mask.
+    """The encoded bytes of one image and its target: labels, a vector of numbers, or an encoded mask.
 
-    ``num_classes`` are those of its set, which a mask must not go beyond.
+    ``num_classes`` is the number of classes of its set, to which the numbers in a mask are limited.
     """
 
     sample_id: int
@@ -43,7 +43,7 @@ class Sample:
 
 
 class Place(NamedTuple):
-    """Where the bytes of one image are, and their CRC-32."""
+    """The location of one image's bytes, and their CRC-32."""
 
     shard: str
     offset: int
@@ -52,11 +52,11 @@ class Place(NamedTuple):
 
 
 class ShardReader:
-    """Reads samples of one split; belongs to one process.
+    """Reads samples of one split; used by one process.
 
     Args:
         table: the split's shards.
-        store: where the bytes come from; None: the table's own folder.
+        store: reads the tars; None: from the table's folder.
         selection: the samples that may replace a bad one; None: all.
     """
 
@@ -67,10 +67,10 @@ class ShardReader:
         self._records: OpenFiles[Records] = OpenFiles(MAX_OPEN_RECORDS)
 
     def read(self, sample_id: int) -> Sample:
-        """One sample, its length and checksum verified.
+        """One sample, with its length and checksum verified.
 
         Raises:
-            BadSample: the bytes are not there or not those that were packed.
+            BadSample: the bytes are missing, or differ from those that were packed.
             DataError: the shard or its record file is missing or stale.
         """
         shard, record = self.record(sample_id)
@@ -79,9 +79,9 @@ class ShardReader:
         return Sample(sample_id, data, record.labels, record.vector, mask, self.table.num_classes)
 
     def read_at(self, sample_id: int, place: Place) -> bytes:
-        """The bytes of a sample whose place is known, as ``read``."""
+        """The bytes of a sample with a known place; raises as ``read``."""
         shard, offset, size, packed_crc = place
-        for attempt in range(1, MAX_FETCHES + 1):  # noqa: B007, it is told below
+        for attempt in range(1, MAX_FETCHES + 1):  # noqa: B007, used below
             try:
                 data = self.store.read(shard, offset, size)
             except Unreachable as error:
@@ -89,17 +89,17 @@ class ShardReader:
             crc = zlib.crc32(data)
             if crc == packed_crc:
                 return data
-            if not self.store.forget(shard, offset, size):  # also the last time: it must not be kept
+            if not self.store.forget(shard, offset, size):  # also the last time: wrong bytes must not stay cached
                 break
         fetched = f" in each of {attempt} fetches" if attempt > 1 else ""
         raise BadSample("crc", f"CRC-32 {crc:08x}{fetched}, packed as {packed_crc:08x}")
 
     def places(self, sample_ids: NDArray[np.int64], max_labels: int) -> tuple[list[Place], NDArray[np.int64]]:
-        """What the index says about several samples at once, which costs little more than about one.
+        """The places and labels of several samples, at little more than the cost of one.
 
         Args:
             sample_ids: (b,)
-            max_labels: M, at least as many as a sample has.
+            max_labels: M, at least the labels of any sample.
 
         Returns:
             The places, and the labels, int64 (b, M), padded.
@@ -119,16 +119,16 @@ class ShardReader:
         return places, labels
 
     def record(self, sample_id: int) -> tuple[str, Record]:
-        """The name of a sample's shard, and what the index says about the sample."""
+        """The name of a sample's shard, and the sample's record in the index."""
         shards, records = self.table.locate(sample_id)
         return self.table.rows[int(shards)].name, self._open(int(shards))[int(records)]
 
     def spans(self, shard: int, records: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """First byte, and end, of some images of a shard; all int64 (b,)."""
+        """First byte and end of some images of a shard; all int64 (b,)."""
         return self._open(shard).spans(records)
 
     def read_decoded(self, sample_id: int, decode: Callable[[Sample], Decoded]) -> tuple[Sample, Decoded]:
-        """One sample and what ``decode`` makes of it.
+        """One sample and the result of ``decode``.
 
         Raises:
             BadSample: as ``read``, or raised by ``decode``.
@@ -139,10 +139,10 @@ class ShardReader:
     def read_or_neighbour(
         self, sample_id: int, decode: Callable[[Sample], Decoded]
     ) -> tuple[Sample, Decoded, list[Fault]]:
-        """One sample, or the next good one of its shard where it is bad: the same one on every rank and in every run.
+        """One sample or, if it is bad, the next good one of its shard; the same one on every rank and in every run.
 
         Raises:
-            BadSample: none of the next ones is good either.
+            BadSample: none of the next samples is good either.
         """
         try:
             return *self.read_decoded(sample_id, decode), []
@@ -153,10 +153,10 @@ class ShardReader:
     def neighbour(
         self, sample_id: int, bad: BadSample, decode: Callable[[Sample], Decoded]
     ) -> tuple[Sample, Decoded, Fault]:
-        """The next good sample of the shard in place of one that is bad: ``bad`` says why.
+        """The next good sample of the shard, which replaces a bad one; ``bad`` is the reason.
 
         Raises:
-            BadSample: ``bad``; none of the next ones is good either.
+            BadSample: ``bad``; none of the next samples is good either.
         """
         for neighbour in self.selection.neighbours(sample_id, MAX_NEIGHBOURS):
             try:
@@ -167,25 +167,25 @@ class ShardReader:
         raise bad
 
     def fault(self, sample_id: int, bad: BadSample, *, replaced_by: int = -1) -> Fault:
-        """The record of a sample that could not be used."""
+        """The record of an unusable sample."""
         shard, record = self.record(sample_id)
         return Fault(sample_id, replaced_by, shard, f"{record.member} ({record.source})", bad.kind, bad.detail)
 
     def _open(self, shard: int) -> Records:
         records = self._records.get(shard, lambda: self.table.open_records(shard))
-        if not records.is_current():  # written over while it was mapped: it must still be what the table says
+        if not records.is_current():  # overwritten while it was mapped: check again that it matches the table
             self._records.drop(shard)
             records = self._records.get(shard, lambda: self.table.open_records(shard))
         return records
 
 
 class MixedReader:
-    """Readers of several sets as one, whose sample ids count on from set to set.
+    """Combines the readers of several sets; sample ids are numbered consecutively across the sets.
 
     Args:
         readers: of the sets.
-        first_sample_ids: of each.
-        folders: where each is, for messages.
+        first_sample_ids: of each set.
+        folders: the location of each set, for messages.
     """
 
     def __init__(self, readers: Sequence[ShardReader], first_sample_ids: Sequence[int], folders: Sequence[str]) -> None:
@@ -193,16 +193,16 @@ class MixedReader:
 
     @property
     def table(self) -> ShardTable:
-        """The first set's; all have targets of one kind and as many classes."""
+        """The first set's table; all sets have the same kind of target and number of classes."""
         return self.readers[0].table
 
     @property
     def max_labels(self) -> int:
-        """The most labels that one sample has."""
+        """The largest number of labels of a sample."""
         return max(reader.table.max_labels for reader in self.readers)
 
     def places(self, sample_ids: NDArray[np.int64]) -> tuple[list[Place], NDArray[np.int64]]:
-        """As ``ShardReader.places``, with as many labels as any sample of the sets has."""
+        """Like ``ShardReader.places``, with ``max_labels`` over all sets."""
         if len(self.readers) == 1:
             return self.readers[0].places(sample_ids - self.first_sample_ids[0], self.max_labels)
         places: list[Any] = [None] * len(sample_ids)
@@ -217,22 +217,22 @@ class MixedReader:
         return places, labels
 
     def read_at(self, sample_id: int, place: Place) -> bytes:
-        """As ``ShardReader.read_at``."""
+        """Like ``ShardReader.read_at``."""
         index, first = self._of(sample_id)
         return self.readers[index].read_at(sample_id - first, place)
 
     def read(self, sample_id: int) -> Sample:
-        """As ``ShardReader.read``."""
+        """Like ``ShardReader.read``."""
         index, first = self._of(sample_id)
         return replace(self.readers[index].read(sample_id - first), sample_id=sample_id)
 
     def neighbour(
         self, sample_id: int, bad: BadSample, decode: Callable[[Sample], Decoded]
     ) -> tuple[Sample, Decoded, Fault]:
-        """As ``ShardReader.neighbour``.
+        """Like ``ShardReader.neighbour``.
 
         Raises:
-            DataError: the next ones cannot be used either.
+            DataError: the next samples cannot be used either.
         """
         index, first = self._of(sample_id)
         reader = self.readers[index]

@@ -1,6 +1,6 @@
-"""How helper processes start and behave: quick to come, deaf to stop signals, and never left over.
+"""Helper processes: they start quickly, ignore stop signals, and never outlive their parent.
 
-Nothing here imports torch, so that packers use it too, and the fork server can be started before torch is imported.
+This module does not import torch, so that packers can use it and the fork server can start before torch is imported.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _POLL_S = 1.0
 
 
 def fork_server() -> BaseContext:
-    """The start method of data processes: forked from a small process that has imported PyTorch and nothing else.
+    """The start method of data processes: they are forked from a small process that has only imported PyTorch.
 
-    A fork of the rank itself would copy its CUDA context, its collectives' threads and whatever locks these hold at
-    that moment; a fresh interpreter would import PyTorch for every process. The first call starts the server, which
-    imports PyTorch while the rank continues: call it early.
+    A fork of the rank itself would copy its CUDA context, the threads of its collectives, and any locks that these
+    hold; a fresh interpreter would import PyTorch for every process. The first call starts the server, which imports
+    PyTorch while the rank continues, so call it early.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    multiprocessing.resource_tracker.ensure_running()  # its own start ends with the signals unblocked, so: beforehand
+    multiprocessing.resource_tracker.ensure_running()  # starting it unblocks the signals, so start it first
     with signals_blocked():
         multiprocessing.forkserver.ensure_running()
     return context
@@ -39,9 +39,9 @@ def fork_server() -> BaseContext:
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Processes that start in here are born with the stop signals blocked; the rank gets its own ones afterwards."""
+    """Processes started inside start with the stop signals blocked; the rank receives its own signals afterwards."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # the main thread takes the signals, and a mask of this thread would not hold them off
+        yield  # the main thread receives the signals, and a mask of this thread would not block them
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
     try:
@@ -51,25 +51,24 @@ def signals_blocked() -> Iterator[None]:
 
 
 def become_helper(parent: int) -> None:
-    """Leaves the stop signals to the parent, and ends with it. The first thing that a helper process does.
+    """Ignores the stop signals, and ends this process when its parent ends. Runs first in every helper process.
 
-    A rank that was told to stop finishes its step with the batches that are under way, so nobody but the rank ends its
-    helpers.
+    A rank that was told to stop finishes its step with the batches in progress, so only the rank ends its helpers.
 
     Args:
-        parent: process id of the rank, or of whoever needs this process. A fork server may come between the two, so
-            the usual signal at a parent's death would come from the wrong one.
+        parent: process id of the rank, or of another process that uses this one. A fork server may be in between, so
+            the usual signal at a parent's death would refer to the wrong process.
     """
-    _ignore_signals(except_from=parent)  # first: threads that exist already would still take them
+    _ignore_signals(except_from=parent)  # first, since existing threads would still receive them
     _end_with(parent)
 
 
 def _ignore_signals(*, except_from: int) -> None:
-    """SIGTERM from the parent still ends the process: a Python that exits terminates its helpers and waits for them."""
+    """SIGTERM from the parent still ends the process, since Python terminates its helpers and joins them at exit."""
     for number in IGNORED_SIGNALS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):  # no Linux
+    if not hasattr(signal, "sigwaitinfo"):  # not Linux
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -87,7 +86,7 @@ def _end_with(pid: int) -> None:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         os._exit(1)
-    except (AttributeError, OSError):  # no Linux, or a kernel before 5.3
+    except (AttributeError, OSError):  # not Linux, or a kernel before 5.3
         descriptor = None
     threading.Thread(target=_wait_and_exit, args=(pid, descriptor), name="end-with-parent", daemon=True).start()
 

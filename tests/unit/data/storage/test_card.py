@@ -69,7 +69,7 @@ def test_a_card_that_cannot_be_trusted_is_refused(folder, damage, message):
 @pytest.mark.parametrize(("key", "value"), [("num_samples", 10), ("num_classes", 8)])
 def test_a_config_for_another_set_is_refused(folder, key, value):
     config = experiment(folder, 9, **{f"data__{key}": value})
-    message = rf"the card says {key} \d, the config says data.{key} {value}\. Set data.{key}"
+    message = rf"the card has {key} \d, but the config has data.{key} {value}\. Set data.{key}"
     with pytest.raises(DataError, match=message):
         open_sources(config)
 
