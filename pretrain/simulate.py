@@ -1,7 +1,7 @@
 """Estimates what one rank of an N-GPU job would hold, send and read, without the GPUs.
 
-The numbers are those of ``pretrain.sharding``; tests/distributed/test_simulate.py compares them with measured ones at
-2 and 4 ranks.
+The numbers come from ``pretrain.sharding``; tests/distributed/test_simulate.py compares them with measurements on 2 and
+4 ranks.
 
 Legend: R ranks · P parameters.
 """
@@ -34,13 +34,13 @@ class Simulation:
     """One rank of a job.
 
     Attributes:
-        world, rank: which.
+        world, rank: number of ranks, and the simulated one.
         num_parameters: P, of the unsharded model.
         micro_batch_size, accumulation_steps: how this rank's share of the batch is divided.
-        memory: what it holds.
-        traffic: what it exchanges per optimiser step.
+        memory: memory held by the rank.
+        traffic: collectives per optimiser step.
         lanes: the first and last lane that this rank draws from.
-        batches: for the first steps, the first sample ids of this rank; None: not known without shards.
+        batches: for the first steps, the first sample ids of this rank; None: unknown without shards.
     """
 
     world: int
@@ -54,7 +54,7 @@ class Simulation:
     batches: tuple[tuple[int, ...], ...] | None
 
     def lines(self, shards: Sequence[str]) -> list[str]:
-        """The report; ``shards`` names the places where the data was looked for."""
+        """Formats the report; ``shards`` names the locations searched for data."""
         first, last = self.lanes
         lines = [
             f"rank {self.rank} of {self.world}, estimated",
@@ -84,11 +84,11 @@ def simulate(resolved: Resolved, world: int, rank: int, *, backend: str) -> Simu
     Args:
         resolved: the loaded config; its cluster.num_devices is ignored.
         world: R.
-        rank: which of them.
+        rank: the simulated rank.
         backend: deepspeed or accelerate.
 
     Raises:
-        ConfigError: R ranks cannot share the batch (the message lists valid world sizes), there is no such rank, or
+        ConfigError: R ranks cannot share the batch (the message lists valid world sizes), the rank does not exist, or
             ``check`` refuses the experiment.
         DataError: as ``check``.
     """

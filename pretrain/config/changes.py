@@ -33,7 +33,7 @@ UNDECISIVE_KEYS = (
     "cluster",
     "sweep",
 )
-# These decide which sample a position of the stream is, so that no run can change them on the way.
+# These decide which sample is at a position of the stream, so a run cannot change them once started.
 STREAM_KEYS = ("seed", "data.num_samples", "data.lanes", "data.shuffle_window", "data.subset", "data.mixture")
 COOLDOWN_KEYS = ("duration", "optim.schedule.cooldown")  # resume.cooldown sets these in a fork
 NOT_SET = "(not set)"

@@ -12,7 +12,7 @@ from pretrain.errors import PeerError
 
 
 def is_distributed() -> bool:
-    """True where a process group exists."""
+    """True if a process group exists."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -66,7 +66,7 @@ def gather_objects(value: Any) -> list[Any]:
 def raise_together(error: BaseException | None, *, doing: str) -> None:
     """Raises on every rank if any rank failed, so that no rank waits for one that has left.
 
-    Collective: yes. The failing rank raises its own error, the others one that names rank and cause.
+    Collective: yes. The failing rank raises its own error; the others raise one that names the rank and the cause.
     """
     failures = gather_objects(None if error is None else f"{type(error).__name__}: {error}")
     if error is not None:
@@ -77,7 +77,7 @@ def raise_together(error: BaseException | None, *, doing: str) -> None:
 
 
 def barrier() -> None:
-    """Waits until every rank is here. Collective: yes."""
+    """Waits until every rank has reached this call. Collective: yes."""
     if is_distributed():
         dist.barrier()
 

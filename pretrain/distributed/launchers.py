@@ -1,8 +1,8 @@
-"""How this process was started: the launchers above it, the words that were typed, and the installed packages.
+"""How this process was started: its launchers, the command line and the installed packages.
 
-When a launcher is gone, nothing is left to end the rank: it must stop itself. A launcher that is killed (kill -9,
-memory) leaves its ranks behind, which would keep running without a terminal or a job. A process is known by its id and
-the kernel's tick at which it started, so neither a reused id nor a changed wall clock is mistaken for an end.
+When a launcher is killed (kill -9, out of memory), its ranks would keep running without a terminal or a job, so each
+rank must notice and stop on its own. A process is identified by its id and its start time in kernel ticks, so neither a
+reused id nor a changed wall clock is mistaken for the end of the launcher.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MODULES = frozenset(
 
 @dataclass(frozen=True)
 class Launcher:
-    """One of them: its name, its process id and when it started, in the kernel's ticks since boot."""
+    """A launcher: its name, its process id and its start time in kernel ticks since boot."""
 
     name: str
     pid: int
@@ -41,7 +41,7 @@ class Launcher:
 
     @property
     def is_gone(self) -> bool:
-        """Whether it has ended, also where nobody has taken notice of its end yet."""
+        """Whether it has ended, including as a zombie that nobody has reaped yet."""
         return self.started is None or start_of(self.pid) != self.started
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class Launcher:
 
 
 def launchers(env: Mapping[str, str] | None = None) -> list[Launcher]:
-    """Every launcher above this process, and the stage that started it; empty where a user did."""
+    """Every launcher above this process, and the stage that started it; empty if a user started it directly."""
     env = os.environ if env is None else env
     found = []
     for process in psutil.Process().parents():
@@ -62,7 +62,7 @@ def launchers(env: Mapping[str, str] | None = None) -> list[Launcher]:
 
 
 def launcher_name(words: list[str]) -> str | None:
-    """The launcher that these words run, or None: ``python -m torch.distributed.run``, ``/venv/bin/deepspeed``, …"""
+    """The launcher in a command line, or None: ``python -m torch.distributed.run``, ``/venv/bin/deepspeed``, …"""
     first = words[:5]
     for place, word in enumerate(first):
         if word == "-m" and place + 1 < len(first) and first[place + 1] in _MODULES:
@@ -73,7 +73,7 @@ def launcher_name(words: list[str]) -> str | None:
 
 
 def start_of(pid: int) -> str | None:
-    """When a process started; None: there is none, or it has ended and only its entry is left."""
+    """The start time of a process; None: it does not exist or is a zombie."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -87,7 +87,7 @@ def start_of(pid: int) -> str | None:
 
 
 def invocation() -> list[str]:
-    """The words of the command that started this process, from the launcher on if there is one."""
+    """The command line that started this process, from its launcher on if there is one."""
     script = Path(sys.argv[0]).name
     for words in reversed([_words_of(parent) for parent in psutil.Process().parents()]):  # the outermost first
         typed = from_launcher(words)
@@ -97,7 +97,7 @@ def invocation() -> list[str]:
 
 
 def from_launcher(words: Sequence[str]) -> list[str]:
-    """The command from the launcher's name on; empty where there is none. ``[python, /venv/bin/deepspeed, …]`` has."""
+    """The command from the launcher's name on, as in ``[python, /venv/bin/deepspeed, …]``; empty if there is none."""
     for place, word in enumerate(words[:3]):
         if Path(word).name in LAUNCHERS:
             return [Path(word).name, *words[place + 1 :]]
@@ -105,12 +105,12 @@ def from_launcher(words: Sequence[str]) -> list[str]:
 
 
 def without_rank(words: Iterable[str]) -> list[str]:
-    """The words without what a launcher adds for each rank."""
+    """The command line without the arguments that a launcher adds for each rank."""
     return [word for word in words if not word.startswith(ADDED_BY_LAUNCHERS)]
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of those packages that are installed."""
+    """Package → version, for the packages that are installed."""
     found = {}
     for package in packages:
         try:
@@ -123,5 +123,5 @@ def installed(packages: Iterable[str]) -> dict[str, str]:
 def _words_of(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
-    except psutil.Error:  # it has ended, or belongs to somebody else
+    except psutil.Error:  # it has ended, or belongs to another user
         return []

@@ -1,6 +1,6 @@
 """The rank of this process, however it was started: deepspeed, torchrun, srun or plain python.
 
-The only place that reads launcher variables. Nothing here imports torch, so signal handlers and error messages can
+Only this module reads launcher variables. It does not import torch, so signal handlers and error messages can
 know the rank before the slow imports.
 """
 
@@ -55,7 +55,7 @@ class Rank:
 
 
 def detect(env: Mapping[str, str] | None = None) -> Rank:
-    """Reads the launcher's variables; torchrun and deepspeed set RANK, srun sets SLURM_PROCID, alone sets nothing.
+    """Reads the launcher's variables; torchrun and deepspeed set RANK, srun sets SLURM_PROCID, plain python sets none.
 
     Raises:
         SetupError: some of the variables are set and others are missing, or one is not a number.
@@ -85,14 +85,14 @@ def detect(env: Mapping[str, str] | None = None) -> Rank:
 
 
 def job() -> tuple[str, int]:
-    """(job id, restart count): Slurm's where it started us, otherwise ("local", 0)."""
+    """(job id, restart count): Slurm's if it started us, otherwise ("local", 0)."""
     return os.environ.get("SLURM_JOB_ID", "local"), _number(os.environ, "SLURM_RESTART_COUNT", default=0)
 
 
 def environment(env: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The part of the environment that a run records: values of known variables, names of related ones.
 
-    A variable that is not known may hold a secret (``SLURM_JWT``), so only its name is kept.
+    An unknown variable may hold a secret (``SLURM_JWT``), so only its name is recorded.
     """
     env = os.environ if env is None else env
     related = sorted(key for key in env if key.startswith(RECORDED_PREFIXES))
@@ -113,4 +113,4 @@ def _number(env: Mapping[str, str], key: str, default: int | None = None) -> int
     try:
         return int(text)
     except ValueError:
-        raise SetupError(f"{key}={text!r} is not a whole number: it must come from the launcher unchanged") from None
+        raise SetupError(f"{key}={text!r} is not an integer: it must come from the launcher unchanged") from None

@@ -1,8 +1,7 @@
-"""The rendezvous of the ranks of one job: a rank of another job on the same port is refused, and told which job it is.
+"""The rendezvous of a job's ranks: a rank of another job on the same port is refused and told which job uses it.
 
-Rank 0 (or torchrun's agent) holds a store at MASTER_ADDR:MASTER_PORT, in which the job leaves its identity before
-anything else. A rank that finds another identity, or finds its own place taken, leaves; the job that was there first
-does not notice.
+Rank 0 (or torchrun's agent) hosts a store at MASTER_ADDR:MASTER_PORT, where the job first records its identity. A rank
+that finds another identity, or its own rank taken, exits; the first job is not affected.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ _ADDED_WITH_A_VALUE = ("--local_rank", "--local-rank")
 
 
 def meet(rank: Rank, timeout_s: int) -> dist.Store:
-    """The store in which the ranks of this job find each other, once it is certain that it is this job's.
+    """The store in which the ranks of this job find each other, after verifying that it belongs to this job.
 
     Args:
         rank: this process.
-        timeout_s: of the store afterwards.
+        timeout_s: timeout of the store after the rendezvous.
 
     Raises:
-        SetupError: the port is in use, or another job's; or the peers are missing.
+        SetupError: the port is in use or belongs to another job, or peers are missing.
     """
     host, port = os.environ["MASTER_ADDR"], _port(os.environ["MASTER_PORT"])
     by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -65,14 +64,14 @@ def meet(rank: Rank, timeout_s: int) -> dist.Store:
 
 
 def identity() -> str:
-    """Equal on all ranks of a job, and on no rank of a job with another command."""
+    """A job identity: equal on all ranks of a job, different for a job with another command."""
     words = [Path(sys.argv[0]).name, *_typed(sys.argv[1:])]
     of_launcher = [os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID")]
     return digest(json.dumps([words, of_launcher, os.environ.get("WORLD_SIZE", "")]).encode())
 
 
 def _identify(store: dist.Store, rank: Rank, address: str, limit_s: float) -> None:
-    """Raises SetupError where the store is another job's, or another process has taken this rank's place."""
+    """Raises SetupError if the store belongs to another job, or another process has taken this rank."""
     ours = {"job": identity(), "command": " ".join([Path(sys.argv[0]).name, *_typed(sys.argv[1:])])}
     ours |= {"host": rank.host, "pid": os.getpid()}
     if rank.is_main:
@@ -96,7 +95,7 @@ def _identify(store: dist.Store, rank: Rank, address: str, limit_s: float) -> No
 
 
 def _typed(words: list[str]) -> list[str]:
-    """The words that every rank was started with; a launcher may give the number of the rank as a word of its own."""
+    """The command line shared by all ranks, without the rank number that a launcher may pass as an argument."""
     values = {place + 1 for place, word in enumerate(words) if word in _ADDED_WITH_A_VALUE}
     return without_rank(word for place, word in enumerate(words) if place not in values)
 

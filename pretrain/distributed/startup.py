@@ -1,4 +1,4 @@
-"""Joining the process group, once, whatever launcher started us and whatever backend trains."""
+"""Joins the process group once, for every launcher and every backend."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEFAULT_PORT = 29_500  # torch's and DeepSpeed's
 
 
 def device_of(rank: Rank) -> torch.device:
-    """The device of this rank: its GPU by local rank, or the CPU where there is none.
+    """The device of this rank: its GPU by local rank, or the CPU if there is no GPU.
 
     Raises:
         SetupError: more ranks than GPUs on this node.
@@ -36,19 +36,19 @@ def device_of(rank: Rank) -> torch.device:
 def start(rank: Rank, *, timeout_s: int) -> torch.device:
     """Joins the process group (nccl on GPUs, gloo on CPUs) and returns this rank's device.
 
-    Collective: yes. A rank that is alone gets a group of one, with no port and no network.
+    Collective: yes. A single rank gets a group of one, without a port or network.
 
     Args:
         timeout_s: seconds after which a collective fails.
 
     Raises:
-        SetupError: the rendezvous failed (the port is in use or another job's, peers are missing).
+        SetupError: the rendezvous failed (the port is in use or belongs to another job, or peers are missing).
     """
     device = device_of(rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed and Accelerate take it for the device's number
-    # DeepSpeed and Accelerate read these again, so they must be there however we were started.
+        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed and Accelerate use it as the device index
+    # DeepSpeed and Accelerate read these as well, so they must be set for every launcher.
     for key, value in (("RANK", rank.rank), ("LOCAL_RANK", rank.local_rank), ("WORLD_SIZE", rank.world)):
         os.environ.setdefault(key, str(value))
     _set_address(rank)
@@ -70,10 +70,10 @@ def start(rank: Rank, *, timeout_s: int) -> torch.device:
 
 
 def _set_address(rank: Rank) -> None:
-    """Sets the address at which the ranks meet unless the launcher has; in a Slurm job the port follows from its id.
+    """Sets the rendezvous address unless the launcher has; in a Slurm job the port is derived from the job id.
 
     Raises:
-        SetupError: ranks on several nodes that were not told where rank 0 is.
+        SetupError: the ranks are on several nodes and the address of rank 0 is not set.
     """
     if "MASTER_ADDR" not in os.environ and rank.local_world < rank.world:
         raise SetupError(

@@ -1,11 +1,11 @@
-"""Finds a rank that hangs: names it, prints every rank's stacks, and ends the job in bounded time.
+"""Detects a hanging rank: names it, prints every rank's stacks, and ends the job in bounded time.
 
-Each rank notes its phase in memory (``at``); a thread writes it to the rank's heartbeat file every second. When a
-rank has been in one phase for longer than the limit of the phase, its own thread prints its stacks, names the rank that
-is behind from the heartbeats, and ends the process. Peers that wait for it in a collective end in the same way.
+Each rank records its phase in memory (``at``); a thread writes it to the rank's heartbeat file every second. When a
+rank exceeds the limit of its phase, its own thread prints its stacks, names the rank that is behind according to the
+heartbeats, and ends the process. Peers that wait for it in a collective end in the same way.
 
-No wall clock is read, so that one which is set does not look like a hang: a rank measures its own phases, and whether
-another one still beats is seen from the count of its beats, not from the time on its host.
+Wall clocks are not used, so that a clock adjustment does not look like a hang: a rank measures its own phases, and
+detects whether another rank still beats by its heartbeat count, not by the time on its host.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EXIT_HUNG = 70  # sysexits' EX_SOFTWARE
 INTERVAL_S = 1.0
 SILENT_S = 3 * INTERVAL_S
 PAUSE_S = 10 * INTERVAL_S
-# In the order within a step: of two ranks at the same step the one in the earlier phase is behind.
+# Ordered as within a step: of two ranks at the same step, the one in the earlier phase is behind.
 PHASES = ("start", "load", "data", "step", "save", "evaluate", "end")
 _BEAT = re.compile(r"rank-\d+\.json")
 _SHAPE: records.Shape = {
@@ -55,7 +55,7 @@ class Beat:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Orders ranks from the one that is furthest behind."""
+        """Sort key that puts the rank that is furthest behind first."""
         return self.step, PHASES.index(self.phase)
 
 
@@ -64,8 +64,8 @@ class Watchdog:
 
     Args:
         folder: for heartbeat files, shared by all ranks.
-        rank, host: who this is.
-        limits_s: phase → seconds that a rank may stay in it; a phase that is not named has no limit.
+        rank, host: this process.
+        limits_s: phase → seconds that a rank may stay in it; an absent phase has no limit.
     """
 
     def __init__(self, folder: Path, rank: int, host: str, limits_s: Mapping[str, float]) -> None:
@@ -77,20 +77,20 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> Watchdog:
-        """Begins to watch."""
+        """Starts the watchdog thread."""
         step, phase, _ = self._now
-        self.at(phase, step)  # the phase counts from here: choosing a checkpoint, before it, has no limit
+        self.at(phase, step)  # the limit applies from here: choosing a checkpoint, before it, has none
         with contextlib.suppress(OSError):  # reported with the first heartbeat that cannot be written
             make_folders(self._folder)
         self._thread.start()
         return self
 
     def at(self, phase: str, step: int) -> None:
-        """Notes that the rank begins a phase now. Costs an assignment."""
+        """Records that the rank begins a phase now. Costs one assignment."""
         self._now = (step, phase, time.monotonic())
 
     def stop(self) -> None:
-        """Ends the watch."""
+        """Stops the watchdog thread."""
         self.at("end", self._now[0])
         self._ended.set()
         self._thread.join(timeout=2 * INTERVAL_S)
@@ -101,7 +101,7 @@ class Watchdog:
             current, now = self._now, time.monotonic()
             if current is not place:
                 place, paused_s = current, 0.0
-            elif now - looked > PAUSE_S:  # the process itself was stopped, or its machine: that is not a hang
+            elif now - looked > PAUSE_S:  # the process or its machine was suspended: not a hang
                 paused_s += now - looked
             looked = now
             step, phase, since = current
@@ -125,7 +125,7 @@ class Watchdog:
             self._in_trouble = True
 
     def _end(self, place: tuple[int, str, float], phase_s: float) -> None:
-        """Ends the process, unless it leaves the phase while the others' beats are counted."""
+        """Ends the process, unless it leaves the phase while the other ranks' beats are counted."""
         step, phase, _ = place
         before = read_beats(self._folder)
         time.sleep(SILENT_S)
@@ -158,8 +158,8 @@ def accuse(beats: list[Beat], before: list[Beat] | None = None, reader: int | No
 
     Args:
         beats: of all ranks.
-        before: the same, read at least ``SILENT_S`` earlier: who has not beaten since is silent; None: not known.
-        reader: the rank that asks, which beats no more while it does.
+        before: the heartbeats at least ``SILENT_S`` earlier; a rank that has not beaten since is silent. None: unknown.
+        reader: the calling rank, which does not beat during the call.
     """
     if not beats:
         return "no heartbeat can be read"
@@ -167,7 +167,7 @@ def accuse(beats: list[Beat], before: list[Beat] | None = None, reader: int | No
     silent = {beat.rank for beat in beats if counted.get((beat.rank, beat.pid)) == beat.count} - {reader}
     behind = min(beat.progress for beat in beats)
     late = [beat for beat in beats if beat.progress == behind]
-    if len(late) == len(beats):  # all are at the same place: one that has stopped beating is the one
+    if len(late) == len(beats):  # all are in the same phase: blame the one that stopped beating
         late = [beat for beat in beats if beat.rank in silent]
         if not late:
             return f"all {len(beats)} ranks are in phase {beats[0].phase} of step {beats[0].step}"

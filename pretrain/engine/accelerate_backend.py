@@ -1,4 +1,4 @@
-"""DistributedDataParallel by Accelerate: every rank holds the complete state. The only file that knows Accelerate."""
+"""DistributedDataParallel by Accelerate: every rank holds the complete state. Only this file uses Accelerate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pretrain.optim.groups import set_lr
 
 
 class AccelerateBackend:
-    """Trains replicated weights; Accelerate prepares model and optimiser and nothing else."""
+    """Trains replicated weights; Accelerate only prepares the model and the optimiser."""
 
     name = "accelerate"
 
@@ -33,7 +33,7 @@ class AccelerateBackend:
         self._accelerator = Accelerator(
             cpu=options.device.type == "cpu",
             mixed_precision="bf16" if options.precision == "autocast" else "no",
-            # every rank keeps the statistics that it gathers, as with DeepSpeed, until they are averaged
+            # every rank keeps its own running statistics until they are averaged, as with DeepSpeed
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self.model = model
@@ -71,11 +71,11 @@ class AccelerateBackend:
         return self._states.averaged(refresh=lambda: None)
 
     def slices(self) -> list[HeldSlice]:
-        """See ``Backend.slices``; every rank holds all and owns an equal share."""
+        """See ``Backend.slices``; every rank holds the complete state and owns an equal share of it."""
         named, rank = dict(self.model.named_parameters()), self._options.rank
         trained = replicated_slices(named.items(), self._states, rank, self._options.world)
         return [*trained, *frozen_slices(named.items(), rank, has_ema=self._states.has_ema)]
 
     def finish_load(self, num_updates: int) -> None:
-        """See ``Backend.finish_load``; the views were the weights themselves, so only the counters are left."""
+        """See ``Backend.finish_load``; the views are the weights themselves, so only the counters need an update."""
         self._states.set_num_updates(num_updates)

@@ -1,7 +1,7 @@
-"""What the loop asks of a training backend, and the parts that all backends share.
+"""The interface of a training backend, and the parts that all backends share.
 
 A backend owns gradient reduction, precision and the sharding of the state. It does not own the loop, the data, the
-schedule, the guard or the checkpoint: those are the same code for every backend.
+schedule, the guard or the checkpoint, which are the same code for every backend.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class HeldSlice:
         shape: of the unsharded parameter.
         offset: index of the first held element in the flattened parameter.
         states: state name (``master`` is the fp32 weight, ``ema`` its average) → 1-D view; all of one length. A
-            factored second moment has a piece of its own, with its own shape and no ``master``.
+            factored second moment is a separate piece with its own shape and no ``master``.
         owned: (start, stop) in the flattened parameter: the part that this rank writes into a checkpoint. Over all
             ranks the owned parts of a parameter cover it exactly once.
     """
@@ -48,14 +48,14 @@ class HeldSlice:
     owned: tuple[int, int]
 
     def owned_states(self) -> dict[str, Tensor]:
-        """The owned part of every state; empty views where this rank owns nothing."""
+        """The owned part of every state; empty views if this rank owns nothing."""
         start, stop = self.owned[0] - self.offset, self.owned[1] - self.offset
         return {key: view[start:stop] for key, view in self.states.items()}
 
 
 @torch.no_grad()
 def square_sum(slices: Iterable[HeldSlice]) -> Tensor:
-    """Sum of the squares of the weights that this rank owns, float64 (); over all ranks that of the whole model."""
+    """Sum of the squares of the weights that this rank owns, float64 (); all ranks' sums add up to the model's."""
     owned = [piece.owned_states()[MASTER] for piece in slices if MASTER in piece.states]
     norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in owned if part.numel()]
     return torch.stack(norms).square().sum() if norms else torch.zeros((), dtype=torch.float64)
@@ -63,10 +63,10 @@ def square_sum(slices: Iterable[HeldSlice]) -> Tensor:
 
 @dataclass(frozen=True)
 class Update:
-    """What an optimiser step did.
+    """The outcome of an optimiser step.
 
     Attributes:
-        applied: False where the gradient was not finite: no weight and no optimiser state changed, on any rank.
+        applied: False if the gradient was not finite: no weight and no optimiser state changed, on any rank.
         grad_norm: global norm before clipping (nan or inf where not applied).
     """
 
@@ -83,10 +83,10 @@ class Backend(Protocol):
     """Calls the model through the backend, in the backend's precision."""
     name: str
     statistics: RunningStatistics
-    """Running statistics that the model gathers beside its weights; none for a Vision Transformer."""
+    """Running statistics that the model keeps besides its weights; none for a Vision Transformer."""
 
     def micro_step(self, *, boundary: bool) -> AbstractContextManager[None]:
-        """Surrounds one micro-batch's forward and backward; gradients are reduced at the ``boundary`` of a step."""
+        """Context of one micro-batch's forward and backward; gradients are reduced at the ``boundary`` of a step."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -98,11 +98,11 @@ class Backend(Protocol):
         ...
 
     def train(self, mode: bool) -> None:
-        """Switches dropout and the like on or off."""
+        """Switches training behaviour such as dropout on or off."""
         ...
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Temporarily swaps in the Polyak average of the weights. Collective: on entry and on exit."""
+        """Temporarily swaps in the EMA weights. Collective: on entry and on exit."""
         ...
 
     def slices(self) -> list[HeldSlice]:
@@ -110,7 +110,7 @@ class Backend(Protocol):
         ...
 
     def finish_load(self, num_updates: int) -> None:
-        """Called after the slices were written: sets update counters and refreshes every copy of the weights.
+        """Completes a load after the slices were written: sets update counters and refreshes all copies of the weights.
 
         Collective: yes.
         """
@@ -118,7 +118,7 @@ class Backend(Protocol):
 
 
 def guarded(loss: Tensor) -> Tensor:
-    """The loss, but with NaN gradients where it is not finite, so that the gradient check catches it on every rank.
+    """The loss, with NaN gradients if it is not finite, so that the gradient check catches it on every rank.
 
     No host synchronisation: the decision stays on the device until the step's own check reads it.
     """
@@ -128,7 +128,7 @@ def guarded(loss: Tensor) -> Tensor:
 def clip_reduced_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Update:
     """Measures and clips gradients that are complete and equal on every rank (no sharding).
 
-    One host read. Non-finite gradients are thrown away (set to None), so that an optimiser step does nothing; all
+    One host read. Non-finite gradients are discarded (set to None), so that an optimiser step does nothing; all
     ranks hold the same reduced gradients, so they all decide the same.
 
     Source: the factor is ``max_norm / (norm + 1e-6)``, at most 1, as torch's and DeepSpeed's clipping.
@@ -146,12 +146,12 @@ def clip_reduced_gradients(parameters: Iterable[nn.Parameter], max_norm: float |
 
 
 class FlatStates:
-    """The fp32 storages whose weights this rank updates, each with its optimiser state and, if wanted, its average.
+    """The fp32 storages whose weights this rank updates, with their optimiser state and optional EMA.
 
     Args:
         storages: complete parameters, or the flat partitions of ZeRO.
         optimizer: the torch optimiser that has them as its parameters.
-        ema_decay: of the Polyak average; None: no average.
+        ema_decay: decay of the EMA; None: no EMA.
     """
 
     def __init__(self, storages: Iterable[Tensor], optimizer: torch.optim.Optimizer, ema_decay: float | None) -> None:
@@ -162,7 +162,7 @@ class FlatStates:
     def views(self, storage: Tensor) -> dict[str, Tensor]:
         """State name → live 1-D view of a state with one number per weight, the weight itself first.
 
-        Optimiser state is made where there is none yet.
+        Optimiser state is created if it does not exist yet.
         """
         state = ensure_state(self._optimizer, storage)
         moments = {key: value for key, value in state.items() if key != STEP and value.numel() == storage.numel()}
@@ -170,25 +170,25 @@ class FlatStates:
         return views if self._ema is None else views | {EMA: self._ema.of(storage).view(-1)}
 
     def factored(self, storage: Tensor) -> dict[str, Tensor]:
-        """State name → a state of another size than the weights: Adafactor's means of rows and columns."""
+        """State name → a state whose size differs from the weights: Adafactor's row and column means."""
         state = ensure_state(self._optimizer, storage)
         return {key: value for key, value in state.items() if key != STEP and value.numel() != storage.numel()}
 
     def after(self, update: Update) -> Update:
-        """Adds an applied update to the average; returns the update."""
+        """Updates the EMA after an applied update; returns the update."""
         if self._ema is not None and update.applied:
             self._ema.update()
         return update
 
     def set_num_updates(self, num_updates: int) -> None:
-        """Sets the optimiser's own counters, after a load."""
+        """Sets the optimiser's own step counters after a load."""
         for state in self._optimizer.state.values():
             if STEP in state:
                 state[STEP].fill_(num_updates)
 
     @contextlib.contextmanager
     def averaged(self, refresh: Callable[[], None]) -> Iterator[None]:
-        """Swaps in the average; ``refresh`` updates every copy of the weights."""
+        """Swaps in the EMA; ``refresh`` updates all copies of the weights."""
         assert self._ema is not None, "no average is kept: set optim.ema_decay"
         self._ema.swap()
         refresh()
@@ -202,7 +202,7 @@ class FlatStates:
 def replicated_slices(
     named_parameters: Iterable[tuple[str, nn.Parameter]], flat_states: FlatStates, rank: int, world: int
 ) -> Iterator[HeldSlice]:
-    """Slices where every rank holds everything: each rank owns an equal run of the concatenated parameters."""
+    """Slices of a replicated state: each rank owns an equal range of the concatenated parameters."""
     parameters = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
     total = sum(parameter.numel() for _, parameter in parameters)
     first, last = total * rank // world, total * (rank + 1) // world
@@ -219,9 +219,9 @@ def replicated_slices(
 def frozen_slices(
     named_parameters: Iterable[tuple[str, nn.Parameter]], rank: int, *, has_ema: bool
 ) -> Iterator[HeldSlice]:
-    """Slices of frozen parameters, complete on every rank: a checkpoint has all of a model's weights.
+    """Slices of frozen parameters, which every rank holds completely, so that a checkpoint has all weights.
 
-    Their average is equal to them.
+    Their EMA equals the weights.
     """
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
@@ -236,17 +236,17 @@ def _only_rank_0(tensor: Tensor, rank: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """What every backend needs to know beside the model and the optimiser.
+    """The options of a backend besides the model and the optimiser.
 
     Attributes:
-        rank, world: this process, and their number.
-        device: where it trains.
-        sharding: how the state is divided.
+        rank, world: this process and the number of processes.
+        device: the device to train on.
+        sharding: how the state is sharded.
         precision: as in the experiment.
         micro_batch_size, accumulation_steps: images per pass, passes per step.
-        clip_grad: largest norm of the gradient; None: no clipping.
-        ema_decay: of the Polyak average; None: no average.
-        deepspeed: keys that the user passes through to DeepSpeed.
+        clip_grad: maximum gradient norm; None: no clipping.
+        ema_decay: decay of the EMA; None: no EMA.
+        deepspeed: the user's settings for DeepSpeed.
     """
 
     rank: int

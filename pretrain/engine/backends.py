@@ -1,4 +1,4 @@
-"""Backends by name: a new one is one file and one row here."""
+"""Registry of backends: a new one is one file and one row here."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ BACKENDS: dict[str, Maker] = {"deepspeed": _deepspeed, "accelerate": _accelerate
 def build_backend(
     experiment: Experiment, model: nn.Module, rank: Rank, device: torch.device, kind: str, micro_batch: tuple[int, int]
 ) -> Backend:
-    """Optimiser and backend around an unsharded model on the CPU. Collective: yes.
+    """Builds the optimiser and the backend around an unsharded model on the CPU. Collective: yes.
 
     Args:
         experiment: the settings.
         model: its weights are equal on every rank.
         rank: this process.
-        device: where it trains.
-        kind: what ``cluster.backend: auto`` means to the caller, a key of ``BACKENDS``.
+        device: the device to train on.
+        kind: the backend that ``cluster.backend: auto`` means to the caller, a key of ``BACKENDS``.
         micro_batch: (images per pass, passes per step).
 
     Raises:
-        ConfigError: a combination that does not train correctly, or a device without what was asked for.
+        ConfigError: a combination that does not train correctly, or a feature that the device lacks.
     """
     sharding = sharding_of(experiment, kind)
     require_supported(experiment, sharding)
@@ -58,26 +58,26 @@ def build_backend(
     backend = BACKENDS[sharding.backend](model, optimizer, options)
     if exact:
         _restore_master(backend, exact)
-    if experiment.cluster.compile:  # in place, after the engine has hung its hooks around the blocks
+    if experiment.cluster.compile:  # in place, after the engine has installed its hooks on the blocks
         backend.model.compile_blocks()  # type: ignore[operator]
     return backend
 
 
 def uses_fused(experiment: Experiment, device: torch.device) -> bool:
-    """Whether torch's fused kernel updates the weights: as ``cluster.fused_optimizer`` says, auto on GPUs only."""
+    """Whether to use torch's fused kernel: ``cluster.fused_optimizer``, where auto means on GPUs only."""
     wanted = experiment.cluster.fused_optimizer
     return experiment.optim.has_fused and device.type == "cuda" if wanted == "auto" else wanted
 
 
 def choose_matmul_precision(device: torch.device, *, tf32: bool) -> None:
-    """Sets what fp32 matrix products and convolutions are computed in on a GPU; torch's own default differs for both.
+    """Sets the precision of fp32 matrix products and convolutions on a GPU, for which torch has different defaults.
 
     Raises:
-        ConfigError: TensorFloat-32 on a device that has none.
+        ConfigError: the device does not support TensorFloat-32.
     """
     if device.type != "cuda":
         if tf32:
-            raise ConfigError("tf32: true would be ignored: this is no GPU; set it to false")
+            raise ConfigError("tf32: true would be ignored: the device is not a GPU; set it to false")
         return
     if tf32 and torch.cuda.get_device_capability(device) < (8, 0):
         name = torch.cuda.get_device_name(device)
@@ -94,7 +94,7 @@ def _exact_weights(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _restore_master(backend: Backend, exact: dict[str, Tensor]) -> None:
-    """DeepSpeed makes its fp32 master weights from those that it has rounded to bf16; these are the exact ones."""
+    """Restores the exact fp32 master weights, which DeepSpeed has copied from weights rounded to bf16."""
     for piece in backend.slices():
         for state in {MASTER, EMA} & piece.states.keys():
             view = piece.states[state]

@@ -1,9 +1,8 @@
-"""The boundary of a step: what each rank measured in it, and what all ranks agree on afterwards.
+"""The boundary of a step: each rank's measurements, and the values that all ranks agree on.
 
-Ranks that train together take equally long for a step, since all wait for the last one in the reduction of gradients.
-What tells a slow rank from those that wait for it is the time before that: waiting for data, and forward passes, which
-at ZeRO 0 to 2 and with DDP have no collective. (At stage 3 weights are gathered in the forward pass, so part of the
-difference is hidden there.)
+All ranks take equally long for a step, since all wait for the slowest one in the gradient reduction. A slow rank can
+only be identified by the time before it: waiting for data, and forward passes, which have no collective with DDP and
+ZeRO 0 to 2. (At stage 3 weights are gathered in the forward pass, which hides part of the difference.)
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from pretrain.telemetry.telemetry import OwnTimes
 
 
 class StepClock:
-    """Adds up the seconds of the running step without waiting for the device.
+    """Accumulates the seconds of the current step without waiting for the device.
 
-    On a GPU a forward pass is timed by events. They are read one step later, when they are long complete, so those
-    seconds belong to the step before.
+    On a GPU a forward pass is timed by events. They are read one step later, when they have completed, so those
+    seconds belong to the previous step.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,14 +36,14 @@ class StepClock:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Surrounds a wait for data."""
+        """Context that times a wait for data."""
         started = time.monotonic()
         yield
         self._waited += time.monotonic() - started
 
     @contextmanager
     def forward(self) -> Iterator[None]:
-        """Surrounds a forward pass."""
+        """Context that times a forward pass."""
         if self._on_cuda:
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
@@ -67,21 +66,21 @@ class StepClock:
 
 @dataclass(frozen=True)
 class RankReport:
-    """The contribution of one rank at the boundary of a step; after the gathering every rank has those of all.
+    """The report of one rank at the boundary of a step; after the gathering every rank has all reports.
 
-    A value that is still on the device is given as a tensor (): reading it earlier would wait for the device twice.
+    A value that is still on the device is passed as a tensor (): reading it earlier would synchronise twice.
 
     Attributes:
         loss: mean over the rank's micro-batches.
-        batch_digest: sum of their digests.
+        batch_digest: sum of the micro-batches' digests.
         bad_samples: samples that were replaced.
-        waited_s, forward_s: seconds of its own, see ``StepClock``.
-        wants_stop: 1 where the rank was asked to stop.
-        has_lost_folder: 1 where the rank found that another job owns the run folder.
+        waited_s, forward_s: seconds of this rank, see ``StepClock``.
+        wants_stop: 1 if the rank was asked to stop.
+        has_lost_folder: 1 if the rank found that another job owns the run folder.
         saving: progress of the save in flight, see ``engine.saving``.
-        memory_bytes: peak so far; 0 where it is not measured at this step.
-        square_sum: of the weights that the rank owns; 0 where it is not measured at this step.
-        counts: of its data processes, as many on every rank; empty where they are not measured at this step.
+        memory_bytes: peak so far; 0 if not measured at this step.
+        square_sum: sum of squares of the weights that the rank owns; 0 if not measured at this step.
+        counts: counts of its data processes, equally many on every rank; empty if not measured at this step.
     """
 
     loss: float | Tensor
@@ -115,7 +114,7 @@ class RankReport:
         return cls(*values[: len(_NUMBERS)], counts=tuple(values[len(_NUMBERS) :]))
 
     def gathered(self, device: torch.device) -> list[RankReport]:
-        """Those of all ranks, in rank order: one collective and one read by the host. Collective: yes."""
+        """The reports of all ranks, in rank order, by one collective and one host read. Collective: yes."""
         return [RankReport.unpacked(row) for row in all_gather_rows(self.packed(device)[None]).tolist()]
 
 
@@ -133,9 +132,9 @@ class Boundary:
         lost: a rank found that the run folder belongs to another job.
         saving: progress of every rank's save in flight.
         times: one entry per rank.
-        memory_bytes: the largest of the ranks; None where it was not measured.
-        weight_norm: of the complete model; None where it was not measured.
-        counts: of data processes, sums over the ranks; None where they were not measured.
+        memory_bytes: maximum over the ranks; None if not measured.
+        weight_norm: norm of the complete model; None if not measured.
+        counts: of data processes, sums over the ranks; None if not measured.
     """
 
     loss: float
@@ -151,7 +150,7 @@ class Boundary:
 
     @classmethod
     def of(cls, reports: Sequence[RankReport], *, measured: bool) -> Boundary:
-        """From the reports of all ranks; ``measured``: they contain what is measured at some steps only."""
+        """Combines the reports of all ranks; ``measured``: they include the values measured only at some steps."""
         return cls(
             loss=sum(float(report.loss) for report in reports) / len(reports),
             batch_digest=int(sum(report.batch_digest for report in reports)),
@@ -169,7 +168,7 @@ class Boundary:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Peak of the device's allocator so far; on a CPU the largest resident set of the process. No wait."""
+    """Peak of the device's allocator so far; on a CPU the peak resident set size of the process. Does not wait."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

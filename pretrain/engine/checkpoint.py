@@ -1,11 +1,11 @@
-"""Atomic checkpoints, and a load that verifies itself.
+"""Atomic checkpoints, and loads that are verified.
 
 ``step-00000100.tmp/`` → every rank writes → fsync → ``COMPLETE.json`` (files, sizes, hashes) → rename. A folder without
 the suffix is complete by construction; its hashes are checked again before it is trusted.
 
 ``begin_save`` only copies the slices to host memory; a thread writes them (``saving.py``). ``advance``, called at every
-boundary, continues the save: when all ranks have reported that their slices are on the disk, rank 0's thread completes
-the checkpoint. ``finish_save`` waits for that.
+boundary, continues the save: once all ranks have reported that their slices are on disk, rank 0's thread completes the
+checkpoint. ``finish_save`` waits for that.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Checkpointer:
         session: this process; checkpoints are in ``session.folder.checkpoints``.
         backend: the model whose state is saved.
         write_weights: (path, parameter name → fp32 tensor) → writes the plain weights file with its metadata.
-        probe: the loss of a fixed batch in evaluation mode, compared after a load; None where there is none.
-        schedule: learning rate that the state's next update would have.
-        origin: what is trained.
-        policy: how checkpoints are written, and which of them stay.
-        failure: why the newest save failed; None where it did not.
+        probe: the loss of a fixed batch in evaluation mode, compared after a load; None if there is none.
+        schedule: state → learning rate of its next update.
+        origin: the training that the checkpoint comes from.
+        policy: how checkpoints are written and which are kept.
+        failure: why the newest save failed; None if it did not.
     """
 
     session: Session
@@ -88,14 +88,14 @@ class Checkpointer:
         self._keeper = Keeper(self.folder, self.policy.retention, self.session.say)
 
     def begin_save(self, state: TrainState, metrics: Mapping[str, float] | None = None) -> None:
-        """Begins to save this step; where saves are not asynchronous it also finishes. Collective: yes.
+        """Begins to save this step, and finishes it unless saves are asynchronous. Collective: yes.
 
         Args:
             state: the position of the run.
-            metrics: what was measured at it; None: what ``evaluated`` was given.
+            metrics: metrics measured at this step; None: those given to ``evaluated``.
 
         Raises:
-            CheckpointError: a rank could not write and ``stop_on_error``; the older checkpoints are as they were.
+            CheckpointError: a rank could not write and ``stop_on_error`` is set; older checkpoints are unchanged.
         """
         self.finish_save()
         began, step = time.monotonic(), state.step
@@ -115,7 +115,7 @@ class Checkpointer:
             self.finish_save()
 
     def _marker(self, state: TrainState, reading: Reading | None, metrics: Mapping[str, float]) -> dict[str, Any]:
-        """COMPLETE.json as far as it is known before the files are written."""
+        """The content of COMPLETE.json that is known before the files are written."""
         return {
             "format": FORMAT_VERSION,
             "step": state.step,
@@ -136,11 +136,11 @@ class Checkpointer:
 
     @property
     def progress(self) -> int:
-        """Progress of this rank with the save in flight, to be reported at the boundary of a step."""
+        """This rank's progress with the save in flight, to be reported at the boundary of a step."""
         return saving.IDLE if self._save is None else self._save.progress
 
     def advance(self, progress: list[float]) -> None:
-        """Continues the save in flight once every rank has done its part. Collective: where one is in flight.
+        """Continues the save in flight once every rank has done its part. Collective: if one is in flight.
 
         Args:
             progress: of every rank, as reported at this boundary.
@@ -159,13 +159,13 @@ class Checkpointer:
             self.session.say(f"step {save.step}: saved {save.final} in {time.monotonic() - save.began:.2f} s")
 
     def finish_save(self) -> None:
-        """Waits until no save is in flight. Collective: where one is. Raises: as ``begin_save``."""
+        """Waits until no save is in flight. Collective: if one is. Raises: as ``begin_save``."""
         while self._save is not None:
             self._save.join()
             self.advance(gather_objects(self._save.progress))
 
     def _prepared(self, temporary: Path, tensors: Mapping[str, Tensor]) -> bool:
-        """Makes the folder and checks that there is space; False: the save was abandoned."""
+        """Creates the folder and checks for free space; False: the save was abandoned."""
         needed = sum(gather_objects(bytes_to_write(tensors)))
         error: CheckpointError | None = None
         if self.session.rank.is_main:
@@ -178,7 +178,7 @@ class Checkpointer:
         return self._succeeds(error, "preparing a checkpoint")
 
     def _succeeds(self, error: CheckpointError | None, doing: str) -> bool:
-        """Whether no rank has an error; otherwise abandons the save. Collective: yes."""
+        """True if no rank has an error; otherwise abandons the save. Collective: yes."""
         assert self._save is not None
         save = self._save
         try:
@@ -186,7 +186,7 @@ class Checkpointer:
             return True
         except UserError as failure:
             self._save, self.failure = None, str(failure)
-            if self.session.rank.is_main:  # what was written takes the space that the next attempt needs
+            if self.session.rank.is_main:  # the partial files take space that the next attempt needs
                 remove_tree(save.temporary)
             if self.policy.stop_on_error:
                 raise
@@ -197,7 +197,7 @@ class Checkpointer:
             return False
 
     def _write_slices(self, temporary: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> dict[str, Any]:
-        """This rank's part, in the thread: writes its file; returns its record."""
+        """This rank's part, run in the thread: writes its file and returns its record."""
         rank = self.session.rank
         name = rank_file(rank.rank)
         try:
@@ -209,7 +209,7 @@ class Checkpointer:
             ) from failure
 
     def _complete(self, save: Save, records: list[dict[str, Any]]) -> None:
-        """Rank 0's part, in the thread: plain weights, position, config, marker, name; then removes old ones."""
+        """Rank 0's part, run in the thread: completes the checkpoint, then removes old ones."""
         try:
             files = {name: entry for record in records for name, entry in record["files"].items()}
             files |= self._write_shared_files(save)
@@ -221,7 +221,7 @@ class Checkpointer:
         self._prune(save.final)
 
     def _prune(self, written: Path) -> None:
-        """Removes older checkpoints after one was written; a failure here does not affect any that is kept."""
+        """Removes older checkpoints after one was written; a failure here does not affect those that are kept."""
         self._keeper.trust(written)
         try:
             self._keeper.prune()
@@ -229,7 +229,7 @@ class Checkpointer:
             self.session.say(f"warning: older checkpoints could not be removed: {failure}")
 
     def _write_shared_files(self, save: Save) -> dict[str, Any]:
-        """Plain weights, position and config; the weights are assembled from the slices, without a collective."""
+        """Writes plain weights, position and config. The weights are assembled from slices, without a collective."""
         folder = save.temporary
         write_atomic(folder / STATE, json.dumps(save.state, indent=1))
         write_atomic(folder / "config.resolved.yaml", self.origin.config_yaml)
@@ -247,10 +247,10 @@ class Checkpointer:
         disk.current.write_with(path, lambda path: self.write_weights(path, tensors))
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Records what was measured at a step, for ``keep_best``. Collective: yes, where that is set.
+        """Records the metrics of a step, for ``keep_best``. Collective: if that is set.
 
         Returns:
-            True where a checkpoint of this step would be the best, and so should be saved.
+            True if a checkpoint of this step would be the best and so should be saved.
 
         Raises:
             ConfigError: ``keep_best`` is not one of the metrics.
@@ -266,7 +266,7 @@ class Checkpointer:
         improves = False
         if self.session.rank.is_main:
             try:
-                if has_marker(path):  # the last step is saved before it is measured
+                if has_marker(path):  # the last step is saved before it is evaluated
                     write_marker(path, read_marker(path) | {"metrics": dict(metrics)})
                     self._prune(path)
                 improves = self._keeper.improves(metrics)

@@ -1,6 +1,6 @@
-"""A run's folder of checkpoints: which are complete, which of those are intact, and how one is replaced.
+"""A run's checkpoint folder: which checkpoints are complete, which of those are intact, and how one is replaced.
 
-A checkpoint is a folder ``step-00000100``. One that is not complete has a suffix (``.tmp``, ``.removing``), and so has
+A checkpoint is a folder ``step-00000100``. An incomplete one has a suffix (``.tmp``, ``.removing``), and so does
 one that makes room for another of the same step (``.replaced``).
 """
 
@@ -52,7 +52,7 @@ MARKER_SHAPE: records.Shape = {
     "metrics?": _numbers,
     "norms?": _numbers,
 }
-# The further keys that a marker needs for a resume; plain weights can be read without them.
+# Additional marker keys that a resume needs; plain weights can be read without them.
 LOADED = ("world_size", "config_digest", "data_digest", "precision", "lr", "norms")
 STATE_SHAPE: records.Shape = {
     **dict.fromkeys(("step", "position", "num_updates", "skipped_in_a_row"), records.whole),
@@ -66,7 +66,7 @@ def final_path(folder: Path, step: int) -> Path:
 
 
 def temporary_path(folder: Path, step: int) -> Path:
-    """The folder in which it is written."""
+    """The temporary folder in which a step's checkpoint is written."""
     return folder / f"step-{step:08d}{_TEMPORARY}"
 
 
@@ -76,10 +76,10 @@ def step_of(path: Path) -> int:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders of a run, the newest first; none where the folder does not exist.
+    """Checkpoint folders of a run, the newest first; empty if the folder does not exist.
 
     Raises:
-        CheckpointError: the folder cannot be listed, which is not the same as an empty one.
+        CheckpointError: the folder exists but cannot be listed.
     """
     try:
         names = disk.current.entries(folder)
@@ -91,7 +91,7 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def has_marker(path: Path) -> bool:
-    """Whether a checkpoint is complete; True where that cannot be determined, so that its damage is reported."""
+    """Whether a checkpoint is complete; True if unknown, so that the damage is reported when it is read."""
     try:
         return disk.current.exists(path / MARKER)
     except OSError:
@@ -108,12 +108,12 @@ def read_marker(path: Path) -> dict[str, Any]:
 
 
 def write_marker(path: Path, marker: Mapping[str, Any]) -> None:
-    """Makes a checkpoint complete: the last of its files, with a hash over its values."""
+    """Completes a checkpoint by writing its marker, with a hash over the marker's values."""
     records.write(path / MARKER, marker)
 
 
 def _is_of_older_version(marker: dict[str, Any]) -> bool:
-    """Older versions wrote no hash; a marker that has lost it to a flipped bit has a key that they did not know."""
+    """Whether an older version, which wrote no hash, wrote the marker. A marker with newer keys lost its hash."""
     known = {key.removesuffix("?") for key in MARKER_SHAPE}
     return marker.keys() <= known and marker.get("format") == 1
 
@@ -141,10 +141,10 @@ def seal(path: Path) -> dict[str, Any]:
 
 
 def publish(temporary: Path, final: Path) -> None:
-    """Gives a checkpoint whose marker is written its name.
+    """Renames a checkpoint with a marker to its final name.
 
-    One of the same step (after a rollback, or a resume that went over it) makes room for it; a kill in between leaves
-    the new one under its temporary name, with its marker, and ``clean`` gives it the name.
+    An existing checkpoint of the same step (after a rollback, or a resume from before it) is moved aside first. If the
+    process is killed in between, the new one keeps its temporary name and its marker, and ``clean`` renames it.
     """
     sync(temporary / "slices")
     sync(temporary)
@@ -161,7 +161,7 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a checkpoint so that a kill or a power cut in between leaves nothing that looks complete."""
+    """Removes a checkpoint such that a kill or power failure in between leaves nothing that looks complete."""
     aside = _set_aside(path, _REMOVING)
     sync(path.parent)
     remove_tree(aside)
@@ -175,9 +175,9 @@ def _set_aside(path: Path, suffix: str) -> Path:
 
 
 def clean(folder: Path) -> None:
-    """Removes the leftovers of an interrupted save or removal; a save that only lacked its final name is completed.
+    """Removes leftovers of an interrupted save or removal; completes a save that only lacked its final name.
 
-    Only the folder's owner calls it.
+    Only the folder's owner may call it.
 
     Raises:
         CheckpointError: the folder cannot be listed or written.
@@ -198,7 +198,7 @@ def clean(folder: Path) -> None:
 
 
 def _give_back_its_name(leftover: Path, final: Path) -> None:
-    """Renames an intact checkpoint, unless one of that name exists."""
+    """Renames an intact checkpoint unless its target exists."""
     if not _COMPLETE.fullmatch(final.name) or disk.current.exists(final):
         return
     if disk.current.exists(leftover / MARKER) and examine(leftover)[0] is not None:
@@ -209,15 +209,15 @@ def _give_back_its_name(leftover: Path, final: Path) -> None:
 def newest_valid(
     source: Path, say: Callable[[str], None], *, wanted: Callable[[Path], bool] = lambda path: True
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint whose files have the sizes and hashes of its marker; reports each that it skips.
+    """The newest checkpoint whose files have the sizes and hashes of its marker; reports each one it skips.
 
     Args:
         source: a folder of checkpoints, a run folder, or one checkpoint.
         say: prints one line for the user.
-        wanted: only those for which it is true.
+        wanted: filter on checkpoints.
 
     Raises:
-        CheckpointError: there are some, but none is intact; or that cannot be determined.
+        CheckpointError: checkpoints exist but none is intact, or that cannot be determined.
     """
     try:
         if disk.current.exists(source / MARKER):
@@ -242,10 +242,10 @@ def newest_valid(
 
 
 def examine(path: Path) -> tuple[dict[str, Any], None] | tuple[None, str]:
-    """The marker of a checkpoint whose files all have the sizes and hashes in it; else the problem.
+    """The marker of a checkpoint whose files all match its sizes and hashes; otherwise the problem.
 
     Raises:
-        CheckpointError: it is of another format.
+        CheckpointError: it has another format version.
     """
     record = records.read(path / MARKER, MARKER_SHAPE, without_hash=_is_of_older_version)
     if record.value is None:
@@ -274,11 +274,11 @@ def _flaw(path: Path, name: str, entry: dict[str, Any]) -> str | None:
 
 
 def weights_file(source: Path, kind: Literal["raw", "ema"], say: Callable[[str], None] = tell) -> Path:
-    """The plain weights that ``init.from`` or ``--from`` names.
+    """The plain weights file that ``init.from`` or ``--from`` refers to.
 
     Args:
         source: a safetensors file, a checkpoint or a run folder.
-        kind: of a checkpoint or run, the trained weights or their Polyak average.
+        kind: the raw or the EMA weights of a checkpoint or run.
         say: prints one line for the user.
 
     Raises:

@@ -1,9 +1,9 @@
-"""DeepSpeed ZeRO 0-3. The only file that knows DeepSpeed.
+"""DeepSpeed ZeRO 0-3. Only this file uses DeepSpeed.
 
-Every rank reaches its slices of the state through DeepSpeed's own bookkeeping, stage by stage:
+Every rank finds its slices of the state through DeepSpeed's own bookkeeping, which differs by stage:
 
 - stage 0: everything is on every rank, in the parameters themselves;
-- stages 1, 2: ``parameter._hp_mapping`` says where in the rank's flat fp32 partition each part of the parameter is;
+- stages 1, 2: ``parameter._hp_mapping`` locates each part of the parameter in the rank's flat fp32 partition;
 - stage 3: ``optimizer.grad_position`` does the same for the rank's flat fp32 sub-groups, and ``ds_tensor`` is the
   rank's part of the weight.
 """
@@ -37,8 +37,8 @@ from pretrain.optim.groups import set_lr
 
 
 def _import_deepspeed() -> Any:
-    """Imports DeepSpeed quietly; on a CPU without its compiled shared-memory collective, which takes a minute."""
-    # torch deprecates collectives that DeepSpeed calls in every step: nothing that a user could act upon.
+    """Imports DeepSpeed quietly; on a CPU skips its shared-memory collective, which takes a minute to compile."""
+    # torch warns about deprecated collectives that DeepSpeed calls in every step; a user cannot act on that.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
 
@@ -49,7 +49,7 @@ def _import_deepspeed() -> Any:
 
 
 def deepspeed_config(options: BackendOptions) -> dict[str, Any]:
-    """DeepSpeed's JSON config: what the engine owns, and on top the keys that the user passes through."""
+    """DeepSpeed's JSON config: the keys that the engine owns plus the user's own."""
     stage = options.sharding.stage
     config: dict[str, Any] = {
         "train_batch_size": options.micro_batch_size * options.accumulation_steps * options.world,
@@ -92,7 +92,7 @@ class DeepSpeedBackend:
         self.statistics = RunningStatistics(self.model, options.world)
 
     def micro_step(self, *, boundary: bool) -> contextlib.AbstractContextManager[None]:
-        """See ``Backend.micro_step``; DeepSpeed counts micro-steps itself."""
+        """See ``Backend.micro_step``; DeepSpeed counts the micro-steps."""
         self._boundary = boundary
         return contextlib.nullcontext()
 
@@ -104,11 +104,11 @@ class DeepSpeedBackend:
             self._engine.step()
 
     def step(self, lr: float) -> Update:
-        """See ``Backend.step``; at stages 1-3 DeepSpeed decides, on all ranks together, what is finite."""
+        """See ``Backend.step``; at stages 1-3 DeepSpeed checks on all ranks together whether gradients are finite."""
         set_lr(self._optimizer.param_groups, lr)
         if self._stage == 0:
             update = clip_reduced_gradients(self.model.parameters(), self._options.clip_grad)
-            self._engine.step()  # a gradient that was thrown away is None, and its parameter stays as it is
+            self._engine.step()  # a discarded gradient is None, and its parameter is not updated
         else:
             self._engine.step()
             norm = float(self._engine.get_global_grad_norm())
@@ -199,7 +199,7 @@ class DeepSpeedBackend:
 
     @torch.no_grad()
     def _refresh(self) -> None:
-        """Updates every copy of the weights from the fp32 storages. Collective: at stages 1-3."""
+        """Updates all copies of the weights from the fp32 storages. Collective: at stages 1-3."""
         if self._stage in (1, 2):
             self._optimizer.update_lp_params()
             for index in range(len(self._optimizer.bit16_groups)):

@@ -1,8 +1,8 @@
-"""Events of a run that its curve alone does not show, one line of ``history.jsonl`` each.
+"""Events of a run that are not visible in its curve, one line of ``history.jsonl`` each.
 
-``launch`` (every command that trained into the folder, with its machine), then what came of it: ``start`` (from the
-seed or given weights), ``resume``, ``fork`` (with its parent), ``change`` (settings that differ from this step on: the
-curve may jump), ``rollback``. A report marks these.
+The first event of every command that trains into the folder is ``launch``, with its machine. It is followed by
+``start`` (from the seed or given weights), ``resume`` or ``fork`` (with its parent), and later ``change`` (settings
+that differ from this step on, so the curve may jump) and ``rollback``. A report marks these.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _changed_setting(value: Any) -> bool:
     return isinstance(value, dict) and {"key", "old", "new"} <= value.keys()
 
 
-# The description of the machine in environment.json and in the line of a launch.
+# Description of the machine in environment.json and in ``launch`` events.
 ENVIRONMENT: records.Shape = {
     "world_size?": records.whole,
     "command?": records.each(records.text),
@@ -62,5 +62,5 @@ def try_to_record(path: Path, kind: str, step: int, say: Callable[[str], None], 
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All lines, the oldest first; one that is damaged, or that a kill cut, is left out."""
+    """All lines, the oldest first; damaged or truncated lines are left out."""
     return records.read_lines(path, SHAPE).values

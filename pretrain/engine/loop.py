@@ -1,4 +1,4 @@
-"""The training loop. It knows no backend, no model and no data set."""
+"""The training loop, independent of backend, model and data set."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from pretrain.engine.state import Cadence, TrainState
 from pretrain.objectives.protocol import MicroBatch, Objective
 from pretrain.telemetry.telemetry import Telemetry
 
-UNPRINTED = ("num_samples", "num_classes", "_std")  # figures of an evaluation that are written but not printed
+UNPRINTED = ("num_samples", "num_classes", "_std")  # evaluation values that are written but not printed
 
 
 class Tally(Protocol):
-    """The counts that a rank's data processes keep, as the loop sees them."""
+    """The counts of a rank's data processes, as seen by the loop."""
 
     def totals(self) -> list[float]:
-        """This rank's counts since the start; as many on every rank."""
+        """This rank's counts since the start; equally many on every rank."""
         ...
 
     def figures(self, totals: Sequence[float]) -> dict[str, float]:
-        """Metrics of the sums over all ranks."""
+        """Metrics from the counts summed over all ranks."""
         ...
 
 
 @dataclass
 class Trainer:
-    """Everything that a run consists of, built and connected.
+    """All parts of a run, built and connected.
 
     Attributes:
         session: this process.
         backend: the model that is trained.
         objective: (forward, micro-batch) → its mean loss.
-        batches: state → the micro-batches of this rank from there on, without end.
+        batches: state → this rank's micro-batches from that state on, as an infinite iterator.
         schedule: state → learning rate of its next update.
-        evaluate: → metrics of all evaluation sets, or None where a request to stop interrupted it. Collective.
+        evaluate: → metrics of all evaluation sets, or None if a request to stop interrupted it. Collective.
         seed_step: (step, micro_step) → reseeds element dropout.
         tally: bytes read and fetched by the data processes.
         checkpointer: saves and loads.
-        telemetry: where the figures of a step go.
+        telemetry: receives the metrics of each step.
         cadence: length, batch size, and what is due when.
-        guard: what happens where updates fail repeatedly.
+        guard: handling of repeatedly failing updates.
     """
 
     session: Session
@@ -124,11 +124,11 @@ class Trainer:
         return RankReport(total / steps, digest, num_bad, waited_s, forward_s)
 
     def meet(self, own: RankReport, *, measure: bool) -> Boundary:
-        """The one collective and the one host read at the end of a step. Collective: yes.
+        """The single collective and host read at the end of a step. Collective: yes.
 
         Args:
             own: this rank's report of the step.
-            measure: add memory, weight norm and the counts of data processes, which cost something.
+            measure: include memory, weight norm and data-process counts, which are not free.
         """
         session = self.session
         own = replace(
@@ -147,7 +147,7 @@ class Trainer:
         return Boundary.of(own.gathered(session.device), measured=measure)
 
     def report(self, state: TrainState, lr: float, update: Update, boundary: Boundary, bad_samples: int) -> None:
-        """One step's line; a skipped update is always printed."""
+        """Prints one step's line; a skipped update is always printed."""
         values = {
             "loss": boundary.loss,
             "lr": lr,
@@ -168,7 +168,7 @@ class Trainer:
             )
 
     def run_evaluation(self, state: TrainState) -> tuple[bool, bool]:
-        """Measures accuracy with dropout off, after the save in flight, which an error here must not lose.
+        """Evaluates with dropout off. First finishes the save in flight, so that an error here cannot lose it.
 
         Collective: yes.
 
@@ -200,7 +200,7 @@ class Trainer:
         self.telemetry.event("save", state.step, {"seconds": time.monotonic() - started})
 
     def _stopped(self, state: TrainState) -> Verdict:
-        """The verdict of a run that was asked to stop; the checkpoint is on the disk. Collective: yes."""
+        """The verdict of a run that was asked to stop, with its checkpoint on disk. Collective: yes."""
         self.checkpointer.finish_save()
         self.session.folder.raise_if_lost()
         reason = f"stopped on request ({self.session.stop_request.reason or 'by a peer'})"
@@ -209,7 +209,7 @@ class Trainer:
         return Verdict(REQUEUE, reason, state.step)
 
     def _finished(self, state: TrainState) -> Verdict:
-        """The last evaluation and the verdict. Collective: yes."""
+        """Runs the last evaluation and returns the verdict. Collective: yes."""
         cut_short, _ = self.run_evaluation(state)
         self.session.folder.raise_if_lost()
         if self.checkpointer.failure is not None:

@@ -1,14 +1,14 @@
-"""Who owns a run folder: one owner at a time, by numbered claims that are never taken twice.
+"""Ownership of a run folder: one owner at a time, by numbered claims that are never reused.
 
 RUN/owners/00000007.json   the claim of the seventh owner: job, process, and whether it has given the folder back
-RUN/lock.json              who owns it now, with its heartbeats; for people and for what only watches
+RUN/lock.json              the current owner, with its heartbeats; for users and monitoring
 
-A claim appears by ``link``, which succeeds for one process alone, on NFS too. The highest number owns the folder. Every
-change of the folder is preceded by a look at the claims (``Ownership.check``, hung into ``disk.Disk.fence``), so an
-owner that was paused and replaced changes nothing when it wakes up.
+A claim is created by ``link``, which succeeds for exactly one process, also on NFS. The highest number owns the folder.
+Every write to the folder first checks the claims (``Ownership.check``, installed as ``disk.Disk.fence``), so an owner
+that was paused and replaced changes nothing when it wakes up.
 
-Whether an owner lives is asked of the kernel where that can be known (``process_identity``). Elsewhere its heartbeats
-are watched: silence for LEASE_S on the watcher's own monotonic clock ends its ownership; no two clocks are compared.
+Whether an owner is alive is asked of the kernel where possible (``process_identity``). Otherwise its heartbeats are
+watched: silence for LEASE_S on the watcher's own monotonic clock ends its ownership, so clocks are never compared.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LEASE_S = 60.0
 LOOK_EVERY_S = 1.0
 OWNERS, LOCK = "owners", "lock.json"
 _CLAIM = re.compile(r"\d{8}\.json")
-_OLD_CLAIMS = 8  # so many are kept for users to look at
+_OLD_CLAIMS = 8  # number of old claims kept for inspection
 _ATTEMPTS = 20
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 _IDENTITY: records.Shape = {
@@ -67,12 +67,12 @@ class Ownership:
     Args:
         run: the folder.
         job: (job id, restart count).
-        identity: who this is; None: this process.
+        identity: the owner's identity; None: this process.
         say: prints one line for the user.
 
     Attributes:
         epoch: the number of the claim; 0 before there is one.
-        lost: why this process no longer owns the folder, once that was found; None while it does.
+        lost: why this process no longer owns the folder; None while it does.
     """
 
     def __init__(
@@ -91,10 +91,10 @@ class Ownership:
         self._token, self._say, self._beats = uuid.uuid4().hex, say, 0
 
     def acquire(self) -> None:
-        """Claims the folder, which must be there.
+        """Claims the folder, which must exist.
 
         Raises:
-            SetupError: somebody else owns it.
+            SetupError: another process owns it.
             OSError: it cannot be read or written.
         """
         make_folders(self.owners)
@@ -103,7 +103,7 @@ class Ownership:
             holder = newest(self.owners)
             if holder is not None and not self._is_free(holder):
                 if newest(self.owners) != holder:
-                    continue  # it gave the folder back while we watched, or somebody else claimed it
+                    continue  # the folder was given back or claimed by another process while we watched
                 raise self._in_use(holder.claim or {})
             if self._claim(1 if holder is None else holder.epoch + 1):
                 with contextlib.suppress(OSError):
@@ -116,7 +116,7 @@ class Ownership:
         self.epoch = epoch
 
     def check(self) -> None:
-        """Raises FencedOut if the folder belongs to another process by now, or no longer exists."""
+        """Raises FencedOut if the folder now belongs to another process or no longer exists."""
         if self.lost is not None:
             raise disk.FencedOut(self.lost)
         try:
@@ -136,9 +136,9 @@ class Ownership:
             raise disk.FencedOut(self.lost)
 
     def beat(self) -> None:
-        """A sign of life. Raises: OSError."""
+        """Sends a heartbeat. Raises: OSError."""
         self._beats += 1
-        disk.current.touch(self._path(self.epoch))  # needs no space: a full disk is not silence
+        disk.current.touch(self._path(self.epoch))  # needs no disk space: a full disk does not stop the heartbeats
         self._write_lock()
 
     def release(self) -> None:
@@ -157,7 +157,7 @@ class Ownership:
         disk.current.rename(temporary, self.run / LOCK)
 
     def _claim(self, epoch: int) -> bool:
-        """Tries to be the owner with this number."""
+        """Tries to claim this number."""
         path = self._path(epoch)
         temporary = self.owners / f"{self._token}{TEMPORARY_SUFFIX}"
         try:
@@ -167,8 +167,8 @@ class Ownership:
             with contextlib.suppress(OSError):
                 disk.current.unlink(temporary)
         disk.current.sync(self.owners)
-        # The server of a network file system may answer "exists" to its own success, and an old number, whose claim
-        # was forgotten, can be taken again: only the present content of the folder counts.
+        # A network file system may report "exists" for a successful link, and an old number whose claim was removed
+        # can be taken again, so only the current content of the folder counts.
         found = newest(self.owners)
         if found is not None and found.epoch == epoch and found.claim and found.claim["token"] == self._token:
             self.epoch = epoch
@@ -205,15 +205,15 @@ class Ownership:
         return self._is_silent(holder.claim or {}, lambda: pulse(self.run, holder.epoch))
 
     def _is_later_start(self, claim: dict[str, Any]) -> bool:
-        """Whether this is the same job's next restart, which its scheduler begins when the one before has ended."""
+        """Whether this is the next restart of the same job, which its scheduler starts after the previous one ended."""
         same_job = claim["job_id"] == self.about["job_id"] != "local"
         return same_job and claim["restart_count"] < self.about["restart_count"]
 
     def _refuse_older_version(self) -> None:
-        """An older version knows no claims: it owns the folder while it writes the lock.
+        """Refuses the folder of a running older version, which makes no claims and owns it while it writes the lock.
 
         Raises:
-            SetupError: one is alive.
+            SetupError: such an owner is alive.
         """
         found = records.read(self.run / LOCK, LOCK_SHAPE).value
         if found is None or "epoch" in found or self._is_later_start(found):
@@ -222,7 +222,7 @@ class Ownership:
             raise self._in_use(found)
 
     def _is_silent(self, holder: dict[str, Any], look: Callable[[], Any]) -> bool:
-        """Watches for LEASE_S, counted in looks, so that a pause of this process is not taken for silence."""
+        """Watches for LEASE_S, counted in polls, so that a pause of this process is not mistaken for silence."""
         self._say(
             f"run folder {self.run} was last used by job {holder.get('job_id', '?')} (process {holder.get('pid', '?')} "
             f"on {holder.get('host', '?')}); whether it lives cannot be told from here: watching for its signs of life "
@@ -245,11 +245,11 @@ class Ownership:
 
 
 def living_owner(run: Path, *, patience_s: float) -> dict[str, Any] | None:
-    """The claim of a run folder's owner, if it is alive; None where no living owner was seen in that time.
+    """The claim of a run folder's owner; None if no living owner was seen.
 
     Args:
         run: the folder.
-        patience_s: how long its signs of life are watched, where the kernel cannot tell.
+        patience_s: how long to watch its heartbeats if the kernel cannot tell.
     """
     holder, lock = newest(run / OWNERS), records.read(run / LOCK, LOCK_SHAPE).value
     owner = lock if holder is None or (lock is not None and "epoch" not in lock) else holder.claim
@@ -268,7 +268,7 @@ def living_owner(run: Path, *, patience_s: float) -> dict[str, Any] | None:
 
 
 def newest(owners: Path) -> Holder | None:
-    """The newest claim in a folder of claims; None: there is none, or no folder."""
+    """The newest claim in a folder of claims; None if there is none or no folder."""
     try:
         epochs = _epochs(owners)
     except (FileNotFoundError, NotADirectoryError):
@@ -277,7 +277,7 @@ def newest(owners: Path) -> Holder | None:
 
 
 def pulse(run: Path, epoch: int) -> Any:
-    """A value that changes with every sign of life of an owner, and with every change of owner."""
+    """A value that changes with every heartbeat of an owner and with every change of owner."""
     claims = newest(run / OWNERS)
     status = disk.current.fresh_status(run / OWNERS / f"{epoch:08d}.json")
     lock = records.read(run / LOCK).value or {}

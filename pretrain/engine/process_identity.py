@@ -1,7 +1,7 @@
-"""The identity of a process. Its number alone is not enough: numbers repeat between machines, containers and over time.
+"""The identity of a process. Its PID alone is not enough: PIDs repeat across machines, containers and time.
 
-A process is named by the kernel that it runs on (its boot id), its PID namespace (each container has one), its number
-in it, and when it was started. Whether it lives can be told only from the same namespace of the same kernel.
+A process is identified by its kernel (boot id), its PID namespace (each container has one), its PID in it, and its
+start time. Whether it is alive can be determined only from the same namespace of the same kernel.
 
 Source: proc(5), pid_namespaces(7); the start is field 22 of /proc/PID/stat.
 """
@@ -20,11 +20,11 @@ class Identity:
     """A process. Values that the system does not provide (no /proc), or an older version did not write, are None.
 
     Attributes:
-        host: name of its machine or container; for people.
-        pid: its number in its namespace.
-        boot_id: of the kernel since its last start.
-        pid_namespace: as the kernel numbers them; a number is used again when its namespace is gone.
-        started: clock ticks from the start of the kernel to that of the process.
+        host: name of its machine or container, for display.
+        pid: its PID in its namespace.
+        boot_id: the kernel's boot id.
+        pid_namespace: the kernel's number of the namespace, which is reused after the namespace is gone.
+        started: start time in clock ticks since boot.
     """
 
     host: str
@@ -46,7 +46,7 @@ class Identity:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Identity:
-        """From the content of a file."""
+        """Reads an identity from the content of a file."""
         return cls(
             host=str(values.get("host")),
             pid=int(values.get("pid", 0)),
@@ -60,8 +60,8 @@ def lives(process: Identity, own: Identity | None = None) -> bool | None:
     """Whether a process is alive; None: that cannot be determined from here.
 
     Args:
-        process: the one in question.
-        own: who asks; None: this process.
+        process: the process to check.
+        own: the caller; None: this process.
     """
     own = Identity.own() if own is None else own
     place, here = (process.boot_id, process.pid_namespace), (own.boot_id, own.pid_namespace)
@@ -72,19 +72,19 @@ def lives(process: Identity, own: Identity | None = None) -> bool | None:
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        pass  # it is somebody else's
+        pass  # it belongs to another user
     if _link("/proc/self") != str(os.getpid()):
-        return None  # this /proc is of another namespace: its numbers name other processes
+        return None  # this /proc belongs to another namespace: its PIDs are other processes
     state, started = _stat(str(process.pid))
     if started is None:
         return None
-    # A killed process whose parent has not looked yet is a zombie (Z): dead for us.
+    # A killed process that its parent has not reaped is a zombie (Z); it counts as dead.
     return started == process.started and state not in ("Z", "X")
 
 
 def _stat(process: str) -> tuple[str, int | None]:
     text = _text(f"/proc/{process}/stat")
-    fields = [] if text is None else text.rsplit(")", 1)[-1].split()  # a name may hold blanks and brackets
+    fields = [] if text is None else text.rsplit(")", 1)[-1].split()  # a name may contain spaces and parentheses
     return (fields[0], int(fields[19])) if len(fields) > 19 else ("", None)
 
 

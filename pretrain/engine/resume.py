@@ -1,7 +1,7 @@
 """The start of a run: from its own newest checkpoint, another run's (a fork), given weights, or the seed.
 
-Order: this run's own folder → ``resume.from`` → ``init.from`` → the seed; the choice is printed. A resume that changes
-settings that decide the result is refused unless the change is named in ``resume.allow_changes``.
+Precedence: this run's own folder, ``resume.from``, ``init.from``, the seed. The choice is printed. A resume that
+changes settings that decide the result is refused unless the change is listed in ``resume.allow_changes``.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _find(resolved: Resolved, session: Session) -> Start | None:
 
 
 def _accept_changes(resolved: Resolved, start: Start, say: Callable[[str], None]) -> Start:
-    """The start with the settings that change at it. Raises: ConfigError where a change is not allowed."""
+    """The start and the settings that change there. Raises: ConfigError if a change is not allowed."""
     saved = load_saved(start.path / "config.resolved.yaml")
     allowed = resolved.experiment.resume.allow_changes
     if resolved.experiment.resume.cooldown is not None:
@@ -111,13 +111,13 @@ def _accept_changes(resolved: Resolved, start: Start, say: Callable[[str], None]
 
 
 def _with_lanes(resolved: Resolved) -> dict[str, Any]:
-    """The settings with the number that ``data.lanes: auto`` resolves to: it may stay the same under another batch."""
+    """The settings with ``data.lanes: auto`` resolved, since it may be the same for another batch size."""
     settings = resolved.to_dict()
     return settings | {"data": settings["data"] | {"lanes": lanes_of(resolved.experiment)}}
 
 
 def _cooldown_end(experiment: Experiment, saved: Experiment, start: Start) -> int:
-    """The step on the schedule at which a fork with ``resume.cooldown`` ends."""
+    """The schedule step at which a fork with ``resume.cooldown`` ends."""
     if not start.is_fork:
         if saved.resume.cooldown is None:
             raise ConfigError(
@@ -163,12 +163,12 @@ def load_start(trainer: Trainer, start: Start | None) -> TrainState:
     trainer.telemetry.event("resume", loaded.step, {"samples": loaded.position})
     session.say(f"step {loaded.step}: loaded {start.path}, written by {ranks} ranks; verified")
     if not start.is_fork and _owes_evaluation(trainer, loaded):
-        trainer.run_evaluation(loaded)  # a request to stop during it is answered at the end of the next step
+        trainer.run_evaluation(loaded)  # a request to stop during it takes effect at the end of the next step
     return loaded
 
 
 def _report_changes(trainer: Trainer, start: Start, loaded: TrainState) -> None:
-    """Prints and records where the learning rate jumps, and which settings are others from this step on."""
+    """Prints and records a jump of the learning rate and the settings that differ from this step on."""
     say, cadence = trainer.session.say, trainer.cadence
     lr, saved = trainer.schedule(loaded), float(start.marker["lr"])
     jumps = not math.isclose(lr, saved, rel_tol=1e-9, abs_tol=1e-15)
@@ -186,7 +186,7 @@ def _report_changes(trainer: Trainer, start: Start, loaded: TrainState) -> None:
 
 
 def _owes_evaluation(trainer: Trainer, state: TrainState) -> bool:
-    """Whether the run was stopped instead of the evaluation that was due at this step. Collective: yes."""
+    """Whether the run was stopped before the evaluation that was due at this step. Collective: yes."""
     if not trainer.cadence.evaluates_at(state.step) or state.step >= trainer.cadence.last_step(state):
         return False
     session = trainer.session

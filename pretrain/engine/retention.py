@@ -1,6 +1,6 @@
-"""Which complete checkpoints stay: the last k, every n-th step, and the best by a metric.
+"""Which complete checkpoints are kept: the last k, every n-th step, and the best by a metric.
 
-Only intact checkpoints count: a damaged one among the last k would take the place of one that can be resumed.
+Only intact checkpoints count: a damaged one among the last k would displace one that can be resumed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pretrain.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Retention:
-    """The rule. It depends on the folder alone, so a resumed run continues as if it had not stopped.
+    """The retention rule. It depends only on the folder, so a resumed run continues as if it had not stopped.
 
     Attributes:
-        keep_last: so many of the newest.
-        keep_every: also those whose step is a multiple of this.
-        keep_best: also the best by this metric (``val/top1``) among those that were evaluated at their step; of equals
-            the first.
+        keep_last: how many of the newest to keep.
+        keep_every: also keep those whose step is a multiple of this.
+        keep_best: also keep the best by this metric (``val/top1``) among those evaluated at their step; the first one
+            wins a tie.
     """
 
     keep_last: int
@@ -31,33 +31,33 @@ class Retention:
     keep_best: str | None = None
 
     def kept(self, metrics: Mapping[int, Mapping[str, float]]) -> set[int]:
-        """The steps that stay.
+        """The steps to keep.
 
         Args:
-            metrics: step of every complete checkpoint → what was measured at it.
+            metrics: step of every complete checkpoint → its metrics.
         """
         return self.counted(metrics) | self.at_multiples(metrics)
 
     def at_multiples(self, steps: Iterable[int]) -> set[int]:
-        """Those at the multiples of ``keep_every``."""
+        """The steps at multiples of ``keep_every``."""
         return set() if self.keep_every is None else {step for step in steps if step % self.keep_every == 0}
 
     def counted(self, metrics: Mapping[int, Mapping[str, float]]) -> set[int]:
-        """Those of ``kept`` for which another one would stay if they were not there."""
+        """The steps of ``kept`` that would be replaced by another one if they did not exist."""
         kept = set(sorted(metrics)[-self.keep_last :])
         if (best := self.best(metrics)) is not None:
             kept.add(best)
         return kept
 
     def best(self, metrics: Mapping[int, Mapping[str, float]]) -> int | None:
-        """The step of the best checkpoint, or None where none was measured."""
+        """The step of the best checkpoint, or None if none was evaluated."""
         if self.keep_best is None:
             return None
         measured = [step for step in sorted(metrics) if self.keep_best in metrics[step]]
         return max(measured, key=lambda step: self._rank(metrics[step]), default=None)
 
     def improves(self, values: Mapping[str, float], metrics: Mapping[int, Mapping[str, float]]) -> bool:
-        """Whether a checkpoint with these values would be the best of all."""
+        """Whether a checkpoint with these values would be the best one."""
         if self.keep_best is None or self.keep_best not in values:
             return False
         best = self.best(metrics)
@@ -75,8 +75,8 @@ class Keeper:
     """Applies the rule to a folder.
 
     Args:
-        folder: of checkpoints.
-        rule: which of them stay.
+        folder: the checkpoint folder.
+        rule: which checkpoints to keep.
         say: prints one line for the user.
     """
 
@@ -86,15 +86,15 @@ class Keeper:
         self._damaged: dict[Path, str] = {}
 
     def trust(self, path: Path) -> None:
-        """Notes that a checkpoint is intact, since this process has just written and hashed it."""
+        """Records that a checkpoint is intact, since this process has just written and hashed it."""
         self._damaged.pop(path, None)
         self._intact.add((path, _marker_stamp(path)))
 
     def prune(self) -> None:
-        """Removes what the rule does not keep; what cannot be removed stays, and is reported.
+        """Removes the checkpoints that the rule does not keep; a failed removal is reported.
 
-        Nothing is removed before enough intact checkpoints exist. A damaged one is removed when a newer one is intact;
-        one that cannot be read stays, since its disk may come back.
+        Nothing is removed before enough intact checkpoints exist. A damaged one is removed once a newer one is intact;
+        an unreadable one is kept, since its disk may come back.
         """
         paths = {step_of(path): path for path in complete_checkpoints(self.folder)}
         counted = self._counted(paths)
@@ -117,7 +117,7 @@ class Keeper:
         return self.rule.improves(values, {step: self._metrics(paths[step]) for step in counted})
 
     def _counted(self, paths: Mapping[int, Path]) -> set[int]:
-        """Steps of the last k and the best, looking at further ones until so many of them are intact."""
+        """Steps of the last k and the best, checking older ones until enough of them are intact."""
         candidates = {step: self._metrics(path) for step, path in paths.items() if path not in self._damaged}
         while True:
             counted = self.rule.counted(candidates)
@@ -151,7 +151,7 @@ class Keeper:
 
 
 def _marker_stamp(path: Path) -> int:
-    """A number that changes when another checkpoint takes the place of one."""
+    """A number that changes when a checkpoint is replaced by another one."""
     try:
         status = disk.current.status(path / MARKER)
     except OSError:

@@ -1,10 +1,10 @@
-"""Rollback: when updates fail repeatedly, back to the last good checkpoint and past the samples seen since then.
+"""Rollback: when updates fail repeatedly, return to the last good checkpoint and skip the samples seen since then.
 
 The weights, the moments and the step are the checkpoint's. The stream continues where the run gave up, so neither the
 batches that failed nor those before them are drawn again. The skipped samples are part of the state
 (``skipped_windows``), so a resume after a rollback is exact, and the rolled-back state is saved at once.
 
-Source: PaLM (2204.02311), section 5.1: restart from a checkpoint before the spike and skip the batches that were seen
+Source: PaLM (2204.02311), section 5.1: restart from a checkpoint before the spike and skip the batches seen
 before and during it.
 """
 
@@ -27,11 +27,11 @@ REMEDY = "lower optim.lr, set optim.clip_grad, or look at the data"
 
 @dataclass(frozen=True)
 class Guard:
-    """When repeated failures of the update end a phase of the run.
+    """Limits on failed updates and rollbacks.
 
     Attributes:
-        max_consecutive_skips: after so many skipped updates in a row the run is rolled back.
-        max_rollbacks: after so many rollbacks the next one ends the run.
+        max_consecutive_skips: number of skipped updates in a row after which the run is rolled back.
+        max_rollbacks: number of rollbacks after which the next failure ends the run.
     """
 
     max_consecutive_skips: int
@@ -41,12 +41,12 @@ class Guard:
 def roll_back(
     checkpointer: Checkpointer, state: TrainState, guard: Guard, telemetry: Telemetry
 ) -> TrainState | Verdict:
-    """The state to continue from after ``state``, whose last updates were skipped; or the verdict that there is none.
+    """The state to continue from after ``state``, whose last updates were skipped; or a verdict if there is none.
 
     Collective: yes.
 
     Raises:
-        CheckpointError: the checkpoint cannot be loaded, or the new state not be saved.
+        CheckpointError: the checkpoint cannot be loaded, or the new state cannot be saved.
     """
     session = checkpointer.session
     session.watchdog.at("load", state.step)
@@ -76,7 +76,7 @@ def roll_back(
 
 
 def _last_good(checkpointer: Checkpointer, state: TrainState) -> tuple[Path, dict] | None:
-    """The newest intact checkpoint before the updates that failed; newer ones are removed, since they are abandoned."""
+    """The newest intact checkpoint before the failed updates; newer ones are abandoned and removed."""
     first_failed = state.step - state.skipped_in_a_row
 
     def good(path: Path) -> bool:

@@ -1,7 +1,7 @@
-"""The run folder: who may write into it, where its files are, and the verdict that the job script trusts.
+"""The run folder: who may write to it, where its files are, and the verdict that the job script reads.
 
 Its owner has the newest claim (``ownership.py``): every write of every rank checks the claims first, and an owner that
-was replaced ends without changing anything more.
+was replaced exits without changing anything.
 """
 
 from __future__ import annotations
@@ -56,18 +56,18 @@ VERDICT_SHAPE: records.Shape = {
 
 
 def read_verdict(run: Path) -> records.Record:
-    """The content of exit.json of a run folder; neither value nor problem where there is none."""
+    """The content of exit.json of a run folder; neither value nor problem if there is none."""
     known = {key.removesuffix("?") for key in VERDICT_SHAPE}
     return records.read(run / "exit.json", VERDICT_SHAPE, without_hash=lambda value: value.keys() <= known)
 
 
 def read_lock(run: Path) -> records.Record:
-    """The content of lock.json of a run folder: who trains into it now."""
+    """The content of lock.json of a run folder: the job that trains into it now."""
     return records.read(run / LOCK, LOCK_SHAPE)
 
 
 class RunFolder:
-    """Paths of a run folder; ``open`` makes and locks it."""
+    """Paths of a run folder; ``open`` creates and locks it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -85,14 +85,14 @@ class RunFolder:
         self._heartbeats: _Heartbeats | None = None
 
     def open(self, rank: Rank, job: tuple[str, int]) -> None:
-        """Creates the folder, claims it and proves that every rank sees the same folder.
+        """Creates the folder, claims it and verifies that every rank sees the same folder.
 
         Collective: yes.
 
         Raises:
             SetupError: another job owns the folder, it cannot be written, or a rank does not see it.
         """
-        # Imported here, so that code that only reads a run folder does not import torch.
+        # Imported here so that code that only reads a run folder does not import torch.
         from pretrain.distributed.collectives import broadcast_object, raise_together
 
         token = uuid.uuid4().hex
@@ -131,11 +131,11 @@ class RunFolder:
 
     @property
     def lost(self) -> str | None:
-        """Why this run may no longer write its folder, as far as this rank has noticed; None while it may."""
+        """Why this run may no longer write to its folder, if this rank has noticed; None while it may."""
         return None if self._ownership is None else self._ownership.lost
 
     def raise_if_lost(self) -> None:
-        """Ends the run on every rank if one of them may no longer write the folder. Collective: yes.
+        """Ends the run on every rank if one of them may no longer write to the folder. Collective: yes.
 
         Raises:
             SetupError: why.
@@ -151,12 +151,12 @@ class RunFolder:
             self._ownership.check()
         except disk.FencedOut as gone:
             return SetupError(str(gone))
-        except OSError:  # the folder cannot be read now, which proves nothing
+        except OSError:  # the folder cannot be read now, which is not evidence of a new owner
             return None
         return None
 
     def _token_error(self, rank: Rank, token: str) -> SetupError | None:
-        for _ in range(TOKEN_TRIES):  # a network file system may show a new file a little late
+        for _ in range(TOKEN_TRIES):  # a network file system may show a new file with a delay
             try:
                 if disk.current.read(self.path / "token").decode(errors="replace") == token:
                     return None
@@ -172,12 +172,12 @@ class RunFolder:
         """Writes the verdict durably and gives the folder back.
 
         Args:
-            verdict: how the run ended; None writes no verdict, which means that it crashed.
+            verdict: how the run ended; None writes no verdict, which indicates a crash.
             job: (job id, restart count).
-            writes: rank 0, and a rank that knows of a fatal error which rank 0 may not live to see.
+            writes: True on rank 0, and on a rank with a fatal error that rank 0 may not survive to report.
 
         Returns:
-            the verdict; a fatal one where it could not be written, since the intended one is lost then.
+            the verdict; a fatal one if it could not be written, since the intended one is then lost.
         """
         if verdict is not None and writes:
             record = {**asdict(verdict), "exit_code": verdict.exit_code, "job_id": job[0], "restart_count": job[1]}
@@ -194,7 +194,7 @@ class RunFolder:
             try:
                 records.write(self.exit, record)
                 return None
-            except disk.FencedOut as gone:  # the verdict in the folder is its new owner's
+            except disk.FencedOut as gone:  # the folder holds its new owner's verdict
                 return gone
             except OSError as error:
                 failure = error

@@ -1,7 +1,7 @@
-"""A checkpoint on its way to the disk, written by a thread while the training continues.
+"""A checkpoint in flight, written by a thread while training continues.
 
-Every rank reports its progress at the boundary of each step, so all of them learn at the same boundary when every slice
-is written, and when the checkpoint is complete. The thread never takes part in a collective: it would interleave with
+Every rank reports its progress at the boundary of each step, so all ranks learn at the same boundary when every slice
+is written and when the checkpoint is complete. The thread never takes part in a collective, which would interleave with
 those of the training.
 """
 
@@ -29,12 +29,12 @@ _thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
 
 @dataclass(frozen=True)
 class Origin:
-    """The training that a checkpoint comes from: saved with it, and compared when it is loaded.
+    """The training that a checkpoint comes from, saved with it and compared when it is loaded.
 
     Attributes:
         config_yaml: the resolved config, saved as config.resolved.yaml.
-        config_digest: of the settings that decide the result.
-        data_digest: of what the stream draws from.
+        config_digest: digest of the settings that decide the result.
+        data_digest: digest of the data that the stream draws from.
         precision: fp32, autocast or bf16.
     """
 
@@ -46,11 +46,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class SavePolicy:
-    """How checkpoints are written and which of them stay.
+    """How checkpoints are written and which are kept.
 
     Attributes:
-        retention: which complete checkpoints stay.
-        asynchronous: the training continues while the files are written.
+        retention: which complete checkpoints are kept.
+        asynchronous: training continues while the files are written.
         stop_on_error: a save that fails ends the run; otherwise it is reported and the run continues.
     """
 
@@ -65,11 +65,11 @@ class Save:
 
     Attributes:
         step: of the checkpoint.
-        temporary, final: where it is written, and its name once it is complete.
+        temporary, final: the folder it is written to, and its name once complete.
         state: the position of the run.
         marker: the content of COMPLETE.json without files and norms.
         statistics: running statistics of the model, copied to host memory.
-        began: when (``time.monotonic``).
+        began: start time (``time.monotonic``).
     """
 
     step: int
@@ -83,7 +83,7 @@ class Save:
     _future: Future[Any] | None = field(default=None, repr=False)
 
     def start(self, work: Callable[[], Any] | None, busy: int) -> None:
-        """Begins a part in the thread; None: this rank has nothing to do in it."""
+        """Submits a part to the thread; None: this rank has nothing to do in it."""
         self._busy = busy
         self._future = None if work is None else _thread.submit(work)
 
@@ -114,18 +114,18 @@ class Save:
 
 
 def all_ranks_are(progress: list[float]) -> int:
-    """Progress of all ranks together: the part in which one is still busy, else FAILED if one is, else what is done."""
+    """Combined progress of all ranks: the part in which any is busy, else FAILED if any failed, else the part done."""
     busy = [each for each in progress if each in _BUSY]
     return int(min(busy or progress))
 
 
 def bytes_to_write(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes that this rank's slices cause on the disk: weights are also written into the plain weights files."""
+    """Bytes on disk due to this rank's slices; weights are also written to the plain weights files."""
     return sum(tensor.nbytes * (2 if key.split(":", 1)[0] in (MASTER, EMA) else 1) for key, tensor in tensors.items())
 
 
 def no_space(folder: Path, needed_bytes: int, free_bytes: int) -> CheckpointError | None:
-    """The error of a disk that a checkpoint would fill, or None."""
+    """The error if a checkpoint does not fit on the disk, or None."""
     if needed_bytes <= free_bytes:
         return None
     return CheckpointError(

@@ -1,7 +1,7 @@
-"""Self-check of a load: the norms of all states and the loss of the probe batch are as they were when saved.
+"""Self-check of a load: compares the norms of all states and the loss of the probe batch with their saved values.
 
-The probe protects a run and must not end it: what cannot be compared is reported. Only a loss that is known to belong
-to the same samples and settings, and differs, is an error.
+The probe protects a run and must not end it needlessly: a failed comparison is only reported. It is an error only if
+the loss differs for the same samples and settings.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Reading:
     Attributes:
         loss: mean over its samples, in evaluation mode.
         samples: their ids, in order.
-        settings: names everything else that decides the loss of given weights.
+        settings: identifies all other settings that decide the loss of given weights.
     """
 
     loss: float
@@ -39,14 +39,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Why a loaded checkpoint is refused, or why it could not be compared; both None where the losses agree."""
+    """Why a loaded checkpoint is refused, or why it could not be compared; both None if the losses agree."""
 
     error: str | None = None
     warning: str | None = None
 
 
 def marker_entries(reading: Reading | None) -> dict[str, Any]:
-    """The entries of COMPLETE.json about the probe; None: there was none."""
+    """The entries of COMPLETE.json for the probe; None: no probe."""
     if reading is None:
         return {"probe_loss": None}
     return {
@@ -60,10 +60,10 @@ def judge(marker: Mapping[str, Any], reading: Reading | None, *, precision: str,
     """Compares the probe batch after a load with the marker.
 
     Args:
-        marker: of the loaded checkpoint.
-        reading: after the load; None: no probe batch can be read.
-        precision: of this run; the marker has its own.
-        config_digest: of this run's settings.
+        marker: marker of the loaded checkpoint.
+        reading: the loss after the load; None: no probe batch can be read.
+        precision: precision of this run; the marker has the saved one.
+        config_digest: digest of this run's settings.
     """
     saved = marker.get("probe_loss")
     if saved is None or reading is None:
@@ -100,7 +100,7 @@ def squares_by_state(tensors: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def norms_of(squares: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """State → its 2-norm over all ranks, from what ``squares_by_state`` returned on each."""
+    """State → its 2-norm over all ranks, from the results of ``squares_by_state`` on each rank."""
     states = sorted({state for own in squares for state in own})
     return {state: math.sqrt(sum(own.get(state, 0.0) for own in squares)) for state in states}
 
@@ -119,7 +119,7 @@ def state_norms(held: Sequence[HeldSlice]) -> dict[str, float]:
 
 
 def differing_norm(saved: Mapping[str, float], found: Mapping[str, float]) -> str | None:
-    """Describes the first state whose norm is not as it was saved, or None."""
+    """Describes the first state whose norm differs from its saved value, or None."""
     for state, norm in saved.items():
         if state in found and not math.isclose(found[state], norm, rel_tol=1e-6, abs_tol=1e-12):
             return f"the norm of {state} is {found[state]:.8g} after loading, {norm:.8g} when saved"

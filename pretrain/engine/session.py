@@ -1,6 +1,6 @@
-"""One process of a run: which rank it is, where it computes and writes, how it reports, and how it is stopped.
+"""One process of a run: its rank, device, run folder, reporting and stop requests.
 
-Imports no torch, so that the signal handlers are installed before the slow imports begin: an early signal is not lost.
+Does not import torch, so that signal handlers are installed before the slow imports and no early signal is lost.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 class StopRequest:
     """Remembers why this rank was asked to stop: a signal, a file, or the end of its launcher.
 
-    The loop reads it at step boundaries only, so that all ranks stop at the same step.
+    The loop reads it only at step boundaries, so that all ranks stop at the same step.
 
     Attributes:
-        reason: None until there is one.
+        reason: the reason to stop, or None.
     """
 
     def __init__(self) -> None:
@@ -42,22 +42,22 @@ class StopRequest:
         self._launchers: list[Launcher] = []
 
     def install(self) -> StopRequest:
-        """Takes over SIGTERM, SIGUSR1 and SIGINT; a second SIGINT interrupts at once, for users at a terminal."""
+        """Handles SIGTERM, SIGUSR1 and SIGINT. A second SIGINT interrupts immediately, for users at a terminal."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._on_signal)
         return self
 
     def watch_file(self, path: Path) -> None:
-        """Also stops when ``path`` exists; only one rank needs to look, since the flag is shared at the boundary."""
+        """Also stops when ``path`` exists. One rank is enough, since the flag is shared at the boundary."""
         self._stop_file = path
 
     def watch_launchers(self, found: list[Launcher]) -> None:
-        """Also stops when a process that started this rank has ended: nothing else would stop the rank then."""
+        """Also stops when a process that started this rank has ended, since nothing else would stop the rank."""
         self._launchers = found
 
     def check(self) -> str | None:
-        """The reason to stop, or None. Cheap: at most a few looks at the file system."""
+        """The reason to stop, or None. Cheap: at most a few file system calls."""
         if self.reason is None:
             self.reason = next((f"its launcher is gone: {one}" for one in self._launchers if one.is_gone), None)
         if self.reason is None and self._stop_file is not None and _exists(self._stop_file):
@@ -73,7 +73,7 @@ class StopRequest:
 def _exists(path: Path) -> bool:
     try:
         return disk.current.exists(path)
-    except OSError:  # a file server that does not answer now is not a request to stop
+    except OSError:  # a file server that does not respond is not a request to stop
         return False
 
 
@@ -83,11 +83,11 @@ class Session:
 
     Attributes:
         rank: this process among its peers.
-        device: where it computes.
+        device: the device it computes on.
         folder: the run folder, opened.
         reporter: prints on rank 0 and writes log.txt.
         stop_request: whether, and why, this rank was asked to stop.
-        watchdog: ends the process where a phase takes longer than its limit; started by the caller.
+        watchdog: ends the process if a phase exceeds its limit; started by the caller.
     """
 
     rank: Rank
@@ -113,7 +113,7 @@ class Session:
             stop_request: also stops by the folder's STOP file from now on; None: a new one.
             phase_limits_s: see ``Watchdog``; None: no phase has a limit.
         """
-        from pretrain.telemetry.console import Reporter  # rich takes a while to import; signals are handled before
+        from pretrain.telemetry.console import Reporter  # rich is slow to import; install signal handlers first
 
         stop_request = stop_request or StopRequest()
         stop_request.watch_file(folder.stop_file)
@@ -121,5 +121,5 @@ class Session:
         return cls(rank, device, folder, Reporter(rank.is_main, folder.log), stop_request, watchdog)
 
     def say(self, text: str) -> None:
-        """One line for the user, from rank 0."""
+        """Prints one line for the user, on rank 0."""
         self.reporter.say(text)

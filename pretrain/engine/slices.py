@@ -1,8 +1,8 @@
-"""One form of checkpoint for every world size, ZeRO stage and backend: slices of named tensors.
+"""One checkpoint format for every world size, ZeRO stage and backend: slices of named tensors.
 
 Each rank writes the slices that it owns into one safetensors file. A tensor's key is ``state:parameter`` and the
 header has its offset in the flattened parameter and the shape of that parameter. A reader gets any range of any tensor
-from whichever files hold it, so a checkpoint is never converted, and nothing is unpickled.
+from the files that contain it, so a checkpoint never needs conversion, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def rank_file(rank: int) -> str:
 
 
 class HostCopy:
-    """Host memory for what one rank writes; made at the first save and used again.
+    """Host buffers for one rank's slices, allocated at the first save and reused.
 
-    It is pinned where it takes from a GPU, so that the copies run at the bus's speed and wait for each other once.
+    They are pinned if the state is on a GPU, so that copies run at full bus speed with a single synchronisation.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class HostCopy:
 
 
 def write_slices(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Writes one rank's file (made durable by the caller)."""
+    """Writes one rank's file; the caller makes it durable."""
     disk.current.write_with(path, lambda path: save_file(dict(tensors), path, metadata=dict(header)))
 
 
@@ -137,7 +137,7 @@ class SliceReader:
         """Elements [offset, offset + numel) of the flattened tensor, as 1-D fp32.
 
         Raises:
-            CheckpointError: no such tensor, another shape, or a range that no file holds.
+            CheckpointError: no such tensor, another shape, or a range that is in no file.
         """
         key = f"{state}:{name}"
         if key not in self._parts:
@@ -163,6 +163,6 @@ class SliceReader:
         return out
 
     def full(self, state: str, name: str) -> Tensor:
-        """One complete tensor in its shape."""
+        """One complete tensor, in its original shape."""
         shape = self.shapes[f"{state}:{name}"]
         return self.read(state, name, 0, math.prod(shape), shape).view(shape)

@@ -38,7 +38,7 @@ class TrainState:
         )
 
     def past(self, position: int) -> TrainState:
-        """This state, but with the stream at a later position: the window between the two is not drawn."""
+        """This state with the stream at a later position; the window in between is not drawn."""
         assert position >= self.position
         return replace(self, position=position, skipped_windows=(*self.skipped_windows, (self.position, position)))
 
@@ -48,9 +48,9 @@ class TrainState:
         return self.position - sum(end - first for first, end in self.skipped_windows)
 
     def progress(self, batch_size: int) -> int:
-        """The place on the schedule: steps of this batch size that amount to the samples seen.
+        """Position on the schedule: the number of steps of this batch size that amount to the samples seen.
 
-        Equal to ``step`` unless the batch size has changed on the way.
+        Equal to ``step`` unless the batch size has changed during the run.
         """
         return round(self.samples_seen / batch_size)
 
@@ -63,7 +63,7 @@ class TrainState:
         """From JSON values.
 
         Raises:
-            TypeError: a key that is not known.
+            TypeError: an unknown key.
         """
         windows = values.get("skipped_windows", [])
         return cls(**{**values, "skipped_windows": tuple((first, end) for first, end in windows)})
@@ -71,13 +71,13 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Cadence:
-    """How long a run is, in steps of which size, and what is due at which step.
+    """The length of a run, its batch size, and what is due at which step.
 
     Attributes:
-        num_steps: of the complete schedule.
+        num_steps: length of the complete schedule.
         global_batch_size: B.
-        accumulation_steps: micro-batches of a rank in one step.
-        evaluate_every, save_every: steps between two; None: never before the end.
+        accumulation_steps: micro-batches per rank and step.
+        evaluate_every, save_every: intervals in steps; None: only at the end.
     """
 
     num_steps: int
@@ -87,7 +87,7 @@ class Cadence:
     save_every: int | None = None
 
     def last_step(self, state: TrainState) -> int:
-        """The step at which the run ends: ``num_steps``, unless the batch size has changed on the way."""
+        """The step at which the run ends: ``num_steps`` unless the batch size has changed during the run."""
         return state.step + self.num_steps - state.progress(self.global_batch_size)
 
     def evaluates_at(self, step: int) -> bool:

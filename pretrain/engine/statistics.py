@@ -1,6 +1,6 @@
 """Running statistics: tensors of a model that training changes without a gradient (BatchNorm's mean and variance).
 
-Each rank normalises with the statistics of its own micro-batch, as is usual, and so accumulates its own running ones.
+Each rank normalises with the statistics of its own micro-batch, as is usual, and so accumulates its own running values.
 For evaluation, checkpoints and weights files they are averaged over the ranks (timm's ``dist-bn reduce``).
 A step whose update is skipped does not change them. A model without such tensors costs nothing.
 """
@@ -42,7 +42,7 @@ class RunningStatistics:
 
     @torch.no_grad()
     def after(self, applied: bool) -> None:
-        """At the end of a step: keeps its statistics or, where its update was skipped, restores those before it."""
+        """Ends a step: keeps its statistics, or restores the previous ones if its update was skipped."""
         if applied:
             self._before = self.read()
         else:
@@ -50,7 +50,7 @@ class RunningStatistics:
 
     @torch.no_grad()
     def unify(self) -> None:
-        """Gives every rank the mean over the ranks. Collective: yes, where there are any."""
+        """Sets the statistics on every rank to the mean over the ranks. Collective: if there are any."""
         if self._world == 1:
             return
         for tensor in self.live().values():
@@ -60,10 +60,10 @@ class RunningStatistics:
 
     @torch.no_grad()
     def write(self, tensors: Mapping[str, Tensor]) -> None:
-        """Sets them from a checkpoint.
+        """Sets the statistics from a checkpoint.
 
         Raises:
-            CheckpointError: one is missing.
+            CheckpointError: a statistic is missing.
         """
         for name, tensor in self.live().items():
             if name not in tensors:
@@ -72,10 +72,10 @@ class RunningStatistics:
         self._before = self.read()
 
     def load(self, weights: Path) -> None:
-        """Sets them from a checkpoint's plain weights: the slices hold parameters only.
+        """Sets the statistics from a checkpoint's plain weights, since the slices contain only parameters.
 
         Raises:
-            CheckpointError: one is missing. OSError, SafetensorError: the file cannot be read.
+            CheckpointError: a statistic is missing. OSError, SafetensorError: the file cannot be read.
         """
         if self.names:
             opened = disk.current.read_with(weights, lambda path: safe_open(path, framework="pt", device="cpu"))

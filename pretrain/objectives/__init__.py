@@ -1,1 +1,1 @@
-"""What is minimised: one function per objective."""
+"""Training objectives, one module each."""

@@ -1,4 +1,4 @@
-"""DeiT's distillation: a part of the loss compares the student with a frozen teacher.
+"""DeiT's distillation: part of the loss compares the student with a frozen teacher.
 
 Legend: B images · C H W · K classes · α weight of the teacher's term · τ temperature · λ = α.
 Source: DeiT (2012.12877), equations 2 (soft) and 3 (hard); the reductions from its code, ``losses.DistillationLoss``.
@@ -30,8 +30,8 @@ class Distillation:
 
     Attributes:
         teacher: normalised images (B, C, H, W) → fp32 logits (B, K), without gradients.
-        two_heads: the student has a distillation head, which the teacher's term sees; the labels' term sees the class
-            head. Without one, both see the same logits (the "usual distillation" of DeiT's table 3).
+        two_heads: the student has a distillation head, which the teacher's term uses; the label term uses the class
+            head. Otherwise both use the same logits (the "usual distillation" of DeiT's table 3).
     """
 
     teacher: Callable[[Tensor], Tensor]
@@ -65,12 +65,12 @@ class Distillation:
 
 
 class Teacher:
-    """A frozen model that is asked for its logits of the student's images.
+    """A frozen model that computes logits of the student's images.
 
     Args:
         net: in evaluation mode, without gradients, on the device, fp32 weights.
-        student: mean and standard deviation that the images were normalised with.
-        own: those that the teacher was trained with; images are normalised again where they differ.
+        student: mean and standard deviation of the student's normalisation.
+        own: mean and standard deviation of the teacher's normalisation; images are renormalised if they differ.
         autocast: compute matrix products in bfloat16.
     """
 

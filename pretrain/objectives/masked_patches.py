@@ -1,14 +1,14 @@
-"""Masked patch prediction: the mean colours of corrupted patches, without labels.
+"""Masked patch prediction: predicts the mean colours of corrupted patches, without labels.
 
 Half of the patch embeddings are corrupted: 80 % of them are replaced by a learned [mask] embedding, 10 % by the
-embedding of another patch of the image and 10 % stay. Of each corrupted patch the model predicts the mean colour in 3
-bits per channel, 512 classes.
+embedding of another patch of the image and 10 % are kept. For each corrupted patch the model predicts the mean colour
+in 3 bits per channel, 512 classes.
 
-Which patches, and how, is a function of (seed, slot): the same on any number of devices and after a resume.
+The corruption is a function of (seed, slot), so it is the same on any number of devices and after a resume.
 
 Legend: B images · C H W · N patches of a grid (h, w) · M corrupted patches of an image.
 Source: ViT (2010.11929), appendix B.1.2.
-Differs: where the paper is silent: the number of corrupted patches is the same in every image, the other patch is of
+Differs: choices the paper leaves open: every image has the same number of corrupted patches, the other patch is from
 the same image, and a mean colour in [0, 1] falls into the bin ⌊8 · colour⌋.
 """
 
@@ -26,7 +26,7 @@ from pretrain import seeds
 from pretrain.models.vit_tasks import MASK_TOKEN, Corruption
 from pretrain.objectives.protocol import MicroBatch, Model
 
-MASKED, REPLACED = 0.8, 0.1  # of the corrupted patches; the rest stays as it is
+MASKED, REPLACED = 0.8, 0.1  # fractions of the corrupted patches; the rest is kept
 LEVELS = 8  # per channel: 3 bits
 
 
@@ -37,9 +37,9 @@ class MaskedPatches:
     Attributes:
         grid: (h, w) of the patches.
         patch: their (height, width) in pixels.
-        mean, std: that the images were normalised with.
+        mean, std: normalisation of the images.
         seed: the experiment's.
-        share: of the patches that are corrupted.
+        share: fraction of the patches that are corrupted.
     """
 
     grid: tuple[int, int]
@@ -76,7 +76,7 @@ def corruption(
     order = seeds.hash64(seed, "masked_patches", rows, patches).argsort(axis=1, kind="stable")
     positions = np.sort(order[:, :count], axis=1)
     others = seeds.hash64(seed, "masked_patches.other", rows, patches).argsort(axis=1, kind="stable")
-    other = np.take_along_axis(others, positions, axis=1)  # of a permutation, so that few patches are copied twice
+    other = np.take_along_axis(others, positions, axis=1)  # from a permutation, so that few patches are copied twice
     other = np.where(other == positions, (other + 1) % num_patches, other)
     draw = seeds.uniform(seed, "masked_patches.kind", rows, positions)
     sources = np.where(draw < MASKED, MASK_TOKEN, np.where(draw < MASKED + REPLACED, other, positions))
@@ -89,7 +89,7 @@ def mean_colours(
     """The class of each patch's mean colour, int64 (B, N) in row-major order of the grid: 64·red + 8·green + blue."""
     pooled = F.avg_pool2d(images.float(), patch).flatten(2)
     classes = torch.zeros_like(pooled[:, 0], dtype=torch.int64)
-    for channel in range(3):  # numbers instead of a tensor of constants, which would be copied to the device
+    for channel in range(3):  # Python numbers; a constant tensor would be copied to the device
         colour = pooled[:, channel] * std[channel] + mean[channel]
         classes = classes * LEVELS + (colour * LEVELS).long().clamp(0, LEVELS - 1)
     return classes
@@ -97,6 +97,6 @@ def mean_colours(
 
 def _to_device(array: NDArray[np.int64], device: torch.device) -> Tensor:
     tensor = torch.from_numpy(np.ascontiguousarray(array))
-    if device.type == "cuda":  # from pageable memory the host would wait for the copy
+    if device.type == "cuda":  # the host would wait for a copy from pageable memory
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

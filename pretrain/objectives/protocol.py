@@ -1,7 +1,7 @@
 """A training objective: a function of the model and a micro-batch that returns one scalar.
 
-An objective calls the model itself, because some need more than its logits. It must not read a value on the host: that
-would wait for the device in every micro-step. The loss reaches the host once per step, with the step's other numbers.
+An objective calls the model, because some need more than its logits. It must not read a value on the host, which would
+synchronise with the device in every micro-step. The loss is read once per step, with the step's other values.
 
 Legend: B images · C H W · M most labels of an image · K classes.
 """
@@ -19,17 +19,17 @@ Model = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One micro-batch as the model takes it, made from a ``pretrain.data.batch.Batch`` by ``assembly.feeder``.
+    """One micro-batch as passed to the model, made from a ``pretrain.data.batch.Batch`` by ``assembly.feeder``.
 
     Attributes:
         images: normalised floats (B, C, H, W) on the device.
         labels: int64 (B, M), padded with −1.
         drop_path: None, or (B, depth, 2) of 0 or 1 / keep (see ``models.layers.block``).
-        targets: None, or what takes precedence over ``labels``: class shares fp32 (B, K) made by mixing; vectors
+        targets: None, or targets that replace ``labels``: class shares fp32 (B, K) made by mixing; vectors
             fp32 (B, K) in the units of the data; or masks uint8 (B, H, W).
         slots: int64 (B,) on the **host**: the number of each draw in the global stream. Masks are a function of it.
         digest: order-free checksum of the (sample, slot) pairs, for the record of the step.
-        num_bad: samples of it that could not be used and were replaced, for the record of the step.
+        num_bad: number of unusable samples that were replaced, for the record of the step.
     """
 
     images: Tensor

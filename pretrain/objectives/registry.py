@@ -1,4 +1,4 @@
-"""Objectives by name: a new one is one file and one row here."""
+"""Registry of objectives: a new one is one file and one row here."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from pretrain.objectives.softmax import Softmax
 
 @dataclass(frozen=True)
 class Context:
-    """What an objective may have to know beside its settings; only some need any of it.
+    """Information that some objectives need besides their settings.
 
     Attributes:
         seed: the experiment's.
-        mean, std: that images are normalised with.
-        patch, grid: of the Vision Transformer.
+        mean, std: normalisation of the images.
+        patch, grid: patch size and grid of the Vision Transformer.
         teacher: normalised images → fp32 logits, without gradients.
-        two_heads: the model can give the logits of a class head and a distillation head.
-        scale: of a regression's targets.
+        two_heads: the model can return the logits of a class head and a distillation head.
+        scale: scale of the regression targets.
     """
 
     seed: int = 0
@@ -59,7 +59,7 @@ def _sigmoid(config: SigmoidConfig, context: Context) -> Objective:
 
 
 def _distillation(config: DistillationConfig, context: Context) -> Objective:
-    assert context.teacher is not None, "the caller brings the teacher"
+    assert context.teacher is not None, "the caller must provide the teacher"
     return Distillation(
         context.teacher,
         kind=config.distillation,
@@ -80,7 +80,7 @@ def _masked_patches(config: MaskedPatchesConfig, context: Context) -> Objective:
 
 
 def _regression(config: RegressionConfig, context: Context) -> Objective:
-    assert context.scale is not None, "the caller brings the units of the targets"
+    assert context.scale is not None, "the caller must provide the scale of the targets"
     return Regression(context.scale, config.regression, config.beta)
 
 
@@ -95,10 +95,10 @@ OBJECTIVES: dict[str, Callable[[Any, Context], Objective]] = {
 
 
 def build_objective(config: ObjectiveConfig, num_classes: int, context: Context | None = None) -> Objective:
-    """The objective of these settings, for a head of ``num_classes``.
+    """The objective for these settings and a head of ``num_classes``.
 
     Raises:
-        ConfigError: it has no meaning for so few classes, or for this model.
+        ConfigError: it is meaningless for so few classes, or for this model.
     """
     if num_classes < config.needs.min_classes:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Vectors of numbers, such as a position, an age or a distance, each standardised by the training set.
+"""Regression of vectors of numbers, such as a position, an age or a distance, standardised by the training set.
 
 Legend: B images · D numbers of a vector.
 """
@@ -20,12 +20,12 @@ Loss = Literal["mse", "l1", "smooth_l1"]
 
 @dataclass(frozen=True)
 class Regression:
-    """Mean over the images and the numbers of a loss of the standardised error.
+    """Mean over images and vector entries of a loss on the standardised error.
 
     Attributes:
-        scale: how the targets are standardised; the numbers then weigh alike, whatever their units.
-        loss: the error squared (mse), its absolute value (l1), or that with a parabola around 0 (smooth_l1).
-        beta: of smooth_l1: the error, in standard deviations, from which on it is linear.
+        scale: how the targets are standardised, so that all entries have equal weight whatever their units.
+        loss: squared error (mse), absolute error (l1), or Huber loss, quadratic around 0 (smooth_l1).
+        beta: for smooth_l1: the error, in standard deviations, above which it is linear.
 
     Source: smooth_l1: Girshick, "Fast R-CNN" (1504.08083), equation 3, with torch's ``beta``.
     """

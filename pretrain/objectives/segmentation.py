@@ -16,10 +16,10 @@ from pretrain.objectives.protocol import MicroBatch, Model
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Sum over the pixels that have a class of their cross-entropy, over B · H · W.
+    """Cross-entropy summed over the pixels that have a class, divided by B · H · W.
 
-    Pixels without a class (255) count as 0, so that the mean over the images does not depend on how they are dealt to
-    ranks and passes. The mean over the pixels that have one would.
+    Pixels without a class (255) count as 0, so that the mean over the images does not depend on how they are divided
+    among ranks and passes. A mean over the labelled pixels would.
 
     Source: mmsegmentation, CrossEntropyLoss with its default ``avg_non_ignore=False``.
     """

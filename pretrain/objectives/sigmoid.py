@@ -17,10 +17,10 @@ from pretrain.objectives.targets import dense_targets
 
 @dataclass(frozen=True)
 class Sigmoid:
-    """Each class on its own against its 0 or 1 (or its share, after mixing), the mean over the images.
+    """Binary cross-entropy of each class with its target (0, 1, or a share after mixing), averaged over the images.
 
-    ``sum_classes`` sums over the classes (Source: google-research/big_vision, utils.sigmoid_xent), ``mean`` takes their
-    mean too, K times less (Source: DeiT III, 2204.07118, and torch's default). ``binarise`` makes a share above 0 a 1
+    ``sum_classes`` sums over the classes (Source: google-research/big_vision, utils.sigmoid_xent); ``mean`` averages
+    over them (Source: DeiT III, 2204.07118, and torch's default). ``binarise`` turns every share above 0 into 1
     (Source: DeiT III, section 3.1, and its code, ``targets.gt(0)``).
     Differs: written as softplus(x) − x·y. torch's binary_cross_entropy_with_logits subtracts nearly equal numbers where
     y = 0 and x is very negative: at a head bias of −10 over 21,843 classes its loss is 0.008 too large.

@@ -1,4 +1,4 @@
-"""Cross-entropy with one label per image, or with the shares that mixing made of it.
+"""Cross-entropy with one label per image, or with the class shares from mixing.
 
 Legend: B images · K classes.
 """
@@ -16,9 +16,9 @@ from pretrain.objectives.protocol import MicroBatch, Model
 
 @dataclass(frozen=True)
 class Softmax:
-    """Mean over the images of the cross-entropy, ``label_smoothing`` of the target spread over all classes.
+    """Cross-entropy averaged over the images, with ``label_smoothing`` of the target spread over all classes.
 
-    Smoothing the mixture is mixing smoothed labels, as timm does it: both are linear.
+    Smoothing the mixture equals mixing smoothed labels, as in timm, since both are linear.
     """
 
     label_smoothing: float = 0.0

@@ -19,6 +19,6 @@ def dense_targets(labels: Tensor, num_classes: int) -> Tensor:
     Returns:
         fp32 (B, K) on the labels' device.
     """
-    padded = torch.where(labels < 0, num_classes, labels)  # padding goes to a column that is cut off
+    padded = torch.where(labels < 0, num_classes, labels)  # padding goes to an extra column that is dropped
     targets = torch.zeros(len(labels), num_classes + 1, dtype=torch.float32, device=labels.device)
     return targets.scatter_(1, padded, 1.0)[:, :num_classes]

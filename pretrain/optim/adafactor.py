@@ -1,7 +1,7 @@
-"""Adafactor as Scaling ViT trains with it: a second moment of rows and columns, and a momentum of scaled gradients.
+"""Adafactor as used by Scaling ViT: a second moment factored by rows and columns, and a momentum of scaled gradients.
 
-It needs whole tensors: the second moment of a matrix (R, C) is kept as the means of its rows (R, 1) and columns (1, C).
-No update clipping, no learning rate relative to the weight's size.
+It needs unsharded tensors: the second moment of a matrix (R, C) is stored as its row means (R, 1) and column means
+(1, C). There is no update clipping and no learning rate relative to the weight's size.
 
 Legend: D width · A heads · E head width.
 Source: Scaling ViT (2106.04560), section 3.4; big_vision ``optax.py: scale_by_adafactor``, which is optax's
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from pretrain.optim.elementwise import StatefulOptimizer, decay_of
 
 EPSILON = 1e-30  # added to squared gradients
-SMALLEST_FACTORED = 32  # a tensor with fewer than two dimensions of this size keeps its whole second moment
+SMALLEST_FACTORED = 32  # a tensor with fewer than two dimensions of this size has an unfactored second moment
 
-View = tuple[int, ...]  # a stack of tensors of the shape of all but the first dimension
+View = tuple[int, ...]  # the first dimension stacks tensors of the remaining shape
 
 
 class Adafactor(StatefulOptimizer):
@@ -30,10 +30,10 @@ class Adafactor(StatefulOptimizer):
     Args:
         groups: parameter groups.
         lr: peak learning rate.
-        momentum: what an update keeps of the average of scaled gradients.
-        momentum_dtype: of that average between steps; the update uses it before it is rounded.
-        beta2_cap, beta2_power: the second moment keeps ``min(cap, 1 - t ** -power)`` at update t = 1, 2, …
-        views: how a parameter that holds several of flax's tensors is seen (see ``attention_views``).
+        momentum: decay rate of the average of scaled gradients.
+        momentum_dtype: storage type of that average; the update uses it before rounding.
+        beta2_cap, beta2_power: the second moment's decay rate is ``min(cap, 1 - t ** -power)`` at update t = 1, 2, …
+        views: views of parameters that combine several of flax's tensors (see ``attention_views``).
     """
 
     # many: the settings of the published optimiser, and the groups
@@ -76,7 +76,7 @@ class Adafactor(StatefulOptimizer):
         tensor.add_(average, alpha=-group["lr"])
 
     def _scaled(self, grad: Tensor, state: dict[str, Tensor], weight: float) -> Tensor:
-        """The gradient over the root of its second moment, which takes it in with ``weight``."""
+        """Updates the second moment with ``weight`` and returns the gradient divided by its root."""
         square, axes = grad.square().add_(EPSILON), factored_axes(tuple(grad.shape))
         if axes is None:
             second = state["exp_avg_sq"].view_as(grad).lerp_(square, weight)
@@ -91,7 +91,7 @@ class Adafactor(StatefulOptimizer):
 
 
 def factored_axes(view: View) -> tuple[int, int] | None:
-    """The two largest dimensions, the first left out: (rows, columns); None where the second largest is too small."""
+    """The two largest dimensions except the first: (rows, columns); None if the second largest is too small."""
     order = sorted(range(1, len(view)), key=lambda axis: view[axis])
     if len(order) < 2 or view[order[-2]] < SMALLEST_FACTORED:
         return None
@@ -99,9 +99,9 @@ def factored_axes(view: View) -> tuple[int, int] | None:
 
 
 def attention_views(model: nn.Module) -> dict[Tensor, View]:
-    """How attention weights are seen, so that they have the statistics of flax's kernels.
+    """Views of attention weights that give them the statistics of flax's kernels.
 
-    Flax keeps q, k and v apart and each as (D, A, E), the projection as (A, E, D): every head is factored on its own.
+    Flax stores q, k and v separately, each as (D, A, E), and the projection as (A, E, D), so heads are factored alone.
     torch's ``qkv.weight`` is (3 · A · E, D), ``kv.weight`` (2 · A · E, D), ``q.weight`` (A · E, D) and ``proj.weight``
     (D, A · E).
     """

@@ -1,11 +1,11 @@
-"""Optimisers whose first moment is kept in bfloat16 between steps. Each number of the state belongs to one weight.
+"""Optimisers whose first moment is stored in bfloat16. Each element of the state belongs to one weight.
 
-The update itself uses the moment before it is rounded. The arithmetic is fp32, on runs of ``CHUNK`` numbers: flat
-partitions of ZeRO are large, and temporaries of their size would cost what the smaller state saves.
+The update uses the moment before rounding. The arithmetic is fp32 on chunks of ``CHUNK`` elements: ZeRO's flat
+partitions are large, and temporaries of their size would cost more than the smaller state saves.
 
 Source: ``mu_dtype`` of optax's ``scale_by_adam`` and ``accumulator_dtype`` of its ``trace``, as AugReg and big_vision
 use them (Scaling ViT, 2106.04560, section 3.4: a bf16 second moment hurts, a bf16 first moment does not). The decay is
-rounded too, see ``decay_of``.
+also rounded, see ``decay_of``.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ CHUNK = 1 << 24
 
 
 class StatefulOptimizer(torch.optim.Optimizer, ABC):
-    """An optimiser whose state can be made before its first step, which is how a checkpoint is loaded into it."""
+    """An optimiser whose state can be created before its first step, so that a checkpoint can be loaded into it."""
 
     @abstractmethod
     def new_state(self, tensor: Tensor) -> dict[str, Tensor]:
-        """The state of a tensor that was never updated."""
+        """The initial state of a tensor."""
 
     @abstractmethod
     def update(self, tensor: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-        """Changes tensor and state in place."""
+        """Updates tensor and state in place."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -45,14 +45,14 @@ class StatefulOptimizer(torch.optim.Optimizer, ABC):
 
 
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors flattened, run by run; all of one size."""
+    """Yields matching chunks of the flattened tensors, which have equal sizes."""
     return zip(*(tensor.view(-1).split(CHUNK) for tensor in tensors), strict=True)
 
 
 def decay_of(stored: Tensor, decay: float) -> float:
-    """What a stored moment is multiplied by: ``decay`` in the type of the moment.
+    """The factor on a stored moment: ``decay`` rounded to the type of the moment.
 
-    JAX gives a Python number the type of the array beside it, so a bfloat16 moment decays by 0.8984375 in place of 0.9.
+    JAX converts a Python number to the type of the array operand, so a bfloat16 moment decays by 0.8984375, not 0.9.
     With 0.9 the average would be 1.6 % larger than in the published runs. The product itself is fp32, as XLA computes
     it when the update is compiled.
     """
@@ -85,7 +85,7 @@ class AdamWBf16(StatefulOptimizer):
 
 
 class SGDBf16(StatefulOptimizer):
-    """SGD with a bfloat16 momentum; decay is added to the gradient, as torch's SGD does."""
+    """SGD with a bfloat16 momentum; weight decay is added to the gradient, as in torch's SGD."""
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum})

@@ -1,9 +1,9 @@
-"""Polyak averaging of sharded weights: each rank averages the fp32 storage that it holds, with no communication.
+"""EMA (Polyak averaging) of sharded weights: each rank averages the fp32 storage that it holds, without communication.
 
-After every applied update ``average ← decay × average + (1 − decay) × weight``, from the initial weights on, without
-debiasing.
+After every applied update, ``average ← decay × average + (1 − decay) × weight``, starting at the initial weights,
+without debiasing.
 
-Source: Polyak and Juditsky (1992), as the exponential moving average that the ViT paper uses (2010.11929, section 4.1).
+Source: Polyak and Juditsky (1992), as the exponential moving average of the ViT paper (2010.11929, section 4.1).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 
 
 class ShardedEMA:
-    """The average of some fp32 tensors, the flat partitions of a rank or its whole parameters.
+    """The EMA of fp32 tensors: a rank's flat partitions or its unsharded parameters.
 
     Args:
-        tensors: the weights; they are updated in place by others.
-        decay: what an update keeps of the average, in (0, 1).
+        tensors: the weights, which the optimiser updates in place.
+        decay: decay rate of the average, in (0, 1).
     """
 
     def __init__(self, tensors: Sequence[Tensor], decay: float) -> None:
@@ -33,12 +33,12 @@ class ShardedEMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes in the weights after an applied update."""
+        """Updates the average after an applied update."""
         torch._foreach_lerp_(self._averages, [weight.detach() for weight in self._weights], 1.0 - self._decay)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchanges weights and averages in place; calling it again puts them back, bit for bit."""
+        """Swaps weights and averages in place; calling it again restores them bit for bit."""
         for weight, average in zip(self._weights, self._averages, strict=True):
             kept = weight.detach().clone()
             weight.data.copy_(average)

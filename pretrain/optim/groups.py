@@ -1,7 +1,7 @@
-"""What each tensor's learning rate and decay are, decided by its name and never by its number of dimensions. No torch.
+"""Each tensor's learning rate and decay, decided by its name rather than its dimensions. Does not import torch.
 
 Only kernels decay (big_vision: ``.*/kernel$``): the weights of dense and convolution layers. Class and register
-tokens, position embeddings, norms and biases have names of their own and do not, although some have two dimensions.
+tokens, position embeddings, norms and biases have other names and do not decay, although some have two dimensions.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 # A kernel is the `weight` of a layer that is neither a norm nor an embedding table; tokens, tables and scales are plain
-# parameters whose last name is not `weight`. `cpb_mlp` (Swin v2) and `pos_block` (Twins) make positions: their authors
-# exclude them.
+# parameters whose last name is not `weight`. `cpb_mlp` (Swin v2) and `pos_block` (Twins) compute positions; their
+# authors exclude them.
 _NOT_A_KERNEL = re.compile(
     r"(^|\.)(norm\w*|[a-z]+_norm|ln_\w+|[a-z]*pos_embed\w*|rel(ative)?_pos\w*|pos_block|[a-z_]*token|cpb_mlp)(\.|$)"
 )
@@ -30,10 +30,10 @@ class Rule:
     """How one tensor is trained.
 
     Attributes:
-        kernel: decays by default.
+        kernel: whether it decays by default.
         lr_scale: factor on the schedule's learning rate.
         weight_decay: in the AdamW convention.
-        frozen: not trained at all.
+        frozen: whether it is excluded from training.
     """
 
     kernel: bool
@@ -49,12 +49,12 @@ class Rule:
 
 
 def is_kernel(name: str, num_dimensions: int = 2) -> bool:
-    """True for a tensor that weight decay applies to.
+    """True if weight decay applies to the tensor.
 
     Args:
         name: the parameter's.
-        num_dimensions: of the whole parameter. A weight of one dimension is a scale whatever its layer is called (in
-            ConvNeXt a norm is ``stem.1``); the opposite does not hold, and the name decides.
+        num_dimensions: dimensions of the unsharded parameter. A one-dimensional weight is a scale whatever its layer is
+            called (in ConvNeXt a norm is ``stem.1``); the converse does not hold, and the name decides.
     """
     return name.endswith(".weight") and num_dimensions > 1 and not _NOT_A_KERNEL.search(name)
 
@@ -65,12 +65,12 @@ def assign_rules(
     """The rule of every tensor.
 
     Args:
-        num_dimensions: parameter name → number of dimensions of the whole tensor.
+        num_dimensions: parameter name → number of dimensions of the unsharded tensor.
         config: decay, layer-wise decay and overrides.
         layer_ids: parameter name → layer, 0 for the stem and the largest for the head; needed by ``layer_decay``.
 
     Raises:
-        ConfigError: an override that no tensor is left for, or nothing that is trained.
+        ConfigError: an override matches no remaining tensor, or no tensor is trained.
 
     Source: layer-wise decay, ``layer_decay ** (last layer - layer)``: BEiT (2106.08254), its ``optim_factory``.
     """
@@ -130,7 +130,7 @@ def parameter_groups(
     for name, parameter in named_parameters:
         if parameter.requires_grad:
             groups.setdefault(rules[name], []).append(parameter)
-    ordered = sorted(groups, key=lambda rule: not rule.kernel)  # stable: first seen, first
+    ordered = sorted(groups, key=lambda rule: not rule.kernel)  # stable sort keeps the order of the model
     return [
         {
             "params": groups[rule],
@@ -146,8 +146,8 @@ def set_lr(groups: Iterable[dict[str, Any]], lr: float) -> None:
     """Gives every parameter group its learning rate for the next update.
 
     Args:
-        groups: of the optimiser.
-        lr: the schedule's.
+        groups: the optimiser's parameter groups.
+        lr: the schedule's learning rate.
     """
     for group in groups:
         group["lr"] = lr * group["lr_scale"]

@@ -1,7 +1,7 @@
-"""LAMB: Adam's update with decay, made as long as a share of the tensor's norm. It needs unsharded tensors.
+"""LAMB: Adam's update with decay, scaled to a fraction of the tensor's norm. It needs unsharded tensors.
 
-A tensor without decay gets Adam's update as it is, as in apex's FusedLAMB (``use_nvlamb`` off) and timm's ``Lamb``,
-which DeiT III trains with; both also clip the gradient's global norm at 1: that is ``optim.clip_grad`` here.
+A tensor without decay gets Adam's unscaled update, as in apex's FusedLAMB (``use_nvlamb`` off) and timm's ``Lamb``,
+which DeiT III uses. Both also clip the global gradient norm at 1, for which there is ``optim.clip_grad`` here.
 
 Source: You et al. (1904.00962), algorithm 2, with a trust ratio of 1 where either norm is 0.
 """

@@ -1,4 +1,4 @@
-"""Optimisers by name, and the state that a checkpoint finds in each."""
+"""Registry of optimisers, and access to their state for checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pretrain.optim.lamb import Lamb
 
 Groups = list[dict[str, Any]]
 
-# torch's optimisers, whose state we make ahead of their first step. Ours make their own (``StatefulOptimizer``).
+# torch's optimisers, whose state we create before their first step. Ours create their own (``StatefulOptimizer``).
 TORCH_STATES: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
     torch.optim.SGD: ("momentum_buffer",),
@@ -57,15 +57,15 @@ OPTIMIZERS: dict[str, Callable[[Groups, Any, nn.Module, bool], torch.optim.Optim
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool = False) -> torch.optim.Optimizer:
-    """The optimiser over the model's trainable parameters, in groups by name; what is frozen loses its gradient.
+    """The optimiser over the model's trainable parameters, grouped by name. Disables gradients of frozen parameters.
 
     Args:
-        model: whole, on its device. With ``layer_decay`` its ``layer_ids()`` says which layer a parameter is in.
+        model: unsharded, on its device. With ``layer_decay``, its ``layer_ids()`` maps parameters to layers.
         config: the settings.
-        fused: torch's fused kernel, for fp32 AdamW and SGD.
+        fused: use torch's fused kernel, for fp32 AdamW and SGD.
 
     Raises:
-        ConfigError: an override that fits no parameter.
+        ConfigError: an override matches no parameter.
     """
     named = dict(model.named_parameters())
     layer_ids = None if config.layer_decay is None else model.layer_ids()  # type: ignore[operator]
@@ -77,7 +77,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool = Fals
 
 
 def ensure_state(optimizer: torch.optim.Optimizer, tensor: Tensor) -> dict[str, Tensor]:
-    """The optimiser's state of one tensor, created (no update yet) where the first step has not done so."""
+    """The optimiser's state of one tensor, created in its initial form if there was no step yet."""
     state = optimizer.state[tensor]
     if not state or None in state.values():
         fresh = _new_state(optimizer, tensor)
@@ -91,7 +91,7 @@ def _new_state(optimizer: torch.optim.Optimizer, tensor: Tensor) -> dict[str, Te
     names = TORCH_STATES[type(optimizer)]
     state = {name: torch.zeros_like(tensor, memory_format=torch.preserve_format) for name in names}
     if isinstance(optimizer, torch.optim.AdamW):
-        # A fused kernel reads its counter on the device.
+        # A fused kernel reads its step counter on the device.
         device = tensor.device if optimizer.defaults.get("fused") else torch.device("cpu")
         state[STEP] = torch.zeros((), dtype=torch.float32, device=device)
     return state

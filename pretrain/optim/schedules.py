@@ -1,7 +1,7 @@
-"""Learning-rate schedules: pure functions of the step, so there is no scheduler state to save or to lose.
+"""Learning-rate schedules: pure functions of the step, so there is no scheduler state to save.
 
-A decay works on the steps after the warmup; the ramps of warmup and cooldown multiply it. With a warmup the learning
-rate at step 0 is ``warmup_lr``, 0 by default.
+A decay applies to the steps after the warmup and is multiplied by the warmup and cooldown ramps. With a warmup, the
+learning rate at step 0 is ``warmup_lr``, 0 by default.
 
 Source: big_vision ``utils.create_learning_rate_schedule``; with ``warmup_prefix: false`` and ``per_epoch`` timm's
 ``CosineLRScheduler`` and ``PolyLRScheduler``, as DeiT uses them.
@@ -26,12 +26,12 @@ Decay = Callable[[float], float]
 
 @dataclass(frozen=True)
 class Run:
-    """What a decay depends on besides its own settings; steps count from where the decay begins.
+    """The inputs of a decay besides its own settings; steps count from the start of the decay.
 
     Attributes:
         base: peak learning rate.
-        total: steps of the decay where it ends with the run, at least 1.
-        steps: a duration in steps; not rounded where the rate changes with the epoch.
+        total: steps of the decay if it ends with the run, at least 1.
+        steps: converts a duration to steps; not rounded if the rate changes per epoch.
     """
 
     base: float
@@ -50,7 +50,7 @@ def polynomial(config: EndingScheduleConfig, run: Run, power: float) -> Decay:
 
 
 def cosine(config: EndingScheduleConfig, run: Run) -> Decay:
-    """From ``base`` to ``end_lr`` along half a cosine."""
+    """Decays from ``base`` to ``end_lr`` along half a cosine."""
 
     def at(step: float) -> float:
         progress = min(1.0, max(0.0, step / run.total))
@@ -80,10 +80,10 @@ DECAYS: dict[str, Callable[[Any, Run], Decay]] = {
 def build_schedule(experiment: Experiment) -> Schedule:
     """The learning rate at each step in [0, num_steps]; the update from step s to s + 1 uses ``schedule(s)``."""
     config, base = experiment.optim.schedule, experiment.optim.lr
-    # a rate per epoch counts in epochs, which are seldom whole steps
+    # a per-epoch rate counts in epochs, which are seldom whole numbers of steps
     steps: Callable[[Duration], float] = experiment.exact_steps if config.per_epoch else experiment.steps
     total, warmup, cooldown = steps(experiment.duration), steps(config.warmup), steps(config.cooldown)
-    before = 0 if config.decays_from_start else warmup  # steps that the decay does not count
+    before = 0 if config.decays_from_start else warmup  # steps before the decay starts
     held = steps(config.end_hold) if isinstance(config, EndingScheduleConfig) else 0
     decay = DECAYS[config.name](config, Run(base, max(1, total - before - held), steps))
 
@@ -100,5 +100,5 @@ def build_schedule(experiment: Experiment) -> Schedule:
 
 
 def _epoch(step: int, steps_per_epoch: float) -> int:
-    """The epoch that a step begins in; a step on the border belongs to the next, whatever the division rounds to."""
+    """The epoch in which a step begins; a step on the border belongs to the next one, regardless of rounding."""
     return math.floor(step / steps_per_epoch + 1e-9)

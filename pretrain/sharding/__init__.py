@@ -1,1 +1,1 @@
-"""How the training state is divided among ranks: one value answers every question that depends on it."""
+"""How the training state is sharded among ranks; everything that depends on it asks one ``Sharding`` object."""

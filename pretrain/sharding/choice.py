@@ -1,4 +1,4 @@
-"""From an experiment to its sharding, in one place; which others it could have. No torch."""
+"""Chooses the sharding of an experiment, and finds alternatives. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pretrain.sharding.protocol import Sharding
 from pretrain.sharding.replicated import DDP, ZERO_0
 from pretrain.sharding.zero import Zero
 
-# Backend → its shardings, from the one that shards least. ``cluster.zero_stage`` is the index; a backend with one
-# sharding does not read it.
+# Backend → its shardings, the least sharded first. ``cluster.zero_stage`` is the index; a backend with only one
+# sharding ignores it.
 SHARDINGS: dict[str, tuple[Sharding, ...]] = {
     "deepspeed": (ZERO_0, Zero(1), Zero(2), Zero(3)),
     "accelerate": (DDP,),
@@ -22,7 +22,7 @@ def sharding_of(experiment: Experiment, entry_backend: str = "deepspeed") -> Sha
 
     Args:
         experiment: the settings.
-        entry_backend: what ``cluster.backend: auto`` means in the file that is run.
+        entry_backend: the backend that ``cluster.backend: auto`` means in the calling script.
     """
     possible = SHARDINGS[backend_of(experiment, entry_backend)]
     return possible[min(experiment.cluster.zero_stage, len(possible) - 1)]
@@ -35,7 +35,7 @@ def backend_of(experiment: Experiment, entry_backend: str) -> str:
 
 
 def refusals(experiment: Experiment, sharding: Sharding) -> list[tuple[str, str]]:
-    """(key, reason) of everything in an experiment that does not work with a sharding."""
+    """(key, reason) of every setting of an experiment that does not work with a sharding."""
     return combinations.refusals(
         sharding=sharding.name,
         precision=experiment.precision,
@@ -47,7 +47,7 @@ def refusals(experiment: Experiment, sharding: Sharding) -> list[tuple[str, str]
 
 
 def require_supported(experiment: Experiment, sharding: Sharding) -> None:
-    """Raises ConfigError: the experiment has something that does not work with the sharding."""
+    """Raises ConfigError if the experiment has a setting that does not work with the sharding."""
     problems = [f"{key}: {reason}" for key, reason in refusals(experiment, sharding)]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -59,14 +59,14 @@ def possible_shardings(experiment: Experiment, entry_backend: str = "deepspeed")
 
 
 def more_sharded(experiment: Experiment, sharding: Sharding) -> Sharding | None:
-    """The next sharding that takes less memory and works with the other settings; None: there is none."""
+    """The next sharding that needs less memory and works with the other settings, or None."""
     return min(
         (one for one in _supported(experiment) if one.stage > sharding.stage), key=lambda one: one.stage, default=None
     )
 
 
 def least_sharded(experiment: Experiment) -> Sharding | None:
-    """The sharding of any backend that shards least and works with the other settings; None: there is none."""
+    """The least sharded option of any backend that works with the other settings, or None."""
     return min(_supported(experiment), key=lambda one: one.stage, default=None)
 
 

@@ -1,4 +1,4 @@
-"""What a rank holds and sends: the records that every sharding answers with, and bytes in words. No torch.
+"""Records of a rank's memory and traffic, and formatting of byte counts. Does not import torch.
 
 Legend: R ranks.
 """
@@ -15,21 +15,21 @@ GIB = 2**30
 class Memory:
     """Bytes of tensors on the rank that holds the most.
 
-    Not counted: the CUDA context, the communication library, and the allocator's fragmentation.
+    Excludes the CUDA context, the communication library and the allocator's fragmentation.
 
     Attributes:
-        weights: the model's, padding and tensors that are kept unsharded included.
-        optimizer: the optimiser's states, and where weights are sharded the fp32 master weights.
-        average: the Polyak average.
-        gradients: the most that is held of them outside the buckets. Where they are not sharded that is all of them,
-            at the end of every backward pass, also without accumulation.
-        carried: gradients that live beside the activations of a step's last micro-step; 0 without accumulation.
+        weights: the model's weights, including padding and tensors that are kept unsharded.
+        optimizer: the optimiser's states, and the fp32 master weights if weights are sharded.
+        average: the EMA of the weights.
+        gradients: the most held outside the buckets. If they are not sharded, that is all of them at the end of every
+            backward pass, also without accumulation.
+        carried: gradients held along with the activations of a step's last micro-step; 0 without accumulation.
         gathered: sharded weights that are complete between the forward and the backward pass.
         buffers: buckets in which the backward pass collects gradients to reduce them.
-        idle_buffers: the part of them that stays until the next forward pass.
-        activations: what the forward pass keeps for the backward pass, copies of weights in another type included.
-        working: what the backward pass needs on top at its start.
-        reduction: the most of activations, gradients, buckets and copies while gradients are reduced.
+        idle_buffers: the part of the buffers that is kept until the next forward pass.
+        activations: tensors the forward pass keeps for the backward pass, including copies of weights in another type.
+        working: additional memory at the start of the backward pass.
+        reduction: peak of activations, gradients, buckets and copies while gradients are reduced.
         update: gradients, their fp32 copies and temporaries while the optimiser updates.
     """
 
@@ -48,32 +48,32 @@ class Memory:
 
     @property
     def state(self) -> int:
-        """What stays between steps."""
+        """Memory that is held between steps."""
         return self.weights + self.optimizer + self.average
 
     @property
     def forward(self) -> int:
-        """At the end of the forward pass of a step's last micro-step."""
+        """Memory at the end of the forward pass of a step's last micro-step."""
         return self.state + self.carried + self.gathered + self.idle_buffers + self.activations
 
     @property
     def backward(self) -> int:
-        """The most that the backward pass holds: at its start, or while gradients are reduced."""
+        """Peak of the backward pass: at its start, or while gradients are reduced."""
         start = self.forward + self.buffers - self.idle_buffers + self.working
         return max(start, self.state + self.reduction)
 
     @property
     def step(self) -> int:
-        """While the optimiser updates."""
+        """Memory while the optimiser updates."""
         return self.state + self.update
 
     @property
     def peak(self) -> int:
-        """The most that is held at once."""
+        """Peak memory."""
         return max(self.backward, self.step)
 
     def parts(self) -> dict[str, int]:
-        """What every command reports beside the peak, in this order; they do not all live at the same moment."""
+        """The parts that commands report besides the peak, in this order; not all are held at the same time."""
         average = {"average": self.average} if self.average else {}
         return {
             "weights": self.weights,
@@ -91,11 +91,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one kind of collective moves in an optimiser step. Scalars that ranks agree on are left out.
+    """The data that one kind of collective moves in an optimiser step. Scalar reductions are left out.
 
     Attributes:
-        kind: of the collective.
-        what: in words.
+        kind: kind of collective.
+        what: description of the data.
         payload: bytes of the unsharded tensors, over all calls of a step.
     """
 
@@ -110,6 +110,6 @@ class Traffic:
 
 
 def size_text(num_bytes: float) -> str:
-    """Bytes for people, in MiB or GiB."""
+    """Formats bytes in MiB or GiB."""
     gib = num_bytes / GIB
     return f"{gib:,.1f} GiB" if abs(gib) >= 1 else f"{num_bytes / 2**20:,.1f} MiB"

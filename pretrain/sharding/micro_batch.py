@@ -1,4 +1,4 @@
-"""How many images a device takes in one pass: what divides its part of the batch, and what its memory allows. No torch.
+"""Chooses the micro-batch: a divisor of the images per device that fits its memory. Does not import torch.
 
 Legend: B images per global batch · R ranks.
 """
@@ -14,7 +14,7 @@ from pretrain.sharding.protocol import Sharding
 from pretrain.sharding.step import step_of
 
 RESERVED_BYTES = 2 * GIB  # CUDA context, communication library, fragmentation: not counted in ``Memory``
-LARGEST_BLIND_MICRO_BATCH = 64  # where the device's memory is not known
+LARGEST_BLIND_MICRO_BATCH = 64  # if the device's memory is unknown
 
 
 def resolve_micro_batch(
@@ -26,13 +26,13 @@ def resolve_micro_batch(
 ) -> tuple[int, int]:
     """Images per device in one pass, and the number of passes per step.
 
-    ``auto`` takes the largest even divisor of B / R that the memory allows; where the memory is not known, at most 64.
+    ``auto`` takes the largest even divisor of B / R that the memory allows; if the memory is unknown, at most 64.
 
     Args:
         experiment: the settings.
         world: R.
-        device_memory_bytes: as detected; ``cluster.device_memory_gib`` overrides it.
-        backend: what ``cluster.backend: auto`` means to the caller.
+        device_memory_bytes: detected memory; ``cluster.device_memory_gib`` overrides it.
+        backend: the backend that ``cluster.backend: auto`` means to the caller.
 
     Returns:
         (micro_batch_size, accumulation_steps), whose product is B / R.
@@ -56,9 +56,9 @@ def resolve_micro_batch(
 
 
 def possible_micro_batches(experiment: Experiment, world: int) -> list[int]:
-    """The configured micro-batch; for ``auto`` the even divisors of B / R, ascending, or B / R where none is even.
+    """The configured micro-batch; for ``auto`` the even divisors of B / R, ascending, or B / R if none is even.
 
-    Even, because mixing takes pairs of images.
+    They are even because mixing takes pairs of images.
 
     Raises:
         ConfigError: R does not divide B, or the configured micro-batch does not divide B / R.
@@ -71,7 +71,7 @@ def possible_micro_batches(experiment: Experiment, world: int) -> list[int]:
 
 
 def known_memory(experiment: Experiment, detected: int | None) -> int | None:
-    """Bytes of one device: as configured, otherwise as detected; None: not known."""
+    """Memory of one device in bytes: configured, otherwise detected; None: unknown."""
     stated = experiment.cluster.device_memory_gib
     return detected if stated == "auto" else int(stated * GIB)
 

@@ -1,4 +1,4 @@
-"""What the program asks of a sharding."""
+"""The interface of a sharding."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pretrain.sharding.step import Step
 class Sharding(Protocol):
     """How weights, gradients and optimiser state are divided among ranks.
 
-    A new one is a class in a file of its own, a row in ``choice.SHARDINGS``, and its name in the table of
+    A new one is a class in its own file, a row in ``choice.SHARDINGS``, and its name in the table of
     combinations (``pretrain/config/combinations.py``).
     """
 
     @property
     def name(self) -> str:
-        """For people, and for the table of combinations."""
+        """Name for display and for the table of combinations."""
         ...
 
     @property
     def backend(self) -> str:
-        """Which backend of ``pretrain.engine.backends`` trains it."""
+        """The backend in ``pretrain.engine.backends`` that implements it."""
         ...
 
     @property
@@ -32,12 +32,12 @@ class Sharding(Protocol):
 
     @property
     def stage(self) -> int:
-        """ZeRO's stage; 0 where nothing is sharded. The more is sharded, the larger."""
+        """ZeRO's stage; 0 if nothing is sharded. It increases with the amount of sharding."""
         ...
 
     @property
     def updates_complete_tensors(self) -> bool:
-        """Whether the optimiser sees every parameter as one tensor, and not flat pieces."""
+        """Whether the optimiser sees every parameter as one tensor instead of flat pieces."""
         ...
 
     @property
@@ -50,5 +50,5 @@ class Sharding(Protocol):
         ...
 
     def traffic(self, step: Step) -> tuple[Traffic, ...]:
-        """What a rank exchanges in an optimiser step; nothing where there is one rank."""
+        """The collectives of an optimiser step; empty for a single rank."""
         ...

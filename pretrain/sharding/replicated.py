@@ -1,4 +1,4 @@
-"""Nothing is sharded: DDP with Accelerate, or DeepSpeed's stage 0. No torch."""
+"""No sharding: DDP with Accelerate, or DeepSpeed's stage 0. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Replicated:
     """Every rank holds the complete state and updates all of it.
 
     Attributes:
-        name: for people.
-        backend: which backend trains it.
-        setting: what chooses it.
+        name: name for display.
+        backend: the backend that implements it.
+        setting: the setting that chooses it.
         keeps_buckets: DDP's reducer keeps buckets of the size of all gradients; DeepSpeed copies gradients into one as
             it reduces them.
     """

@@ -1,4 +1,4 @@
-"""What a training step is made of, as far as its memory and its traffic depend on it. No torch.
+"""The properties of a training step that decide its memory and traffic. Does not import torch.
 
 Legend: R ranks.
 """
@@ -50,8 +50,8 @@ class Weights:
     """Sizes of a model's parameters in elements.
 
     Attributes:
-        sizes: of every parameter, in the order of the model.
-        trained: for each of them whether it is trained; the others are frozen.
+        sizes: size of every parameter, in the order of the model.
+        trained: for each parameter, whether it is trained or frozen.
         groups: sizes of the trained parameters by parameter group of the optimiser.
     """
 
@@ -81,12 +81,12 @@ class Weights:
 
     @cached_property
     def num_trained(self) -> int:
-        """Elements of the trained ones."""
+        """Elements of the trained parameters."""
         return sum(map(sum, self.groups))
 
     @property
     def num_frozen(self) -> int:
-        """Elements of the frozen ones."""
+        """Elements of the frozen parameters."""
         return self.num_parameters - self.num_trained
 
     def of_kind(self, *, trained: bool) -> list[int]:
@@ -96,14 +96,14 @@ class Weights:
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """What the optimiser keeps and makes, in fp32 numbers per trained weight (a bf16 number is half).
+    """The optimiser's states and temporaries, in fp32 values per trained weight (a bf16 value counts as half).
 
     Attributes:
-        num_states: kept between updates: AdamW 2, SGD with momentum 1. Adafactor's means of rows and columns are left
-            out: they are smaller than the rest by three orders of magnitude.
-        num_temporaries: made during an update. AdamW makes one on a GPU, where it updates all tensors at once, and two
-            on a CPU.
-        has_average: a Polyak average is kept beside them.
+        num_states: values kept between updates: 2 for AdamW, 1 for SGD with momentum. Adafactor's row and column means
+            are left out: they are three orders of magnitude smaller than the rest.
+        num_temporaries: values allocated during an update. AdamW needs one on a GPU, where it updates all tensors at
+            once, and two on a CPU.
+        has_average: whether an EMA of the weights is kept.
     """
 
     num_states: float = 2.0
@@ -116,12 +116,12 @@ class Step:
     """One optimiser step of a rank.
 
     Attributes:
-        footprint: of the model, at this precision and policy of activation checkpointing.
-        weights: sizes of its parameters.
+        footprint: memory footprint of the model, at this precision and activation-checkpointing policy.
+        weights: sizes of the model's parameters.
         precision: as in the experiment; bf16 weights have fp32 master weights.
         num_devices: R.
         micro_batch_size: images per device in one forward and backward pass.
-        accumulation_steps: passes per step. With more than one, gradients live beside activations.
+        accumulation_steps: passes per step. With more than one, gradients are held along with activations.
         optimizer: its state.
         deepspeed: DeepSpeed's settings.
     """
@@ -136,7 +136,7 @@ class Step:
     deepspeed: DeepSpeedSettings = DeepSpeedSettings()
 
     def with_micro_batch(self, size: int) -> Step:
-        """The same images per device in passes of another size, which divides them."""
+        """This step with the same images per device in passes of another size, which must divide them."""
         images = self.micro_batch_size * self.accumulation_steps
         return replace(self, micro_batch_size=size, accumulation_steps=images // size)
 
@@ -147,29 +147,29 @@ class Step:
 
     @property
     def accumulates(self) -> bool:
-        """Whether a step has several passes."""
+        """Whether a step has several passes (gradient accumulation)."""
         return self.accumulation_steps > 1
 
     @property
     def activations(self) -> int:
-        """Bytes that the forward pass of a micro-batch keeps, copies of weights in another type included."""
+        """Bytes that the forward pass of a micro-batch keeps, including copies of weights in another type."""
         return self.micro_batch_size * self.footprint.kept + self.footprint.copies
 
     @property
     def working(self) -> int:
-        """Bytes that the backward pass of a micro-batch needs on top."""
+        """Additional bytes that the backward pass of a micro-batch needs."""
         return self.micro_batch_size * self.footprint.working
 
     def state_bytes(self, elements: int) -> int:
-        """Bytes of the optimiser's state of so many weights."""
+        """Bytes of the optimiser's state for a number of weights."""
         return int(FP32 * self.optimizer.num_states * elements)
 
     def average_bytes(self, elements: int) -> int:
-        """Bytes of the Polyak average of so many weights; 0 where none is kept."""
+        """Bytes of the EMA of a number of weights; 0 if there is none."""
         return FP32 * elements if self.optimizer.has_average else 0
 
     def temporary_bytes(self, elements: int) -> int:
-        """Bytes that an update of so many weights makes."""
+        """Bytes of the temporaries of an update of a number of weights."""
         return FP32 * self.optimizer.num_temporaries * elements
 
 
@@ -177,12 +177,12 @@ def step_of(experiment: Experiment, num_devices: int, micro_batch_size: int) -> 
     """The step that an experiment describes.
 
     Args:
-        experiment: the settings; its model's cost must be known here (``budget.can_tell``).
+        experiment: the settings; the cost of its model must be known (``budget.can_tell``).
         num_devices: R.
         micro_batch_size: images per device in one pass; it divides the images per device.
 
     Raises:
-        ConfigError: an override of the optimiser that matches no parameter.
+        ConfigError: an override of the optimiser matches no parameter.
     """
     model, optim, cluster = experiment.model, experiment.optim, experiment.cluster
     return Step(

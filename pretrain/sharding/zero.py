@@ -1,7 +1,7 @@
-"""ZeRO 1 to 3 as DeepSpeed does it: 1 shards the optimiser's state, 2 gradients as well, 3 weights as well. No torch.
+"""DeepSpeed's ZeRO: stage 1 shards the optimiser's state, 2 also gradients, 3 also weights. Does not import torch.
 
-What is held when, and DeepSpeed's own buffers, follow its version 0.19 (runtime/zero/stage_1_and_2.py and stage3.py).
-The tests count the storages that live in real training steps of 2 and 4 ranks.
+The lifetimes of tensors and DeepSpeed's buffers follow version 0.19 (runtime/zero/stage_1_and_2.py and stage3.py). The
+tests count the live storages in real training steps with 2 and 4 ranks.
 
 Legend: p trained parameters · R ranks · b bytes of a weight and of its gradient.
 """
@@ -64,7 +64,7 @@ class Zero:
 
 
 def _padded(step: Step) -> int:
-    """Elements of the flat groups that the optimiser's state is cut from."""
+    """Elements of the flat groups that hold the optimiser's state."""
     return sum(_round_up(sum(group), ALIGNMENT * step.num_devices) for group in step.weights.groups)
 
 
@@ -74,13 +74,13 @@ def _memory_1_and_2(step: Step, *, shards_gradients: bool) -> Memory:
     complete = width * step.weights.num_trained
     gradients = width * share if shards_gradients else complete
     carried = gradients if step.accumulates else 0
-    # A bucket has its full size, however small the model; with autocast there is one for each of two types.
+    # A bucket has its full size even for a small model; with autocast there is one for each of two types.
     buffers = width * bucket * (2 if step.precision == "autocast" else 1) * (2 if step.deepspeed.overlap else 1)
     flattened = width * share if width < FP32 else 0  # bf16 gradients are joined before they become fp32
     if shards_gradients:
         reduction = carried + _stage_2_reduction(step, share)
     else:
-        # Stage 1 reduces after the backward pass; what does not wait in the bucket waits beside it.
+        # Stage 1 reduces after the backward pass; gradients that do not fit into the bucket are held outside it.
         copied = width * min(step.weights.num_trained, bucket)
         waiting = 0 if bucket >= step.weights.num_trained else complete - copied
         reduction = waiting + copied + width * share
@@ -101,9 +101,9 @@ def _memory_1_and_2(step: Step, *, shards_gradients: bool) -> Memory:
 
 
 def _stage_2_reduction(step: Step, share: int) -> int:
-    """The most at one of the reductions of the rank whose share comes first: the last layers'.
+    """Peak over the reductions, on the rank whose share is reduced first (the last layers).
 
-    Activations go as gradients come; the share is made at the first reduction.
+    Activations are freed as gradients are produced; the share is allocated at the first reduction.
     """
     trained, bucket = step.weights.num_trained, step.deepspeed.reduce_bucket
     share_bytes, copied = step.weight_bytes * share, step.weight_bytes * min(trained, bucket)
@@ -126,11 +126,11 @@ def _traffic_1_and_2(step: Step, *, shards_gradients: bool) -> list[Traffic]:
     ]
 
 
-# ── stage 3: every tensor is cut on its own, except small ones ──
+# ── stage 3: every tensor is sharded separately, except small ones ──
 
 
 def _persistent(step: Step) -> int:
-    """Elements of the tensors that are too small to be sharded and stay complete on every rank."""
+    """Elements of the tensors that are too small to be sharded and are kept complete on every rank."""
     threshold = step.deepspeed.persistence_threshold
     return sum(_round_up(size, step.num_devices) for size in step.weights.sizes if size <= threshold)
 
@@ -145,12 +145,12 @@ def _memory_3(step: Step) -> Memory:
     frozen = _shares(step.weights.of_kind(trained=False), step.num_devices)
     persistent = _persistent(step)
     autocast = step.precision == "autocast"
-    # The buckets stay; with autocast there is one of the weights' type and one of the computing type.
+    # The buckets are kept; with autocast there is one of the weights' type and one of the compute type.
     buffers = (width + (2 if autocast else 0)) * settings.reduce_bucket
     copied = width * min(step.weights.num_trained, settings.reduce_bucket)
-    # A weight is released where its next use is more than ``max_reuse_distance`` away; between its use in the forward
-    # pass and that in the backward pass are the weights behind it, twice. Two units are complete at least: the one in
-    # use and the next.
+    # A weight is released if its next use is more than ``max_reuse_distance`` away. Between its uses in the forward and
+    # the backward pass, all later weights are used twice. At least two units are complete: the current one and the
+    # next.
     reused = settings.max_reuse_distance // 2 + 2 * step.footprint.largest_unit
     return Memory(
         weights=width * (share + frozen + persistent),
@@ -161,7 +161,7 @@ def _memory_3(step: Step) -> Memory:
         gathered=width * max(min(step.weights.num_parameters - persistent, reused), 0),
         buffers=buffers,
         idle_buffers=buffers,
-        # DeepSpeed gathers autocast's copies in place of the weights.
+        # DeepSpeed gathers autocast's copies instead of the weights.
         activations=step.activations - (step.footprint.copies if autocast else 0),
         working=step.working,
         reduction=width * share + buffers + copied,
