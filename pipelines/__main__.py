@@ -22,7 +22,7 @@ STAGES = {
     "doctor": ("pipelines.doctor.cli", "is this machine right? software, GPUs, disk, memory, clock, speed"),
     "figures": ("pipelines.figures.cli", "weights → pictures: filters, positions, attention distance and maps"),
     "report": ("pipelines.report.cli", "runs → one HTML file: curves, settings, incidents, data, cost, commands"),
-    "demo": ("pipelines.demo.cli", "the whole job on embedded real data, in minutes on a CPU"),
+    "demo": ("pipelines.demo.cli", "a complete run on embedded real data, in minutes on a CPU"),
     "sweep": ("pipelines.sweep.cli", "a fine-tuning grid: best on the dev split, mean and spread on the test set"),
     "evaluate": ("pipelines.evaluate.cli", "trained weights → accuracy, class by class, and against another model"),
     "probe": ("pipelines.probe.cli", "frozen features → few-shot, nearest neighbours and logistic regression on a set"),

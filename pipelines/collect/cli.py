@@ -1,4 +1,4 @@
-"""``python -m pipelines collect``: all transfers of a run as one table, beside the paper's figures."""
+"""``python -m pipelines collect``: all transfers of a run as one table, next to the paper's figures."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ WRITERS: dict[str, Callable[[Sequence[Row]], str]] = {".md": markdown, ".csv": _
 def _parser() -> Parser:
     parser = stage_parser(
         "collect",
-        "Puts the results of sweeps and probes into one table, beside the published ones.",
+        "Puts the results of sweeps and probes into one table, next to the published ones.",
         EXAMPLES,
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="sweeps and probes, or folders of them")

@@ -200,9 +200,9 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("upstream", type=Path, metavar="UPSTREAM", help="packed split to clean (or a folder of images)")
     add("--against", type=Path, nargs="+", required=True, metavar="TEST", help="packed splits or folders of images")
-    add("--out", type=Path, required=True, help="folder for the drop list, the report and what was computed")
-    add("--threshold", type=float, default=DEFAULT_THRESHOLD, help=f"least correlation ({DEFAULT_THRESHOLD})")
-    add("--radius", type=int, default=RADIUS, help=f"bits of 63 in which a candidate's hash may differ ({RADIUS})")
+    add("--out", type=Path, required=True, help="folder for the drop list, the report and the fingerprints")
+    add("--threshold", type=float, default=DEFAULT_THRESHOLD, help=f"minimum correlation ({DEFAULT_THRESHOLD})")
+    add("--radius", type=int, default=RADIUS, help=f"most bits of 63 in which a candidate's hash may differ ({RADIUS})")
     add_workers(parser)
     add_json(parser, "the summary as one line of JSON")
     return parser

@@ -1,4 +1,4 @@
-"""``python -m pipelines demo``: the whole job on embedded real data, in minutes on a CPU.
+"""``python -m pipelines demo``: a complete run on embedded real data, in minutes on a CPU.
 
 Packs digits 0-4 and pretrains on them, kills the run half-way and restarts it; then fine-tunes the result at twice the
 resolution on digits 5-9, which it has never seen, next to the same training from scratch.
@@ -37,9 +37,7 @@ PACKS = (
 def main(argv: Sequence[str]) -> int:
     """The stage: prints a small table at the end."""
     parser = stage_parser("demo", "Packs, pretrains and fine-tunes on embedded images: a smoke test.", EXAMPLES)
-    parser.add_argument(
-        "--out", default="runs/demo", metavar="DIR", help="where the run folders go (default: runs/demo)"
-    )
+    parser.add_argument("--out", default="runs/demo", metavar="DIR", help="folder for the runs (default: runs/demo)")
     parser.add_argument("--seeds", type=int, default=3, help="fine-tunings of each kind (default: 3)")
     arguments = parser.parse_args(argv)
     os.chdir(ROOT)

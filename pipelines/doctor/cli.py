@@ -95,11 +95,11 @@ def _parser() -> Parser:
         "Software, GPUs and links, memory, disk, clock, limits and speed of this machine.",
         EXAMPLES,
     )
-    parser.add_argument("--gpus", type=int, help="GPUs that must be here; default: as many as torch sees")
+    parser.add_argument("--gpus", type=int, help="required number of GPUs (default: all that torch sees)")
     parser.add_argument(
         "--run", type=Path, default=Path("runs"), metavar="DIR", help="folder of the run folders (runs)"
     )
-    parser.add_argument("--shards", type=Path, nargs="+", default=[], metavar="DIR", help="packed sets to look at")
-    parser.add_argument("--quick", action="store_true", help="without the tests of speed")
+    parser.add_argument("--shards", type=Path, nargs="+", default=[], metavar="DIR", help="packed sets to check")
+    parser.add_argument("--quick", action="store_true", help="skip the speed tests")
     add_json(parser, "one line of JSON per finding")
     return parser

@@ -112,9 +112,11 @@ def _parser() -> Parser:
     parser.add_argument(
         "--match",
         choices=("ids", "names", NUMBERS),
-        help="the set's classes are some of the model's: of the same id or name, or their ids are the outputs' numbers",
+        help="the set's classes are a subset of the model's, matched by id, by name, or by ids that are output numbers",
     )
-    parser.add_argument("--class-map", metavar="FILE", help="the same by a CSV with the columns class and output")
+    parser.add_argument(
+        "--class-map", metavar="FILE", help="map classes to outputs by a CSV with the columns class and output"
+    )
     parser.add_argument(
         "--targets", metavar="FILE", help=f"JSON of labels that replace the set's own; {IMAGENET_REAL}: ReaL's"
     )

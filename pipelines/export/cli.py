@@ -211,19 +211,21 @@ def _publish(workshop: Path, out: Path) -> None:
 def _parser() -> Parser:
     parser = stage_parser(
         "export",
-        "Writes trained weights in a format of another program, and checks what it wrote.",
+        "Exports trained weights to the format of another library, and verifies the result.",
         EXAMPLES,
     )
     parser.add_argument("source", type=Path, metavar="RUN_OR_WEIGHTS", help="run, checkpoint, or weights of any format")
     parser.add_argument("--format", required=True, choices=FORMATS, help="timm and hf: folders; npz: Google's; onnx")
     parser.add_argument("--out", required=True, type=Path, help="folder (timm, hf) or file (.npz, .onnx) to make")
     add_weights_kind(parser)
-    parser.add_argument("--drop-head", action="store_true", help="without the classifier, and the tanh layer before it")
+    parser.add_argument("--drop-head", action="store_true", help="omit the classifier, and the tanh layer before it")
     parser.add_argument("--force", action="store_true", help="replace an existing --out")
     kinds = ("short_side", "resmall", "squash", "squash_crop")
-    parser.add_argument("--resize", choices=kinds, help="how images are resized; known for own runs")
+    parser.add_argument("--resize", choices=kinds, help="how images are resized (recorded in our own runs)")
     parser.add_argument("--crop-fraction", type=float, help="short_side: model size over the resized short side")
-    parser.add_argument("--resize-filter", choices=("bilinear", "bilinear_aa", "bicubic_aa", "area"), help="likewise")
+    parser.add_argument(
+        "--resize-filter", choices=("bilinear", "bilinear_aa", "bicubic_aa", "area"), help="see --resize"
+    )
     parser.add_argument("--accept-erf-gelu", action="store_true", help="npz: for readers that compute erf GELU (timm)")
     add_json(parser)
     return parser

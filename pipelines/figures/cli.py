@@ -210,9 +210,9 @@ def _parser() -> Parser:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for pictures and numbers")
     parser.add_argument("--images", nargs="+", type=Path, metavar="PATH", help="image files, or folders of them")
     parser.add_argument("--img-size", nargs="+", type=int, help="resize position embeddings to this image size first")
-    parser.add_argument("--only", nargs="+", choices=KINDS, help="these pictures alone")
+    parser.add_argument("--only", nargs="+", choices=KINDS, help="draw only these")
     parser.add_argument("--num-images", type=int, default=128, help="images for the attention distance (128)")
-    parser.add_argument("--num-maps", type=int, default=4, help="of them drawn with attention maps (4)")
+    parser.add_argument("--num-maps", type=int, default=4, help="images drawn with attention maps (4)")
     parser.add_argument("--batch-size", type=int, default=8, help="images in one forward pass (8)")
     add_json(parser)
     return parser

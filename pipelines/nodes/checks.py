@@ -116,7 +116,7 @@ def gpus(expected: int) -> Finding:
     used = max(int(row[2]) for row in rows if len(row) == 3)
     if used > 2048:  # a context of the driver takes some hundred MiB
         text = f"{kind}, but {used} MiB of one are in use by somebody else"
-        return Finding("gpus", AMBER, text, "look for a process that was left behind", values)
+        return Finding("gpus", AMBER, text, "look for a leftover process", values)
     return Finding("gpus", GREEN, kind, values=values)
 
 

@@ -256,7 +256,7 @@ def _parser() -> Parser:
         "pack", "Packs labelled images into WebDataset shards with an index and a data set card.", EXAMPLES
     )
     parser.add_argument(
-        "source", choices=[*sorted(SOURCES), "merge"], help="kind of source; merge: finish what --task packed"
+        "source", choices=[*sorted(SOURCES), "merge"], help="kind of source; merge: finish a pack made with --task"
     )
     paths = "; ".join(f"{name}: {kind.paths}" for name, kind in SOURCES.items() if kind.paths)
     parser.add_argument("paths", nargs="*", metavar="PATH", help=paths)

@@ -1,7 +1,7 @@
 """``python -m pipelines pack``: images → WebDataset shards with an index and a data set card.
 
 OUT/pack.json             options and digest of the source's list: rerun the same command to resume
-OUT/SPLIT/shard-*.tar     and the files beside them, see pretrain/data/storage/index.py and card.py
+OUT/SPLIT/shard-*.tar     and the files next to them, see pretrain/data/storage/index.py and card.py
 
 The tasks of an array (``--task 3/64``) share the shards of one OUT; ``pack merge OUT`` then finishes it.
 """

@@ -59,7 +59,7 @@ def finish(out: Path, plan: Plan, about: About, options: PackOptions) -> list[Ca
 def finish_split(
     folder: Path, split: Split, plan: Plan, source: About | Source, options: PackOptions, ledger: Ledger | None = None
 ) -> Card:
-    """Writes everything beside the shards of ``split``; index.json comes last and marks the split as complete.
+    """Writes the other files next to the shards of ``split``; index.json comes last and marks the split as complete.
 
     Args:
         folder: of the split.

@@ -1,4 +1,4 @@
-"""The files that the options of ``pack`` name: read once, and kept beside the pack for the tasks that continue it."""
+"""The files that the options of ``pack`` name: read once, and copied to the pack for the tasks that continue it."""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ class SplitList:
 class SplitLists:
     """All ``--split NAME=FILE`` of a pack.
 
-    A line is an image's key as the packer lists it, or an end of it that begins behind a slash, with or without the
-    extension; ``./`` and folders in front of the key do not matter. All lines of a file are read in one way: as they
+    A line is an image's key as the packer lists it, or an end of it that begins after a slash, with or without the
+    extension; ``./`` and folders before the key do not matter. All lines of a file are read in one way: as they
     are, without comments, or as a table with one column that names the image. Images on no list stay where the source
     has them, unless there is a list for train: then they are left out.
 
@@ -215,7 +215,7 @@ class _Keys:
 
 
 def _ends(key: str) -> Iterator[str]:
-    """A key without its extension, and all its ends behind a slash, with and without it."""
+    """A key without its extension, and all its ends after a slash, with and without it."""
     stem = key[: key.rfind(".")] if "." in key.rpartition("/")[2][1:] else key
     yield stem
     place = key.find("/")

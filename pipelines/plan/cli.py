@@ -69,7 +69,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML of the experiment")
     parser.add_argument("--cluster", metavar="FILE", help="cluster YAML (default: one node of the device)")
-    parser.add_argument("--device", metavar="NAME", help=f"an entry of the table of devices ({DEFAULT_DEVICE})")
+    parser.add_argument("--device", metavar="NAME", help=f"an entry of the device table ({DEFAULT_DEVICE})")
     parser.add_argument("--devices", default=DEVICES_FILE, metavar="FILE", help="another table (configs/devices.yaml)")
     parser.add_argument("--mfu", type=float, help=f"share of the device's peak that training reaches ({DEFAULT_MFU:g})")
     parser.add_argument("--decode-rate", type=float, help=f"images per second and core ({DEFAULT_DECODE_RATE:g})")

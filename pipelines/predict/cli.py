@@ -74,10 +74,10 @@ def predict(args: argparse.Namespace, ledger: Ledger) -> Iterator[Answer]:
 def _parser() -> Parser:
     parser = stage_parser(
         "predict",
-        "Predicts for images with trained weights: classes, numbers, or a class for every pixel.",
+        "Runs trained weights on images and predicts classes, numbers, or a class for every pixel.",
         EXAMPLES,
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER|SHARDS", help="what to look at")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER|SHARDS", help="images to process")
     add_model(parser)
     parser.add_argument("--top", type=positive, help="classes per image (5)")
     parser.add_argument("--format", choices=FORMATS, default="table", help="format of the output (table)")

@@ -66,7 +66,7 @@ def commands(views: Sequence[RunView], command: Sequence[str]) -> str:
 
 
 def _packed(shards: str | None) -> list[str]:
-    """How a packed set was made, from the record beside it."""
+    """How a packed set was made, from the record next to it."""
     try:
         options = json.loads((Path(shards or "").parent / "pack.json").read_text())["options"]
     except (OSError, ValueError, KeyError):

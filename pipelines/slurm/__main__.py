@@ -72,7 +72,7 @@ COMMANDS = {"begin": _begin, "probe": _probe, "judge": _judge, "end": _end}
 def _parser() -> Parser:
     parser = Parser(prog="python -m pipelines.slurm", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    begin = commands.add_parser("begin", help="validate, choose the ranks, note the start")
+    begin = commands.add_parser("begin", help="validate, choose the ranks, record the start")
     begin.add_argument("--entry", choices=("pretrain", "finetune"), required=True)
     begin.add_argument("words", nargs="*", help="arguments of the training, after --")
     probe = commands.add_parser("probe", help="one task of the preflight")
@@ -81,9 +81,11 @@ def _parser() -> Parser:
     probe.add_argument("--space-gib", type=float, default=1.0)
     probe.add_argument("--token", default="")
     probe.add_argument("--shards", type=Path, action="append", default=[])
-    probe.add_argument("--compute", action="store_true", help="matrix product and all-reduce too: one task per GPU")
-    judge = commands.add_parser("judge", help="compare the nodes; prints those that are unfit")
-    end = commands.add_parser("end", help="leave, requeue or give up")
+    probe.add_argument(
+        "--compute", action="store_true", help="add a matrix product and an all-reduce: one task per GPU"
+    )
+    judge = commands.add_parser("judge", help="compare the nodes and print the unfit ones")
+    end = commands.add_parser("end", help="exit, requeue or give up")
     end.add_argument("--code", type=int, required=True)
     end.add_argument("--bad-nodes", nargs="*", default=[])
     end.add_argument("--reason", default="")

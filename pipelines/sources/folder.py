@@ -32,7 +32,7 @@ class FolderSource(Source):
         nested_labels: every folder in the path of a file is one of its labels.
 
     Attributes:
-        remarks: put in front of the notes.
+        remarks: placed before the notes.
     """
 
     looks_at_files = True

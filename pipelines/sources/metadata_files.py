@@ -1,4 +1,4 @@
-"""Labels in a table beside the images, as Hugging Face's ImageFolder has them: metadata.csv or metadata.jsonl.
+"""Labels in a table next to the images, as Hugging Face's ImageFolder has them: metadata.csv or metadata.jsonl.
 
 Source: Hugging Face, "Create an image dataset": a column ``file_name`` with paths from the table's folder; a table may
 be in the root or in the folder of a split, and takes the place of class folders.

@@ -182,7 +182,7 @@ def _show(console: Console, result: dict[str, Any], folder: Path) -> None:
     for metric, spread in result["test"].items():
         if spread["mean"] is not None:
             figures = f"{in_units(metric, spread['mean'])} ± {in_units(metric, spread['std'])}"
-            table.add_row(f"{metric}, {len(spread['values'])} seeds on the whole training set", figures)
+            table.add_row(f"{metric}, {len(spread['values'])} seeds on the full training set", figures)
     console.print(table)
     console.print(f"{folder / SWEEP_FILE}, in {result['seconds']} s")
 
@@ -195,11 +195,13 @@ def _parser() -> Parser:
     )
     add_overrides(parser)
     parser.add_argument("--config", required=True, help="YAML of the fine-tuning, with a section sweep")
-    parser.add_argument("--from", dest="source", metavar="RUN_OR_WEIGHTS", help="weights to start from; none: scratch")
+    parser.add_argument(
+        "--from", dest="source", metavar="RUN_OR_WEIGHTS", help="weights to start from (default: from scratch)"
+    )
     parser.add_argument("--ranks", type=positive, default=1, help="GPUs (or CPU processes) of each run (1)")
-    parser.add_argument("--parallel", type=positive, default=1, help="runs at a time, each on GPUs of its own (1)")
+    parser.add_argument("--parallel", type=positive, default=1, help="runs at a time, each on its own GPUs (1)")
     parser.add_argument("--out", type=Path, help="folder of the run folders (RUN_transfer/CONFIG)")
-    parser.add_argument("--dry-run", action="store_true", help="check, and print the commands only")
+    parser.add_argument("--dry-run", action="store_true", help="only check and print the commands")
     parser.add_argument(
         "--trial", type=int, metavar="I", help="print the arguments of trial I, one a line, for a job that runs it"
     )

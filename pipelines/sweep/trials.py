@@ -69,7 +69,7 @@ class Sweep:
         return trials
 
     def final_trials(self, best: int) -> list[Trial]:
-        """Runs of the best combination on the whole training set, one for each seed."""
+        """Runs of the best combination on the full training set, one for each seed."""
         values = list(itertools.product(*self.settings.grid.values()))[best]
         chosen = _all_overrides(dict(zip(self.settings.grid, values, strict=True)))
         seeds = range(self.seed, self.seed + self.settings.num_seeds)
@@ -82,7 +82,7 @@ class Sweep:
         return ["--config", self.config, *start, *self.overrides, *trial.overrides, *place]
 
     def command(self, trial: Trial) -> list[str]:
-        """The whole command line."""
+        """The full command line."""
         if self.ranks == 1:
             return [sys.executable, SCRIPT, *self.arguments(trial)]
         torchrun = str(Path(sys.executable).parent / "torchrun")

@@ -40,7 +40,7 @@ EXAMPLES = """examples:
   python -m pipelines verify /shards/imagenet/train --class-names synsets.txt
   python -m pipelines verify s3://bucket/mine/train          a packed set, anywhere that training can read from
   python -m pipelines verify 'https://host/set/train-{0000..0127}.tar' --out index/
-Shards without an index get it: beside them where they are local, in --out where they are remote."""
+Shards without an index get one: next to local shards, in --out for remote ones."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -159,16 +159,16 @@ def _parser() -> Parser:
     )
     add = parser.add_argument
     add("places", nargs="+", metavar="DIR_OR_URL", help="folder of a split, or of splits; URL; URLs of tars")
-    add("--out", type=Path, help="remote shards: folder for their index, to be copied beside them")
+    add("--out", type=Path, help="remote shards: folder for their index, to be copied next to them")
     for option in (CLASS_NAMES, ENCODING, NUM_CLASSES, LABELS_ARE):
         option.declare(add)
-    add("--split", default="", help="split of shards without a card (default: what their names say)")
+    add("--split", default="", help="split of shards without a card (default: from their names)")
     add("--name", default="", help="name on a new card")
     add("--licence", default="", help="licence on a new card")
     for option in REMOTE_OPTIONS:
         option.declare(add)
     add("--no-decode", action="store_true", help="do not decode every image")
-    add("--no-webdataset", action="store_true", help="do not read with stock webdataset too")
+    add("--no-webdataset", action="store_true", help="skip the check with stock webdataset")
     add_workers(parser)
     add_json(parser, "the result as JSON")
     return parser

@@ -55,7 +55,7 @@ def _tell(report: Report, unseen: Iterable[str], strangers: Sequence[str]) -> No
     if missing:
         report.notes.append(
             f"{report.name}: samples that stock webdataset does not read: {len(missing)}, such as {shown(missing[0])}; "
-            "it leaves out links in a tar, and everything behind the first end of joined tars"
+            "it leaves out links in a tar, and everything after the first end of joined tars"
         )
 
 

@@ -67,7 +67,7 @@ def targets_of(places: Sequence[str], out: Path | None, remote: RemoteFiles, tem
 
 def _local_targets(place: Path, out: Path | None, given: str) -> list[Target]:
     if out is not None:
-        raise ConfigError(f"--out is for remote shards; the index of {place} goes beside them")
+        raise ConfigError(f"--out is for remote shards; the index of {place} is written next to them")
     if place.suffix.lower() == ".tar":
         raise ConfigError(f"{place}: give the folder; an index is of a complete set")
     if not place.is_dir():
@@ -91,7 +91,7 @@ def _target(folder: Path, given: str) -> Target:
 def _remote_tars(pattern: str, out: Path | None, remote: RemoteFiles) -> Target:
     """Tars that are given individually; their index goes into ``out``."""
     if out is None:
-        raise ConfigError("--out DIR is missing: where the index of remote shards is put, to be copied beside them")
+        raise ConfigError("--out DIR is missing: the folder for the index of remote shards, to be copied next to them")
     places = [place_of(url) for url in expand_braces(pattern)]
     locations = sorted({str(location) for location, _ in places})
     if len(locations) > 1:

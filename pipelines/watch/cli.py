@@ -112,6 +112,6 @@ def _parser() -> Parser:
         EXAMPLES,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a folder of run folders")
-    parser.add_argument("--interval", type=float, default=2.0, help="seconds between two looks (2)")
-    parser.add_argument("--once", action="store_true", help="look once, print and end")
+    parser.add_argument("--interval", type=float, default=2.0, help="seconds between updates (2)")
+    parser.add_argument("--once", action="store_true", help="print the state once and exit")
     return parser
