@@ -20,7 +20,7 @@ from pretrain.errors import BadSample
 LOSSY = {"jpeg": ("JPEG", "jpg"), "webp": ("WEBP", "webp")}
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 FORMAT_OF = {"JPEG": "JPEG", "MPO": "JPEG", "PNG": "PNG", "WEBP": "WEBP"}  # MPO: a JPEG followed by others
-SMALLER, OTHER_FORMAT, ENCODED_ANEW = "made smaller", "other format", "re-encoded"
+SMALLER, OTHER_FORMAT, ENCODED_ANEW = "made smaller", "other format", "encoded anew"
 METADATA_REMOVED, TRAILING_REMOVED = "metadata removed", "bytes behind the picture removed"
 TOO_SMALL = "too_small"
 SAME_EXTENSIONS = {"JPEG": ("jpg", "jpeg"), "PNG": ("png",), "WEBP": ("webp",)}
