@@ -1,6 +1,6 @@
-"""Costs of any model: its family is asked. What a rank holds of them: ``pretrain.sharding``.
+"""Costs of any model, computed by its family; ``pretrain.sharding`` computes the share of one rank.
 
-No torch is imported unless the family needs it.
+Imports torch only if the family needs it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ can_tell = cost_is_known
 
 
 def require_known(model: ModelConfig) -> None:
-    """Raises ConfigError: the cost cannot be known here."""
+    """Raises ConfigError if the cost cannot be computed here."""
     if not can_tell(model):
         packages = " and ".join(model.family.packages)
         raise ConfigError(
@@ -34,12 +34,12 @@ def forward_macs(model: ModelConfig, num_classes: int, *, with_head: bool = True
 
 
 def recomputed_macs(model: ModelConfig, checkpointing: str) -> int:
-    """Multiply-adds of one image that the backward pass does again."""
+    """Multiply-adds per image that the backward pass recomputes."""
     return family_of(model).recomputed_macs(model, checkpointing)
 
 
 def training_flops(model: ModelConfig, num_classes: int, num_images: float) -> float:
-    """FLOPs of training on ``num_images`` draws: 2 per multiply-add, 3 passes' worth."""
+    """FLOPs of training on ``num_images`` draws: 2 per multiply-add, times 3 for forward and backward."""
     return num_images * 3 * 2 * forward_macs(model, num_classes)
 
 

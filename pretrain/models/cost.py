@@ -1,4 +1,4 @@
-"""Costs of a Vision Transformer in closed form: parameters, multiply-adds, FLOPs and bytes. No torch.
+"""Costs of a Vision Transformer in closed form: parameters, multiply-adds, FLOPs and bytes. Does not import torch.
 
 Legend: H W pixels · P patch side · N patch tokens · T tokens with prefix · D width · M MLP width · A heads · K classes.
 GMAC counts a multiplication and its addition as one; FLOPs count two. MiB and GiB are left to the caller.
@@ -28,7 +28,7 @@ _COMPUTE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "autocast": 2}  # 
 
 
 def num_parameters(model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:
-    """Parameters of the model; without the head, its tanh layer does not count either."""
+    """Parameters of the model; without the head, its tanh layer is excluded too."""
     shapes = parameter_shapes(model, num_classes)
     return sum(math.prod(shape) for name, shape in shapes.items() if with_head or not is_head_tensor(name))
 
@@ -36,7 +36,7 @@ def num_parameters(model: ModelConfig, num_classes: int, *, with_head: bool = Tr
 def forward_macs(model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:
     """Multiply-adds of the matrix products in one image's forward pass, attention included.
 
-    Without the head its tanh layer does not count either. Norms, softmax, GELU and additions are left out, as in every
+    Without the head, its tanh layer is excluded too. Norms, softmax, GELU and additions are left out, as in every
     published GMAC figure.
     """
     shape, hidden = resolve(model), representation_size(model)
@@ -57,7 +57,7 @@ def forward_macs(model: ModelConfig, num_classes: int, *, with_head: bool = True
 
 
 def training_flops(model: ModelConfig, num_classes: int, num_images: float) -> float:
-    """FLOPs of training on ``num_images`` draws: 2 per multiply-add, 3 passes' worth.
+    """FLOPs of training on ``num_images`` draws: 2 per multiply-add, times 3 for forward and backward.
 
     Recomputation by activation checkpointing is not useful work and is not counted.
     """
@@ -86,10 +86,10 @@ def activation_bytes(
 
 
 def working_bytes(model: ModelConfig, *, precision: Precision, checkpointing: Checkpointing = "none") -> int:
-    """Bytes per image that the backward pass needs at once on top of ``activation_bytes``.
+    """Bytes per image that the backward pass needs at once in addition to ``activation_bytes``.
 
     The gradients around one block's MLP (two of its hidden width, two of the residual stream) and, with full
-    checkpointing, the inside of one block that is computed again.
+    checkpointing, the recomputed inside of one block.
     """
     shape = resolve(model)
     hidden = 2 * shape.num_tokens * shape.mlp_dim * _COMPUTE_BYTES[precision]
@@ -102,19 +102,19 @@ def working_bytes(model: ModelConfig, *, precision: Precision, checkpointing: Ch
 
 
 def num_recomputed(depth: int, checkpointing: Checkpointing) -> int:
-    """Blocks that are, in part at least, computed again: all, none or each k-th."""
+    """Blocks that are at least partly recomputed: all, none or every k-th."""
     if checkpointing.startswith("every_"):
         return depth // int(checkpointing.removeprefix("every_"))
     return 0 if checkpointing == "none" else depth
 
 
 def recomputed_macs(model: ModelConfig, checkpointing: Checkpointing) -> int:
-    """Multiply-adds of one image that the backward pass does again; no useful work, so ``training_flops`` has none."""
+    """Multiply-adds per image that the backward pass recomputes; ``training_flops`` excludes them."""
     shape = resolve(model)
     if checkpointing == "selective":
         return 0
     tokens, width = shape.num_tokens, shape.embed_dim
-    block = tokens * (4 * width * width + width * shape.mlp_dim) + 2 * tokens * tokens * width  # fc2 is not done again
+    block = tokens * (4 * width * width + width * shape.mlp_dim) + 2 * tokens * tokens * width  # fc2 is not recomputed
     return num_recomputed(shape.depth, checkpointing) * block
 
 
@@ -184,7 +184,7 @@ def _block_bytes(shape: ViTShape, model: ModelConfig, precision: Precision) -> i
 
 
 def _attention_extra_bytes(shape: ViTShape, model: ModelConfig, precision: Precision) -> int:
-    """Inside attention, beside q k v and the output: logsumexp or products, and queries and keys that were changed."""
+    """Inside attention, besides q k v and the output: logsumexp or products, and modified queries and keys."""
     tokens, width, heads = shape.num_tokens, shape.embed_dim, shape.num_heads
     compute = _COMPUTE_BYTES[precision]
     extra = _FP32 * heads * tokens
@@ -248,7 +248,7 @@ def _ends_bytes(shape: ViTShape, model: ModelConfig, num_classes: int, precision
 
 
 def _stem_bytes(shape: ViTShape, precision: Precision) -> int:
-    """A hybrid's feature maps: inputs of norms, outputs of ReLUs, and padded copies."""
+    """Feature maps of a hybrid: inputs of norms, outputs of ReLUs, and padded copies."""
     elements = 0
     layers = stem_convolutions(shape)
     for layer in layers:

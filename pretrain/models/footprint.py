@@ -1,4 +1,4 @@
-"""What of a model decides the memory that training needs. No torch."""
+"""The numbers of a model that decide the memory of its training. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ WEIGHT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "autocast": 4}
 
 @dataclass(frozen=True)
 class Footprint:
-    """What of a model decides its memory, at one precision and one policy of activation checkpointing.
+    """The numbers of a model that decide its memory, at one precision and activation-checkpointing policy.
 
     Attributes:
-        parameters: their number.
+        parameters: number of parameters.
         largest_unit: parameters that ZeRO-3 gathers together: those of a block, or of a layer.
         kept: bytes per image that the forward pass keeps for the backward pass.
-        working: bytes per image that the backward pass needs on top of that.
+        working: additional bytes per image that the backward pass needs.
         copies: bytes of weights in another type that the backward pass reads.
     """
 

@@ -1,4 +1,4 @@
-"""The header of a weights file, read and written as JSON: without torch, so that it can be read before a job starts."""
+"""Reads and writes the header of a weights file as JSON, without torch, so that it can be read before a job starts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from pretrain.config.schema.model import ModelConfig
 
-METADATA = "__metadata__"  # where the safetensors format keeps texts
-HEADER_KEY = "pretrain.weights"  # the text that holds our metadata as JSON
+METADATA = "__metadata__"  # key of the metadata in the safetensors format
+HEADER_KEY = "pretrain.weights"  # entry with our metadata as JSON
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 _LENGTH_BYTES = 8
 
@@ -27,9 +27,9 @@ def model_in_file(path: Path) -> ModelConfig | None:
 
 
 def sort_metadata(path: Path) -> None:
-    """Sorts the texts in a file's header in place, so that equal content gives equal bytes; no tensor moves.
+    """Sorts the metadata in a file's header in place, so that equal content gives equal bytes; tensors do not move.
 
-    The safetensors writer puts them in random order.
+    The safetensors writer uses a random order.
     """
     with open(path, "r+b") as file:
         size = int.from_bytes(file.read(_LENGTH_BYTES), "little")
@@ -38,4 +38,4 @@ def sort_metadata(path: Path) -> None:
         encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         assert len(encoded) <= size, "the header has become longer"
         file.seek(_LENGTH_BYTES)
-        file.write(encoded.ljust(size))  # the format pads with blanks
+        file.write(encoded.ljust(size))  # the format pads with spaces

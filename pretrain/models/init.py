@@ -1,7 +1,7 @@
-"""Initial weights, each tensor by its name from a generator of its own.
+"""Initial weights, drawn for each tensor from its own generator by name.
 
-The order in which tensors are made, their device, type and sharding do not matter: a rank that holds one tensor makes
-the same values as a process that makes all. A tensor that no rule explains is an error, never left at random.
+The order of initialisation, device, type and sharding do not matter: a rank that holds one tensor computes the same
+values as a process that initialises all. A tensor without a rule is an error and never left uninitialised.
 
 Source: google-research/vision_transformer, models/vit.py: xavier_uniform in attention and MLP, MLP bias normal(1e-6),
 other biases 0, patch convolution and tanh layer lecun_normal (flax's default), position embedding normal(0.02), class
@@ -44,7 +44,7 @@ def _xavier_uniform(shape: Shape, generator: torch.Generator, model: ModelConfig
 
 
 def _qkv_xavier_uniform(shape: Shape, generator: torch.Generator, model: ModelConfig) -> Tensor:
-    """q, k and v each as a (D, D) matrix of its own: on the fused (3D, D) the bound would be √2 too small."""
+    """q, k and v each as a separate (D, D) matrix: on the fused (3D, D) the bound would be √2 too small."""
     third = (shape[0] // 3, shape[1])
     return torch.cat([_xavier_uniform(third, generator, model) for _ in "qkv"])
 
@@ -79,7 +79,7 @@ def _head_bias(shape: Shape, generator: torch.Generator, model: ModelConfig) -> 
 
 
 RULES: dict[str, Rule] = {
-    # full match of the tensor's name: how it is made
+    # full match of the tensor's name → initialiser
     r"cls_token":                                  _constant(0.0),
     r"dist_token|mask_token|reg_token":            _normal(0.02),
     r"(blocks\.\d+\.)?pos_embed(\.row|\.column)?": _normal(0.02),
@@ -117,7 +117,7 @@ def initial_value(name: str, shape: Shape, model: ModelConfig, seed: int) -> Ten
     """The initial value of one tensor, fp32 on the CPU: a function of (seed, name, shape, config).
 
     Raises:
-        LookupError: no rule, or more than one, explains the name (a bug of whoever added the tensor).
+        LookupError: no rule or several rules match the name; a new tensor needs exactly one.
     """
     rules = [rule for pattern, rule in RULES.items() if re.fullmatch(pattern, name)]
     if len(rules) != 1:
@@ -140,10 +140,10 @@ def init_weights(model: nn.Module, seed: int) -> None:
 
     Args:
         model: has ``config``, the ModelConfig that it was built from.
-        seed: the experiment's.
+        seed: the experiment's seed.
 
     Raises:
-        LookupError: the model has a tensor that no rule explains.
+        LookupError: no rule matches one of the tensors.
     """
     config = model.config
     assert isinstance(config, ModelConfig)

@@ -1,4 +1,4 @@
-"""Plain weights files: safetensors with timm's tensor names, and in the header the metadata that one needs to use them.
+"""Plain weights files: safetensors with timm's tensor names, and the metadata needed to use them in the header.
 
 Nothing is unpickled. The grid, the prefix tokens and the normalisation are read from the file, never guessed.
 """
@@ -30,7 +30,7 @@ def save_weights(path: str | Path, state: Mapping[str, Tensor], metadata: Weight
     Args:
         path: ends in .safetensors by convention; the folder must exist.
         state: the unsharded tensors under the names of ``variants.parameter_shapes``, of any floating type and device.
-        metadata: for the header.
+        metadata: metadata for the header.
     """
     path = Path(path)
     problem = _unlike_metadata({name: tuple(tensor.shape) for name, tensor in state.items()}, metadata)
@@ -58,7 +58,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], WeightsMetadata]:
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Any safetensors file: its tensors on the CPU, in the type they were saved in, and the texts of its header.
+    """Reads any safetensors file: its tensors on the CPU, in their saved type, and the metadata of its header.
 
     Raises:
         CheckpointError: no such file, pickled, truncated or not safetensors.
@@ -75,7 +75,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_metadata(path: str | Path) -> WeightsMetadata | None:
-    """The metadata in a safetensors header, without reading tensors; None: it is not a weights file of ours.
+    """The metadata in a safetensors header, without reading tensors; None: it is not one of our weights files.
 
     Raises:
         CheckpointError: as ``load_weights``.
@@ -91,7 +91,7 @@ def read_metadata(path: str | Path) -> WeightsMetadata | None:
 
 
 def is_weights_header(header: Mapping[str, str]) -> bool:
-    """Whether the texts of a safetensors header are those of a weights file of ours."""
+    """Whether the metadata of a safetensors header is that of one of our weights files."""
     return HEADER_KEY in header
 
 
@@ -99,7 +99,7 @@ def check_tensors(state: Mapping[str, Tensor], metadata: WeightsMetadata, path: 
     """Checks names and shapes against the metadata.
 
     Raises:
-        CheckpointError: names the first tensor that is not as the metadata's model has it.
+        CheckpointError: a tensor does not match the model in the metadata; the message names the first.
     """
     problem = _unlike_metadata({name: tuple(tensor.shape) for name, tensor in state.items()}, metadata)
     if problem is not None:
@@ -152,7 +152,7 @@ def expected_shapes(metadata: WeightsMetadata) -> dict[str, tuple[int, ...]]:
 
 
 def _unlike_metadata(shapes: Mapping[str, tuple[int, ...]], metadata: WeightsMetadata) -> str | None:
-    """The first tensor that is not as the metadata's model has it, in words; None if all are."""
+    """Describes the first tensor that does not match the model in the metadata; None if all match."""
     expected = expected_shapes(metadata)
     for name in [*expected, *(name for name in shapes if name not in expected)]:
         found, wanted = shapes.get(name), expected.get(name)

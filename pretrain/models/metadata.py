@@ -29,7 +29,7 @@ Task = Literal["classification", "regression", "segmentation"]
 class TargetScale:
     """Mean and standard deviation of each of the D numbers of a regression, over the training set.
 
-    The model predicts standardised numbers, people want the data's own units. A number that never changes has the
+    The model predicts standardised numbers, while users want the data's own units. A constant number has the
     standard deviation 0; it is only shifted.
     """
 
@@ -38,7 +38,7 @@ class TargetScale:
 
     @classmethod
     def of(cls, mean: Sequence[float], std: Sequence[float]) -> TargetScale:
-        """From a card or from the metadata of weights."""
+        """Reads the scale from a card or from the metadata of weights."""
         assert len(mean) == len(std)
         return cls(tuple(mean), tuple(value if value > 0 else 1.0 for value in std))
 
@@ -55,7 +55,7 @@ class TargetScale:
 
 @lru_cache(maxsize=16)
 def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Made once per device: a copy from the host in every step would wait for the device."""
+    """Cached per device: a copy from the host in every step would wait for the device."""
     return torch.tensor(mean, device=device), torch.tensor(std, device=device)
 
 
@@ -63,7 +63,7 @@ class WeightsMetadata(Strict):
     """The metadata of a weights file, kept in its header. Pairs are (height, width).
 
     Fields that only Vision Transformers have are None for other families, which name and kwargs describe.
-    ``num_classes: 0`` means that there is no head, ``eval_transform: None`` that it is unknown how images are resized.
+    ``num_classes: 0`` means that there is no head, ``eval_transform: None`` that the evaluation transform is unknown.
     For a regression, ``target_mean`` and ``target_std`` are the units of its ``num_classes`` numbers.
     """
 
@@ -103,7 +103,7 @@ class WeightsMetadata(Strict):
             num_classes: K, the width of the head.
             mean, std: per channel.
             scale: the units of a regression.
-            **more: ``class_names``, ``class_ids`` and ``eval_transform``, where they are known.
+            **more: ``class_names``, ``class_ids`` and ``eval_transform``, if known.
         """
         return cls(
             model=model,
@@ -132,7 +132,7 @@ class WeightsMetadata(Strict):
 
     @field_serializer("eval_transform")
     def _without_ignored_keys(self, transform: EvalTransformConfig | None) -> dict[str, Any] | None:
-        """Written with all defaults, so that the file is complete, but without keys that its ``resize`` refuses."""
+        """Includes all defaults, so that the file is complete, except for keys that its ``resize`` refuses."""
         if transform is None:
             return None
         ignored = {"crop_fraction"} if transform.resize == "squash" else set()

@@ -1,4 +1,4 @@
-"""Resizing position tables, and the report of what happened to each tensor: used by every family's surgery.
+"""Resizing of position tables, and the report on each tensor; used by every family's surgery.
 
 Legend: D width · A heads · N patch tokens of a grid (h, w) · F prefix tokens.
 """
@@ -25,7 +25,7 @@ class SurgeryOptions:
     Attributes:
         head: ``replace`` drops the file's head and gives the initial value of a new one.
         filter: how position tables are resized (see ``resize_pos_embed``).
-        seed: of the experiment, for new tensors.
+        seed: the experiment's seed, for new tensors.
     """
 
     head: Literal["keep", "replace"]
@@ -35,7 +35,7 @@ class SurgeryOptions:
 
 @dataclass
 class SurgeryReport:
-    """The fate of each tensor. Names are the file's in ``dropped``, the model's elsewhere."""
+    """The outcome for each tensor. Names are the file's in ``dropped``, the model's elsewhere."""
 
     loaded: list[str] = field(default_factory=list)
     resized: dict[str, tuple[Grid, Grid]] = field(default_factory=dict)
@@ -64,7 +64,7 @@ def resize_pos_embed(
     Args:
         pos_embed: (1, F + h·w, D), any floating type; the work is done on the CPU, in fp32 at least.
         old_grid: (h, w) that it was made for.
-        new_grid: (h, w) wanted; the same grid gives the same values back.
+        new_grid: (h, w) of the result; the same grid returns the same values.
         num_prefix_tokens: F.
         filter: ``bilinear_corners`` maps the corners onto each other (Source: both Google repositories, through
             ``scipy.ndimage.zoom(order=1)``), ``bicubic`` is DeiT's, ``bicubic_aa`` is timm's antialiased one.
@@ -104,7 +104,7 @@ def _interpolate(planes: Tensor, grid: Grid, filter: Filter) -> Tensor:
 def resize_axis(table: Tensor, new_length: int, filter: Filter) -> Tensor:
     """Interpolates the rows (or columns) of a learned 2-D position embedding: (1, h, D/2) → (1, h', D/2).
 
-    Resizing the axes separately equals resizing the joined table, for every filter works on one axis after the other.
+    Resizing the axes separately equals resizing the joined table, since every filter is separable.
     """
     if table.shape[1] == new_length:
         return table.detach().cpu().clone()
@@ -118,7 +118,7 @@ def resize_relative_bias(table: Tensor, old_grid: Grid, new_grid: Grid, filter: 
     Args:
         table: ((2h − 1)(2w − 1) + 0 or 3, A).
         old_grid: (h, w) that it was made for.
-        new_grid: (h, w) wanted; the same grid gives the same values back.
+        new_grid: (h, w) of the result; the same grid returns the same values.
         filter: as for ``resize_pos_embed``; ``bicubic`` is timm's resize_rel_pos_bias_table_simple.
     """
     source = table.detach().cpu()

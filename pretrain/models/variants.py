@@ -1,4 +1,4 @@
-"""The sizes of Vision Transformers by name, and the shape of every tensor that follows from a config. No torch.
+"""Named sizes of Vision Transformers, and the tensor shapes of a config. Does not import torch.
 
 Legend: P patch side · D width · M width of the MLP · A heads · N patch tokens · T tokens with prefix · K classes.
 """
@@ -73,7 +73,7 @@ class ViTShape:
 
 
 def resolve(model: ModelConfig) -> ViTShape:
-    """The geometry that ``model`` asks for: its variant's row with the overrides, cut into patches.
+    """The geometry of ``model``: its variant's dimensions with overrides, and its patch grid.
 
     Raises:
         ConfigError: unknown variant, a patch that does not divide the image, heads that do not divide the width.
@@ -145,13 +145,13 @@ def _check(shape: ViTShape, model: ModelConfig) -> None:
 
 
 def placement(model: ModelConfig) -> str | None:
-    """Where the position embedding acts: as configured, else the first that its kind allows; None where it has none."""
+    """Where the position embedding acts: as configured, else the first that its kind allows; None if there is none."""
     allowed = POS_EMBED_PLACEMENTS[model.pos_embed]
     return model.pos_embed_placement or (allowed[0] if allowed else None)
 
 
 def representation_size(model: ModelConfig) -> int | None:
-    """Width of the tanh layer before the head, or None where there is none."""
+    """Width of the tanh layer before the head, or None if there is none."""
     return resolve(model).embed_dim if model.representation_size == "width" else model.representation_size
 
 

@@ -1,7 +1,7 @@
 """The plain Vision Transformer of "An Image is Worth 16x16 Words" (2010.11929), as single-device code.
 
 State-dict names are timm's; the tanh layer of the pretraining head is ``pre_logits.fc``, timm's name for it while it
-had one. Nothing here waits for the device: no value is read on the host and no branch looks at a tensor's content.
+had one. Nothing here waits for the device: no value is read on the host and no branch depends on a tensor's content.
 
 Legend: B images · C H W · N patch tokens · T tokens with prefix · D width · R width of the pre-logits · K classes.
 """
@@ -66,7 +66,7 @@ class VisionTransformer(nn.Module):
         self.head = Fp32Linear(hidden or shape.embed_dim, num_classes)
 
     def set_grad_checkpointing(self, policy: bool | str = True) -> None:
-        """Chooses what the blocks keep for the backward pass: a policy of ``layers.checkpointing``; True is full."""
+        """Sets the activation-checkpointing policy of the blocks (see ``layers.checkpointing``); True is full."""
         names = {True: "full", False: "none"}
         self.checkpointing = names[policy] if isinstance(policy, bool) else policy
 
@@ -77,8 +77,8 @@ class VisionTransformer(nn.Module):
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compiles the blocks one by one with static shapes; they share one graph, as only their weights differ.
 
-        To be called once the engine has wrapped the model. Names, weights and state dict stay as they are; a batch of
-        another size (evaluation's, say) is another compilation.
+        Call it after the engine has wrapped the model. Names, weights and state dict are unchanged; a batch of another
+        size (such as evaluation's) triggers another compilation.
         """
         for block in self.blocks:
             block.compile(backend=backend, dynamic=False, fullgraph=True)
@@ -101,7 +101,7 @@ class VisionTransformer(nn.Module):
 
     def forward_tokens(self, x: Tensor, drop_path: Tensor | None = None) -> Tensor:
         """All blocks and the final norm on embedded tokens (B, T, D)."""
-        (last,) = deque(self._run_blocks(x, drop_path), maxlen=1)  # holds no other block's tokens
+        (last,) = deque(self._run_blocks(x, drop_path), maxlen=1)  # keeps only the last block's tokens
         return self.norm(last)
 
     def forward_intermediates(self, images: Tensor) -> list[Tensor]:

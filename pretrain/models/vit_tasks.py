@@ -1,4 +1,4 @@
-"""Vision Transformers for other tasks than one label per image: distillation, segmentation, masked patches.
+"""Vision Transformers for tasks other than classification: distillation, segmentation, masked patches.
 
 Legend: B images · C H W · N patch tokens of a grid (h, w) · M corrupted patches of an image · T tokens with prefix ·
 D width · K classes, or outputs per patch.
@@ -20,7 +20,7 @@ MASK_TOKEN = -1
 
 
 class DistilledVisionTransformer(VisionTransformer):
-    """``model.distilled``: a second learned token with a head of its own, which imitates a teacher (DeiT).
+    """``model.distilled``: a second learned token with its own head, which imitates a teacher (DeiT).
 
     State-dict names are timm's (``dist_token``, ``head_dist``). The prediction is the mean of both heads' logits, as
     published; training asks for the logits of each head, and ``has_two_heads`` tells objectives that it can.
@@ -60,7 +60,7 @@ class DistilledVisionTransformer(VisionTransformer):
 
     def _both_heads(self, tokens: Tensor) -> Tensor:
         with without_autocast(tokens.device):
-            pair = tokens[:, :2].float()  # small: lets go of all other tokens
+            pair = tokens[:, :2].float()  # a small copy, so that all other tokens can be freed
             return torch.stack([self.head(pair[:, 0]), self.head_dist(pair[:, 1])], dim=1)
 
 
@@ -96,7 +96,7 @@ class Corruption(NamedTuple):
     Attributes:
         positions: the corrupted patches, row-major in the grid, each at most once per image.
         sources: the patch whose embedding is shown instead, or ``MASK_TOKEN`` for the [mask] embedding. A patch that is
-            its own source stays as it is (and is still predicted).
+            its own source is unchanged (and is still predicted).
     """
 
     positions: Tensor

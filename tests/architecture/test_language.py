@@ -9,7 +9,7 @@ import pytest
 from tests import language
 
 # Folder → hits that are not reworded yet. Lower a number when you have reworded some; never raise one.
-ALLOWED = {"pretrain": 20}
+ALLOWED = {"pretrain": 19}
 
 
 def test_the_texts_are_plain_english() -> None:

@@ -1,4 +1,4 @@
-"""Architectures of other programs in the terms of our config, and errors for what a format cannot express."""
+"""Translates architectures of other programs to our config, with errors for unsupported options."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ GEOMETRY = frozenset({"name", "variant", "img_size", "embed_dim", "depth", "num_
 def named_config(
     where: str | Path, size: Size, *, patch: int, img_size: tuple[int, int], stem: str = "", **options: Any
 ) -> ModelConfig:
-    """The config of a Vision Transformer from its numbers: a named size where one fits, else B with overrides.
+    """The config of a Vision Transformer from its dimensions: a named size if one fits, else B with overrides.
 
     Args:
         where: the file, for errors.
         size: widths, depth and heads.
         patch: its side in pixels.
         img_size: (height, width) in pixels.
-        stem: what comes before the size in the variant of a hybrid (``patch`` is then its total stride).
+        stem: prefix of a hybrid's variant, before the size (``patch`` is then its total stride).
         **options: other fields of ModelConfig.
 
     Raises:
@@ -50,7 +50,7 @@ def named_config(
 
 
 def square_grid(num_tokens: int, where: str | Path, tensor: str) -> tuple[int, int]:
-    """The grid of ``num_tokens`` patch tokens, where a format knows only square ones.
+    """The grid of ``num_tokens`` patch tokens, for a format with square grids only.
 
     Raises:
         CheckpointError: the number is not a square.
@@ -65,11 +65,11 @@ def square_grid(num_tokens: int, where: str | Path, tensor: str) -> tuple[int, i
 
 
 def refuse_inexpressible(model: ModelConfig, program: str, format: str, expressed: Collection[str]) -> None:
-    """Refuses a model that has an option which ``program`` lacks, rather than writing another model.
+    """Refuses a model with an option that ``program`` lacks, rather than writing a different model.
 
     Args:
         model: of the weights.
-        program: whose format it is, for the error.
+        program: the program whose format it is, for the error.
         format: its name, as in ``--format``.
         expressed: fields of ModelConfig that the format carries.
 
@@ -112,7 +112,7 @@ def require(state: Mapping[str, Tensor], name: str, where: str | Path, program: 
 
 
 def refuse_leftovers(left: Collection[str], where: str | Path, program: str) -> None:
-    """Refuses tensors that no part of the model takes.
+    """Refuses tensors that no part of the model uses.
 
     Raises:
         CheckpointError: names the first of them.

@@ -19,7 +19,7 @@ from pretrain.models.metadata import WeightsMetadata
 from pretrain.models.variants import placement
 from pretrain.models.vit import build_vit
 
-ADDED = ("sincos2d_big_vision", "sincos2d_timm", "learned_2d")  # position embeddings that few programs know
+ADDED = ("sincos2d_big_vision", "sincos2d_timm", "learned_2d")  # position embeddings that few programs support
 
 Weights = tuple[dict[str, Tensor], WeightsMetadata]
 
@@ -42,10 +42,10 @@ def load_any(path: str | Path, format: str | None = None) -> Weights:
 
     Args:
         path: a .npz or .safetensors file, or a folder with config.json.
-        format: a key of READERS; by default the one that the file is of.
+        format: a key of READERS; detected by default.
 
     Raises:
-        CheckpointError: no format that is read, damaged, pickled, or of an architecture that is not ours.
+        CheckpointError: the format is not supported, the file is damaged or pickled, or the architecture is not ours.
     """
     path = Path(path)
     found = detect_format(path)
@@ -58,7 +58,7 @@ def detect_format(path: Path) -> str:
     """A key of READERS.
 
     Raises:
-        CheckpointError: nothing there, or of no format that is read.
+        CheckpointError: the path does not exist, or its format is not supported.
     """
     if path.is_dir():
         return _folder_format(path)
@@ -82,7 +82,7 @@ def _folder_format(path: Path) -> str:
 
 
 def _file_format(path: Path) -> str:
-    """Ours unless the header and the names are torchvision's, so that errors are about ours."""
+    """Our format unless header and names are torchvision's, so that errors refer to ours."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             has_ours = is_weights_header(file.metadata() or {})
@@ -95,7 +95,7 @@ def _file_format(path: Path) -> str:
 def with_learned_table(
     state: Mapping[str, Tensor], metadata: WeightsMetadata
 ) -> tuple[dict[str, Tensor], WeightsMetadata]:
-    """Weights with a learned table in place of fixed sines and cosines or of tables by axis; others as they are.
+    """Replaces sine-cosine or per-axis position embeddings by a learned table; other weights are unchanged.
 
     Few programs know those, but at one resolution the numbers that are added to the tokens are a table (1, F + N, D),
     in which the F prefix tokens have rows of zeros. Every program has a place for it.

@@ -60,7 +60,7 @@ def read_npz(path: str | Path) -> tuple[dict[str, Tensor], WeightsMetadata]:
     """Reads a checkpoint of either program, fp32.
 
     Raises:
-        CheckpointError: pickled, truncated, of another architecture, or of a grid that the file does not say.
+        CheckpointError: pickled, truncated, of another architecture, or with a grid that the file does not record.
     """
     path = Path(path)
     arrays = _load(path)
@@ -100,7 +100,7 @@ def _load(path: Path) -> dict[str, Array]:
         raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'does not exist'}; name an .npz file")
     name = ""
     try:
-        with zipfile.ZipFile(path):  # np.load would take anything else for a pickle
+        with zipfile.ZipFile(path):  # np.load would treat anything else as a pickle
             pass
         with np.load(path, allow_pickle=False) as file:
             arrays = {}
@@ -134,7 +134,7 @@ def _take(arrays: Arrays, name: str, path: Path) -> Tensor:
             f"{path}: array {name} is missing; the weights are of another architecture, or only a part of them"
         )
     array = arrays[name]
-    if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # bfloat16, which numpy does not know
+    if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # bfloat16, which numpy does not support
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).float()
     if array.dtype.kind != "f":
         raise CheckpointError(f"{path}: array {name} is of type {array.dtype}; weights are floating-point numbers")
@@ -142,7 +142,7 @@ def _take(arrays: Arrays, name: str, path: Path) -> Tensor:
 
 
 def _described_by_arrays(arrays: Arrays, names: Names, path: Path) -> WeightsMetadata:
-    """Metadata from the shapes of the arrays, and from what both programs always do."""
+    """Metadata from the shapes of the arrays and the fixed conventions of both programs."""
     query = _shape(arrays, block_array(names, "attention/query/kernel"), path)
     hidden = _shape(arrays, block_array(names, "mlp/Dense_0/kernel"), path)
     patch, has_class = _shape(arrays, "embedding/kernel", path), "cls" in arrays
@@ -197,7 +197,7 @@ def _positions(
 
 
 def _hybrid(config: ModelConfig, arrays: Arrays, grid: tuple[int, int], path: Path) -> ModelConfig:
-    """The config with the ResNet that the arrays have before the patches, whose kernel is then 1 × 1."""
+    """Adds to the config the ResNet in the arrays, after which the patch kernel is 1 × 1."""
     stages = {name.split("/")[0] for name in arrays if name.startswith("block")}
     units = [len({n.split("/")[1] for n in arrays if n.startswith(f"{stage}/")}) for stage in sorted(stages)]
     stride = {blocks: stride for stride, blocks in STEM_BLOCKS.items()}.get(tuple(units))
@@ -244,13 +244,13 @@ def write_npz(
     Args:
         path: ends in .npz.
         state: unsharded tensors under our names.
-        metadata: theirs.
-        layout: of the names; by default that which can express the model.
+        metadata: metadata of the weights.
+        layout: layout of the names; by default one that can express the model.
         accept_erf_gelu: write weights that were trained with the erf form of GELU, which Google's programs do not
             compute (timm does, by default).
 
     Raises:
-        CheckpointError: the model has something that the layout cannot express.
+        CheckpointError: the layout cannot express the model.
     """
     model, path = metadata.model, Path(path)
     layout = layout or ("big_vision" if model.pool == "map" or not model.pos_embed_prefix else "vision_transformer")

@@ -1,4 +1,4 @@
-"""Our tensors and Google's arrays: which makes which, there and back.
+"""Conversion between our tensors and Google's arrays, in both directions.
 
 The released files of vision_transformer keep the position embedding in Transformer/posembed_input and number the parts
 of a block as flax once counted all modules (MlpBlock_3). big_vision keeps it at the top and counts each kind of module
@@ -26,8 +26,8 @@ class Names(NamedTuple):
     """The differences between the files of the two programs, and of their versions.
 
     Attributes:
-        positions: the table of positions; "": there is none, they are computed.
-        attention, norm, mlp: flax's numbers of the attention, second norm and MLP of a block.
+        positions: name of the position table; "": none, positions are computed.
+        attention, norm, mlp: flax's indices of the attention, second norm and MLP of a block.
         pooling: prefix of the names of the MAP head.
     """
 
@@ -47,7 +47,7 @@ NAMES: dict[Layout, Names] = {
 
 
 def names_of(arrays: Collection[str]) -> Names:
-    """The names that a file has.
+    """The naming scheme of a file.
 
     Source: big_vision/models/vit.py, fix_old_checkpoints; flax.training.checkpoints.convert_pre_linen.
     """
@@ -61,7 +61,7 @@ def names_of(arrays: Collection[str]) -> Names:
 
 
 class Entry(NamedTuple):
-    """One tensor of ours, Google's arrays that make it, and the way there and back."""
+    """One of our tensors, the corresponding arrays of Google's, and the conversions between them."""
 
     ours: str
     theirs: tuple[str, ...]
@@ -182,7 +182,7 @@ def _stem(stem_blocks: tuple[int, ...]) -> Iterator[Entry]:
 
 
 def entries(names: Names, shape: ViTShape) -> Iterator[Entry]:
-    """Everything that either program can have; a model takes the entries whose tensors it has."""
+    """All entries of either program; a model uses those whose tensors it has."""
     yield _copy("cls_token", "cls")
     yield _copy("pos_embed", names.positions)
     yield from _stem(shape.stem_blocks)

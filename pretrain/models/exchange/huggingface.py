@@ -2,8 +2,8 @@
 
 Read are ViTForImageClassification, ViTModel (whose pooler is the paper's tanh layer) and both DeiT classifiers: with a
 head for the distillation token, or without one, which makes that token what we call a register. Written is the
-classifier that has the model's tokens. Their LayerNorm has epsilon 1e-12 unless ``layer_norm_eps`` says otherwise, so
-that it is always written.
+classifier that has the model's tokens. Their LayerNorm defaults to epsilon 1e-12, so ``layer_norm_eps`` is always
+written.
 
 Legend: D width · A heads.
 """
@@ -98,7 +98,7 @@ def write_huggingface(folder: str | Path, state: Mapping[str, Tensor], metadata:
     Args:
         folder: exists.
         state: unsharded tensors under our names.
-        metadata: theirs; its ``eval_transform`` must be known.
+        metadata: metadata of the weights; its ``eval_transform`` must be known.
 
     Raises:
         CheckpointError: Hugging Face's ViT cannot express the model or its preprocessing.
@@ -122,7 +122,7 @@ def write_huggingface(folder: str | Path, state: Mapping[str, Tensor], metadata:
 
 
 def class_for(model: ModelConfig) -> str:
-    """The class of Hugging Face's that has this model's tokens."""
+    """The Hugging Face class that has this model's tokens."""
     if model.distilled:
         return "DeiTForImageClassificationWithTeacher"
     return "DeiTForImageClassification" if model.num_registers else "ViTForImageClassification"
@@ -165,7 +165,7 @@ def _config(metadata: WeightsMetadata, kind: str) -> dict[str, Any]:
 
 
 def _keys(names: Sequence[str], ids: Sequence[str] | None) -> list[str]:
-    """The names, each with its id (or number) behind it where several classes share it: a mapping keeps them all."""
+    """The class names, with the id (or index) appended to shared names so that a mapping keeps all classes."""
     marks = ids if ids is not None and len(set(ids)) == len(ids) else [str(index) for index in range(len(names))]
     count = Counter(names)
     return [name if count[name] == 1 else f"{name} ({mark})" for name, mark in zip(names, marks, strict=True)]
@@ -176,10 +176,10 @@ def _side(img_size: tuple[int, int]) -> int | list[int]:
 
 
 def read_huggingface(folder: str | Path) -> tuple[dict[str, Tensor], WeightsMetadata]:
-    """Reads a folder of Hugging Face's.
+    """Reads a Hugging Face folder.
 
     Raises:
-        CheckpointError: a file is missing, pickled or damaged, or the model is not one of those that are read.
+        CheckpointError: a file is missing, pickled or damaged, or the model is not supported.
     """
     folder = Path(folder)
     config = _DEFAULTS | read_json(folder / CONFIG)
@@ -210,7 +210,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        CheckpointError: no such file, or something else in it.
+        CheckpointError: the file does not exist or has other content.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -225,7 +225,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
     index = folder / f"{WEIGHTS}.index.json"
-    if index.is_file():  # cut into several files
+    if index.is_file():  # split into several files
         parts = sorted(set(read_json(index).get("weight_map", {}).values()))
         return {name: tensor for part in parts for name, tensor in read_tensors(folder / Path(part).name)[0].items()}
     pickled = folder / "pytorch_model.bin"

@@ -21,7 +21,7 @@ from pretrain.errors import SetupError
 from pretrain.models.metadata import WeightsMetadata
 
 METADATA_KEY = "pretrain.weights"
-OPSET = 20  # the first with GELU as one operator
+OPSET = 20  # the first with a GELU operator
 INPUT, LOGITS, FEATURES = "images", "logits", "features"
 _EXTERNAL_ABOVE_BYTES = int(1.5 * 2**30)  # protobuf ends at 2 GiB
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -40,7 +40,7 @@ class Features(nn.Module):
 
 
 def require_packages() -> None:
-    """Refuses early where the optional packages are missing.
+    """Fails early if optional packages are missing.
 
     Raises:
         SetupError: names them and how to install them.
@@ -56,7 +56,7 @@ def write_onnx(path: str | Path, model: nn.Module, metadata: WeightsMetadata) ->
     Args:
         path: ends in .onnx.
         model: fp32, on the CPU, with the weights.
-        metadata: theirs; without classes the output is the head's input.
+        metadata: metadata of the weights; without classes the output is the head's input.
 
     Raises:
         SetupError: the optional packages are missing.
@@ -67,7 +67,7 @@ def write_onnx(path: str | Path, model: nn.Module, metadata: WeightsMetadata) ->
     output = LOGITS if metadata.num_classes else FEATURES
     graph = model if metadata.num_classes else Features(model)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter speaks of its own deprecations
+        warnings.simplefilter("ignore")  # the exporter warns about its own deprecations
         program: Any = torch.onnx.export(
             graph.eval(),
             (images,),

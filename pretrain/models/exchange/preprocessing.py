@@ -1,4 +1,4 @@
-"""How an image becomes the model's input, in the words of timm and of Hugging Face.
+"""Translates our preprocessing to timm's and Hugging Face's settings, and back.
 
 Both resize with Pillow's antialiased filters (or PyTorch's, which follow them to one or two of 256 levels), so of our
 filters bilinear_aa and bicubic_aa have a counterpart there.
@@ -21,10 +21,10 @@ FILTERS: dict[str, tuple[str, int]] = {"bilinear_aa": ("bilinear", 2), "bicubic_
 
 
 def known_transform(metadata: WeightsMetadata, program: str) -> EvalTransformConfig:
-    """How images are resized for these weights, if ``program`` can do that.
+    """The evaluation transform of these weights, if ``program`` supports it.
 
     Raises:
-        CheckpointError: it is not known, or the filter has no counterpart.
+        CheckpointError: it is unknown, or the filter has no counterpart.
     """
     transform = metadata.eval_transform
     if transform is None:
@@ -49,7 +49,7 @@ def timm_settings(metadata: WeightsMetadata) -> dict[str, Any]:
     """``interpolation``, ``crop_mode`` and ``crop_pct`` of timm's ``pretrained_cfg``.
 
     Raises:
-        CheckpointError: timm cannot express it, or nothing is known.
+        CheckpointError: timm cannot express it, or it is unknown.
     """
     transform = known_transform(metadata, "timm")
     settings: dict[str, Any] = {"interpolation": FILTERS[transform.resize_filter][0]}
@@ -60,13 +60,13 @@ def timm_settings(metadata: WeightsMetadata) -> dict[str, Any]:
 
 
 def _share(wanted: list[int], img_size: tuple[int, int], first: float) -> float | None:
-    """The share, ``first`` if possible, with which each side over it, rounded down, is as wanted."""
+    """The crop fraction, ``first`` if possible, for which each side divided by it and rounded down is as required."""
     near = [side / (resized + 0.25) for side, resized in zip(img_size, wanted, strict=True)]
     return next((share for share in (first, *near) if [math.floor(side / share) for side in img_size] == wanted), None)
 
 
 def from_timm(settings: Mapping[str, Any], img_size: tuple[int, int]) -> EvalTransformConfig | None:
-    """Our transform for timm's ``resolve_data_config``; None where there is no equivalent."""
+    """Our transform for timm's ``resolve_data_config``; None if there is no equivalent."""
     names = {name: ours for ours, (name, _) in FILTERS.items()}
     chosen, mode, share = names.get(settings["interpolation"]), settings["crop_mode"], settings["crop_pct"]
     if chosen is None or mode not in ("squash", "center"):
@@ -88,7 +88,7 @@ def huggingface_settings(metadata: WeightsMetadata) -> dict[str, Any]:
     """``preprocessor_config.json`` of a ViTImageProcessor.
 
     Raises:
-        CheckpointError: the processor cannot express it, or nothing is known.
+        CheckpointError: the processor cannot express it, or it is unknown.
     """
     transform, (height, width) = known_transform(metadata, "Hugging Face"), metadata.img_size
     settings: dict[str, Any] = {
@@ -120,7 +120,7 @@ def huggingface_settings(metadata: WeightsMetadata) -> dict[str, Any]:
 
 
 def from_huggingface(settings: Mapping[str, Any], img_size: tuple[int, int]) -> EvalTransformConfig | None:
-    """Our transform for a ``preprocessor_config.json``; None where there is no equivalent."""
+    """Our transform for a ``preprocessor_config.json``; None if there is no equivalent."""
     numbers = {number: ours for ours, (_, number) in FILTERS.items()}
     chosen, size = numbers.get(settings.get("resample", 2)), settings.get("size", {"height": 224, "width": 224})
     if chosen is None or not settings.get("do_resize", True):

@@ -1,6 +1,6 @@
 """timm's folders: ``config.json`` and ``model.safetensors``, as ``timm.create_model("local-dir:PATH")`` loads them.
 
-timm builds the model that the folder describes, without memory, and its modules are asked what they compute. So a
+timm builds the model that the folder describes on the meta device, and its modules are inspected. Therefore a
 folder of any of its plain Vision Transformers can be read as ours, any other classifier as ``timm/NAME``.
 """
 
@@ -33,7 +33,7 @@ def write_timm(folder: str | Path, state: Mapping[str, Tensor], metadata: Weight
     Args:
         folder: exists.
         state: unsharded tensors under our names, which are timm's.
-        metadata: theirs; its ``eval_transform`` must be known.
+        metadata: metadata of the weights; its ``eval_transform`` must be known.
 
     Raises:
         CheckpointError: timm cannot express the model or its preprocessing.
@@ -69,7 +69,7 @@ def _config(metadata: WeightsMetadata, twin: TimmTwin) -> dict[str, Any]:
 
 
 def read_timm(folder: str | Path) -> tuple[dict[str, Tensor], WeightsMetadata]:
-    """Reads a folder of timm's.
+    """Reads a timm folder.
 
     Raises:
         CheckpointError: a file is missing or damaged, or timm cannot build the model.
@@ -78,7 +78,7 @@ def read_timm(folder: str | Path) -> tuple[dict[str, Tensor], WeightsMetadata]:
     twin = build_twin(folder)
     metadata = _described(twin, folder)
     state, _ = read_tensors(folder / WEIGHTS)
-    if not metadata.num_classes:  # timm drops the head of a file where the config has none
+    if not metadata.num_classes:  # timm drops the file's head if the config has none
         state = {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "head_dist."))}
     check_tensors(state, metadata, folder / WEIGHTS)
     return state, metadata
@@ -134,7 +134,7 @@ def _model_config(twin: Any, where: Path) -> ModelConfig:
 
 
 def _other_config(twin: Any, where: Path) -> ModelConfig:
-    """The config of a model that is none of our Vision Transformers: timm's name and arguments."""
+    """The config of a model that is not one of our Vision Transformers: timm's name and arguments."""
     from timm.data import resolve_model_data_config
 
     content = json.loads(where.read_bytes())

@@ -1,6 +1,6 @@
-"""A Vision Transformer of ours in timm's words, and back: names, constructor arguments, and what its modules compute.
+"""Translates our Vision Transformers to timm's names and constructor arguments, and timm's modules back.
 
-A module is asked what it computes (pooling, form of GELU, epsilon), so nothing is guessed.
+Pooling, form of GELU and epsilon are read from the modules, never guessed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CARRIED = frozenset(
 
 
 def vit_twin(model: ModelConfig) -> TimmTwin:
-    """How timm's constructor makes the same network.
+    """The timm constructor call that builds the same network.
 
     Raises:
         CheckpointError: timm cannot express the model.
@@ -48,7 +48,7 @@ def vit_twin(model: ModelConfig) -> TimmTwin:
 
 
 def _architecture(model: ModelConfig) -> str:
-    """A registered name; for a size of its own, the name of a model that takes any size."""
+    """A registered name; for a custom size, the name of a model that takes any size."""
     from timm import is_model
 
     shape = resolve(model)
@@ -87,13 +87,13 @@ def _arguments(model: ModelConfig) -> dict[str, Any]:
 
 
 def _mlp_ratio(mlp_dim: int, embed_dim: int) -> float:
-    """timm's ratio, whose product with the width it cuts to an integer."""
+    """timm's MLP ratio, whose product with the width timm truncates to an integer."""
     ratio = mlp_dim / embed_dim
     return ratio if int(embed_dim * ratio) == mlp_dim else (mlp_dim + 0.5) / embed_dim
 
 
 def is_plain_vit(twin: Any) -> bool:
-    """Whether a module of timm's computes what a Vision Transformer of ours can."""
+    """Whether one of our Vision Transformers can compute the same as a timm module."""
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import Block, VisionTransformer
 
@@ -101,14 +101,14 @@ def is_plain_vit(twin: Any) -> bool:
 
 
 def vit_config(twin: Any, where: Path) -> ModelConfig:
-    """The config of a plain Vision Transformer of timm's.
+    """The config of one of timm's plain Vision Transformers.
 
     Args:
         twin: see ``is_plain_vit``.
         where: the file that describes it, for errors.
 
     Raises:
-        CheckpointError: it computes something that no model of ours does.
+        CheckpointError: none of our models computes the same.
     """
     from timm.models.deit import VisionTransformerDistilled
 
@@ -161,7 +161,7 @@ def _pool(twin: Any, where: Path) -> str:
 
 
 def _gelu_form(activation: nn.Module, where: Path) -> str:
-    """Which form of GELU a module computes, by trying it."""
+    """The form of GELU that a module computes, determined by evaluating it."""
     probe = torch.linspace(-3, 3, 61)
     found = activation(probe)
     for form, approximate in (("erf", "none"), ("tanh", "tanh")):

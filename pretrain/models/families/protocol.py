@@ -1,8 +1,8 @@
-"""The questions that the program asks a family of models.
+"""The interface of a model family.
 
-What a family supports and which settings it reads is in ``pretrain/config/families.py``; a module here answers what
-takes more than that. ``model`` is always a config of the family. Where ``traits.packages`` is empty, everything above
-the line "networks" is answered without importing torch.
+``pretrain/config/families.py`` lists the settings that a family reads and its capabilities; a module here implements
+the rest. ``model`` is always a config of the family. If ``traits.packages`` is empty, the methods above the line
+"networks" do not import torch.
 
 Legend: K classes.
 """
@@ -42,7 +42,7 @@ class Geometry:
 
 
 class TimmTwin(NamedTuple):
-    """How ``timm.create_model`` makes a network of the same architecture, whose tensors have the same names.
+    """The ``timm.create_model`` call for a network of the same architecture, whose tensors have the same names.
 
     Attributes:
         architecture: a registered name.
@@ -68,10 +68,10 @@ class Family(Protocol):
         ...
 
     def require_same(self, theirs: ModelConfig, ours: ModelConfig) -> None:
-        """Checks that weights of ``theirs`` can start ``ours``, as far as the two configs tell.
+        """Checks that weights of ``theirs`` can start ``ours``, as far as the two configs determine it.
 
         Raises:
-            CheckpointError: names the setting that differs, and the tensor where that shows.
+            CheckpointError: a setting differs; the message names it and an affected tensor.
         """
         ...
 
@@ -96,7 +96,7 @@ class Family(Protocol):
         ...
 
     def recomputed_macs(self, model: ModelConfig, checkpointing: str) -> int:
-        """Multiply-adds of one image that the backward pass repeats under a policy of activation checkpointing."""
+        """Multiply-adds per image that the backward pass recomputes under an activation-checkpointing policy."""
         ...
 
     def footprint(
@@ -108,7 +108,7 @@ class Family(Protocol):
     # ── networks ──
 
     def takes_any_size(self, model: ModelConfig) -> bool:
-        """Whether its weights serve images of any size as they are: no window, no grid of positions."""
+        """Whether its weights work unchanged for images of any size: no window, no position grid."""
         ...
 
     def build(self, model: ModelConfig, num_classes: int) -> nn.Module:
@@ -127,7 +127,7 @@ class Family(Protocol):
         """Sets every tensor of an unsharded network to its initial value: a function of (seed, config).
 
         Raises:
-            LookupError: no rule explains one of its tensors.
+            LookupError: no rule matches one of its tensors.
         """
         ...
 
@@ -145,14 +145,14 @@ class Family(Protocol):
         """Saved tensors of a model that ``require_same`` accepts, as ``net`` needs them (see ``adapt_state_dict``).
 
         Raises:
-            CheckpointError: a head that does not fit, or a tensor that nothing explains.
+            CheckpointError: the head does not fit, or a tensor has no counterpart.
         """
         ...
 
     # ── exchange ──
 
     def timm_twin(self, model: ModelConfig) -> TimmTwin:
-        """How timm makes the same network.
+        """The timm constructor call for the same network.
 
         Raises:
             CheckpointError: timm cannot express it.

@@ -1,8 +1,8 @@
-"""From a model config to its family, and what is asked most often.
+"""Maps a model config to its family, with shortcuts for frequent calls.
 
 A family is a row in ``pretrain/config/families.py`` and a module of the same name in this folder with ``FAMILY``, an
-object with the methods of ``protocol.Family``. It is imported when a config first names it, so that timm is needed by
-those who use it only.
+object with the methods of ``protocol.Family``. It is imported when a config first names it, so that timm is needed only
+by its users.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def family_of(model: ModelConfig) -> Family:
-    """The family that ``model`` belongs to. No torch where the family needs none."""
+    """The family that ``model`` belongs to. Imports torch only if the family needs it."""
     name = family_name(model.name)
     assert name is not None, f"ModelConfig accepts no {model.name!r}"
     return importlib.import_module(f"pretrain.models.families.{name}").FAMILY
@@ -46,7 +46,7 @@ def build_model(model: ModelConfig, num_classes: int) -> nn.Module:
 
 
 def build_frozen(model: ModelConfig, num_classes: int) -> nn.Module:
-    """The same for inference, in evaluation mode and without gradients.
+    """As ``build``, for inference: in evaluation mode and without gradients.
 
     Raises:
         ConfigError: an impossible architecture.
@@ -67,7 +67,7 @@ def init_weights(net: nn.Module, seed: int) -> None:
     """Sets every tensor of an unsharded network to its initial value: a function of (seed, config).
 
     Raises:
-        LookupError: no rule explains one of its tensors.
+        LookupError: no rule matches one of its tensors.
     """
     family_of(net.config).init_weights(net, seed)  # type: ignore[arg-type]
 
@@ -83,10 +83,10 @@ def classifier_layers(net: nn.Module) -> list[nn.Module]:
 
 
 def require_same(theirs: ModelConfig, ours: ModelConfig) -> None:
-    """Checks that weights of ``theirs`` can start ``ours``, as far as the two configs tell.
+    """Checks that weights of ``theirs`` can start ``ours``, as far as the two configs determine it.
 
     Raises:
-        CheckpointError: names the setting that differs, and the tensor where that shows.
+        CheckpointError: a setting differs; the message names it and an affected tensor.
     """
     if FAMILIES[str(family_name(theirs.name))] is not FAMILIES[str(family_name(ours.name))]:
         raise CheckpointError(
@@ -110,7 +110,7 @@ def adapt_state_dict(
     Args:
         state: complete tensors of the file, on the CPU.
         source: the file's metadata; its grid and prefix tokens are used, nothing is guessed.
-        net: what they are for; may be sharded or on the meta device, as only its config and shapes are read.
+        net: the target network; may be sharded or on the meta device, as only its config and shapes are read.
         head: ``replace`` drops the file's head, tanh layer included, and gives the initial value of a new one.
         filter: how position tables are resized (see ``surgery.resize_pos_embed``).
         seed: of the experiment, for new tensors.
@@ -119,7 +119,7 @@ def adapt_state_dict(
         Every tensor of the model by name, on the CPU, in the file's type (new ones fp32), and the report.
 
     Raises:
-        CheckpointError: another architecture, a head that does not fit, or a tensor that nothing explains.
+        CheckpointError: another architecture, a head that does not fit, or a tensor without a counterpart.
     """
     from pretrain.models.surgery import SurgeryOptions
 

@@ -28,10 +28,10 @@ class TimmFamily:
         return Geometry(img_size=model.size)
 
     def require_same(self, theirs: ModelConfig, ours: ModelConfig) -> None:
-        """Two configs tell nothing; ``adapt`` compares the networks."""
+        """The configs are not enough to decide; ``adapt`` compares the networks."""
 
     def tensor_shapes(self, model: ModelConfig, num_classes: int) -> Shapes:
-        """Without trying a forward pass, which takes longer."""
+        """Skips the trial forward pass, which takes longer."""
         from pretrain.models.families.timm_backbone import frozen_shapes
 
         return frozen_shapes(model, num_classes)
@@ -79,7 +79,7 @@ class TimmFamily:
     # ── networks ──
 
     def takes_any_size(self, model: ModelConfig) -> bool:
-        """Whether timm's constructor knows no image size."""
+        """Whether timm's constructor has no image-size argument."""
         from pretrain.models.families.timm_backbone import has_img_size
 
         return not has_img_size(model)

@@ -1,8 +1,8 @@
-"""Any classifier of timm as a backbone: Swin, PVT v2, ResNetV2 (BiT), DeiT and the rest of its models.
+"""Any timm classifier as a backbone: Swin, PVT v2, ResNetV2 (BiT), DeiT and the rest of its models.
 
-The module is timm's own, with a subclass made on the spot, so that every tensor keeps timm's name. This file adds the
-interface that every model has here: weights that are a function of the seed, an fp32 head that starts as
-``model.head_init`` and ``model.head_bias`` say, fp32 logits, and refusals in words.
+The module is timm's own, whose class is replaced by a dynamic subclass, so that every tensor keeps timm's name. This
+file adds the interface of our models: weights that are a function of the seed, an fp32 head initialised by
+``model.head_init`` and ``model.head_bias``, fp32 logits, and clear error messages.
 
 A backbone is built unsharded on the CPU under its own generator, so every rank and world size has the same weights.
 
@@ -35,7 +35,7 @@ class TimmBackbone(nn.Module):
     """Mixed into a timm class (see ``_adopt``): the interface of ``models.vit.VisionTransformer``.
 
     Attributes:
-        config, num_classes: what it was built from.
+        config, num_classes: the arguments it was built from.
         has_two_heads: DeiT's distilled models: class head and distillation head.
         uses_generator: dropout or stochastic depth draw from torch's generator, which the engine reseeds.
     """
@@ -51,7 +51,7 @@ class TimmBackbone(nn.Module):
         Args:
             images: normalised floats (B, C, H, W) of the config's size.
             drop_path: None; timm's stochastic depth draws its own masks.
-            separate_heads: only where ``has_two_heads``.
+            separate_heads: only with ``has_two_heads``.
         """
         assert drop_path is None, "timm draws its own drop-path masks"
         images = images.to(next(self.parameters()).dtype)
@@ -66,7 +66,7 @@ class TimmBackbone(nn.Module):
         """Turns timm's own activation checkpointing on (True or ``full``) or off.
 
         Raises:
-            ConfigError: this backbone has none, or not of that policy.
+            ConfigError: this backbone does not support it, or not that policy.
         """
         if isinstance(policy, str) and policy not in ("none", "full"):
             raise ConfigError(
@@ -93,7 +93,7 @@ class TimmBackbone(nn.Module):
         return group_parameters(self, matcher, reverse=True)  # type: ignore[return-value]
 
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """Refused: which modules are alike is known of our own Vision Transformer only.
+        """Refused: only our own Vision Transformer has known repeated blocks.
 
         Raises:
             ConfigError: always.
@@ -112,12 +112,12 @@ def build_timm(model: ModelConfig, num_classes: int) -> nn.Module:
     Raises:
         ConfigError: no such model in timm, settings that it does not take, or another resolution than it can have.
     """
-    tensor_shapes(model, num_classes)  # a trial on the meta device: quick, with errors in words
+    tensor_shapes(model, num_classes)  # a quick trial on the meta device, with clear errors
     return _create(model, num_classes, seed=0)
 
 
 def build_frozen(model: ModelConfig, num_classes: int) -> nn.Module:
-    """The same for inference only, without trying it first."""
+    """As ``build_timm``, for inference only and without a trial forward pass."""
     return _create(model, num_classes, seed=0)
 
 
@@ -137,7 +137,7 @@ def tensor_shapes(model: ModelConfig, num_classes: int) -> dict[str, tuple[int, 
 
 
 def frozen_shapes(model: ModelConfig, num_classes: int) -> dict[str, tuple[int, ...]]:
-    """The same without trying it, for weights that are only used."""
+    """As ``tensor_shapes``, without a trial forward pass, for inference."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in _create(model, num_classes, 0).state_dict().items()}
 
@@ -152,7 +152,7 @@ def classifiers(net: nn.Module) -> list[nn.Module]:
     """The last layers of a backbone: one, or two of a distilled model."""
     found = net.get_classifier()  # type: ignore[operator]
     layers = [layer for layer in (found if isinstance(found, tuple) else (found,)) if isinstance(layer, nn.Module)]
-    return [getattr(layer, "fc", layer) for layer in layers]  # some name the block around the dense layer
+    return [getattr(layer, "fc", layer) for layer in layers]  # some return the block around the dense layer
 
 
 def head_tensors(net: nn.Module) -> set[str]:

@@ -1,7 +1,7 @@
-"""Costs of a backbone of timm, measured on the meta device: shapes only, no memory and no arithmetic.
+"""Costs of a timm backbone, measured on the meta device: shapes only, no memory and no arithmetic.
 
-The closed forms of ``cost.py`` know our Vision Transformer alone. Here a model is run with tensors that have no values
-while torch counts its operations and the storages that live at once. The rest (optimiser, ZeRO) is as in ``cost.py``.
+The closed forms of ``cost.py`` cover only our Vision Transformer. Here a model is run with tensors without values while
+torch counts its operations and the live storages. The rest (optimiser, ZeRO) is as in ``cost.py``.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ def forward_macs(model: ModelConfig, num_classes: int, *, with_head: bool = True
 
 
 def activation_bytes(model: ModelConfig, num_classes: int, *, precision: Precision, checkpointing: str = "none") -> int:
-    """Most bytes that one image more needs at once in a forward and backward pass, gradients of weights not counted.
+    """Peak bytes that an additional image needs in a forward and backward pass, excluding gradients of weights.
 
     On the meta device attention is computed with its matrix of weights, so that models with much of it need less on a
-    GPU (a ViT-B/16 about a seventh in fp32, a third in bf16). Autocast is taken for fp32, which is more: torch
-    knows no autocast on the meta device.
+    GPU (a ViT-B/16 about a seventh in fp32, a third in bf16). Autocast is treated as fp32, an upper bound: torch
+    does not support autocast on the meta device.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return _bytes_per_image(model.model_dump_json(), num_classes, dtype, checkpointing)
@@ -92,7 +92,7 @@ def _bytes_per_image(key: str, num_classes: int, dtype: torch.dtype, checkpointi
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make while they live; ``peak`` is the most at once."""
+    """Counts the bytes of all live storages that operations create; ``peak`` is the maximum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Runs the operation and counts the storages that it made."""
+        """Runs the operation and counts the storages that it creates."""
         given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
@@ -135,7 +135,7 @@ def footprint(model: ModelConfig, num_classes: int, *, precision: Precision, che
 
 
 def recomputed_macs(model: ModelConfig, checkpointing: str) -> int:
-    """Multiply-adds of one image that the backward pass does again: with ``full`` about a forward pass."""
+    """Multiply-adds per image that the backward pass recomputes: with ``full`` about a forward pass."""
     return forward_macs(model, 1) if checkpointing == "full" else 0
 
 

@@ -20,7 +20,7 @@ from pretrain.models.surgery import SurgeryOptions, SurgeryReport, resize_pos_em
 if TYPE_CHECKING:
     from pretrain.models.metadata import WeightsMetadata
 
-# Numbers of a layer that its tensors do not show: two models that differ in one compute different things.
+# Settings of a layer that its tensors do not show: models that differ in one compute different functions.
 _HIDDEN_NUMBERS = ("num_heads", "num_groups", "eps", "groups", "stride")
 _BIAS_TABLE = "relative_position_bias_table"
 
@@ -31,8 +31,8 @@ def adapt(
     """Saved tensors as the backbone ``net`` needs them; see ``registry.adapt_state_dict``.
 
     Raises:
-        CheckpointError: another architecture, a resolution that it cannot change to, a head that does not fit, or a
-            tensor that nothing explains.
+        CheckpointError: another architecture, an unsupported change of resolution, a head that does not fit, or a
+            tensor without a counterpart.
     """
     assert isinstance(net, TimmBackbone)
     with torch.device("meta"):
@@ -58,7 +58,7 @@ class _Surgery:
         self.report = SurgeryReport()
 
     def adapted(self) -> dict[str, Tensor]:
-        """Every tensor of the model by name; each step notes in the report what it does."""
+        """Every tensor of the model by name; each step records its actions in the report."""
         fresh = self._new_head()
         tensors = {
             name: fresh[name] if name in fresh else self._take(name, tuple(wanted.shape))
@@ -71,7 +71,7 @@ class _Surgery:
         return tensors
 
     def _new_head(self) -> dict[str, Tensor]:
-        """The initial values of a head that replaces the file's; nothing where that is kept."""
+        """The initial values of a head that replaces the file's; empty if that is kept."""
         if self.options.head == "keep":
             return {}
         old_head, new_head = head_tensors(self.old), head_tensors(self.new)

@@ -28,7 +28,7 @@ class VitFamily:
         return f"{model.variant} at {shape.img_size[0]}×{shape.img_size[1]}: {shape.num_tokens} tokens"
 
     def geometry(self, model: ModelConfig) -> Geometry:
-        """All of it is known."""
+        """See ``protocol.Family``; all facts are known."""
         shape = resolve(model)
         return Geometry(
             img_size=shape.img_size,
@@ -41,7 +41,7 @@ class VitFamily:
         )
 
     def require_same(self, theirs: ModelConfig, ours: ModelConfig) -> None:
-        """Image size, head and pooling may differ; what the tensors mean may not."""
+        """Image size, head and pooling may differ, but not the meaning of the tensors."""
         _require_same_settings(theirs, ours)
         _require_same_shape(theirs, ours)
         _require_same_sequence(theirs, ours)
@@ -51,7 +51,7 @@ class VitFamily:
         return variants.parameter_shapes(model, num_classes)
 
     def running_statistics(self, model: ModelConfig, num_classes: int) -> tuple[str, ...]:
-        """None: LayerNorm and GroupNorm keep nothing."""
+        """None: LayerNorm and GroupNorm have no running statistics."""
         return ()
 
     def layer_ids(self, model: ModelConfig, num_classes: int) -> dict[str, int]:
@@ -84,7 +84,7 @@ class VitFamily:
         return False
 
     def build(self, model: ModelConfig, num_classes: int) -> nn.Module:
-        """A VisionTransformer, or the kind of it that the head or the training needs."""
+        """A VisionTransformer, or the subclass that the head or the training needs."""
         from pretrain.models.vit import VisionTransformer
         from pretrain.models.vit_tasks import DenseTransformer, DistilledVisionTransformer, MaskedPatchTransformer
 

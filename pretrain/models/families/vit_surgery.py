@@ -33,7 +33,7 @@ def adapt(
     """Saved tensors as ``net`` needs them; see ``registry.adapt_state_dict``.
 
     Raises:
-        CheckpointError: a head that does not fit, or a tensor that nothing explains.
+        CheckpointError: the head does not fit, or a tensor has no counterpart.
     """
     config: ModelConfig = net.config  # type: ignore[assignment]
     num_classes: int = net.num_classes  # type: ignore[assignment]
@@ -63,7 +63,7 @@ class _Surgery:
         self.report = SurgeryReport()
 
     def adapted(self) -> dict[str, Tensor]:
-        """Every tensor of the model by name; each step notes in the report what it does."""
+        """Every tensor of the model by name; each step records its actions in the report."""
         self._switch_norm()
         self._drop()
         self._note_positions()
@@ -81,7 +81,7 @@ class _Surgery:
         return tensors
 
     def _switch_norm(self) -> None:
-        """Gives the final norm the name that it has before or after the pooling; its weights are the same."""
+        """Renames the final norm for a position before or after the pooling; its weights are the same."""
         for old, new in (_NORMS, _NORMS[::-1]):
             for leaf in ("weight", "bias"):
                 name, wanted = f"{old}.{leaf}", f"{new}.{leaf}"
@@ -141,7 +141,7 @@ class _Surgery:
         return resized[:, surplus:]
 
     def _note_positions(self) -> None:
-        """Notes how positions without tensors change on another grid."""
+        """Records how positions without tensors change on another grid."""
         old, new, kind = self.old_shape.grid, self.new_shape.grid, self.new.pos_embed
         if old != new and kind.startswith("sincos2d"):
             self.report.notes.append(f"{kind} is computed for the grid {new}; the weights have seen {old}")

@@ -24,8 +24,8 @@ from pretrain.models.variants import ViTShape, num_position_rows, placement
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)).
 
-    With ``pos_embed_placement: every_layer`` a block adds position tables of its own to x first, or has a relative
-    term of its own in its attention.
+    With ``pos_embed_placement: every_layer``, each block first adds its own position tables to x, or has its own
+    relative term in its attention.
 
     Source: ViT (2010.11929) equations 2 and 3; D.4 for the positions.
     """
@@ -112,7 +112,7 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(mixed.transpose(1, 2).reshape(x.shape)))
 
     def weights(self, x: Tensor, bias: Tensor | None = None, rotary: Tensor | None = None) -> Tensor:
-        """How much each token (rows) takes from each token, which ``forward`` never has in memory: (B, A, T, T)."""
+        """Attention weights of each token (rows) over all tokens, never materialised by ``forward``: (B, A, T, T)."""
         q, k, _, bias = self._project(x, bias, rotary)
         logits = q.float() @ k.float().transpose(-2, -1) / q.shape[-1] ** 0.5
         return (logits if bias is None else logits + bias.float()).softmax(dim=-1)
@@ -169,17 +169,17 @@ class LayerScale(nn.Module):
 
 
 def layer_scale(dim: int, initial: float | None) -> nn.Module:
-    """A LayerScale, or nothing where the config has no initial value."""
+    """A LayerScale, or an identity if the config has no initial value."""
     return nn.Identity() if initial is None else LayerScale(dim)
 
 
 def dropout(rate: float) -> nn.Module:
-    """Dropout at ``rate`` from torch's own generator (the engine seeds it), or nothing at rate 0."""
+    """Dropout at ``rate`` from torch's own generator (the engine seeds it), or an identity at rate 0."""
     return nn.Dropout(rate) if rate else nn.Identity()
 
 
 # ── stochastic depth ──
-# The masks come from outside, as functions of the image's slot and not of a generator's state: an argument is the same
+# The masks are arguments, computed from the image's slot and not from a generator's state, so that they are the same
 # in the recomputation of a checkpointed block, under compilation, after a resume and on another number of devices.
 # Source: Huang et al., "Deep Networks with Stochastic Depth" (1603.09382), section 3: rates linear in the depth;
 # DeiT III (facebookresearch/deit, models_v2.py): one rate for all blocks.
@@ -197,13 +197,13 @@ def drop_path_rates(rate: float, depth: int, shape: DropPathShape = "linear") ->
 def drop_path_scales(
     slots: NDArray[np.int64], rate: float, depth: int, *, seed: int, shape: DropPathShape = "linear"
 ) -> Tensor | None:
-    """The factor of each branch of each image: 0 where it is dropped, 1 / (1 − rate) where it is kept.
+    """The factor of each branch of each image: 0 if it is dropped, 1 / (1 − rate) if it is kept.
 
     Args:
         slots: (B,) numbers of the draws in the global stream; each has its own masks.
-        rate: of the last block (linear) or of each (constant), in [0, 1); 0 gives None, for nothing is dropped.
+        rate: of the last block (linear) or of each (constant), in [0, 1); 0 gives None, since nothing is dropped.
         depth: number of blocks.
-        seed: the experiment's.
+        seed: the experiment's seed.
         shape: how the rate grows with the depth.
 
     Returns:

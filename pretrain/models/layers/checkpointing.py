@@ -2,12 +2,12 @@
 
 Policies (``cluster.activation_checkpointing``):
   none       everything is kept.
-  full       each block keeps its input only.
+  full       each block keeps only its input.
   every_k    (every_2, every_3, …) each k-th block keeps its input only, the others everything.
   selective  each block keeps its input and the outputs of its matrix products and of attention; norms, GELU, dropout
-             and drop-path, which cost no matrix product, are computed again.
+             and drop-path, which need no matrix product, are recomputed.
 
-Every policy gives the same loss and gradients to the bit: dropout replays the generator's state and drop-path scales
+Every policy gives bitwise identical loss and gradients: dropout replays the generator's state and drop-path scales
 are arguments. Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost" (1604.06174); Korthikanti et al.,
 "Reducing Activation Recomputation in Large Transformer Models" (2205.05198), section 5, for the selective kind.
 """
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-# By name, as not every build of torch has every kernel.
+# By name, since not every build of torch has every kernel.
 _KEPT_NAMES = (
     "mm", "addmm", "bmm", "baddbmm", "linear", "convolution",
     "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
@@ -33,8 +33,8 @@ KEPT_OPERATIONS = frozenset(
     getattr(torch.ops.aten, name).default for name in _KEPT_NAMES if hasattr(torch.ops.aten, name)
 )
 # ZeRO-3 replaces dense layers (in the entire process, permanently) by a product and `output += bias`. The addition
-# changes the kept product behind the cache's back, and repeating it would add the bias twice. So its result, which is
-# the same storage, is kept too.
+# modifies the cached product in place, and repeating it would add the bias twice. Therefore its result, which is the
+# same storage, is cached too.
 _KEPT_IN_PLACE = frozenset({torch.ops.aten.add_.Tensor})
 
 
@@ -51,7 +51,7 @@ def _keep(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Checkpoint
 
 
 def run_block(policy: str, block: Callable[..., Tensor], *args: Any, uses_rng: bool) -> Tensor:
-    """Calls ``block(*args)`` and keeps the activations that the policy of this block asks for.
+    """Calls ``block(*args)`` and keeps the activations that the block's policy requires.
 
     Args:
         policy: none, full or selective (see ``block_policy``).

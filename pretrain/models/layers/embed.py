@@ -1,8 +1,7 @@
-"""From images to the tokens that the first block sees: patches, and position embeddings that are added or rotate.
+"""Patch embedding, and position embeddings that are added to tokens or rotate queries and keys.
 
-Nothing here is stored in a buffer. A fixed table is computed on the device in each forward pass, in fp32, from a few
-hundred numbers: no cast to bfloat16, no move from the meta device and no sharding can spoil it, and another grid needs
-no surgery.
+Fixed tables are not stored in buffers but computed on the device in each forward pass, in fp32, from a few hundred
+numbers. They are unaffected by casts to bfloat16, the meta device and sharding, and another grid needs no surgery.
 
 Legend: B images · C H W · P patch side · N patch tokens of a grid (h, w) · F prefix tokens · T = F + N · D width ·
 E head width.
@@ -66,7 +65,7 @@ def add_positions(x: Tensor, positions: Tensor | nn.Module | None) -> Tensor:
         positions: a table of T rows or, for the patches only, N rows, (1, ·, D); a module that adds its own; or None.
 
     Returns:
-        (B, T, D); prefix tokens without rows stay as they are.
+        (B, T, D); prefix tokens without rows are unchanged.
     """
     if positions is None:
         return x

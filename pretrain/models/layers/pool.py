@@ -1,4 +1,4 @@
-"""From tokens to one vector per image.
+"""Pools tokens into one vector per image.
 
 Legend: B images · T tokens with prefix · N patch tokens · D width · A heads · E head width (D = A·E).
 """

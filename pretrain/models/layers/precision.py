@@ -1,6 +1,6 @@
-"""Parts that compute in fp32 whatever the weights' type or an autocast around them: norms after pooling and heads.
+"""Layers that compute in fp32 regardless of weight type and autocast: norms after pooling, and heads.
 
-Logits of 21,843 classes or the mean of 256 tokens lose digits that the loss needs when they are rounded to bfloat16.
+Logits of 21,843 classes or the mean of 256 tokens lose precision that the loss needs if rounded to bfloat16.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A context in which no operation on ``device`` is cast down."""
-    if device.type == "meta":  # autocast does not know the meta device, so nothing is cast there
+    if device.type == "meta":  # autocast does not support the meta device, so nothing is cast there
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 

@@ -1,4 +1,4 @@
-"""Position embeddings that act inside attention, as a term that is added to its logits.
+"""Position embeddings inside attention, as a term added to its logits.
 
 Legend: B images · N patch tokens of a grid (h, w) · F prefix tokens · T = F + N · A heads · E head width.
 """
@@ -77,7 +77,7 @@ class RelativeKeys(nn.Module):
 
 
 def relative_term(model: ModelConfig, shape: ViTShape) -> nn.Module | None:
-    """The module that makes the term of ``model.pos_embed``, or None for kinds that act elsewhere."""
+    """The module that computes the term of ``model.pos_embed``, or None for kinds that act elsewhere."""
     if model.pos_embed == "relative_bias":
         return RelativeBias(shape)
     return RelativeKeys(shape) if model.pos_embed == "relative_1d" else None

@@ -4,7 +4,7 @@ Legend: B images · C channels · H W.
 Source: Big Transfer (1912.11370) for the two changes; ViT (2010.11929), section 3.1 (hybrid); the geometry is that of
 google-research/vision_transformer, models_resnet.py. Names, epsilons and results are timm's.
 Differs: Google adds 1e-5 to the standard deviation where timm and we add 1e-8 to the variance under the root, and has
-1e-6 in place of 1e-5 in group norm; the logits of an R50 hybrid differ by 1.4e-5.
+1e-6 instead of 1e-5 in group norm; the logits of an R50 hybrid differ by 1.4e-5.
 """
 
 from __future__ import annotations
