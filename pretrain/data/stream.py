@@ -40,20 +40,20 @@ class TrainStream:
         world: R.
         micro_batch_size: b; must divide B / R.
         local_world: ranks of this node, which share its cache.
-        quarantine: folder for one file per rank with the samples that could not be used; None: not written.
+        quarantine: folder for one file per rank that lists unusable samples; None: not written.
 
     Attributes:
         sources: the sets.
         card: the first set's card.
-        digest: of what the stream draws from: it decides the order, together with seed, B and lanes.
+        digest: of the sets and samples to draw from; with seed, B and lanes, it determines the order.
         classes: (id, name) in index order.
         order: position → samples.
-        faults: what could not be used so far.
+        faults: unusable samples so far.
         tally: bytes read and fetched so far, by all data processes of this rank.
 
     Raises:
         ConfigError: R ranks cannot draw the same batches, or b does not divide B / R.
-        DataError: the shards are missing, truncated, or not the set that the config describes.
+        DataError: the shards are missing or truncated, or do not match the config.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class TrainStream:
         self.sources = open_sources(config)
         check_cache(self.sources, config, lanes, world=world, local_world=local_world)
         for source in self.sources:
-            if rank == 0 or not source.packed.location.is_remote:  # one rank's requests are enough
+            if rank == 0 or not source.packed.location.is_remote:  # requests from one rank are enough
                 source.packed.check_files()
         self.order = mix(self.sources, config, lanes)
         self.digest = sources_digest(self.sources, self.order)
@@ -88,7 +88,7 @@ class TrainStream:
 
     @property
     def class_names(self) -> list[str]:
-        """In index order."""
+        """Class names in index order."""
         return [name for _, name in self.classes]
 
     @property
@@ -100,15 +100,15 @@ class TrainStream:
         """The micro-batches of ``num_steps`` steps, in order: B / (R b) of them for each step.
 
         Args:
-            position: samples that the whole stream drew before the first step.
-            num_steps: steps.
+            position: samples that all ranks drew before the first step.
+            num_steps: number of steps.
 
         Raises:
             ConfigError: the stream cannot start there.
             DataError: a shard cannot be read, or too many samples are bad.
         """
         config = self._config
-        self.order.batch(position, self._rank, self._world, stop=0)  # refuses a position before a process is started
+        self.order.batch(position, self._rank, self._world, stop=0)  # checks the position before any process is started
         steps = MicroSteps(
             position,
             num_steps,
@@ -130,10 +130,10 @@ class TrainStream:
             yield from _accounted(made, self.faults)
 
     def first_samples(self, count: int) -> tuple[Batch, list[str]]:
-        """The first ``count`` samples that the (first) set is drawn from, as they are evaluated; see ``read_samples``.
+        """The first ``count`` selected samples of the (first) set, transformed as in evaluation; see ``read_samples``.
 
         Returns:
-            The batch, and what could not be read, in words.
+            The batch, and descriptions of the samples that could not be read.
 
         Raises:
             DataError: an index cannot be read.
@@ -144,7 +144,7 @@ class TrainStream:
         return read_samples(self.reader(counted=False), selection.sample_ids(choices).tolist(), transform)
 
     def reader(self, *, counted: bool = True) -> MixedReader:
-        """A reader of what the order draws; ``counted``: in the tally."""
+        """A reader of the training sets; ``counted``: whether the tally includes it."""
         cluster, lanes = self._config.cluster, self.order.lanes
         max_open = min(
             MAX_OPEN_SHARDS, 2 * len(Lanes(self._config.global_batch_size, lanes).of_rank(self._rank, self._world))
@@ -162,13 +162,13 @@ class TrainStream:
 
 
 class EvalRequest(NamedTuple):
-    """What of a set is evaluated, and how.
+    """Which samples of a set to evaluate, and how.
 
     Attributes:
-        sample_ids: int64, only these samples; None: all.
+        sample_ids: int64, the samples to evaluate; None: all.
         transform: replaces the experiment's evaluation transform.
         any_classes: the set may have other classes than the training set.
-        kind: of evaluation, which decides what an image must carry; None: as the training objective.
+        kind: of evaluation, which determines the required kind of target; None: that of the training objective.
     """
 
     sample_ids: NDArray[np.int64] | None = None
@@ -180,19 +180,19 @@ class EvalRequest(NamedTuple):
 class EvalStream:
     """This rank's part of an evaluation set: every image once over all ranks, the same number of batches on each.
 
-    Iterating begins anew each time.
+    Each iteration starts from the beginning.
 
     Args:
         config: the experiment; its model's size and its evaluation transform.
-        shards: where the set lies.
-        rank: this rank, which takes the samples i ≡ rank (mod world) of those evaluated.
+        shards: location of the set.
+        rank: this rank, which evaluates the samples i ≡ rank (mod world).
         world: R.
         micro_batch_size: b.
-        request: what of the set is evaluated, and how.
+        request: which samples to evaluate, and how.
 
     Raises:
-        DataError: the shards are missing or truncated, have other classes than the training set, or images that carry
-            something else than is evaluated.
+        DataError: the shards are missing or truncated, have other classes than the training set, or another kind of
+            target than the evaluation needs.
     """
 
     # many: evaluation in training, predict, evaluate and probe differ in the last four, which have defaults
@@ -229,23 +229,23 @@ class EvalStream:
         self.faults = FaultLog(self._dataset.num_samples, config.data.max_bad_sample_rate)
 
     def __len__(self) -> int:
-        """Batches, the same number on every rank."""
+        """Number of batches, the same on every rank."""
         return len(self._dataset)
 
     def __iter__(self) -> Iterator[Batch]:
         cluster = self._config.cluster
-        num_workers = min(cluster.num_workers, len(self) - 1)  # for one batch, no process is worth its start
+        num_workers = min(cluster.num_workers, len(self) - 1)  # starting a process is not worth it for one batch
         made = loader(self._dataset, range(len(self)), num_workers=num_workers, prefetch_factor=cluster.prefetch_factor)
         with closing(made):
             yield from _accounted(made, self.faults)
 
 
 class MicroSteps(Sequence[tuple[int, int]]):
-    """The places of all micro-batches of a run of steps, in their order: (position, first sample within the rank's).
+    """The places of all micro-batches of a number of steps, in order: (position, first of the rank's samples).
 
     Args:
         position: samples drawn before the first step.
-        num_steps: steps.
+        num_steps: number of steps.
         global_batch_size: B.
         samples_per_rank: B / R.
         micro_batch_size: b.
@@ -279,7 +279,7 @@ def model_size(config: Experiment) -> tuple[int, int]:
 
 
 def _accounted(made: Iterator[Batch | Failure], faults: FaultLog) -> Iterator[Batch]:
-    """Passes batches on, counts what they lack, and raises what a data process could not."""
+    """Yields the batches, logs their faults, and raises errors that occurred in data processes."""
     for batch in made:
         if isinstance(batch, Failure):
             raise batch.error

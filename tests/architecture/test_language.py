@@ -10,7 +10,7 @@ from tests import language
 
 # Folder → hits that are not reworded yet. Lower a number when you have reworded some; never raise one.
 # `encoded anew` in pipelines/pack is a value that cards record, so it cannot be reworded.
-ALLOWED = {"pretrain": 18, "pipelines": 1}
+ALLOWED = {"pipelines": 1}
 
 
 def test_the_texts_are_plain_english() -> None:

@@ -1,7 +1,7 @@
 """Image bytes → pixels at the model's size, for training and for evaluation.
 
-A training image's random numbers are a function of (seed, epoch, sample id): the same at any world size, in any worker,
-after any resume. They are made for a whole micro-batch at once.
+A training image's random numbers are a function of (seed, epoch, sample id), so they are the same at any world size, in
+any worker, and after any resume. They are generated for a complete micro-batch at once.
 
 Legend: b images · H, W pixels of the model.
 """
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from pretrain.data.workers.reader import Sample
 
 
-# Raised whenever an image file becomes other evaluation pixels than before: a checkpoint's probe batch is compared only
-# with one of the same pixels. 2: sizes of short_side are rounded down; profiles and orientations are always applied.
+# Incremented whenever an image file gives different evaluation pixels: a checkpoint's probe batch is only compared with
+# one of the same version. 2: sizes of short_side are rounded down; profiles and orientations are always applied.
 # 3: colours by numbers (cICP, nclx) are converted.
 EVALUATION_PIXELS = 3
 
 
 class View(NamedTuple):
-    """What is seen of a sample: an image, uint8 (H, W, 3), and in a set of masks the classes of its pixels, (H, W)."""
+    """The model's view of a sample: an image, uint8 (H, W, 3), and for sets of masks its pixels' classes, (H, W)."""
 
     pixels: Pixels
     mask: Mask | None = None
@@ -47,11 +47,11 @@ class TrainTransform:
     """The training augmentation: crop, resize, flip, then the policies that change colours and geometry.
 
     Args:
-        config: which, and how strong.
+        config: the augmentations and their strengths.
         height: H.
         width: W.
         seed: of the experiment.
-        mean: of the normalisation; some policies fill with it.
+        mean: of the normalisation; some policies use it as fill colour.
     """
 
     config: TrainTransformConfig
@@ -62,18 +62,18 @@ class TrainTransform:
 
     @cached_property
     def policies(self) -> dict[str, Policy]:
-        """Those that are switched on, in their order."""
+        """The enabled policies, in order."""
         return build_policies(self.config, self.mean)
 
     def numbers(
         self, epochs: NDArray[np.int64], sample_ids: NDArray[np.int64], copies: NDArray[np.int64] | None = None
     ) -> Numbers:
-        """Uniform numbers for b images, float64 (b, n): those of the crop, of the flip, then of each policy.
+        """Uniform numbers for b images, float64 (b, n): for the crop, the flip, then each policy.
 
         Args:
             epochs: (b,) in which the images are drawn.
             sample_ids: (b,)
-            copies: (b,) which of the repetitions of a sample in a batch this is; None: nothing is repeated.
+            copies: (b,) index among the repetitions of a sample in a batch; None: no repetition.
         """
         keys = (epochs[:, None], sample_ids[:, None], *(() if copies is None else (copies[:, None],)))
         parts = [seeds.uniform(self.seed, "augment", *keys, np.arange(NUMBERS_PER_CROP + 1))]
@@ -90,12 +90,12 @@ class TrainTransform:
             out: memory for the image, contiguous; None: new memory.
 
         Raises:
-            BadSample: the bytes are no readable image; ``out`` may hold a part of it.
+            BadSample: the bytes are not a readable image; ``out`` may contain a part of it.
         """
         return self.of_image(open_image(data), numbers, out)
 
     def of_image(self, image: EncodedImage, numbers: Numbers, out: Pixels | None = None) -> Pixels:
-        """As a call, of an image whose header was read."""
+        """Like a call, for an image whose header was read."""
         if out is None:
             out = np.empty((self.height, self.width, 3), dtype=np.uint8)
         flipped = numbers[NUMBERS_PER_CROP] < self.config.hflip
@@ -108,7 +108,7 @@ class TrainTransform:
         return self._apply_policies(out, numbers[NUMBERS_PER_CROP + 1 :]) if self.policies else out
 
     def pair(self, sample: Sample, numbers: Numbers, out: Pixels | None = None) -> View:
-        """As a call, and the sample's mask cut and flipped alike.
+        """Like a call, with the sample's mask cropped and flipped in the same way.
 
         Raises:
             BadSample: the image or the mask is unreadable, or they have different sizes.
@@ -122,7 +122,7 @@ class TrainTransform:
 
     @cached_property
     def _of_masks(self) -> TrainTransform:
-        """The same crop and flip by the nearest pixel, without policies."""
+        """The same crop and flip for masks: nearest pixel, without policies."""
         return replace(self, config=self.config.of_masks())
 
     def _apply_policies(self, out: Pixels, numbers: Numbers) -> Pixels:
@@ -139,7 +139,7 @@ class EvalTransform:
     """The evaluation transform: deterministic, decoded at full size.
 
     Args:
-        config: which.
+        config: its settings.
         height: H.
         width: W.
     """
@@ -152,12 +152,12 @@ class EvalTransform:
         """One image, uint8 (H, W, 3).
 
         Raises:
-            BadSample: the bytes are no readable image.
+            BadSample: the bytes are not a readable image.
         """
         return self.of_pixels(open_image(data).decode())
 
     def pair(self, sample: Sample) -> View:
-        """As a call, and the sample's mask cut alike.
+        """Like a call, with the sample's mask cropped in the same way.
 
         Raises:
             BadSample: the image or the mask is unreadable, or they have different sizes.
@@ -171,7 +171,7 @@ class EvalTransform:
         return View(self.of_pixels(pixels), nearest.of_pixels(mask)[:, :, 0])
 
     def of_pixels(self, pixels: Pixels) -> Pixels:
-        """As a call, of an image that was decoded at full size."""
+        """Like a call, for an image that was decoded at full size."""
         if self.config.resize == "squash":
             return resize(pixels, self.height, self.width, self.config.resize_filter)
         size = (pixels.shape[0], pixels.shape[1])
@@ -179,7 +179,7 @@ class EvalTransform:
         rounded = self.config.resize == "resmall"
         if rounded or self.config.resize == "short_side":
             height, width = covering_size(size, (height, width), rounded=rounded)
-        top, left = (height - self.height) / 2, (width - self.width) / 2  # rounded as torchvision, or as big_vision
+        top, left = (height - self.height) / 2, (width - self.width) / 2  # rounded as in torchvision or big_vision
         top, left = (int(top), int(left)) if rounded else (round(top), round(left))
         way = window(size, (height, width), (top, left, self.height, self.width))
         resized = resize(inside(pixels, way.box), way.height, way.width, self.config.resize_filter)

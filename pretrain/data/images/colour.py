@@ -1,11 +1,11 @@
-"""Stored channels → 8-bit sRGB over white: whatever a file holds, a model sees RGB.
+"""Stored channels → 8-bit sRGB over white, so that a model always sees RGB.
 
 Grey becomes three equal channels, palettes are looked up, CMYK and other colour spaces are converted by their ICC
-profile (``profiles``), and transparency is laid over white.
+profile (``profiles``), and transparent images are composited over white.
 
-Grey of more than 8 bits is the odd case. A 16-bit type states its range, so the upper 8 bits are kept. 32-bit integers
-and floats state none: the smallest of the usual ranges that holds all of the image's values is taken, and an image
-that fits none of them is refused.
+Grey of more than 8 bits is a special case. A 16-bit type defines its range, so the upper 8 bits are kept. 32-bit
+integers and floats do not: the smallest of the usual ranges that contains all of the image's values is assumed, and an
+image that fits none of them is refused.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Pixels = NDArray[np.uint8]
 def to_srgb(
     image: Image.Image, stored: Pixels | None = None, coding: CodePoints | None = None
 ) -> tuple[Pixels, list[str], list[str]]:
-    """Pixels in sRGB and over white, not turned upright yet, with oddities and remarks for the card.
+    """Pixels in sRGB and over white, not rotated upright yet, with oddities and remarks for the card.
 
     Args:
-        image: whose pixels and profile.
-        stored: its RGB pixels, where they are decoded already.
-        coding: its colours by numbers, where the file states them.
+        image: the image.
+        stored: its RGB pixels, if they are decoded already.
+        coding: its colour code points, if the file has them.
     """
     oddities: list[str] = []
     profile, coding_remark = _profile_in(image, coding)
@@ -55,7 +55,7 @@ def to_srgb(
 
 
 def _profile_in(image: Image.Image, coding: CodePoints | None) -> tuple[bytes, str]:
-    """The profile that decides an image's colours, b"" for sRGB, and a remark or ""."""
+    """The profile that applies to an image, b"" for sRGB, and a remark or ""."""
     profile = image.info.get("icc_profile") or b""
     if coding is not None and (image.format == "PNG" or not profile):  # in a PNG, cICP precedes everything else
         coded = coded_profile(coding.primaries, coding.transfer) if coding.is_full_range_rgb else None
@@ -66,11 +66,11 @@ def _profile_in(image: Image.Image, coding: CodePoints | None) -> tuple[bytes, s
 
 
 def profile_of(profile: bytes, channels: int) -> tuple[Conversion | None, str]:
-    """The conversion that a profile asks for (None if there is nothing to convert), and a remark or "".
+    """The conversion for a profile (None if there is nothing to convert), and a remark or "".
 
     Args:
         profile: ICC; b"" if there is none.
-        channels: stored in the picture, without an alpha channel.
+        channels: number of stored channels, without alpha.
     """
     if not profile:
         return None, ""
@@ -84,7 +84,7 @@ def profile_of(profile: bytes, channels: int) -> tuple[Conversion | None, str]:
 
 
 def _to_rgb(image: Image.Image) -> tuple[Pixels, Pixels | None, str]:
-    """RGB (h, w, 3), alpha (h, w) or None, and the range that deep grey was read in, or ""."""
+    """RGB (h, w, 3), alpha (h, w) or None, and the range assumed for deep grey, or ""."""
     transparent = image.info.get("transparency")
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
@@ -107,14 +107,14 @@ def over_white(pixels: Pixels, alpha: Pixels | None) -> Pixels:
 
 
 def grey_levels(values: NDArray[np.generic], bits: int | None) -> tuple[Pixels, str]:
-    """Levels 0 … 255, uint8 (h, w), and the range that was assumed, for the card.
+    """Levels 0 … 255, uint8 (h, w), and the assumed range, for the card.
 
     Args:
         values: (h, w), integers or floats; NaN counts as 0.
-        bits: the range that the file's type states, for integers; None if it states none.
+        bits: the range of the file's integer type; None if the type does not define it.
 
     Raises:
-        BadSample: negative or infinite numbers, or larger ones than any usual range holds.
+        BadSample: values are negative, infinite, or larger than any usual range.
     """
     if values.dtype.kind == "f":
         return _levels_of_floats(values)

@@ -1,7 +1,7 @@
-"""The file structure of JPEG (segments) and PNG (chunks): where the metadata is, and which bytes make the picture.
+"""The file structure of JPEG (segments) and PNG (chunks): locates the metadata and the bytes of the picture.
 
-Nothing here decodes pixels. The packer uses it to strip metadata without touching the picture, the readers to learn
-orientation and colour profile before they decode.
+Nothing here decodes pixels. The packer uses it to strip metadata without changing the picture, and readers use it to
+get orientation and colour profile before they decode.
 
 Source: JPEG, ITU-T T.81, annex B; Exif 2.32, section 4.7.2; XMP specification, part 3, section 1.1.3; ICC.1:2022,
 annex B.4. PNG, third edition, sections 5 and 11. AVIF, ISO/IEC 14496-12, section 12.1.5 (colr).
@@ -20,7 +20,7 @@ JPEG_END = b"\xff\xd9"
 START_OF_SCAN = 0xDA
 
 _END, _APP1, _APP2 = 0xD9, 0xE1, 0xE2
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 … SOF15; those three are tables
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 … SOF15, except three that are tables
 _PROGRESSIVE = frozenset([0xC2, 0xC6, 0xCA, 0xCE])
 _SCAN = bytes([0xFF, START_OF_SCAN])
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # a marker that has a length, or the end marker
@@ -60,12 +60,12 @@ class JpegHeader(NamedTuple):
 
 
 class CodePoints(NamedTuple):
-    """Colours by numbers of ITU-T H.273 instead of a profile.
+    """Colours as ITU-T H.273 code points, which replace a profile.
 
     Attributes:
         primaries: ColourPrimaries.
         transfer: TransferCharacteristics.
-        is_full_range_rgb: whether decoded pixels are RGB of full range, so that only these two matter.
+        is_full_range_rgb: whether decoded pixels are full-range RGB, so that only the two code points matter.
     """
 
     primaries: int
@@ -84,7 +84,7 @@ class Chunk(NamedTuple):
 def jpeg_segments(data: bytes) -> Iterator[Segment]:
     """Every segment of the first picture, up to and including its end marker; fill bytes and coded data are skipped.
 
-    If the file is cut inside a segment, that segment is the last one and its ``end`` is beyond the file's.
+    If the file is cut off inside a segment, that segment is the last one, and its ``end`` is beyond the file's end.
     """
     place = 2
     while (found := _MARKER.search(data, place)) is not None:
@@ -114,7 +114,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
             pieces.append(data[start + 4 + len(_ICC) : end])
         elif marker in _FRAMES and start + 9 < len(data):
             channels = data[start + 9]
-            # The two bytes may also occur inside other segments, so this counts too many at worst.
+            # The two bytes may also occur inside other segments, so this is an upper bound.
             num_scans = data.count(_SCAN) if marker in _PROGRESSIVE else 1
     return JpegHeader(exif, xmp, _joined_profile(pieces), channels, num_scans)
 
@@ -128,7 +128,7 @@ def _joined_profile(pieces: list[bytes]) -> bytes:
 
 
 def end_of_jpeg(data: bytes) -> int | None:
-    """The offset just after the first picture's end marker; None if it has none, so the file was cut off."""
+    """The offset just after the first picture's end marker; None if the file was cut off before it."""
     for marker, _, end in jpeg_segments(data):
         if marker == _END:
             return end
@@ -136,7 +136,7 @@ def end_of_jpeg(data: bytes) -> int | None:
 
 
 def png_chunks(data: bytes) -> Iterator[Chunk]:
-    """Every chunk up to and including IEND; if the file is cut inside a chunk, its ``end`` is beyond the file's."""
+    """Every chunk up to IEND; if the file is cut off inside a chunk, its ``end`` is beyond the end of the file."""
     place = len(PNG_SIGNATURE)
     while place + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
@@ -147,11 +147,11 @@ def png_chunks(data: bytes) -> Iterator[Chunk]:
 
 
 def png_picture(data: bytes, also: frozenset[bytes] = frozenset()) -> bytes | None:
-    """The file reduced to the chunks that make its picture (of an animation the first); None if it is cut off.
+    """The file reduced to the chunks of its picture (of an animation, the first); None if it is cut off.
 
     Args:
         data: the file.
-        also: kinds of chunks to keep as well, where their checksum is right.
+        also: kinds of chunks to keep as well, if their checksum is correct.
     """
     kept = [PNG_SIGNATURE]
     for kind, start, end in png_chunks(data):
@@ -178,7 +178,7 @@ def grey_png_depth(data: bytes) -> int | None:
 
 
 def code_points(data: bytes) -> CodePoints | None:
-    """What the cICP chunk of a PNG or the nclx box of an AVIF says about colours; None if there is none."""
+    """The colour code points in the cICP chunk of a PNG or the nclx box of an AVIF; None if there are none."""
     if data.startswith(PNG_SIGNATURE):
         for kind, start, end in png_chunks(data):
             if kind == b"IDAT" or end > len(data):
@@ -189,6 +189,6 @@ def code_points(data: bytes) -> CodePoints | None:
                 return CodePoints(body[0], body[1], (body[2], body[3]) == (0, 1))
     if data[4:8] == b"ftyp":
         place = data.find(b"colrnclx", 0, data.find(b"mdat"))
-        if 0 <= place <= len(data) - 15:  # the decoder undoes matrix and range itself
+        if 0 <= place <= len(data) - 15:  # the decoder handles matrix and range itself
             return CodePoints(*struct.unpack_from(">HH", data, place + 8), True)
     return None

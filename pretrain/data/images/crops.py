@@ -1,4 +1,4 @@
-"""Which part of a training image is taken, and how it comes to the model's size.
+"""The crops of training images, and how they are resized to the model's input.
 
 Legend: H, W pixels of the model · box = (top, left, height, width) in pixels.
 """
@@ -20,19 +20,19 @@ from pretrain.data.images.resize import ANTIALIASED, resize, window
 
 ATTEMPTS = 10
 NUMBERS_PER_CROP = 4 * ATTEMPTS
-OVERSAMPLING = 2  # of a smaller decode: what an antialiased filter needs to see, so that it stays in charge
+OVERSAMPLING = 2  # of a smaller decode, so that the antialiased filter still determines the result
 REFLECTED = 4  # pixels at each edge, of the simple random crop
 
 Numbers = NDArray[np.float64]
 
 
 class Frame(NamedTuple):
-    """What a crop fills.
+    """The output of a crop.
 
     Attributes:
         height, width: H, W.
         filter: of the resize.
-        out: memory for the result, contiguous (H, W, 3); a crop that cannot use it returns memory of its own.
+        out: memory for the result, contiguous (H, W, 3); a crop that cannot use it returns new memory.
     """
 
     height: int
@@ -42,22 +42,22 @@ class Frame(NamedTuple):
 
 
 def inception_crop(image: EncodedImage, config: InceptionConfig, frame: Frame, numbers: Numbers) -> Pixels:
-    """A random area and ratio by torchvision's law, resized; see ``inception_box``."""
+    """A random area and ratio, as in torchvision, resized; see ``inception_box``."""
     return cut(image, inception_box(image.height, image.width, config, numbers), frame)
 
 
 def inception_tf_crop(image: EncodedImage, config: InceptionTfConfig, frame: Frame, numbers: Numbers) -> Pixels:
-    """A random height and ratio by TensorFlow's law, resized; see ``distorted_box``."""
+    """A random height and ratio, as in TensorFlow, resized; see ``distorted_box``."""
     return cut(image, distorted_box(image.height, image.width, config.min_area, config.ratio, numbers), frame)
 
 
 def squash(image: EncodedImage, config: TrainTransformConfig, frame: Frame, numbers: Numbers) -> Pixels:
-    """The complete image."""
+    """The complete image, resized."""
     return cut(image, (0, 0, image.height, image.width), frame)
 
 
 def simple_crop(image: EncodedImage, config: TrainTransformConfig, frame: Frame, numbers: Numbers) -> Pixels:
-    """The short side resized to the model's, 4 pixels reflected at each edge, then a random place of the model's size.
+    """Resizes the short side to the model's, reflects 4 pixels at each edge, and crops the model's size at random.
 
     Source: DeiT III (2204.07118), section 3.2, "simple random crop"; as in its code the long side is rounded down.
     """
@@ -68,7 +68,7 @@ def simple_crop(image: EncodedImage, config: TrainTransformConfig, frame: Frame,
     resized_width = max(width, int(image.width * scale + 1e-9))
     top = int(numbers[0] * (resized_height + 2 * REFLECTED - height + 1))
     left = int(numbers[1] * (resized_width + 2 * REFLECTED - width + 1))
-    # only the part that the crop needs is resized: with a margin to reflect, of which some is cut off again
+    # only the part that the crop needs is resized, with a margin to reflect that is partly cut off again
     seen_top, seen_left = max(0, top - 2 * REFLECTED), max(0, left - 2 * REFLECTED)
     seen_height = min(resized_height, top + height) - seen_top
     seen_width = min(resized_width, left + width) - seen_left
@@ -79,7 +79,7 @@ def simple_crop(image: EncodedImage, config: TrainTransformConfig, frame: Frame,
 
 
 def resmall_crop(image: EncodedImage, config: ResmallConfig, frame: Frame, numbers: Numbers) -> Pixels:
-    """The short side resized to ``config.short_side``, the aspect kept, then a random place of the model's size.
+    """Resizes the short side to ``config.short_side``, keeping the aspect, and crops a random part of the model's size.
 
     Source: google-research/big_vision, ``resmall_crop`` (``resize_small`` and ``random_crop``).
     """
@@ -92,7 +92,7 @@ def resmall_crop(image: EncodedImage, config: ResmallConfig, frame: Frame, numbe
     return _part_of_resized(image, (resized_height, resized_width), place, frame.filter)
 
 
-# each has settings of its own: the member of ``AnyTrainTransform`` with its name
+# each has its own settings: the member of ``AnyTrainTransform`` with its name
 CROPS: dict[str, Callable[[EncodedImage, Any, Frame, Numbers], Pixels]] = {
     "inception": inception_crop,
     "inception_tf": inception_tf_crop,
@@ -103,7 +103,7 @@ CROPS: dict[str, Callable[[EncodedImage, Any, Frame, Numbers], Pixels]] = {
 
 
 def inception_box(height: int, width: int, config: InceptionConfig, numbers: Numbers) -> Box:
-    """A random box whose share of the area is uniform and whose ratio is log-uniform; the first of 10 that fits.
+    """A random box with uniform share of the area and log-uniform ratio; the first of 10 attempts that fits.
 
     Args:
         height: of the image.
@@ -116,7 +116,7 @@ def inception_box(height: int, width: int, config: InceptionConfig, numbers: Num
     """
     low, high = (math.log(value) for value in config.ratio)
     shares, ratios, tops, lefts = numbers.reshape(4, ATTEMPTS).tolist()
-    for share, ratio, top, left in zip(shares, ratios, tops, lefts, strict=True):  # the first one mostly fits
+    for share, ratio, top, left in zip(shares, ratios, tops, lefts, strict=True):  # usually the first one fits
         area = height * width * (config.min_area + (1 - config.min_area) * share)
         aspect = math.exp(low + (high - low) * ratio)
         box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -126,7 +126,7 @@ def inception_box(height: int, width: int, config: InceptionConfig, numbers: Num
 
 
 def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
-    """The largest central box whose ratio is allowed."""
+    """The largest central box with an allowed ratio."""
     box_height, box_width = height, width
     if width / height < ratio[0]:
         box_height = max(1, round(width / ratio[0]))
@@ -138,12 +138,12 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
 def cut(image: EncodedImage, box: Box, frame: Frame) -> Pixels:
     """Decodes ``box``, as small as the filter allows, and resizes it to the frame.
 
-    An antialiased filter sees at least twice as many pixels a side as it gives, or the full size. The pixels are those
-    of a full decode and the same filter to a mean of 3 levels (below 1 as a rule), and the box has whole pixels of the
-    smaller decode as its edges.
+    The input of an antialiased filter has at least twice the output's pixels per side, or the full size. On average,
+    the result differs from that of a full decode by at most 3 levels (usually below 1). The box's edges are rounded to
+    pixels of the smaller decode.
     """
     height, width, filter, out = frame
-    if filter not in ANTIALIASED:  # a smaller decode would be an antialias of its own
+    if filter not in ANTIALIASED:  # a smaller decode would itself antialias
         return resize(image.decode_box(box), height, width, filter, out)
     _, _, box_height, box_width = box
     min_height = min(image.height, math.ceil(OVERSAMPLING * image.height * height / box_height))

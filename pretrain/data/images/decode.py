@@ -1,8 +1,8 @@
 """Image bytes → sRGB pixels. JPEGs are decoded by libjpeg-turbo, everything else by Pillow (``opening``).
 
-The size is read before anything is decoded, and an image with too many pixels is refused. Both ways apply colour
-profiles and EXIF orientation with the same functions, so they give the same pixels. Of an animation, the first frame
-is used.
+The size is read before anything is decoded, and an image with too many pixels is refused. Both decoders apply colour
+profiles and EXIF orientation with the same functions, so they give the same pixels. The first frame of an animation is
+used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 
 class EncodedImage(Protocol):
-    """An image whose size is known but whose pixels are not decoded yet. All sizes are of the upright image."""
+    """An image with a known size that is not decoded yet. All sizes refer to the upright image."""
 
     height: int
     width: int
@@ -43,7 +43,7 @@ class EncodedImage(Protocol):
         ...
 
     def decode_box(self, box: Box, min_height: int | None = None, min_width: int | None = None) -> Pixels:
-        """The pixels of ``decode`` inside a box of the full-size image. Decodes only these where that is faster.
+        """The pixels of ``decode`` inside a box of the full-size image. Decodes only these if that is faster.
 
         Args:
             box: (top, left, height, width); in a scaled-down decode its edges are rounded, and it is never empty.
@@ -67,7 +67,7 @@ def open_image(data: bytes) -> EncodedImage:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG in RGB, YCbCr or grey; None for others, which Pillow decodes."""
+    """Height and width of a JPEG in RGB, YCbCr or grey; None for other files, which Pillow decodes."""
     if turbojpeg.available():
         with contextlib.suppress(turbojpeg.DecodeError):
             return turbojpeg.read_size(data)
@@ -79,7 +79,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 class _JpegImage:
-    """A JPEG in RGB, YCbCr or grey. Where a smaller image will do, it is scaled by eighths in the DCT."""
+    """A JPEG in RGB, YCbCr or grey. If a smaller image suffices, it is scaled by eighths in the DCT."""
 
     def __init__(self, data: bytes, height: int, width: int) -> None:
         check_pixels(height, width)
@@ -110,17 +110,17 @@ class _JpegImage:
         eighths = dct_eighths(self.height, self.width, min_height or self.height, min_width or self.width)
         top, left, height, width = box if eighths == 8 else scaled_box(box, self.height, self.width, eighths)
         if turbojpeg.available():
-            with contextlib.suppress(turbojpeg.DecodeError):  # then decode() tries, and Pillow after it
+            with contextlib.suppress(turbojpeg.DecodeError):  # decode() tries next, then Pillow
                 part = turbojpeg.decode_part(self._data, top, left, height, width, eighths)
                 return self._in_srgb(inside(part.pixels, (top - part.top, left - part.left, height, width)))
         pixels = self.decode(min_height, min_width)
-        if pixels.shape[0] == self.height:  # Pillow may have decoded it, which does so at full size
+        if pixels.shape[0] == self.height:  # Pillow, which decodes at full size, may have decoded it
             return inside(pixels, box)
         return inside(pixels, (top, left, height, width))
 
 
 class _PillowImage:
-    """Any image that Pillow reads, decoded when it is opened."""
+    """Any image that Pillow reads; decoded when it is opened."""
 
     def __init__(self, data: bytes) -> None:
         self._pixels = decode_strictly(data).pixels
@@ -136,7 +136,7 @@ class _PillowImage:
 def dct_eighths(height: int, width: int, min_height: int, min_width: int) -> int:
     """The smallest of 1 … 4 eighths at which an image keeps its minimum size, or 8.
 
-    5, 6 and 7 eighths are left out: their inverse DCTs cost more time than the smaller image saves.
+    5, 6 and 7 eighths are not used, since their inverse DCTs cost more time than the smaller image saves.
 
     Source: simplejpeg's rule for ``min_factor=2``, so that ``decode`` and ``decode_box`` choose the same scale.
     """

@@ -1,8 +1,8 @@
-"""TensorFlow's random box: the law by which Google's recipes crop. It differs from torchvision's.
+"""TensorFlow's random box, which Google's recipes crop with. Its distribution differs from torchvision's.
 
 The ratio is uniform (not log-uniform), and so is the height (not the area), so that small crops are more frequent: 35 %
-of the area on average at 375 × 500 pixels, where torchvision's law takes 42 %. An image in which no box fits is taken
-completely (torchvision: its central part). A box that is smaller than the image never touches its last row or column.
+of the area on average at 375 × 500 pixels, compared with torchvision's 42 %. If no box fits, the complete image is used
+(torchvision: its central part). A box that is smaller than the image never touches its last row or column.
 
 Legend: box = (top, left, height, width) in pixels.
 Source: TensorFlow 2.15, ``sample_distorted_bounding_box_op.cc``, with the arguments of google-research/big_vision's
@@ -47,7 +47,7 @@ def distorted_box(
 
 
 def _size(height: int, width: int, least: float, aspect: float, of_height: float) -> tuple[int, int]:
-    """Height and width of a box of about ``aspect``; what rounding takes from its smallest area is given back."""
+    """Height and width of a box of about ``aspect``; corrected if rounding made its area too small."""
     tallest = round(math.sqrt(height * width / aspect))
     if round(tallest * aspect) > width:
         tallest = int((width + _JUST_BELOW_A_HALF) / aspect)
@@ -64,6 +64,6 @@ def _size(height: int, width: int, least: float, aspect: float, of_height: float
 def _attempts(numbers: NDArray[np.float64]) -> Iterator[tuple[float, float, float, float]]:
     given = numbers.reshape(4, -1)
     yield from zip(*given.tolist(), strict=True)
-    left = ATTEMPTS - given.shape[1]  # an image of more than 10 to 1 may need them
+    left = ATTEMPTS - given.shape[1]  # images with a ratio above 10 to 1 may need them
     more = seeds.uniform("distorted_box", *numbers[:4].view(np.uint64), np.arange(4 * left))
     yield from zip(*more.reshape(4, left).tolist(), strict=True)

@@ -1,8 +1,8 @@
-"""Segmentation masks: a class for every pixel, cut and resized exactly as their images are.
+"""Segmentation masks: a class for every pixel, cropped and resized exactly like their images.
 
 The class is the number that a grey or palette image stores for a pixel.
-A mask is handled as an image of three equal channels, so that crops, flips and resizing are the same code for both;
-only the filter differs: the nearest pixel, since there is nothing between two classes.
+A mask is handled as an image of three equal channels, so that the same code crops, flips and resizes both. Only the
+filter differs: masks use the nearest pixel, since classes cannot be interpolated.
 
 Legend: h, w pixels of the file.
 """
@@ -20,8 +20,8 @@ from pretrain.data.images.opening import opened, orientation_of, upright
 from pretrain.errors import BadSample
 
 Mask = NDArray[np.uint8]
-FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # without losses, and their numbers can be read as they are stored
-MODES = ("L", "P", "1", "I;16", "I;16B", "I")  # one channel; of a palette the indices count
+FORMATS = ("PNG", "TIFF", "BMP", "GIF")  # lossless, and the stored numbers can be read
+MODES = ("L", "P", "1", "I;16", "I;16B", "I")  # one channel; for a palette, the indices are the classes
 COLOURS = ("RGB", "RGBA", "LA")
 
 _SPREAD = {2: 85, 4: 17}  # bits of a grey pixel → what Pillow multiplies it by
@@ -29,7 +29,7 @@ _PHOTOMETRIC, _BITS, _WHITE_IS_ZERO = 262, 258, 0  # TIFF tags, and a value
 
 
 class MaskImage:
-    """A mask as crops see an image (``decode.EncodedImage``); it is never decoded smaller."""
+    """Wraps a mask as a ``decode.EncodedImage`` for the crops; it is never decoded smaller."""
 
     def __init__(self, mask: Mask) -> None:
         self._pixels = np.repeat(mask[:, :, None], 3, axis=2)
@@ -40,7 +40,7 @@ class MaskImage:
         return self._pixels
 
     def decode_box(self, box: Box, min_height: int | None = None, min_width: int | None = None) -> Pixels:
-        """The part of it in a box."""
+        """The part of the mask in a box."""
         return inside(self._pixels, box)
 
 
@@ -58,9 +58,9 @@ def read_mask(data: bytes) -> Mask:
 
 
 def read_numbers(data: bytes) -> tuple[NDArray[np.integer], int]:
-    """The numbers that a mask's pixels are stored as, (h, w), upright, and the EXIF orientation of its own.
+    """The stored numbers of a mask's pixels, (h, w), upright, and the EXIF orientation of the file.
 
-    Numbers are not what a viewer shows: the second of a 1-bit file's is 1, not 255, and of a palette the index counts.
+    A viewer may show other values: a set pixel of a 1-bit file is 1, not 255, and for a palette it is the index.
 
     Raises:
         BadSample: not a readable image in a lossless format, or one with several different channels.
@@ -93,7 +93,7 @@ def _stored(image: Image.Image, data: bytes) -> NDArray[np.integer]:
 
 
 def _one_of(values: NDArray[np.uint8], image: Image.Image, data: bytes) -> NDArray[np.uint8]:
-    """The one channel that a grey picture with several channels has."""
+    """The channel of a grey picture that is stored with several channels."""
     if is_16_bit_png(data):
         raise BadSample("mask", f"mode {image.mode} of 16 bits; a mask of 16 bits has one channel")
     colours = values if image.mode == "RGB" else values[:, :, :-1]
@@ -111,10 +111,10 @@ def _tiff_tag(image: Image.Image, tag: int) -> int | None:
 
 
 def open_mask(data: bytes, height: int, width: int, num_classes: int) -> MaskImage:
-    """A mask for an upright image of that size, in a set of so many classes.
+    """A mask for an upright image of this size, in a set with this number of classes.
 
     Raises:
-        BadSample: as ``read_mask``, of another size, or with a number that is not a class.
+        BadSample: as ``read_mask``; the mask has another size, or a number that is not a class.
     """
     mask = read_mask(data)
     if mask.shape != (height, width):

@@ -1,7 +1,7 @@
-"""The only place where Pillow opens an image: which formats, how many pixels, which way up.
+"""Opens images with Pillow, with limits on formats and sizes, and reads their orientation.
 
-Everything that looks at an image (packing, training, evaluation, prediction, masks, duplicates) opens it here or with
-``decode.open_image``, so all of them see the same pixels. The formats are an allow-list: Pillow recognises more than 40
+Everything that reads an image (packing, training, evaluation, prediction, masks, duplicates) opens it here or with
+``decode.open_image``, so all code sees the same pixels. The formats are an allow-list: Pillow recognises more than 40
 by their first bytes, whatever the file is called, and starts Ghostscript for some of them.
 """
 
@@ -38,10 +38,10 @@ from pretrain.errors import BadSample, UserError
 MAX_SCANS = 500  # a progressive file of a million empty scans would keep a process busy for hours
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a GiB of 3-byte pixels
-# What the packer's card counts. Oddities: how a picture is stored. Remarks: what was wrong around it.
+# Counted in the packer's card. Oddities: how a picture is stored. Remarks: problems of the file around it.
 ROTATED, FIRST_FRAME = "rotated", "first frame of several"
 REPAIRED, END_ADDED, WARNED = "damaged metadata ignored", "end marker added", "read with a warning"
-# Version of the pixels that files are read as; raise it when any file's pixels change: cached features are then remade.
+# Version of the decoded pixels. Increment it when any file's pixels change, so that cached features are recomputed.
 READING = 3
 
 Pixels = NDArray[np.uint8]
@@ -64,13 +64,13 @@ _LOOKS_LIKE = (
 
 @dataclass(frozen=True)
 class Decoded:
-    """A fully decoded image, and what its file was like.
+    """A fully decoded image, and properties of its file.
 
     Attributes:
         pixels: upright sRGB, uint8 (h, w, 3).
         format: Pillow's name, such as JPEG.
         mode: Pillow's name of the stored channels, such as RGB, L or CMYK.
-        oddities: what other readers might get wrong, a few words each: an orientation, a mode other than RGB, frames.
+        oddities: features that other readers may get wrong, a few words each (orientation, mode, frames).
         remarks: damage around the picture that does not change it.
         quantization: a JPEG's tables.
         orientation: EXIF, 1 … 8, of the stored picture.
@@ -86,7 +86,7 @@ class Decoded:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the file holds one upright 8-bit sRGB picture, which every reader shows alike."""
+        """Whether the file is one upright 8-bit sRGB picture, which all readers decode alike."""
         return not self.oddities
 
 
@@ -94,7 +94,7 @@ def check_pixels(height: int, width: int, max_pixels: int | None = None) -> None
     """Refuses an image with too many pixels.
 
     Raises:
-        BadSample: more pixels than ``max_pixels``; None: ``MAX_PIXELS``.
+        BadSample: it has more pixels than ``max_pixels`` (None: ``MAX_PIXELS``).
     """
     limit = max_pixels or MAX_PIXELS
     if height * width > limit:
@@ -103,7 +103,7 @@ def check_pixels(height: int, width: int, max_pixels: int | None = None) -> None
 
 @contextlib.contextmanager
 def opened(data: bytes, max_pixels: int | None = None, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
-    """Opens an image without decoding its pixels; whatever goes wrong inside the block becomes a ``BadSample``.
+    """Opens an image without decoding its pixels; any error inside the block becomes a ``BadSample``.
 
     Args:
         data: the file.
@@ -146,9 +146,9 @@ def _unidentified(data: bytes, known: list[str]) -> str:
 
 
 def decode_strictly(data: bytes, max_pixels: int | None = None) -> Decoded:
-    """Decodes every pixel and reports truncation: the packer's check, and the way of everything but plain JPEGs.
+    """Decodes every pixel and reports truncation. Used by the packer's check, and for everything but plain JPEGs.
 
-    If only metadata is damaged, or only the last two bytes of a JPEG are missing, the picture is decoded all the same.
+    If only metadata is damaged, or only the last two bytes of a JPEG are missing, the picture is still decoded.
 
     Raises:
         BadSample: names the reason.
@@ -165,13 +165,13 @@ def decode_strictly(data: bytes, max_pixels: int | None = None) -> Decoded:
 
 
 def _repaired(data: bytes) -> tuple[bytes | None, str]:
-    """The file with damage around its picture repaired, and the remark; None if nothing there can be repaired."""
+    """The file with damage around its picture repaired, and the remark; None if it cannot be repaired."""
     if data.startswith(PNG_SIGNATURE):
         return png_picture(data, also=PNG_APPEARANCE), REPAIRED
     if data.startswith(JPEG_START) and end_of_jpeg(data) is None:
         completed = data + JPEG_END
         with contextlib.suppress(ValueError):
-            simplejpeg.decode_jpeg(completed, strict=True)  # strict: refuses a picture that libjpeg only warns about
+            simplejpeg.decode_jpeg(completed, strict=True)  # strict: refuses pictures that libjpeg only warns about
             return completed, END_ADDED
     return None, ""
 
@@ -232,7 +232,7 @@ def _jpeg_pixels(data: bytes) -> tuple[Pixels | None, tuple[str, ...]]:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """EXIF orientation 1 … 8 of any format but JPEG. Pillow turns a TIFF upright itself when it loads the pixels."""
+    """EXIF orientation 1 … 8 of any format but JPEG. Pillow itself rotates a TIFF when it loads the pixels."""
     orientation: object = None
     with contextlib.suppress(Exception):  # damaged metadata around a readable picture
         orientation = image.getexif().get(_ORIENTATION)

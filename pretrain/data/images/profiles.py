@@ -1,7 +1,8 @@
 """Colour profiles: pixels in any ICC profile → sRGB, the colour space that models are trained on.
 
-littlecms converts. A profile that moves no colour visibly counts as sRGB, and its pixels stay as they are. Colours that
-a file states by numbers (a PNG's gAMA, cHRM and cICP chunks, an AVIF's nclx box) become a profile first.
+littlecms does the conversion. A profile that changes no colour visibly counts as sRGB, and its pixels are not changed.
+Colours that a file defines by numbers (a PNG's gAMA, cHRM and cICP chunks, an AVIF's nclx box) are first turned into a
+profile.
 
 Source: ICC.1:2022; PNG specification, third edition, sections 11.3.2 (gAMA, cHRM, cICP) and 13.13; ITU-T H.273,
 tables 2 and 3.
@@ -25,7 +26,7 @@ from pretrain.errors import SetupError
 Pixels = NDArray[np.uint8]
 SAME_AS_SRGB = 2  # levels: published sRGB profiles round their curves and primaries differently
 _GRID_STEPS = 17
-_NO_CACHE = 0x0040  # ImageCms.Flags.NOCACHE, which Pillow has from 10.3: a cache of one pixel is not for threads
+_NO_CACHE = 0x0040  # ImageCms.Flags.NOCACHE, in Pillow from 10.3 on: the one-pixel cache is not thread-safe
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 _SRGB_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # white, red, green, blue, each x and y
 _SRGB_GAMMA = 1 / 2.2
@@ -52,11 +53,11 @@ class UnreadableProfile(Exception):
 
 @dataclass(frozen=True)
 class Conversion:
-    """From a profile to sRGB.
+    """Converts from a profile to sRGB.
 
     Attributes:
-        mode: Pillow's name of the channels that it applies to: RGB, L or CMYK.
-        is_identity: it is sRGB already.
+        mode: Pillow's name of the input channels: RGB, L or CMYK.
+        is_identity: whether the profile is sRGB already.
     """
 
     mode: str
@@ -65,7 +66,7 @@ class Conversion:
     _table: Pixels
 
     def fits(self, channels: int) -> bool:
-        """Whether it applies to pixels that were stored with so many channels; one for colours also takes grey."""
+        """Whether it applies to pixels stored with this number of channels; RGB profiles also apply to grey."""
         return {"RGB": channels in (1, 3), "L": channels == 1, "CMYK": channels == 4}[self.mode]
 
     def of_pixels(self, pixels: Pixels) -> Pixels:
@@ -81,10 +82,10 @@ class Conversion:
 
 @lru_cache(maxsize=32)
 def conversion(profile: bytes) -> Conversion:
-    """The way from an ICC profile to sRGB.
+    """The conversion from an ICC profile to sRGB.
 
     Raises:
-        UnreadableProfile: it is damaged, or not one for images in RGB, grey or CMYK.
+        UnreadableProfile: it is damaged, or not for images in RGB, grey or CMYK.
         SetupError: Pillow was built without littlecms.
     """
     if not features.check("littlecms2"):
@@ -115,7 +116,7 @@ def _grid() -> Pixels:
 
 
 def png_profile(gamma: float | None, primaries: Sequence[float] | None) -> bytes:
-    """The ICC profile that a PNG's gAMA and cHRM chunks describe; b"" where that is sRGB, or no usable one.
+    """The ICC profile of a PNG's gAMA and cHRM chunks; b"" if that is sRGB, or unusable.
 
     Args:
         gamma: of the encoding, as in the chunk: 1 / 2.2 is usual, 1 is linear light; None: no chunk.
@@ -129,17 +130,17 @@ def png_profile(gamma: float | None, primaries: Sequence[float] | None) -> bytes
     try:
         exponent = struct.pack(">IHxx", 1, round(256 / gamma))
         return _matrix_profile(_colorants(wanted), exponent)
-    except (ValueError, ZeroDivisionError, np.linalg.LinAlgError, struct.error):  # primaries that no light can have
+    except (ValueError, ZeroDivisionError, np.linalg.LinAlgError, struct.error):  # physically impossible primaries
         return b""
 
 
 def coded_profile(primaries: int, transfer: int) -> bytes | None:
-    """The ICC profile of colours by ITU-T H.273; b"" for sRGB, None if a matrix profile cannot hold them (PQ, HLG)."""
+    """The ICC profile of ITU-T H.273 code points; b"" for sRGB, None if no matrix profile can hold them (PQ, HLG)."""
     corners, values = _H273_PRIMARIES.get(primaries), np.linspace(0, 1, _CURVE_POINTS)
     if corners == _SRGB_PRIMARIES and transfer in (2, 13):
         return b""
     match transfer:
-        case 1 | 6 | 14 | 15:  # BT.709 and those of the same function
+        case 1 | 6 | 14 | 15:  # BT.709 and equivalents
             light = np.where(
                 values < 0.0812428583, values / 4.5, ((values + 0.0992968268) / 1.0992968268) ** (1 / 0.45)
             )
@@ -168,7 +169,7 @@ def _colorants(primaries: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _matrix_profile(colorants: NDArray[np.float64], points: bytes) -> bytes:
-    """A version 2 profile of three colorants and the points of one curve.
+    """A version 2 profile with three colorants and the points of one curve.
 
     Source: ICC.1:2001-04, sections 6.1, 6.3.1 and 6.5.
     """

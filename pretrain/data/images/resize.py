@@ -1,12 +1,12 @@
-"""Resizing of 8-bit RGB images and masks, and how to make only a part of a huge resized image.
+"""Resizes 8-bit RGB images and masks, and computes parts of huge resized images.
 
 ``bilinear`` and ``area`` are OpenCV's filters; the antialiased ones are PyTorch's, which match Pillow's to one or two
-levels. Differs: Google's pipelines resize with TensorFlow and truncate the result to whole levels, where we round.
-Their pixels are the same to one level, and 0.4 to 0.5 of a level darker on average.
+levels. Differs: Google's pipelines resize with TensorFlow and truncate the result to integer levels, where we round.
+Their pixels differ by at most one level, and are 0.4 to 0.5 of a level darker on average.
 
 ``window``: an image of 40,000 × 1 pixels whose short side is resized to 224 has two billion pixels, of which 224 × 224
-are wanted. Above ``MOST_PIXELS`` the image is cropped first, with a margin for the filter. Images of usual shapes never
-are, so their results do not depend on it.
+are needed. Above ``MOST_PIXELS``, the image is cropped first, with a margin for the filter. Images of usual shapes are
+never cropped first, so this does not affect their results.
 
 Legend: a *span* is (first, length) along one side.
 """
@@ -60,7 +60,7 @@ def _channels_last(pixels: Pixels) -> Tensor:
 
 FILTERS: dict[str, Filter] = {
     "bilinear": _opencvs(cv2.INTER_LINEAR),
-    "bilinear_aa": _pytorchs(torch.ops.aten._upsample_bilinear2d_aa.out),  # what F.interpolate calls, into our memory
+    "bilinear_aa": _pytorchs(torch.ops.aten._upsample_bilinear2d_aa.out),  # as F.interpolate, but into our memory
     "bicubic_aa": _pytorchs(torch.ops.aten._upsample_bicubic2d_aa.out),
     "area": _opencvs(cv2.INTER_AREA),
     "nearest": _opencvs(cv2.INTER_NEAREST_EXACT),  # for masks: the pixel whose centre is nearest
@@ -76,7 +76,7 @@ def _memory(height: int, width: int) -> Pixels:
 
 
 def resize(pixels: Pixels, height: int, width: int, filter: str, out: Pixels | None = None) -> Pixels:
-    """Resizes to exactly ``height`` × ``width``; the identity if the image has that size already.
+    """Resizes to exactly ``height`` × ``width``; does nothing if the image has this size already.
 
     Args:
         pixels: uint8 (h, w, 3).
@@ -126,7 +126,7 @@ def covering_size(size: tuple[int, int], wanted: tuple[int, int], *, rounded: bo
 
 
 class Window(NamedTuple):
-    """How to make a part of a resized image: crop ``box``, resize that to ``height`` × ``width``, take ``part``."""
+    """How to compute a part of a resized image: crop ``box``, resize it to ``height`` × ``width``, take ``part``."""
 
     box: Box
     height: int
@@ -135,12 +135,12 @@ class Window(NamedTuple):
 
 
 def window(size: tuple[int, int], resized: tuple[int, int], part: Box) -> Window:
-    """How to make a part of a resized image without making all of it, if all of it would be huge.
+    """How to compute a part of a resized image, without computing all of it if it would be huge.
 
     Args:
         size: height and width of the image.
-        resized: height and width that it is resized to.
-        part: the wanted box of the resized image.
+        resized: height and width after resizing.
+        part: the box of the resized image.
     """
     if math.prod(resized) <= MOST_PIXELS:
         return Window((0, 0, *size), *resized, part)
@@ -150,10 +150,10 @@ def window(size: tuple[int, int], resized: tuple[int, int], part: Box) -> Window
 
 
 def _cropped(side: int, resized: int, first: int, length: int) -> tuple[int, int, int, int]:
-    """Along one side: the span of the image to crop, the length it is resized to, and where the part begins in that.
+    """Along one side: the span of the image to crop, its length after resizing, and the start of the part in it.
 
-    Resized alone, the span's pixels are shifted from those of the complete image by the fraction of a pixel by which
-    the span's edges miss the resized image's grid. So the edges that miss it least are chosen.
+    If only the span is resized, its pixels are shifted, compared with those of the complete image, by the fraction of
+    a pixel by which the span's edges miss the resized image's grid. So the edges closest to the grid are chosen.
     """
     scale = resized / side
     margin = math.ceil(_MARGIN * max(1.0, 1 / scale))

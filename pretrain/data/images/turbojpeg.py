@@ -1,8 +1,8 @@
-"""libjpeg-turbo's own interface, through ctypes, for what no Python package offers: decoding a part, turning a file.
+"""libjpeg-turbo through ctypes, for functions that no Python package offers: decoding a part, rotating a file.
 
-The rows above a region are skipped (their bits are read, but nothing is transformed), those below are not even read,
-and of the rows inside only the columns near the region are transformed. The shared library comes in the wheel of the
-package ``turbojpeg``; one of the system serves too, from version 3 on. Calls leave the interpreter's lock.
+The rows above a region are skipped (their bits are read, but not transformed), the rows below are not read, and inside
+the region's rows only the columns near the region are transformed. The shared library is part of the wheel of the
+package ``turbojpeg``; the system's library also works, from version 3 on. Calls release the GIL.
 
 Legend: iMCU = the smallest block of pixels that a JPEG codes together, 8 or 16 wide.
 Source: libjpeg-turbo 3, ``turbojpeg.h``.
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-MARGIN = 4  # pixels around a region: chroma is interpolated between neighbours
+MARGIN = 4  # pixels around a region, since chroma is interpolated between neighbours
 
 _DECOMPRESS, _TRANSFORM, _RGB = 1, 2, 0  # TJINIT_…, TJPF_RGB
 _STOP_ON_WARNING, _WIDTH, _HEIGHT, _SUBSAMPLING, _COLORSPACE, _SCAN_LIMIT = 0, 5, 6, 4, 8, 13  # TJPARAM_…
@@ -60,11 +60,11 @@ class Part(NamedTuple):
 
 
 class DecodeError(Exception):
-    """libjpeg-turbo cannot decode this, or not without a warning."""
+    """libjpeg-turbo cannot decode this without an error or a warning."""
 
 
 def available() -> bool:
-    """Whether the library is there."""
+    """Whether the library is installed."""
     return _library() is not None
 
 
@@ -72,7 +72,7 @@ def read_size(data: bytes) -> tuple[int, int]:
     """Height and width of a JPEG.
 
     Raises:
-        DecodeError: no JPEG, or one of a kind that is not handled here.
+        DecodeError: not a JPEG, or one of an unsupported kind.
     """
     decoder = _decoder()
     decoder.open(data)
@@ -80,7 +80,7 @@ def read_size(data: bytes) -> tuple[int, int]:
 
 
 def decode_part(data: bytes, top: int, left: int, height: int, width: int, eighths: int = 8) -> Part:
-    """Decodes the pixels of a region and some around it; they equal those of a full decode at the same scale.
+    """Decodes a region and some pixels around it; they equal those of a full decode at the same scale.
 
     Args:
         data: a JPEG.
@@ -91,7 +91,7 @@ def decode_part(data: bytes, top: int, left: int, height: int, width: int, eight
         eighths: 1 … 8: the image is scaled by an eighth of this in the DCT, its sides rounded up.
 
     Raises:
-        DecodeError: the file is damaged or of a kind that is not handled here.
+        DecodeError: the file is damaged or of an unsupported kind.
     """
     decoder = _decoder()
     decoder.open(data)
@@ -104,14 +104,14 @@ def decode_part(data: bytes, top: int, left: int, height: int, width: int, eight
 
 
 def turned_upright(data: bytes, orientation: int) -> bytes | None:
-    """The JPEG with its coefficients moved so that it is upright, without metadata; no quality is lost.
+    """Losslessly rotates a JPEG upright by moving its coefficients, and removes its metadata.
 
     Args:
         data: a JPEG.
         orientation: EXIF, 2 … 8.
 
     Returns:
-        The new file; None where there is no library, the file is damaged, or its sides are not whole iMCUs.
+        The new file; None if the library is missing, the file is damaged, or a side is not a multiple of the iMCU.
     """
     library = _library()
     if library is None:
@@ -136,7 +136,7 @@ def turned_upright(data: bytes, orientation: int) -> bytes | None:
 
 
 class _Decoder:
-    """A decompressor; not for two threads at once."""
+    """A decompressor. Not thread-safe."""
 
     def __init__(self, library: Any) -> None:
         self._library = library
@@ -148,7 +148,7 @@ class _Decoder:
         self.size, self.imcu_width = (0, 0), 0
 
     def open(self, data: bytes) -> None:
-        """Reads the header, unless these very bytes are open already."""
+        """Reads the header, unless the same bytes object is already open."""
         if self._opened is data:
             return
         self._opened = None
@@ -173,7 +173,7 @@ class _Decoder:
 
     def _check(self, code: int) -> None:
         if code != 0:
-            vars(_of_thread).pop("decoder", None)  # it would remember a warning, and report it for the next image
+            vars(_of_thread).pop("decoder", None)  # it would keep the warning and report it for the next image
             raise DecodeError(self._library.tj3GetErrorStr(self._handle).decode(errors="replace"))
 
     def __del__(self) -> None:
@@ -197,7 +197,7 @@ def _library() -> Any:
         try:
             library = ctypes.CDLL(path)
             _declare(library)
-        except (OSError, AttributeError):  # not there, or older than version 3
+        except (OSError, AttributeError):  # missing, or older than version 3
             continue
         return library
     return None

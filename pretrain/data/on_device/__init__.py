@@ -1,1 +1,1 @@
-"""What happens to a batch on the device: normalisation, mixup and CutMix, random erasing."""
+"""Processing of batches on the device: normalisation, mixup and CutMix, random erasing."""

@@ -1,7 +1,7 @@
 """Random erasing on the device: rectangles of noise in normalised images, as functions of (seed, slot, pixel).
 
-The noise is counter-based too: a hash of (seed, slot, rectangle, pixel), so that it needs no generator whose state
-would have to be saved, and is the same for any ranks and micro-batches.
+The noise is also counter-based: a hash of (seed, slot, rectangle, pixel). So there is no generator state to save, and
+the noise does not depend on the ranks and micro-batches.
 
 Legend: b images · C H W.
 Source: random erasing (1708.04896), with timm's modes, ranges and attempts (``timm/data/random_erasing.py``): 1 … count
@@ -26,7 +26,7 @@ ATTEMPTS = 10
 
 
 class Rectangle(NamedTuple):
-    """Where an image is erased, in pixels, and the key of its noise."""
+    """An erased rectangle in pixels, and the key of its noise."""
 
     image: int
     top: int
@@ -38,10 +38,10 @@ class Rectangle(NamedTuple):
 
 @dataclass(frozen=True)
 class RandomErasing:
-    """Erases in a micro-batch.
+    """Erases rectangles in a micro-batch.
 
     Args:
-        config: how often, how large, with what.
+        config: probability, sizes and content.
         seed: the experiment's.
     """
 
@@ -53,7 +53,7 @@ class RandomErasing:
 
         Args:
             images: floats (b, C, H, W), normalised.
-            slots: (b,) numbers of the draws in the global stream, on the host.
+            slots: (b,) positions of the draws in the global stream, on the host.
         """
         channels, height, width = images.shape[1:]
         for place in self.rectangles(slots, height, width):
@@ -62,7 +62,7 @@ class RandomErasing:
         return images
 
     def rectangles(self, slots: NDArray[np.int64], height: int, width: int) -> list[Rectangle]:
-        """Where is erased, from the slots alone.
+        """The rectangles to erase, which depend only on the slots.
 
         Args:
             slots: (b,)
@@ -115,12 +115,12 @@ def normal(key: int, count: int, device: torch.device) -> Tensor:
     """
     bits = _hashed(torch.arange(count, device=device), key)
     upper, lower = (bits >> 32) & 0xFFFFFF, bits & 0xFFFFFF
-    radius = torch.sqrt(-2 * torch.log((upper + 1).float() * 2.0**-24))  # of a number in (0, 1]
+    radius = torch.sqrt(-2 * torch.log((upper + 1).float() * 2.0**-24))  # the argument is in (0, 1]
     return radius * torch.cos(lower.float() * (2 * math.pi * 2.0**-24))
 
 
 def _hashed(index: Tensor, key: int) -> Tensor:
-    """64 well-mixed bits per index; int64 arithmetic wraps round, as the hash wants it."""
+    """64 well-mixed bits per index; int64 arithmetic wraps around, as the hash requires."""
     bits = (index + 1) * _signed(0x9E3779B97F4A7C15) + key
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         bits = (bits ^ _logical_shift(bits)) * _signed(factor)

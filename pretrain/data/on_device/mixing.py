@@ -1,14 +1,14 @@
-"""Mixup and CutMix on the device: images and targets of neighbours, as functions of (seed, place in the stream).
+"""Mixup and CutMix on the device: mixes neighbouring images and targets, as a function of (seed, stream position).
 
-The images 2i and 2i + 1 of a lane are a pair, and each gets a part of the other. Nothing else enters, so the tensors
-are the same for any ranks, micro-batches and accumulation, and after a resume. A global batch draws the slots
+The images 2i and 2i + 1 of a lane are a pair, and each gets a part of the other. The result depends on nothing else, so
+it is the same for any ranks, micro-batches and accumulation, and after a resume. A global batch draws the slots
 [s · B, (s + 1) · B), so its number s is known from any slot.
 
 Legend: b images of a micro-batch (even) · C H W · K classes · B images of a global batch · L lanes.
 Source: mixup (1710.09412), section 2; CutMix (1905.04899), section 3.1, equation 1 and algorithm A1. The correction of
 λ to the area of the clipped box is that of CutMix's code and of timm.
-Differs: the partner is the neighbour in the lane (timm: the mirrored place of the local batch; big_vision: the previous
-image of the device), so that results do not depend on the number of devices.
+Differs: the partner is the neighbour in the lane (timm: the mirrored position of the local batch; big_vision: the
+previous image of the device), so that results do not depend on the number of devices.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ IntArray = NDArray[np.int64]
 
 
 class Mix(NamedTuple):
-    """What is done with b images.
+    """How b images are mixed.
 
     Attributes:
-        lam: float64 (b,), the share of itself that an image's target keeps (λ); 1: untouched.
-        boxes: int64 (b, 4), top, bottom, left, right of what CutMix takes from the partner; empty where it is mixup.
+        lam: float64 (b,), the weight of an image's own target (λ); 1: not mixed.
+        boxes: int64 (b, 4), top, bottom, left, right of the part that CutMix takes from the partner; empty for mixup.
     """
 
     lam: NDArray[np.float64]
@@ -45,7 +45,7 @@ class Mixing:
     """Mixes a micro-batch.
 
     Args:
-        config: which kinds, and how strong.
+        config: kinds and strengths.
         seed: the experiment's.
         global_batch_size: B.
     """
@@ -59,8 +59,8 @@ class Mixing:
 
         Args:
             images: floats (b, C, H, W), normalised.
-            targets: fp32 (b, K), share of each class; labels may be many.
-            slots: (b,) numbers of the draws in the global stream, on the host.
+            targets: fp32 (b, K), share of each class; an image may have several.
+            slots: (b,) positions of the draws in the global stream, on the host.
         """
         assert len(slots) % 2 == 0, "pairs do not straddle micro-batches"
         height, width = images.shape[-2:]
@@ -74,7 +74,7 @@ class Mixing:
         return own * images + (1 - own) * _swap(images), targets
 
     def plan(self, slots: IntArray, height: int, width: int) -> Mix:
-        """λ and box of each image, from the slots alone.
+        """λ and box of each image, which depend only on the slots.
 
         Args:
             slots: (b,)
@@ -99,7 +99,7 @@ class Mixing:
         return Mix(np.where(blended, blend, 1 - covered / (height * width)), boxes)
 
     def _keys(self, slots: IntArray) -> IntArray:
-        """What one choice is made for: the global batch, or the pair (named by its first slot)."""
+        """The key of each random choice: the global batch, or the pair (identified by its first slot)."""
         if self.config.per == "batch":
             return slots // self.global_batch_size
         return np.repeat(slots[::2], 2)

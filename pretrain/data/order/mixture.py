@@ -1,10 +1,10 @@
 """Several sets drawn together by weight, as a pure function: (position, rank, world) → samples.
 
-Each set keeps its own order, with epochs and lanes of its own. Draw k of a lane goes to a set by nested rounding: of m
+Each set keeps its own order, with its own epochs and lanes. Nested rounding assigns draw k of a lane to a set: of m
 draws that remain for sets i, i + 1, …, set i gets floor(m w_i / (w_i + w_i+1 + …) + p), where the phase p in (0, 1)
-depends on the lane. So how often a set was drawn before k has a closed form, a seek costs no replay, the count never
-strays more than a few draws from k w_i, and since the lanes' phases are spread evenly every global batch has the sets
-in their shares.
+depends on the lane. So the number of draws from a set before k has a closed form, a seek needs no replay, and the
+number never differs by more than a few draws from k w_i. Since the lanes' phases are spread evenly, every global batch
+has the right share of each set.
 
 Legend: B global batch · L lanes · K sets · k draw of a lane · m draws left to the remaining sets.
 """
@@ -24,12 +24,12 @@ from pretrain.data.order.selection import Selection
 from pretrain.errors import ConfigError
 
 IntArray = NDArray[np.int64]
-QUANTA = 1 << 20  # weights are whole numbers of these, so that rounding is exact at any k
+QUANTA = 1 << 20  # weights are integer multiples of 1 / this, so that rounding is exact at any k
 
 
 @dataclass(frozen=True)
 class Part:
-    """One set of a mixture: its order over the choices of a selection, and the number of its first sample."""
+    """One set of a mixture: the order of its selected samples, and the id of its first sample."""
 
     order: Order
     selection: Selection
@@ -40,10 +40,10 @@ class Window(NamedTuple):
     """A shuffle window of one lane of one set: its samples are drawn close together.
 
     Attributes:
-        part: which set.
-        lane: which lane.
+        part: index of the set.
+        lane: index of the lane.
         draw: the first of its draws.
-        progress: how much of the window was drawn, 0 … 1.
+        progress: fraction of the window that was drawn, 0 … 1.
         next_draw: the first draw of the window after it.
     """
 
@@ -55,16 +55,16 @@ class Window(NamedTuple):
 
 
 class Mixture:
-    """Which sample is at which place of the stream.
+    """Maps each position of the stream to a sample.
 
     Args:
         parts: the sets.
-        weights: shares of the draws, relative to each other; one set needs none.
-        seed: decides the lanes' phases.
+        weights: relative shares of the draws; not needed for one set.
+        seed: determines the lanes' phases.
         copies: of each image in a global batch (repeated augmentation).
 
     Raises:
-        ConfigError: a weight is too small beside the others, or there are more copies than lanes.
+        ConfigError: a weight is too small compared with the others, or there are more copies than lanes.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Mixture:
         self._phases = [seeds.permute(lanes, self.lanes, seed, "mixture", level) for level in range(len(parts) - 1)]
 
     def batch(self, position: int, rank: int = 0, world: int = 1, *, start: int = 0, stop: int | None = None) -> Draws:
-        """As ``Order.batch``; sample ids count on from set to set, epochs are those of the set."""
+        """Like ``Order.batch``; sample ids are numbered consecutively across the sets, and epochs are per set."""
         place = self._lanes.draws(position, rank, world, start=start, stop=stop)
         lane, draw, _ = self._inner(position, *place)
         before, after = self.counts(lane, draw), self.counts(lane, draw + 1)
@@ -94,7 +94,7 @@ class Mixture:
         return Draws(sample_ids, place[1] * self.lanes + place[0], epochs)
 
     def copy_numbers(self, slots: IntArray) -> IntArray | None:
-        """Which copy of its image is in each of these slots of one batch; None: nothing is repeated."""
+        """The index among the copies of an image for each of these slots of one batch; None: no repetition."""
         if self.copies == 1:
             return None
         draws, lanes = np.divmod(slots, self.lanes)
@@ -103,7 +103,7 @@ class Mixture:
         ).copies
 
     def _inner(self, position: int, lane: IntArray, draw: IntArray) -> Copies:
-        """The draws that are repeated at these places; without repetition the places themselves."""
+        """The inner draws at these places; without repetition, the places themselves."""
         if self.copies == 1:
             return Copies(lane, draw, np.zeros_like(lane))
         if position % self.global_batch_size:
@@ -114,11 +114,11 @@ class Mixture:
         return copies_of(lane, draw, copies=self.copies, global_batch_size=self.global_batch_size, num_lanes=self.lanes)
 
     def counts(self, lane: IntArray, draw: IntArray) -> IntArray:
-        """int64 (K, …): how often each set was drawn in a lane before ``draw``."""
+        """int64 (K, …): the number of draws from each set in a lane before ``draw``."""
         left, weight_left, counts = draw, QUANTA, []
         for level, phases in enumerate(self._phases):
             weight = self.quanta[level]
-            # floor(left · weight / weight_left + phase) in whole numbers; exact below 2^33 draws of 512 lanes
+            # floor(left · weight / weight_left + phase) in integers; exact below 2^33 draws of 512 lanes
             phase = (2 * phases[lane] + 1) * weight_left
             taken = (2 * self.lanes * left * weight + phase) // (2 * self.lanes * weight_left)
             counts.append(taken)
@@ -126,7 +126,7 @@ class Mixture:
         return np.stack([*counts, left])
 
     def windows(self, position: int, rank: int, world: int) -> list[Window]:
-        """The window that each of a rank's lanes is in, set by set, when ``position`` samples were drawn."""
+        """The current window of each of a rank's lanes, set by set, after ``position`` samples were drawn."""
         lanes = self._lanes.of_rank(rank, world)
         draws = np.full_like(lanes, position // self.lanes)
         if self.copies > 1:
@@ -141,7 +141,7 @@ class Mixture:
         ]
 
     def window_samples(self, part: int, lane: int, draw: int) -> IntArray:
-        """The samples of the window that holds ``draw``, ascending, numbered within their set."""
+        """The samples of the window that contains ``draw``, ascending, numbered within their set."""
         chosen = self.parts[part]
         return np.sort(chosen.selection.sample_ids(chosen.order.window_samples(lane, draw)))
 
@@ -151,7 +151,7 @@ class Mixture:
 
 
 def in_quanta(weights: Sequence[float]) -> list[int]:
-    """Weights as whole numbers with the sum ``QUANTA``, rounded by largest remainder.
+    """Weights as integers that sum to ``QUANTA``, rounded by largest remainder.
 
     Raises:
         ConfigError: a weight is less than a millionth of their sum.
@@ -172,12 +172,12 @@ IntArray = NDArray[np.int64]
 
 
 class Copies(NamedTuple):
-    """For each draw, what it is a copy of; int64 (b,) each.
+    """For each draw, the inner draw that it copies; int64 (b,) each.
 
     Attributes:
         lanes: of the inner stream.
         draws: of that lane.
-        copies: which copy, 0 … k − 1.
+        copies: index of the copy, 0 … k − 1.
     """
 
     lanes: IntArray
@@ -207,7 +207,7 @@ def copies_of(lanes: IntArray, draws: IntArray, *, copies: int, global_batch_siz
 
 
 def check_copies(copies: int, global_batch_size: int, num_lanes: int) -> None:
-    """Refuses more copies than lanes: two copies of an image would be in one lane.
+    """Refuses more copies than lanes, since two copies of an image would be in one lane.
 
     Raises:
         ConfigError: more copies than lanes.

@@ -1,11 +1,11 @@
 """The order of an endless training stream, as a pure function of the seed: (position, rank, world) → samples.
 
-An epoch leaves out r = N mod L samples (a run of the canonical order that moves on by r each epoch, so each epoch
-leaves out others), puts the shards of the rest in a seeded order, and cuts their concatenation into L lanes of
-P = N // L samples. Inside each window of W positions of a lane the samples are permuted. Global batch s takes the next
-B / L draws of every lane. Nothing is remembered between calls, so a seek costs no more than the next batch.
+An epoch leaves out r = N mod L samples (a range of the canonical order that advances by r each epoch, so each epoch
+leaves out different ones), shuffles the shards of the rest by seed, and cuts their concatenation into L lanes of
+P = N // L samples. The samples are permuted inside each window of W positions of a lane. Global batch s takes the next
+B / L draws of every lane. There is no state between calls, so a seek costs no more than the next batch.
 
-Lanes make the order independent of the number of ranks: it is defined by L, and R ranks share the lanes among them.
+Lanes make the order independent of the number of ranks: L defines it, and the R ranks share the lanes.
 
 Legend: N samples · B global batch · L lanes · P samples per lane and epoch · W window · R ranks.
     sample id: number in the canonical order (shards in table order, records in shard order)
@@ -33,7 +33,7 @@ ROOMY_DRAWS_PER_LANE = 8
 
 
 class Lanes(NamedTuple):
-    """The lanes that every global batch is drawn from: ``count`` (L) lanes give B / L samples each."""
+    """The lanes of every global batch: ``count`` (L) lanes provide B / L samples each."""
 
     global_batch_size: int
     count: int
@@ -41,7 +41,7 @@ class Lanes(NamedTuple):
     def draws(
         self, position: int, rank: int = 0, world: int = 1, *, start: int = 0, stop: int | None = None
     ) -> tuple[IntArray, IntArray]:
-        """Lane, and draw of that lane, of a rank's samples of the global batch at ``position``; see ``Order.batch``.
+        """Lane and draw of each of a rank's samples of the global batch at ``position``; see ``Order.batch``.
 
         Raises:
             ConfigError: the position is not a multiple of L, or R ranks cannot share L lanes.
@@ -55,9 +55,9 @@ class Lanes(NamedTuple):
         per_rank, per_lane = self.global_batch_size // world, self.global_batch_size // self.count
         offsets = np.arange(start, per_rank if stop is None else stop, dtype=np.int64)
         assert offsets.size == 0 or 0 <= offsets[0] <= offsets[-1] < per_rank, "slice outside the rank's batch"
-        if self.count % world == 0:  # each rank has lanes of its own
+        if self.count % world == 0:  # each rank has its own lanes
             lane, step_draw = rank * (self.count // world) + offsets // per_lane, offsets % per_lane
-        else:  # several ranks share a lane and take consecutive draws of it
+        else:  # several ranks share a lane and take consecutive draws
             sharing = world // self.count
             lane = np.full_like(offsets, rank // sharing)
             step_draw = (rank % sharing) * (per_lane // sharing) + offsets
@@ -71,7 +71,7 @@ class Lanes(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """Samples to read, in lane order; each field is int64 of one shape (b,)."""
+    """Samples to read, in lane order; each field is int64 (b,)."""
 
     sample_ids: IntArray
     slots: IntArray
@@ -80,7 +80,7 @@ class Draws(NamedTuple):
 
 @dataclass(frozen=True)
 class _Epoch:
-    """One epoch's shards in their order."""
+    """The order of the shards in one epoch."""
 
     hole_start: int
     shard_order: IntArray
@@ -89,18 +89,18 @@ class _Epoch:
 
 
 class Order:
-    """Which sample is at which place of the stream.
+    """Maps each position of the stream to a sample.
 
     Args:
-        sizes: samples of each shard, in table order; zeros are allowed.
-        seed: decides the order; two seeds give two orders.
+        sizes: samples of each shard, in table order; may be zero.
+        seed: determines the order.
         global_batch_size: B, an even number.
         lanes: L; B / L must be even. Part of the experiment.
-        window: W, positions of a lane that are shuffled among each other.
+        window: W, positions of a lane that are shuffled together.
 
     Raises:
-        ConfigError: B and L do not fit each other.
-        DataError: fewer samples than lanes.
+        ConfigError: L does not fit B.
+        DataError: there are fewer samples than lanes.
     """
 
     def __init__(self, sizes: ArrayLike, *, seed: int, global_batch_size: int, lanes: int, window: int) -> None:
@@ -122,17 +122,17 @@ class Order:
 
     @property
     def epoch_samples(self) -> int:
-        """Samples that one epoch draws: N less the fewer-than-L that it leaves out."""
+        """Samples that one epoch draws: N without the N mod L samples that it leaves out."""
         return self.samples_per_lane * self.lanes
 
     def batch(self, position: int, rank: int = 0, world: int = 1, *, start: int = 0, stop: int | None = None) -> Draws:
         """The samples of one rank in the global batch at ``position``, in lane order.
 
         Args:
-            position: samples that the whole stream drew before this batch; a multiple of L.
+            position: samples that all ranks drew before this batch; a multiple of L.
             rank: this rank, of ``world`` ranks.
             world: R.
-            start: first of the rank's B / R samples that is wanted (a micro-batch is a slice).
+            start: start of a slice of the rank's B / R samples (such as a micro-batch).
             stop: end of the slice; None: all.
 
         Raises:
@@ -143,7 +143,7 @@ class Order:
         return Draws(sample_ids, draw * self.lanes + lane, epochs)
 
     def at(self, lanes: IntArray, draws: IntArray) -> tuple[IntArray, IntArray]:
-        """Sample ids and epochs of single draws: number ``draws`` of lane ``lanes``; all arrays (b,)."""
+        """Sample ids and epochs of single draws: draw ``draws`` of lane ``lanes``; all arrays (b,)."""
         epochs, places = np.divmod(draws, self.samples_per_lane)
         return self._sample_ids(epochs, lanes, places), epochs
 
@@ -180,7 +180,7 @@ class Order:
         index = np.searchsorted(epoch.place_starts, place, side="right") - 1
         kept = epoch.kept_starts[epoch.shard_order[index]] + place - epoch.place_starts[index]
         hole_end = epoch.hole_start + self.num_left_out
-        if hole_end > self.num_samples:  # the hole runs on from the last sample to the first ones
+        if hole_end > self.num_samples:  # the hole wraps around from the last sample to the first ones
             return kept + (hole_end - self.num_samples)
         return kept + np.where(kept >= epoch.hole_start, self.num_left_out, 0)
 
@@ -204,12 +204,12 @@ class Order:
         kept_sizes = np.diff(kept_starts)
         keys = seeds.hash64(self.seed, "shards", epoch, np.arange(len(self.sizes)))
         shard_order = np.argsort(keys, kind="stable").astype(np.int64)
-        # a shard without samples shares its start with the next one; searchsorted's right side then finds the next
+        # an empty shard has the same start as the next one; searchsorted with side "right" then finds the next
         place_starts = np.concatenate([[0], np.cumsum(kept_sizes[shard_order])])[:-1]
         return _Epoch(hole_start, shard_order, place_starts, kept_starts[:-1])
 
     def _kept_before(self, sample_ids: IntArray, hole_start: int) -> IntArray:
-        """How many samples before each sample id the epoch keeps."""
+        """The number of kept samples before each sample id."""
         hole_end = hole_start + self.num_left_out
         wrapped = max(0, hole_end - self.num_samples)
         removed = np.minimum(sample_ids, wrapped) + np.clip(sample_ids - hole_start, 0, self.num_left_out - wrapped)
@@ -220,7 +220,7 @@ class Order:
 
 
 def default_lanes(global_batch_size: int) -> int:
-    """The largest power of two ≤ 512 with an even B / L that is ≥ 8 where the batch allows.
+    """The largest power of two ≤ 512 with an even B / L, which is ≥ 8 if the batch allows.
 
     Raises:
         ConfigError: B is odd, so its samples do not come in pairs.
@@ -233,15 +233,15 @@ def default_lanes(global_batch_size: int) -> int:
 
 
 def resolve_lanes(global_batch_size: int, lanes: int | Literal["auto"], num_samples: int | None = None) -> int:
-    """The number of lanes that ``data.lanes`` means, checked.
+    """Resolves and checks ``data.lanes``.
 
     Args:
         global_batch_size: B, samples per step.
         lanes: the config's value.
-        num_samples: samples of the set, where known: each lane needs at least one.
+        num_samples: samples of the set, if known: each lane needs at least one.
 
     Raises:
-        ConfigError: B / L is not an even whole number, or there are more lanes than samples.
+        ConfigError: B / L is not an even integer, or there are more lanes than samples.
     """
     resolved = default_lanes(global_batch_size) if lanes == "auto" else lanes
     _check_even(global_batch_size)
@@ -259,22 +259,22 @@ def resolve_lanes(global_batch_size: int, lanes: int | Literal["auto"], num_samp
 
 
 def can_share(global_batch_size: int, lanes: int, ranks: int) -> bool:
-    """True where R ranks can draw the same global batches: R | L, or L | R and R | B with an even B / R."""
+    """Whether R ranks can draw the same global batches: R | L, or L | R and R | B with an even B / R."""
     if lanes % ranks == 0:
         return True
     return ranks % lanes == 0 and global_batch_size % (2 * ranks) == 0
 
 
 def allowed_worlds(global_batch_size: int, lanes: int, up_to: int) -> list[int]:
-    """The numbers of ranks ≤ ``up_to`` that keep the laws, ascending."""
+    """The valid world sizes ≤ ``up_to``, ascending."""
     return [ranks for ranks in range(1, up_to + 1) if can_share(global_batch_size, lanes, ranks)]
 
 
 def check_world(global_batch_size: int, lanes: int, ranks: int) -> None:
-    """Refuses a number of ranks under which the global batches would differ.
+    """Refuses a world size that would change the global batches.
 
     Raises:
-        ConfigError: lists the numbers that can.
+        ConfigError: lists the valid world sizes.
     """
     if ranks < 1 or not can_share(global_batch_size, lanes, ranks):
         worlds = allowed_worlds(global_batch_size, lanes, max(ranks, global_batch_size // 2))

@@ -1,12 +1,12 @@
-"""Which samples of a set a run draws from: all, less a drop list, or a fixed part of the rest.
+"""Selects the samples that a run draws from: all except a drop list, or a fixed subset of the rest.
 
-A part takes n_i of shard i's samples, where n_i = floor(m_i f + u_i) grows with the share f and u_i in [0, 1) is hashed
-from i; which n_i is the beginning of a seeded permutation of the shard. So a part of 1 % lies within that of 10 %,
-every run has the same part whatever its seed, and nothing as long as the set is kept in memory.
+A subset takes n_i samples of shard i, where n_i = floor(m_i f + u_i) grows with the share f and u_i in [0, 1) is hashed
+from i. These are the first n_i of a seeded permutation of the shard. So a subset of 1 % is contained in that of 10 %,
+every run has the same subset whatever its seed, and memory use does not grow with the number of samples.
 
-Legend: m_i samples of shard i that are not dropped · n_i those that are drawn · f share.
-    sample id: number in the canonical order of the whole set
-    choice: number among the drawn samples, shard by shard
+Legend: m_i samples of shard i that are not dropped · n_i drawn samples of shard i · f share.
+    sample id: position in the canonical order of the complete set
+    choice: position among the drawn samples, shard by shard
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Selection:
     """Choice → sample id.
 
     Args:
-        sizes: int64 (S,), samples of each shard of the whole set.
+        sizes: int64 (S,), samples of each shard of the complete set.
         dropped: sample ids that are never drawn.
-        count: how many of the rest are drawn; None: all.
+        count: number of the remaining samples to draw; None: all.
 
     Attributes:
         sizes: int64 (S,), n_i.
@@ -45,7 +45,7 @@ class Selection:
 
     @property
     def num_dropped(self) -> int:
-        """Samples of the set that are never drawn."""
+        """Number of samples that are never drawn."""
         return len(self._dropped)
 
     @property
@@ -55,11 +55,11 @@ class Selection:
 
     @property
     def digest(self) -> str:
-        """Names the choice."""
+        """Digest of the selection."""
         return digest(self._dropped.tobytes() + self.sizes.tobytes())
 
     def sample_ids(self, choices: IntArray) -> IntArray:
-        """The sample id of each choice, of its shape."""
+        """The sample id of each choice, in the same shape."""
         if self.is_all:
             return choices
         shards = np.searchsorted(self._chosen_starts, choices, side="right") - 1
@@ -67,7 +67,7 @@ class Selection:
         return self._in_shards(shards, inside)
 
     def neighbours(self, sample_id: int, count: int) -> list[int]:
-        """The next ``count`` drawn samples of its shard after ``sample_id``, from the shard's end on from its start."""
+        """The next ``count`` drawn samples of its shard after ``sample_id``, wrapping around at its end."""
         shard = int(np.searchsorted(self._starts, sample_id, side="right")) - 1
         inside = np.arange(self.sizes[shard], dtype=np.int64)
         members = np.sort(self._in_shards(np.full_like(inside, shard), inside))
@@ -83,14 +83,14 @@ class Selection:
 
 
 def subset_sizes(sizes: IntArray, count: int) -> IntArray:
-    """How many of each shard's samples a subset of exactly ``count`` takes; monotone in ``count``, shard by shard."""
+    """Samples per shard in a subset of exactly ``count``; monotone in ``count`` for each shard."""
     offsets = seeds.uniform("subset", np.arange(len(sizes)))
 
     def taken(share: float) -> IntArray:
         return np.minimum(np.floor(sizes * share + offsets).astype(np.int64), sizes)
 
     low, high = 0.0, 1.0
-    while low < (middle := (low + high) / 2) < high:  # until the two are neighbouring floats
+    while low < (middle := (low + high) / 2) < high:  # until they are adjacent floats
         if int(taken(middle).sum()) <= count:
             low = middle
         else:

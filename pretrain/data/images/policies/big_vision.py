@@ -1,14 +1,14 @@
 """big_vision's RandAugment: each layer applies one of 16 operations, chosen uniformly, always, at one magnitude.
 
-Levels are not clamped at 10, so 15 and 20 extrapolate: 20 rotates by 60°. What comes in from outside the image is grey
-(128), and geometry takes the nearest pixel. The pixels are those of the reference, with what its 8-bit arithmetic does
-to three operations: posterising to 0 bits keeps the highest one, solarising at 256 or 512 inverts the image, and
-contrast blends with a grey that depends on the size of the image and not on its pixels.
+Levels are not clamped at 10, so 15 and 20 extrapolate: 20 rotates by 60°. Pixels from outside the image are grey (128),
+and geometric operations take the nearest pixel. The pixels equal those of the reference, including the effects of its
+8-bit arithmetic on three operations: posterising to 0 bits keeps the highest one, solarising at 256 or 512 inverts the
+image, and contrast blends with a grey that depends on the size of the image and not on its pixels.
 
 Legend: H, W pixels.
 Source: RandAugment (1909.13719) with the operations, levels and constants of google-research/big_vision,
-pp/archive/autoaugment.py (``distort_image_with_randaugment``), which comes from AutoAugment's TensorFlow code. Its
-pixels are kept in tests/golden/traces/tf_randaugment_*.npz.
+pp/archive/autoaugment.py (``distort_image_with_randaugment``), which is based on AutoAugment's TensorFlow code. Its
+pixels are stored in tests/golden/traces/tf_randaugment_*.npz.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 
 from pretrain.data.images.policies.protocol import Numbers, Pixels
 
-MAX_LEVEL = 10.0  # where the published ranges end; levels may be larger
+MAX_LEVEL = 10.0  # end of the published ranges; levels may be larger
 CUTOUT_PIXELS, TRANSLATE_PIXELS = 40, 100
 GREY = (128, 128, 128)
 NUMBERS_PER_LAYER = 4  # operation, sign, and the centre of a cutout (down, across)
@@ -37,7 +37,7 @@ _Row = tuple[float, float, float]
 
 
 class Operation(NamedTuple):
-    """What a level means, and what is done with it.
+    """An operation, and how its argument depends on the level.
 
     Attributes:
         argument: level → argument.
@@ -107,12 +107,12 @@ def _invert(pixels: Pixels, argument: float, centre: Numbers) -> Pixels:
 
 
 def _posterize(pixels: Pixels, bits: float, centre: Numbers) -> Pixels:
-    """The lowest 8 − bits bits become 0; a shift is an 8-bit number, of which TensorFlow takes 7 at the most."""
+    """Sets the lowest 8 − bits bits to 0; like TensorFlow, wraps the shift to 8 bits and limits it to 7."""
     return pixels & np.uint8(0xFF << min(7, (8 - int(bits)) % 256) & 0xFF)
 
 
 def _solarize(pixels: Pixels, threshold: float, centre: Numbers) -> Pixels:
-    """Inverts what reaches the threshold, which is an 8-bit number: 256 is 0, and inverts everything."""
+    """Inverts pixels at or above the threshold, which wraps to 8 bits: 256 becomes 0 and inverts everything."""
     return _mapped(pixels, np.where(int(threshold) % 256 > _VALUES, _VALUES, 255 - _VALUES))
 
 
@@ -125,7 +125,7 @@ def _color(pixels: Pixels, factor: float, centre: Numbers) -> Pixels:
 
 
 def _contrast(pixels: Pixels, factor: float, centre: Numbers) -> Pixels:
-    """Blends with one grey: the reference divides the number of pixels, not their sum, by 256."""
+    """Blends with a constant grey: the reference divides the number of pixels, not their sum, by 256."""
     grey = min(255, pixels.shape[0] * pixels.shape[1] // 256)
     return _mapped(pixels, grey + np.float32(factor) * (_VALUES.astype(np.float32) - grey))
 
@@ -135,11 +135,11 @@ def _brightness(pixels: Pixels, factor: float, centre: Numbers) -> Pixels:
 
 
 def _sharpness(pixels: Pixels, factor: float, centre: Numbers) -> Pixels:
-    smooth = pixels.copy()  # the outermost pixels have no full neighbourhood and stay
+    smooth = pixels.copy()  # border pixels have no full neighbourhood and are not changed
     height, width = (max(0, side - 2) for side in pixels.shape[:2])
     around, own = pixels * _AROUND, pixels * _OWN
     total = np.zeros((height, width, 3), dtype=np.float32)
-    for down, across in np.ndindex(3, 3):  # in TensorFlow's order: a sum that should be whole may fall below
+    for down, across in np.ndindex(3, 3):  # in TensorFlow's order: a sum that should be an integer may fall below
         weighted = own if (down, across) == (1, 1) else around
         total += weighted[down : down + height, across : across + width]
     smooth[1:-1, 1:-1] = _to_bytes(total)
@@ -165,7 +165,7 @@ def _cutout(pixels: Pixels, reach: float, centre: Numbers) -> Pixels:
 def _moved(pixels: Pixels, across: _Row, down: _Row) -> Pixels:
     """Each pixel (x, y) of the result is the nearest one to (across · (x, y, 1), down · (x, y, 1)).
 
-    In 32-bit floats, and half-way between two pixels the one that is farther from 0, as TensorFlow's kernel does.
+    Uses 32-bit floats, and rounds half-way positions away from 0, like TensorFlow's kernel.
     """
     height, width = pixels.shape[:2]
     x, y = np.arange(width, dtype=np.float32)[None, :], np.arange(height, dtype=np.float32)[:, None]
@@ -185,7 +185,7 @@ def _mapped(pixels: Pixels, table: np.ndarray) -> Pixels:
 
 
 def _blend(degenerate: Pixels, pixels: Pixels, factor: float) -> Pixels:
-    """degenerate + factor · (pixels − degenerate), cut off to whole numbers in 0 … 255, as Pillow and TensorFlow."""
+    """degenerate + factor · (pixels − degenerate), truncated to integers in 0 … 255, as in Pillow and TensorFlow."""
     return np.asarray(Image.blend(Image.fromarray(degenerate), Image.fromarray(pixels), factor))
 
 

@@ -1,4 +1,4 @@
-"""Colour: the jitter, and DeiT III's 3-Augment."""
+"""Colour policies: jitter, and DeiT III's 3-Augment."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SOLARIZE_FROM = 128
 class ColorJitter:
     """Brightness, contrast and saturation, each by a factor uniform in [max(0, 1 − s), 1 + s], in random order.
 
-    With a hue h, the hue is turned by a share of the circle uniform in [−h, h], somewhere among these.
+    If h is not 0, the hue is also rotated, by a fraction of the circle uniform in [−h, h].
 
-    Source: torchvision's ColorJitter(s, s, s, h), whose pixels these are.
+    Source: torchvision's ColorJitter(s, s, s, h); the pixels are the same.
 
     Args:
-        strength: s; 0: these three are left out.
-        hue: h, 0 … 0.5; 0: the hue is left out, and needs no numbers.
+        strength: s; 0: these three are skipped.
+        hue: h, 0 … 0.5; 0: the hue is not changed, and needs no random numbers.
     """
 
     strength: float
@@ -39,7 +39,7 @@ class ColorJitter:
         lowest = max(0.0, 1.0 - self.strength)
         factors = lowest + (1.0 + self.strength - lowest) * numbers[:3]
         image = Image.fromarray(pixels)
-        places = np.concatenate([numbers[3:6], numbers[7:]])  # those of the hue stand last
+        places = np.concatenate([numbers[3:6], numbers[7:]])  # the hue's numbers are last
         for which in places.argsort(kind="stable"):
             if which == len(_JITTERED):
                 image = turn_hue(image, self.hue * float(2 * numbers[6] - 1))
@@ -52,12 +52,12 @@ _JITTERED = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
 def turn_hue(image: Image.Image, share: float) -> Image.Image:
-    """The hue turned by a share of the circle, −0.5 … 0.5, in 255 steps cut off to whole ones.
+    """Rotates the hue by a fraction of the circle, −0.5 … 0.5, truncated to one of 255 steps.
 
     Source: torchvision's adjust_hue of Pillow images.
     """
     hue, saturation, value = image.convert("HSV").split()
-    steps = np.int32(share * 255).astype(np.uint8)  # a negative one wraps, as the sum does
+    steps = np.int32(share * 255).astype(np.uint8)  # negative steps wrap around, like the sum
     turned = Image.fromarray(np.asarray(hue) + steps)
     return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
 
@@ -69,7 +69,7 @@ class ThreeAugment:
     Source: DeiT III (2204.07118), section 3.2, and its code, ``augment.py``.
     """
 
-    num_numbers = 2  # which one, and the radius
+    num_numbers = 2  # the choice, and the radius
 
     def __call__(self, pixels: Pixels, numbers: Numbers) -> Pixels:
         """See ``Policy``."""

@@ -1,4 +1,4 @@
-"""What a policy is: a change of one image's pixels that its row of uniform numbers decides."""
+"""The interface of policies. A policy changes one image's pixels, as a function of a row of uniform numbers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Numbers = NDArray[np.float64]
 
 
 class Policy(Protocol):
-    """Must pickle, and must draw from no generator."""
+    """Must be picklable, and must not use a random generator."""
 
     @property
     def num_numbers(self) -> int:
-        """How many uniform numbers an image needs."""
+        """Number of uniform numbers per image."""
         ...
 
     def __call__(self, pixels: Pixels, numbers: Numbers) -> Pixels:

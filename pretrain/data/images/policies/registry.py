@@ -1,4 +1,4 @@
-"""Policies by the key that switches them on, in the order in which they act: a new one is one file and one row here."""
+"""Policies by the key that enables them, in order of application. A new policy is one file and one row here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _big_vision(config: TrainTransformConfig, mean: Mean) -> Policy | None:
 def _timm(config: TrainTransformConfig, mean: Mean) -> Policy | None:
     if config.auto_augment is None:
         return None
-    cubic = config.resize_filter == "bicubic_aa"  # as timm takes the filter of the crop for geometry too
+    cubic = config.resize_filter == "bicubic_aa"  # timm also uses the filter of the crop for geometry
     filter = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
     return TimmRandAugment(parse_timm_policy(config.auto_augment), mean, filter)
 
@@ -44,7 +44,7 @@ POLICIES: dict[str, Callable[[TrainTransformConfig, Mean], Policy | None]] = {
 
 
 def build_policies(config: TrainTransformConfig, mean: Mean) -> dict[str, Policy]:
-    """The policies that are switched on, in their order.
+    """The enabled policies, in order.
 
     Args:
         config: the training transform.

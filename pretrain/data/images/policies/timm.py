@@ -1,8 +1,8 @@
-"""timm's RandAugment, from the text that timm writes it with: ``rand-m9-mstd0.5-inc1``.
+"""timm's RandAugment, configured by timm's own notation: ``rand-m9-mstd0.5-inc1``.
 
 Each of n layers takes one of 15 operations, uniformly and with repetition, and applies it with probability p at a
 magnitude drawn from N(m, mstd), clamped to 0 … mmax. With inc1 every operation grows stronger with the magnitude.
-All pixels come from Pillow, as timm's do, so an operation at a magnitude gives timm's very pixels.
+Like timm, it uses Pillow, so an operation at a given magnitude gives exactly timm's pixels.
 
 Source: timm, ``timm/data/auto_augment.py`` (``rand_augment_transform``, ``AugmentOp``), version 1.0.
 """
@@ -21,19 +21,19 @@ from pretrain.config.schema.augmentation import TimmPolicy
 from pretrain.data.images.policies.protocol import Numbers, Pixels
 
 FULL_LEVEL = 10.0
-TRANSLATE_SHARE = 0.45  # of the width or height, at full level
+TRANSLATE_SHARE = 0.45  # of the width or height, at the highest level
 NUMBERS_PER_LAYER = 4  # operation, whether it is applied, magnitude, sign
 
 
 class Canvas(NamedTuple):
-    """How geometry fills pixels: the colour from outside the image, and Pillow's filter."""
+    """Settings of geometric operations: the colour outside the image, and Pillow's filter."""
 
     fill: tuple[int, int, int]
     filter: Image.Resampling
 
 
 class Operation(NamedTuple):
-    """What a magnitude means, and what is done with it.
+    """An operation, and how its argument depends on the magnitude.
 
     Attributes:
         argument: (magnitude, sign ±1) → argument.
@@ -50,8 +50,8 @@ class TimmRandAugment:
 
     Args:
         policy: as parsed from the text.
-        mean: of the normalisation, in [0, 1]: the colour from outside the image.
-        filter: Pillow's, of geometry.
+        mean: of the normalisation, in [0, 1]; the colour outside the image.
+        filter: Pillow's filter for geometric operations.
     """
 
     policy: TimmPolicy
@@ -76,10 +76,10 @@ class TimmRandAugment:
         return np.asarray(image)
 
     def magnitude(self, number: float) -> float:
-        """The magnitude that a uniform number stands for."""
+        """Uniform number → magnitude."""
         policy = self.policy
         drawn = policy.magnitude
-        if policy.magnitude_std > 100:  # timm's way to say: uniform
+        if policy.magnitude_std > 100:  # timm's notation for a uniform distribution
             drawn = number * policy.magnitude
         elif policy.magnitude_std:
             drawn = NormalDist(policy.magnitude, policy.magnitude_std).inv_cdf(min(max(number, 1e-12), 1 - 1e-12))
@@ -117,7 +117,7 @@ def _threshold(magnitude: float, sign: int) -> float:
 
 
 def _posterize(image: Image.Image, bits: float, canvas: Canvas) -> Image.Image:
-    """Keeps the upper bits; none of them is black, which Pillow's own function refuses from version 13 on."""
+    """Keeps the upper bits; 0 bits give black, which Pillow's own function refuses from version 13 on."""
     mask = 0xFF & ~(0xFF >> int(bits))
     return image.point([value & mask for value in range(256)] * 3)
 
