@@ -163,7 +163,7 @@ def test_goes_on_at_another_layout(
 def stored_dtypes(folder: Path) -> set[str]:
     """Types in the files of the first checkpoint: a moment is stored in the type that it is kept in."""
     found = set()
-    for path in (folder / f"step-{HALF:08d}" / "slices").iterdir():
+    for path in (folder / "checkpoints" / f"step-{HALF:08d}" / "slices").iterdir():
         with safe_open(path, framework="pt") as file:
             found |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
     return found

@@ -97,7 +97,7 @@ def test_a_resume_goes_on_to_the_bit_and_on_fewer_ranks_to_rounding(
 def test_fine_tuning_starts_from_them(pool2: Pool, tmp_path: Path) -> None:
     options = {"steps": SAVE_AT, "folder": str(tmp_path), "save_at": SAVE_AT}
     pool2.run(train_with, settings(), "deepspeed", options)
-    weights = tmp_path / f"step-{SAVE_AT:08d}" / "weights.safetensors"
+    weights = tmp_path / "checkpoints" / f"step-{SAVE_AT:08d}" / "weights.safetensors"
     pretrained, _ = load_weights(weights)
     model = {**RESNET, "img_size": 48, "head_init": "zero"}
     tuned = experiment(model=model, cluster__zero_stage=2, cluster__micro_batch_size=4, optim__weight_decay=0.0)

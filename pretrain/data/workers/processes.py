@@ -10,9 +10,10 @@ import traceback
 import types
 import warnings
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from pretrain.errors import DataError
 from pretrain.names import tell
 
 MAX_DEATHS_IN_A_ROW = 3
+DEATH_IS_REPORTED_WITHIN_S = 10
 _with_processes: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -52,7 +54,7 @@ def loader(dataset: Dataset[Any], places: Any, *, num_workers: int, prefetch_fac
                 yield batch
                 done, deaths = done + 1, 0
         except (RuntimeError, EOFError, OSError) as error:
-            dead = [process.pid for process in made._workers if not process.is_alive()]
+            dead = _ended(made._workers, error)
             deaths += 1
             if not dead:
                 raise
@@ -60,6 +62,17 @@ def loader(dataset: Dataset[Any], places: Any, *, num_workers: int, prefetch_fac
         finally:
             made._shutdown_workers()
             lent_memory.forget({process.pid for process in made._workers})
+
+
+def _ended(processes: Sequence[Any], error: Exception) -> list[int]:
+    """The ids of the processes that have ended.
+
+    The kernel closes the sockets of a killed process before it reports the death, so a lost connection to one that
+    seems to be alive is given a moment.
+    """
+    if isinstance(error, (EOFError, ConnectionError)):
+        wait([process.sentinel for process in processes], timeout=DEATH_IS_REPORTED_WITHIN_S)
+    return [process.pid for process in processes if not process.is_alive()]
 
 
 def _say_deaths(dead: list[int], times: int, error: Exception) -> None:

@@ -26,7 +26,8 @@ def test_a_checkpoint_of_other_evaluation_pixels_is_not_compared(monkeypatch: py
     assert same.error is not None
 
 
-def test_the_digest_is_that_of_older_versions() -> None:
+def test_the_digest_is_that_of_older_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a checkpoint from before objectives were a discriminated union: softmax with the settings of the demo."""
+    monkeypatch.setattr(evaluation, "EVALUATION_PIXELS", 2)  # its evaluation pixels
     transform = {"resize": "squash", "resize_filter": "bilinear_aa"}
     assert settings_digest(experiment(data__eval_transform=transform)) == "01257a753628f228441e94f894666476"

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from pretrain.data.stream import TrainStream
-from pretrain.data.workers.processes import loader
+from pretrain.data.workers.processes import _ended, loader
 from pretrain.data.workers.worker import IGNORED_SIGNALS, fork_server
 from pretrain.errors import DataError
 from tests.unit.data.sets import experiment, write_set
@@ -172,3 +172,12 @@ def test_a_rank_that_exits_with_its_stream_open_does_not_wait(tmp_path, command)
     script.write_text(LEFT_OPEN)
     done = command.run("python", script, folder, env={"PYTHONPATH": os.getcwd()}, timeout_s=300)
     assert (done.returncode, done.stderr) == (7, "")
+
+
+def test_a_connection_that_ends_before_the_process_is_reported_dead() -> None:
+    """The kernel closes a killed process's sockets first; the loader must not take the process for a living one."""
+    process = fork_server().Process(target=time.sleep, args=(0.5,))
+    process.start()
+    assert _ended([process], RuntimeError("an error of the data set")) == [], "nothing is waited for"
+    assert _ended([process], ConnectionResetError()) == [process.pid]
+    process.join()
