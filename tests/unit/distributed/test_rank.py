@@ -32,7 +32,7 @@ def test_detect(env: dict[str, str], wanted: tuple) -> None:
     ("env", "message"),
     [
         ({"RANK": "1"}, "WORLD_SIZE is not set"),
-        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK='one' is not a whole number"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK='one' is not an integer"),
     ],
 )
 def test_half_set_variables_are_refused(env: dict[str, str], message: str) -> None:

@@ -124,7 +124,7 @@ def test_shards_of_several_splits_get_no_index_together(tmp_path, capsys):
     (tmp_path / "b").mkdir()
     (folder / "x-000.tar").rename(tmp_path / "b" / "train-val-0.tar")
     assert main(["verify", str(tmp_path / "b")]) == 2
-    assert "says train and val; say which split they are with --split" in capsys.readouterr().err
+    assert "matches train and val; say which split they are with --split" in capsys.readouterr().err
 
 
 def _flip(folder):
