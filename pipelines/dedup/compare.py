@@ -23,7 +23,7 @@ ROUNDS = 40
 PRECISION = 1e-4
 LEAST_OVERLAP = 0.5
 BLUR = 3.0  # pixels of SIDE: coarser structure is not fine structure
-LEAST_STRUCTURE = 1.0  # below this standard deviation there is no fine structure to compare
+LEAST_STRUCTURE = 1.0  # standard deviation below which a picture is too flat to compare
 DEFAULT_THRESHOLD = 0.8
 
 

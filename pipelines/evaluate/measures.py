@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 
 
 class ClassRow(NamedTuple):
-    """One class: how many images have it, and how the model did on them (None: there is no such image)."""
+    """Number of images of one class and the model's scores on them; a score is None if the class has no image."""
 
     index: int
     num_samples: int

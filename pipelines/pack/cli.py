@@ -113,7 +113,7 @@ def merge(request: PackRequest) -> Result:
     """Finishes a pack by the tasks of an array; the bytes are the same as those of a pack by one machine.
 
     Raises:
-        ConfigError: there is no such pack.
+        ConfigError: the folder does not contain an unfinished pack.
         DataError: shards are missing; names the tasks to run again.
     """
     out = request.out

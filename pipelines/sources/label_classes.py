@@ -47,7 +47,7 @@ class LabelCollector:
 
     Attributes:
         is_multi: an image may have several labels; complete after ``resolve``, like the others.
-        are_names: labels are names, and there is no list of classes.
+        are_names: labels are class names, without a separate list of classes.
         notes: how ambiguous labels were read.
         gaps: describes the class numbers without an image.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
@@ -87,9 +88,9 @@ class OptimConfig(Strict):
     )
 
     @property
+    @abstractmethod
     def own_states(self) -> float:
         """fp32 values that the optimiser keeps per weight; a bf16 value counts as half."""
-        raise NotImplementedError
 
     @property
     def num_states(self) -> float:
