@@ -1,4 +1,4 @@
-"""The source tree keeps the rules of rules.py, and each rule finds a violation that is made up."""
+"""The source tree keeps the rules of layers.py and rules.py, and each rule finds a violation that is made up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture import rules
+from tests.architecture import layers, rules
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,7 +22,7 @@ def test_the_source_keeps_the_rules(rule: Callable[[rules.Tree], Iterator[str]])
 
 def test_every_source_file_is_under_a_rule() -> None:
     modules = {path: rules.module_name(path) for path in rules.read_tree(ROOT)}
-    known = {path for path, module in modules.items() if any(rules.inside(module, name) for name in rules.MAY_IMPORT)}
+    known = {path for path, module in modules.items() if any(rules.inside(module, name) for name in layers.MAY_IMPORT)}
     assert set(modules) - known == {"pretrain/__init__.py"}
 
 
@@ -205,9 +205,9 @@ def test_modules_that_import_each_other_are_found() -> None:
     assert rules.violations(tree) == [f"pretrain/models/a.py:1: {ring} import each other: move down what several need"]
 
 
-@pytest.mark.parametrize("module", rules.LIGHT)
+@pytest.mark.parametrize("module", layers.LIGHT)
 def test_light_modules_are_light_when_they_run(module: str) -> None:
-    code = f"import sys, {module}; heavy = {set(rules.HEAVY)} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+    code = f"import sys, {module}; heavy = {set(layers.HEAVY)} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -215,7 +215,7 @@ def test_light_modules_are_light_when_they_run(module: str) -> None:
 def test_help_of_the_stages_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom pipelines.__main__ import main\n"
-        f"assert main(['--help']) == 0\nsys.exit(len({set(rules.HEAVY)!r} & set(sys.modules)))"
+        f"assert main(['--help']) == 0\nsys.exit(len({set(layers.HEAVY)!r} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

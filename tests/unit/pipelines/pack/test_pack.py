@@ -11,7 +11,6 @@ import os
 import re
 import subprocess
 import sys
-import tarfile
 import warnings
 from contextlib import contextmanager
 from typing import Any
@@ -170,7 +169,7 @@ def test_a_finished_pack_has_nothing_to_do(tmp_path, photos, capsys):
     assert again["splits"]["train"]["num_samples"] == 24
 
 
-def _remove(*names):
+def remove(*names):
     def damage(out):
         for name in names:
             (out / name).unlink()
@@ -196,11 +195,11 @@ def _leave_temporary_files(out):
 @pytest.mark.parametrize(
     "damage",
     [
-        _remove("train/index.json"),
-        _remove("train/index.json", "train/card.json", "train/classes.csv"),
-        _remove("train/index.json", "train/shard-000002.records.safetensors"),
-        _remove("train/index.json", "train/shard-000002.records.safetensors", "train/shard-000002.tar"),
-        _remove("train/index.json", "train/shard-000002.tar"),
+        remove("train/index.json"),
+        remove("train/index.json", "train/card.json", "train/classes.csv"),
+        remove("train/index.json", "train/shard-000002.records.safetensors"),
+        remove("train/index.json", "train/shard-000002.records.safetensors", "train/shard-000002.tar"),
+        remove("train/index.json", "train/shard-000002.tar"),
         _truncate("train/shard-000003.tar"),
         _truncate("train/shard-000003.records.safetensors"),
         _leave_temporary_files,
@@ -249,129 +248,6 @@ def test_a_changed_source_is_refused(tmp_path, photos, capsys):
     (photos / "cat" / "new.jpg").write_bytes(encode(99))
     capsys.readouterr()
     assert "the source has changed" in fails(capsys, *arguments)
-
-
-def rewrite(path, data: bytes) -> None:
-    """Other bytes of the same length, with the old time of change, as ``rsync --times`` or ``cp -p`` leave them."""
-    status = path.stat()
-    assert len(data) == status.st_size
-    path.write_bytes(data)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def negative(path) -> bytes:
-    """The same uncompressed picture with other pixels and as many bytes."""
-    data = bytearray(path.read_bytes())
-    data[-300:] = bytes(255 - value for value in data[-300:])
-    return bytes(data)
-
-
-@pytest.fixture
-def bitmaps(tmp_path):
-    for number in range(6):
-        path = tmp_path / "bitmaps" / "ab"[number % 2] / f"{number}.bmp"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(number, "BMP"))
-    return tmp_path / "bitmaps"
-
-
-def tar_of(pictures: list[bytes], labels: list[int]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for number, (data, label) in enumerate(zip(pictures, labels, strict=True)):
-            for extension, content in (("bmp", data), ("cls", str(label).encode())):
-                member = tarfile.TarInfo(f"{number:03d}.{extension}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    return file.getvalue()
-
-
-def _folder_pixels(files):
-    return ("folder", files[0].parent.parent), lambda: rewrite(files[3], negative(files[3]))
-
-
-def _tar(files, labels, pictures):
-    path = files[0].parent.parent / "t.tar"
-    path.write_bytes(tar_of([file.read_bytes() for file in files], [0, 1, 2, 0, 1, 2]))
-    return ("webdataset", path), lambda: rewrite(path, tar_of([one() for one in pictures], labels))
-
-
-def _tar_labels(files):
-    return _tar(files, [2, 1, 0, 0, 1, 2], [file.read_bytes for file in files])
-
-
-def _tar_pixels(files):
-    other = [*(file.read_bytes for file in files[:5]), lambda: negative(files[5])]
-    return _tar(files, [0, 1, 2, 0, 1, 2], other)
-
-
-def _manifest(files):
-    path = files[0].parent.parent / "m.csv"
-    path.write_text("path,label\n" + "".join(f"{file.parent.name}/{file.name},x\n" for file in files))
-    return path
-
-
-def _manifest_labels(files):
-    path = _manifest(files)
-    return ("manifest", path), lambda: rewrite(path, path.read_bytes().replace(b"0.bmp,x", b"0.bmp,y"))
-
-
-def _manifest_pixels(files):
-    return ("manifest", _manifest(files)), lambda: rewrite(files[0], negative(files[0]))
-
-
-def _class_names(files):
-    (_, path), _ = _tar_labels(files)
-    names = files[0].parent.parent / "names.txt"
-    names.write_text("cat\ndog\nowl\n")
-    arguments = ("webdataset", path, "--class-names", names)
-    return arguments, lambda: rewrite(names, b"dog\ncat\nowl\n")
-
-
-CHANGES = (_folder_pixels, _tar_labels, _tar_pixels, _manifest_labels, _manifest_pixels, _class_names)
-
-
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__.strip("_"))
-def test_a_source_that_changed_in_place_is_refused(tmp_path, bitmaps, change, capsys):
-    arguments, apply = change(sorted(bitmaps.rglob("*.bmp")))
-    out = tmp_path / "out"
-    assert pack(*arguments, "--out", out) == 0
-    before = tree(out)
-    assert pack(*arguments, "--out", out) == 0
-    apply()
-    capsys.readouterr()
-    assert "the source has changed" in fails(capsys, *arguments, "--out", out)
-    assert tree(out) == before
-
-
-def test_files_that_were_only_touched_are_compared_and_found_the_same(tmp_path, bitmaps, capsys):
-    arguments = ("folder", bitmaps, "--out", tmp_path / "out", "--shard-samples", 2)
-    assert result_of(capsys, *arguments)["status"] == "packed"
-    packed = without_times(tmp_path / "out")
-    for path in bitmaps.rglob("*.bmp"):
-        path.write_bytes(path.read_bytes())
-    assert result_of(capsys, *arguments)["status"] == "unchanged"
-    assert without_times(tmp_path / "out") == packed
-
-
-def test_what_a_kill_left_is_not_completed_from_other_pixels(tmp_path, bitmaps, capsys):
-    arguments = ("folder", bitmaps, "--out", tmp_path / "out", "--shard-samples", 2)
-    assert pack(*arguments) == 0
-    _remove("train/index.json", "train/shard-000002.records.safetensors")(tmp_path / "out")
-    files = sorted(bitmaps.rglob("*.bmp"))
-    for path in files:
-        rewrite(path, negative(path))
-    capsys.readouterr()
-    assert "2 of 2 shards hold an image with other bytes now" in fails(capsys, *arguments)
-
-
-def test_a_pack_without_digests_of_its_source_says_that_it_does_not_know(tmp_path, bitmaps, capsys):
-    arguments = ("folder", bitmaps, "--out", tmp_path / "out")
-    assert pack(*arguments) == 0
-    (tmp_path / "out" / "contents.json").unlink()
-    next(bitmaps.rglob("*.bmp")).touch()
-    assert pack(*arguments) == 0
-    assert "whether pixels have changed is unknown" in capsys.readouterr().out
 
 
 def test_a_damaged_finished_pack_is_no_silent_success(tmp_path, photos, capsys):
@@ -543,65 +419,6 @@ def test_help_has_an_example_and_imports_no_torch(argv):
 def test_an_unknown_stage_is_an_error(argv, word, capsys):
     assert main(argv) == 2
     assert word in capsys.readouterr().err
-
-
-ARRAY = ("--shard-samples", 2, "--holdout", 0.3)
-
-
-@pytest.mark.parametrize("num_tasks", [1, 3])
-def test_the_tasks_of_an_array_give_the_bytes_of_one_machine(tmp_path, photos, num_tasks, capsys):
-    assert pack("folder", photos, "--out", tmp_path / "alone", *ARRAY) == 0
-    capsys.readouterr()
-    out = tmp_path / "shared"
-    for number in range(num_tasks, 0, -1):
-        arguments = ("folder", photos, "--out", out, *ARRAY, "--task", f"{number}/{num_tasks}")
-        assert result_of(capsys, *arguments)["status"] == "task"
-    assert pack("merge", out) == 0
-    assert tree(out) == tree(tmp_path / "alone")
-    capsys.readouterr()
-    assert result_of(capsys, "merge", out)["status"] == "unchanged"
-    assert result_of(capsys, "folder", photos, "--out", out, *ARRAY)["status"] == "unchanged"
-
-
-def test_a_task_lists_once_and_cleans_up_after_itself_alone(tmp_path, photos, capsys):
-    out, arguments = tmp_path / "out", ("folder", photos, "--out", tmp_path / "out", *ARRAY)
-    assert pack(*arguments, "--task", "1/2") == 0
-    (photos / "cat" / "new.jpg").write_bytes(encode(99))  # seen by nobody: the first task's list is the list
-    other, own = out / "train" / "shard-000000.tar.tmp", out / "train" / "shard-000001.tar.tmp"
-    other.write_bytes(b"half")
-    own.write_bytes(b"half")
-    assert pack(*arguments, "--task", "2/2") == 0
-    assert other.exists()
-    assert not own.exists()
-    other.unlink()
-    assert pack("merge", out) == 0
-    assert "new.jpg" not in "".join(record_sources(out))
-
-
-def record_sources(out) -> list[str]:
-    readers = [ShardReader(ShardTable.load(path.parent)) for path in out.glob("*/index.json")]
-    return [reader.record(index)[1].source for reader in readers for index in range(reader.table.num_samples)]
-
-
-def test_a_merge_before_its_time_names_the_tasks(tmp_path, photos, capsys):
-    out, arguments = tmp_path / "out", ("folder", photos, "--out", tmp_path / "out", *ARRAY)
-    assert "holds no pack.json" in fails(capsys, "merge", tmp_path)
-    assert pack(*arguments, "--task", "2/3") == 0
-    capsys.readouterr()
-    message = fails(capsys, "merge", out)
-    assert "run again with --task 1/3, 3/3, then merge" in message
-    assert "by 3 tasks, not 4" in fails(capsys, *arguments, "--task", "1/4")
-    assert "seed: 0 then, 1 now" in fails(capsys, *arguments, "--seed", 1, "--task", "1/3")
-    assert "--seed would be ignored" in fails(capsys, "merge", out, "--seed", 1)
-    assert "write I/N" in fails(capsys, *arguments, "--task", "4/3")
-
-
-def test_a_run_alone_goes_on_where_tasks_stopped(tmp_path, photos):
-    out, arguments = tmp_path / "out", ("folder", photos, "--out", tmp_path / "out", *ARRAY)
-    assert pack(*arguments, "--task", "2/3") == 0
-    assert pack(*arguments) == 0
-    assert pack("folder", photos, "--out", tmp_path / "alone", *ARRAY) == 0
-    assert tree(out) == tree(tmp_path / "alone")
 
 
 def test_a_pack_of_the_first_version_is_read(tmp_path, capsys):
