@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml setup.sh
 demo: $(INSTALLED) ## pack, pretrain, kill, resume and fine-tune on embedded real images
 	$(PYTHON) -m pipelines demo
 
-quick: $(INSTALLED) ## one case of each law, in two to three minutes: after every edit
+quick: $(INSTALLED) ## one case of each law, in about a minute: after every edit
 	$(PYTHON) -m pytest -m "quick and not slow" --numprocesses auto --dist loadfile
 
 test: $(INSTALLED) ## the suite without slow tests, on all cores: before every commit
