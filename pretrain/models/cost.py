@@ -10,21 +10,19 @@ import math
 from dataclasses import dataclass
 
 from pretrain.config.schema.model import ModelConfig
-from pretrain.models.footprint import WEIGHT_BYTES, Footprint, Precision
-from pretrain.models.variants import (
-    NUM_CHANNELS,
-    STEM_WIDTH,
-    ViTShape,
-    is_head_tensor,
-    parameter_shapes,
-    representation_size,
-    resolve,
+from pretrain.models.block_cost import (
+    COMPUTE_BYTES,
+    block_bytes,
+    block_macs,
+    norm_statistics,
+    residual_bytes,
+    selective_bytes,
 )
+from pretrain.models.families.protocol import FP32, Footprint, Precision
+from pretrain.models.tensor_shapes import DECODER, block_shapes, is_head_tensor, num_pixels, parameter_shapes
+from pretrain.models.variants import NUM_CHANNELS, STEM_WIDTH, ViTShape, decoder_model, representation_size, resolve
 
 Checkpointing = str  # a policy of cluster.activation_checkpointing: none, full, selective, every_2, every_3, …
-
-_FP32 = 4
-_COMPUTE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "autocast": 2}  # of the operands of matrix products
 
 
 def num_parameters(model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:
@@ -34,34 +32,43 @@ def num_parameters(model: ModelConfig, num_classes: int, *, with_head: bool = Tr
 
 
 def forward_macs(model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:
-    """Multiply-adds of the matrix products in one image's forward pass, attention included.
+    """Multiply-adds of the matrix products in one training image's forward pass, attention included.
 
-    Without the head, its tanh layer is excluded too. Norms, softmax, GELU and additions are left out, as in every
-    published GMAC figure.
+    Patches that ``model.patch_drop`` leaves out are counted in the embedding only. Without the head, its tanh layer is
+    excluded too. Norms, softmax, GELU and additions are left out, as in every published GMAC figure.
     """
     shape, hidden = resolve(model), representation_size(model)
-    tokens, width = shape.num_tokens, shape.embed_dim
-    embed = _embed_macs(shape)
-    dense = tokens * (4 * width * width + 2 * width * shape.mlp_dim)
-    attention = 2 * tokens * tokens * width
-    if model.pos_embed == "relative_1d":
-        attention += tokens * (2 * tokens - 1) * width
-    pool = 0
+    width, pool = shape.embed_dim, 0
     if model.pool == "map":
-        keys = shape.num_patches * 2 * width * (width + 1)  # k and v of each patch, logits and weighted sum
+        keys = shape.num_kept * 2 * width * (width + 1)  # k and v of each patch, logits and weighted sum
         pool = keys + 2 * width * width + 2 * width * shape.mlp_dim
     head = width * hidden + hidden * num_classes if hidden else width * num_classes
-    head *= shape.num_patches if model.head == "dense" else 1
-    body = embed + shape.depth * (dense + attention) + pool
+    head *= {"pooled": 1, "pooled_and_patches": 1 + shape.num_patches}.get(model.head, shape.num_patches)
+    body = _embed_macs(shape) + shape.depth * block_macs(model) + pool
+    if model.decoder is not None:
+        return body + _decoder_macs(model) if with_head else body
     return body + head * (2 if model.distilled else 1) if with_head else body
 
 
-def training_flops(model: ModelConfig, num_classes: int, num_images: float) -> float:
-    """FLOPs of training on ``num_images`` draws: 2 per multiply-add, times 3 for forward and backward.
+def weight_macs(model: ModelConfig, num_classes: int) -> dict[str, int]:
+    """Name of a dense or convolution weight → multiply-adds of its products in one image's forward pass.
 
-    Recomputation by activation checkpointing is not useful work and is not counted.
+    Those of a hybrid's ResNet are counted with its 1 × 1 convolution, ``patch_embed.proj``.
     """
-    return num_images * 3 * 2 * forward_macs(model, num_classes)
+    shape, found = resolve(model), {}
+    of_decoder = resolve(decoder_model(model)).num_tokens if model.decoder is not None else 0
+    for name, dimensions in parameter_shapes(model, num_classes).items():
+        if not name.endswith(".weight") or len(dimensions) < 2 or name.startswith("patch_embed."):
+            continue
+        rows = 1
+        if name.startswith(("blocks.", f"{DECODER}embed.")):
+            rows = shape.num_trained_tokens
+        elif name.startswith(DECODER):
+            rows = shape.num_patches if name.startswith(f"{DECODER}pred.") else of_decoder
+        elif name.startswith(("attn_pool.kv", "head_patches.")) or model.head in ("dense", "patches"):
+            rows = shape.num_kept
+        found[name] = rows * math.prod(dimensions)
+    return {"patch_embed.proj.weight": _embed_macs(shape)} | found
 
 
 def activation_bytes(
@@ -74,15 +81,22 @@ def activation_bytes(
     themselves, so that attention is taken as the unfused kernel, with its (A, T, T) products.
     """
     shape = resolve(model)
+    ends = _ends_bytes(shape, model, num_classes, precision)
+    if model.decoder is not None:
+        ends += _decoder_bytes(model, precision, checkpointing)
+    return _blocks_bytes(model, precision, checkpointing) + ends
+
+
+def _blocks_bytes(model: ModelConfig, precision: Precision, checkpointing: Checkpointing) -> int:
+    shape = resolve(model)
     per_block = {
-        "none": _block_bytes(shape, model, precision),
-        "full": _residual_bytes(shape, precision),
-        "selective": _selective_bytes(shape, model, precision),
+        "none": block_bytes(model, precision),
+        "full": residual_bytes(shape, precision),
+        "selective": selective_bytes(model, precision),
     }
     recomputed = num_recomputed(shape.depth, checkpointing)
     policy = "full" if checkpointing.startswith("every_") else checkpointing
-    blocks = recomputed * per_block[policy] + (shape.depth - recomputed) * per_block["none"]
-    return blocks + _ends_bytes(shape, model, num_classes, precision)
+    return recomputed * per_block[policy] + (shape.depth - recomputed) * per_block["none"]
 
 
 def working_bytes(model: ModelConfig, *, precision: Precision, checkpointing: Checkpointing = "none") -> int:
@@ -92,13 +106,13 @@ def working_bytes(model: ModelConfig, *, precision: Precision, checkpointing: Ch
     checkpointing, the recomputed inside of one block.
     """
     shape = resolve(model)
-    hidden = 2 * shape.num_tokens * shape.mlp_dim * _COMPUTE_BYTES[precision]
+    hidden = 2 * shape.num_trained_tokens * shape.mlp_dim * COMPUTE_BYTES[precision]
     recomputed = 0
     if checkpointing != "none":
-        recomputed = _block_bytes(shape, model, precision)
+        recomputed = block_bytes(model, precision)
     if checkpointing == "selective":
-        recomputed -= _selective_bytes(shape, model, precision)
-    return hidden + 2 * _residual_bytes(shape, precision) + recomputed
+        recomputed -= selective_bytes(model, precision)
+    return hidden + 2 * residual_bytes(shape, precision) + recomputed
 
 
 def num_recomputed(depth: int, checkpointing: Checkpointing) -> int:
@@ -109,13 +123,21 @@ def num_recomputed(depth: int, checkpointing: Checkpointing) -> int:
 
 
 def recomputed_macs(model: ModelConfig, checkpointing: Checkpointing) -> int:
-    """Multiply-adds per image that the backward pass recomputes; ``training_flops`` excludes them."""
+    """Multiply-adds per image that the backward pass recomputes; ``registry.training_flops`` excludes them."""
     shape = resolve(model)
     if checkpointing == "selective":
         return 0
-    tokens, width = shape.num_tokens, shape.embed_dim
-    block = tokens * (4 * width * width + width * shape.mlp_dim) + 2 * tokens * tokens * width  # fc2 is not recomputed
-    return num_recomputed(shape.depth, checkpointing) * block
+    last = shape.num_trained_tokens * shape.embed_dim * shape.mlp_dim  # the MLP's second layer is not recomputed
+    of_decoder = 0 if model.decoder is None else recomputed_macs(decoder_model(model), checkpointing)
+    return num_recomputed(shape.depth, checkpointing) * (block_macs(model) - last) + of_decoder
+
+
+def _decoder_macs(model: ModelConfig) -> int:
+    """The layer before its blocks, the blocks on all tokens, and the prediction of every patch."""
+    decoder, encoder = decoder_model(model), resolve(model)
+    shape = resolve(decoder)
+    ends = encoder.num_trained_tokens * encoder.embed_dim + shape.num_patches * num_pixels(shape)
+    return ends * shape.embed_dim + shape.depth * block_macs(decoder)
 
 
 def _embed_macs(shape: ViTShape) -> int:
@@ -124,6 +146,16 @@ def _embed_macs(shape: ViTShape) -> int:
         return shape.num_patches * NUM_CHANNELS * math.prod(shape.patch) * shape.embed_dim
     layers = stem_convolutions(shape)
     return sum(layer.macs for layer in layers) + shape.num_patches * layers[-1].out * shape.embed_dim
+
+
+def _decoder_bytes(model: ModelConfig, precision: Precision, checkpointing: Checkpointing) -> int:
+    """Its blocks; the tokens that it embeds; norm, fp32 input of the prediction, and the errors of the pixels."""
+    decoder, encoder = decoder_model(model), resolve(model)
+    shape = resolve(decoder)
+    embedded = encoder.num_trained_tokens * encoder.embed_dim * COMPUTE_BYTES[precision]
+    norm = residual_bytes(shape, precision) + FP32 * norm_statistics(model) * shape.num_tokens
+    pixels = FP32 * shape.num_patches * (shape.embed_dim + num_pixels(shape))
+    return _blocks_bytes(decoder, precision, checkpointing) + embedded + norm + pixels
 
 
 @dataclass(frozen=True)
@@ -166,85 +198,35 @@ def _halved(size: tuple[int, int]) -> tuple[int, int]:
     return -(-size[0] // 2), -(-size[1] // 2)
 
 
-def _residual_bytes(shape: ViTShape, precision: Precision) -> int:
-    return shape.num_tokens * shape.embed_dim * WEIGHT_BYTES[precision]
-
-
-def _block_bytes(shape: ViTShape, model: ModelConfig, precision: Precision) -> int:
-    tokens, width = shape.num_tokens, shape.embed_dim
-    # The norms read the residual stream twice; in the compute type: two norms' outputs, q k v, the attention's output,
-    # and the hidden layer before and after GELU.
-    residual = 2 * _residual_bytes(shape, precision)
-    compute = tokens * (6 * width + 2 * shape.mlp_dim) * _COMPUTE_BYTES[precision]
-    statistics = _FP32 * 2 * 2 * tokens  # mean and 1/std of two norms
-    masks = tokens * (2 * width + shape.mlp_dim) if model.dropout else 0
-    if model.layer_scale is not None:  # the branches before they are scaled
-        compute += 2 * tokens * width * _COMPUTE_BYTES[precision]
-    return residual + compute + statistics + masks + _attention_extra_bytes(shape, model, precision)
-
-
-def _attention_extra_bytes(shape: ViTShape, model: ModelConfig, precision: Precision) -> int:
-    """Inside attention, besides q k v and the output: logsumexp or products, and modified queries and keys."""
-    tokens, width, heads = shape.num_tokens, shape.embed_dim, shape.num_heads
-    compute = _COMPUTE_BYTES[precision]
-    extra = _FP32 * heads * tokens
-    if model.qk_norm or model.pos_embed == "rope_2d":  # what attention reads is no longer a part of q k v
-        extra += 2 * tokens * width * compute
-    if model.qk_norm:
-        extra += _FP32 * 2 * 2 * tokens * heads
-        extra += 2 * tokens * width * _FP32 if precision == "autocast" else 0  # upcast for fp32 weights
-    if model.pos_embed.startswith("relative"):
-        extra += _relative_bytes(shape, model, precision)
-    return extra
-
-
-def _relative_bytes(shape: ViTShape, model: ModelConfig, precision: Precision) -> int:
-    """Attention unfused, in fp32: copies of q, k and v, and the probabilities; for relative keys q and its products."""
-    tokens, width, heads, compute = shape.num_tokens, shape.embed_dim, shape.num_heads, _COMPUTE_BYTES[precision]
-    extra = 3 * tokens * width * (_FP32 - compute) + _FP32 * heads * tokens * (tokens - 1)
-    if model.pos_embed == "relative_1d":
-        extra += compute * tokens * (width + heads * (2 * tokens - 1))
-    return extra
-
-
-def _selective_bytes(shape: ViTShape, model: ModelConfig, precision: Precision) -> int:
-    """A block's input, and the outputs of qkv, attention (and logsumexp), proj, fc1 and fc2."""
-    tokens, width = shape.num_tokens, shape.embed_dim
-    compute = tokens * (6 * width + shape.mlp_dim) * _COMPUTE_BYTES[precision]
-    attention = _FP32 * shape.num_heads * tokens
-    if model.pos_embed.startswith("relative"):  # unfused, in fp32: logits and weighted sum
-        attention *= tokens
-        attention += tokens * width * (_FP32 - _COMPUTE_BYTES[precision])
-    if model.pos_embed == "relative_1d":
-        attention += _COMPUTE_BYTES[precision] * shape.num_heads * tokens * (2 * tokens - 1)
-    return _residual_bytes(shape, precision) + compute + attention
-
-
 def _ends_bytes(shape: ViTShape, model: ModelConfig, num_classes: int, precision: Precision) -> int:
     """Image, final norm, fp32 head, and for the loss the log-probabilities (or logits) and targets.
 
-    A dense head keeps the tokens in fp32, its normed ones among them, and for the loss the log-probabilities of every
-    pixel and int64 classes.
+    A head on patches keeps the tokens in fp32, its normed ones among them, and for the loss its outputs and the
+    targets; a dense head the log-probabilities of every pixel and int64 classes.
     """
-    image = NUM_CHANNELS * math.prod(shape.img_size) * _COMPUTE_BYTES[precision]
-    pool_first = model.pool == "avg_norm"
-    norm = (
-        _FP32 * (shape.embed_dim + 2)
-        if pool_first
-        else _residual_bytes(shape, precision) + _FP32 * 2 * shape.num_tokens
-    )
+    image = NUM_CHANNELS * math.prod(shape.img_size) * COMPUTE_BYTES[precision]
+    pool_first, statistics = model.pool == "avg_norm", FP32 * norm_statistics(model)
+    norm = residual_bytes(shape, precision) + statistics * shape.num_trained_tokens
+    if pool_first:
+        norm = FP32 * shape.embed_dim + statistics
     hidden = representation_size(model) or 0
-    head = _FP32 * (shape.embed_dim + 2 * hidden)
-    outputs = 2 * _FP32 * num_classes
+    head = 0 if model.decoder is not None else FP32 * (shape.embed_dim + 2 * hidden)
+    outputs = 0 if model.decoder is not None else 2 * FP32 * num_classes
+    if model.head != "pooled":
+        head = FP32 * shape.num_patches * (shape.embed_dim * (2 if pool_first else 1) + hidden)
+        outputs *= shape.num_patches
+    if model.head == "pooled_and_patches":
+        head, outputs = head + FP32 * shape.embed_dim, outputs + 2 * FP32 * num_classes
     if model.head == "dense":
-        head = _FP32 * shape.num_patches * shape.embed_dim * (2 if pool_first else 1)
-        outputs = (_FP32 * num_classes + 8) * math.prod(shape.img_size)
+        outputs = (FP32 * num_classes + 8) * math.prod(shape.img_size)
     masks = shape.num_tokens * shape.embed_dim if model.dropout else 0
     pool = 0
     if model.pool == "map":  # the patches, their keys and values, and the MLP of one token
-        pool = 3 * shape.num_patches * shape.embed_dim + 6 * shape.embed_dim + 2 * shape.mlp_dim
+        pool = 3 * shape.num_kept * shape.embed_dim + 6 * shape.embed_dim + 2 * shape.mlp_dim
     stem = _stem_bytes(shape, precision) if shape.stem_blocks else 0
-    return image + stem + norm + head + masks + pool * _COMPUTE_BYTES[precision] + outputs
+    if model.rope == "axial" and model.patch_drop:  # cosines and sines of the tokens that each image keeps
+        stem += 2 * FP32 * shape.num_trained_tokens * shape.embed_dim // shape.num_heads
+    return image + stem + norm + head + masks + pool * COMPUTE_BYTES[precision] + outputs
 
 
 def _stem_bytes(shape: ViTShape, precision: Precision) -> int:
@@ -258,7 +240,7 @@ def _stem_bytes(shape: ViTShape, precision: Precision) -> int:
     pooled = _halved(layers[0].size)
     padded = math.prod(2 * side + 1 for side in pooled)  # of the maximum, whose indices are int64
     elements += STEM_WIDTH * (math.prod(pooled) + padded)
-    return elements * _COMPUTE_BYTES[precision] + 8 * STEM_WIDTH * math.prod(pooled)
+    return elements * COMPUTE_BYTES[precision] + 8 * STEM_WIDTH * math.prod(pooled)
 
 
 def footprint(
@@ -267,28 +249,44 @@ def footprint(
     """The numbers of the model that decide its memory. Copies: bf16's fp32 copy of the head, autocast's bf16 copies."""
     return Footprint(
         parameters=num_parameters(model, num_classes),
-        largest_unit=_block_parameters(resolve(model)),
+        largest_unit=max(_block_parameters(each) for each in _parts(model)),
         kept=activation_bytes(model, num_classes, precision=precision, checkpointing=checkpointing),
         working=max(
-            working_bytes(model, precision=precision, checkpointing=checkpointing), _loss_bytes(model, num_classes)
+            *(working_bytes(each, precision=precision, checkpointing=checkpointing) for each in _parts(model)),
+            _loss_bytes(model, num_classes),
         ),
         copies=_cast_bytes(model, num_classes, precision),
     )
 
 
+def _parts(model: ModelConfig) -> list[ModelConfig]:
+    """The model, and its decoder as a model of its own."""
+    return [model] if model.decoder is None else [model, decoder_model(model)]
+
+
+def _block_parameters(model: ModelConfig) -> int:
+    return sum(math.prod(shape) for shape in block_shapes(model).values())
+
+
 def _loss_bytes(model: ModelConfig, num_classes: int) -> int:
-    """Bytes per image at the start of the backward pass: gradients of log-probabilities and logits of every pixel."""
-    pixels = math.prod(resolve(model).img_size) if model.head == "dense" else 0
-    return 2 * _FP32 * num_classes * pixels
+    """Bytes per image at the start of the backward pass: gradients of log-probabilities and logits of every place.
 
-
-def _block_parameters(shape: ViTShape) -> int:
-    return 4 * shape.embed_dim**2 + 2 * shape.embed_dim * shape.mlp_dim + 9 * shape.embed_dim + shape.mlp_dim
+    A decoder's: of the errors and the predictions of every patch.
+    """
+    shape = resolve(model)
+    if model.decoder is not None:
+        return 2 * FP32 * shape.num_patches * num_pixels(shape)
+    places = {"pooled": 0, "patches": shape.num_patches, "dense": math.prod(shape.img_size)}
+    return 2 * FP32 * num_classes * places[model.head]
 
 
 def _cast_bytes(model: ModelConfig, num_classes: int, precision: Precision) -> int:
     """Copies of the weights in another type that the backward pass reads."""
+    shapes = parameter_shapes(model, num_classes)
+    in_fp32 = {name for name in shapes if is_head_tensor(name)}
+    if model.decoder is not None:
+        in_fp32 = {name for name in shapes if name.startswith(f"{DECODER}pred.")}
+    head = sum(math.prod(shapes[name]) for name in in_fp32)
     if precision == "autocast":
-        return _COMPUTE_BYTES[precision] * num_parameters(model, num_classes, with_head=False)
-    head = num_parameters(model, num_classes) - num_parameters(model, num_classes, with_head=False)
-    return _FP32 * head if precision == "bf16" else 0
+        return COMPUTE_BYTES[precision] * (num_parameters(model, num_classes) - head)
+    return FP32 * head if precision == "bf16" else 0

@@ -8,6 +8,8 @@ other biases 0, patch convolution and tanh layer lecun_normal (flax's default), 
 token 0, head 0. The normal(0.01) head is the other kind that ``model.head_init`` offers. Hybrid (models_resnet.py):
 convolutions lecun_normal, the last norm of each bottleneck 0. Attention pooling (big_vision, models/vit.py): query
 token xavier_uniform over (1, D), its dense layers as a block's. Registers, relative tables: normal(0.02), as timm.
+Mixed rotary frequencies: RoPE-ViT (2403.13298) and its code, a random angle for each head of each block. A decoder: as
+a model of its own; its first and last layer xavier_uniform, as MAE's code.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from torch import Tensor, nn
 
 from pretrain import seeds
 from pretrain.config.schema.model import ModelConfig
-from pretrain.models.variants import parameter_shapes
+from pretrain.models.tensor_shapes import DECODER, parameter_shapes
+from pretrain.models.variants import decoder_model, rope_temperature
 
 Shape = tuple[int, ...]
 Rule = Callable[[Shape, torch.Generator, ModelConfig], Tensor]
@@ -47,6 +50,29 @@ def _qkv_xavier_uniform(shape: Shape, generator: torch.Generator, model: ModelCo
     """q, k and v each as a separate (D, D) matrix: on the fused (3D, D) the bound would be √2 too small."""
     third = (shape[0] // 3, shape[1])
     return torch.cat([_xavier_uniform(third, generator, model) for _ in "qkv"])
+
+
+def _fc1_xavier_uniform(shape: Shape, generator: torch.Generator, model: ModelConfig) -> Tensor:
+    """The gate and the value of SwiGLU each as a separate (M, D) matrix."""
+    parts = 2 if model.mlp == "swiglu" else 1
+    each = (shape[0] // parts, shape[1])
+    return torch.cat([_xavier_uniform(each, generator, model) for _ in range(parts)])
+
+
+def _mixed_frequencies(shape: Shape, generator: torch.Generator, model: ModelConfig) -> Tensor:
+    """(2, L, A, E/2): axial frequencies b^(−k / (E/4)) on two perpendicular axes, turned by an angle of each head."""
+    quarter = shape[-1] // 2
+    sizes = rope_temperature(model) ** -(torch.arange(quarter) / quarter)
+    angles = torch.rand(*shape[1:3], 1, generator=generator) * 2 * math.pi
+    angles = torch.cat([angles, angles + math.pi / 2], dim=-1).repeat_interleave(quarter, dim=-1)
+    return torch.stack([angles.cos(), angles.sin()]) * sizes.repeat(2)
+
+
+def _in_proj_xavier_uniform(shape: Shape, generator: torch.Generator, model: ModelConfig) -> Tensor:
+    """The MLP's first matrix (M, D), then q, k and v, each as a separate (D, D) matrix."""
+    width = shape[1]
+    parts = [(shape[0] - 3 * width, width), *[(width, width)] * 3]
+    return torch.cat([_xavier_uniform(part, generator, model) for part in parts])
 
 
 def _kv_xavier_uniform(shape: Shape, generator: torch.Generator, model: ModelConfig) -> Tensor:
@@ -90,15 +116,20 @@ RULES: dict[str, Rule] = {
     r"patch_embed\.backbone\..*norm\d?\.bias":     _constant(0.0),
     r"patch_embed\.proj\.weight":                  _lecun_normal,
     r"patch_embed\.proj\.bias":                    _constant(0.0),
-    r"(blocks\.\d+\.norm[12]|norm|fc_norm)\.weight": _constant(1.0),
-    r"(blocks\.\d+\.norm[12]|norm|fc_norm)\.bias": _constant(0.0),
+    r"(blocks\.\d+\.(norm[12]|in_norm)|norm|fc_norm)\.weight": _constant(1.0),
+    r"(blocks\.\d+\.(norm[12]|in_norm)|norm|fc_norm)\.bias": _constant(0.0),
     r"blocks\.\d+\.attn\.qkv\.weight":             _qkv_xavier_uniform,
-    r"blocks\.\d+\.attn\.[qk]_norm\.weight":       _constant(1.0),
-    r"blocks\.\d+\.attn\.[qk]_norm\.bias":         _constant(0.0),
-    r"blocks\.\d+\.ls[12]\.gamma":                 _layer_scale,
-    r"blocks\.\d+\.attn\.proj\.weight":            _xavier_uniform,
-    r"blocks\.\d+\.attn\.(qkv|proj)\.bias":        _constant(0.0),
-    r"blocks\.\d+\.mlp\.fc[12]\.weight":           _xavier_uniform,
+    r"blocks\.\d+\.(attn\.)?[qk]_norm\.weight":       _constant(1.0),
+    r"blocks\.\d+\.(attn\.)?[qk]_norm\.bias":         _constant(0.0),
+    r"blocks\.\d+\.ls[12]?\.gamma":                 _layer_scale,
+    r"blocks\.\d+\.attn\.(gate|proj)\.weight":     _xavier_uniform,
+    r"blocks\.\d+\.attn\.(qkv|gate|proj)\.bias":   _constant(0.0),
+    r"blocks\.\d+\.mlp\.fc1\.weight":              _fc1_xavier_uniform,
+    r"blocks\.\d+\.mlp\.fc2\.weight":              _xavier_uniform,
+    r"blocks\.\d+\.in_proj\.weight":               _in_proj_xavier_uniform,
+    r"blocks\.\d+\.(attn|mlp)_out_proj\.weight":   _xavier_uniform,
+    r"blocks\.\d+\.(in|attn_out|mlp_out)_proj\.bias": _constant(0.0),
+    r"rope\.freqs":                               _mixed_frequencies,
     r"blocks\.\d+\.mlp\.fc[12]\.bias":             _normal(1e-6),
     r"attn_pool\.latent":                          _probe_xavier_uniform,
     r"attn_pool\.kv\.weight":                      _kv_xavier_uniform,
@@ -108,8 +139,10 @@ RULES: dict[str, Rule] = {
     r"attn_pool\.mlp\.fc[12]\.bias":               _normal(1e-6),
     r"pre_logits\.fc\.weight":                     _lecun_normal,
     r"pre_logits\.fc\.bias":                       _constant(0.0),
-    r"head(_dist)?\.weight":                       _head_weight,
-    r"head(_dist)?\.bias":                         _head_bias,
+    r"head(_dist|_patches)?\.weight":              _head_weight,
+    r"head(_dist|_patches)?\.bias":                _head_bias,
+    r"(embed|pred)\.weight":                       _xavier_uniform,
+    r"(embed|pred)\.bias":                         _constant(0.0),
 }  # fmt: skip
 
 
@@ -119,12 +152,13 @@ def initial_value(name: str, shape: Shape, model: ModelConfig, seed: int) -> Ten
     Raises:
         LookupError: no rule or several rules match the name; a new tensor needs exactly one.
     """
-    rules = [rule for pattern, rule in RULES.items() if re.fullmatch(pattern, name)]
+    config, own = (decoder_model(model), name[len(DECODER) :]) if name.startswith(DECODER) else (model, name)
+    rules = [rule for pattern, rule in RULES.items() if re.fullmatch(pattern, own)]
     if len(rules) != 1:
         raise LookupError(f"{len(rules)} rules of pretrain/models/init.py explain the tensor {name!r}; add exactly one")
     generator = torch.Generator().manual_seed(seeds.integer_seed(seed, "init", name))
     with torch.device("cpu"):
-        return rules[0](tuple(shape), generator, model)
+        return rules[0](tuple(shape), generator, config)
 
 
 def initial_state(model: ModelConfig, num_classes: int, seed: int) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -18,25 +19,28 @@ from torch import Tensor
 from pretrain.errors import CheckpointError
 from pretrain.files import sync
 from pretrain.models.families.registry import tensor_shapes
-from pretrain.models.header import HEADER_KEY, sort_metadata
-from pretrain.models.metadata import FORMAT_VERSION, WeightsMetadata
+from pretrain.models.metadata import FORMAT_VERSION, HEADER_KEY, WeightsMetadata, sort_metadata
 
+Entry = TypeVar("Entry")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
-def save_weights(path: str | Path, state: Mapping[str, Tensor], metadata: WeightsMetadata) -> None:
+def save_weights(
+    path: str | Path, state: Mapping[str, Tensor], metadata: WeightsMetadata, names: Mapping[str, str] | None = None
+) -> None:
     """Writes a weights file atomically.
 
     Args:
         path: ends in .safetensors by convention; the folder must exist.
-        state: the unsharded tensors under the names of ``variants.parameter_shapes``, of any floating type and device.
+        state: the unsharded tensors under the names of ``parameter_shapes``, of any floating type and device.
         metadata: metadata for the header.
+        names: our name of a tensor → the name to write, for other programs; the folder's reader translates it back.
     """
-    path = Path(path)
+    path, others = Path(path), names or {}
     problem = _unlike_metadata({name: tuple(tensor.shape) for name, tensor in state.items()}, metadata)
     assert problem is None, problem
     partial = path.with_name(path.name + ".partial")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    tensors = {others.get(name, name): tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, partial, metadata={"format": "pt", HEADER_KEY: metadata.model_dump_json()})
     sort_metadata(partial)
     sync(partial)
@@ -52,7 +56,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], WeightsMetadata]:
             tensors that contradict the metadata.
     """
     state, header = read_tensors(path)
-    metadata = _parse(Path(path), header)
+    metadata = parse_header(Path(path), header)
     check_tensors(state, metadata, path)
     return state, metadata
 
@@ -80,14 +84,23 @@ def read_metadata(path: str | Path) -> WeightsMetadata | None:
     Raises:
         CheckpointError: as ``load_weights``.
     """
+    header = header_of(path)
+    return parse_header(Path(path), header) if is_weights_header(header) else None
+
+
+def header_of(path: str | Path) -> dict[str, str]:
+    """The metadata of a safetensors header as texts, without reading tensors.
+
+    Raises:
+        CheckpointError: no such file, pickled, truncated or not safetensors.
+    """
     path = Path(path)
     _refuse_foreign(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            header = file.metadata() or {}
+            return file.metadata() or {}
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a complete safetensors file ({error}); copy or export it again") from error
-    return _parse(path, header) if is_weights_header(header) else None
 
 
 def is_weights_header(header: Mapping[str, str]) -> bool:
@@ -111,15 +124,21 @@ def _refuse_foreign(path: Path) -> None:
         what = "is a folder, not a weights file" if path.is_dir() else "does not exist"
         raise CheckpointError(f"{path}: {what}; name a .safetensors file")
     with path.open("rb") as file:
-        start = file.read(4)
-    if start.startswith(_PICKLE_STARTS):
+        start = file.read(9)
+    # The length of a header (8 bytes, then its JSON) may begin like a pickle: 640 is 80 02.
+    if start.startswith(_PICKLE_STARTS) and start[8:] != b"{":
         raise CheckpointError(
             f"{path}: a pickled checkpoint or a zip archive; nothing is unpickled here: save its tensors as "
             "safetensors with pretrain.models.interop.save_weights"
         )
 
 
-def _parse(path: Path, header: Mapping[str, str]) -> WeightsMetadata:
+def parse_header(path: Path, header: Mapping[str, str]) -> WeightsMetadata:
+    """The metadata in the header of one of our weights files.
+
+    Raises:
+        CheckpointError: there is none, of another version, or damaged.
+    """
     text = header.get(HEADER_KEY)
     if text is None:
         raise CheckpointError(
@@ -145,10 +164,14 @@ def _parse(path: Path, header: Mapping[str, str]) -> WeightsMetadata:
 
 def expected_shapes(metadata: WeightsMetadata) -> dict[str, tuple[int, ...]]:
     """Name → shape of every tensor that a file with this metadata holds; without classes there is no head."""
-    shapes = tensor_shapes(metadata.model, max(1, metadata.num_classes))
-    if metadata.num_classes:
-        return shapes
-    return {name: shape for name, shape in shapes.items() if not name.startswith(("head.", "head_dist."))}
+    return tensor_shapes(metadata.model, metadata.num_classes)
+
+
+def without_head(tensors: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The tensors, or their shapes, of a network whose weights are kept without its head."""
+    return {
+        name: entry for name, entry in tensors.items() if not name.startswith(("head.", "head_dist.", "head_patches."))
+    }
 
 
 def _unlike_metadata(shapes: Mapping[str, tuple[int, ...]], metadata: WeightsMetadata) -> str | None:

@@ -1,11 +1,12 @@
-"""Resizing of position tables, and the report on each tensor; used by every family's surgery.
+"""Resizing of position tables and patch kernels, and the report on each tensor; used by every family's surgery.
 
-Legend: D width · A heads · N patch tokens of a grid (h, w) · F prefix tokens.
+Legend: C channels · D width · A heads · N patch tokens of a grid (h, w) · F prefix tokens.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -39,6 +40,7 @@ class SurgeryReport:
 
     loaded: list[str] = field(default_factory=list)
     resized: dict[str, tuple[Grid, Grid]] = field(default_factory=dict)
+    resampled: dict[str, tuple[Grid, Grid]] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
     new: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
@@ -49,6 +51,10 @@ class SurgeryReport:
         return [
             f"{len(self.loaded)} tensors loaded as they are",
             *(f"resized: {name} from grid {old} to {new}" for name, (old, new) in self.resized.items()),
+            *(
+                f"resampled: {name} from patches of {old} to {new} pixels"
+                for name, (old, new) in self.resampled.items()
+            ),
             *(f"renamed: {old} is now {new}" for new, old in self.renamed.items()),
             *(f"new: {name} starts at its initial value" for name in self.new),
             *(f"dropped: {name} of the file is not used" for name in self.dropped),
@@ -90,6 +96,30 @@ def resize_pos_embed(
     return torch.cat([prefix, resized.to(source.dtype)], dim=1)
 
 
+def resized_table(table: Tensor, old_grid: Grid, new_grid: Grid, num_prefix_tokens: int, filter: Filter) -> Tensor:
+    """As ``resize_pos_embed``, on the device of the table and with a gradient for it, within a forward pass.
+
+    Every filter is linear and separable, so resizing is a matrix product for each axis, whose gradient has a fixed
+    order of summation on a GPU. It is done in double precision, which autocast and TF32 leave alone.
+
+    Returns:
+        (1, F + h'·w', D) in the type of ``table``.
+    """
+    prefix, patches = table[:, :num_prefix_tokens], table[:, num_prefix_tokens:].double()
+    rows, columns = (_axis_matrix(old, new, filter, table.device) for old, new in zip(old_grid, new_grid, strict=True))
+    resized = torch.einsum("ih,jw,bhwd->bijd", rows, columns, patches.unflatten(1, old_grid)).flatten(1, 2)
+    return torch.cat([prefix, resized.to(table.dtype)], dim=1)
+
+
+@lru_cache(maxsize=64)
+def _axis_matrix(old: int, new: int, filter: Filter, device: torch.device) -> Tensor:
+    """float64 (new, old), which resizes one axis. Cached: a copy from the host in every step would wait for the GPU."""
+    if old == new:
+        return torch.eye(old, dtype=torch.float64, device=device)
+    planes = torch.eye(old, dtype=torch.float64)[None, :, :, None]  # a plane of one column for each place of the axis
+    return _interpolate(planes, (new, 1), filter)[0, :, :, 0].T.double().to(device)
+
+
 def _interpolate(planes: Tensor, grid: Grid, filter: Filter) -> Tensor:
     if planes.shape[3] == 1:  # torch's antialiased kernel is wrong on planes of width 1: give it two equal columns
         doubled = planes.expand(*planes.shape[:3], 2).contiguous()
@@ -99,6 +129,40 @@ def _interpolate(planes: Tensor, grid: Grid, filter: Filter) -> Tensor:
     return F.interpolate(
         planes.float(), size=grid, mode="bicubic", align_corners=False, antialias=filter == "bicubic_aa"
     )
+
+
+def resample_patch_embed(kernel: Tensor, new_patch: Grid) -> Tensor:
+    """Kernels of the patch embedding for patches of another size: (D, C, p, q) → (D, C, p', q').
+
+    If B is the matrix that resizes a patch of the old size to the new one, the kernel is multiplied by the pseudo-
+    inverse of Bᵀ. For larger patches, a resized patch then gives exactly the token of the original one; for smaller
+    ones it is the best approximation over random patches.
+
+    Source: FlexiViT (2212.08013), equation 4.
+    Differs: B resizes bicubically with antialiasing, as timm's ``resample_patch_embed``; the paper's code bilinearly.
+
+    Returns:
+        The new kernels in the type of ``kernel``, on the CPU; the same size returns the same values.
+    """
+    source = kernel.detach().cpu()
+    if source.shape[2:] == tuple(new_patch):
+        return source.clone()
+    return resampled_kernel(source, new_patch)
+
+
+def resampled_kernel(kernel: Tensor, new_patch: Grid) -> Tensor:
+    """As ``resample_patch_embed``, on the device of the kernel and with a gradient for it, within a forward pass."""
+    matrix = _resampling(tuple(kernel.shape[2:]), new_patch, kernel.device)
+    return (kernel.flatten(2).double() @ matrix).unflatten(2, new_patch).to(kernel.dtype)
+
+
+@lru_cache(maxsize=64)
+def _resampling(old: Grid, new: Grid, device: torch.device) -> Tensor:
+    """float64 (p·q, p'·q'), which resamples a kernel. Cached, as ``_axis_matrix``."""
+    pixels = torch.eye(old[0] * old[1]).unflatten(1, (1, *old))
+    resize = _interpolate(pixels, new, "bicubic_aa").flatten(1)  # Bᵀ: a row for each pixel of an old patch
+    inverse = torch.linalg.pinv(resize.double(), rtol=1e-6)  # its fp32 entries make a zero singular value up to 1e-7
+    return inverse.T.contiguous().to(device)
 
 
 def resize_axis(table: Tensor, new_length: int, filter: Filter) -> Tensor:

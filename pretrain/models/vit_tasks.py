@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config.schema.model import ModelConfig
-from pretrain.models.layers.precision import Fp32Linear, without_autocast
+from pretrain.models.layers.head import Fp32Linear, without_autocast
 from pretrain.models.vit import VisionTransformer
 
 MASK_TOKEN = -1
@@ -41,18 +41,28 @@ class DistilledVisionTransformer(VisionTransformer):
         first, *rest = super().prefix_tokens()
         return [first, self.dist_token, *rest]
 
-    def forward(self, images: Tensor, drop_path: Tensor | None = None, *, separate_heads: bool = False) -> Tensor:
+    def forward(  # type: ignore[override]
+        self,
+        images: Tensor,
+        drop_path: Tensor | None = None,
+        *,
+        kept: Tensor | None = None,
+        patch: int | None = None,
+        separate_heads: bool = False,
+    ) -> Tensor:
         """fp32 logits (B, K), the mean of both heads; with ``separate_heads`` (B, 2, K): class head, distillation head.
 
         Args:
             images: normalised floats (B, C, H, W).
             drop_path: see ``VisionTransformer.forward``.
+            kept: likewise.
+            patch: likewise.
             separate_heads: for distillation objectives.
         """
-        logits = self._both_heads(self.forward_features(images, drop_path))
+        logits = self._both_heads(self.forward_features(images, drop_path, kept, patch=patch))
         return logits if separate_heads else logits.mean(1)
 
-    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False, valid: Tensor | None = None) -> Tensor:
         """Mean logits (B, K) of tokens (B, T, D), or with ``pre_logits`` the mean of both heads' inputs (B, D)."""
         if pre_logits:
             return tokens[:, :2].mean(dim=1, dtype=torch.float32)
@@ -64,11 +74,43 @@ class DistilledVisionTransformer(VisionTransformer):
             return torch.stack([self.head(pair[:, 0]), self.head_dist(pair[:, 1])], dim=1)
 
 
-class DenseTransformer(VisionTransformer):
-    """``model.head: dense``: logits of every pixel, by a linear head on the patch tokens.
+class PatchTransformer(VisionTransformer):
+    """``model.head: patches``: outputs of every patch, by the head on the patch tokens after the final norm.
 
-    Each patch token, after the final norm, is mapped to K logits by one dense layer; the grid of logits is interpolated
-    to the image. Class, register and other tokens take part in attention only.
+    Class, register and other tokens take part in attention only.
+    """
+
+    def forward(self, images: Tensor, drop_path: Tensor | None = None) -> Tensor:
+        """fp32 outputs (B, K, h, w) of normalised images (B, C, H, W)."""
+        return self.patch_logits(self.forward_features(images, drop_path))
+
+    def patch_logits(self, tokens: Tensor) -> Tensor:
+        """fp32 outputs of every patch in its place, (B, K, h, w), from tokens (B, T, D)."""
+        return self.patch_outputs(tokens, self.head).unflatten(2, self.shape.grid)
+
+    def patch_outputs(self, tokens: Tensor, head: nn.Module) -> Tensor:
+        """fp32 outputs (B, K, N) of a head on the patches of tokens (B, T, D)."""
+        with without_autocast(tokens.device):
+            patches = self.fc_norm(tokens[:, self.shape.num_prefix_tokens :].float())
+            return head(self.pre_logits(patches)).transpose(1, 2)
+
+
+class PooledAndPatchTransformer(PatchTransformer):
+    """``model.head: pooled_and_patches``: outputs of the image by ``head``, and of every patch by ``head_patches``."""
+
+    def __init__(self, model: ModelConfig, num_classes: int) -> None:
+        super().__init__(model, num_classes)
+        self.head_patches = Fp32Linear(self.shape.embed_dim, num_classes)
+
+    def forward(self, images: Tensor, drop_path: Tensor | None = None) -> Tensor:
+        """fp32 outputs (B, K, 1 + N) of normalised images (B, C, H, W): of the image, then of its patches."""
+        tokens = self.forward_features(images, drop_path)
+        patches = self.patch_outputs(tokens, self.head_patches)
+        return torch.cat([self.forward_head(tokens)[:, :, None], patches], dim=2)
+
+
+class DenseTransformer(PatchTransformer):
+    """``model.head: dense``: logits of every pixel: those of the patches, interpolated to the image.
 
     Source: DINOv2 (2304.07193), section 7.4, "linear"; the same head is BEiT's (2106.08254) without its deconvolutions.
     Differs: DINOv2 puts a batch norm before the layer; the tokens are normed here already.
@@ -77,12 +119,6 @@ class DenseTransformer(VisionTransformer):
     def forward(self, images: Tensor, drop_path: Tensor | None = None) -> Tensor:
         """fp32 logits (B, K, H, W) of normalised images (B, C, H, W)."""
         return self.upsampled(self.patch_logits(self.forward_features(images, drop_path)))
-
-    def patch_logits(self, tokens: Tensor) -> Tensor:
-        """fp32 logits of every patch in its place, (B, K, h, w), from tokens (B, T, D)."""
-        with without_autocast(tokens.device):
-            patches = self.fc_norm(tokens[:, self.shape.num_prefix_tokens :].float())
-            return self.head(patches).transpose(1, 2).unflatten(2, self.shape.grid)
 
     def upsampled(self, logits: Tensor) -> Tensor:
         """Logits of the grid (B, K, h, w) at every pixel, (B, K, H, W): bilinear between the patches' centres."""

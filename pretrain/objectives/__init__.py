@@ -1,1 +1,1 @@
-"""Training objectives, one module each."""
+"""Training objectives: functions of a model and a micro-batch that return a loss."""

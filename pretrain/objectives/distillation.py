@@ -7,18 +7,14 @@ Source: DeiT (2012.12877), equations 2 (soft) and 3 (hard); the reductions from 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from pretrain.objectives.classification import Softmax
 from pretrain.objectives.protocol import MicroBatch, Model
-from pretrain.objectives.softmax import Softmax
-
-Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -45,9 +41,11 @@ class Distillation:
     def __call__(self, model: Model, batch: MicroBatch) -> Tensor:
         """The loss, an fp32 scalar."""
         if self.two_heads:
-            logits, imitating = model(batch.images, batch.drop_path, separate_heads=True).float().unbind(1)
+            logits, imitating = (
+                model(batch.images, batch.drop_path, separate_heads=True, **batch.options).float().unbind(1)
+            )
         else:
-            logits = imitating = model(batch.images, batch.drop_path).float()
+            logits = imitating = model(batch.images, batch.drop_path, **batch.options).float()
         own = Softmax(self.label_smoothing).loss(logits, batch)
         return (1.0 - self.alpha) * own + self.alpha * self._imitation(imitating, self.teacher(batch.images))
 
@@ -62,35 +60,3 @@ class Distillation:
         )
         count = logits.numel() if self.kl_reduction == "mean" else len(logits)
         return divergence * (self.tau * self.tau) / count
-
-
-class Teacher:
-    """A frozen model that computes logits of the student's images.
-
-    Args:
-        net: in evaluation mode, without gradients, on the device, fp32 weights.
-        student: mean and standard deviation of the student's normalisation.
-        own: mean and standard deviation of the teacher's normalisation; images are renormalised if they differ.
-        autocast: compute matrix products in bfloat16.
-    """
-
-    def __init__(
-        self, net: nn.Module, student: tuple[Triple, Triple], own: tuple[Triple, Triple], *, autocast: bool = False
-    ) -> None:
-        self._net, self._autocast = net, autocast
-        device = next(net.parameters()).device
-        (mean, std), (own_mean, own_std) = (
-            [torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in pair] for pair in (student, own)
-        )
-        self._scale: Tensor | None = None
-        if student != own:  # x·std + mean are pixels again
-            self._scale = (std / own_std).to(device, torch.float32)
-            self._shift = ((mean - own_mean) / own_std).to(device, torch.float32)
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """fp32 logits (B, K) of the student's normalised images."""
-        if self._scale is not None:
-            images = images * self._scale + self._shift
-        with torch.autocast(images.device.type, torch.bfloat16) if self._autocast else nullcontext():
-            return self._net(images).float()

@@ -54,7 +54,7 @@ class MaskedPatches:
         assert batch.slots is not None, "masks are functions of the slots"
         num_patches = self.grid[0] * self.grid[1]
         chosen = corruption(batch.slots.numpy(), num_patches, self.share, seed=self.seed)
-        corrupted = Corruption(*(_to_device(part, batch.images.device) for part in chosen))
+        corrupted = Corruption(*(to_device(part, batch.images.device) for part in chosen))
         logits = model(batch.images, batch.drop_path, corrupted).float()
         colours = mean_colours(batch.images, self.patch, self.mean, self.std).gather(1, corrupted.positions)
         return F.cross_entropy(logits.flatten(0, 1), colours.flatten())
@@ -95,7 +95,8 @@ def mean_colours(
     return classes
 
 
-def _to_device(array: NDArray[np.int64], device: torch.device) -> Tensor:
+def to_device(array: NDArray[np.int64], device: torch.device) -> Tensor:
+    """A choice of patches on the device, which the host does not wait for."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if device.type == "cuda":  # the host would wait for a copy from pageable memory
         tensor = tensor.pin_memory()

@@ -24,13 +24,6 @@ from torch import Tensor
 
 from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError
-from pretrain.models.exchange.architecture import (
-    named_config,
-    refusal,
-    refuse_inexpressible,
-    refuse_leftovers,
-    square_grid,
-)
 from pretrain.models.exchange.google_names import (
     NAMES,
     VIT_JAX_POSITIONS,
@@ -40,6 +33,13 @@ from pretrain.models.exchange.google_names import (
     block_array,
     entries,
     names_of,
+)
+from pretrain.models.exchange.translation import (
+    named_config,
+    refusal,
+    refuse_inexpressible,
+    refuse_leftovers,
+    square_grid,
 )
 from pretrain.models.interop import check_tensors, expected_shapes
 from pretrain.models.metadata import WeightsMetadata
@@ -74,7 +74,7 @@ def read_npz(path: str | Path) -> tuple[dict[str, Tensor], WeightsMetadata]:
     if not prefix:
         arrays = {key: array for key, array in arrays.items() if not key.startswith("opt/")}
     names = names_of(arrays)
-    metadata = _described_beside(path) or _described_by_arrays(arrays, names, path)
+    metadata = described_beside(path) or _described_by_arrays(arrays, names, path)
     state, used = {}, set()
     wanted = expected_shapes(metadata)
     for entry in entries(names, metadata.shape):
@@ -219,7 +219,12 @@ def beside(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def _described_beside(path: Path) -> WeightsMetadata | None:
+def described_beside(path: Path) -> WeightsMetadata | None:
+    """The metadata in the JSON file beside an .npz file of ours; None: there is none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     text = beside(path)
     if not text.is_file():
         return None

@@ -18,12 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.errors import SetupError
-from pretrain.models.metadata import WeightsMetadata
+from pretrain.models.metadata import HEADER_KEY, WeightsMetadata
 
-METADATA_KEY = "pretrain.weights"
 OPSET = 20  # the first with a GELU operator
 INPUT, LOGITS, FEATURES = "images", "logits", "features"
 _EXTERNAL_ABOVE_BYTES = int(1.5 * 2**30)  # protobuf ends at 2 GiB
+_MEANING = {
+    None: "logits (batch, classes)",
+    "softmax": "logits (batch, classes); their softmax are the probabilities",
+    "sigmoid": "logits (batch, classes); the sigmoid of each is the probability of its class",
+    "none": "numbers (batch, numbers) in the units of the data",
+}
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -88,8 +93,9 @@ def _properties(metadata: WeightsMetadata) -> Mapping[str, str]:
     height, width = metadata.img_size
     facts = {
         "input": f"float32 RGB images (batch, 3, {height}, {width}): (x / 255 - mean) / std",
-        "mean": str(list(metadata.mean)),
-        "std": str(list(metadata.std)),
+        "mean": str(list(metadata.normalisation[0])),
+        "std": str(list(metadata.normalisation[1])),
         "eval_transform": "unknown" if transform is None else transform.model_dump_json(),
+        "output": _MEANING[metadata.activation] if metadata.num_classes else "the input of the head that was left out",
     }
-    return facts | {METADATA_KEY: metadata.model_dump_json()}
+    return facts | {HEADER_KEY: metadata.model_dump_json()}

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pretrain.errors import CheckpointError
-from pretrain.models.exchange.architecture import named_config, refuse_leftovers, require, square_grid
+from pretrain.models.exchange.translation import named_config, refuse_leftovers, require, square_grid
 from pretrain.models.interop import check_tensors, expected_shapes, read_tensors
 from pretrain.models.metadata import WeightsMetadata
 from pretrain.models.variants import Size
@@ -47,8 +47,22 @@ def read_torchvision(path: str | Path) -> tuple[dict[str, Tensor], WeightsMetada
     Raises:
         CheckpointError: not such a file, or the number of heads is unknown.
     """
-    path = Path(path)
-    theirs, header = read_tensors(path)
+    return from_tensors(*read_tensors(path), Path(path))
+
+
+def from_tensors(
+    theirs: Mapping[str, Tensor], header: Mapping[str, str], path: Path
+) -> tuple[dict[str, Tensor], WeightsMetadata]:
+    """Tensors of torchvision's names as ours.
+
+    Args:
+        theirs: a ``state_dict``.
+        header: ``num_heads``, for widths that torchvision's own models do not have.
+        path: the file, for errors.
+
+    Raises:
+        CheckpointError: as ``read_torchvision``.
+    """
     metadata = _described(theirs, header, path)
     state, used = {}, set()
     for name in expected_shapes(metadata):

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pretrain.config.families import FAMILIES, family_name
+from pretrain.config.image_sizes import Tiling
 from pretrain.config.schema.model import ModelConfig
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, ConfigError
 from pretrain.models.families.protocol import Family, Shapes
 
 if TYPE_CHECKING:
@@ -34,6 +35,16 @@ def family_of(model: ModelConfig) -> Family:
 def cost_is_known(model: ModelConfig) -> bool:
     """Whether sizes and costs of ``model`` can be computed here: its family may need packages that are missing."""
     return all(importlib.util.find_spec(package) is not None for package in model.family.packages)
+
+
+def require_known_cost(model: ModelConfig) -> None:
+    """Raises ConfigError if sizes and costs of ``model`` cannot be computed here."""
+    if not cost_is_known(model):
+        packages = " and ".join(model.family.packages)
+        raise ConfigError(
+            f"model.name: the size and cost of {model.name} are measured on torch's meta device, without weights or "
+            f"data: install {packages} for it, or use a model of name: vit"
+        )
 
 
 def build_model(model: ModelConfig, num_classes: int) -> nn.Module:
@@ -63,6 +74,29 @@ def tensor_shapes(model: ModelConfig, num_classes: int) -> Shapes:
     return family_of(model).tensor_shapes(model, num_classes)
 
 
+def accept_sizes(net: nn.Module, tilings: Sequence[Tiling], filter: Filter) -> None:
+    """Makes a network take training images and patches of these sizes beside its own (see ``Family.accept_sizes``).
+
+    Raises:
+        ConfigError: its size cannot change, or it cannot have one of these.
+    """
+    config: ModelConfig = net.config  # type: ignore[assignment]
+    patches = any(tiling.patch for tiling in tilings)
+    require_changing_size(config, "model.patch_sizes" if patches else "data.resolution")
+    family_of(config).accept_sizes(net, tilings, filter)
+    net.num_sizes = len(tilings)  # type: ignore[assignment]
+
+
+def require_changing_size(model: ModelConfig, key: str) -> None:
+    """Raises ConfigError if networks of ``model`` take images of one size only; ``key`` asks for several."""
+    reason = family_of(model).fixed_size_because(model)
+    if reason is not None:
+        raise ConfigError(
+            f"{key}: {reason}, so sizes cannot change during the run; remove it, or use "
+            "model.name: vit with pos_embed: learned_1d or sincos2d_timm, or with rope"
+        )
+
+
 def init_weights(net: nn.Module, seed: int) -> None:
     """Sets every tensor of an unsharded network to its initial value: a function of (seed, config).
 
@@ -80,6 +114,15 @@ def uses_generator(net: nn.Module) -> bool:
 def classifier_layers(net: nn.Module) -> list[nn.Module]:
     """The last layers of a network, whose inputs are its features: one, or two of a distilled model."""
     return family_of(net.config).classifiers(net)  # type: ignore[arg-type]
+
+
+def patch_features(net: nn.Module, images: Tensor) -> Tensor:
+    """Normed patch tokens of normalised images (B, C, H, W) in their places: (B, D, h, w).
+
+    Raises:
+        ConfigError: the network has no grid of them.
+    """
+    return family_of(net.config).patch_features(net, images)  # type: ignore[arg-type]
 
 
 def require_same(theirs: ModelConfig, ours: ModelConfig) -> None:
@@ -126,3 +169,32 @@ def adapt_state_dict(
     config: ModelConfig = net.config  # type: ignore[assignment]
     require_same(source.model, config)
     return family_of(config).adapt(state, source, net, SurgeryOptions(head, filter, seed))
+
+
+# ── sizes and costs; ``pretrain.sharding`` computes the share of one rank ──
+
+
+def num_parameters(model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:
+    """Number of parameters."""
+    return family_of(model).num_parameters(model, num_classes, with_head=with_head)
+
+
+def parameter_shapes(model: ModelConfig, num_classes: int) -> Shapes:
+    """Name → shape of every parameter, in the order of the model."""
+    family = family_of(model)
+    statistics = set(family.running_statistics(model, num_classes))
+    shapes = family.tensor_shapes(model, num_classes)
+    return {name: shape for name, shape in shapes.items() if name not in statistics}
+
+
+def forward_macs(model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:
+    """Multiply-adds of one image's forward pass."""
+    return family_of(model).forward_macs(model, num_classes, with_head=with_head)
+
+
+def training_flops(model: ModelConfig, num_classes: int, num_images: float) -> float:
+    """FLOPs of training on ``num_images`` draws: 2 per multiply-add, times 3 for forward and backward.
+
+    Recomputation by activation checkpointing is not useful work and is not counted.
+    """
+    return num_images * 3 * 2 * forward_macs(model, num_classes)

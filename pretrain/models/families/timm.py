@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from pretrain.config.image_sizes import Tiling
 from pretrain.config.schema.model import ModelConfig
-from pretrain.models.families.protocol import Family, Geometry, Shapes, TimmTwin
-from pretrain.models.footprint import Footprint, Precision
+from pretrain.models.families.protocol import Family, Footprint, Geometry, Precision, Shapes, TimmTwin
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor, nn
 
+    from pretrain.models.families.measured_cost import MeasuredCosts
     from pretrain.models.metadata import WeightsMetadata
-    from pretrain.models.surgery import SurgeryOptions, SurgeryReport
+    from pretrain.models.surgery import Filter, SurgeryOptions, SurgeryReport
+
+
+@functools.cache
+def _costs() -> MeasuredCosts:
+    from pretrain.models.families.measured_cost import MeasuredCosts
+    from pretrain.models.families.timm_backbone import head_tensors
+
+    return MeasuredCosts(_network, head_tensors)
+
+
+def _network(model: ModelConfig, num_classes: int) -> nn.Module:
+    """The backbone on the meta device: names and shapes without memory."""
+    from pretrain.models.families.timm_backbone import build_timm
+    from pretrain.models.families.timm_shapes import shapes_only
+
+    with shapes_only():
+        return build_timm(model, num_classes)
 
 
 class TimmFamily:
@@ -38,43 +59,47 @@ class TimmFamily:
 
     def running_statistics(self, model: ModelConfig, num_classes: int) -> tuple[str, ...]:
         """Means and variances of batch norms, and their counters."""
-        from pretrain.models.families.timm_cost import meta_model
-
-        net = meta_model(model, num_classes)
-        parameters = {name for name, _ in net.named_parameters()}
-        return tuple(name for name in net.state_dict() if name not in parameters)
+        return _costs().running_statistics(model, num_classes)
 
     def layer_ids(self, model: ModelConfig, num_classes: int) -> dict[str, int]:
         """timm's own grouping."""
-        from pretrain.models.families.timm_cost import meta_model
+        return _network(model, num_classes).layer_ids()  # type: ignore[operator]
 
-        return meta_model(model, num_classes).layer_ids()  # type: ignore[operator]
+    def attention_heads(self, model: ModelConfig, num_classes: int) -> dict[str, int]:
+        """Modules that say their number of heads."""
+        layers = _network(model, num_classes).named_modules()
+        numbers = {name: getattr(layer, "num_heads", None) for name, layer in layers}
+        return {name: number for name, number in numbers.items() if isinstance(number, int)}
 
     def num_parameters(self, model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:
-        """See ``timm_cost.num_parameters``."""
-        from pretrain.models.families import timm_cost
-
-        return timm_cost.num_parameters(model, num_classes, with_head=with_head)
+        """Counted."""
+        return _costs().num_parameters(model, num_classes, with_head=with_head)
 
     def forward_macs(self, model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:
-        """See ``timm_cost.forward_macs``."""
-        from pretrain.models.families import timm_cost
+        """Measured."""
+        return _costs().forward_macs(model, num_classes, with_head=with_head)
 
-        return timm_cost.forward_macs(model, num_classes, with_head=with_head)
+    def weight_macs(self, model: ModelConfig, num_classes: int) -> dict[str, int]:
+        """Measured, of the layers that the network calls."""
+        return _costs().weight_macs(model, num_classes)
 
     def recomputed_macs(self, model: ModelConfig, checkpointing: str) -> int:
-        """See ``timm_cost.recomputed_macs``."""
-        from pretrain.models.families import timm_cost
-
-        return timm_cost.recomputed_macs(model, checkpointing)
+        """About a forward pass."""
+        return _costs().recomputed_macs(model, checkpointing)
 
     def footprint(
         self, model: ModelConfig, num_classes: int, *, precision: Precision, checkpointing: str = "none"
     ) -> Footprint:
-        """See ``timm_cost.footprint``."""
-        from pretrain.models.families import timm_cost
+        """Measured."""
+        return _costs().footprint(model, num_classes, precision=precision, checkpointing=checkpointing)
 
-        return timm_cost.footprint(model, num_classes, precision=precision, checkpointing=checkpointing)
+    def cast_names(self, model: ModelConfig, num_classes: int) -> frozenset[str]:
+        """Counted."""
+        return _costs().cast_names(model, num_classes)
+
+    def units(self, model: ModelConfig, num_classes: int) -> tuple[str, ...]:
+        """See ``units.listed_blocks``."""
+        return tuple(_network(model, num_classes).units())  # type: ignore[operator]
 
     # ── networks ──
 
@@ -83,6 +108,13 @@ class TimmFamily:
         from pretrain.models.families.timm_backbone import has_img_size
 
         return not has_img_size(model)
+
+    def fixed_size_because(self, model: ModelConfig) -> str | None:
+        """See ``takes_any_size``."""
+        return None if self.takes_any_size(model) else f"tensors of {model.name} belong to one size"
+
+    def accept_sizes(self, net: nn.Module, tilings: Sequence[Tiling], filter: Filter) -> None:
+        """Nothing changes."""
 
     def build(self, model: ModelConfig, num_classes: int) -> nn.Module:
         """See ``timm_backbone.build_timm``."""
@@ -110,6 +142,12 @@ class TimmFamily:
 
         return classifiers(net)
 
+    def patch_features(self, net: nn.Module, images: Tensor) -> Tensor:
+        """See ``timm_backbone.patch_features``."""
+        from pretrain.models.families.timm_backbone import patch_features
+
+        return patch_features(net, images)
+
     def adapt(
         self, state: Mapping[str, Tensor], source: WeightsMetadata, net: nn.Module, options: SurgeryOptions
     ) -> tuple[dict[str, Tensor], SurgeryReport]:
@@ -128,6 +166,12 @@ class TimmFamily:
         known = get_pretrained_cfg(timm_name(model.name))
         layers = {name: getattr(known, name, None) for name in ("pool_size", "first_conv", "classifier")}
         return TimmTwin(timm_name(model.name), dict(model.kwargs) | size, layers)
+
+    def write_huggingface(self, folder: Path, state: Mapping[str, Tensor], metadata: WeightsMetadata) -> None:
+        """Refused: transformers has other modules."""
+        from pretrain.models.exchange.translation import refuse_inexpressible
+
+        refuse_inexpressible(metadata.model, "Hugging Face", "hf", ())
 
 
 FAMILY: Family = TimmFamily()

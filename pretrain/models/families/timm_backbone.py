@@ -26,7 +26,9 @@ from torch import Tensor, nn
 from pretrain import seeds
 from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import ConfigError
-from pretrain.models.layers.precision import Fp32Conv2d, Fp32Linear
+from pretrain.models.families.timm_shapes import shapes_only
+from pretrain.models.layers.head import Fp32Conv2d, Fp32Linear
+from pretrain.models.units import compile_units, listed_blocks
 
 _NUM_CHANNELS = 3
 
@@ -88,17 +90,26 @@ class TimmBackbone(nn.Module):
             )
 
     def layer_ids(self) -> dict[str, int]:
-        """Parameter name → layer, 0 for the stem and the largest for the head: timm's own grouping."""
+        """Parameter name → layer, 0 for the stem and the largest for the head: timm's own grouping.
+
+        Raises:
+            ConfigError: timm does not group the layers of this architecture.
+        """
+        if not hasattr(self, "group_matcher"):
+            raise ConfigError(
+                f"optim: timm knows no layers of {self.config.name}; set layer_decay to null, and name to adamw, sgd, "
+                "lamb or adafactor"
+            )
         matcher = self.group_matcher(coarse=False)  # type: ignore[operator]
         return group_parameters(self, matcher, reverse=True)  # type: ignore[return-value]
 
-    def compile_blocks(self, backend: str = "inductor") -> None:
-        """Refused: only our own Vision Transformer has known repeated blocks.
+    def units(self) -> list[str]:
+        """Names of the modules whose weights are gathered together where they are sharded."""
+        return listed_blocks(self)
 
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError(f"cluster.compile: {self.config.name} has no blocks that are known; set it to false")
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """See ``units.compile_units``."""
+        compile_units(self, backend)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -118,7 +129,7 @@ def build_timm(model: ModelConfig, num_classes: int) -> nn.Module:
 
 def build_frozen(model: ModelConfig, num_classes: int) -> nn.Module:
     """As ``build_timm``, for inference only and without a trial forward pass."""
-    return _create(model, num_classes, seed=0)
+    return _create(model, num_classes)
 
 
 def initial_state(model: ModelConfig, num_classes: int, seed: int) -> dict[str, Tensor]:
@@ -138,13 +149,13 @@ def tensor_shapes(model: ModelConfig, num_classes: int) -> dict[str, tuple[int, 
 
 def frozen_shapes(model: ModelConfig, num_classes: int) -> dict[str, tuple[int, ...]]:
     """As ``tensor_shapes``, without a trial forward pass, for inference."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in _create(model, num_classes, 0).state_dict().items()}
+    with shapes_only():
+        return {name: tuple(tensor.shape) for name, tensor in _create(model, num_classes).state_dict().items()}
 
 
 def has_img_size(model: ModelConfig) -> bool:
     """Whether the architecture is built for one resolution."""
-    with torch.device("meta"):
+    with shapes_only():
         return "img_size" in _call_timm(model, 2)[1]
 
 
@@ -153,6 +164,26 @@ def classifiers(net: nn.Module) -> list[nn.Module]:
     found = net.get_classifier()  # type: ignore[operator]
     layers = [layer for layer in (found if isinstance(found, tuple) else (found,)) if isinstance(layer, nn.Module)]
     return [getattr(layer, "fc", layer) for layer in layers]  # some return the block around the dense layer
+
+
+def patch_features(net: nn.Module, images: Tensor) -> Tensor:
+    """The last feature map (B, D, h, w), after the norm before the pooling, or the one after it where that is all.
+
+    Raises:
+        ConfigError: timm does not give intermediate features of this architecture in that form.
+    """
+    config: ModelConfig = net.config  # type: ignore[assignment]
+    try:
+        options = {"indices": 1, "norm": True, "output_fmt": "NCHW", "intermediates_only": True}
+        found = net.forward_intermediates(images, **options)[-1]  # type: ignore[operator]
+    except (AttributeError, TypeError, AssertionError) as error:
+        raise ConfigError(
+            f"model.name: timm gives no normed feature map of {config.name} ({error}); choose another network"
+        ) from error
+    norm = getattr(net, "fc_norm", None)  # timm's Vision Transformers have one of the two
+    if isinstance(norm, nn.Module) and isinstance(getattr(net, "norm", None), nn.Identity):
+        found = norm(found.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return found
 
 
 def head_tensors(net: nn.Module) -> set[str]:
@@ -164,12 +195,13 @@ def head_tensors(net: nn.Module) -> set[str]:
 # ── building ──
 
 
-def _create(model: ModelConfig, num_classes: int, seed: int) -> nn.Module:
+def _create(model: ModelConfig, num_classes: int, seed: int | None = None) -> nn.Module:
+    """A backbone whose weights are a function of the seed; None: they are going to be replaced."""
     _refuse_unknown(model.name)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed or 0)
         net, _ = _call_timm(model, num_classes)
-        for layer in classifiers(net):
+        for layer in classifiers(net) if seed is not None else ():
             _start_head(layer, model)
     return _adopt(net, model, num_classes)
 
@@ -233,14 +265,17 @@ def _as_tuples(value: Any) -> Any:
 
 def _start_head(layer: nn.Module, model: ModelConfig) -> None:
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
-    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
+    if not isinstance(weight, Tensor):
         raise ConfigError(
-            f"model.name: the classifier of {model.name} is a {type(layer).__name__} without weight and bias, which "
-            "cannot be initialised; choose another backbone"
+            f"model.name: the classifier of {model.name} is a {type(layer).__name__} without a weight, which cannot be "
+            "initialised; choose another backbone"
         )
+    if bias is None and model.head_bias:
+        raise ConfigError(f"model.head_bias: the classifier of {model.name} has no bias; set it to 0")
     with torch.no_grad():
         weight.zero_() if model.head_init == "zero" else weight.normal_(0.0, 0.01)
-        bias.fill_(model.head_bias)
+        if bias is not None:
+            bias.fill_(model.head_bias)
 
 
 def _adopt(net: nn.Module, model: ModelConfig, num_classes: int) -> nn.Module:
@@ -275,7 +310,7 @@ def _draws(module: nn.Module) -> bool:
 @functools.lru_cache(maxsize=64)
 def _checked_shapes(key: str, num_classes: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
     model = ModelConfig.model_validate_json(key)
-    with torch.device("meta"):
+    with shapes_only():
         net = _create(model, num_classes, seed=0)
         _try_forward(net.eval(), model, num_classes)
     return tuple((name, tuple(tensor.shape)) for name, tensor in net.state_dict().items())
@@ -291,5 +326,6 @@ def _try_forward(net: nn.Module, model: ModelConfig, num_classes: int) -> None:
         ) from error
     if shape != (2, num_classes):
         raise ConfigError(
-            f"model.kwargs: with these settings {model.name} gives {shape[1:]} per image, not {num_classes} logits"
+            f"model.kwargs: with these settings {model.name} gives {shape[1:]} per image, not {num_classes} logits; "
+            "set model.kwargs.global_pool to a pooling that the architecture has, such as avg"
         )

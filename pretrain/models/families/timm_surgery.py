@@ -1,4 +1,4 @@
-"""Fits saved weights of a timm backbone to another resolution or head, and reports what happened to each tensor.
+"""Fits saved weights of a timm backbone to another resolution, patch size or head; reports what it does to each tensor.
 
 The architecture decides: convolutions and PVT v2 take any size; Swin's tables of relative position biases follow
 its windows (its own code's way is the filter ``bicubic``); a position embedding is interpolated from the grid of the
@@ -10,18 +10,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from pretrain.errors import CheckpointError
 from pretrain.models.families.timm_backbone import TimmBackbone, build_frozen, head_tensors, initial_state
-from pretrain.models.surgery import SurgeryOptions, SurgeryReport, resize_pos_embed, resize_relative_bias
+from pretrain.models.families.timm_shapes import shapes_only
+from pretrain.models.surgery import (
+    SurgeryOptions,
+    SurgeryReport,
+    resample_patch_embed,
+    resize_pos_embed,
+    resize_relative_bias,
+)
 
 if TYPE_CHECKING:
     from pretrain.models.metadata import WeightsMetadata
 
 # Settings of a layer that its tensors do not show: models that differ in one compute different functions.
 _HIDDEN_NUMBERS = ("num_heads", "num_groups", "eps", "groups", "stride")
+_PATCH_LAYER = "patch_embed.proj"
 _BIAS_TABLE = "relative_position_bias_table"
 
 
@@ -35,7 +42,7 @@ def adapt(
             tensor without a counterpart.
     """
     assert isinstance(net, TimmBackbone)
-    with torch.device("meta"):
+    with shapes_only():
         old = build_frozen(source.model, source.num_classes)
     _check_architecture(source, old, net)
     surgery = _Surgery(state, source, old, net, options)
@@ -79,6 +86,10 @@ class _Surgery:
         for name in self.report.dropped:
             del self.left[name]
         fresh = initial_state(self.new.config, self.new.num_classes, self.options.seed)
+        if not self.source.num_classes:  # some layers before the classifier belong to it, and are absent without one
+            with shapes_only():
+                headless = build_frozen(self.new.config, 0).state_dict()
+            new_head |= fresh.keys() - headless.keys()
         self.report.new += [name for name in fresh if name in new_head]
         return {name: fresh[name] for name in self.report.new}
 
@@ -99,8 +110,13 @@ class _Surgery:
         return tensor
 
     def _resize(self, name: str, tensor: Tensor) -> Tensor | None:
-        """A position table for the grid of the new model; None: it needs no change, or is not a position table."""
+        """A position table or patch kernel as the new model needs it; None: it needs no change, or is neither."""
         owner = name.rpartition(".")[0]
+        if owner == _PATCH_LAYER and tensor.dim() == 4:
+            before, after = _patch(self.old), _patch(self.new)
+            if before is not None and after is not None and before != after:
+                self.report.resampled[name] = (before, after)
+                return resample_patch_embed(tensor, after)
         if name.endswith(_BIAS_TABLE):
             before, after = (_window(net.get_submodule(owner)) for net in (self.old, self.new))
             if before != after:
@@ -120,6 +136,14 @@ def _window(module: nn.Module) -> tuple[int, int]:
     return int(height), int(width)  # type: ignore[arg-type]
 
 
+def _patch(net: nn.Module) -> tuple[int, int] | None:
+    """The size of the patches that a convolution without overlap embeds; None: the network has none."""
+    layer = getattr(getattr(net, "patch_embed", None), "proj", None)
+    if not isinstance(layer, nn.Conv2d) or layer.kernel_size != layer.stride:
+        return None
+    return int(layer.kernel_size[0]), int(layer.kernel_size[1])
+
+
 def _grid(net: nn.Module) -> tuple[int, int] | None:
     grid = getattr(getattr(net, "patch_embed", None), "grid_size", None)
     return None if grid is None else (int(grid[0]), int(grid[1]))
@@ -132,8 +156,10 @@ def _check_architecture(source: WeightsMetadata, old: nn.Module, new: TimmBackbo
             f"the weights are of {source.model.name}, the model is {new.config.name}; set model.name: "
             f"{source.model.name}, or name other weights"
         )
-    theirs = _numbers(old)
-    for (layer, attribute), wanted in _numbers(new).items():
+    theirs, resamples = hidden_numbers(old), _patch(old) is not None and _patch(new) is not None
+    for (layer, attribute), wanted in hidden_numbers(new).items():
+        if resamples and layer == _PATCH_LAYER and attribute == "stride":
+            continue
         found = theirs.get((layer, attribute), wanted)
         if found != wanted:
             raise CheckpointError(
@@ -142,7 +168,8 @@ def _check_architecture(source: WeightsMetadata, old: nn.Module, new: TimmBackbo
             )
 
 
-def _numbers(net: nn.Module) -> dict[tuple[str, str], Any]:
+def hidden_numbers(net: nn.Module) -> dict[tuple[str, str], Any]:
+    """(layer, attribute) → a number that changes what a network computes and that no tensor shows."""
     found = {
         (name, attribute): getattr(module, attribute, None)
         for name, module in net.named_modules()

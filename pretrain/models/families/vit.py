@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from pretrain.config.image_sizes import Tiling
 from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError
-from pretrain.models import cost, variants
-from pretrain.models.families.protocol import Family, Geometry, Shapes, TimmTwin
-from pretrain.models.footprint import Footprint, Precision
-from pretrain.models.variants import layer_id, placement, resolve
+from pretrain.models import cost
+from pretrain.models.families.protocol import Family, Footprint, Geometry, Precision, Shapes, TimmTwin
+from pretrain.models.tensor_shapes import DECODER, layer_id, parameter_shapes
+from pretrain.models.variants import decoder_model, placement, resolve, rope_temperature
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor, nn
 
     from pretrain.models.metadata import WeightsMetadata
-    from pretrain.models.surgery import SurgeryOptions, SurgeryReport
+    from pretrain.models.surgery import Filter, SurgeryOptions, SurgeryReport
+
+
+_HEADS = ("head.", "head_dist.", "head_patches.")
+_NOT_CAST = (*_HEADS, "pre_logits.", "patch_embed.backbone.", f"{DECODER}pred.")
 
 
 class VitFamily:
@@ -25,7 +32,8 @@ class VitFamily:
     def summary(self, model: ModelConfig) -> str:
         """Variant, resolution and number of tokens."""
         shape = resolve(model)
-        return f"{model.variant} at {shape.img_size[0]}×{shape.img_size[1]}: {shape.num_tokens} tokens"
+        kept = f", {shape.num_trained_tokens} of them in training" if model.patch_drop else ""
+        return f"{model.variant} at {shape.img_size[0]}×{shape.img_size[1]}: {shape.num_tokens} tokens{kept}"
 
     def geometry(self, model: ModelConfig) -> Geometry:
         """See ``protocol.Family``; all facts are known."""
@@ -41,23 +49,36 @@ class VitFamily:
         )
 
     def require_same(self, theirs: ModelConfig, ours: ModelConfig) -> None:
-        """Image size, head and pooling may differ, but not the meaning of the tensors."""
+        """Image size, patch size, head and pooling may differ, but not the meaning of the other tensors."""
         _require_same_settings(theirs, ours)
         _require_same_shape(theirs, ours)
         _require_same_sequence(theirs, ours)
 
     def tensor_shapes(self, model: ModelConfig, num_classes: int) -> Shapes:
         """Parameters; there are no other tensors."""
-        return variants.parameter_shapes(model, num_classes)
+        shapes = parameter_shapes(model, max(1, num_classes))
+        if num_classes:
+            return shapes
+        return {name: shape for name, shape in shapes.items() if not name.startswith(_HEADS)}
 
     def running_statistics(self, model: ModelConfig, num_classes: int) -> tuple[str, ...]:
         """None: LayerNorm and GroupNorm have no running statistics."""
         return ()
 
     def layer_ids(self, model: ModelConfig, num_classes: int) -> dict[str, int]:
-        """See ``variants.layer_id``."""
+        """See ``tensor_shapes.layer_id``."""
         depth = resolve(model).depth
-        return {name: layer_id(name, depth) for name in variants.parameter_shapes(model, num_classes)}
+        return {name: layer_id(name, depth) for name in parameter_shapes(model, num_classes)}
+
+    def attention_heads(self, model: ModelConfig, num_classes: int) -> dict[str, int]:
+        """Those of the blocks, and of attention pooling; parallel blocks have no layer of attention alone."""
+        shape = resolve(model)
+        modules = [f"blocks.{index}.attn" for index in range(shape.depth) if model.block == "sequential"]
+        heads = dict.fromkeys([*modules, "attn_pool"] if model.pool == "map" else modules, shape.num_heads)
+        if model.decoder is not None:
+            of_decoder = self.attention_heads(decoder_model(model), num_classes)
+            heads |= {DECODER + name: number for name, number in of_decoder.items()}
+        return heads
 
     def num_parameters(self, model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:
         """See ``cost.num_parameters``."""
@@ -66,6 +87,10 @@ class VitFamily:
     def forward_macs(self, model: ModelConfig, num_classes: int, *, with_head: bool = True) -> int:
         """See ``cost.forward_macs``."""
         return cost.forward_macs(model, num_classes, with_head=with_head)
+
+    def weight_macs(self, model: ModelConfig, num_classes: int) -> dict[str, int]:
+        """See ``cost.weight_macs``."""
+        return cost.weight_macs(model, num_classes)
 
     def recomputed_macs(self, model: ModelConfig, checkpointing: str) -> int:
         """See ``cost.recomputed_macs``."""
@@ -77,22 +102,60 @@ class VitFamily:
         """See ``cost.footprint``."""
         return cost.footprint(model, num_classes, precision=precision, checkpointing=checkpointing)
 
+    def cast_names(self, model: ModelConfig, num_classes: int) -> frozenset[str]:
+        """All matrices and convolutions but those computed in fp32, or whose kernels are computed from weights."""
+        names = parameter_shapes(model, num_classes)
+        not_cast = (*_NOT_CAST, "patch_embed.") if model.patch_sizes else _NOT_CAST
+        layers = {
+            name.removesuffix(".weight")
+            for name, shape in names.items()
+            if name.endswith(".weight") and len(shape) > 1 and not name.startswith(not_cast)
+        }
+        return frozenset(name for name in names if name.rpartition(".")[0] in layers)
+
+    def units(self, model: ModelConfig, num_classes: int) -> tuple[str, ...]:
+        """The blocks, also those of a decoder."""
+        blocks = tuple(f"blocks.{index}" for index in range(resolve(model).depth))
+        decoder = () if model.decoder is None else self.units(decoder_model(model), num_classes)
+        return (*blocks, *(DECODER + name for name in decoder))
+
     # ── networks ──
 
     def takes_any_size(self, model: ModelConfig) -> bool:
         """Never: positions belong to one grid."""
         return False
 
+    def fixed_size_because(self, model: ModelConfig) -> str | None:
+        """Tables in the blocks, relative terms and tables by row and column are of one grid."""
+        if model.pos_embed in ("learned_2d", "relative_1d", "relative_bias"):
+            return f"model.pos_embed: {model.pos_embed} belongs to one grid of patches"
+        if placement(model) == "every_layer":
+            return "model.pos_embed_placement: every_layer has a table of one grid in each block"
+        return None
+
+    def accept_sizes(self, net: nn.Module, tilings: Sequence[Tiling], filter: Filter) -> None:
+        """See ``VisionTransformer.accept_sizes``."""
+        net.accept_sizes(tilings, filter)  # type: ignore[operator]
+
     def build(self, model: ModelConfig, num_classes: int) -> nn.Module:
         """A VisionTransformer, or the subclass that the head or the training needs."""
+        from pretrain.models import vit_tasks
         from pretrain.models.vit import VisionTransformer
-        from pretrain.models.vit_tasks import DenseTransformer, DistilledVisionTransformer, MaskedPatchTransformer
 
-        if model.head == "dense":
-            return DenseTransformer(model, num_classes)
+        if model.decoder is not None:
+            from pretrain.models.masked_autoencoder import MaskedAutoencoder
+
+            return MaskedAutoencoder(model, num_classes)
+        if model.head != "pooled":
+            kinds = {
+                "dense": vit_tasks.DenseTransformer,
+                "patches": vit_tasks.PatchTransformer,
+                "pooled_and_patches": vit_tasks.PooledAndPatchTransformer,
+            }
+            return kinds[model.head](model, num_classes)
         if model.distilled:
-            return DistilledVisionTransformer(model, num_classes)
-        return (MaskedPatchTransformer if model.mask_token else VisionTransformer)(model, num_classes)
+            return vit_tasks.DistilledVisionTransformer(model, num_classes)
+        return (vit_tasks.MaskedPatchTransformer if model.mask_token else VisionTransformer)(model, num_classes)
 
     def build_frozen(self, model: ModelConfig, num_classes: int) -> nn.Module:
         """The same."""
@@ -105,13 +168,16 @@ class VitFamily:
         init_weights(net, seed)
 
     def uses_generator(self, net: nn.Module) -> bool:
-        """Element dropout alone; drop-path masks are arguments."""
-        config: ModelConfig = net.config  # type: ignore[assignment]
-        return config.dropout > 0
+        """Element dropout alone, also that of adapters; drop-path masks are arguments."""
+        return bool(net.uses_generator)
 
     def classifiers(self, net: nn.Module) -> list[nn.Module]:
-        """``head``, and of a distilled model ``head_dist``."""
+        """``head``, and of a distilled model ``head_dist``; an autoencoder's ``head`` returns its input."""
         return [layer for name in ("head", "head_dist") if (layer := getattr(net, name, None)) is not None]
+
+    def patch_features(self, net: nn.Module, images: Tensor) -> Tensor:
+        """After the final norm, also that of ``pool: avg_norm``."""
+        return net.patch_map(net.fc_norm(net.forward_features(images)))  # type: ignore[operator]
 
     def adapt(
         self, state: Mapping[str, Tensor], source: WeightsMetadata, net: nn.Module, options: SurgeryOptions
@@ -122,10 +188,16 @@ class VitFamily:
         return adapt(state, source, net, options)
 
     def timm_twin(self, model: ModelConfig) -> TimmTwin:
-        """See ``exchange.timm_names.vit_twin``."""
-        from pretrain.models.exchange.timm_names import vit_twin
+        """See ``exchange.timm_vit.vit_twin``."""
+        from pretrain.models.exchange.timm_vit import vit_twin
 
         return vit_twin(model)
+
+    def write_huggingface(self, folder: Path, state: Mapping[str, Tensor], metadata: WeightsMetadata) -> None:
+        """See ``exchange.huggingface_writer.write_vit``."""
+        from pretrain.models.exchange.huggingface_writer import write_vit
+
+        write_vit(folder, state, metadata)
 
 
 FAMILY: Family = VitFamily()
@@ -138,14 +210,22 @@ def _require_same_settings(theirs: ModelConfig, ours: ModelConfig) -> None:
             f"the weights are of a model with{'' if theirs.distilled else 'out'} a distillation token; set "
             f"model.distilled: {str(theirs.distilled).lower()}, or name other weights"
         )
+    learned = theirs.pos_embed.startswith("sincos2d_") and ours.pos_embed == "learned_1d"  # from the fixed table
     for name, found, wanted in (
         ("num_registers", theirs.num_registers, ours.num_registers),
+        ("block", theirs.block, ours.block),
+        ("norm", theirs.norm, ours.norm),
+        ("mlp", theirs.mlp, ours.mlp),
+        ("qkv_bias", theirs.qkv_bias, ours.qkv_bias),
         ("qk_norm", theirs.qk_norm, ours.qk_norm),
+        ("gated_attention", theirs.gated_attention, ours.gated_attention),
         ("layer_scale", theirs.layer_scale is not None, ours.layer_scale is not None),
-        ("pos_embed", theirs.pos_embed, ours.pos_embed),
+        ("pos_embed", ours.pos_embed if learned else theirs.pos_embed, ours.pos_embed),
         ("pos_embed_placement", placement(theirs), placement(ours)),
         ("pos_embed_prefix", theirs.pos_embed_prefix, ours.pos_embed_prefix),
-        ("rope_temperature", theirs.rope_temperature, ours.rope_temperature),
+        ("rope", theirs.rope, ours.rope),
+        ("rope_temperature", _axial_temperature(theirs), _axial_temperature(ours)),
+        ("rope_register_temperature", theirs.rope_register_temperature, ours.rope_register_temperature),
     ):
         if found != wanted:
             raise CheckpointError(
@@ -162,12 +242,16 @@ def _require_same_shape(theirs: ModelConfig, ours: ModelConfig) -> None:
             "set model.class_token: false and model.pool: norm_avg or avg_norm"
         )
     tensors = {
-        "patch": "patch_embed.proj.weight",
         "depth": f"blocks.{min(old.depth, new.depth)}.norm1.weight",
         "embed_dim": "pos_embed",
         "mlp_dim": "blocks.0.mlp.fc1.weight",
         "num_heads": "blocks.0.attn.qkv.weight",
     }
+    if ours.block == "parallel":
+        tensors |= {"depth": f"blocks.{min(old.depth, new.depth)}.in_norm.weight"}
+        tensors |= dict.fromkeys(("mlp_dim", "num_heads"), "blocks.0.in_proj.weight")
+    if old.stem_blocks or new.stem_blocks:  # the patches of a hybrid are pixels of its ResNet's feature map
+        tensors = {"patch": "patch_embed.proj.weight", **tensors}
     pairs = {name: (getattr(old, name), getattr(new, name)) for name in tensors}
     pairs |= {name: (getattr(theirs, name), getattr(ours, name)) for name in ("gelu", "layer_norm_eps")}
     for name, (found, wanted) in pairs.items():
@@ -188,8 +272,13 @@ def _require_same_sequence(theirs: ModelConfig, ours: ModelConfig) -> None:
             f"tensor blocks.0.attn.rel_pos.relative_keys numbers offsets in a sequence of {old.num_tokens} tokens on a "
             f"grid of {old.grid[0]}×{old.grid[1]}; on {new.grid[0]}×{new.grid[1]} with {new.num_tokens} tokens a "
             "number is another direction, and nothing can be interpolated; set model.img_size and model.class_token as "
-            "in the weights, or name weights with pos_embed: relative_bias, rope_2d or a learned kind"
+            "in the weights, or name weights with pos_embed: relative_bias or a learned kind, or with rope"
         )
+
+
+def _axial_temperature(model: ModelConfig) -> float | None:
+    """The base that decides the angles; learned frequencies have it only at the start."""
+    return rope_temperature(model) if model.rope == "axial" else None
 
 
 def _shown(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Fits saved weights of a Vision Transformer to another resolution, pooling or head.
+"""Fits saved weights of a Vision Transformer to another resolution, patch size, pooling or head.
 
 Learned tables and relative biases are interpolated; fixed and rotary positions are made for any grid. Relative keys
 (``relative_1d``) have a meaning on one grid only and are refused on another (``families.vit``).
@@ -12,18 +12,30 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import CheckpointError
 from pretrain.models.init import initial_value
-from pretrain.models.surgery import SurgeryOptions, SurgeryReport, resize_axis, resize_pos_embed, resize_relative_bias
-from pretrain.models.variants import is_head_tensor, num_relative_rows, parameter_shapes, resolve
+from pretrain.models.layers.positions import sincos_2d
+from pretrain.models.surgery import (
+    SurgeryOptions,
+    SurgeryReport,
+    resample_patch_embed,
+    resize_axis,
+    resize_pos_embed,
+    resize_relative_bias,
+)
+from pretrain.models.tensor_shapes import DECODER, is_head_tensor, num_relative_rows, parameter_shapes
+from pretrain.models.variants import resolve
 
 if TYPE_CHECKING:
     from pretrain.models.metadata import WeightsMetadata
 
 _NORMS = ("norm", "fc_norm")
+_PATCH_KERNEL = "patch_embed.proj.weight"
 _POSITION_TABLE = re.compile(r"(^|\.)(pos_embed(\.row|\.column)?|relative_position_bias_table)$")
 
 
@@ -66,6 +78,7 @@ class _Surgery:
         """Every tensor of the model by name; each step records its actions in the report."""
         self._switch_norm()
         self._drop()
+        self._learn_positions()
         self._note_positions()
         tensors = {}
         for name, shape in self.expected.items():
@@ -93,8 +106,9 @@ class _Surgery:
     def _drop(self) -> None:
         """Leaves out tensors that the model does not use: the old head, a token or a pooling that it does not have."""
         old, new, dropped = self.old, self.new, self.report.dropped
+        decoder = [name for name in self.left if name.startswith(DECODER)]
         if self.options.head == "replace":
-            dropped += [name for name in self.left if is_head_tensor(name)]
+            dropped += [name for name in self.left if is_head_tensor(name) and name not in decoder]
         if old.class_token and not new.class_token:
             dropped += [name for name in self.left if name == "cls_token"]
         if old.mask_token and not new.mask_token:
@@ -103,6 +117,18 @@ class _Surgery:
             dropped += [name for name in self.left if name.startswith("attn_pool.")]
         for name in dropped:
             del self.left[name]
+        if decoder and self.options.head == "replace":
+            self.left = {name: tensor for name, tensor in self.left.items() if name not in decoder}
+            dropped.append(f"the decoder ({len(decoder)} tensors)")
+
+    def _learn_positions(self) -> None:
+        """Makes the fixed table of the weights the start of a learned one."""
+        kind, shape = self.old.pos_embed, self.old_shape
+        if kind == self.new.pos_embed or not kind.startswith("sincos2d_"):
+            return
+        table = sincos_2d(kind.removeprefix("sincos2d_"), shape.grid, shape.embed_dim, torch.device("cpu"))
+        self.left["pos_embed"] = F.pad(table, (0, 0, shape.num_prefix_tokens, 0))
+        self.report.notes.append(f"pos_embed starts as the fixed table {kind} of the weights and is trained")
 
     def _is_new(self, name: str) -> bool:
         """Whether a tensor starts at its initial value: a new head, and attention pooling that comes with it."""
@@ -114,6 +140,9 @@ class _Surgery:
     def _take(self, name: str) -> Tensor:
         if name not in self.left:
             raise CheckpointError(f"tensor {name} of the model is not in the weights; {_remedy(name)}")
+        if name == _PATCH_KERNEL and self.old_shape.patch != self.new_shape.patch:
+            self.report.resampled[name] = (self.old_shape.patch, self.new_shape.patch)
+            return resample_patch_embed(self.left.pop(name), self.new_shape.patch)
         resized = self._resize(name, self.left.pop(name))
         old, new = self.old_shape.grid, self.new_shape.grid
         if old != new and _POSITION_TABLE.search(name):
@@ -143,13 +172,13 @@ class _Surgery:
     def _note_positions(self) -> None:
         """Records how positions without tensors change on another grid."""
         old, new, kind = self.old_shape.grid, self.new_shape.grid, self.new.pos_embed
-        if old != new and kind.startswith("sincos2d"):
+        if old != new and kind.startswith("sincos2d_"):
             self.report.notes.append(f"{kind} is computed for the grid {new}; the weights have seen {old}")
-        if kind == "rope_2d":
+        if self.new.rope is not None:
             spans = (self.old.rope_grid or old, self.new.rope_grid or new)
             if spans[0] != spans[1]:
                 self.report.notes.append(
-                    f"rope_2d positions span {spans[1]}, the weights have seen {spans[0]}; "
+                    f"rotary positions span {spans[1]}, the weights have seen {spans[0]}; "
                     f"model.rope_grid: {list(spans[0])} scales them back"
                 )
 

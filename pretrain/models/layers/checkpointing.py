@@ -1,14 +1,15 @@
-"""Activation checkpointing: which activations of a block are kept for the backward pass, and which are recomputed.
+"""Activation checkpointing: which activations are kept for the backward pass, and which are recomputed.
 
 Policies (``cluster.activation_checkpointing``):
+
   none       everything is kept.
   full       each block keeps only its input.
   every_k    (every_2, every_3, …) each k-th block keeps its input only, the others everything.
   selective  each block keeps its input and the outputs of its matrix products and of attention; norms, GELU, dropout
              and drop-path, which need no matrix product, are recomputed.
 
-Every policy gives bitwise identical loss and gradients: dropout replays the generator's state and drop-path scales
-are arguments. Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost" (1604.06174); Korthikanti et al.,
+Every policy gives bitwise identical loss and gradients: dropout replays the generator's state and drop-path scales are
+arguments. Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost" (1604.06174); Korthikanti et al.,
 "Reducing Activation Recomputation in Large Transformer Models" (2205.05198), section 5, for the selective kind.
 """
 

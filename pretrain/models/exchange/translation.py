@@ -1,4 +1,8 @@
-"""Translates architectures of other programs to our config, with errors for unsupported options."""
+"""Translates architecture and preprocessing between our config and other programs; shared by the formats.
+
+timm and Hugging Face resize with Pillow's antialiased filters (or PyTorch's, which follow them to one or two of 256
+levels), so of our filters bilinear_aa and bicubic_aa have a counterpart there.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,14 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from pretrain.config.schema.model import ModelConfig
+from pretrain.config.schema.model import TRAINING_ONLY, ModelConfig
+from pretrain.config.schema.transforms import EvalTransformConfig
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.models.metadata import WeightsMetadata
 from pretrain.models.variants import VARIANTS, Size, resolve
 
-# Settings for training only; a file for inference need not carry them.
-TRAINING_ONLY = frozenset({"dropout", "drop_path", "drop_path_shape", "head_init", "head_bias", "mask_token"})
+# ── architecture ──
+
 GEOMETRY = frozenset({"name", "variant", "img_size", "embed_dim", "depth", "num_heads", "mlp_dim"})
 
 
@@ -122,3 +128,67 @@ def refuse_leftovers(left: Collection[str], where: str | Path, program: str) -> 
             f"{where}: tensor {sorted(left)[0]} has no place in a Vision Transformer of {program} that this program "
             f"reads ({len(left)} such tensors): the weights are of another architecture"
         )
+
+
+# ── preprocessing ──
+
+# Our filter → (timm's name, Pillow's number, which Hugging Face writes).
+FILTERS: dict[str, tuple[str, int]] = {"bilinear_aa": ("bilinear", 2), "bicubic_aa": ("bicubic", 3)}
+
+
+def known_transform(metadata: WeightsMetadata, program: str) -> EvalTransformConfig:
+    """The evaluation transform of these weights, if ``program`` supports it.
+
+    Raises:
+        CheckpointError: it is unknown, or the filter has no counterpart.
+    """
+    transform = metadata.eval_transform
+    if transform is None:
+        raise CheckpointError(
+            "the weights do not say how images are resized for them (eval_transform); state it with --resize, "
+            "--crop-fraction and --resize-filter"
+        )
+    if transform.resize == "resmall":
+        raise CheckpointError(
+            f"data.eval_transform.resize: resmall has no counterpart in {program}, which rounds the long side down; "
+            "give --resize short_side if the weights may be used with that instead"
+        )
+    if transform.resize_filter not in FILTERS:
+        raise CheckpointError(
+            f"data.eval_transform.resize_filter: {transform.resize_filter} has no counterpart in {program}; give "
+            f"--resize-filter {' or '.join(FILTERS)} if the weights may be used with that instead"
+        )
+    return transform
+
+
+def timm_settings(metadata: WeightsMetadata) -> dict[str, Any]:
+    """``interpolation``, ``crop_mode`` and ``crop_pct`` of timm's ``pretrained_cfg``.
+
+    Raises:
+        CheckpointError: timm cannot express it, or it is unknown.
+    """
+    transform = known_transform(metadata, "timm")
+    settings: dict[str, Any] = {"interpolation": FILTERS[transform.resize_filter][0]}
+    if transform.resize == "squash":
+        return settings | {"crop_mode": "squash", "crop_pct": 1.0}
+    mode = "squash" if transform.resize == "squash_crop" else "center"
+    return settings | {"crop_mode": mode, "crop_pct": transform.crop_fraction}
+
+
+def from_timm(settings: Mapping[str, Any], img_size: tuple[int, int]) -> EvalTransformConfig | None:
+    """Our transform for timm's ``resolve_data_config``; None if there is no equivalent."""
+    names = {name: ours for ours, (name, _) in FILTERS.items()}
+    chosen, mode, share = names.get(settings["interpolation"]), settings["crop_mode"], settings["crop_pct"]
+    if chosen is None or mode not in ("squash", "center"):
+        return None
+    if mode == "squash" and share == 1.0:
+        return _transform(resize="squash", resize_filter=chosen)
+    resize = "squash_crop" if mode == "squash" else "short_side"
+    return _transform(resize=resize, crop_fraction=share, resize_filter=chosen)
+
+
+def _transform(**fields: Any) -> EvalTransformConfig | None:
+    try:
+        return EvalTransformConfig(**fields)
+    except ValidationError:
+        return None

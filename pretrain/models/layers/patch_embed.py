@@ -1,10 +1,6 @@
-"""The ResNet of the hybrid models: group norm and standardised convolutions.
+"""Patch tokens from images: a convolution, or the ResNet of the hybrid models before it.
 
-Legend: B images · C channels · H W.
-Source: Big Transfer (1912.11370) for the two changes; ViT (2010.11929), section 3.1 (hybrid); the geometry is that of
-google-research/vision_transformer, models_resnet.py. Names, epsilons and results are timm's.
-Differs: Google adds 1e-5 to the standard deviation where timm and we add 1e-8 to the variance under the root, and has
-1e-6 instead of 1e-5 in group norm; the logits of an R50 hybrid differ by 1.4e-5.
+Legend: B images · C channels · H W · P patch side · N patch tokens · D width.
 """
 
 from __future__ import annotations
@@ -16,7 +12,72 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.models.variants import NUM_CHANNELS, STEM_WIDTH
+from pretrain.models.surgery import resampled_kernel
+from pretrain.models.variants import NUM_CHANNELS, STEM_WIDTH, ViTShape
+
+
+class PatchConv2d(nn.Conv2d):
+    """A convolution whose stride is the side of its kernel, which can be resampled for patches of another side.
+
+    Source: FlexiViT (2212.08013), section 3.4; the kernel learns through the resampling.
+    """
+
+    def forward(self, input: Tensor, patch: int | None = None) -> Tensor:
+        """Maps (B, C, H, W) to (B, D, H / P, W / P), with P = ``patch``; None: the kernel's own."""
+        if patch is None or (patch, patch) == self.kernel_size:
+            return super().forward(input)
+        return F.conv2d(input, resampled_kernel(self.weight, (patch, patch)), self.bias, patch)
+
+
+class PatchEmbed(nn.Module):
+    """A convolution whose kernel equals its stride: each patch's C·P·P values times one (D, C·P·P) matrix.
+
+    Args:
+        patch: height and width of its patches.
+        embed_dim: D.
+        can_resample: whether ``forward`` takes patches of other sides. DeepSpeed knows the layers that autocast casts
+            by their exact class, so that it reduces the gradients of a subclass in fp32.
+    """
+
+    def __init__(self, patch: tuple[int, int], embed_dim: int, *, can_resample: bool) -> None:
+        super().__init__()
+        convolution = PatchConv2d if can_resample else nn.Conv2d
+        self.proj = convolution(NUM_CHANNELS, embed_dim, kernel_size=patch, stride=patch)
+
+    def forward(self, images: Tensor, patch: int | None = None) -> Tensor:
+        """Embeds (B, C, H, W) as (B, N, D), patches in row-major order of the grid; ``patch`` as ``PatchConv2d``."""
+        embedded = self.proj(images) if patch is None else self.proj(images, patch)
+        return embedded.flatten(2).transpose(1, 2)
+
+
+class HybridEmbed(nn.Module):
+    """Patches of one pixel of a ResNet's feature map, each embedded by a (D, C) matrix.
+
+    Source: ViT (2010.11929), section 3.1, hybrid architecture.
+    """
+
+    def __init__(self, stage_blocks: tuple[int, ...], embed_dim: int) -> None:
+        super().__init__()
+        self.backbone = ResNet(stage_blocks)
+        self.proj = nn.Conv2d(self.backbone.num_features, embed_dim, kernel_size=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeds (B, C, H, W) as (B, N, D), the feature map in row-major order."""
+        return self.proj(self.backbone(images)).flatten(2).transpose(1, 2)
+
+
+def patch_embed(shape: ViTShape, *, can_resample: bool) -> PatchEmbed | HybridEmbed:
+    """The module that makes patch tokens from images: a convolution, or a ResNet before it."""
+    if shape.stem_blocks:
+        return HybridEmbed(shape.stem_blocks, shape.embed_dim)
+    return PatchEmbed(shape.patch, shape.embed_dim, can_resample=can_resample)
+
+
+# ── the ResNet of the hybrid models: group norm and standardised convolutions ──
+# Source: Big Transfer (1912.11370) for the two changes; ViT (2010.11929), section 3.1 (hybrid); the geometry is that of
+# google-research/vision_transformer, models_resnet.py. Names, epsilons and results are timm's.
+# Differs: Google adds 1e-5 to the standard deviation where timm and we add 1e-8 to the variance under the root, and has
+# 1e-6 instead of 1e-5 in group norm; the logits of an R50 hybrid differ by 1.4e-5.
 
 NUM_GROUPS = 32
 

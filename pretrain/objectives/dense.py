@@ -1,6 +1,6 @@
-"""Regression of vectors of numbers, such as a position, an age or a distance, standardised by the training set.
+"""Losses of targets other than labels: vectors of numbers (a position, an age, a distance), and masks.
 
-Legend: B images · D numbers of a vector.
+Legend: B images · D numbers of a vector · H, W pixels · K classes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrain.config.schema.data import IGNORED_PIXEL
 from pretrain.models.metadata import TargetScale
 from pretrain.objectives.protocol import MicroBatch, Model
 
@@ -37,7 +38,7 @@ class Regression:
     def __call__(self, model: Model, batch: MicroBatch) -> Tensor:
         """The loss, an fp32 scalar."""
         assert batch.targets is not None, "the set has vectors"
-        outputs = model(batch.images, batch.drop_path).float()
+        outputs = model(batch.images, batch.drop_path, **batch.options).float()
         return self._losses[self.loss](outputs, self.scale.standardised(batch.targets))
 
     @property
@@ -47,3 +48,21 @@ class Regression:
             "l1": F.l1_loss,
             "smooth_l1": lambda outputs, targets: F.smooth_l1_loss(outputs, targets, beta=self.beta),
         }
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Cross-entropy summed over the pixels that have a class, divided by B · H · W.
+
+    Pixels without a class (255) count as 0, so that the mean over the images does not depend on how they are divided
+    among ranks and passes. A mean over the labelled pixels would.
+
+    Source: mmsegmentation, CrossEntropyLoss with its default ``avg_non_ignore=False``.
+    """
+
+    def __call__(self, model: Model, batch: MicroBatch) -> Tensor:
+        """The loss, an fp32 scalar."""
+        assert batch.targets is not None, "the set has masks"
+        logits = model(batch.images, batch.drop_path).float()
+        losses = F.cross_entropy(logits, batch.targets.long(), ignore_index=IGNORED_PIXEL, reduction="sum")
+        return losses / batch.targets.numel()
