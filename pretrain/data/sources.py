@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.config.schema.data import IN_WORDS, SourceConfig, Target
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.objective import makers_of
-from pretrain.config.schema.source import SourceConfig
-from pretrain.config.target import IN_WORDS, Target
-from pretrain.data.order.mixture import Mixture, Part
+from pretrain.data.order.mixture import Mixture, Part, Selection
 from pretrain.data.order.order import Order, resolve_lanes
-from pretrain.data.order.selection import Selection
+from pretrain.data.sampling import check_sampling, order_by_class
 from pretrain.data.storage.card import CARD_FILE
 from pretrain.data.storage.index import ShardTable
 from pretrain.data.storage.packed_set import PackedSet, open_packed
@@ -56,8 +55,9 @@ def open_sources(config: Experiment) -> tuple[Source, ...]:
 
     Raises:
         DataError: a set is damaged, does not match the config, or has other classes than the first one.
-        ConfigError, SetupError: as ``open_packed``.
+        ConfigError, SetupError: as ``open_packed``. ConfigError: as ``check_sampling``.
     """
+    check_sampling(config)
     sources: list[Source] = []
     first = 0
     for number, source in enumerate(config.data.sources):
@@ -181,8 +181,12 @@ def mix(sources: Sequence[Source], config: Experiment, lanes: int) -> Mixture:
     """The order in which all sources together are drawn.
 
     Raises:
-        DataError: a source has fewer samples than lanes.
+        DataError: a source has fewer samples than lanes. ConfigError, DataError: as ``order_by_class``.
     """
+    if config.data.sampling != "natural":  # of one set; the schema refuses it for a mixture
+        order = order_by_class(config, sources[0].packed, sources[0].selection, lanes)
+        only = Part(order, sources[0].selection, sources[0].first_sample_id)
+        return Mixture([only], seed=config.seed, copies=config.data.repeated_augmentation)
     parts = []
     for number, source in enumerate(sources):
         seed = integer_seed(config.seed, "source", number) if config.data.mixture else config.seed

@@ -5,7 +5,8 @@ Legend: B images per global batch · R ranks · b images in a micro-batch.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+import copy
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,18 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.config.schema.data import EvalTransformConfig
-from pretrain.config.schema.evaluation import target_of_kind
+from pretrain.config.image_sizes import Tiling
+from pretrain.config.schema.evaluation import KINDS
 from pretrain.config.schema.experiment import Experiment
+from pretrain.config.schema.transforms import EvalTransformConfig
 from pretrain.data.batch import Batch
-from pretrain.data.images.augment import EvalTransform, TrainTransform
 from pretrain.data.order.order import Lanes, check_world
 from pretrain.data.sources import check_cache, check_target, lanes_of, mix, open_sources, sources_digest
 from pretrain.data.storage.packed_set import open_packed
 from pretrain.data.storage.store import MAX_OPEN_SHARDS
-from pretrain.data.storage.tally import Tally
-from pretrain.data.workers.dataset import EvalDataset, Failure, Share, TrainDataset, read_samples
-from pretrain.data.workers.faults import FaultLog
+from pretrain.data.storage.tally import FaultLog, Tally
+from pretrain.data.transforms import eval_transform, train_transform
+from pretrain.data.workers.dataset import EvalDataset, Failure, MicroStep, Share, TrainDataset, read_samples
 from pretrain.data.workers.processes import loader
 from pretrain.data.workers.reader import MixedReader, ShardReader
 from pretrain.data.workers.worker import fork_server
@@ -96,12 +97,26 @@ class TrainStream:
         """B / R."""
         return self._config.global_batch_size // self._world
 
-    def iterate(self, position: int, num_steps: int) -> Generator[Batch, None, None]:
+    def as_rank(self, rank: int, world: int, micro_batch_size: int) -> TrainStream:
+        """The same stream as another rank of a job sees it.
+
+        Raises:
+            ConfigError: R ranks cannot draw the same batches, or b does not divide B / R.
+        """
+        check_world(self._config.global_batch_size, self.order.lanes, world)
+        self._config.accumulation_steps(world, micro_batch_size)
+        other = copy.copy(self)
+        other._rank, other._world, other._micro_batch_size = rank, world, micro_batch_size
+        return other
+
+    def iterate(self, position: int, num_steps: int, first_step: int | None = None) -> Generator[Batch, None, None]:
         """The micro-batches of ``num_steps`` steps, in order: B / (R b) of them for each step.
 
         Args:
             position: samples that all ranks drew before the first step.
             num_steps: number of steps.
+            first_step: position on the schedule, which decides the size of the images; None: that of a run that
+                skipped no samples.
 
         Raises:
             ConfigError: the stream cannot start there.
@@ -115,12 +130,13 @@ class TrainStream:
             global_batch_size=config.global_batch_size,
             samples_per_rank=self.samples_per_rank,
             micro_batch_size=self._micro_batch_size,
+            first_step=position // config.global_batch_size if first_step is None else first_step,
+            tiling_at=config.image_sizes.at,
         )
-        height, width = model_size(config)
         dataset = TrainDataset(
             self.reader(),
             self.order,
-            TrainTransform(config.data.augmentation, height, width, config.seed, config.data.mean),
+            train_transform(config),
             Share(self._rank, self._world, self._micro_batch_size),
             fetch_threads=config.cluster.cache.num_threads,
         )
@@ -140,7 +156,7 @@ class TrainStream:
         """
         config, selection = self._config, self.sources[0].selection
         choices = np.arange(min(count, int(selection.sizes.sum())))
-        transform = EvalTransform(config.data.eval_transform, *model_size(config))
+        transform = eval_transform(config, config.data.eval_transform)
         return read_samples(self.reader(counted=False), selection.sample_ids(choices).tolist(), transform)
 
     def reader(self, *, counted: bool = True) -> MixedReader:
@@ -212,19 +228,17 @@ class EvalStream:
         self.table, self.card = packed.table, packed.card
         kind = request.kind
         asks = f"objective.name: {config.objective.name}" if kind is None else f"kind: {kind}"
-        check_target(packed, target_of_kind(kind) if kind else config.objective.needs.target, asks)
+        check_target(packed, KINDS[kind].target if kind else config.objective.needs.target, asks)
         if not request.any_classes and self.table.num_classes != config.data.num_classes:
             raise DataError(
                 f"{shards}: {self.table.num_classes} classes, but data.num_classes is {config.data.num_classes}; "
                 "evaluate on a set that is labelled like the training set"
             )
-        height, width = model_size(config)
         self._dataset = EvalDataset(
-            self.table,
-            EvalTransform(request.transform or config.data.eval_transform, height, width),
+            ShardReader(self.table, packed.store(config.cluster, 1)),
+            eval_transform(config, request.transform or config.data.eval_transform),
             Share(rank, world, micro_batch_size),
-            sample_ids=request.sample_ids,
-            store=packed.store(config.cluster, 1),
+            request.sample_ids,
         )
         self.faults = FaultLog(self._dataset.num_samples, config.data.max_bad_sample_rate)
 
@@ -240,8 +254,8 @@ class EvalStream:
             yield from _accounted(made, self.faults)
 
 
-class MicroSteps(Sequence[tuple[int, int]]):
-    """The places of all micro-batches of a number of steps, in order: (position, first of the rank's samples).
+class MicroSteps(Sequence[MicroStep]):
+    """All micro-batches of a number of steps, in order.
 
     Args:
         position: samples drawn before the first step.
@@ -249,11 +263,23 @@ class MicroSteps(Sequence[tuple[int, int]]):
         global_batch_size: B.
         samples_per_rank: B / R.
         micro_batch_size: b.
+        first_step: the first step's position on the schedule.
+        tiling_at: such a position → size of images and patches. The one place where they are decided.
     """
 
+    # many: the geometry of a job, and where it is on its schedule
     def __init__(
-        self, position: int, num_steps: int, *, global_batch_size: int, samples_per_rank: int, micro_batch_size: int
+        self,
+        position: int,
+        num_steps: int,
+        *,
+        global_batch_size: int,
+        samples_per_rank: int,
+        micro_batch_size: int,
+        first_step: int,
+        tiling_at: Callable[[int], Tiling],
     ) -> None:
+        self._first_step, self._tiling_at = first_step, tiling_at
         self._position, self._global_batch_size = position, global_batch_size
         self._micro_batch_size = micro_batch_size
         self._accumulation = samples_per_rank // micro_batch_size
@@ -266,16 +292,11 @@ class MicroSteps(Sequence[tuple[int, int]]):
         if not 0 <= index < self._length:
             raise IndexError(index)
         step, micro_step = divmod(index, self._accumulation)
-        return self._position + step * self._global_batch_size, micro_step * self._micro_batch_size
+        position = self._position + step * self._global_batch_size
+        return MicroStep(position, micro_step * self._micro_batch_size, self._tiling_at(self._first_step + step))
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[MicroStep]:
         return (self[index] for index in range(self._length))
-
-
-def model_size(config: Experiment) -> tuple[int, int]:
-    """Height and width of the model's input in pixels."""
-    size = config.model.img_size
-    return (size, size) if isinstance(size, int) else size
 
 
 def _accounted(made: Iterator[Batch | Failure], faults: FaultLog) -> Iterator[Batch]:

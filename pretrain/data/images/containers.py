@@ -19,7 +19,7 @@ JPEG_START = b"\xff\xd8\xff"
 JPEG_END = b"\xff\xd9"
 START_OF_SCAN = 0xDA
 
-_END, _APP1, _APP2 = 0xD9, 0xE1, 0xE2
+_END, _APP1, _APP2, _RESTART_INTERVAL = 0xD9, 0xE1, 0xE2, 0xDD
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 … SOF15, except three that are tables
 _PROGRESSIVE = frozenset([0xC2, 0xC6, 0xCA, 0xCE])
 _SCAN = bytes([0xFF, START_OF_SCAN])
@@ -57,6 +57,18 @@ class JpegHeader(NamedTuple):
     profile: bytes
     channels: int
     num_scans: int
+
+
+class JpegCoding(NamedTuple):
+    """How a JPEG's pixels are coded.
+
+    Attributes:
+        is_progressive: in several scans, each of which refines the complete picture.
+        restart_interval: blocks of pixels (MCUs) between two restart markers; 0: it has none.
+    """
+
+    is_progressive: bool
+    restart_interval: int
 
 
 class CodePoints(NamedTuple):
@@ -117,6 +129,19 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
             # The two bytes may also occur inside other segments, so this is an upper bound.
             num_scans = data.count(_SCAN) if marker in _PROGRESSIVE else 1
     return JpegHeader(exif, xmp, _joined_profile(pieces), channels, num_scans)
+
+
+def read_jpeg_coding(data: bytes) -> JpegCoding:
+    """How a JPEG's pixels are coded, from the segments before its first scan."""
+    is_progressive, interval = False, 0
+    for marker, start, end in jpeg_segments(data):
+        if marker == START_OF_SCAN:
+            break
+        if marker in _FRAMES:
+            is_progressive = marker in _PROGRESSIVE
+        elif marker == _RESTART_INTERVAL:
+            interval = int.from_bytes(data[start + 4 : end], "big")
+    return JpegCoding(is_progressive, interval)
 
 
 def _joined_profile(pieces: list[bytes]) -> bytes:

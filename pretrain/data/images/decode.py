@@ -12,11 +12,10 @@ from typing import Protocol
 
 import simplejpeg
 
-from pretrain.data.images import turbojpeg
-from pretrain.data.images.colour import profile_of
-from pretrain.data.images.containers import JPEG_START
+from pretrain.data.images import restarts, turbojpeg
+from pretrain.data.images.colour import Pixels, profile_of
+from pretrain.data.images.containers import JPEG_START, JpegHeader
 from pretrain.data.images.opening import (
-    Pixels,
     check_pixels,
     decode_strictly,
     jpeg_orientation,
@@ -59,10 +58,13 @@ def open_image(data: bytes) -> EncodedImage:
     Raises:
         BadSample: not an image, or more than ``opening.MAX_PIXELS`` pixels.
     """
+    size = restarts.plain_size(data)
+    if size is not None:
+        return _JpegImage(data, *size)
     if data.startswith(JPEG_START):
         size = _jpeg_size(data)
         if size is not None:
-            return _JpegImage(data, *size)
+            return _JpegImage(data, *size, read_jpeg(data))
     return _PillowImage(data)
 
 
@@ -79,14 +81,22 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 class _JpegImage:
-    """A JPEG in RGB, YCbCr or grey. If a smaller image suffices, it is scaled by eighths in the DCT."""
+    """A JPEG in RGB, YCbCr or grey. If a smaller image suffices, it is scaled by eighths in the DCT.
 
-    def __init__(self, data: bytes, height: int, width: int) -> None:
+    Args:
+        data: the file.
+        height: of the stored picture.
+        width: of the stored picture.
+        header: its metadata; None: there are none.
+    """
+
+    def __init__(self, data: bytes, height: int, width: int, header: JpegHeader | None = None) -> None:
         check_pixels(height, width)
         self._data = data
-        header = read_jpeg(data)
-        self._orientation = jpeg_orientation(header)
-        self._conversion, _ = profile_of(header.profile, header.channels)
+        self._orientation, self._conversion = 1, None
+        if header is not None:
+            self._orientation = jpeg_orientation(header)
+            self._conversion, _ = profile_of(header.profile, header.channels)
         self.height, self.width = (width, height) if self._orientation >= 5 else (height, width)
 
     def decode(self, min_height: int | None = None, min_width: int | None = None) -> Pixels:
@@ -111,12 +121,27 @@ class _JpegImage:
         top, left, height, width = box if eighths == 8 else scaled_box(box, self.height, self.width, eighths)
         if turbojpeg.available():
             with contextlib.suppress(turbojpeg.DecodeError):  # decode() tries next, then Pillow
-                part = turbojpeg.decode_part(self._data, top, left, height, width, eighths)
-                return self._in_srgb(inside(part.pixels, (top - part.top, left - part.left, height, width)))
+                return self._in_srgb(_decoded_part(self._data, (top, left, height, width), eighths))
         pixels = self.decode(min_height, min_width)
         if pixels.shape[0] == self.height:  # Pillow, which decodes at full size, may have decoded it
             return inside(pixels, box)
         return inside(pixels, (top, left, height, width))
+
+
+def _decoded_part(data: bytes, box: Box, eighths: int) -> Pixels:
+    """The pixels of a box of the scaled image, from as few restart intervals as possible."""
+    top, left, height, width = box
+    first_row, first_column = ((edge - turbojpeg.MARGIN) * 8 // eighths for edge in (top, left))
+    last_row, last_column = (-((-edge - turbojpeg.MARGIN) * 8 // eighths) for edge in (top + height, left + width))
+    cut = restarts.cut(data, first_row, first_column, last_row - first_row, last_column - first_column)
+    if cut is not None:
+        with contextlib.suppress(turbojpeg.DecodeError):  # the complete file may be readable
+            # a cut begins at a multiple of 8 pixels, which is a whole number of scaled ones
+            top_in_cut, left_in_cut = top - cut.top * eighths // 8, left - cut.left * eighths // 8
+            part = turbojpeg.decode_part(cut.data, top_in_cut, left_in_cut, height, width, eighths)
+            return inside(part.pixels, (top_in_cut - part.top, left_in_cut - part.left, height, width))
+    part = turbojpeg.decode_part(data, top, left, height, width, eighths)
+    return inside(part.pixels, (top - part.top, left - part.left, height, width))
 
 
 class _PillowImage:

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pretrain.config.target import IGNORED_PIXEL
+from pretrain.config.schema.data import IGNORED_PIXEL
+from pretrain.data.images.colour import Pixels
 from pretrain.data.images.containers import grey_png_depth, is_16_bit_png
-from pretrain.data.images.decode import Box, Pixels, inside
+from pretrain.data.images.decode import Box, inside
 from pretrain.data.images.opening import opened, orientation_of, upright
 from pretrain.errors import BadSample
 

@@ -20,7 +20,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from pretrain.data.images.colour import to_srgb
+from pretrain.data.images.colour import Pixels, to_srgb
 from pretrain.data.images.containers import (
     JPEG_END,
     JPEG_START,
@@ -44,7 +44,6 @@ REPAIRED, END_ADDED, WARNED = "damaged metadata ignored", "end marker added", "r
 # Version of the decoded pixels. Increment it when any file's pixels change, so that cached features are recomputed.
 READING = 3
 
-Pixels = NDArray[np.uint8]
 Number = TypeVar("Number", bound=np.generic)
 
 _ORIENTATION = 0x0112

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from pretrain.data.images.colour import Pixels
 from pretrain.data.images.decode import Box
 from pretrain.errors import BadSample
 
@@ -30,7 +30,6 @@ MOST_PIXELS = 1 << 25  # of a resized image: 100 MB; at 224 pixels a ratio of si
 _MARGIN = 3  # pixels: a cubic filter reads two on each side of a place, and one more for rounding
 _SEARCHED = 64  # pixels among which to look for an edge close to the resized image's grid
 
-Pixels = NDArray[np.uint8]
 Filter = Callable[[Pixels, Pixels], None]  # pixels (h, w, 3), destination (height, width, 3)
 
 

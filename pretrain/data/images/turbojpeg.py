@@ -26,6 +26,7 @@ MARGIN = 4  # pixels around a region, since chroma is interpolated between neigh
 _DECOMPRESS, _TRANSFORM, _RGB = 1, 2, 0  # TJINIT_…, TJPF_RGB
 _STOP_ON_WARNING, _WIDTH, _HEIGHT, _SUBSAMPLING, _COLORSPACE, _SCAN_LIMIT = 0, 5, 6, 4, 8, 13  # TJPARAM_…
 _PROGRESSIVE = 12
+_NOTHING = 0  # TJXOP_…
 _OPERATIONS = {2: 1, 3: 6, 4: 2, 5: 3, 6: 5, 7: 4, 8: 7}  # EXIF orientation → TJXOP_… that undoes it
 _ONLY_PERFECT, _AS_PROGRESSIVE, _NO_METADATA, _OPTIMISED = 1, 32, 64, 256  # TJXOPT_…
 _MAX_SCANS = 500  # as opening.MAX_SCANS
@@ -113,6 +114,19 @@ def turned_upright(data: bytes, orientation: int) -> bytes | None:
     Returns:
         The new file; None if the library is missing, the file is damaged, or a side is not a multiple of the iMCU.
     """
+    return _transformed(data, _OPERATIONS[orientation], _ONLY_PERFECT | _NO_METADATA, keeps_scans=True)
+
+
+def made_sequential(data: bytes) -> bytes | None:
+    """Losslessly converts a progressive JPEG to a sequential one with optimal Huffman tables; keeps its metadata.
+
+    Returns:
+        The new file; None if the library is missing or the file is damaged.
+    """
+    return _transformed(data, _NOTHING, 0, keeps_scans=False)
+
+
+def _transformed(data: bytes, operation: int, options: int, *, keeps_scans: bool) -> bytes | None:
     library = _library()
     if library is None:
         return None
@@ -123,9 +137,10 @@ def turned_upright(data: bytes, orientation: int) -> bytes | None:
         library.tj3Set(handle, _SCAN_LIMIT, _MAX_SCANS)
         if library.tj3DecompressHeader(handle, data, len(data)):
             return None
-        options = _ONLY_PERFECT | _NO_METADATA
+        if not keeps_scans:
+            library.tj3Set(handle, _PROGRESSIVE, 0)  # the header has set it, and the result would have it too
         options |= _AS_PROGRESSIVE if library.tj3Get(handle, _PROGRESSIVE) else _OPTIMISED
-        transform = _Transform(_Region(0, 0, 0, 0), _OPERATIONS[orientation], options, None, None)
+        transform = _Transform(_Region(0, 0, 0, 0), operation, options, None, None)
         code = library.tj3Transform(
             handle, data, len(data), 1, ctypes.byref(buffer), ctypes.byref(size), ctypes.byref(transform)
         )

@@ -279,8 +279,8 @@ def check_world(global_batch_size: int, lanes: int, ranks: int) -> None:
     if ranks < 1 or not can_share(global_batch_size, lanes, ranks):
         worlds = allowed_worlds(global_batch_size, lanes, max(ranks, global_batch_size // 2))
         raise ConfigError(
-            f"{ranks} ranks cannot share {lanes} lanes of a global batch of {global_batch_size}; numbers of ranks that "
-            f"draw the same batches: {_join(worlds)}"
+            f"{ranks} ranks cannot share {lanes} lanes of a global batch of {global_batch_size}; valid world "
+            f"sizes: {_join(worlds)}"
         )
 
 

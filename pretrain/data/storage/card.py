@@ -64,7 +64,8 @@ class Card(BaseModel):
     labels: Literal["single", "multi", "vector", "mask"] = Field(
         description="Target of an image: one label (single), any number of labels (multi), a vector, or a mask."
     )
-    max_labels: int = Field(description="The most labels that one image has.")
+    max_labels: int = Field(description="The most labels that one image has; at least 2 where an image has none.")
+    negatives: int = Field(default=0, description="Images with none of the classes.")
     num_shards: int = Field(description="Tars.")
     num_bytes: int = Field(description="Bytes of all tars.")
     split_rule: str = Field("", description="How each image was assigned to a split.")

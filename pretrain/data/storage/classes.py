@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain.errors import DataError
+from pretrain.errors import CheckpointError, DataError
 from pretrain.names import printable
 from pretrain.text_files import read_text
 
@@ -104,6 +104,45 @@ def _agree(one: tuple[str, str], other: tuple[str, str], number: str) -> bool:
     return one[1] == other[1] if number in (one[0], other[0]) else one[0] == other[0]
 
 
+def named_outputs(
+    ids: Sequence[str] | None, names: Sequence[str] | None, num_classes: int, classes: Classes
+) -> list[tuple[str, str]]:
+    """(id, name) of each output of a head, as far as it can be compared with a set's classes.
+
+    Without ids, names count where they are the set's own in some order: different names may be synonyms.
+
+    Args:
+        ids, names: that the weights record.
+        num_classes: outputs of the head.
+        classes: of the set.
+    """
+    numbers = tuple(map(str, range(num_classes)))
+    names = names or numbers
+    if ids is None and sorted(names) != sorted(name for _, name in classes):
+        names = numbers
+    return list(zip(ids or numbers, names, strict=True))
+
+
+def common_classes(outputs: Classes, classes: Classes) -> list[tuple[int, int]]:
+    """(number in ``classes``, number in ``outputs``) of each class that is in both.
+
+    They are the same by id where both lists have ids other than their numbers, else by name; lists of nothing but
+    numbers, such as digits, by these. An entry without id and name of its own has no counterpart among named ones.
+    """
+    are_numbers = all(WHOLE_NUMBER.fullmatch(text) for listed in (outputs, classes) for pair in listed for text in pair)
+    by = 0 if are_numbers or (_has_ids(outputs) and _has_ids(classes)) else 1
+    known = {pair[by]: number for number, pair in enumerate(outputs) if are_numbers or pair[by] != str(number)}
+    return [
+        (number, known[pair[by]])
+        for number, pair in enumerate(classes)
+        if pair[by] in known and (are_numbers or pair[by] != str(number))
+    ]
+
+
+def _has_ids(classes: Classes) -> bool:
+    return any(identifier != str(number) for number, (identifier, _) in enumerate(classes))
+
+
 def require_same_classes(first: Classes, second: Classes, where: tuple[object, object]) -> None:
     """Refuses two sets whose numbers mean different classes.
 
@@ -119,6 +158,26 @@ def require_same_classes(first: Classes, second: Classes, where: tuple[object, o
     raise DataError(
         f"{where[1]} has other classes than {where[0]}, or the same in another order: class {number} is {words[1]!r} "
         f"there and {words[0]!r} here; pack both together, or one with the other's list of classes (--class-names)"
+    )
+
+
+def require_same_outputs(outputs: Classes, classes: Classes) -> None:
+    """Checks that the outputs of a head that is kept are the classes of the data, in the same order.
+
+    Raises:
+        CheckpointError: they are not; the message names the first that differs.
+    """
+    first = differing_class(outputs, classes)
+    if first is None:
+        return
+    if len(outputs) != len(classes):
+        differ = f"the head has {len(outputs)} outputs, the data {len(classes)} classes"
+    else:
+        ours, theirs = (" ".join(dict.fromkeys(listed[first])) for listed in (classes, outputs))
+        differ = f"output {first} is {theirs!r} in the weights, {ours!r} in the data"
+    raise CheckpointError(
+        f"init.head: keep: {differ}; set init.head: remap to keep the rows of the classes in common, or replace for a "
+        "new head"
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pretrain.config.target import Target
+from pretrain.config.schema.data import Target
 from pretrain.data.storage.index_checks import check_table, check_within, problem_in_rows
 from pretrain.data.storage.open_files import check_descriptors
 from pretrain.data.storage.records import PADDING_LABEL, REMEDY, Records, records_name
@@ -30,6 +30,14 @@ from pretrain.files import digest, write_atomic
 FORMAT = "webdataset-index"
 VERSION = 1
 TABLE_FILE = "index.json"
+
+
+def max_labels_of(num_labels: NDArray[np.int64], before: int = 1) -> int:
+    """The ``max_labels`` of a set with images of so many labels, int64 (n,); ``before`` is that of its other images.
+
+    At least 2 where an image has none: a set in which not every image has exactly one label is a multi-label set.
+    """
+    return max(before, int(num_labels.max(initial=0)), 2 if np.any(num_labels == 0) else 1)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.config.target import Target
+from pretrain.config.schema.data import Target
 from pretrain.errors import DataError
 from pretrain.names import printable
 
@@ -80,7 +80,10 @@ def check_columns(columns: Mapping[str, NDArray[Any]]) -> None:
     for name in ("sizes", "crc32", "mask_offsets", "mask_sizes", "mask_crc32"):
         if name in columns and len(columns[name]) != count:
             raise ValueError(f"{len(columns[name])} {name} of {count} records")
-    for values, starts in (("labels", "label_starts"), ("members", "member_starts"), ("sources", "source_starts")):
+    for values in ("labels", "members", "sources", "names"):
+        starts = f"{values[:-1]}_starts"
+        if starts not in columns:
+            continue
         cuts = columns[starts]
         if len(cuts) != count + 1 or cuts[0] != 0 or cuts[-1] != len(columns[values]) or np.any(np.diff(cuts) < 0):
             raise ValueError(f"{starts} do not cut {values} into {count} parts")

@@ -1,13 +1,13 @@
-"""The location of a set: a folder, a web server, an S3-compatible store, or a command that prints files.
+"""The location of a set: a folder, a web server, an object store, or a command that prints files.
 
     /data/train  or  file:///data/train       a folder
     https://host/path                         a web server that answers Range requests
-    s3://bucket/prefix                        an S3-compatible store
+    s3://bucket/prefix                        an S3-compatible store; also gs:// (Google Cloud) and az:// (Azure)
     pipe:ssh store cat /data/train/{name}     a command (off unless data.allow_pipe); {start} and {end}, the first and
                                               last byte, make it print a range
 
-Each may also name the index itself: https://host/path/index.json. Paths and S3 keys are used verbatim; in a file: URL,
-escapes such as %20 are decoded, and # and ? belong to the path.
+Each may also name the index itself: https://host/path/index.json. Paths and keys of object stores are used verbatim; in
+a file: URL, escapes such as %20 are decoded, and # and ? belong to the path.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
+from pretrain.config.object_stores import bucket_and_key
 from pretrain.data.storage.index import TABLE_FILE
 from pretrain.errors import ConfigError, DataError
 from pretrain.redaction import is_redacted, redacted
@@ -35,7 +36,7 @@ _SENT_AS_IT_IS = "%!$&'()*+,/:;=@~"  # in a path, besides letters, digits and _.
 class Location:
     """A place that holds the files of one split. ``base`` is a folder, a URL or a command."""
 
-    kind: Literal["folder", "http", "s3", "pipe"]
+    kind: Literal["folder", "http", "s3", "gs", "az", "pipe"]
     base: str
 
     @property
@@ -80,19 +81,19 @@ class Location:
             return cls("folder", _without_index(text))
         rest = text[scheme.end() :]
         match scheme[1].lower():
-            case "s3":
-                return cls("s3", f"s3://{_without_index(_bucket_and_key(rest))}")
+            case "s3" | "gs" | "az" as known:
+                return cls(known, f"{known}://{_without_index(_bucket_and_key(known, rest))}")
             case "http" | "https" as known:
                 return cls("http", _web(f"{known}://{rest}"))
             case _:
                 raise ConfigError(
                     f"data.shards: {redacted(text)}: {scheme[1]}:// is not known; a set may be in a folder, or at "
-                    "http://, https:// or s3://, or behind pipe:COMMAND"
+                    "http://, https://, s3://, gs:// or az://, or behind pipe:COMMAND"
                 )
 
     @classmethod
     def of_file(cls, text: str) -> tuple[Location, str]:
-        """The location that contains the file of an http or S3 address, and the file's name.
+        """The location that contains the file of an http or object store's address, and the file's name.
 
         Raises:
             ConfigError: as ``parse``, or the address names no file.
@@ -114,16 +115,11 @@ def _web(text: str) -> str:
     return f"{_without_index(path)}{question}{query}"
 
 
-def _bucket_and_key(rest: str) -> str:
-    bucket, _, key = rest.partition("/")
-    if "@" in bucket or ":" in bucket:
-        raise ConfigError(
-            "data.shards: credentials do not go into an s3:// address; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY"
-        )
-    if not bucket:
-        raise ConfigError(f"data.shards: s3://{rest} names no bucket")
-    return f"{bucket}/{key}" if key else bucket
+def _bucket_and_key(scheme: str, rest: str) -> str:
+    try:
+        return bucket_and_key(scheme, rest)
+    except ValueError as error:
+        raise ConfigError(f"data.shards: {error}") from error
 
 
 def _path_of(text: str, host: str, path: str) -> str:

@@ -4,8 +4,8 @@ DIR/shard-000000.records.safetensors    offsets, sizes, CRC-32 and labels of the
 
 Columns of equal length have one entry per record. Ragged ones are in CSR form: record i has the labels
 ``labels[label_starts[i]:label_starts[i + 1]]``; names are stored in the same way, as bytes that need not be UTF-8. A
-set of vectors has a column ``vectors`` of N · D numbers, and a set of masks has columns that locate the masks;
-columns that a set does not need are absent.
+set of vectors has a column ``vectors`` of N · D numbers, a set of masks has columns that locate the masks, and a set
+whose keys differ from the names of its files has a column of those; columns that a set does not need are absent.
 
 The file is memory-mapped, since a training run looks at few records of many shards.
 
@@ -60,6 +60,8 @@ _OPTIONAL_COLUMNS = {
     "mask_offsets": np.int64,
     "mask_sizes": np.int64,
     "mask_crc32": np.uint32,
+    "names": np.uint8,
+    "name_starts": np.int64,
 }
 
 
@@ -82,6 +84,7 @@ class Record:
         labels: class indices, ascending from general to special where they are nested.
         member: name inside the tar, such as 000000042.jpg.
         source: the packer's key, such as the path of the file that was packed.
+        name: of the original file, where the packer's key is another one; "": it is not.
         vector: the numbers that belong to the image, in a set of vectors.
         mask: where its mask is, in a set of masks: offset, size and CRC-32.
     """
@@ -94,6 +97,17 @@ class Record:
     source: str
     vector: tuple[float, ...] = ()
     mask: tuple[int, int, int] | None = None
+    name: str = ""
+
+    @property
+    def original(self) -> str:
+        """The name that the image had where it was packed from; "" if the index has only the member of the tar."""
+        name = self.name or self.source
+        return "" if self.member.startswith(f"{name}.") else name
+
+    def shown_in(self, shard: str) -> str:
+        """How the image is called where people read it: by its original name, else by its place in the tar."""
+        return self.original or f"{shard}/{self.member}"
 
 
 class Records:
@@ -135,6 +149,7 @@ class Records:
             source=from_bytes(self._row("sources", "source_starts", index).tobytes()),
             vector=tuple(self.vectors[index].tolist()) if "vectors" in columns else (),
             mask=self._mask(index) if "mask_offsets" in columns else None,
+            name=from_bytes(self._row("names", "name_starts", index).tobytes()) if "names" in columns else "",
         )
 
     def _mask(self, index: int) -> tuple[int, int, int]:
@@ -248,7 +263,7 @@ def encode_records(records: Sequence[Record], info: dict[str, Any]) -> bytes:
         "label_starts": _starts([len(record.labels) for record in records]),
     }
     arrays = {name: np.array(values, dtype=_COLUMNS[name]) for name, values in columns.items()}
-    for name in ("member", "source"):
+    for name in ("member", "source", *(["name"] if any(record.name for record in records) else [])):
         texts = [to_bytes(getattr(record, name)) for record in records]
         arrays[name + "s"] = np.frombuffer(b"".join(texts), dtype=np.uint8)
         arrays[name + "_starts"] = np.array(_starts([len(text) for text in texts]), dtype=np.int64)

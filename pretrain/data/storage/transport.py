@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import random
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pretrain.data.storage.location import Location
 from pretrain.errors import DataError
+from pretrain.names import printable
 
 PIECE_BYTES = 1 << 16
 TIMED_BYTES = 4 << 20  # time limits apply to this many bytes
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 30.0
 LARGEST_ANSWER = 1 << 30  # bytes of a file of unknown size for which the caller sets no other limit
+_GZIP_OR_ZLIB = 47  # for zlib: detect the format from the header
 T = TypeVar("T")
 _jitter = random.Random()  # a separate generator, since users' code may depend on the global one
 
@@ -144,6 +147,48 @@ def cannot_be_read(transport: Transport, name: str, part: str, error: GaveUp) ->
     )
 
 
+def as_it_comes(response: Any) -> Iterator[bytes]:
+    """A response's bytes as they arrive, not in blocks of a fixed size, so that time limits are checked in between."""
+    while piece := response.read1(PIECE_BYTES, decode_content=False):
+        yield piece
+
+
+def decoded(pieces: Iterator[bytes], encoding: str, url: str) -> Iterator[bytes]:
+    """Decompresses a response in small steps, since a few bytes may expand to any number.
+
+    Args:
+        pieces: of the response.
+        encoding: its Content-Encoding.
+        url: without credentials, for messages.
+
+    Raises:
+        TransportError: the encoded bytes are damaged or cut off. Refused: the encoding is unknown.
+    """
+    name = encoding.strip().lower()
+    if name in ("", "identity"):
+        yield from pieces
+        return
+    if name not in ("gzip", "x-gzip", "deflate"):
+        raise Refused(
+            f"{url}: encoded as {printable(name[:40])!r}, although no encoding was asked for; switch it "
+            "off at the server",
+            "encoding",
+        )
+    decoder, begun = zlib.decompressobj(_GZIP_OR_ZLIB), False
+    try:
+        for piece in pieces:
+            begun = True
+            while piece:
+                if decoder.eof:  # a gzip file may consist of several members
+                    decoder = zlib.decompressobj(_GZIP_OR_ZLIB)
+                yield decoder.decompress(piece, PIECE_BYTES)
+                piece = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
+    except zlib.error as error:
+        raise TransportError(f"the answer's {name} cannot be undone") from error
+    if begun and not decoder.eof:
+        raise TransportError(f"short read: the answer's {name} ends too early")
+
+
 def gathered(pieces: Iterable[bytes], size: int | None, timeout_s: float) -> bytes:
     """Joins a response's pieces, checks their total size, and enforces a time limit that grows with their bytes.
 
@@ -186,8 +231,13 @@ def bounded(pieces: Iterable[bytes], most_bytes: int, name: str) -> Iterator[byt
     for piece in pieces:
         total += len(piece)
         if total > most_bytes:
-            raise Refused(f"{name}: the answer is longer than {most_bytes:,} bytes; given up", "too_long")
+            raise too_long(name, most_bytes)
         yield piece
+
+
+def too_long(name: str, most_bytes: int) -> Refused:
+    """The error for a response of more than ``most_bytes``."""
+    return Refused(f"{name}: the answer is longer than {most_bytes:,} bytes; given up", "too_long")
 
 
 def byte_range(start: int, size: int) -> str:

@@ -1,5 +1,7 @@
 """The transports for remote files: a web server, an S3-compatible store, and the output of a shell command.
 
+Those for other object stores are in ``objects.py``.
+
 Each makes one attempt per request; ``transport.Retries`` repeats it. S3 needs the extra ``s3`` (boto3), which finds
 credentials in its usual places. This is the only module of the training that starts programs, and it does so only if
 ``data.allow_pipe`` is set.
@@ -8,6 +10,7 @@ credentials in its usual places. This is the only module of the training that st
 from __future__ import annotations
 
 import os
+import re
 import selectors
 import shlex
 import shutil
@@ -15,14 +18,16 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import IO, Any
 
-from pretrain.config.schema.storage import RemoteConfig
+from pretrain import threads
+from pretrain.config.object_stores import STORES
+from pretrain.config.schema.cluster import RemoteConfig
 from pretrain.data.storage.http_client import SIMULTANEOUS, HttpClient
 from pretrain.data.storage.index_checks import check_name_for_shell
 from pretrain.data.storage.location import Location
+from pretrain.data.storage.objects import ObjectTransport
 from pretrain.data.storage.transport import (
     LARGEST_ANSWER,
     PIECE_BYTES,
@@ -30,10 +35,12 @@ from pretrain.data.storage.transport import (
     Refused,
     Transport,
     TransportError,
+    as_it_comes,
     bounded,
     byte_range,
     gathered,
     paced,
+    too_long,
 )
 from pretrain.errors import ConfigError, DataError, SetupError
 from pretrain.names import printable
@@ -55,6 +62,8 @@ def open_transport(location: Location, config: RemoteConfig, *, allow_pipe: bool
         return S3Transport(
             location, timeout_s=config.timeout_s, endpoint=config.s3_endpoint, anonymous=config.s3_anonymous
         )
+    if location.kind in STORES:
+        return ObjectTransport(location, config)
     if not allow_pipe:
         raise ConfigError(
             f"data.shards: {location} runs a shell command on every node, which is off by default; if you trust this "
@@ -86,7 +95,7 @@ class HttpTransport:
 
     def sizes(self, names: list[str]) -> Iterator[tuple[str, int | None]]:
         """See ``Transport.sizes``: sends a HEAD request for each file, several at a time."""
-        with ThreadPoolExecutor(SIMULTANEOUS) as pool:
+        with threads.pool("sizes", SIMULTANEOUS) as pool:
             found = pool.map(lambda name: self.client.size(self.location.address(name)), names)
             for name, (known, size) in zip(names, found, strict=True):
                 if known:
@@ -132,10 +141,12 @@ class S3Transport:
         from urllib3.exceptions import HTTPError
 
         wanted = {} if size is None else {"Range": byte_range(start, size)}
+        most = most_bytes or LARGEST_ANSWER
         try:
             answer = self._client.get_object(Bucket=self.bucket, Key=self._key(name), **wanted)
             with answer["Body"] as raw:
-                yield from bounded(_as_it_comes(raw), most_bytes or LARGEST_ANSWER, self.location.url(name))
+                self._check_length(answer, name, start, size, most)
+                yield from bounded(as_it_comes(raw), most, self.location.url(name))
         except ClientError as error:
             raise self._judged(error, name, start) from error
         except NoCredentialsError as error:
@@ -145,6 +156,30 @@ class S3Transport:
             ) from error
         except (BotoCoreError, HTTPError, OSError) as error:
             raise TransportError(printable(f"{type(error).__name__}: {error}")[:200]) from error
+
+    def _check_length(self, answer: Any, name: str, start: int, size: int | None, most: int) -> None:
+        """Compares the stated length with the request, so that a wrong body is not awaited.
+
+        Raises:
+            TransportError: a retry may succeed. DataError: it will not.
+        """
+        url, stated = self.location.url(name), answer.get("ContentLength")
+        if stated is None:
+            return
+        if size is None:
+            if stated > most:
+                raise too_long(url, most)
+            return
+        total = re.fullmatch(r"bytes \d+-\d+/(\d{1,18})", answer.get("ContentRange", ""), re.ASCII)
+        if total and int(total[1]) < start + size:
+            raise DataError(
+                f"{url}: the object ends at byte {int(total[1]):,}, before byte {start + size:,}: truncated, or not "
+                "the file that was indexed"
+            )
+        if stated > size and answer["ResponseMetadata"]["HTTPStatusCode"] == 200:
+            raise DataError(f"{url}: the store ignores Range requests; use one that answers them")
+        if stated != size:
+            raise TransportError(f"{stated} bytes instead of the {size} that were asked for")
 
     def sizes(self, names: list[str]) -> Iterator[tuple[str, int | None]]:
         """See ``Transport.sizes``: lists the prefix, a thousand objects per request."""
@@ -194,19 +229,13 @@ class S3Transport:
                 f"{url}: the store does not allow it ({code}); check credentials and bucket policy", "http_403"
             )
         if code == "InvalidRange":
-            return DataError(f"{url}: the object ends before byte {start}: truncated, or not the file indexed")
+            return DataError(f"{url}: the object ends before byte {start}: truncated, or not the file that was indexed")
         if status >= 500 or status == 429 or code in _TRY_AGAIN:
             return TransportError(f"HTTP {status} {code}")
         return Refused(f"{url}: the store refused it: {printable(error)[:200]}", f"http_{status}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_made": None}
-
-
-def _as_it_comes(raw: Any) -> Iterator[bytes]:
-    """A response's bytes as they arrive, so that the time limit is checked in between."""
-    while piece := raw.read1(PIECE_BYTES, decode_content=False):
-        yield piece
 
 
 class PipeTransport:

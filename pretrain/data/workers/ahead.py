@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain import threads
 from pretrain.data.order.mixture import Mixture, Window
 from pretrain.data.storage.store import RemoteStore
 from pretrain.data.workers.reader import ShardReader
@@ -61,12 +62,9 @@ class FetchAhead:
         self._queue: deque[Chunk] = deque()
         self._plans: dict[tuple[int, int, int], _Plan] = {}
         self._closed = False
-        self._threads = [threading.Thread(target=self._plan_forever, name="plan-ahead", daemon=True)]
+        threads.start("plan-ahead", self._plan_forever)
         for number in range(num_threads):
-            thread = threading.Thread(target=self._fetch_forever, name=f"fetch-ahead-{number}", daemon=True)
-            self._threads.append(thread)
-        for thread in self._threads:
-            thread.start()
+            threads.start(f"fetch-ahead-{number}", self._fetch_forever)
 
     def at(self, position: int, sample_ids: NDArray[np.int64]) -> None:
         """Reports that the stream is at ``position`` and reads these samples next; returns immediately."""

@@ -6,7 +6,8 @@ Legend: b images in the micro-batch · M largest number of labels of a sample ·
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,15 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
-from pretrain.config.target import IGNORED_PIXEL
-from pretrain.data.batch import NO_SLOT, Batch
-from pretrain.data.images.augment import EvalTransform, TrainTransform, View
+from pretrain.config.image_sizes import Tiling
+from pretrain.config.schema.data import IGNORED_PIXEL
+from pretrain.data.batch import NO_SLOT, Batch, take_block, views_of
+from pretrain.data.images.augment import TrainTransform, View
+from pretrain.data.images.native import AnyEval, AnyTrain, NativeEvalTransform, NativeTrainTransform
 from pretrain.data.order.mixture import Mixture
 from pretrain.data.storage.index import ShardTable
 from pretrain.data.storage.records import PADDING_LABEL
-from pretrain.data.storage.store import Store
-from pretrain.data.workers import lent_memory
 from pretrain.data.workers.ahead import FetchAhead
+from pretrain.data.workers.files import FileReader, FileTable
 from pretrain.data.workers.reader import MixedReader, Sample, ShardReader
 from pretrain.errors import BadSample, DataError, UserError
 
@@ -37,6 +39,20 @@ class Share(NamedTuple):
     micro_batch_size: int
 
 
+class MicroStep(NamedTuple):
+    """One micro-batch of a rank: the same size and the same samples in every data process.
+
+    Attributes:
+        position: samples that all ranks drew before its global batch.
+        first: number of its first sample among the rank's samples of the global batch.
+        tiling: size of the images and their patches.
+    """
+
+    position: int
+    first: int
+    tiling: Tiling
+
+
 class Failure:
     """Carries a user's error out of a data process; raised there, it would arrive wrapped in a stack trace."""
 
@@ -45,12 +61,12 @@ class Failure:
 
 
 class TrainDataset(Dataset[Any]):
-    """(position, first) → this rank's micro-batch, from its ``first`` sample of the global batch at ``position`` on.
+    """``MicroStep`` → this rank's micro-batch.
 
     Args:
         reader: of the training sets.
         order: position → samples.
-        transform: bytes → pixels.
+        transform: bytes → pixels, of the largest size that any step has.
         share: of this rank.
         fetch_threads: concurrent requests for samples that will be read next; only for remote sets.
     """
@@ -58,9 +74,9 @@ class TrainDataset(Dataset[Any]):
     # many: all that a data process needs, since only this object is sent to it
     def __init__(
         self,
-        reader: MixedReader,
+        reader: MixedReader | FileReader,
         order: Mixture,
-        transform: TrainTransform,
+        transform: AnyTrain,
         share: Share,
         *,
         fetch_threads: int = 1,
@@ -68,20 +84,27 @@ class TrainDataset(Dataset[Any]):
         self.reader, self.order, self.transform = reader, order, transform
         self.rank, self.world, self.micro_batch_size = share
         self.fetch_threads = fetch_threads
+        self._transforms: dict[tuple[int, int], TrainTransform] = {}
         self._ahead: FetchAhead | None = None
 
-    def __getitem__(self, index: tuple[int, int]) -> Batch | Failure:
+    def __getitem__(self, index: MicroStep) -> Batch | Failure:
         try:
-            return self._batch(*index)
+            return self._batch(index)
         except UserError as error:
             return Failure(error)
 
-    def _batch(self, position: int, first: int) -> Batch:
-        stop = first + self.micro_batch_size
-        draws = self.order.batch(position, self.rank, self.world, start=first, stop=stop)
-        self._fetch_ahead(position, draws.sample_ids)
-        numbers = self.transform.numbers(draws.epochs, draws.sample_ids, self.order.copy_numbers(draws.slots))
-        batch = empty_batch(len(draws.sample_ids), self.transform, self.reader.max_labels, self.reader.table)
+    def _batch(self, step: MicroStep) -> Batch:
+        draws = self.order.batch(
+            step.position, self.rank, self.world, start=step.first, stop=step.first + self.micro_batch_size
+        )
+        self._fetch_ahead(step.position, draws.sample_ids)
+        transform = self._transform_of(step.tiling.size)
+        numbers = transform.numbers(draws.epochs, draws.sample_ids, self.order.copy_numbers(draws.slots))
+        largest = self.transform.height * self.transform.width * 3
+        batch = empty_batch(
+            len(draws.sample_ids), transform, self.reader.max_labels, self.reader.table, largest_image=largest
+        )
+        batch.patch = step.tiling.patch
         places, labels = self.reader.places(draws.sample_ids)
         batch.labels.numpy()[...] = labels
         batch.sample_ids.numpy()[...] = draws.sample_ids
@@ -90,18 +113,26 @@ class TrainDataset(Dataset[Any]):
         rows = batch.images.permute(0, 2, 3, 1).numpy()
         for row, sample_id in enumerate(draws.sample_ids.tolist()):
             try:
-                if batch.targets is None:
-                    self.transform(self.reader.read_at(sample_id, places[row]), numbers[row], rows[row])
+                if batch.targets is None and batch.second is None and isinstance(transform, TrainTransform):
+                    transform(self.reader.read_at(sample_id, places[row]), numbers[row], rows[row])
                 else:
                     sample = self.reader.read(sample_id)
-                    _fill_target(batch.targets, row, sample, self.transform.pair(sample, numbers[row], rows[row]))
+                    _fill_others(batch, row, sample, transform.pair(sample, numbers[row], rows[row]))
             except BadSample as bad:
-                self._replace(batch, row, sample_id, bad, numbers[row])
+                self._replace(batch, row, bad, lambda sample, row=row: transform.pair(sample, numbers[row]))
         return batch
 
-    def _replace(self, batch: Batch, row: int, sample_id: int, bad: BadSample, numbers: NDArray[np.float64]) -> None:
+    def _transform_of(self, size: tuple[int, int]) -> AnyTrain:
+        """The transform to a size, kept because its policies take time to build; strips have one size."""
+        if not isinstance(self.transform, TrainTransform):
+            return self.transform
+        if size not in self._transforms:
+            self._transforms[size] = replace(self.transform, height=size[0], width=size[1])
+        return self._transforms[size]
+
+    def _replace(self, batch: Batch, row: int, bad: BadSample, decode: Callable[[Sample], View]) -> None:
         """Replaces a bad sample by the next good one of the shard."""
-        sample, view, fault = self.reader.neighbour(sample_id, bad, lambda sample: self.transform.pair(sample, numbers))
+        sample, view, fault = self.reader.neighbour(int(batch.sample_ids[row]), bad, decode)
         fill_row(batch, row, sample, view)
         batch.faults.append(fault)
 
@@ -134,28 +165,23 @@ class EvalDataset(Dataset[Any]):
     """Batch number → this rank's evaluated samples (rank, rank + world, …); the last batch may have padding.
 
     Args:
-        table: the set.
+        reader: of the set.
         transform: bytes → pixels.
         share: of this rank.
         sample_ids: the samples to evaluate; None: all.
-        store: reads the tars; None: from the table's folder.
     """
 
-    # many: all that a data process needs, since only this object is sent to it
     def __init__(
         self,
-        table: ShardTable,
-        transform: EvalTransform,
+        reader: ShardReader | FileReader,
+        transform: AnyEval,
         share: Share,
-        *,
         sample_ids: NDArray[np.int64] | None = None,
-        store: Store | None = None,
     ) -> None:
-        self.table, self.transform = table, transform
+        self.reader, self.table, self.transform = reader, reader.table, transform
         self.rank, self.world, self.micro_batch_size = share
         self.sample_ids = sample_ids
-        self.num_samples = table.num_samples if sample_ids is None else len(sample_ids)
-        self.reader = ShardReader(table, store)
+        self.num_samples = self.table.num_samples if sample_ids is None else len(sample_ids)
 
     def __len__(self) -> int:
         """Number of batches, the same on every rank."""
@@ -183,15 +209,24 @@ class EvalDataset(Dataset[Any]):
         return batch
 
 
-def empty_batch(size: int, transform: TrainTransform | EvalTransform, max_labels: int, table: ShardTable) -> Batch:
+def empty_batch(
+    size: int,
+    transform: AnyTrain | AnyEval,
+    max_labels: int,
+    table: ShardTable | FileTable,
+    *,
+    largest_image: int = 0,
+) -> Batch:
     """A batch in which every row is padding, for samples of a set like ``table``; its images are not initialised.
+
+    ``largest_image`` is the bytes of the largest image of this and later batches, for which memory is reserved.
 
     In a data process, the images are in memory shared with the rank. Otherwise the entire batch would be copied into
     shared memory once it is made, and mapping new memory costs more than a copy.
     """
-    shape, block = (size, transform.height, transform.width, 3), None
+    shape, block = (transform.views * size, transform.height, transform.width, 3), None
     if get_worker_info() is not None:
-        block = lent_memory.take(math.prod(shape))
+        block = take_block(math.prod(shape), max(math.prod(shape), shape[0] * largest_image))
         if block is None:
             storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
             content = torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # pyright: ignore[reportCallIssue]
@@ -199,18 +234,24 @@ def empty_batch(size: int, transform: TrainTransform | EvalTransform, max_labels
             content = torch.from_numpy(block.content).view(shape)
     else:
         content = torch.empty(shape, dtype=torch.uint8)
+    images, *second = views_of(content, size)  # channels last, as decoders write them
     return Batch(
-        images=content.permute(0, 3, 1, 2),  # channels last, as decoders write them
+        images=images,
         labels=torch.full((size, max_labels), PADDING_LABEL, dtype=torch.int64),
         sample_ids=torch.full((size,), NO_SAMPLE, dtype=torch.int64),
         slots=torch.full((size,), NO_SLOT, dtype=torch.int64),
         valid=torch.zeros(size, dtype=torch.bool),
         targets=_empty_targets(size, transform, table),
+        grids=torch.ones(size, 2, dtype=torch.int64) if isinstance(transform, _NATIVE) else None,
+        second=second[0] if second else None,
         block=block,
     )
 
 
-def _empty_targets(size: int, transform: TrainTransform | EvalTransform, table: ShardTable) -> torch.Tensor | None:
+_NATIVE = (NativeTrainTransform, NativeEvalTransform)
+
+
+def _empty_targets(size: int, transform: AnyTrain | AnyEval, table: ShardTable | FileTable) -> torch.Tensor | None:
     if table.target == "vector":
         return torch.zeros(size, table.num_classes)
     if table.target == "mask":
@@ -218,8 +259,14 @@ def _empty_targets(size: int, transform: TrainTransform | EvalTransform, table: 
     return None
 
 
-def _fill_target(targets: torch.Tensor, row: int, sample: Sample, view: View) -> None:
-    targets.numpy()[row] = sample.vector if view.mask is None else view.mask
+def _fill_others(batch: Batch, row: int, sample: Sample, view: View) -> None:
+    """Writes what a batch has of one sample beside image and labels: vector or mask, patch grid, second view."""
+    if batch.targets is not None:
+        batch.targets.numpy()[row] = sample.vector if view.mask is None else view.mask
+    if batch.grids is not None:
+        batch.grids.numpy()[row] = view.grid
+    if batch.second is not None and view.second is not None:
+        batch.second.numpy()[row] = view.second.transpose(2, 0, 1)
 
 
 def fill_row(batch: Batch, row: int, sample: Sample, view: View) -> None:
@@ -229,11 +276,10 @@ def fill_row(batch: Batch, row: int, sample: Sample, view: View) -> None:
     batch.labels.numpy()[row, : len(sample.labels)] = sample.labels
     batch.sample_ids.numpy()[row] = sample.sample_id
     batch.valid.numpy()[row] = True
-    if batch.targets is not None:
-        _fill_target(batch.targets, row, sample, view)
+    _fill_others(batch, row, sample, view)
 
 
-def read_samples(reader: MixedReader, sample_ids: Sequence[int], transform: EvalTransform) -> tuple[Batch, list[str]]:
+def read_samples(reader: MixedReader, sample_ids: Sequence[int], transform: AnyEval) -> tuple[Batch, list[str]]:
     """Reads samples, replacing bad ones as in training; a sample without a replacement gets no row.
 
     Args:
@@ -266,14 +312,14 @@ def read_samples(reader: MixedReader, sample_ids: Sequence[int], transform: Eval
 
 
 def _rows(batch: Batch, count: int) -> Batch:
-    targets = None if batch.targets is None else batch.targets[:count]
     return Batch(
         images=batch.images[:count],
         labels=batch.labels[:count],
         sample_ids=batch.sample_ids[:count],
         slots=batch.slots[:count],
         valid=batch.valid[:count],
-        targets=targets,
+        targets=None if batch.targets is None else batch.targets[:count],
+        grids=None if batch.grids is None else batch.grids[:count],
     )
 
 

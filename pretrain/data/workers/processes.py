@@ -20,8 +20,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from pretrain.data.batch import forget_blocks
 from pretrain.data.storage.tally import take_row
-from pretrain.data.workers import lent_memory
 from pretrain.data.workers.worker import become_helper, fork_server, signals_blocked
 from pretrain.errors import DataError
 from pretrain.names import tell
@@ -61,7 +61,7 @@ def loader(dataset: Dataset[Any], places: Any, *, num_workers: int, prefetch_fac
             _say_deaths(dead, deaths, error)
         finally:
             made._shutdown_workers()
-            lent_memory.forget({process.pid for process in made._workers})
+            forget_blocks({process.pid for process in made._workers})
 
 
 def _ended(processes: Sequence[Any], error: Exception) -> list[int]:

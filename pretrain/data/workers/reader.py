@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
@@ -11,14 +10,15 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.config.target import IGNORED_PIXEL
-from pretrain.data.order.selection import Selection
+from pretrain.config.schema.data import IGNORED_PIXEL
+from pretrain.data.order.mixture import Selection
+from pretrain.data.storage.checksums import crc32
 from pretrain.data.storage.index import ShardTable
 from pretrain.data.storage.open_files import OpenFiles
 from pretrain.data.storage.records import PADDING_LABEL, Record, Records
 from pretrain.data.storage.store import LocalStore, Store
+from pretrain.data.storage.tally import Fault
 from pretrain.data.storage.transport import Unreachable
-from pretrain.data.workers.faults import Fault
 from pretrain.errors import BadSample, DataError
 
 MAX_OPEN_RECORDS = 256
@@ -86,7 +86,7 @@ class ShardReader:
                 data = self.store.read(shard, offset, size)
             except Unreachable as error:
                 raise DataError(f"member {self.record(sample_id)[1].member} of shard {error}") from error
-            crc = zlib.crc32(data)
+            crc = crc32(data)
             if crc == packed_crc:
                 return data
             if not self.store.forget(shard, offset, size):  # also the last time: wrong bytes must not stay cached
@@ -169,7 +169,8 @@ class ShardReader:
     def fault(self, sample_id: int, bad: BadSample, *, replaced_by: int = -1) -> Fault:
         """The record of an unusable sample."""
         shard, record = self.record(sample_id)
-        return Fault(sample_id, replaced_by, shard, f"{record.member} ({record.source})", bad.kind, bad.detail)
+        member = f"{record.member} ({record.name or record.source})"
+        return Fault(sample_id, replaced_by, shard, member, bad.kind, bad.detail)
 
     def _open(self, shard: int) -> Records:
         records = self._records.get(shard, lambda: self.table.open_records(shard))
@@ -246,6 +247,12 @@ class MixedReader:
             ) from bad
         moved = replace(fault, sample_id=fault.sample_id + first, replaced_by=fault.replaced_by + first)
         return replace(sample, sample_id=sample.sample_id + first), decoded, moved
+
+    def named(self, sample_id: int) -> str:
+        """A sample in words: its shard, its member in the tar, and the name of its file."""
+        index, first = self._of(sample_id)
+        shard, record = self.readers[index].record(sample_id - first)
+        return f"{self.folders[index]}/{shard}: {record.member} ({record.name or record.source})"
 
     def _of(self, sample_id: int) -> tuple[int, int]:
         index = bisect.bisect_right(self.first_sample_ids, sample_id) - 1

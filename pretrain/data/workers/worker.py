@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 
+from pretrain import threads
+
 IGNORED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PRELOADED = ["pretrain.data.workers.dataset"]
 _POLL_S = 1.0
@@ -72,7 +74,7 @@ def _ignore_signals(*, except_from: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_exit_on_term, args=(except_from,), name="exit-on-term", daemon=True).start()
+    threads.start("exit-on-term", _exit_on_term, except_from)
 
 
 def _exit_on_term(sender: int) -> None:
@@ -88,7 +90,7 @@ def _end_with(pid: int) -> None:
         os._exit(1)
     except (AttributeError, OSError):  # not Linux, or a kernel before 5.3
         descriptor = None
-    threading.Thread(target=_wait_and_exit, args=(pid, descriptor), name="end-with-parent", daemon=True).start()
+    threads.start("end-with-parent", _wait_and_exit, pid, descriptor)
 
 
 def _wait_and_exit(pid: int, descriptor: int | None) -> None:

@@ -20,14 +20,17 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pretrain.data.images.policies.protocol import Numbers, Pixels
+from pretrain.data.images.colour import Pixels
 
 MAX_LEVEL = 10.0  # end of the published ranges; levels may be larger
 CUTOUT_PIXELS, TRANSLATE_PIXELS = 40, 100
 GREY = (128, 128, 128)
 NUMBERS_PER_LAYER = 4  # operation, sign, and the centre of a cutout (down, across)
+
+Numbers = NDArray[np.float64]
 
 _GREY_WEIGHTS = np.array([[0.2989, 0.5870, 0.1140]], dtype=np.float32)
 _ROUNDING = np.float32(255.5 / 255)  # TensorFlow's way back from [0, 1] to 8 bits, which then cuts off

@@ -15,14 +15,17 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from pretrain.config.schema.augmentation import TimmPolicy
-from pretrain.data.images.policies.protocol import Numbers, Pixels
+from pretrain.config.schema.transforms import TimmPolicy
+from pretrain.data.images.colour import Pixels
 
 FULL_LEVEL = 10.0
 TRANSLATE_SHARE = 0.45  # of the width or height, at the highest level
 NUMBERS_PER_LAYER = 4  # operation, whether it is applied, magnitude, sign
+
+Numbers = NDArray[np.float64]
 
 
 class Canvas(NamedTuple):

@@ -1,1 +1,0 @@
-"""Processing of batches on the device: normalisation, mixup and CutMix, random erasing."""

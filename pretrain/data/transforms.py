@@ -1,0 +1,24 @@
+"""Config → the transforms of images, and the size that they give them. No other code decides it."""
+
+from __future__ import annotations
+
+from pretrain.config.schema.experiment import Experiment
+from pretrain.config.schema.transforms import EvalTransformConfig
+from pretrain.data.images.augment import EvalTransform, TrainTransform
+from pretrain.data.images.native import AnyEval, AnyTrain, NativeEvalTransform, NativeTrainTransform, Strip
+
+
+def train_transform(config: Experiment) -> AnyTrain:
+    """Bytes → pixels of training images: of the largest size, or strips of patches at their own aspect ratio."""
+    data = config.data
+    views = config.objective.num_views
+    transform = TrainTransform(data.augmentation, *config.image_sizes.largest, config.seed, data.mean, views)
+    length = data.augmentation.sequence_length
+    return transform if length is None else NativeTrainTransform(Strip(config.model.patch, length), transform)
+
+
+def eval_transform(config: Experiment, transform: EvalTransformConfig) -> AnyEval:
+    """The same for evaluation."""
+    if transform.max_tokens is None:
+        return EvalTransform(transform, *config.model.size)
+    return NativeEvalTransform(Strip(config.model.patch, transform.max_tokens), transform)
