@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fine-tunes a pretrained run: an array over data sets × learning rates, one node for each.
-# Usage: sbatch [--array=0-N] slurm/finetune.sh RUN [CONFIG.yaml …] [lrs=0.001,0.003,…] [key.sub=value …]
-#        Task i takes config i / (number of rates) and rate i % (number of rates); without --array there are 16 tasks,
+# Usage: sbatch [--array=0-N] slurm/finetune.sh RUN [CONFIG …] [lrs=0.001,0.003,…] [key.sub=value …]
+#        CONFIG is a YAML file or recipe:NAME. Task i takes config i / (number of rates) and rate i % (number of rates); without --array there are 16 tasks,
 #        which the four sets and four rates below fill. The run folders are runs/NAME_of_RUN_transfer/CONFIG_lrRATE.
 #SBATCH --job-name=finetune
 #SBATCH --array=0-15
@@ -27,7 +27,7 @@ load_site
 source_run=${1:?error: name the pretrained run: sbatch slurm/finetune.sh runs/my_run}
 shift
 configs=()
-while [[ ${1:-} == *.yaml ]]; do
+while is_config "${1:-}"; do
     configs+=("$1")
     shift
 done
@@ -49,6 +49,7 @@ if ((SLURM_ARRAY_TASK_MAX > last)); then
 fi
 config=${configs[task / ${#rates[@]}]}
 lr=${rates[task % ${#rates[@]}]}
+name=${config##*[/:]}
 # Both folders are in runs/: a sweep is not written into the run that it starts from.
 train finetune --config "$config" --from "$source_run" "optim.lr=$lr" \
-    "output_dir=${source_run%/}_transfer" "name=$(basename "$config" .yaml)_lr$lr" "$@"
+    "output_dir=${source_run%/}_transfer" "name=${name%.yaml}_lr$lr" "$@"

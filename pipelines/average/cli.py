@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.terminal.arguments import add_weights_kind, stage_parser
-from pretrain.command_line import Parser
+from pretrain.command_line import Parser, check_output_file
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.names import tell
-from pretrain.outputs import check_output_file
 
 EXAMPLES = """\
 examples:
@@ -25,7 +24,7 @@ examples:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     if len(args.sources) < 2:
         raise ConfigError("average: name at least two runs, checkpoints or weights files")
     if args.out.suffix != ".safetensors":
@@ -74,7 +73,8 @@ def average(args: argparse.Namespace) -> int:
     return sum(tensor.numel() for tensor in kept.values())
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The command line of the stage."""
     parser = stage_parser(
         "average",
         "Averages trained weights of one architecture.",

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.terminal.arguments import add_json, add_overrides, stage_parser
-from pretrain.config.loader import load_experiment
+from pretrain.check.derived import load_complete
+from pretrain.command_line import Parser
 from pretrain.errors import ConfigError
 from pretrain.names import tell
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pretrain.config.schema.experiment import Experiment
-    from pretrain.data.images.decode import Box, EncodedImage, Pixels
+    from pretrain.data.images.colour import Pixels
+    from pretrain.data.images.decode import Box, EncodedImage
     from pretrain.data.stream import TrainStream
 
 STAGES = ("read", "decode", "augment", "copy")
@@ -85,7 +87,7 @@ def answer(microseconds: dict[str, float], images_per_second: float | None, *, c
     return Answer(microseconds, rate, limit, images_per_second, workers, cores, num_gpus)
 
 
-# The stages are timed in one loop, since a function call between two clock readings would be timed too.
+# long: the stages are timed in one loop, since a function call between two clock readings would be timed too.
 def measure(experiment: Experiment, num_images: int) -> dict[str, float]:
     """Median microseconds per image in each stage, in this process; the median hides other load on the machine.
 
@@ -95,19 +97,20 @@ def measure(experiment: Experiment, num_images: int) -> dict[str, float]:
     import numpy as np
     import torch
 
+    from pretrain.data.batch import to_model_input
     from pretrain.data.images.augment import TrainTransform
     from pretrain.data.images.decode import open_image
-    from pretrain.data.on_device.device import to_model_input
-    from pretrain.data.stream import TrainStream, model_size
+    from pretrain.data.stream import TrainStream
+    from pretrain.distributed.device import choose_device
     from pretrain.errors import BadSample
 
     torch.set_num_threads(1)
     stream = TrainStream(experiment, 0, 1, experiment.global_batch_size)
-    reader, (height, width), data = stream.reader(), model_size(experiment), experiment.data
+    reader, (height, width), data = stream.reader(), experiment.model.size, experiment.data
     transform = TrainTransform(data.augmentation, height, width, experiment.seed, data.mean)
     epochs, ids = _first_draws(stream, num_images + WARMUP_IMAGES, experiment.global_batch_size)
     places, _ = reader.places(ids)  # for complete batches, as in training; a few microseconds per image
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     pixels = np.empty((height, width, 3), dtype=np.uint8)
     batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     seconds = []
@@ -170,16 +173,15 @@ def device_rate(experiment: Experiment, device: Any, *, steps: int = 5) -> float
     """Images per second of forward and backward on one device, after two steps of warm-up."""
     import torch
 
-    from pretrain.data.stream import model_size
     from pretrain.models.families.registry import build_model, init_weights
-    from pretrain.sharding.micro_batch import resolve_micro_batch
+    from pretrain.sharding.choice import resolve_micro_batch
 
     memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     size = resolve_micro_batch(experiment, 1, memory)[0]
     model = build_model(experiment.model, experiment.num_outputs)
     init_weights(model, experiment.seed)
     model.to(device).train()
-    images = torch.randn(size, 3, *model_size(experiment), device=device)
+    images = torch.randn(size, 3, *experiment.model.size, device=device)
     for step in range(steps + 2):
         if step == 2:
             _wait_for(device)
@@ -199,22 +201,17 @@ def _wait_for(device: Any) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Measures, prints the result, and returns the exit code."""
-    parser = stage_parser(
-        "bench-data",
-        "Measures how many data processes a GPU needs, and which stage is the bottleneck.",
-        EXAMPLE,
-    )
-    parser.add_argument("--config", required=True, help="the experiment; its training set must exist")
-    parser.add_argument("--images-per-second", type=float, help="rate of one GPU (default: measured, if there is one)")
-    parser.add_argument("--num-images", type=int, default=512, help="images to measure")
-    add_json(parser)
-    add_overrides(parser)
-    options = parser.parse_intermixed_args(argv)
+    options = parser().parse_intermixed_args(argv)
     if options.num_images < 1:
         raise ConfigError(f"--num-images: {options.num_images} is less than 1")
     if options.images_per_second is not None and options.images_per_second <= 0:
         raise ConfigError(f"--images-per-second: {options.images_per_second:g} is not above 0")
-    experiment = load_experiment(options.config, overrides=options.overrides).experiment
+    experiment = load_complete(options.config, overrides=options.overrides).experiment
+    if experiment.data.train_transform.sequence_length is not None:
+        raise ConfigError(
+            f"data.train_transform.crop: {experiment.data.train_transform.crop} keeps every image's aspect ratio; "
+            "bench-data measures images of one size: measure with another crop"
+        )
     found = answer(
         measure(experiment, options.num_images),
         options.images_per_second or _gpu_rate(experiment),
@@ -226,9 +223,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _gpu_rate(experiment: Experiment) -> float | None:
-    import torch
+    from pretrain.distributed.device import choose_device
 
-    return device_rate(experiment, torch.device("cuda", 0)) if torch.cuda.is_available() else None
+    device = choose_device()
+    return device_rate(experiment, device) if device.type == "cuda" else None
 
 
 def _num_gpus(experiment: Experiment) -> int:
@@ -236,3 +234,18 @@ def _num_gpus(experiment: Experiment) -> int:
 
     stated = experiment.cluster.num_devices
     return (torch.cuda.device_count() or 1) if stated == "auto" else stated
+
+
+def parser() -> Parser:
+    """The command line of the stage."""
+    parser = stage_parser(
+        "bench-data",
+        "Measures how many data processes a GPU needs, and which stage is the bottleneck.",
+        EXAMPLE,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="the experiment; its training set must exist")
+    parser.add_argument("--images-per-second", type=float, help="rate of one GPU (default: measured, if there is one)")
+    parser.add_argument("--num-images", type=int, default=512, help="images to measure")
+    add_json(parser)
+    add_overrides(parser)
+    return parser

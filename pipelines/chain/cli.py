@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.chain.stages import CHAINS, Stage, stages_of
 from pipelines.slurm import scheduler
 from pipelines.terminal.arguments import stage_parser
+from pretrain.command_line import Parser
 from pretrain.config.loader import load_file
-from pretrain.config.schema.chain import ChainConfig
+from pretrain.config.schema.jobs import ChainConfig
 from pretrain.errors import SetupError
 from pretrain.files import write_atomic
 from pretrain.names import tell
@@ -24,23 +26,20 @@ EXAMPLES = """examples:
   python -m pipelines chain --config configs/chains/vit_l16_i21k.yaml --dry-run
   python -m pipelines chain --config configs/chains/vit_l16_i21k.yaml"""
 
+MAKE_SITE = "cp slurm/site.example.sh slurm/site.sh, and adapt it"
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
-    parser = stage_parser(
-        "chain",
-        "Submits pack → dedup → pretrain → fine-tune → evaluate → collect → report, with dependencies.",
-        EXAMPLES,
-    )
-    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML of the chain")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands without submitting")
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     chain = load_file(arguments.config, ChainConfig)
     stages = stages_of(chain)
-    require_site()
     if arguments.dry_run:
         tell("\n".join(dry_run(stages)))
+        if not site_file().is_file():
+            tell(f"note: the jobs need the site file {site_file()}: {MAKE_SITE}", file=sys.stderr)
         return 0
+    require_site()
     submit(stages, CHAINS / f"{chain.name}.json")
     return 0
 
@@ -51,9 +50,13 @@ def require_site() -> None:
     Raises:
         SetupError: the file is missing; the message explains how to create it.
     """
-    site = Path(os.environ.get("SITE_FILE", "slurm/site.sh"))
-    if not site.is_file():
-        raise SetupError(f"no site file at {site}: cp slurm/site.example.sh slurm/site.sh, and adapt it")
+    if not site_file().is_file():
+        raise SetupError(f"no site file at {site_file()}: {MAKE_SITE}")
+
+
+def site_file() -> Path:
+    """The shell file with what is particular to the cluster; jobs read it when they start."""
+    return Path(os.environ.get("SITE_FILE", "slurm/site.sh"))
 
 
 def dry_run(stages: Sequence[Stage]) -> list[str]:
@@ -108,3 +111,15 @@ def command(stage: Stage, after: Sequence[str]) -> list[str]:
 
 def _quote(word: str) -> str:
     return word if word.startswith("--dependency=") else shlex.quote(word)
+
+
+def parser() -> Parser:
+    """The command line of the stage."""
+    parser = stage_parser(
+        "chain",
+        "Submits pack → dedup → pretrain → fine-tune → evaluate → collect → report, with dependencies.",
+        EXAMPLES,
+    )
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML of the chain")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands without submitting")
+    return parser

@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipelines.runs.results import transfer_folder
+from pipelines.weights.transfer import transfer_folder
 from pretrain.check.experiment import check
 from pretrain.config.loader import load_experiment
-from pretrain.config.overrides import override
-from pretrain.config.schema.chain import ChainConfig, FinetuneConfig, PackConfig, PretrainConfig, StageConfig
 from pretrain.config.schema.experiment import Experiment
+from pretrain.config.schema.jobs import ChainConfig, FinetuneConfig, PackConfig, PretrainConfig, StageConfig
+from pretrain.config.tree import override
 from pretrain.data.storage.index import TABLE_FILE
 from pretrain.engine.run_folder import COMPLETE, read_verdict
 from pretrain.errors import ConfigError
+from pretrain.shipped_files import RECIPE
 
 CHAINS = Path(os.environ.get("CHAINS_FOLDER", "runs/chains"))  # records what was submitted
 
@@ -91,7 +92,7 @@ def _training(chain: ChainConfig) -> Iterator[Stage]:
 
 def _finetuning(sweep: FinetuneConfig, run: Path) -> Stage:
     """One array with the tasks that are not done yet."""
-    names = [f"{Path(config).stem}_lr{lr}" for config in sweep.configs for lr in sweep.lrs]
+    names = [f"{_name(config)}_lr{lr}" for config in sweep.configs for lr in sweep.lrs]
     folder = transfer_folder(run)
     place = override("output_dir", str(folder))  # as the script sets it; the chain's own overrides come after it
     for config in sweep.configs:
@@ -102,6 +103,11 @@ def _finetuning(sweep: FinetuneConfig, run: Path) -> Stage:
     array = ",".join(map(str, left)) if left and len(left) < len(names) else f"0-{len(names) - 1}"
     script = ("slurm/finetune.sh", str(run), *sweep.configs, f"lrs={','.join(sweep.lrs)}", *sweep.overrides)
     return Stage("finetune", (f"--array={array}", *sweep.sbatch, *script), lambda: not left)
+
+
+def _name(config: str) -> str:
+    """The part of a fine-tuning's name that its config gives, as ``slurm/finetune.sh`` makes it."""
+    return Path(config.removeprefix(RECIPE)).name.removesuffix(".yaml")
 
 
 def check_pretraining(pretrain: PretrainConfig, *, has_data: bool) -> Experiment:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import statistics
 import sys
@@ -11,16 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.runs.results import PROBE_FILE, SWEEP_FILE
-from pipelines.sources.vtab_tasks import GROUPS, TASKS, Group, task_of, why_not
+from pipelines.pages.templates import render
+from pipelines.sources.vtab import GROUPS, TASKS, Group, task_of, why_not
 from pipelines.terminal.arguments import stage_parser
-from pipelines.terminal.text import as_csv
-from pipelines.weights.published import published
-from pretrain.command_line import Parser
+from pipelines.terminal.output import as_csv
+from pipelines.weights.transfer import PROBE_FILE, SWEEP_FILE, published
+from pretrain.command_line import Parser, check_output_file
 from pretrain.errors import DataError
 from pretrain.files import write_atomic
 from pretrain.names import tell
-from pretrain.outputs import check_output_file
 from pretrain.redaction import redacted
 from pretrain.telemetry.metrics import is_share
 
@@ -48,7 +46,7 @@ class Row:
     source: str
     metric: str
     mean: float
-    std: float
+    std: float | None
     num_seeds: int
     best: str
     hours: float
@@ -64,7 +62,7 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         """In the order of ``HEAD``."""
-        figures = (f"{self.mean:.2f}", f"{self.std:.2f}", str(self.num_seeds))
+        figures = (f"{self.mean:.2f}", "" if self.std is None else f"{self.std:.2f}", str(self.num_seeds))
         return (
             *(self.dataset, self.source, self.metric),
             *figures,
@@ -74,7 +72,7 @@ class Row:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     for out in args.out:
         if out.suffix not in SUFFIXES:
             raise DataError(f"--out {out}: the name must end in {', '.join(SUFFIXES)}, which says the format")
@@ -119,11 +117,11 @@ def _of_sweep(path: Path, result: dict[str, Any]) -> Iterator[Row]:
             continue
         factor = 100 if is_share(metric) else 1
         yield Row(
-            dataset=path.parent.name,
+            dataset=_name_of(path, result),
             source=result["from"] or "scratch",
             metric=metric,
             mean=factor * spread["mean"],
-            std=factor * spread["std"],
+            std=_scaled(factor, spread["std"], len(spread["values"])),
             num_seeds=len(spread["values"]),
             best=result["best"].removeprefix("dev_"),
             hours=sum(job["seconds"] for job in jobs) * result["ranks"] / 3600,
@@ -132,6 +130,16 @@ def _of_sweep(path: Path, result: dict[str, Any]) -> Iterator[Row]:
             beside=_beside(path.parent.name, metric, result.get("data", {})),
             data=result.get("data", {}),
         )
+
+
+def _name_of(path: Path, result: Mapping[str, Any]) -> str:
+    """The training set's name, from its card; results of earlier versions are called by their folder."""
+    return str(result.get("data", {}).get("train", {}).get("name") or path.parent.name)
+
+
+def _scaled(factor: int, std: float | None, num_values: int) -> float | None:
+    """In percent; one value has no spread, though earlier versions wrote 0."""
+    return None if std is None or num_values < 2 else factor * std
 
 
 def _beside(dataset: str, metric: str, data: Mapping[str, Any]) -> str:
@@ -180,7 +188,7 @@ def _vtab_mean(source: str, own: Mapping[str, Row], group: Group | None) -> Row:
         source=source,
         metric="mean of top1",
         mean=statistics.mean(row.mean for row in tasks),
-        std=statistics.stdev(by_seed) if num_seeds > 1 else 0.0,
+        std=statistics.stdev(by_seed) if num_seeds > 1 else None,
         num_seeds=num_seeds,
         best="",
         hours=sum(row.hours for row in tasks),
@@ -192,11 +200,11 @@ def _vtab_mean(source: str, own: Mapping[str, Row], group: Group | None) -> Row:
 def _of_probe(path: Path, result: dict[str, Any]) -> Iterator[Row]:
     for metric, spread in result["test"].items():
         yield Row(
-            dataset=path.parent.name,
+            dataset=_name_of(path, result),
             source=result["from"],
             metric=metric,
             mean=100 * spread["mean"],
-            std=100 * spread["std"],
+            std=_scaled(100, spread["std"], spread["num_seeds"]),
             num_seeds=spread["num_seeds"],
             best=f"l2 {result['chosen']['l2']:g}" if metric.startswith("logistic") else "",
             hours=result["seconds"] * result["ranks"] / 3600,
@@ -223,22 +231,14 @@ def _csv(rows: Sequence[Row]) -> str:
 
 
 def _html(rows: Sequence[Row]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "\n".join(line(row.cells(), "td") for row in rows)
-    return (
-        "<!doctype html><meta charset=utf-8><title>Transfer</title>"
-        "<style>body{font:14px sans-serif;color-scheme:light dark}table{border-collapse:collapse}"
-        "td,th{border:1px solid #8886;padding:.3em .6em;text-align:left}td:last-child{font-family:monospace}</style>"
-        f"<table>\n{line(HEAD, 'th')}\n{body}\n</table>\n"
-    )
+    return render("transfer.html", title="Transfer", heads=HEAD, rows=[row.cells() for row in rows])
 
 
 WRITERS: dict[str, Callable[[Sequence[Row]], str]] = {".md": markdown, ".csv": _csv, ".html": _html}
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The command line of the stage."""
     parser = stage_parser(
         "collect",
         "Puts the results of sweeps and probes into one table, next to the published ones.",

@@ -1,6 +1,6 @@
 """``python -m pipelines dedup``: which images of a training set show an image of a test set?
 
-OUT/drop.jsonl     one line per image to leave out: shard, key, because; for data.drop_list and pack --drop-list
+OUT/drop.jsonl     one line per image to leave out: shard, key, image, because; for data.drop_list and pack --drop-list
 OUT/report.html    the pairs side by side
 OUT/summary.json   counts and settings
 OUT/prints/        fingerprints of every image; a killed run resumes from them
@@ -19,21 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.dedup.compare import DEFAULT_THRESHOLD
-from pipelines.dedup.hashes import COARSE_VIEWS, VIEWS
-from pipelines.dedup.matching import RADIUS, Candidate, Looking, Match, TestSide, look
-from pipelines.dedup.prints import PrintJob, Prints, make_prints
+from pipelines.dedup.matching import DEFAULT_THRESHOLD, RADIUS, Candidate, Looking, Match, TestSide, look
+from pipelines.dedup.prints import COARSE_VIEWS, VIEWS, PrintJob, Prints, make_prints
 from pipelines.dedup.report import Pair, write_report
 from pipelines.dedup.sets import ImageSet
-from pipelines.runs.pool import run_tasks
+from pipelines.runs.processes import run_tasks
 from pipelines.terminal.arguments import add_json, add_workers, stage_parser
-from pipelines.terminal.progress import LazyBar
-from pretrain.command_line import Parser
+from pipelines.terminal.output import LazyBar
+from pretrain.command_line import Parser, check_output_folder
 from pretrain.data.ledger import MOST_EXAMPLES, Ledger
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import write_atomic
 from pretrain.names import shown, tell
-from pretrain.outputs import check_output_folder
 
 IMAGES_AT_ONCE = 200_000
 LOOKS_PER_TASK = 500
@@ -45,7 +42,7 @@ or           python -m pipelines pack webdataset data/upstream/train --drop-list
 
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     if not 0 < args.threshold <= 1 or not 0 <= args.radius <= 16:
         raise ConfigError("--threshold must be in (0, 1] and --radius in 0 … 16")
     check_output_folder(args.out)
@@ -105,15 +102,15 @@ def _pairs(
         _account(ledger, one)
     side = TestSide(_joined([Prints.load(one.path(part)) for one in jobs for part in range(len(one.images.parts))]))
     places = [
-        (images, part, index, key)
+        (images, part, index, named.name)
         for images in tests
         for part in range(len(images.parts))
-        for index, key in enumerate(images.keys(part))
+        for index, named in enumerate(images.names(part))
     ]
     pairs: list[Pair] = []
     for parts in _chunks(upstream):
         prints = _joined([Prints.load(job.path(part)) for part in parts])
-        owners = [(part, index, key) for part in parts for index, key in enumerate(upstream.keys(part))]
+        owners = [(part, index, named) for part in parts for index, named in enumerate(upstream.names(part))]
         for match in _matches(side, prints, args, workers):
             pairs.append(Pair(*owners[match.upstream], *places[match.test], match))
     return sorted(pairs, key=lambda pair: (pair.part, pair.index)), len(places)
@@ -129,13 +126,13 @@ def _account(ledger: Ledger, job: PrintJob) -> None:
     ledger.found(kind, job.images.num_images)
     num_readable = 0
     for part in range(len(job.images.parts)):
-        prints, names = Prints.load(job.path(part)), job.images.keys(part)
+        prints, names = Prints.load(job.path(part)), job.images.names(part)
         num_readable += int(prints.readable.sum())
         flat = prints.readable & ~prints.usable
         ledger.used(kind, "compared", int(prints.usable.sum()))
         for reason, which in (("cannot be read", ~prints.readable), ("too flat: exact copies only", flat)):
             rows = np.flatnonzero(which).tolist()
-            ledger.lost(kind, reason, *(names[row] for row in rows[:MOST_EXAMPLES]), count=len(rows))
+            ledger.lost(kind, reason, *(names[row].name for row in rows[:MOST_EXAMPLES]), count=len(rows))
     if not num_readable:
         raise DataError(f"{shown(job.images.name)}: none of its {job.images.num_images:,} images could be read")
 
@@ -180,7 +177,7 @@ def _matches(side: TestSide, prints: Prints, args: argparse.Namespace, workers: 
 
 
 def _pictures(one: Candidate, prints: Prints, side: TestSide) -> tuple[Candidate, Any, Any]:
-    return one, prints.pictures[one.upstream], side.prints.pictures[one.test]
+    return one, prints.thumbnail(one.upstream), side.prints.thumbnail(one.test)
 
 
 def _joined(prints: Sequence[Prints]) -> Prints:
@@ -189,13 +186,14 @@ def _joined(prints: Sequence[Prints]) -> Prints:
 
 
 def _line(upstream: ImageSet, pair: Pair) -> dict[str, Any]:
-    key = shown(pair.key)
-    place = {"shard": shown(upstream.parts[pair.part]), "key": key} if not upstream.files else {"file": key}
-    because = f"{pair.match.how} of {shown(pair.test.name)}: {shown(pair.test_key)}"
+    key, name = map(shown, pair.named)
+    place = {"file": key} if upstream.files else {"shard": shown(upstream.parts[pair.part]), "key": key, "image": name}
+    because = f"{pair.match.how} of {shown(pair.test.name)}: {shown(pair.test_name)}"
     return {**place, "because": because, "score": round(pair.match.score, 3)}
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The command line of the stage."""
     parser = stage_parser("dedup", "Finds exact and near-duplicates of test images in a training set.", EXAMPLES)
     add = parser.add_argument
     add("upstream", type=Path, metavar="UPSTREAM", help="packed split to clean (or a folder of images)")

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.dedup.hashes import NUM_BITS, distances
+from pipelines.dedup.prints import NUM_BITS, distances
 
 FEWEST_BITS, MOST_BITS = 8, 18
 RECALL_AT_RADIUS = 0.95

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from pipelines.sources.entries import Walk
-from pipelines.sources.folder import images_of
+from pipelines.sources.entries import Walk, images_of
 from pipelines.sources.samples import split_name
 from pretrain.data.ledger import Ledger
 from pretrain.data.storage.index import TABLE_FILE, ShardTable
@@ -18,6 +18,13 @@ from pretrain.files import digest
 from pretrain.names import to_bytes
 
 FILES_PER_PART = 1000
+
+
+class Named(NamedTuple):
+    """The WebDataset key of an image (of a file: its path), and the name by which people know it."""
+
+    key: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -69,12 +76,13 @@ class ImageSet:
         listing = digest(to_bytes("\n".join(_listed(folder, name) for name in files)))
         return cls(folder, name, tuple(files[start] for start in starts), sizes, tuple(files), listing)
 
-    def keys(self, part: int) -> list[str]:
-        """WebDataset key, or path, of each image of a part."""
+    def names(self, part: int) -> list[Named]:
+        """The names of each image of a part."""
         if self.files:
-            return list(self._files(part))
+            return [Named(name, name) for name in self._files(part)]
         records = Records.open(ShardTable.load(self.folder).records_path(part))
-        return [split_name(records[index].member)[0] for index in range(len(records))]
+        found = (records[index] for index in range(len(records)))
+        return [Named(split_name(one.member)[0], one.shown_in(self.parts[part])) for one in found]
 
     def images(self, part: int) -> Iterator[bytes | None]:
         """The bytes of each image of a part; None: they cannot be read."""

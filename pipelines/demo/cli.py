@@ -6,7 +6,6 @@ resolution on digits 5-9, which it has never seen, next to the same training fro
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 import subprocess
@@ -18,16 +17,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.runs.jobs import ROOT, Job, free_port, last_value
+from pipelines.runs.processes import Job, entry_script, free_port, last_value
 from pipelines.terminal.arguments import stage_parser
-from pipelines.terminal.progress import LazyBar
+from pipelines.terminal.output import LazyBar
+from pretrain.command_line import Parser
 from pretrain.config.loader import load_experiment
-from pretrain.config.overrides import override
+from pretrain.config.tree import override
 from pretrain.errors import SetupError
-from pretrain.telemetry.sinks import read_metrics
+from pretrain.shipped_files import located
+from pretrain.telemetry.metrics import read_metrics
 
 EXAMPLES = "example: python -m pipelines demo --out runs/demo"
-PRETRAIN, FINETUNE = "configs/pretrain/demo_digits.yaml", "configs/finetune/demo_digits.yaml"
+PRETRAIN, FINETUNE = located("recipe:pretrain/demo_digits"), located("recipe:finetune/demo_digits")
 PACKS = (
     ("data/demo/upstream", ["--classes", "0-4", "--holdout", "0.2"]),
     ("data/demo/downstream", ["--classes", "5-9", "--holdout", "0.5", "--per-class", "10"]),
@@ -36,11 +37,7 @@ PACKS = (
 
 def main(argv: Sequence[str]) -> int:
     """The stage: prints a small table at the end."""
-    parser = stage_parser("demo", "Packs, pretrains and fine-tunes on embedded images: a smoke test.", EXAMPLES)
-    parser.add_argument("--out", default="runs/demo", metavar="DIR", help="folder for the runs (default: runs/demo)")
-    parser.add_argument("--seeds", type=int, default=3, help="fine-tunings of each kind (default: 3)")
-    arguments = parser.parse_args(argv)
-    os.chdir(ROOT)
+    arguments = parser().parse_args(argv)
     started = time.monotonic()
     console, out = Console(highlight=False, soft_wrap=True), Path(arguments.out)
     for old in out.glob("demo_digits*"):
@@ -57,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 def pretrain(console: Console, out: Path) -> Path:
     """Pretrains, killing the run half-way; returns the run folder."""
     run, num_steps = out / "demo_digits", load_experiment(PRETRAIN).experiment.num_steps
-    script = ["pretrain/run.py", "--config", PRETRAIN, override("output_dir", str(out))]
+    script = [entry_script("pretrain/run.py"), "--config", PRETRAIN, override("output_dir", str(out))]
     command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
     console.print(f"[bold]pretrain[/]  deepspeed --num_gpus 2 {' '.join(script)}")
     with LazyBar("pretrain", num_steps, "steps") as bar:
@@ -82,7 +79,7 @@ def finetune(console: Console, out: Path, run: Path, num_seeds: int) -> dict[str
             jobs = {}
             for kind, start in starts.items():
                 name = f"demo_digits_{kind}_{seed}"
-                script = ["pipelines/finetune.py", "--config", FINETUNE, *start]
+                script = [entry_script("pipelines/finetune.py"), "--config", FINETUNE, *start]
                 settings = [override("output_dir", str(out)), f"name={name}", f"seed={seed}"]
                 jobs[kind] = Job([sys.executable, *script, *settings], out / name)
             for index, (kind, job) in enumerate(jobs.items()):  # two at a time: one core each
@@ -101,10 +98,18 @@ def _table(console: Console, run: Path, scores: dict[str, list[float]], seconds:
         table.add_row(f"{kind} ({len(values)} seeds)", f"{100 * statistics.mean(values):.1f} ± {100 * spread:.1f} %")
     console.print(table)
     console.print(f"pretraining ran at {rate:,.0f} images/s on 2 ranks; the demo took {seconds:.0f} s")
-    console.print(f"run folder: {run}   look at it: .venv/bin/tensorboard --logdir {run.parent}")
+    console.print(f"run folder: {run}   look at it: tensorboard --logdir {run.parent}")
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=sys.stderr, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=sys.stderr, text=True)
     if done.returncode:
         raise SetupError(f"{' '.join(command)} left with {done.returncode}:\n{done.stdout}")
+
+
+def parser() -> Parser:
+    """The command line of the stage."""
+    parser = stage_parser("demo", "Packs, pretrains and fine-tunes on embedded images: a smoke test.", EXAMPLES)
+    parser.add_argument("--out", default="runs/demo", metavar="DIR", help="folder for the runs (default: runs/demo)")
+    parser.add_argument("--seeds", type=int, default=3, help="fine-tunings of each kind (default: 3)")
+    return parser

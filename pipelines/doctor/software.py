@@ -1,4 +1,4 @@
-"""Probes of what is installed, and of limits: Python, torch, CUDA, NCCL, DeepSpeed, open files, Slurm."""
+"""Probes of what is installed, and of limits: Python, torch, CUDA, NCCL, DeepSpeed, decoding, files, Slurm."""
 
 from __future__ import annotations
 
@@ -82,6 +82,19 @@ def versions() -> Finding:
         problems, remedies = zip(*((package.problem, package.remedy) for package in wrong), strict=True)
         return Finding("versions", AMBER, "; ".join(problems), "; ".join(remedies))
     return Finding("versions", GREEN, "every package is of a version that was tested")
+
+
+def decoding() -> Finding:
+    """The compiled parts of the loader: without them images are decoded correctly, but more slowly."""
+    from pretrain.data.images import restarts
+    from pretrain.data.storage import checksums
+
+    parts = {"the C extension for restart markers": restarts.available(), "the package isal": checksums.IS_FAST}
+    missing = [name for name, is_there in parts.items() if not is_there]
+    if missing:
+        text = f"without {' and '.join(missing)} images are read correctly, but more slowly"
+        return Finding("decoding", AMBER, text, "run make, or pip install -e . (needs a C compiler)")
+    return Finding("decoding", GREEN, "restart markers by the C extension, checksums by ISA-L")
 
 
 def open_files() -> Finding:

@@ -50,14 +50,14 @@ def compute() -> list[Finding]:
     """Matrix products and memory of each device; of the CPU where there is no GPU."""
     import torch
 
-    from pipelines.nodes.compute import gemm_tflops
+    from pipelines.nodes.compute import gemm_rate
 
     table, findings = load_devices(), []
     for device in _devices():
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         known = device_reported_as(name, table)
         label = f"{device} ({name})" if device.type == "cuda" else "cpu"
-        findings.append(_gemm(label, gemm_tflops(device), known))
+        findings.append(_gemm(label, gemm_rate(device).sustained, known))
         findings.append(_memory(label, _copy_gb_s(device), known))
     return findings
 

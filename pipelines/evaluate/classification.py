@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.evaluate import measures
-from pipelines.evaluate.outcomes import Outcomes, outcomes_of
-from pipelines.evaluate.rows import IMAGES, Evaluated, finished, open_set
+from pipelines.evaluate.measures import Outcomes
+from pipelines.evaluate.rows import IMAGES, Evaluated, finished, open_set, rows_of_set
 from pipelines.terminal.arguments import model_options
-from pipelines.weights.classifier import Classifier, load_classifier
+from pipelines.weights.heads import Classifier, load_classifier
 from pipelines.weights.load import warn_of_trained_images
+from pipelines.weights.results import PREDICTION_COLUMNS, PREDICTIONS_FILE
 from pretrain.config.schema.evaluation import NUMBERS
+from pretrain.data.batch import Batch
 from pretrain.data.ledger import Ledger
-from pretrain.data.storage.classes import differing_class, load_classes, told_apart
+from pretrain.data.storage.classes import differing_class, load_classes, named_outputs, told_apart
 from pretrain.data.storage.index import ShardTable
+from pretrain.data.storage.packed_set import PackedSet
+from pretrain.data.workers.reader import ShardReader
 from pretrain.distributed.rank import Rank
 from pretrain.errors import ConfigError, DataError
-from pretrain.evaluation.class_map import ClassMap
-from pretrain.evaluation.targets import load_targets
+from pretrain.evaluation.other_labels import ClassMap, load_targets
+from pretrain.names import shown
 
 SHOWN_CONFUSIONS = 10
+TOP = 5
+MAX_SCORES_BYTES = 4 << 30
 
 
 def evaluate(args: argparse.Namespace, rank: Rank, say: Callable[[str], None]) -> Evaluated:
@@ -77,6 +84,56 @@ def _look(
     return outcomes, table, ledger
 
 
+def outcomes_of(
+    args: argparse.Namespace,
+    packed: PackedSet,
+    classifier: Classifier,
+    rank: Rank,
+    class_map: ClassMap | None = None,
+) -> tuple[Outcomes, Ledger]:
+    """Runs the model on every image of a set. Collective: yes; every rank returns all outcomes.
+
+    Args:
+        args: see ``rows_of_set``.
+        packed: the set.
+        classifier: the model.
+        rank: this process.
+        class_map: the model's outputs for each class of the set; None: output k is class k.
+
+    Returns:
+        The outcomes, and the ledger of the images.
+
+    Raises:
+        DataError: a shard cannot be read, or not one image, or the scores do not fit into memory.
+    """
+    table = packed.table
+    keep_scores = table.max_labels > 1  # mean average precision needs every logit
+    if keep_scores and (needed := 4 * table.num_samples * table.num_classes) > MAX_SCORES_BYTES:
+        raise DataError(
+            f"{table.folder}: the scores of {table.num_samples:,} images × {table.num_classes:,} classes need "
+            f"{needed / 2**30:.1f} GiB, the limit is {MAX_SCORES_BYTES >> 30}; evaluate a smaller set"
+        )
+    chosen = None if class_map is None else class_map.to(classifier.device)
+    arrays, ledger = rows_of_set(
+        args, packed, classifier.transform, rank, lambda batch: _outcome(classifier, batch, chosen, keep_scores)
+    )
+    return Outcomes(*arrays), ledger
+
+
+def _outcome(
+    classifier: Classifier, batch: Batch, class_map: ClassMap | None, keep_scores: bool
+) -> list[NDArray[np.generic]]:
+    """The rows of one micro-batch without its padding, in the order of the fields of ``Outcomes``."""
+    logits = classifier.outputs(batch.images)
+    if class_map is not None:
+        logits = class_map(logits)
+    probabilities = classifier.activated(logits)
+    values, indices = probabilities.topk(min(TOP, probabilities.shape[1]), dim=1)
+    kept = logits if keep_scores else logits[:, :0]
+    tensors = [batch.sample_ids, batch.labels, indices, values[:, 0], kept]
+    return [tensor.cpu()[batch.valid].numpy() for tensor in tensors]
+
+
 def class_map_of(classifier: Classifier, shards: Path, match: str | None, path: str | None) -> ClassMap | None:
     """The model's outputs for each class of the set; None if both have the same classes in the same order.
 
@@ -112,11 +169,7 @@ def class_map_of(classifier: Classifier, shards: Path, match: str | None, path: 
 
 def _require_same(classifier: Classifier, shards: Path, classes: Sequence[tuple[str, str]]) -> None:
     about = classifier.metadata
-    numbers = tuple(map(str, range(about.num_classes)))
-    names = about.class_names or numbers
-    if about.class_ids is None and sorted(names) != sorted(name for _, name in classes):
-        names = numbers  # different names may be synonyms for the same classes
-    outputs = list(zip(about.class_ids or numbers, names, strict=True))
+    outputs = named_outputs(about.class_ids, about.class_names, about.num_classes, classes)
     first = differing_class(outputs, classes)
     if first is None:
         return
@@ -175,7 +228,20 @@ def _tables(outcomes: Outcomes, table: ShardTable) -> dict[str, list[tuple[objec
         tables["confusion.csv"] = [("class", "said", "count"), *mistakes]
     if table.max_labels == 1:
         tables["calibration.csv"] = [measures.Bin._fields, *measures.calibration(outcomes)[1]]
+    tables[PREDICTIONS_FILE] = [PREDICTION_COLUMNS, *_predictions(outcomes, table, classes)]
     return tables
+
+
+def _predictions(
+    outcomes: Outcomes, table: ShardTable, classes: Sequence[tuple[str, str]]
+) -> Iterator[tuple[object, ...]]:
+    """A row for each image: its original name, its classes, the most probable class, and whether it is right."""
+    reader, names = ShardReader(table), told_apart(classes)
+    best, scores, hits = outcomes.best[:, 0].tolist(), outcomes.confidence.tolist(), outcomes.hits.tolist()
+    for row, sample_id in enumerate(outcomes.sample_ids.tolist()):
+        shard, record = reader.record(sample_id)
+        truth = "; ".join(names[label] for label in outcomes.labels[row].tolist() if label >= 0)
+        yield sample_id, shown(record.shown_in(shard)), truth, names[best[row]], f"{scores[row]:.6g}", int(hits[row])
 
 
 def _per_class(outcomes: Outcomes, table: ShardTable, classes: Sequence[tuple[str, str]]) -> list[tuple[object, ...]]:

@@ -11,10 +11,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pipelines.runs.ranks import joined, teller
 from pipelines.terminal.arguments import (
     add_data_workers,
     add_json,
@@ -22,18 +20,18 @@ from pipelines.terminal.arguments import (
     refuse_options_of_others,
     stage_parser,
 )
-from pipelines.terminal.text import as_csv
+from pipelines.terminal.output import as_csv
 from pipelines.weights.load import task_of
-from pretrain.command_line import Parser
+from pipelines.weights.ranks import joined, teller
+from pretrain.command_line import Parser, check_output_folder
 from pretrain.config.schema.evaluation import IMAGENET_REAL, NUMBERS
 from pretrain.data.ledger import Ledger
 from pretrain.files import write_atomic
 from pretrain.names import tell
-from pretrain.outputs import check_output_folder
 from pretrain.redaction import redacted_in
 
 if TYPE_CHECKING:
-    from pipelines.evaluate.rows import Evaluated
+    from pipelines.evaluate.rows import Evaluator
     from pretrain.distributed.rank import Rank
 
 COLLECTIVE_TIMEOUT_S = 1800
@@ -53,7 +51,7 @@ examples:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     if args.out is not None:
         check_output_folder(args.out)
     with joined(args, COLLECTIVE_TIMEOUT_S) as rank:
@@ -75,7 +73,7 @@ def evaluate(args: argparse.Namespace, rank: Rank) -> dict[str, Any]:
     started = time.monotonic()
     task = task_of(args.source, args.weights)
     refuse_options_of_others(args, task, OWN_OPTIONS)
-    found: Evaluated = _module_for(task).evaluate(args, rank, teller(rank))
+    found = _evaluator_for(task).evaluate(args, rank, teller(rank))
     result: dict[str, Any] = {"from": str(args.source), "shards": str(args.shards), "img_size": args.img_size}
     result |= {**found.figures, "seconds": round(time.monotonic() - started, 2)}
     if args.out is not None and rank.is_main:
@@ -87,20 +85,25 @@ def evaluate(args: argparse.Namespace, rank: Rank) -> dict[str, Any]:
     return result
 
 
-def _module_for(task: str) -> ModuleType:
-    """The module with the figures of a task: its ``evaluate`` computes them, its ``text`` prints them."""
-    from pipelines.evaluate import classification, regression, segmentation  # imports torch
+def _evaluator_for(task: str) -> Evaluator:
+    from pipelines.evaluate import classification, dense  # imports torch
+    from pipelines.evaluate.rows import Evaluator
 
-    return {"classification": classification, "regression": regression, "segmentation": segmentation}[task]
+    return {
+        "classification": Evaluator(classification.evaluate, classification.text),
+        "regression": Evaluator(dense.evaluate_numbers, dense.text_of_numbers),
+        "segmentation": Evaluator(dense.evaluate_masks, dense.text_of_masks),
+    }[task]
 
 
 def _text(result: dict[str, Any]) -> str:
     """The result as text."""
-    lines = _module_for(result.get("task", "classification")).text(result)
+    lines = _evaluator_for(result.get("task", "classification")).text(result)
     return "\n".join([*lines, *Ledger.of_dict(result["ledger"]).lines()])
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The command line of the stage."""
     parser = stage_parser(
         "evaluate",
         "Measures trained weights on a packed, labelled split.",
@@ -122,7 +125,9 @@ def _parser() -> Parser:
     )
     add_data_workers(parser)
     parser.add_argument(
-        "--out", type=Path, help="folder for result.json, per_class.csv, confusion.csv, calibration.csv"
+        "--out",
+        type=Path,
+        help="folder for result.json, per_class.csv, confusion.csv, calibration.csv, predictions.csv",
     )
     add_json(parser)
     return parser

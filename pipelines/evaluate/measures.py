@@ -1,20 +1,20 @@
-"""Figures computed from the outcomes of every image. Pure functions of arrays.
+"""The predictions of a classifier for a set, and the figures computed from them. Pure functions of arrays.
 
 Accuracy, calibration and confusion; average precision of sets with several labels per image; and how certain the
 difference between two models is.
 
-Legend: N images · K classes · R resamples · T distinct scores of a class.
+Legend: N images · K classes · M most labels of an image · R resamples · T distinct scores of a class.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluate.outcomes import Outcomes
-from pretrain.evaluation.average_precision import average_precision
+from pretrain.evaluation.classification import average_precision
 
 NUM_BINS = 15
 RESAMPLES = 10_000
@@ -22,6 +22,48 @@ MAP_RESAMPLES = 1_000
 MOST_WORK = 4 * 10**9  # R · N · K; about a minute on one core
 BLOCK = 1 << 22  # numbers of one block of resamples
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Arrays with a row per image, in the set's order.
+
+    Attributes:
+        sample_ids: int64 (N,).
+        labels: int64 (N, M), padded with -1.
+        best: int64 (N, min(5, K)), the most probable classes, the best first.
+        confidence: float32 (N,), the probability of the best one.
+        scores: float32 (N, K), the logit of every class; (N, 0) for sets with one label per image.
+    """
+
+    sample_ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    best: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+    @property
+    def hits(self) -> NDArray[np.bool_]:
+        """(N,), True = the best class is among the image's labels."""
+        return (self.best[:, :1] == self.labels).any(1)
+
+    @property
+    def hits_in_best(self) -> NDArray[np.bool_]:
+        """(N,), True = one of the best five classes is among the image's labels."""
+        return (self.best[:, :, None] == self.labels[:, None, :]).any((1, 2))
+
+    def with_labels(self, labels: NDArray[np.int64]) -> Outcomes:
+        """The same predictions with other labels; only the images that have one.
+
+        Args:
+            labels: of every sample of the set, (N of the set, M), padded with -1.
+        """
+        other = replace(self, labels=labels[self.sample_ids])
+        return other.select(np.any(other.labels >= 0, axis=1))
+
+    def select(self, rows: NDArray[np.bool_]) -> Outcomes:
+        """The outcomes of some images."""
+        return Outcomes(**{item.name: getattr(self, item.name)[rows] for item in fields(self)})
 
 
 class ClassRow(NamedTuple):

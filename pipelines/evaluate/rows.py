@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.terminal.arguments import model_options
-from pipelines.terminal.progress import LazyBar
-from pipelines.weights.load import warn_of_trained_images
-from pipelines.weights.network import AnyNetwork, load_network
-from pretrain.config.schema.cluster import ClusterConfig
+from pipelines.weights.ranks import batches_of
+from pretrain.config.schema.cluster import AutoClusterConfig
 from pretrain.data.batch import Batch
 from pretrain.data.images.augment import EvalTransform
 from pretrain.data.ledger import Ledger
-from pretrain.data.sources import check_target
 from pretrain.data.storage.packed_set import PackedSet, open_packed
-from pretrain.data.workers.dataset import EvalDataset, Failure, Share
-from pretrain.data.workers.processes import loader
+from pretrain.data.workers.dataset import EvalDataset, Share
+from pretrain.data.workers.reader import ShardReader
 from pretrain.distributed.collectives import gather_objects
 from pretrain.distributed.rank import Rank
 from pretrain.errors import DataError
 
-PREFETCH = 2
 IMAGES = "images"
-MOST_NAMES = 6  # in a message
 
 
 class Evaluated(NamedTuple):
@@ -43,43 +37,24 @@ class Evaluated(NamedTuple):
     tables: Callable[[], Mapping[str, Sequence[Sequence[object]]]]
 
 
+class Evaluator(NamedTuple):
+    """How the weights of one task are evaluated: ``evaluate`` computes the figures, ``text`` makes lines of them."""
+
+    evaluate: Callable[[argparse.Namespace, Rank, Callable[[str], None]], Evaluated]
+    text: Callable[[dict[str, Any]], list[str]]
+
+
 def open_set(args: argparse.Namespace) -> PackedSet:
     """The set to evaluate on.
 
     Raises:
         DataError: it cannot be read, is incomplete, or holds no image.
     """
-    packed = open_packed(str(args.shards), ClusterConfig())
+    packed = open_packed(str(args.shards), AutoClusterConfig())
     packed.check_files()
     if not packed.table.num_samples:
         raise DataError(f"{args.shards}: holds no image; pack it again, or name another split")
     return packed
-
-
-def open_matching(
-    args: argparse.Namespace, kind: type[AnyNetwork], say: Callable[[str], None]
-) -> tuple[PackedSet, AnyNetwork]:
-    """The set and the network, for a network whose outputs are the set's, in the same order.
-
-    Raises:
-        DataError: a set that cannot be read, without such targets, or whose names are not the network's.
-        CheckpointError: weights that were trained for something else.
-    """
-    packed = open_set(args)
-    if kind.target is not None:
-        check_target(packed, kind.target, f"{args.source}, a {kind.task},")
-    network = load_network(args.source, kind, **model_options(args), say=say)
-    names = tuple(name for _, name in packed.classes)
-    if names != network.names:
-        raise DataError(
-            f"{args.shards} has {_some(names)}, but the model gives {_some(network.names)}; name a set with the same"
-        )
-    warn_of_trained_images(args.source, args.weights, packed.table, say)
-    return packed, network
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:MOST_NAMES]) + (f", … ({len(names)})" if len(names) > MOST_NAMES else "")
 
 
 def rows_of_set(
@@ -99,14 +74,14 @@ def rows_of_set(
         look: a micro-batch → arrays with a row for each of its valid images, the sample ids first.
 
     Returns:
-        The arrays, and the ledger of the images with those that could not be read; the caller enters what the others
-        are used for (``finished``).
+        The arrays, and the ledger with the images that could not be read; the caller enters the others (``finished``).
 
     Raises:
         DataError: a shard cannot be read, or not one image.
     """
     parts, ledger = list[list[NDArray[Any]]](), Ledger()
-    with closing(_batches(args, packed, transform, rank)) as batches:
+    dataset = EvalDataset(ShardReader(packed.table), transform, Share(rank.rank, rank.world, args.micro_batch_size))
+    with closing(batches_of(dataset, rank, args.num_workers, "evaluating")) as batches:
         for batch in batches:
             parts.append(look(batch))
             for fault in batch.faults:
@@ -122,25 +97,6 @@ def rows_of_set(
     for _, theirs in gathered:
         total.merge(theirs)
     return [array[order] for array in arrays], total
-
-
-def _batches(
-    args: argparse.Namespace, packed: PackedSet, transform: EvalTransform, rank: Rank
-) -> Generator[Batch, None, None]:
-    """This rank's micro-batches, with a progress bar."""
-    size, num_samples = args.micro_batch_size, packed.card.num_samples
-    dataset = EvalDataset(packed.table, transform, Share(rank.rank, rank.world, size))
-    num_workers = min(args.num_workers, len(dataset) - 1)
-    made = loader(dataset, range(len(dataset)), num_workers=num_workers, prefetch_factor=PREFETCH)
-    done = 0
-    with LazyBar("evaluating", -(-num_samples // rank.world), "images") as bar, closing(made):
-        for batch in made:
-            if isinstance(batch, Failure):
-                raise batch.error
-            yield batch
-            done += len(batch)
-            if rank.is_main:
-                bar.show(done)
 
 
 def finished(ledger: Ledger, num_used: int, where: object) -> dict[str, Any]:

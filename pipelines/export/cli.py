@@ -14,12 +14,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.terminal.arguments import add_json, add_weights_kind, stage_parser
+from pipelines.terminal.arguments import add_json, add_preprocessing, add_weights_kind, stage_parser, stated_in
 from pipelines.weights.load import load_source
-from pretrain.command_line import Parser
+from pipelines.weights.preprocessing import require_preprocessing, with_stated
+from pipelines.weights.results import Result
+from pretrain.command_line import Parser, check_output_file, check_output_folder
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.names import tell
-from pretrain.outputs import check_output_file, check_output_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ SUFFIXES = {"npz": ".npz", "onnx": ".onnx"}  # the others are folders
 EXAMPLES = """\
 examples:
   python -m pipelines export runs/vit_b16 --format timm --out exports/vit_b16_timm
-  python -m pipelines export runs/vit_b16 --format hf --out exports/vit_b16_hf
+  python -m pipelines export runs/vit_b16 --format hf --out exports/vit_b16_hf --results results/vit_b16
   python -m pipelines export B_16.npz --format timm --out exports/b16 --resize squash --resize-filter bilinear_aa
   python -m pipelines export runs/vit_h14/checkpoints/step-00090000 --format onnx --out exports/vit_h14.onnx
 """
@@ -39,7 +40,7 @@ examples:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     started = time.monotonic()
     say: Callable[[str], None] = (lambda line: None) if args.json else tell
     result = export(args, say)
@@ -62,7 +63,8 @@ def export(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, An
     """
     _check_arguments(args)
     state, metadata = load_source(args.source, args.weights, say)
-    metadata = _with_eval_transform(metadata, args)
+    metadata = with_stated(metadata, stated_in(args), say)
+    require_preprocessing(metadata)
     state, metadata = _for_inference(state, metadata, drop_head=args.drop_head)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     workshop = args.out.with_name(f".{args.out.name}.partial")
@@ -96,6 +98,12 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError(f"--out {args.out}: --format {args.format} writes a folder; choose a name without a suffix")
     if args.accept_erf_gelu and args.format != "npz":
         raise ConfigError("--accept-erf-gelu belongs to --format npz; elsewhere it would be ignored")
+    if suffix and args.results:
+        raise ConfigError(
+            f"--results go into the README of a folder, and --format {args.format} writes a file: remove it"
+        )
+    for folder in args.results:
+        _check_result(Result.read(folder), args.source)
     (check_output_file if suffix else check_output_folder)(args.out)
     if args.out.exists() and not args.force:
         raise ConfigError(f"--out {args.out} exists; give --force to replace it, or choose another path")
@@ -103,26 +111,14 @@ def _check_arguments(args: argparse.Namespace) -> None:
         require_packages()
 
 
-def _with_eval_transform(metadata: WeightsMetadata, args: argparse.Namespace) -> WeightsMetadata:
-    """The metadata with the resizing given on the command line."""
-    from pydantic import ValidationError
-
-    from pretrain.config.schema.data import EvalTransformConfig
-
-    given = {"resize": args.resize, "crop_fraction": args.crop_fraction, "resize_filter": args.resize_filter}
-    given = {name: value for name, value in given.items() if value is not None}
-    known = {} if metadata.eval_transform is None else metadata.eval_transform.model_dump()
-    if given.get("resize", known.get("resize")) == "squash" and "crop_fraction" not in given:
-        known.pop("crop_fraction", None)
-    fields = known | given
-    needed = {"resize", "resize_filter"} | ({"crop_fraction"} if fields.get("resize") != "squash" else set())
-    if needed - set(fields):
-        missing = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(needed - set(fields)))
-        raise CheckpointError(f"the weights do not say how images are resized for them; say it with {missing}")
-    try:
-        return metadata.model_copy(update={"eval_transform": EvalTransformConfig(**fields)})
-    except ValidationError as error:
-        raise ConfigError(f"--resize, --crop-fraction, --resize-filter: {error.errors()[0]['msg']}") from error
+def _check_result(result: Result, source: Path) -> None:
+    """Rejects the results of other weights."""
+    this, other = source.resolve(), result.source.resolve()
+    if not (this.is_relative_to(other) or other.is_relative_to(this)):
+        raise ConfigError(
+            f"--results {result.folder}: these are the results of {result.source}, not of {source}; make others with "
+            f"python -m pipelines evaluate SPLIT --from {source} --out FOLDER"
+        )
 
 
 def _for_inference(
@@ -136,17 +132,16 @@ def _for_inference(
             "the weights have a dense head (a class for every pixel), which no other program's model has a place for; "
             "give --drop-head to export the backbone, or use the weights file as it is"
         )
-    if drop_head and not metadata.model.family.has_plain_head:
-        raise ConfigError(f"--drop-head: {metadata.model.name} is exported with its head only; leave the option out")
-    changes: dict[str, Any] = {"mask_token": False}
+    changes: dict[str, Any] = {"mask_token": False, "decoder": None}
     update: dict[str, Any] = {}
     if drop_head:
         changes["representation_size"] = None
         changes["head"] = "pooled"
-        update = dict.fromkeys(("class_names", "class_ids", "target_mean", "target_std"), None) | {"num_classes": 0}
+        lost = ("class_names", "class_ids", "target_mean", "target_std", "activation")
+        update = dict.fromkeys(lost, None) | {"num_classes": 0}
     elif metadata.scale is not None:
         state = _in_units(state, metadata.scale, metadata)
-        update = {"target_mean": None, "target_std": None}
+        update = {"target_mean": (0.0,) * metadata.num_classes, "target_std": (1.0,) * metadata.num_classes}
     update["model"] = metadata.model.model_copy(update=changes)
     metadata = metadata.model_copy(update=update)
     return {name: state[name].float() for name in expected_shapes(metadata)}, metadata
@@ -172,6 +167,8 @@ def _write_and_check(
     say: Callable[[str], None],
 ) -> list[str]:
     from pipelines.export import verification
+    from pipelines.export.card import FILE as CARD
+    from pipelines.export.card import card_of
     from pipelines.weights.network import built
     from pretrain.models.exchange.formats import with_learned_table
     from pretrain.models.exchange.google import write_npz
@@ -191,6 +188,10 @@ def _write_and_check(
     else:
         path.mkdir()
         {"timm": write_timm, "hf": write_huggingface}[args.format](path, state, metadata)
+        card = card_of(
+            path, args.format, args.source, args.weights, metadata, [Result.read(one) for one in args.results]
+        )
+        (path / CARD).write_text(card, encoding="utf-8")
     return verification.verify(path, args.format, state, metadata, model)
 
 
@@ -208,7 +209,8 @@ def _publish(workshop: Path, out: Path) -> None:
     sync(out.parent)
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The command line of the stage."""
     parser = stage_parser(
         "export",
         "Exports trained weights to the format of another library, and verifies the result.",
@@ -220,12 +222,10 @@ def _parser() -> Parser:
     add_weights_kind(parser)
     parser.add_argument("--drop-head", action="store_true", help="omit the classifier, and the tanh layer before it")
     parser.add_argument("--force", action="store_true", help="replace an existing --out")
-    kinds = ("short_side", "resmall", "squash", "squash_crop")
-    parser.add_argument("--resize", choices=kinds, help="how images are resized (recorded in our own runs)")
-    parser.add_argument("--crop-fraction", type=float, help="short_side: model size over the resized short side")
     parser.add_argument(
-        "--resize-filter", choices=("bilinear", "bilinear_aa", "bicubic_aa", "area"), help="see --resize"
+        "--results", nargs="+", default=[], type=Path, metavar="DIR", help="folders of evaluate --out, for the README"
     )
+    add_preprocessing(parser)
     parser.add_argument("--accept-erf-gelu", action="store_true", help="npz: for readers that compute erf GELU (timm)")
     add_json(parser)
     return parser

@@ -1,4 +1,4 @@
-"""The numbers behind the pictures, from a model and images.
+"""From weights and images to the numbers behind the pictures.
 
 Legend: B images · N patch tokens of a grid (h, w) · F prefix tokens · T = F + N · A heads · L blocks · D width.
 """
@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.models.layers.block import Attention
-from pretrain.models.layers.embed import Learned2d
+from pretrain.models.layers.attention import Attention
+from pretrain.models.layers.parallel import ParallelBlock
+from pretrain.models.layers.positions import Learned2d
 from pretrain.models.vit import VisionTransformer
 
 NUM_COMPONENTS = 28  # as the paper shows
@@ -40,7 +41,7 @@ def position_table(model: VisionTransformer) -> Tensor | None:
     if model.pos_embed_placement not in ("stem", "every_layer_shared"):
         return None
     num_patches, width = model.shape.num_patches, model.shape.embed_dim
-    positions = model._added_positions(torch.zeros(1, num_patches, width))
+    positions = model._added_positions(torch.zeros(1, num_patches, width), model.shape)
     if positions is None:
         return None
     if isinstance(positions, Learned2d):
@@ -66,13 +67,13 @@ def attention_weights(model: VisionTransformer, images: Tensor) -> Iterator[Tens
     """Each block's attention weights on images (B, C, H, W): L tensors (B, A, T, T), one after the other."""
     seen: list[Tensor] = []
 
-    def look(module: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def look(module: Attention | ParallelBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append(module.weights(*args, **kwargs))
 
-    attentions = [module for module in model.blocks.modules() if isinstance(module, Attention)]
+    attentions = [module for module in model.blocks.modules() if isinstance(module, Attention | ParallelBlock)]
     hooks = [module.register_forward_pre_hook(look, with_kwargs=True) for module in attentions]
     try:
-        for _ in model._run_blocks(model._embed(images), None):
+        for _ in model._run_blocks(model._embed(images), None, model.shape):
             yield seen.pop()
     finally:
         for hook in hooks:

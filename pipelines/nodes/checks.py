@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import shutil
 import socket
 import subprocess
@@ -20,12 +21,16 @@ from pretrain.errors import UserError
 
 GREEN, AMBER, RED = "green", "amber", "red"
 LEVELS = (GREEN, AMBER, RED)
+FIRST_LIGHT = "vit-pretrain first light 1"  # format of the file that doctor writes and report shows
 GIB = 2**30
 DRIVER_TIMEOUT_S = 60.0
 SHARDS_TO_OPEN = 4
 READ_BYTES = 1 << 20
 SHARED_WAIT_S = 10.0  # a network file system may show a new file late
 LARGEST_SKEW_S = 2.0
+ADAPTERS = Path("/sys/class/infiniband")
+DRIVER = Path("/proc/driver/nvidia")
+PEER_MEMORY = Path("/sys/module/nvidia_peermem")
 SMALLEST_SHARED_MEMORY_GIB = 1.0  # data processes pass their batches through it
 
 
@@ -82,7 +87,9 @@ def probe_node(expected: Expected) -> list[Finding]:
     questions: list[Callable[[], Finding]] = [
         lambda: gpus(expected.gpus),
         lambda: memory(expected.memory_gib),
-        lambda: shared_memory(),
+        shared_memory,
+        locked_memory,
+        infiniband,
         lambda: space(expected.run, expected.space_gib),
         lambda: shared_folder(expected.run, expected.token),
         lambda: clock(expected.run),
@@ -142,6 +149,50 @@ def shared_memory() -> Finding:
         remedy = "give the container more (--shm-size), or use cluster.num_workers: 0"
         return Finding("shared_memory", AMBER, f"{free:.2f} GiB free in /dev/shm", remedy, values)
     return Finding("shared_memory", GREEN, f"{free:.1f} GiB free in /dev/shm", values=values)
+
+
+def locked_memory() -> Finding:
+    """How much memory a process may lock: an InfiniBand adapter reads and writes only locked memory."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft == resource.RLIM_INFINITY:
+        return Finding("locked_memory", GREEN, "unlimited (ulimit -l)", values={"mib": None})
+    values, text = {"mib": soft >> 20}, f"{soft / 2**20:,.1f} MiB may be locked (ulimit -l)"
+    if not _adapters():
+        return Finding("locked_memory", GREEN, f"{text}; no InfiniBand adapter needs more", values=values)
+    remedy = "ulimit -l unlimited; under Slurm LimitMEMLOCK=infinity for slurmd, PropagateResourceLimitsExcept=MEMLOCK"
+    return Finding("locked_memory", AMBER, f"{text}, too little for NCCL over InfiniBand", remedy, values)
+
+
+def infiniband() -> Finding:
+    """The ports of the InfiniBand (or RoCE) adapters, and whether GPUs can use them directly."""
+    ports = [(port, _line(port / "state"), _line(port / "rate")) for one in _adapters() for port in _ports(one)]
+    if not ports:
+        return Finding("infiniband", GREEN, "no adapter: nodes exchange over Ethernet, if at all")
+    down = [f"{port.parts[-3]}:{port.name}" for port, state, _ in ports if not state.endswith("ACTIVE")]
+    rates = Counter(rate for _, state, rate in ports if state.endswith("ACTIVE"))
+    text = ", ".join(f"{count} × {rate}" for rate, count in rates.items()) or "no port is active"
+    values = {"ports": dict(rates), "down": down}
+    if not rates or len(rates) > 1:
+        return Finding("infiniband", AMBER, f"{text}; down: {', '.join(down) or 'none'}", "see ibstat", values)
+    if DRIVER.exists() and not PEER_MEMORY.exists():
+        remedy = "modprobe nvidia_peermem (as administrator), or NCCL copies through the host"
+        return Finding("infiniband", AMBER, f"{text}, but GPUs cannot use it directly", remedy, values)
+    return Finding("infiniband", GREEN, text, values=values)
+
+
+def _adapters() -> list[Path]:
+    return sorted(ADAPTERS.iterdir()) if ADAPTERS.is_dir() else []
+
+
+def _ports(adapter: Path) -> list[Path]:
+    return sorted((adapter / "ports").iterdir())
+
+
+def _line(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def space(folder: Path, needed_gib: float) -> Finding:

@@ -9,20 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.pack.inputs import Inputs, PlanInputs
-from pipelines.pack.options import PackOptions
+from pipelines.pack.labels import DEBIAN_FILE
+from pipelines.pack.options import Inputs, PackOptions, PlanInputs
 from pipelines.pack.source_kinds import SOURCES, SourceKind, options_of_sources
 from pipelines.pack.state import Task
-from pipelines.pack.wordnet import DEBIAN_FILE
 from pipelines.sources.label_values import LARGEST_NUMBER
 from pipelines.sources.options import ENCODING, Option, SourceOptions
 from pipelines.sources.protocol import Source
 from pipelines.terminal.arguments import add_json, stage_parser
-from pretrain.command_line import Parser
+from pretrain.command_line import Parser, check_output_folder
 from pretrain.data.images.opening import MAX_PIXELS
 from pretrain.errors import ConfigError
 from pretrain.files import file_digest
-from pretrain.outputs import check_output_folder
 from pretrain.text_files import known_encoding
 
 DEFAULT_MAX_BAD_RATE = 0.01
@@ -142,7 +140,7 @@ def parse(argv: Sequence[str]) -> PackRequest:
     Raises:
         ConfigError: an argument is wrong, or would be ignored.
     """
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     _check_ranges(args)
     if args.source == "merge":
         return _merge_request(args, argv)
@@ -251,7 +249,8 @@ def _options(args: argparse.Namespace, source: Source, inputs: Inputs) -> PackOp
     return PackOptions(**given)
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The command line of the stage."""
     parser = stage_parser(
         "pack", "Packs labelled images into WebDataset shards with an index and a data set card.", EXAMPLES
     )

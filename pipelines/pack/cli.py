@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.pack.arguments import PackRequest, parse
-from pipelines.pack.checks import check_classes, check_samples, warnings
+from pipelines.pack.arguments import parser as parser  # the command line of the stage
 from pipelines.pack.contents import check_contents
-from pipelines.pack.finish import finish
-from pipelines.pack.inputs import Inputs
+from pipelines.pack.finish import check_classes, check_samples, finish, warnings
 from pipelines.pack.listing import About, digest_content, list_source, load_content, load_listing, prepare_units
+from pipelines.pack.options import Inputs
 from pipelines.pack.plan import Plan, make_plan
-from pipelines.pack.shard import Writing
-from pipelines.pack.shares import Shares
+from pipelines.pack.shards import Shares, Writing
 from pipelines.pack.state import State, Work, locked, read_state, write_state
 from pipelines.sources.file_patterns import STATE_FILE
 from pretrain.data.ledger import Ledger

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.pack.plan import Plan, Shard
-from pipelines.runs.pool import Progress, run_tasks
+from pipelines.runs.processes import Progress, run_tasks
 from pipelines.sources.protocol import Item, Source
-from pipelines.terminal.progress import LazyBar
+from pipelines.terminal.output import LazyBar
 from pretrain.errors import DataError
 from pretrain.files import write_atomic
 from pretrain.names import shown

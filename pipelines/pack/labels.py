@@ -1,4 +1,8 @@
-"""Changes to the labels of a source: a map to new classes, ancestors from a hierarchy, a selection of classes."""
+"""Changes to the labels of a source: a selection of classes, a map to new ones, ancestors from WordNet.
+
+Source: WordNet 3.0, wndb(5WN): ``offset lex_filenum n w_cnt word lex_id … p_cnt pointer offset pos source/target …``;
+the pointers ``@`` (hypernym) and ``@i`` (instance hypernym) lead to more general synsets.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.sources.relabelling import Relabelling
+from pipelines.sources.table import Relabelling
 from pretrain.data.storage.classes import Classes, ClassLookup
-from pretrain.errors import ConfigError, DataError
-from pretrain.text_files import read_text
+from pretrain.errors import ConfigError, DataError, SetupError
+from pretrain.text_files import decode_text, read_text
 
 REST = "*"
 _SPAN = re.compile(r"([0-9]+)-([0-9]+)")
+DEBIAN_FILE = Path("/usr/share/wordnet/data.noun")
+_HYPERNYMS = ("@", "@i")
 
 
 def choose_classes(text: str, classes: Classes) -> Relabelling:
@@ -153,3 +159,86 @@ class LabelMap:
         index = {identifier: number for number, identifier in enumerate(names)}
         targets = (tuple(index[to] for to in becomes.get(identifier, ())) for identifier, _ in classes)
         return Relabelling(tuple(names.items()), tuple(targets))
+
+
+class WordNet:
+    """The nouns of WordNet's ``data.noun``: the names of a synset, and its ancestors.
+
+    An ImageNet class id is ``n`` and the eight digits at which the synset's line starts in that file.
+
+    Args:
+        path: the file; None: where Debian's package wordnet-base puts it.
+
+    Raises:
+        SetupError: it is not there.
+        DataError: it is not a ``data.noun``.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or DEBIAN_FILE
+        self.names: dict[str, str] = {}
+        self._parents: dict[str, list[str]] = {}
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise SetupError(
+                f"{self.path} cannot be read ({error.strerror}). It comes with: sudo apt-get install wordnet-base, "
+                "or give the path of a data.noun of WordNet 3.0 with --wordnet FILE"
+            ) from error
+        for number, line in enumerate(decode_text(data, str(self.path)).split("\n"), 1):
+            if line and not line.startswith("  "):  # the licence comes first
+                self._add(line, number)
+        if not self.names:
+            raise DataError(f"{self.path} holds no synsets; it should be data.noun of WordNet 3.0")
+        lost = next(
+            (parent for parents in self._parents.values() for parent in parents if parent not in self.names), ""
+        )
+        if lost:
+            raise DataError(
+                f"{self.path} has no synset {lost}, which others name; is the file cut short? Copy it again"
+            )
+
+    def _add(self, line: str, number: int) -> None:
+        try:
+            words = line.partition(" | ")[0].split()
+            synset, num_words = f"n{words[0]}", int(words[3], 16)
+            names = words[4 : 4 + 2 * num_words : 2]
+            pointers = words[5 + 2 * num_words :]
+            count = int(words[4 + 2 * num_words])
+            parents = [f"n{pointers[4 * index + 1]}" for index in range(count) if pointers[4 * index] in _HYPERNYMS]
+        except (IndexError, ValueError) as error:
+            raise DataError(f"{self.path}:{number}: not a line of WordNet's data.noun") from error
+        self.names[synset] = ", ".join(name.replace("_", " ") for name in names)
+        self._parents[synset] = parents
+
+    def ancestors(self, synset: str) -> tuple[str, ...]:
+        """The synset and its ancestors, from the most general to itself; each comes after its own ancestors."""
+        found: dict[str, None] = {}
+
+        def visit(one: str) -> None:
+            if one not in found:
+                for parent in sorted(self._parents[one]):
+                    visit(parent)
+                found[one] = None
+
+        visit(synset)
+        return tuple(found)
+
+    def relabelling(self, classes: Classes) -> Relabelling:
+        """Each class → itself and its ancestors; the classes are numbered by their id.
+
+        Raises:
+            DataError: the id of a class is not a noun of WordNet.
+        """
+        unknown = [identifier for identifier, _ in classes if identifier not in self.names]
+        if unknown:
+            raise DataError(
+                f"--hierarchy wordnet: {len(unknown)} of {len(classes)} class ids are not nouns of WordNet 3.0, such "
+                f"as {unknown[0]!r}; ids look like n02084071. Give them with --label-map, or leave the hierarchy out"
+            )
+        lines = [self.ancestors(identifier) for identifier, _ in classes]
+        given = dict(classes)
+        used = sorted({synset for line in lines for synset in line})
+        index = {synset: number for number, synset in enumerate(used)}
+        named = tuple((synset, given.get(synset) or self.names[synset]) for synset in used)
+        return Relabelling(named, tuple(tuple(index[synset] for synset in line) for line in lines))

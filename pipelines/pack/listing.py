@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.pack.state import Task, Work
-from pipelines.runs.pool import Progress, run_tasks
+from pipelines.runs.processes import Progress, run_tasks
 from pipelines.sources.protocol import Source
 from pipelines.sources.table import ItemTable
-from pipelines.terminal.progress import LazyBar
-from pretrain.config.target import Target
+from pipelines.terminal.output import LazyBar
+from pretrain.config.schema.data import Target
 from pretrain.data.ledger import Ledger
 from pretrain.data.storage.card import SplitList
 from pretrain.files import write_atomic

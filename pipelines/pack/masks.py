@@ -14,7 +14,7 @@ from PIL import Image
 from pipelines.pack.images import PackedImage
 from pipelines.sources.array_sets import encode_grey
 from pipelines.sources.options import Option
-from pretrain.config.target import IGNORED_PIXEL
+from pretrain.config.schema.data import IGNORED_PIXEL
 from pretrain.data.images.masks import Mask, read_numbers
 from pretrain.data.images.opening import upright
 from pretrain.errors import BadSample, ConfigError

@@ -1,15 +1,39 @@
-"""The options that determine the packed bytes, and the check that they fit the source."""
+"""The options that determine the packed bytes, and the content of the files that they name.
+
+The files are read once, and copied to the pack for the tasks that continue it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipelines.pack.images import ImageOptions
+from pipelines.pack.labels import LabelMap, WordNet
 from pipelines.pack.masks import OPTIONS as OF_MASKS
 from pipelines.pack.masks import MaskOptions
-from pretrain.config.target import IN_WORDS, Target
+from pipelines.pack.split_lists import SplitLists
+from pipelines.sources.options import ENCODING, Option
+from pretrain.config.schema.data import IN_WORDS, Target
 from pretrain.errors import ConfigError
+from pretrain.files import write_atomic
+from pretrain.names import parsed
+from pretrain.text_files import UTF8
+
+FOLDER, LIST = "inputs", "inputs.json"
+DROP_LIST = Option(
+    "drop_list",
+    "webdataset: leave out what dedup found (drop.jsonl)",
+    default=None,
+    group="which images",
+    type=Path,
+    metavar="FILE",
+)
 
 
 @dataclass(frozen=True)
@@ -97,3 +121,100 @@ class PackOptions:
         }
         if target != "labels" and (given := next((name for name, value in of_labels.items() if value), "")):
             raise ConfigError(f"{given} is about class labels, but the images of this source have {IN_WORDS[target]}")
+
+
+@dataclass(frozen=True)
+class PlanInputs:
+    """The content of the files that the options name, as the plan needs it.
+
+    Attributes:
+        label_map: maps classes to new ones.
+        wordnet: source of the ancestors.
+        split_lists: which image belongs to which split.
+        content: uint64 (N, 2), digest of each row's bytes, where duplicates are not kept.
+        dropped_keys: samples that a drop list names, as SHARD/KEY.
+    """
+
+    label_map: LabelMap | None = None
+    wordnet: WordNet | None = None
+    split_lists: SplitLists | None = None
+    content: NDArray[np.uint64] | None = None
+    dropped_keys: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files that the options name, and their content.
+
+    Attributes:
+        paths: option → file, or NAME=FILE for each split list; and the encoding of those.
+        content: read from the files.
+    """
+
+    paths: dict[str, str | list[str]]
+    content: PlanInputs
+
+    @classmethod
+    def load(cls, paths: dict[str, str | list[str]]) -> Inputs:
+        """Reads the files."""
+        single = {name: Path(path) for name, path in paths.items() if isinstance(path, str) and name != ENCODING.name}
+        encoding = str(paths.get(ENCODING.name, UTF8))
+        splits = paths.get("splits", [])
+        assert isinstance(splits, list)
+        content = PlanInputs(
+            label_map=LabelMap.load(single["label_map"]) if "label_map" in single else None,
+            wordnet=WordNet(single["wordnet"]) if "wordnet" in single else None,
+            split_lists=SplitLists.load(splits, encoding) if splits else None,
+            dropped_keys=load_dropped_keys(single["drop_list"]) if "drop_list" in single else frozenset(),
+        )
+        return cls(paths, content)
+
+    @classmethod
+    def kept_in(cls, folder: Path) -> Inputs:
+        """The files that ``keep`` has copied into a pack's working folder."""
+        return cls.load(json.loads((folder / FOLDER / LIST).read_bytes()))
+
+    def with_content(self, content: NDArray[np.uint64] | None) -> PlanInputs:
+        """A copy with the digests of the images' bytes."""
+        return replace(self.content, content=content)
+
+    def keep(self, folder: Path) -> None:
+        """Copies the files into a pack's working folder."""
+        folder = folder / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        kept: dict[str, str | list[str]] = {}
+        for name, path in self.paths.items():
+            if name == ENCODING.name:
+                kept[name] = path
+            elif isinstance(path, str):
+                kept[name] = str(_copy(Path(path), folder / name))
+            else:
+                pairs = [entry.partition("=") for entry in path]
+                kept[name] = [f"{split}={_copy(Path(file), folder / f'split-{split}')}" for split, _, file in pairs]
+        write_atomic(folder / LIST, json.dumps(kept))
+
+
+def _copy(source: Path, target: Path) -> Path:
+    if not target.exists():
+        write_atomic(target, source.read_bytes())
+    return target
+
+
+def load_dropped_keys(path: Path) -> frozenset[str]:
+    """The samples on the list, as ``SHARD/KEY``: shard without .tar, key without extension.
+
+    Raises:
+        ConfigError: it cannot be read, or a line is malformed.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--drop-list {path}: cannot be read ({error})") from error
+    keys = set()
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            keys.add(f"{parsed(entry['shard']).removesuffix('.tar')}/{parsed(entry['key'])}")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f'--drop-list {path}:{number}: not {{"shard": …, "key": …}} ({error!r})') from error
+    return frozenset(keys)

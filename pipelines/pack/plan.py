@@ -12,17 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.pack.inputs import PlanInputs
 from pipelines.pack.labels import choose_classes
-from pipelines.pack.left_out import IMAGES, Duplicates
-from pipelines.pack.options import PackOptions
-from pipelines.pack.selection import Selection
+from pipelines.pack.options import PackOptions, PlanInputs
+from pipelines.pack.selection import IMAGES, Duplicates, Selection
 from pipelines.pack.split_lists import SplitLists
 from pipelines.sources.protocol import Item
-from pipelines.sources.relabelling import Relabelling
-from pipelines.sources.table import ItemTable, Rows
+from pipelines.sources.table import ItemTable, Relabelling, Rows
 from pretrain import seeds
-from pretrain.config.target import Target
+from pretrain.config.schema.data import Target
 from pretrain.data.ledger import Ledger
 from pretrain.data.storage.classes import Classes
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.pack.left_out import Duplicates, LeftOut, find_duplicates
 from pipelines.pack.split_lists import SplitLists
-from pipelines.sources.relabelling import Relabelling, num_with_repeats, relabel
 from pipelines.sources.samples import split_name
-from pipelines.sources.splits import to_split_name
-from pipelines.sources.table import ItemTable
+from pipelines.sources.splits import TRAIN, to_split_name
+from pipelines.sources.table import ItemTable, Relabelling, num_with_repeats, relabel, without_repeats
 from pretrain import seeds
+from pretrain.data.ledger import MOST_EXAMPLES, Ledger
 from pretrain.data.storage.classes import Classes
 from pretrain.errors import ConfigError, DataError
+from pretrain.names import shown
 
-FIRST_SPLITS = ("train", "val")
+FIRST_SPLITS = (TRAIN, "val")
 Rows = NDArray[np.int64]
+IMAGES, LABELS = "images", "labels"
+OF_LOST_IMAGE = "of an image that is left out"
 
 
 class Selection:
@@ -51,7 +55,7 @@ class Selection:
         self.is_multi = False
         self.duplicates: Duplicates | None = None
         self.notes: list[str] = []
-        self._was_labelled = table.num_labels > 0
+        self._was_labelled = (table.num_labels > 0) | table.are_negatives
 
     def relabel(self, changes: Iterable[Callable[[Classes], Relabelling]]) -> None:
         """Applies changes to the labels; each starts from the classes that the previous one produced."""
@@ -62,8 +66,8 @@ class Selection:
             self.is_multi = self.is_multi or change.is_multi
 
     def keep_labelled(self) -> None:
-        """Leaves out images without a label."""
-        has_label = self.table.num_labels > 0
+        """Leaves out images without a label, but not those with none of the classes."""
+        has_label = (self.table.num_labels > 0) | self.table.are_negatives
         self.left_out.rows(self.table, np.flatnonzero(~self._was_labelled), "no label")
         self.left_out.rows(self.table, np.flatnonzero(self._was_labelled & ~has_label), "no label chosen")
         self.rows = self.rows[has_label[self.rows]]
@@ -108,7 +112,7 @@ class Selection:
             self.notes += lists.notes
             names += [name for name in lists.names if name not in names]
             in_list = np.array([names.index(name) for name in lists.names], dtype=np.int64)
-            codes = np.where(wanted >= 0, in_list[wanted], -1 if "train" in lists.names else codes)
+            codes = np.where(wanted >= 0, in_list[wanted], -1 if TRAIN in lists.names else codes)
             self.left_out.rows(self.table, self.rows[codes < 0], "on no split list")
         if holdout:
             held = seeds.uniform("holdout", self.hashes[self.rows]) < holdout
@@ -129,6 +133,9 @@ class Selection:
         Raises:
             DataError: a class has fewer.
         """
+        without = self.table.num_labels[train] == 0
+        self.left_out.rows(self.table, train[without], "of no class, with --per-class")
+        train = train[~without]
         last_labels = self.table.columns["labels"][self.table.columns["label_starts"][train + 1] - 1]
         by_order = np.argsort(seeds.hash64(seed, "per_class", self.hashes[train]), kind="stable")
         by_class = by_order[np.argsort(last_labels[by_order], kind="stable")]
@@ -148,8 +155,8 @@ class Selection:
         Raises:
             ConfigError: the plan is such.
         """
-        has_train = "train" in self.table.split_names  # the lists of VTAB-1k have other names
-        if (has_train and not len(splits["train"])) or not any(map(len, splits.values())):
+        has_train = TRAIN in self.table.split_names  # the lists of VTAB-1k have other names
+        if (has_train and not len(splits[TRAIN])) or not any(map(len, splits.values())):
             raise ConfigError("no training image is left; choose more classes or a smaller --holdout")
         if holdout and not len(splits["val"]):
             raise ConfigError(f"--holdout {holdout:g} holds out none of {len(splits['train'])} images; raise it")
@@ -178,3 +185,108 @@ def _check_split_names(names: Iterable[str]) -> None:
         other = known.setdefault(name.lower(), name)
         if other != name:
             raise DataError(f"the splits {other!r} and {name!r} differ in upper and lower case alone; rename one")
+
+
+class LeftOut:
+    """Counts the images that are left out between a source's list and a plan.
+
+    Args:
+        table: the list.
+
+    Attributes:
+        ledger: images and labels; how many of them are used is only known when they are packed.
+    """
+
+    def __init__(self, table: ItemTable) -> None:
+        self.ledger = Ledger()
+        self.ledger.found(IMAGES, len(table))
+        if num_labels := len(table.columns["labels"]):
+            self.ledger.found(LABELS, num_labels)
+
+    def rows(self, table: ItemTable, rows: NDArray[np.int64], reason: str) -> None:
+        """Records images that are left out, with their current labels."""
+        self.ledger.lost(IMAGES, reason, *map(table.key, rows[:MOST_EXAMPLES].tolist()), count=len(rows))
+        self.ledger.lost(LABELS, OF_LOST_IMAGE, count=int(table.num_labels[rows].sum()))
+
+    def relabelled(self, before: ItemTable, after: ItemTable, change: Relabelling) -> None:
+        """Records labels that a map, a hierarchy or a selection of classes removes or adds."""
+        counts = np.array([len(target) for target in change.targets], dtype=np.int64)[before.columns["labels"]]
+        num_gone, num_made = int((counts == 0).sum()), int(counts.sum())
+        self.ledger.lost(LABELS, "of a class that is not wanted", count=num_gone)
+        self.ledger.lost(LABELS, "repeated in one image", count=num_made - len(after.columns["labels"]))
+        self.added(num_made - (len(counts) - num_gone))
+
+    def added(self, count: int) -> None:
+        """Records labels that are not from the source: of ancestors, or of an image's copies."""
+        if count:
+            self.ledger.found(LABELS, count)
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """The images that remain after duplicates are removed.
+
+    Attributes:
+        table: the list, with merged labels if requested.
+        kept: rows that are kept, ascending.
+        copies: (n, 2) rows: the one that is left out, and the one that is kept instead.
+    """
+
+    table: ItemTable
+    kept: NDArray[np.int64]
+    copies: NDArray[np.int64]
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """The copies that were left out, as lines of a report."""
+        for gone, stays in self.copies.tolist():
+            copy, image = (shown(self.table.key(row)) for row in (gone, stays))
+            yield {"source": copy, "because": "exact duplicate", "of": image}
+
+
+def find_duplicates(
+    table: ItemTable,
+    rows: NDArray[np.int64],
+    hashes: NDArray[np.uint64],
+    content: NDArray[np.uint64],
+    *,
+    merge: bool,
+) -> Duplicates:
+    """Keeps one row of those with equal content.
+
+    The one with the smallest key hash is kept, so that the choice does not depend on the order of the list. If an image
+    is in train and in another split, the training copies are dropped; other splits keep one copy each.
+
+    Args:
+        table: the source's list.
+        rows: the ones to consider.
+        hashes: key hash of every row of the table.
+        content: uint64 (N, 2) digest of every row's bytes.
+        merge: the kept one gets the labels of its copies in the same split, after its own.
+    """
+    is_train = np.array([name == TRAIN for name in table.split_names], dtype=bool)[table.columns["splits"][rows]]
+    split = table.columns["splits"][rows].astype(np.int64)
+    order = np.lexsort((hashes[rows], split, is_train, content[rows, 1], content[rows, 0]))
+    ordered = rows[order]
+    same = np.all(content[ordered[1:]] == content[ordered[:-1]], axis=1) if len(rows) else np.zeros(0, dtype=bool)
+    new_image = np.concatenate([[True], ~same])[: len(rows)]
+    new_split = np.concatenate([[True], ~same | (split[order][1:] != split[order][:-1])])[: len(rows)]
+    stays = new_image | (new_split & ~is_train[order])
+    # a copy in train gives way to the image's first row, any other to the first in its split
+    leader = np.maximum.accumulate(np.where(stays, np.arange(len(rows)), 0))
+    copies = np.stack([ordered[~stays], ordered[leader[~stays]]], axis=1)
+    if merge:
+        table = _merged(table, copies[split[order][~stays] == split[order][leader[~stays]]])
+    return Duplicates(table, np.sort(ordered[stays]), copies)
+
+
+def _merged(table: ItemTable, copies: NDArray[np.int64]) -> ItemTable:
+    """Adds the labels of its copies to each row that is kept."""
+    counts, starts = table.num_labels, table.columns["label_starts"]
+    gone, stays = copies[:, 0], copies[:, 1]
+    added = counts[gone]
+    within = np.arange(added.sum()) - np.repeat(np.cumsum(added) - added, added)
+    more = table.columns["labels"][np.repeat(starts[gone], added) + within]
+    rows = np.concatenate([np.repeat(np.arange(len(table)), counts), np.repeat(stays, added)])
+    labels = np.concatenate([table.columns["labels"], more])
+    order = np.argsort(rows, kind="stable")
+    return table.with_labels(*without_repeats(labels[order], rows[order], len(table)))

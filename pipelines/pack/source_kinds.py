@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.pack.inputs import DROP_LIST
 from pipelines.pack.masks import OPTIONS as OF_MASKS
+from pipelines.pack.options import DROP_LIST
 from pipelines.sources import parquet, remote
 from pipelines.sources.array_sets import DigitCanvasSource, DigitsSource, FashionMnistSource
 from pipelines.sources.folder import NESTED_LABELS

@@ -1,4 +1,4 @@
-"""From images to lines of output, a micro-batch at a time, for every kind of head."""
+"""From the images given on the command line to lines of output, a micro-batch at a time, for every kind of head."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
-from pipelines.predict.images import Source
-from pipelines.terminal.text import as_csv, as_json
+from pipelines.sources.given_images import GivenImage
+from pipelines.terminal.output import as_csv, as_json
 from pretrain.errors import BadSample
 from pretrain.names import shown
 
@@ -36,7 +36,7 @@ class Head(Protocol):
         """Whether images are processed one at a time, regardless of ``--micro-batch-size``."""
         ...
 
-    def prepare(self, source: Source) -> Any:
+    def prepare(self, source: GivenImage) -> Any:
         """Reads and decodes one image.
 
         Raises:
@@ -61,7 +61,7 @@ class Head(Protocol):
         ...
 
 
-def answers(head: Head, images: Iterable[Source], form: str, micro_batch_size: int) -> Iterator[Answer]:
+def answers(head: Head, images: Iterable[GivenImage], form: str, micro_batch_size: int) -> Iterator[Answer]:
     """One answer for each image in their order; first the header of a CSV.
 
     Args:

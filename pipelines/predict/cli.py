@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipelines.predict.answers import FORMATS, Answer, answers
-from pipelines.predict.images import IMAGES, images_of
+from pipelines.sources.given_images import IMAGES, images_of
 from pipelines.terminal.arguments import add_model, positive, refuse_options_of_others, stage_parser
 from pipelines.weights.load import task_of
-from pretrain.command_line import Parser
+from pretrain.command_line import Parser, check_output_file, check_output_folder
 from pretrain.data.ledger import Ledger
 from pretrain.errors import DataError
 from pretrain.files import write_atomic
 from pretrain.names import printable, shown, tell
-from pretrain.outputs import check_output_file, check_output_folder
 
 # Task of the weights → the options that only it has.
 OWN_OPTIONS = {"classification": ("top", "activation"), "segmentation": ("masks",)}
@@ -30,7 +29,7 @@ examples:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``. Images that cannot be read are reported and counted; the others are processed."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     if args.out is not None:
         check_output_file(args.out)
     if args.masks is not None:
@@ -71,7 +70,8 @@ def predict(args: argparse.Namespace, ledger: Ledger) -> Iterator[Answer]:
     yield from answers(head, images_of(args.images, ledger), args.format, args.micro_batch_size)
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The command line of the stage."""
     parser = stage_parser(
         "predict",
         "Runs trained weights on images and predicts classes, numbers, or a class for every pixel.",

@@ -12,14 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.predict.answers import Head
-from pipelines.predict.images import Source
 from pipelines.sources.array_sets import encode_grey
+from pipelines.sources.given_images import GivenImage
 from pipelines.terminal.arguments import model_options
-from pipelines.weights.classifier import Classifier, Prediction, load_classifier
+from pipelines.weights.heads import (
+    Classifier,
+    Prediction,
+    Regressor,
+    Segmenter,
+    load_classifier,
+    load_regressor,
+    load_segmenter,
+)
 from pipelines.weights.network import stack
-from pipelines.weights.regressor import Regressor, load_regressor
-from pipelines.weights.segmenter import Segmenter, load_segmenter
-from pretrain.data.images.opening import Pixels
+from pretrain.data.images.colour import Pixels
+from pretrain.data.storage.location import is_web_address, path_in
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import write_atomic
 from pretrain.models.metadata import Task
@@ -43,7 +50,7 @@ class Classes:
         options = {**model_options(args), "activation": args.activation}
         return cls(load_classifier(args.source, **options, say=say), args.top or TOP)
 
-    def prepare(self, source: Source) -> Pixels:
+    def prepare(self, source: GivenImage) -> Pixels:
         return self.classifier.transform(source.read())
 
     def results(self, prepared: Sequence[Pixels]) -> list[list[Prediction]]:
@@ -74,7 +81,7 @@ class Numbers:
         regressor = load_regressor(args.source, **model_options(args), say=say)
         return cls(regressor, regressor.keys)
 
-    def prepare(self, source: Source) -> Pixels:
+    def prepare(self, source: GivenImage) -> Pixels:
         return self.regressor.transform(source.read())
 
     def results(self, prepared: Sequence[Pixels]) -> list[list[float]]:
@@ -127,7 +134,7 @@ class Masks:
         args.masks.mkdir(parents=True, exist_ok=True)
         return cls(segmenter, args.masks, args.images, ["mask", *segmenter.keys])
 
-    def prepare(self, source: Source) -> tuple[Path, NDArray[np.uint8]]:
+    def prepare(self, source: GivenImage) -> tuple[Path, NDArray[np.uint8]]:
         """Also runs the network, since the decoded image is needed in two sizes.
 
         Raises:
@@ -164,6 +171,7 @@ class Masks:
 
 def _stem(name: str, given: Sequence[Path]) -> PurePosixPath:
     """The mask's path below the folder, without its extension: that of the image below the path that was given."""
+    name = path_in(name).lstrip("/") if is_web_address(name) else name  # of a packed list of URLs
     for path in given:
         if path.is_dir() and Path(name).is_relative_to(path):
             return PurePosixPath(Path(name).relative_to(path).with_suffix("").as_posix())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,18 +23,17 @@ import torch
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from pipelines.terminal.progress import LazyBar
 from pipelines.weights.network import Frozen
-from pretrain.config.schema.cluster import ClusterConfig
-from pretrain.config.schema.data import EvalTransformConfig
-from pretrain.data.batch import Batch
+from pipelines.weights.ranks import batches_of
+from pretrain.config.schema.cluster import AutoClusterConfig
+from pretrain.config.schema.transforms import EvalTransformConfig
 from pretrain.data.images.augment import EvalTransform
 from pretrain.data.images.opening import READING
 from pretrain.data.storage.index import ShardTable, read_labels
 from pretrain.data.storage.packed_set import PackedSet
 from pretrain.data.storage.records import PADDING_LABEL
-from pretrain.data.workers.dataset import NO_SAMPLE, EvalDataset, Failure, Share
-from pretrain.data.workers.processes import loader
+from pretrain.data.workers.dataset import NO_SAMPLE, EvalDataset, Share
+from pretrain.data.workers.reader import ShardReader
 from pretrain.distributed.collectives import broadcast_object, raise_together
 from pretrain.distributed.rank import Rank
 from pretrain.errors import DataError, SetupError
@@ -43,7 +42,6 @@ from pretrain.files import TEMPORARY_SUFFIX, digest, file_digest, sync, write_at
 from pretrain.redaction import redacted_in
 
 FORM = 1  # raise it when features are computed differently
-PREFETCH = 2
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,7 @@ class FeatureCache:
         return {
             "weights": digest(json.dumps(self.frozen.digests(), sort_keys=True).encode()),
             "config": about.model.model_dump(mode="json", exclude_defaults=True),
+            "precision": [about.precision, about.tf32],
             "img_size": about.img_size,
             "mean": about.mean,
             "std": about.std,
@@ -191,9 +190,10 @@ class CachedSet:
 
     def _compute(self, folder: Path) -> None:
         """Rank 0 writes what all ranks compute. Collective: yes."""
-        writer = _Writer(folder, self._ids) if self.cache.rank.is_main else None
-        with closing(self._batches()) as batches:
-            for part in own_features(self.cache.frozen, batches):
+        cache, doing = self.cache, f"features of {self.shards}"
+        writer = _Writer(folder, self._ids) if cache.rank.is_main else None
+        with closing(batches_of(self._dataset(), cache.rank, cache.num_workers, doing)) as batches:
+            for part in own_features(cache.frozen, batches):
                 gathered = part.gathered().to("cpu")
                 if writer is not None:
                     writer.add(gathered)
@@ -205,27 +205,14 @@ class CachedSet:
                 error = SetupError(f"{folder} cannot be written ({problem}); name another folder: --cache DIR")
         raise_together(error, doing="writing features")
 
-    def _batches(self) -> Generator[Batch, None, None]:
-        cache, rank = self.cache, self.cache.rank
-        height, width = cache.frozen.metadata.img_size
-        dataset = EvalDataset(
-            self.table,
+    def _dataset(self) -> EvalDataset:
+        height, width = self.cache.frozen.metadata.img_size
+        return EvalDataset(
+            ShardReader(self.table, self.packed.store(AutoClusterConfig(), 1)),
             EvalTransform(self.transform, height, width),
-            Share(rank.rank, rank.world, cache.micro_batch_size),
-            sample_ids=self.sample_ids,
-            store=self.packed.store(ClusterConfig(), 1),
+            Share(self.cache.rank.rank, self.cache.rank.world, self.cache.micro_batch_size),
+            self.sample_ids,
         )
-        num_workers = min(cache.num_workers, len(dataset) - 1)
-        made = loader(dataset, range(len(dataset)), num_workers=num_workers, prefetch_factor=PREFETCH)
-        done = 0
-        with LazyBar(f"features of {self.shards}", dataset.num_samples, "images") as bar, closing(made):
-            for batch in made:
-                if isinstance(batch, Failure):
-                    raise batch.error
-                yield batch
-                done += len(batch) * rank.world
-                if rank.is_main:
-                    bar.show(min(done, dataset.num_samples))
 
 
 class _Writer:

@@ -13,17 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.runs.ranks import joined, teller
-from pipelines.runs.results import PROBE_FILE, record_of, transfer_folder
 from pipelines.terminal.arguments import add_data_workers, add_json, add_model, model_options, positive, stage_parser
 from pipelines.weights.load import warn_of_overlap, warn_of_trained_images
-from pretrain.command_line import Parser
+from pipelines.weights.ranks import joined, teller
+from pipelines.weights.transfer import PROBE_FILE, record_of, transfer_folder
+from pretrain.command_line import Parser, check_output_folder
 from pretrain.config.loader import load_settings
-from pretrain.config.schema.evaluation import FEATURE_KINDS, EvaluationSetConfig
+from pretrain.config.schema.evaluation import FEATURE_KINDS, EvaluationSetConfig, FewShotConfig, LogisticConfig
 from pretrain.errors import ConfigError
 from pretrain.files import write_atomic
 from pretrain.names import tell
-from pretrain.outputs import check_output_folder
 from pretrain.redaction import redacted_in
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ OPTIONS = {
 
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     for option in ("out", "cache"):
         if getattr(args, option) is not None:
             check_output_folder(getattr(args, option), f"--{option}")
@@ -119,11 +118,11 @@ def probe(args: argparse.Namespace, rank: Rank) -> dict[str, Any]:
 
 def _open_sets(args: argparse.Namespace) -> dict[str, PackedSet]:
     """``train``, ``test`` and, if one was named, ``dev``."""
-    from pretrain.config.schema.cluster import ClusterConfig
+    from pretrain.config.schema.cluster import AutoClusterConfig
     from pretrain.data.storage.packed_set import open_packed
 
     named = {name: getattr(args, name) for name in ("train", "test", "dev")}
-    sets = {name: open_packed(shards, ClusterConfig()) for name, shards in named.items() if shards is not None}
+    sets = {name: open_packed(shards, AutoClusterConfig()) for name, shards in named.items() if shards is not None}
     for packed in sets.values():
         packed.check_files()
     return sets
@@ -146,31 +145,30 @@ def config_of(kind: str, args: argparse.Namespace, sets: dict[str, PackedSet]) -
     settings |= {name: getattr(args, name) for name in own if getattr(args, name) is not None}
     if args.transform is not None:
         settings["transform"] = args.transform
-    return load_settings([f"{key}={value}" for key, value in settings.items()], EvaluationSetConfig)
+    return load_settings([f"{key}={value}" for key, value in settings.items()], FEATURE_KINDS[kind])
 
 
 def _measured(
     config: EvaluationSetConfig, args: argparse.Namespace, sets: dict[str, PackedSet], cache: FeatureCache
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metric → mean, spread and number of draws; setting → what was chosen. Collective: yes."""
-    from pretrain.evaluation.context import FEW_SHOT_TRANSFORM
     from pretrain.evaluation.features import Pair
     from pretrain.evaluation.registry import PROBES
 
     frozen, rank = cache.frozen, cache.rank
-    default = FEW_SHOT_TRANSFORM if config.kind == "few_shot" else frozen.transform.config
-    features = {name: cache.features(packed, config.transform or default) for name, packed in sets.items()}
+    transform = config.transform_or(frozen.transform.config)
+    features = {name: cache.features(packed, transform) for name, packed in sets.items()}
     pair = Pair.of(features["train"], features["test"], frozen.device, rank.rank, rank.world, cache.say)
-    if config.kind == "few_shot" and args.shots is None:
+    if isinstance(config, FewShotConfig) and args.shots is None:
         config = config.model_copy(update={"shots": _possible_shots(config, pair)})
     evaluator, chosen = PROBES[config.kind](config, pair), {}
-    if config.kind == "logistic":
+    if isinstance(config, LogisticConfig):
         chosen = _chosen_l2(config, args.l2 or L2_GRID, pair, features.get("dev"))
         evaluator = PROBES[config.kind](config.model_copy(update={"l2": chosen["l2"]}), pair)
-    return _spreads(evaluator(), config.num_seeds), chosen
+    return _spreads(evaluator(), config.num_draws), chosen
 
 
-def _possible_shots(config: EvaluationSetConfig, pair: Pair) -> tuple[int, ...]:
+def _possible_shots(config: FewShotConfig, pair: Pair) -> tuple[int, ...]:
     """The usual numbers of shots, up to the size of the smallest training class."""
     import numpy as np
 
@@ -181,10 +179,10 @@ def _possible_shots(config: EvaluationSetConfig, pair: Pair) -> tuple[int, ...]:
     return possible or config.shots
 
 
-def _chosen_l2(config: EvaluationSetConfig, grid: Sequence[float], pair: Pair, dev: CachedSet | None) -> dict[str, Any]:
+def _chosen_l2(config: LogisticConfig, grid: Sequence[float], pair: Pair, dev: CachedSet | None) -> dict[str, Any]:
     """The best of the grid on held-out images; on a tie the strongest regularisation. Collective: yes."""
     from pretrain.evaluation.features import Pair
-    from pretrain.evaluation.logistic import accuracies_of
+    from pretrain.evaluation.linear import accuracies_of
 
     if len(grid) == 1:
         return {"l2": grid[0]}
@@ -203,7 +201,7 @@ def _spreads(figures: dict[str, float], num_seeds: int) -> dict[str, Any]:
         if metric == "num_samples" or metric.endswith("_std"):
             continue
         spread = figures.get(f"{metric}_std")
-        spreads[metric] = {"mean": value, "std": spread or 0.0, "num_seeds": 1 if spread is None else num_seeds}
+        spreads[metric] = {"mean": value, "std": spread, "num_seeds": 1 if spread is None else num_seeds}
     return spreads
 
 
@@ -226,7 +224,8 @@ def text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The command line of the stage."""
     parser = stage_parser(
         "probe",
         "Measures frozen features of trained weights: what a simple classifier learns from them.",
@@ -235,7 +234,8 @@ def _parser() -> Parser:
     add_model(parser, classifies=False)
     parser.add_argument("--train", required=True, metavar="SHARDS", help="labelled images to learn from")
     parser.add_argument("--test", required=True, metavar="SHARDS", help="labelled images to classify")
-    parser.add_argument("--kind", type=_kinds, default=FEATURE_KINDS, help=f"some of {','.join(FEATURE_KINDS)} (all)")
+    kinds = tuple(FEATURE_KINDS)
+    parser.add_argument("--kind", type=_kinds, default=kinds, help=f"some of {','.join(kinds)} (all)")
     parser.add_argument("--transform", metavar="{…}", help="replaces the weights' own data.eval_transform")
     add_data_workers(parser)
     parser.add_argument("--out", type=Path, help=f"folder for {PROBE_FILE} (WEIGHTS_transfer/NAME_OF_THE_SET)")

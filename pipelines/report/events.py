@@ -9,10 +9,11 @@ from typing import Any
 
 from pipelines.runs.run_record import RunRecord
 from pipelines.slurm import starts
-from pipelines.terminal.text import counted
+from pipelines.terminal.output import counted
+from pretrain.engine.run_folder import COPY, FIRST_STEP
 
 # Lines of metrics.jsonl that are not incidents, or that the run's history has in more detail.
-QUIET_KINDS = frozenset({"train", "eval", "save", "resume", "rollback"})
+QUIET_KINDS = frozenset({"train", "eval", "save", "fast_save", "resume", "rollback"})
 # Running count in the training lines → kind of the incident, its unit, and a verb for the message.
 COUNTS = {
     "skipped_updates": ("skipped_update", "update", " skipped"),
@@ -77,7 +78,7 @@ def _told(event: Mapping[str, Any]) -> str | None:
         settings = [f"{each['key']}: {each['old']} → {each['new']}" for each in event.get("settings", [])]
         rate = ["learning rate {:.4g} → {:.4g}".format(*event["lr"])] if "lr" in event else []
         return "; ".join([*settings, *rate])
-    return None
+    return event.get("problem")
 
 
 def _of_metrics(record: RunRecord) -> Iterator[Incident]:
@@ -126,5 +127,7 @@ def _outcome(event: Mapping[str, Any]) -> str:
         return "from the beginning"
     if event["kind"] in ("resume", "fork"):
         return f"{event['kind']} of {Path(str(event.get('checkpoint'))).name}"
+    if event["kind"] in (FIRST_STEP, COPY):
+        return ""
     keys = [each["key"] for each in event.get("settings", [])]  # a change, a rollback
     return " ".join([event["kind"], ", ".join(keys)]).strip()

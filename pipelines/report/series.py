@@ -6,12 +6,14 @@ The lines of metrics.jsonl are the only source; a part that is missing is left o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.pages.charts import Curve
 from pipelines.report.events import Incident, incidents, launches_of
+from pipelines.runs.cost import device_hours, training_hours
 from pipelines.runs.run_record import RunRecord
 from pretrain.config.changes import flatten
 from pretrain.config.loader import DEFAULT
@@ -51,14 +53,6 @@ LINEAR = frozenset({"lr"})  # falls to 0 at the end, which should not set the ra
 SHARE = "share, 0-1"
 NOT_DRAWN = frozenset({"num_samples", "num_classes", "seconds", "kind", "step", "time"})
 MAX_POINTS = 800
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One metric of one run over the steps."""
-
-    steps: list[int]
-    values: list[float]
 
 
 @dataclass(frozen=True)
@@ -128,31 +122,6 @@ def _is_quiet(key: str, curve: Curve) -> bool:
     return key in ("skipped_updates", "bad_samples") and not any(curve.values)
 
 
-def training_hours(lines: Sequence[Mapping[str, Any]]) -> float:
-    """Hours of the steps between the lines; steps that were repeated after a crash count once."""
-    return sum(seconds for _, seconds in _timed(lines)) / 3600
-
-
-def device_hours(lines: Sequence[Mapping[str, Any]], launches: Sequence[Mapping[str, Any]]) -> float | None:
-    """The same, each step times the ranks of the start that wrote its line; None if a start does not record them."""
-    if not launches or any("world_size" not in launch for launch in launches):
-        return None
-    total = 0.0
-    for line, seconds in _timed(lines):
-        before = [launch for launch in launches if float(launch["time"]) <= float(line.get("time", 0))]
-        total += seconds * int((before or launches)[-1 if before else 0]["world_size"])
-    return total / 3600
-
-
-def _timed(lines: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], float]]:
-    """Each line with the seconds of the steps since the one before."""
-    before = 0
-    for line in lines:
-        if "step_s" in line:
-            yield line, float(line["step_s"]) * (int(line["step"]) - before)
-        before = int(line["step"])
-
-
 def _evaluated(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     keys = dict.fromkeys(key for line in lines for key in line)
     shown = (key for key in keys if key.rsplit("/", 1)[-1] not in NOT_DRAWN and not key.endswith("_std"))
@@ -170,11 +139,11 @@ def _curve(lines: Sequence[Mapping[str, Any]], key: str) -> Curve:
     return Curve([step for step, _ in points], [value for _, value in points])
 
 
-def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most ``MAX_POINTS``: both ends, and the minimum and maximum of each interval, so that no spike is lost."""
-    if len(points) <= MAX_POINTS:
+def thinned(points: list[tuple[int, float]], most: int = MAX_POINTS) -> list[tuple[int, float]]:
+    """At most ``most`` points: both ends, and the minimum and maximum of each interval, so that no spike is lost."""
+    if len(points) <= most:
         return points
-    stretch = math.ceil(2 * len(points) / (MAX_POINTS - 2))
+    stretch = math.ceil(2 * len(points) / (most - 2))
     kept = {points[0], points[-1]}
     for start in range(0, len(points), stretch):
         part = points[start : start + stretch]

@@ -15,25 +15,25 @@ from statistics import median
 from typing import Any
 
 from pipelines.slurm import scheduler, starts
-from pipelines.terminal.text import counted
+from pipelines.terminal.output import counted
 from pretrain import disk, records
-from pretrain.config.loader import Resolved, read_settings
-from pretrain.config.saved import load_saved
-from pretrain.distributed.watchdog import Beat, accuse, read_beats
-from pretrain.engine import history
-from pretrain.engine.ownership import LEASE_S
-from pretrain.engine.process_identity import Identity, lives
-from pretrain.engine.run_folder import FATAL, RunFolder, read_lock, read_verdict
+from pretrain.config.loader import Resolved, load_saved, read_settings
+from pretrain.distributed.heartbeats import Beat, accuse, read_beats
+from pretrain.distributed.processes import Identity, lives
+from pretrain.engine import timesheet
+from pretrain.engine.ownership import HEARTBEAT_S, LEASE_S
+from pretrain.engine.run_folder import COPY, EVENT_SHAPE, FATAL, RunFolder, read_lock, read_verdict
 from pretrain.errors import ConfigError, UserError
-from pretrain.telemetry.sinks import LINE, is_line
+from pretrain.telemetry.metrics import LINE, is_line
 
 TRAIN, EVAL = "train", "eval"
 LONGEST_S = 1e10  # about 300 years; a larger value, or NaN, is not a useful estimate
+SILENT_S = 4 * HEARTBEAT_S
 RATE_LINES = 20  # lines of metrics that the rate is the median of
 LOG_TAIL_BYTES = 1 << 18
 CONFIG = "config.resolved.yaml"
 # Every run folder has at least one of these.
-TRACES = (CONFIG, "metrics.jsonl", "exit.json", "lock.json", "log.txt", starts.STARTS_FILE)
+TRACES = (CONFIG, "metrics.jsonl", "timesheet.jsonl", "exit.json", "lock.json", "log.txt", starts.STARTS_FILE)
 # The run folder does not show that the job that continues the run is queued.
 QUEUED = {"PENDING": "queued", "REQUEUED": "queued", "CONFIGURING": "starting", "SUSPENDED": "suspended"}
 
@@ -49,6 +49,7 @@ class RunRecord:
         lease: lock.json: the process that is training in the folder; ``heartbeat`` in seconds since the epoch.
         beats: the last reported activity of each rank.
         history: the starts and ends of its Slurm jobs, in order.
+        timesheet: the lines of timesheet.jsonl, in order: what the time of each start was spent on.
         events: the lines of history.jsonl, in order: launches, resumes, forks, changes, rollbacks.
         read_at: seconds since the epoch.
         damaged: which files, or how many of their lines, cannot be used, and why.
@@ -63,6 +64,7 @@ class RunRecord:
     events: list[dict[str, Any]] = field(default_factory=list)
     read_at: float = field(default_factory=time.time)
     damaged: list[str] = field(default_factory=list)
+    timesheet: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path) -> RunRecord:
@@ -76,7 +78,8 @@ class RunRecord:
             raise ConfigError(f"{path} {what}; name a folder such as runs/my_run")
         folder = RunFolder(path)
         metrics = records.read_lines(folder.metrics, LINE)
-        events = records.read_lines(folder.history, history.SHAPE)
+        events = records.read_lines(folder.history, EVENT_SHAPE)
+        times = records.read_lines(folder.timesheet, timesheet.LINE)
         verdict, lease = read_verdict(path), read_lock(path)
         return cls(
             path=path,
@@ -86,10 +89,12 @@ class RunRecord:
             beats=read_beats(folder.heartbeats),
             history=starts.read(path),
             events=events.values,
+            timesheet=times.values,
             damaged=[
                 *filter(None, (verdict.problem, lease.problem)),
                 *_of_lines(folder.metrics, metrics),
                 *_of_lines(folder.history, events),
+                *_of_lines(folder.timesheet, times),
             ],
         )
 
@@ -130,12 +135,18 @@ class RunRecord:
 
     @property
     def step(self) -> int:
-        """The current step: that of the line written last, or of the newest checkpoint if there are no lines.
+        """The newest step: of a heartbeat, the verdict or the line written last, or of the newest checkpoint.
 
-        (A run that was killed resumes from its checkpoint, so its lines may contain larger steps.)
+        A run that was killed resumes from its checkpoint, so lines from before the last start may have larger steps.
         """
+        launched = float(self.launches[-1]["time"]) if self.launches else 0.0
         newest = max(self.train, key=lambda line: (float(line.get("time", 0)), int(line["step"])), default=None)
-        return int(newest["step"]) if newest is not None else starts.checkpoint_step(self.path)
+        reached = [beat.step for beat in self.beats if not beat.is_starting]  # heartbeats are of the last start
+        if newest is not None and float(newest.get("time", 0)) >= launched:
+            reached.append(int(newest["step"]))
+        if self.verdict is not None and not self.is_held and records.whole(self.verdict.get("step")):
+            reached.append(self.verdict["step"])
+        return max(reached, default=0) or (starts.checkpoint_step(self.path) if newest is None else int(newest["step"]))
 
     @property
     def train(self) -> list[dict[str, Any]]:
@@ -156,12 +167,25 @@ class RunRecord:
         if self.lease is None:
             return False
         alive = lives(Identity.of(self.lease))
-        return self.read_at - float(self.lease["heartbeat"]) < LEASE_S if alive is None else alive
+        age = self.read_at - float(self.lease["heartbeat"])
+        return age < LEASE_S if alive is None else alive
+
+    @property
+    def heartbeat_age_s(self) -> float | None:
+        """Seconds since the owner's last heartbeat, by two clocks if it is elsewhere; None without one."""
+        return None if self.lease is None else self.read_at - float(self.lease["heartbeat"])
+
+    @property
+    def _is_silent(self) -> bool:
+        """Whether several heartbeats are missing of an owner that the kernel of this machine does not know."""
+        age = self.heartbeat_age_s
+        return self.lease is not None and age is not None and age > SILENT_S and lives(Identity.of(self.lease)) is None
 
     @property
     def state(self) -> str:
-        """``complete``, ``fatal``, ``stopped`` (resumes when started again), ``running``, ``starting``, ``crashed`` or
-        ``waiting`` (a job asked to be requeued, or has never begun to train).
+        """``complete``, ``fatal``, ``stopped`` (resumes when started again), ``running``, ``starting``, ``crashed``,
+        ``silent`` (on another machine, without heartbeats) or ``waiting`` (a job asked to be requeued, or has never
+        begun to train).
         """
         last = self.history[-1] if self.history else None
         if isinstance(last, starts.End) and last.outcome == FATAL:
@@ -169,10 +193,12 @@ class RunRecord:
         if self.verdict is not None and not self.is_held:
             outcome = str(self.verdict.get("outcome"))
             return "stopped" if outcome == "requeue" else outcome
+        if self.is_held and self._is_silent:
+            return "silent"
         if self.is_held:
-            return "running" if any(beat.phase != "start" for beat in self.beats) else "starting"
+            return "running" if any(not beat.is_starting for beat in self.beats) else "starting"
         if isinstance(last, starts.End):
-            return "waiting" if last.decision == "requeue" else "crashed"
+            return {"requeue": "waiting", "restart": "starting"}.get(last.decision, "crashed")
         if isinstance(last, starts.Start) and self.read_at - last.time < LEASE_S:
             return "starting"
         return "crashed" if self.lines or self.beats or self.lease else "waiting"
@@ -259,6 +285,7 @@ def describe(record: RunRecord) -> dict[str, Any]:
         "loss": line.get("loss"),
         "images_per_s": line.get("images_per_s"),
         "evaluation": _accuracies(record),
+        "mirror": _mirror(record),
         "restarts": record.num_restarts,
         "job": job,
         "nodes": list(last_start.nodes) if last_start is not None else [],
@@ -266,7 +293,23 @@ def describe(record: RunRecord) -> dict[str, Any]:
         "config_problem": record.config_problem,
         "damaged": record.damaged,
         "doing": accuse(record.beats) if state == "running" and record.beats else None,
+        "heartbeat_age_s": None if record.heartbeat_age_s is None else round(record.heartbeat_age_s, 1),
         "last_line_age_s": round(record.read_at - float(line["time"]), 1) if "time" in line else None,
+    }
+
+
+def _mirror(record: RunRecord) -> dict[str, Any] | None:
+    """The newest copy of a checkpoint, and why the last one failed; None: the run makes no copies."""
+    address = None if record.resolved is None else record.resolved.experiment.mirror_address
+    if address is None:
+        return None
+    ends = [event for event in record.events if event["kind"] == COPY]
+    newest = next((event for event in reversed(ends) if "problem" not in event), None)
+    return {
+        "address": address,
+        "step": None if newest is None else newest["step"],
+        "age_s": None if newest is None else round(record.read_at - float(newest["time"]), 1),
+        "problem": ends[-1].get("problem") if ends else None,
     }
 
 

@@ -8,31 +8,33 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.nodes.checks import token_path
 from pipelines.slurm import scheduler, starts
-from pipelines.slurm.layout import Layout, largest_layout
+from pipelines.slurm.end import EXIT_GAVE_UP
+from pipelines.slurm.layout import Layout, headline, largest_layout
 from pipelines.slurm.scheduler import Job
-from pipelines.slurm.verdict import EXIT_GAVE_UP
+from pretrain.check.derived import load_complete
 from pretrain.check.experiment import check
-from pretrain.config.loader import Resolved, load_experiment
-from pretrain.config.overrides import override
+from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
+from pretrain.config.tree import override
 from pretrain.data.order.order import allowed_worlds
 from pretrain.data.sources import lanes_of
 from pretrain.data.storage.location import Location
+from pretrain.distributed.rank import RESTART_COUNT
 from pretrain.engine import ownership
 from pretrain.errors import ConfigError, SetupError
 from pretrain.files import write_atomic
-from pretrain.models import budget
+from pretrain.models.families.registry import cost_is_known, num_parameters
 from pretrain.run import Entry, parse_arguments
 
 HOST_GIB_PER_RANK = 1.0
+ALL_DEVICES = "cluster.num_devices=auto"  # the job determines their number
 PATIENCE_S = 2.5 * ownership.HEARTBEAT_S  # the training itself handles longer silence
 ENTRIES = {
     "pretrain": ("pretrain/run.py", Entry("deepspeed", "keep")),
@@ -58,20 +60,23 @@ class Training:
         return Path(self.experiment.output_dir) / self.experiment.name
 
 
-def begin(kind: str, words: Sequence[str], limit: int) -> int:
+def begin(kind: str, words: Sequence[str], limit: int, spares: int) -> int:
     """Prints the job's variables; returns the exit code.
 
     Args:
         kind: pretrain or finetune.
         words: the arguments of the training.
         limit: restarts in a row that may bring no newer checkpoint.
+        spares: nodes to keep for those that fail.
 
     Raises:
         UserError: the config, the data or the number of GPUs is not usable.
     """
-    training, job = read_training(kind, words), scheduler.current_job()
-    step = starts.checkpoint_step(training.run)
-    layout = choose_layout(training, job)
+    training, job = read_training(kind, [*words, ALL_DEVICES]), scheduler.current_job()
+    step, before = starts.checkpoint_step(training.run), starts.starts(training.run)
+    job = replace(job, restart_count=next_count(before, job))
+    worlds = allowed_worlds(training.experiment.global_batch_size, lanes_of(training.experiment), job.gpus)
+    layout = choose_layout(training, job, spares, worlds)
     refuse_a_held_folder(training.run, job)
     start = starts.Start(
         job_id=job.job_id,
@@ -83,9 +88,8 @@ def begin(kind: str, words: Sequence[str], limit: int) -> int:
         log=scheduler.record(job.job_id).get("StdOut", ""),
         time=starts.now(),
     )
-    before = starts.starts(training.run)
     starts.append(training.run, start)
-    say(headline(start, before, layout))
+    say(headline(start, before, layout, spares * job.gpus_per_node))
     idle = starts.restarts_without_progress([*before, start], job.job_id, step)
     if idle > limit:
         say(f"gave up: {idle} restarts in a row without a newer checkpoint than step {step}")
@@ -93,36 +97,56 @@ def begin(kind: str, words: Sequence[str], limit: int) -> int:
     token = uuid.uuid4().hex
     token_path(training.run).parent.mkdir(exist_ok=True)
     write_atomic(token_path(training.run), token)
-    print(shell_variables(training, job, layout, token))
+    print(shell_variables(training, job, layout, token, worlds))
     return 0
 
 
+def next_count(before: Sequence[starts.Start], job: Job) -> int:
+    """A number of restarts for this start, above that of each earlier one of this job."""
+    return max([job.restart_count, *(start.restart_count + 1 for start in before if start.job_id == job.job_id)])
+
+
 def read_training(kind: str, words: Sequence[str]) -> Training:
-    """The config that the arguments name; the job determines the number of devices."""
+    """The config that the arguments name."""
     script, entry = ENTRIES[kind]
     parsed = parse_arguments(list(words), prog=script, example="", takes_weights=kind == "finetune")
-    overrides = [*parsed.overrides, "cluster.num_devices=auto"]
+    overrides = list(parsed.overrides)
     if kind == "finetune" and parsed.source is not None:
         overrides.append(override("init.from", parsed.source))
-    resolved = load_experiment(parsed.config, cluster=parsed.cluster, overrides=overrides)
-    return Training(script, [*words, "cluster.num_devices=auto"], resolved, entry.resolve(resolved))
+    resolved = load_complete(parsed.config, cluster=parsed.cluster, overrides=overrides, head=entry.head)
+    return Training(script, list(words), resolved, entry.resolve(resolved))
 
 
-def choose_layout(training: Training, job: Job) -> Layout:
+def run_script(script: str) -> str:
+    """The word after ``python`` that starts a rank: the script in a checkout, else ``-mMODULE``.
+
+    A module, because the ranks may run in a container in which the product is installed elsewhere.
+    """
+    return script if Path(script).is_file() else "-m" + script.removesuffix(".py").replace("/", ".")
+
+
+def choose_layout(training: Training, job: Job, spares: int, worlds: Sequence[int]) -> Layout:
     """The first start must use all GPUs, or it is rejected; a restart uses as many of its GPUs as fit the batch.
 
+    The last ``spares`` nodes are not counted.
+
     Raises:
-        ConfigError: the GPUs do not fit the batch at the first start, or no number of them does.
+        ConfigError: the GPUs do not fit the batch at the first start, no number of them does, or all nodes are spare.
         DataError: no shards, or not the ones that the config describes.
     """
     experiment = training.experiment
-    layout = Layout(len(job.nodes), job.gpus_per_node)
+    num_nodes = len(job.nodes) - spares
+    if not 0 < num_nodes <= len(job.nodes):
+        raise ConfigError(
+            f"SPARE_NODES={spares} of {len(job.nodes)} nodes: it must be at least 0, and leave nodes to train on "
+            "(sbatch --nodes asks for both)"
+        )
+    layout = Layout(num_nodes, job.gpus_per_node)
     if job.restart_count:
-        total = experiment.global_batch_size
-        num_lanes = lanes_of(experiment)
-        fitting = largest_layout(allowed_worlds(total, num_lanes, job.gpus), len(job.nodes), job.gpus_per_node)
+        fitting = largest_layout(worlds, num_nodes, job.gpus_per_node)
         if fitting is None:
-            raise ConfigError(f"no number of ranks up to {job.gpus} fits global_batch_size {total}")
+            total = experiment.global_batch_size
+            raise ConfigError(f"no number of ranks up to {layout.ranks} fits global_batch_size {total}")
         layout = fitting
     check(training.resolved, world=layout.ranks, require_data=True, backend=training.entry.backend)
     return layout
@@ -141,28 +165,12 @@ def refuse_a_held_folder(run: Path, job: Job) -> None:
         )
 
 
-def headline(start: starts.Start, before: Sequence[starts.Start], layout: Layout) -> str:
-    """The first line of each start in the log, with the cost of idle GPUs."""
-    number = sum(earlier.job_id == start.job_id for earlier in before) + 1
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start.time))
-    lines = [
-        f"==== {when}  job {start.job_id}, start {number}: {layout.ranks} ranks on {layout.num_nodes} of "
-        f"{len(start.nodes)} nodes ({', '.join(start.nodes)}), from step {start.step}"
-    ]
-    if start.ranks < start.gpus:
-        lines.append(
-            f"{start.gpus} GPUs do not fit the batch: {start.ranks} are used, {start.gpus - start.ranks} stay idle"
-        )
-    first = before[0].ranks if before else start.ranks
-    if start.ranks < first:
-        lines.append(f"{start.ranks} ranks instead of {first}: a step takes about {first / start.ranks:.3g} × as long")
-    return "\n".join(lines)
-
-
-def shell_variables(training: Training, job: Job, layout: Layout, token: str) -> str:
+def shell_variables(training: Training, job: Job, layout: Layout, token: str, worlds: Sequence[int]) -> str:
     """Assignments that the job script evaluates."""
     experiment = training.experiment
     nodes = job.nodes[: layout.num_nodes]
+    supervise = ["--run", str(training.run), "--nodes", *nodes, "--ranks-per-node", str(layout.ranks_per_node)]
+    supervise += ["--worlds", *map(str, worlds)]
     splits = [*experiment.data.sources, *experiment.evaluation.sets.values()]
     places = [Location.parse(split.shards) for split in splits]
     folders = [place.base for place in places if not place.is_remote]  # the check tries the others
@@ -181,13 +189,11 @@ def shell_variables(training: Training, job: Job, layout: Layout, token: str) ->
     ]
     values = {
         "RUN_FOLDER": str(training.run),
-        "RUN_SCRIPT": training.script,
-        "STEP_RANKS": str(layout.ranks),
-        "STEP_NODES": str(layout.num_nodes),
-        "STEP_RANKS_PER_NODE": str(layout.ranks_per_node),
-        "STEP_NODELIST": ",".join(nodes),
+        "RUN_SCRIPT": run_script(training.script),
+        f"export {RESTART_COUNT}": str(job.restart_count),
     }
     lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
+    lines.append(f"SUPERVISE_ARGUMENTS=({shlex.join(supervise)})")
     lines.append(f"TRAIN_ARGUMENTS=({shlex.join(training.arguments)})")
     lines.append(f"PROBE_ARGUMENTS=({shlex.join(probe)})")
     return "\n".join(lines)
@@ -195,10 +201,10 @@ def shell_variables(training: Training, job: Job, layout: Layout, token: str) ->
 
 def space_gib(experiment: Experiment) -> float:
     """GiB for the checkpoints of the run: those that are kept and the one that is being written."""
-    if not budget.can_tell(experiment.model):
+    if not cost_is_known(experiment.model):
         return 1.0
     # fp32 master weights, two optimiser states, the EMA weights, and both sets as plain weights
-    size = 4 * 6 * budget.num_parameters(experiment.model, experiment.num_outputs)
+    size = 4 * 6 * num_parameters(experiment.model, experiment.num_outputs)
     return size * (experiment.checkpoint.keep_last + 1) / 2**30
 
 

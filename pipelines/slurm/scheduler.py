@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pretrain.distributed.rank import RESTART_COUNT
 from pretrain.errors import SetupError
 
 COMMAND_TIMEOUT_S = 60.0
@@ -23,7 +24,7 @@ UPDATE_TRIES, UPDATE_EVERY_S = 12, 0.25  # together less than the time that Slur
 
 @dataclass(frozen=True)
 class Job:
-    """The job that this process runs in."""
+    """The job that this process runs in; ``restart_count`` includes restarts inside its allocation."""
 
     job_id: str
     restart_count: int
@@ -46,7 +47,8 @@ def current_job() -> Job:
     except KeyError as missing:
         raise SetupError(f"{missing.args[0]} is not set: this runs in a batch job, started with sbatch") from None
     per_node = os.environ.get("SLURM_NTASKS_PER_NODE", "1")
-    return Job(job_id, int(os.environ.get("SLURM_RESTART_COUNT", "0")), host_names(nodes), int(per_node))
+    restarts = os.environ.get(RESTART_COUNT, os.environ.get("SLURM_RESTART_COUNT", "0"))
+    return Job(job_id, int(restarts), host_names(nodes), int(per_node))
 
 
 def host_names(node_list: str) -> tuple[str, ...]:
@@ -58,6 +60,14 @@ def record(job_id: str) -> dict[str, str]:
     """Slurm's record of a job, by field; empty if Slurm no longer knows the job."""
     done = _command(["scontrol", "show", "job", "-o", job_id])
     return dict(re.findall(r"(?:^|\s)([A-Za-z:/_]+)=(\S*)", done.stdout)) if done.returncode == 0 else {}
+
+
+def seconds_left(found: Mapping[str, str]) -> float:
+    """Seconds until the time limit in a job's record; infinite if it has none."""
+    try:
+        return time.mktime(time.strptime(found.get("EndTime", ""), "%Y-%m-%dT%H:%M:%S")) - time.time()
+    except ValueError:  # Unknown
+        return float("inf")
 
 
 def queue_state(job: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pretrain.data.storage.classes import WHOLE_NUMBER, ClassLookup, repeated
 from pretrain.errors import ConfigError, DataError
@@ -281,3 +281,58 @@ def _is_range(content: dict[str, Any]) -> bool:
 
 def _is_pair(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
+
+
+class InList(NamedTuple):
+    """The class at a position of one of the lists."""
+
+    number: int
+    place: int
+
+
+class Union(NamedTuple):
+    """All classes, the position of each list's classes among them, and notes."""
+
+    classes: tuple[tuple[str, str], ...]
+    places: dict[InList, int]
+    notes: list[str]
+
+
+def union_of(lists: Sequence[ClassList]) -> Union:
+    """The classes of the first list, followed by those that only later lists have.
+
+    Lists are merged by the classes' identity, not by their numbers: two classes are the same if their ids are equal. An
+    id that only counts the lines of its list identifies no class; in that case the names are compared.
+
+    Raises:
+        DataError: a list has two classes of one name, so names are ambiguous.
+    """
+    first = lists[0]
+    if len(lists) == 1:
+        return Union(first.classes, {InList(0, place): place for place in range(len(first.classes))}, [])
+    found: dict[str, int] = {}
+    classes: list[tuple[str, str]] = []
+    places: dict[InList, int] = {}
+    notes: list[str] = []
+    for number, one in enumerate(lists):
+        for place, ((identifier, name), key) in enumerate(zip(one.classes, _keys(one), strict=True)):
+            if key not in found:
+                found[key] = len(classes)
+                classes.append((key, name))
+            elif (known := classes[found[key]][1]) != name and key == identifier:
+                notes.append(f"the class {key!r} is called {known!r} and in {one.where} {name!r}; the first name stays")
+            places[InList(number, place)] = found[key]
+    sizes = ", ".join(f"{one.where} {len(one.classes)}" for one in lists[:4]) + (", …" if len(lists) > 4 else "")
+    notes.insert(0, f"lists of classes that differ ({sizes}) were joined by id or name: {len(classes)} classes")
+    return Union(tuple(classes), places, notes)
+
+
+def _keys(one: ClassList) -> list[str]:
+    """The key that identifies each class; all distinct."""
+    keys = [name if identifier == str(place) else identifier for place, (identifier, name) in enumerate(one.classes)]
+    if twice := repeated(keys):
+        raise DataError(
+            f"{one.where}: several classes are called {twice[0]!r}, so the lists cannot be joined by name; pack "
+            "the sets apart, or rename the classes in one list for all (--class-names)"
+        )
+    return keys

@@ -24,6 +24,7 @@ from pretrain.data.ledger import Ledger
 from pretrain.errors import DataError
 from pretrain.names import shown, to_bytes
 
+LISTS = frozenset(["txt", "csv", "jsonl", "json"])
 KIND = "directory entries"
 HIDDEN, LOOP, DANGLING = "hidden", "link to a folder above it", "dangling link"
 MAC_FORK = "macOS resource fork"
@@ -169,3 +170,29 @@ def files_fingerprint(paths: Iterable[str | Path], *words: str) -> str:
             state = "missing"
         seen.update(to_bytes(os.path.basename(path)) + b"\0" + state.encode() + b"\0")
     return seen.hexdigest()
+
+
+def images_of(walk: Walk) -> list[tuple[str, int]]:
+    """(path below the root, bytes) of every image of a walk; the other files are recorded in the ledger."""
+    images = []
+    for file in walk.files():
+        if file.extension in IMAGE_EXTENSIONS:
+            walk.used(file)
+            images.append((file.path, file.num_bytes))
+        else:
+            walk.left_out(file)
+    return images
+
+
+def has_image(folder: Path) -> bool:
+    """Whether an image is below a folder; stops at the first."""
+    return folder.is_dir() and any(file.extension in IMAGE_EXTENSIONS for file in Walk(folder).files())
+
+
+def folder_fingerprint(*roots: Path) -> str:
+    """Fingerprint of every image and list below folders; "" if a folder does not exist."""
+    if not all(root.is_dir() for root in roots):
+        return ""
+    known = IMAGE_EXTENSIONS | LISTS
+    below = [(root, file.path) for root in roots for file in Walk(root).files() if file.extension in known]
+    return files_fingerprint((root / path for root, path in below), *(path for _, path in below))

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from pipelines.sources.entries import Found, Walk
 from pipelines.sources.splits import Place
+from pretrain.config.object_stores import STORES
 from pretrain.data.ledger import Ledger
 from pretrain.data.storage.location import is_web_address
 from pretrain.errors import DataError
@@ -112,8 +113,9 @@ def is_url(text: str) -> bool:
 
 
 def is_remote(text: str) -> bool:
-    """Whether the stream reads it: a URL of a web server or an S3-compatible store, or a command."""
-    return is_url(text) or text.lower().startswith("s3://") or text.startswith("pipe:")
+    """Whether the stream reads it: a URL of a web server or an object store, or a command."""
+    scheme, separator, _ = text.partition("://")
+    return is_url(text) or bool(separator and scheme.lower() in STORES) or text.startswith("pipe:")
 
 
 class FoundFile(NamedTuple):

@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from pipelines.sources.entries import IMAGE_EXTENSIONS, Found, Walk
-from pipelines.sources.folder import folder_fingerprint, images_of
+from pipelines.sources.entries import IMAGE_EXTENSIONS, Found, Walk, folder_fingerprint, images_of
 from pipelines.sources.options import SourceOptions
 from pipelines.sources.protocol import NOT_STATED, Item, Source
 from pipelines.sources.splits import Place, SplitFrom, splits_of_files

@@ -83,7 +83,7 @@ class ImageNet21kSource(Source):
             raise DataError(f"{self.path} holds no per-synset tars such as n02084071.tar")
         if self._empty:
             some = ", ".join(map(shown, self._empty[:3])) + (", …" if len(self._empty) > 3 else "")
-            self.notes.append(f"tars without an image, of which no class comes: {len(self._empty)} ({some})")
+            self.notes.append(f"tars without an image, which make no class: {len(self._empty)} ({some})")
 
     def read(self, item: Item) -> tuple[bytes, str]:
         """See ``Source.read``."""

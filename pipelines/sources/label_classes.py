@@ -7,11 +7,12 @@ the classes of the codes. Ambiguous labels are rejected, or noted with the optio
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.sources.class_names import ClassList
+from pipelines.sources.class_names import ClassList, InList, union_of
 from pipelines.sources.label_doubts import (
+    MultiHot,
     gaps_in_words,
     near_names,
     numbers_among_names,
@@ -20,12 +21,13 @@ from pipelines.sources.label_doubts import (
     refuse_odd_names,
     refuse_two_spellings,
 )
-from pipelines.sources.label_values import Atom, Form, Kind, MultiHot, Reading, number_of, read_label
-from pipelines.sources.relabelling import InList, Relabelling, union_of
+from pipelines.sources.label_values import Atom, Form, Kind, Reading, number_of, read_label
+from pipelines.sources.table import Relabelling
 from pretrain.data.storage.classes import WHOLE_NUMBER
 from pretrain.errors import ConfigError, DataError
 
 FORMS: tuple[Form, ...] = ("numbers", "names", "multi-hot")
+NONE = "none of the classes"  # the provisional label of an image whose list of labels is empty
 MOST_CLASSES = 100_000  # of numbers without --num-classes; a table of more is likelier a list of ids
 
 
@@ -57,7 +59,7 @@ class LabelCollector:
         self.is_multi = self.are_names = False
         self.notes: list[str] = []
         self.gaps: list[str] = []
-        self.num_images = self.num_unlabelled = self.num_minus_one = 0
+        self.num_images = self.num_unlabelled = self.num_minus_one = self.num_negative = 0
         self._codes: dict[Hashable, int] = {}
         self._first: list[str] = []
         self._counts: list[int] = []
@@ -65,7 +67,7 @@ class LabelCollector:
         self._list: int | None = None
         self._hot = MultiHot()
         self._num_repeated = 0
-        self._first_unlabelled = self._first_minus_one = ""
+        self._first_unlabelled = self._first_minus_one = self._first_negative = ""
 
     def begin(self, classes: ClassList | None) -> None:
         """The following labels are numbers and names of this list; None: they have no list."""
@@ -79,12 +81,19 @@ class LabelCollector:
     def add(self, raw: Any, where: str, *, typed: bool) -> tuple[int, ...]:
         """The provisional codes of an image's labels; empty if it has no label.
 
+        A list without a class means that the image has none of them; its code is that of ``NONE``.
+
         Raises:
             DataError: see ``read_label``; or the label is not in the list of classes.
         """
         reading = read_label(raw, where, typed=typed)
         self.num_images += 1
+        minus_ones = self.num_minus_one
         keys = self._keys(reading, where)
+        if reading.is_list and not keys and self.num_minus_one == minus_ones:
+            self.num_negative += 1
+            self._first_negative = self._first_negative or where
+            keys = [NONE]
         distinct = list(dict.fromkeys(keys))
         self._num_repeated += len(distinct) < len(keys)
         if not distinct:
@@ -98,12 +107,24 @@ class LabelCollector:
         Raises:
             DataError: no image has a label, or the labels are not of one consistent kind.
         """
-        if self.num_images and self.num_unlabelled == self.num_images:
-            raise DataError(f"none of the {self.num_images:,} images has a label, such as {self._first_unlabelled}")
+        only_unlabelled = self.num_unlabelled == self.num_images
+        if self.num_images and (only_unlabelled or (self._num_without == self.num_images and not self._lists)):
+            first = self._first_unlabelled or self._first_negative
+            raise DataError(f"none of the {self.num_images:,} images has a label, such as {first}")
         self._hot.check()
         self._note_unlabelled()
-        others = [key for key in self._codes if not isinstance(key, InList)]
-        return self._of_lists(others) if self._lists else self._of_values(others)
+        others = [key for key in self._codes if not isinstance(key, InList) and key != NONE]
+        change = self._of_lists(others) if self._lists else self._of_values(others)
+        if NONE not in self._codes:
+            return change
+        place = self._codes[NONE]
+        targets = (*change.targets[:place], (), *change.targets[place:])
+        return replace(change, targets=targets, negative=place if self.is_multi else None)
+
+    @property
+    def _num_without(self) -> int:
+        """Images without a label, and those with none of the classes."""
+        return self.num_unlabelled + self.num_negative
 
     # Values → codes
 
@@ -186,7 +207,7 @@ class LabelCollector:
         place: dict[Hashable, int] = {**union.places}
         if others:
             place |= self._beside_lists(others, union.classes)
-        return Relabelling(union.classes, tuple((place[key],) for key in self._codes))
+        return Relabelling(union.classes, tuple((place[key],) for key in self._codes if key != NONE))
 
     def _beside_lists(self, others: Iterable[Hashable], classes: tuple[tuple[str, str], ...]) -> dict[Hashable, int]:
         """Numbers from a part without a list, which refer to classes of other parts with these numbers as ids."""
@@ -244,7 +265,7 @@ class LabelCollector:
         if not self.options.form:
             refuse_odd_names(atoms, self._where)
             own = [atom for atom in atoms if self._counts[self._codes[atom]] == 1]
-            labelled = self.num_images - self.num_unlabelled
+            labelled = self.num_images - self._num_without
             refuse_captions(own, labelled, self._where, are_lists=self.is_multi)
         texts = [str(atom.value) for atom in atoms]
         names = in_order(dict.fromkeys(texts))
@@ -258,6 +279,11 @@ class LabelCollector:
         if self.num_unlabelled > self.num_minus_one:
             self.notes.append(
                 f"{self.num_unlabelled:,} of {self.num_images:,} images have no label, such as {self._first_unlabelled}"
+            )
+        if self.num_negative and self.is_multi:
+            self.notes.append(
+                f"{self.num_negative:,} of {self.num_images:,} images have none of the classes, such as "
+                f"{self._first_negative}: they are kept, as negatives of every class"
             )
         if self.num_minus_one:
             self.notes.append(

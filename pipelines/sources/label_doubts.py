@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from pipelines.sources.label_values import Atom, Kind, looks_like_number
+from pipelines.sources.label_values import Atom, Form, Kind, Reading, looks_like_number, number_of
 from pretrain.data.storage.classes import WHOLE_NUMBER
 from pretrain.errors import DataError
 
@@ -17,6 +17,7 @@ _BROKEN_NUMBER = re.compile(r"[+-]([+-]+|\s+)[0-9.]+")
 _LIST_IN_TEXT = re.compile(  # [0, 3] · [] · {'a': 1} · 0 1 0
     r"""[\[({]\s*[\])}]|[\[({].*[,:0-9'"].*[\])}]|[0-9.]+([ ,;|]+[0-9.]+)+"""
 )
+SAY_WHICH = "say which: --labels-are numbers or multi-hot"
 _SHOWN = 5
 
 
@@ -159,3 +160,87 @@ def _ranges(numbers: list[int]) -> str:
         else:
             spans.append([number, number])
     return some([str(first) if first == last else f"{first}-{last}" for first, last in spans])
+
+
+class MultiHot:
+    """Examines every list of a source.
+
+    A list of class numbers names no class twice, so a list of 0 and 1 with a repetition is multi-hot. Two numbers
+    without one, 0 and 1, are ambiguous.
+
+    Attributes:
+        length: of the lists; 0: none is multi-hot.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._where = self._other = self._either = ""
+
+    def places(self, reading: Reading, where: str, form: Form, width: int) -> list[int] | None:
+        """The positions of the ones; None: the list is of class numbers or names.
+
+        Args:
+            reading: the list.
+            where: its place, for messages.
+            form: as declared by the user.
+            width: the number of classes; 0: not known.
+
+        Raises:
+            DataError: it is not multi-hot although the user declared it, or has a different length.
+        """
+        bits = [_bit(atom) for atom in reading.atoms]
+        if not bits:
+            return [] if form else None
+        if not self._is_hot(bits, reading, where, form):
+            return None
+        wanted = self.length or width or len(bits)
+        if len(bits) != wanted:
+            why = f"as at {self._where}" if self.length else "as there are classes"
+            raise DataError(
+                f"{where}: a list of {len(bits)} numbers 0 and 1 in place of {wanted}, {why}; multi-hot has one for "
+                "every class; class numbers are --labels-are numbers"
+            )
+        self.length, self._where = len(bits), self._where or where
+        return [place for place, bit in enumerate(bits) if bit]
+
+    def _is_hot(self, bits: list[int | None], reading: Reading, where: str, form: Form) -> bool:
+        if None in bits:
+            if form:
+                raise DataError(f"{where}: --labels-are multi-hot needs lists of 0 and 1")
+            self._other = self._other or where
+            return False
+        if form or len(bits) > len(set(bits)) or all(atom.kind == "truth" for atom in reading.atoms):
+            return True
+        if len(bits) == 2:
+            self._either = self._either or where
+        else:
+            self._other = self._other or where
+        return False
+
+    def saw_one_label(self, where: str) -> None:
+        """Records a label that is not in a list."""
+        self._other = self._other or where
+
+    def check(self) -> None:
+        """Rejects ambiguous lists, and a mixture of both kinds.
+
+        Raises:
+            DataError: there are some.
+        """
+        if self.length and (self._other or self._either):
+            raise DataError(
+                f"the list at {self._where} is one number 0 or 1 for each of {self.length} classes, but that at "
+                f"{self._other or self._either} need not be; {SAY_WHICH}"
+            )
+        if self._either and not self._other:
+            raise DataError(
+                f"{self._either}: a list of one 0 and one 1 means the classes 0 and 1, or one of two classes; "
+                f"{SAY_WHICH}"
+            )
+
+
+def _bit(atom: Atom) -> int | None:
+    if atom.kind == "text":
+        return None
+    number = number_of(atom)
+    return number if number in (0, 1) else None

@@ -1,8 +1,8 @@
-"""Reads one label as it is in a source: a member of a tar, a cell of a table, a value of JSON or parquet.
+"""Reads one label, or the vector in its place, as it is in a source: a member of a tar, a cell of a table, JSON.
 
-A value is a class number, a text, true or false, a list of those, or nothing; anything else is rejected with its
-location. Multi-hot lists (a 0 or 1 for every class) are distinguished from lists of class numbers. ``label_classes``
-determines what all values of a source mean together.
+A label is a class number, a text, true or false, a list of those, or nothing; anything else is rejected with its
+location. ``label_classes`` determines what all values of a source mean together. A vector, such as the target of a
+regression, is a list of finite numbers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 import re
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pretrain.errors import DataError
 from pretrain.text_files import UTF8, decode_text
@@ -20,7 +23,7 @@ LARGEST_NUMBER = 2**31 - 1  # labels are int32
 WHOLE = re.compile(r"[+-]?[0-9]+(?:\.0*)?")  # also 3.0, as a table of floats writes 3
 _SHOWN = 60
 Form = Literal["", "numbers", "names", "multi-hot"]
-SAY_WHICH = "say which: --labels-are numbers or multi-hot"
+TARGET_KEY = "target"  # in KEY.json of a tar
 
 
 class Atom(NamedTuple):
@@ -136,85 +139,87 @@ def _name_of_type(value: Any) -> str:
     return {"dict": "mapping", "list": "list inside a list"}.get(type(value).__name__, type(value).__name__)
 
 
-class MultiHot:
-    """Examines every list of a source.
+def to_vector(value: Any, where: str) -> tuple[float, ...]:
+    """A number or a list of numbers as a vector.
 
-    A list of class numbers names no class twice, so a list of 0 and 1 with a repetition is multi-hot. Two numbers
-    without one, 0 and 1, are ambiguous.
+    Raises:
+        DataError: it is neither, is empty, or a number is not finite.
+    """
+    try:
+        values = value if isinstance(value, (list, tuple)) else [value]
+        numbers = tuple(float(number) for number in values if not isinstance(number, bool))
+        numbers = numbers if len(numbers) == len(values) else ()
+    except (TypeError, ValueError, OverflowError):
+        numbers = ()
+    if not numbers or not all(math.isfinite(number) for number in numbers):
+        raise DataError(
+            f"{where}: the target {short(value)} is not a list of finite numbers, at least one; correct or remove it"
+        )
+    return numbers
 
-    Attributes:
-        length: of the lists; 0: none is multi-hot.
+
+class VectorLength:
+    """Checks that all vectors of a source have the same length."""
+
+    def __init__(self) -> None:
+        self._length: int | None = None
+
+    @property
+    def length(self) -> int:
+        """The length of each; 0 if no sample has a vector."""
+        return self._length or 0
+
+    def check(self, vector: tuple[float, ...], where: str) -> tuple[float, ...]:
+        """The vector itself.
+
+        Raises:
+            DataError: it is longer or shorter than the first.
+        """
+        if self._length is None:
+            self._length = len(vector)
+        if len(vector) != self._length:
+            raise DataError(
+                f"{where}: a target of {len(vector)} numbers, those before it have {self._length}; a set has targets "
+                "of one length, or labels in all their places"
+            )
+        return vector
+
+    @property
+    def classes(self) -> list[tuple[str, str]]:
+        """(id, name) of the numbers if they have no names."""
+        return [(str(index), str(index)) for index in range(self.length)]
+
+
+class Moments:
+    """Mean and population standard deviation of numbers that come in parts; float64 (D,), or empty without any.
+
+    Source: Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
     """
 
     def __init__(self) -> None:
-        self.length = 0
-        self._where = self._other = self._either = ""
+        self._count, self.mean, self._squares = 0, np.zeros(0), np.zeros(0)
 
-    def places(self, reading: Reading, where: str, form: Form, width: int) -> list[int] | None:
-        """The positions of the ones; None: the list is of class numbers or names.
+    @property
+    def std(self) -> NDArray[np.float64]:
+        """Over all rows so far."""
+        return np.sqrt(self._squares / max(self._count, 1))
 
-        Args:
-            reading: the list.
-            where: its place, for messages.
-            form: as declared by the user.
-            width: the number of classes; 0: not known.
+    def merge(self, other: Moments) -> None:
+        """Adds the rows of another instance."""
+        self._take(other._count, other.mean, other._squares)
 
-        Raises:
-            DataError: it is not multi-hot although the user declared it, or has a different length.
-        """
-        bits = [_bit(atom) for atom in reading.atoms]
-        if not bits:
-            return [] if form else None
-        if not self._is_hot(bits, reading, where, form):
-            return None
-        wanted = self.length or width or len(bits)
-        if len(bits) != wanted:
-            why = f"as at {self._where}" if self.length else "as there are classes"
-            raise DataError(
-                f"{where}: a list of {len(bits)} numbers 0 and 1 in place of {wanted}, {why}; multi-hot has one for "
-                "every class; class numbers are --labels-are numbers"
-            )
-        self.length, self._where = len(bits), self._where or where
-        return [place for place, bit in enumerate(bits) if bit]
+    def add(self, rows: NDArray[np.float64]) -> None:
+        """Adds rows (n, D)."""
+        mean = rows.mean(axis=0)
+        self._take(len(rows), mean, ((rows - mean) ** 2).sum(axis=0))
 
-    def _is_hot(self, bits: list[int | None], reading: Reading, where: str, form: Form) -> bool:
-        if None in bits:
-            if form:
-                raise DataError(f"{where}: --labels-are multi-hot needs lists of 0 and 1")
-            self._other = self._other or where
-            return False
-        if form or len(bits) > len(set(bits)) or all(atom.kind == "truth" for atom in reading.atoms):
-            return True
-        if len(bits) == 2:
-            self._either = self._either or where
-        else:
-            self._other = self._other or where
-        return False
-
-    def saw_one_label(self, where: str) -> None:
-        """Records a label that is not in a list."""
-        self._other = self._other or where
-
-    def check(self) -> None:
-        """Rejects ambiguous lists, and a mixture of both kinds.
-
-        Raises:
-            DataError: there are some.
-        """
-        if self.length and (self._other or self._either):
-            raise DataError(
-                f"the list at {self._where} is one number 0 or 1 for each of {self.length} classes, but that at "
-                f"{self._other or self._either} need not be; {SAY_WHICH}"
-            )
-        if self._either and not self._other:
-            raise DataError(
-                f"{self._either}: a list of one 0 and one 1 means the classes 0 and 1, or one of two classes; "
-                f"{SAY_WHICH}"
-            )
-
-
-def _bit(atom: Atom) -> int | None:
-    if atom.kind == "text":
-        return None
-    number = number_of(atom)
-    return number if number in (0, 1) else None
+    def _take(self, count: int, mean: NDArray[np.float64], squares: NDArray[np.float64]) -> None:
+        if not count:
+            return
+        if not self._count:
+            self._count, self.mean, self._squares = count, mean, squares
+            return
+        total, shift = self._count + count, mean - self.mean
+        self.mean = self.mean + shift * (count / total)
+        self._squares = self._squares + squares + shift**2 * (self._count * count / total)
+        self._count = total

@@ -7,6 +7,7 @@ Instead of labels, for a regression: ``target``, or one column ``target.NAME`` f
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 import stat
@@ -16,16 +17,15 @@ from typing import Any
 
 from pipelines.sources.entries import files_fingerprint
 from pipelines.sources.file_patterns import is_url
+from pipelines.sources.folder import SplitFolders
 from pipelines.sources.label_classes import LabelCollector, LabelOptions
+from pipelines.sources.label_values import VectorLength, to_vector
 from pipelines.sources.manifest_rows import SUFFIXES, hint, is_json, rows_of
 from pipelines.sources.options import Option, SourceOptions
 from pipelines.sources.protocol import NOT_STATED, UNKNOWN_NUM_BYTES, Item, Source
-from pipelines.sources.relabelling import relabel
 from pipelines.sources.remote import Downloads
-from pipelines.sources.split_folders import SplitFolders
 from pipelines.sources.splits import AROUND, OPTION, SPLIT_WORDS, is_split_word, to_split_name
-from pipelines.sources.table import ItemTable
-from pipelines.sources.vectors import VectorLength, to_vector
+from pipelines.sources.table import ItemTable, relabel
 from pretrain.data.ledger import Ledger
 from pretrain.data.storage.location import path_in
 from pretrain.errors import ConfigError, DataError
@@ -78,6 +78,7 @@ class ManifestSource(Source):
         """
         self.licence, self.classes, self.notes, self.downloads = NOT_STATED, [], [], Downloads()
         self._how, self._typed, self._list = how, typed, how.class_list()
+        self._absolute_root = os.path.join(os.path.abspath(self.root), "")
         _, row = self._first_row()
         self._named = [name for name in row if name.startswith(f"{TARGET}.")]
         self.multi_label = self._column == "labels"
@@ -162,7 +163,7 @@ class ManifestSource(Source):
         return [part for part in map(str.strip, value.split(SEPARATOR)) if part]
 
     def _splits(self) -> list[str]:
-        """The split of each row: from the column, else from the folders of its path; see split_folders.py."""
+        """The split of each row: from the column, else from the folders of its path; see ``SplitFolders``."""
         given, paths, silent = [], [], 0
         for line, row in self._rows():
             paths.append(_path_of(self._place(row, line)))
@@ -201,7 +202,10 @@ class ManifestSource(Source):
         return self.downloads.read(place) if is_url(place) else (self.root / place).read_bytes()
 
     def _place(self, row: dict[str, Any], line: int) -> str:
-        """The path or URL of a row: ``./a//b.jpg`` and ``a/b.jpg`` are one image."""
+        """The path or URL of a row: ``./a//b.jpg``, ``a/b.jpg`` and ``ROOT/a/b.jpg`` are one image.
+
+        With ROOT in the keys, --holdout would choose other images as soon as the folder moves.
+        """
         place = next((str(row[name]) for name in PLACES if row.get(name)), "")
         if not place:
             raise DataError(f"{self._at(line)}: no {' or '.join(PLACES)}")
@@ -212,7 +216,10 @@ class ManifestSource(Source):
                     f"{self._at(line)}: {place!r} begins with {scheme[1]}://, but images are fetched with http and "
                     "https only; give such a URL, or fetch the files first and give their paths"
                 )
-        return place if is_url(place) else posixpath.normpath(place)
+        if is_url(place):
+            return place
+        place = posixpath.normpath(place)
+        return place.removeprefix(self._absolute_root) if posixpath.isabs(place) else place
 
     def _size(self, place: str, line: int) -> int:
         if is_url(place):

@@ -18,7 +18,7 @@ from pipelines.sources.class_names import ClassList
 from pipelines.sources.entries import files_fingerprint
 from pipelines.sources.file_patterns import distinct_names, find_files
 from pipelines.sources.label_classes import LabelCollector, LabelOptions
-from pipelines.sources.label_values import decode_label, read_label
+from pipelines.sources.label_values import VectorLength, decode_label, read_label, to_vector
 from pipelines.sources.options import Option, SourceOptions
 from pipelines.sources.parquet_columns import (
     check_columns,
@@ -29,11 +29,9 @@ from pipelines.sources.parquet_columns import (
     rows_of,
 )
 from pipelines.sources.protocol import NOT_STATED, Item, Source
-from pipelines.sources.relabelling import relabel
 from pipelines.sources.splits import splits_of_files
-from pipelines.sources.table import ItemTable
+from pipelines.sources.table import ItemTable, relabel
 from pipelines.sources.tars import RangeReader
-from pipelines.sources.vectors import VectorLength, to_vector
 from pretrain.data.ledger import Ledger
 from pretrain.errors import ConfigError
 from pretrain.files import TEMPORARY_SUFFIX, write_atomic
@@ -119,11 +117,12 @@ class ParquetSource(Source):
         self._folder = folder
 
     def prepare(self, unit: str, folder: Path) -> None:
-        """Unpacks one file: the images' concatenated bytes, their sizes, the labels, and the rows without an image."""
+        """Unpacks a file: the images' concatenated bytes, their sizes, names and labels, and rows without an image."""
         base = folder / _stem(Path(unit))
         temporary = base.with_suffix(f".bytes{TEMPORARY_SUFFIX}")
         sizes: list[int] = []
         labels: list[Any] = []
+        names: list[str] = []
         failed: dict[int, str] = {}
         with open(temporary, "wb") as out:
             for number, row in enumerate(rows_of(Path(unit), self._columns)):
@@ -131,8 +130,9 @@ class ParquetSource(Source):
                     failed[number] = row.failed
                 sizes.append(len(row.image))
                 labels.append(self._as_json(row.label, f"{unit}, row {number}"))
+                names.append(row.name)
                 out.write(row.image)
-        laid_out = {"sizes": sizes, "labels": labels, "failed": failed}
+        laid_out = {"sizes": sizes, "labels": labels, "names": names, "failed": failed}
         write_atomic(base.with_suffix(".json"), json.dumps(laid_out, default=str))
         temporary.rename(base.with_suffix(".bytes"))
 
@@ -181,8 +181,9 @@ class ParquetSource(Source):
         for part, path in enumerate(self.paths):
             laid_out = self._laid_out(path)
             starts = np.cumsum([0, *laid_out["sizes"]]).tolist()
-            failed = laid_out.get("failed", {})
-            for row, (size, value) in enumerate(zip(laid_out["sizes"], laid_out["labels"], strict=True)):
+            failed, sizes = laid_out.get("failed", {}), laid_out["sizes"]
+            names = laid_out.get("names") or [""] * len(sizes)  # an earlier version unpacked the file without them
+            for row, (size, value, name) in enumerate(zip(sizes, laid_out["labels"], names, strict=True)):
                 key = f"{self._prefix[part]}/{row:08d}"
                 self.ledger.found(KIND)
                 if reason := failed.get(str(row)):
@@ -190,7 +191,8 @@ class ParquetSource(Source):
                     continue
                 self.ledger.used(KIND, "images")
                 where = f"{path}, row {row}, column {self.label_column}"
-                yield Item(key, (), size, self._splits.names[part], part, starts[row]), value, where
+                split = self._splits.names[part]
+                yield Item(key, (), size, split, part, starts[row], name=name), value, where
 
     def read(self, item: Item) -> tuple[bytes, str]:
         """See ``Source.read``."""

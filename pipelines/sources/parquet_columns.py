@@ -34,11 +34,13 @@ class Row:
         image: its bytes; b"": it has none.
         label: as stored in the file.
         failed: the reason that the file records for a missing image.
+        name: of the image's original file; "": not stated.
     """
 
     image: bytes
     label: Any
     failed: str = ""
+    name: str = ""
 
 
 def arrow() -> Any:
@@ -138,9 +140,10 @@ def rows_of(path: Path, columns: Columns) -> Iterator[Row]:
 
 
 def _row(image: Any, label: Any, status: str, where: str) -> Row:
-    data = image.get("bytes") if isinstance(image, dict) else image
+    is_struct = isinstance(image, dict)
+    data = image.get("bytes") if is_struct else image
     if data:
-        return Row(data, label)
+        return Row(data, label, name=str(image.get("path") or "") if is_struct else "")
     if status and status != SUCCESS:
         return Row(b"", label, f"not downloaded ({status})")
     if isinstance(image, dict) and image.get("path"):

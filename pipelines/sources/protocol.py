@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
 
-from pretrain.config.target import Target
+from pretrain.config.schema.data import Target
 from pretrain.data.ledger import Ledger
 from pretrain.data.storage.card import SplitList
 
@@ -28,6 +28,7 @@ class Item(NamedTuple):
         offset: of its first byte in that file, or its row.
         vector: the numbers that belong to it, in a source of vectors; all of one length.
         mask: in a source of masks: location of its mask, in a form that the source defines.
+        name: of its original file, where the key is another one, such as a row; "": it is not, or is not known.
     """
 
     key: str
@@ -38,6 +39,7 @@ class Item(NamedTuple):
     offset: int = 0
     vector: tuple[float, ...] = ()
     mask: str = ""
+    name: str = ""
 
 
 class Source(ABC):

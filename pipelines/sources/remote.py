@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sources.options import Option
-from pretrain.config.schema.storage import RemoteConfig
+from pretrain.config.schema.cluster import RemoteConfig
 from pretrain.data.storage.http_client import HttpClient
 from pretrain.data.storage.location import PIPE, Location
 from pretrain.data.storage.transport import GaveUp, Refused, Retries, Transport

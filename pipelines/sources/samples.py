@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipelines.sources.entries import IMAGE_EXTENSIONS
-from pipelines.sources.label_values import decode_label
+from pipelines.sources.label_values import TARGET_KEY, decode_label, to_vector
 from pipelines.sources.tars import Member
-from pipelines.sources.vectors import TARGET_KEY, to_vector
 from pretrain.data.ledger import Ledger
 from pretrain.errors import DataError
 from pretrain.text_files import UTF8

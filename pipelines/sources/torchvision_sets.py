@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ class TorchvisionSource(Source):
             for row, label in enumerate(labels):
                 size = files[row].stat().st_size if files else _pixel_bytes(data)
                 named = f"{ours}/{files[row].name}" if self.dataset in KEYS_ARE_FILES else f"{ours}-{row:07d}"
-                yield Item(named, (label,), size, ours, part, row)
+                file = os.path.relpath(files[row], self.root) if files else ""
+                yield Item(named, (label,), size, ours, part, row, name=file)
 
     def _add_classes(self, data: Any, labels: list[int]) -> None:
         """The classes of one part, indexed by their number; a number without a name is its own name."""

@@ -15,17 +15,17 @@ from pipelines.sources.class_names import ClassList, class_list
 from pipelines.sources.entries import files_fingerprint
 from pipelines.sources.file_patterns import add_img2dataset, compressed_note, distinct_names, find_files, is_remote
 from pipelines.sources.label_classes import LabelCollector
+from pipelines.sources.label_values import VectorLength
 from pipelines.sources.options import SourceOptions
 from pipelines.sources.protocol import NOT_STATED, Item, Source
-from pipelines.sources.relabelling import relabel
 from pipelines.sources.remote import RemoteFiles, place_of
 from pipelines.sources.samples import SAMPLES, LabelPlace, Sample, no_label, others_note, samples_of
 from pipelines.sources.splits import splits_of_files
-from pipelines.sources.table import ItemTable
+from pipelines.sources.table import ItemTable, relabel
 from pipelines.sources.tars import Member, RangeReader, members_of
-from pipelines.sources.vectors import VectorLength
 from pretrain.data.ledger import Ledger
 from pretrain.data.storage.classes import CLASSES_FILE, read_classes
+from pretrain.data.storage.records import Records, records_name
 from pretrain.data.storage.transport import Refused
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import TEMPORARY_SUFFIX
@@ -138,7 +138,7 @@ class WebDatasetSource(Source):
             def read(member: Member, path: Path = path) -> bytes:
                 return self._read(path, member)
 
-            before = self._num_found()
+            before, originals = self._num_found(), {} if is_remote(url) else _originals(path)
             for sample in samples_of(members_of(path, self.ledger), read, url, self._place, self.ledger):
                 where = f"{url}: {sample.key}"
                 seen.add(sample, path.parent, where)
@@ -148,7 +148,8 @@ class WebDatasetSource(Source):
                 size, mask = sample.image.size, ""
                 if sample.mask is not None:
                     size, mask = size + sample.mask.size, f"{size}:{sample.mask.offset}:{sample.mask.size}"
-                yield Item(key, codes, size, self._splits.names[part], part, sample.image.offset, sample.vector, mask)
+                split, name = self._splits.names[part], originals.get(sample.image, "")
+                yield Item(key, codes, size, split, part, sample.image.offset, sample.vector, mask, name)
             if (num_found := self._num_found() - before) == 0:
                 self.notes.append(f"{shown(url)} holds no sample")
             if not is_remote(url):
@@ -249,6 +250,16 @@ class _Seen:
     def notes(self) -> list[str]:
         """Other places where labels might be."""
         return [others_note(place, other) for other, place in self._others.items()]
+
+
+def _originals(tar: Path) -> dict[Member, str]:
+    """Image → its original name, from the record file beside a packed tar; {} if there is none for it."""
+    try:
+        records = Records.open(tar.with_name(records_name(tar.name)))
+    except DataError:
+        return {}
+    found = (records[index] for index in range(len(records)))
+    return {Member(one.member, one.offset, one.size): one.original for one in found if one.original}
 
 
 def _name_of(url: str) -> str:

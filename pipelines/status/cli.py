@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.runs.run_record import RunRecord, describe, runs_of
 from pipelines.terminal.arguments import add_json, stage_parser
-from pipelines.terminal.text import duration
+from pipelines.terminal.output import duration
+from pretrain.command_line import Parser
 from pretrain.names import tell
 
 EXAMPLES = """examples:
@@ -20,14 +21,7 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str]) -> int:
     """Prints each run's state; the exit code is 0 whatever it is."""
-    parser = stage_parser(
-        "status",
-        "State, step, time left, restarts and last error of a run, or of all runs in a folder.",
-        EXAMPLES,
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a folder of run folders")
-    add_json(parser, "one line of JSON per run")
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     for path in runs_of(arguments.runs):
         status = describe(RunRecord.read(path))
         tell(json.dumps(status) if arguments.json else render(status), flush=True)
@@ -52,14 +46,38 @@ def render(status: dict[str, Any]) -> str:
     if status["evaluation"]:
         values = "  ".join(f"{name} {value:.4f}" for name, value in status["evaluation"].items())
         lines.append(f"  evaluation  {values}")
+    if status["mirror"] is not None:
+        lines += [f"  mirror      {text}" for text in _mirror(**status["mirror"])]
     job = f", job {status['job']}" if status["job"] else ""
     nodes = f" on {', '.join(status['nodes'])}" if status["nodes"] else ""
     lines.append(f"  restarts    {status['restarts']}{job}{nodes}")
     if status["doing"]:
         lines.append(f"  doing       {status['doing']}")
+    if status["state"] == "silent":
+        lines.append(f"  silent      no heartbeat for {duration(status['heartbeat_age_s'])}: it was killed, or hangs")
     if status["last_error"]:
         lines.append(f"  last error  {status['last_error']}")
     if status["config_problem"]:
         lines.append(f"  config      {status['config_problem']}")
     lines += [f"  damaged     {problem}" for problem in status["damaged"]]
     return "\n".join(lines)
+
+
+def _mirror(address: str, step: int | None, age_s: float | None, problem: str | None) -> Iterator[str]:
+    """The copies of checkpoints in words."""
+    age = "" if age_s is None else f", copied {duration(age_s)} ago"
+    yield f"no copy in {address} yet" if step is None else f"step {step:,} in {address}{age}"
+    if problem is not None:
+        yield problem
+
+
+def parser() -> Parser:
+    """The command line of the stage."""
+    parser = stage_parser(
+        "status",
+        "State, step, time left, restarts and last error of a run, or of all runs in a folder.",
+        EXAMPLES,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a folder of run folders")
+    add_json(parser, "one line of JSON per run")
+    return parser

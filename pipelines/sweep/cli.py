@@ -11,27 +11,27 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.runs.jobs import last_value
-from pipelines.runs.results import SWEEP_FILE, record_of, transfer_folder
-from pipelines.sweep.running import best_of, run
-from pipelines.sweep.trials import Sweep, Trial, quoted
+from pipelines.runs.processes import last_value
+from pipelines.sweep.trials import Sweep, Trial, best_of, quoted, run, start_of
 from pipelines.terminal.arguments import add_overrides, positive, stage_parser
+from pipelines.terminal.output import counted
+from pipelines.weights.transfer import SWEEP_FILE, record_of, transfer_folder
+from pretrain.check.derived import load_complete
 from pretrain.check.experiment import check
-from pretrain.command_line import Parser
-from pretrain.config.loader import load_experiment
+from pretrain.command_line import Parser, check_output_folder
 from pretrain.data.storage.packed_set import open_packed
 from pretrain.errors import ConfigError
 from pretrain.files import write_atomic
 from pretrain.names import tell
-from pretrain.outputs import check_output_folder
 from pretrain.redaction import redacted_in
+from pretrain.shipped_files import located
 from pretrain.telemetry.metrics import in_units
 
 EXAMPLES = """\
@@ -44,7 +44,7 @@ examples:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
-    args = _parser().parse_intermixed_args(argv)
+    args = parser().parse_intermixed_args(argv)
     if args.out is not None:
         check_output_folder(args.out)
     sweep, console = read_sweep(args), Console(highlight=False, soft_wrap=True)
@@ -106,14 +106,16 @@ def read_sweep(args: argparse.Namespace) -> Sweep:
     Raises:
         ConfigError: the config has no section ``sweep``, or is wrong.
     """
-    experiment = load_experiment(args.config, overrides=args.overrides).experiment
+    experiment = load_complete(
+        args.config, overrides=[*args.overrides, *start_of(args.source)], head="replace"
+    ).experiment
     if experiment.sweep is None:
         raise ConfigError(
             f"{args.config}: it has no section sweep; add one, such as\n"
             "sweep:\n  grid: {optim.lr: [0.001, 0.003, 0.01, 0.03]}\n"
             "  dev: {data.shards: …, data.num_samples: …, evaluation.sets: {dev: {shards: …, num_samples: …}}}"
         )
-    stem = Path(args.config).stem
+    stem = Path(located(args.config)).stem
     base = transfer_folder(args.source) if args.source else Path("runs")
     return Sweep(
         config=str(args.config),
@@ -137,7 +139,8 @@ def _trial(sweep: Sweep, trials: Sequence[Trial], number: int) -> Trial:
 
 def _check(sweep: Sweep, trial: Trial, metric: str | None, *, require_data: bool) -> list[str]:
     """Checks a trial before anything starts; returns the main metric, such as ``SET/top1``, of each evaluation set."""
-    resolved = load_experiment(sweep.config, overrides=[*sweep.overrides, *trial.overrides])
+    is_elsewhere = sweep.source is not None and not Path(sweep.source).exists()  # while a sweep is prepared
+    resolved = (replace(sweep, source=None) if is_elsewhere and not require_data else sweep).resolved(trial)
     check(resolved, world=sweep.ranks, require_data=require_data, backend="accelerate")
     sets = list(resolved.experiment.evaluation.sets)
     if not sets:
@@ -152,9 +155,7 @@ def _check(sweep: Sweep, trial: Trial, metric: str | None, *, require_data: bool
 
 def _records(sweep: Sweep) -> dict[str, Any]:
     """The sets of the final runs: ``train``, and each evaluation set by its name."""
-    experiment = load_experiment(
-        sweep.config, overrides=[*sweep.overrides, *sweep.final_trials(0)[0].overrides]
-    ).experiment
+    experiment = sweep.experiment(sweep.final_trials(0)[0])
     places = {name: own.shards for name, own in experiment.evaluation.sets.items()}
     places |= {"train": experiment.data.sources[0].shards}
     allow_pipe = experiment.data.allow_pipe
@@ -165,10 +166,10 @@ def _records(sweep: Sweep) -> dict[str, Any]:
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and sample standard deviation (0 for one value)."""
+    """Mean and sample standard deviation; None of one value, which has no spread."""
     return {
         "mean": statistics.mean(values) if values else None,
-        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "std": statistics.stdev(values) if len(values) > 1 else None,
         "values": list(values),
     }
 
@@ -181,13 +182,15 @@ def _show(console: Console, result: dict[str, Any], folder: Path) -> None:
         table.add_row(trial["name"] + (" (best)" if trial["name"] == result["best"] else ""), value)
     for metric, spread in result["test"].items():
         if spread["mean"] is not None:
-            figures = f"{in_units(metric, spread['mean'])} ± {in_units(metric, spread['std'])}"
-            table.add_row(f"{metric}, {len(spread['values'])} seeds on the full training set", figures)
+            interval = "" if spread["std"] is None else f" ± {in_units(metric, spread['std'])}"
+            seeds = counted(len(spread["values"]), "seed")
+            table.add_row(f"{metric}, {seeds} on the full training set", in_units(metric, spread["mean"]) + interval)
     console.print(table)
     console.print(f"{folder / SWEEP_FILE}, in {result['seconds']} s")
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The command line of the stage."""
     parser = stage_parser(
         "sweep",
         "Runs the grid of a fine-tuning, picks on the dev split and reports on the test set.",

@@ -1,8 +1,9 @@
-"""The argument parser of every stage, and the options that several stages have."""
+"""The argument parser of every stage and benchmark, and the options that several stages have."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,37 @@ from typing import Any
 from pretrain.command_line import Parser
 from pretrain.errors import ConfigError
 
+CONSOLE, MODULE = "vit-pretrain", "python -m pipelines"
+RESIZES = ("short_side", "resmall", "squash", "squash_crop")
+FILTERS = ("bilinear", "bilinear_aa", "bicubic_aa", "area")
+_NAMES = ("mean", "std", "resize", "crop_fraction", "resize_filter")
+
+
+def program() -> str:
+    """The words before the stage's name."""
+    return CONSOLE if Path(sys.argv[0]).name == CONSOLE else MODULE
+
+
+def in_users_words(text: str) -> str:
+    """Examples of commands, written with ``python -m pipelines``, as the user types them."""
+    return text.replace(MODULE, program())
+
 
 def stage_parser(stage: str, description: str, examples: str) -> Parser:
-    """The parser of ``python -m pipelines STAGE``.
+    """The parser of ``vit-pretrain STAGE``, or ``python -m pipelines STAGE``.
 
     Args:
         stage: its name on the command line, such as ``bench-data``.
         description: what it does, in one line.
-        examples: printed as they are below the options.
+        examples: printed below the options, as the user types them.
     """
+    return program_parser(f"{program()} {stage}", description, in_users_words(examples))
+
+
+def program_parser(program: str, description: str | None, examples: str | None = None) -> Parser:
+    """The parser of a command line that begins with ``program``; texts are printed as they are."""
     return Parser(
-        prog=f"python -m pipelines {stage}",
+        prog=program,
         description=description,
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -66,15 +87,32 @@ def add_model(parser: Parser, *, classifies: bool = True) -> None:
     parser.add_argument("--img-size", type=positive, help="pixels (default: the weights' own)")
     if classifies:
         parser.add_argument(
-            "--activation", choices=("softmax", "sigmoid"), help="default: the one that fits the run's objective"
+            "--activation", choices=("softmax", "sigmoid"), help="logits to probabilities (default: as recorded)"
         )
+    add_preprocessing(parser)
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--micro-batch-size", type=positive, default=64, help="images per forward pass (64)")
 
 
+def add_preprocessing(parser: Parser) -> None:
+    """``--mean``, ``--std`` and how images are resized; for weights that do not record them, or to replace them."""
+    for name, what in (("mean", "mean"), ("std", "standard deviation")):
+        parser.add_argument(
+            f"--{name}", nargs=3, type=float, metavar=("R", "G", "B"), help=f"{what} of pixels in [0, 1] (as recorded)"
+        )
+    parser.add_argument("--resize", choices=RESIZES, help="how images are resized (as recorded)")
+    parser.add_argument("--crop-fraction", type=float, help="model size over the resized side (as recorded)")
+    parser.add_argument("--resize-filter", choices=FILTERS, help="interpolation of the resize (as recorded)")
+
+
+def stated_in(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name in _NAMES if (value := getattr(args, name)) is not None}
+
+
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of ``add_model`` that every ``load_…`` of ``pipelines.weights`` takes."""
-    return {"weights": args.weights, "img_size": args.img_size, "device": args.device}
+    return {"weights": args.weights, "img_size": args.img_size, "device": args.device, "stated": stated_in(args)}
 
 
 def refuse_options_of_others(args: argparse.Namespace, task: str, owners: Mapping[str, Sequence[str]]) -> None:

@@ -1,4 +1,4 @@
-"""``python -m pipelines verify``: are these shards valid? Makes the index of those that have none.
+"""``python -m pipelines verify``: are these shards valid? Makes the index of those that have none. Also checkpoints.
 
 Exit code 0: yes, perhaps with warnings; 1: something is wrong.
 """
@@ -12,31 +12,40 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.runs.pool import run_tasks
+from pipelines.runs.processes import run_tasks
+from pipelines.runs.run_record import CONFIG, find_runs, runs_of
 from pipelines.sources.class_names import ClassList, class_list, read_class_names
-from pipelines.sources.file_patterns import compressed_note
+from pipelines.sources.file_patterns import compressed_note, is_remote
 from pipelines.sources.label_classes import LabelOptions
 from pipelines.sources.options import CLASS_NAMES, ENCODING, LABELS_ARE, NUM_CLASSES
 from pipelines.sources.remote import OPTIONS as REMOTE_OPTIONS
 from pipelines.sources.remote import RemoteFiles
 from pipelines.terminal.arguments import add_json, add_workers, stage_parser
-from pipelines.terminal.progress import LazyBar
-from pipelines.verify.checks import check_card, check_labels, check_ledger, check_masks, known_table
+from pipelines.terminal.output import LazyBar
 from pipelines.verify.index import Indexing, Stated, split_of
-from pipelines.verify.report import Job, Report, Verdict
 from pipelines.verify.shards import check_shard
 from pipelines.verify.targets import Target, targets_of
-from pretrain.command_line import Parser
+from pipelines.verify.verdict import (
+    Job,
+    Report,
+    Verdict,
+    check_card,
+    check_labels,
+    check_ledger,
+    check_masks,
+    known_table,
+)
+from pretrain.command_line import Parser, check_output_folder
 from pretrain.data.storage.card import CARD_FILE
 from pretrain.data.storage.classes import CLASSES_FILE, load_classes
 from pretrain.data.storage.index import TABLE_FILE, ShardTable
 from pretrain.data.storage.index_checks import problem_of
 from pretrain.errors import ConfigError, DataError
 from pretrain.names import tell
-from pretrain.outputs import check_output_folder
 
 EXAMPLES = """examples:
   python -m pipelines verify data/mine                       every split below it
+  python -m pipelines verify runs/mine                       the checkpoints of a run, and their copies in its mirror
   python -m pipelines verify /shards/imagenet/train --class-names synsets.txt
   python -m pipelines verify s3://bucket/mine/train          a packed set, anywhere that training can read from
   python -m pipelines verify 'https://host/set/train-{0000..0127}.tar' --out index/
@@ -45,7 +54,9 @@ Shards without an index get one: next to local shards, in --out for remote ones.
 
 def main(argv: Sequence[str]) -> int:
     """Runs the stage; see ``--help``."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
+    if runs := [Path(place) for place in args.places if not is_remote(place) and _has_runs(Path(place))]:
+        return _verify_runs(args, runs)
     if args.out is not None:
         check_output_folder(args.out)
     with tempfile.TemporaryDirectory(prefix="verify-") as temporary:
@@ -57,6 +68,28 @@ def main(argv: Sequence[str]) -> int:
         for verdict in verdicts:
             _print(verdict)
     return 1 if any(verdict.errors for verdict in verdicts) else 0
+
+
+def _has_runs(place: Path) -> bool:
+    """Whether a folder is a run that has begun, or has such runs. (A folder of shards may have a log.txt.)"""
+    return any((run / CONFIG).is_file() for run in find_runs(place))
+
+
+def _verify_runs(args: argparse.Namespace, runs: Sequence[Path]) -> int:
+    """Checks the checkpoints of runs; returns the exit code."""
+    from pipelines.verify.checkpoints import check_checkpoints  # imports torch
+
+    if len(runs) != len(args.places):
+        raise ConfigError(f"{runs[0]} is a run, and other places are not; verify runs and shards separately")
+    alone = parser().parse_args([*args.places, *(["--json"] if args.json else [])])
+    if ignored := [name for name, value in vars(args).items() if value != getattr(alone, name)]:
+        raise ConfigError(f"--{ignored[0].replace('_', '-')} is for shards; {runs[0]} is a run: leave it out")
+    found = [check_checkpoints(run) for run in runs_of(runs)]
+    if args.json:
+        tell(json.dumps([one.to_dict() for one in found]))
+    else:
+        tell("\n".join(line for one in found for line in one.lines()))
+    return 1 if any(one.errors for one in found) else 0
 
 
 def verify(target: Target, args: argparse.Namespace) -> Verdict:
@@ -151,14 +184,15 @@ def _print(verdict: Verdict) -> None:
             tell(f"  {kind}: {line}")
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The command line of the stage."""
     parser = stage_parser(
         "verify",
-        "Reads shards to their end: checksums, decoding, index, stock webdataset, and order of labels.",
+        "Reads shards to their end (checksums, decoding, index, stock webdataset, order of labels), or checkpoints.",
         EXAMPLES,
     )
     add = parser.add_argument
-    add("places", nargs="+", metavar="DIR_OR_URL", help="folder of a split, or of splits; URL; URLs of tars")
+    add("places", nargs="+", metavar="DIR_OR_URL", help="folder of a split, or of splits; URL; URLs of tars; run")
     add("--out", type=Path, help="remote shards: folder for their index, to be copied next to them")
     for option in (CLASS_NAMES, ENCODING, NUM_CLASSES, LABELS_ARE):
         option.declare(add)

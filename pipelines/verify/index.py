@@ -10,11 +10,11 @@ import numpy as np
 
 from pipelines.sources.class_names import ClassList
 from pipelines.sources.label_doubts import gaps_in_words
+from pipelines.sources.label_values import Moments
 from pipelines.sources.protocol import NOT_STATED
 from pipelines.sources.splits import Place, Splits, splits_of_files, to_split_name
-from pipelines.sources.vectors import Moments
-from pipelines.verify.report import Report
 from pipelines.verify.targets import Target
+from pipelines.verify.verdict import Report
 from pretrain.data.ledger import Ledger
 from pretrain.data.storage.card import Card
 from pretrain.data.storage.classes import encode_classes
@@ -104,6 +104,7 @@ class Indexing:
             max_labels=table.max_labels,
             num_shards=len(table.rows),
             num_bytes=sum(row.num_bytes for row in table.rows),
+            negatives=sum(report.num_negatives for report in self.reports),
             class_counts=counts.tolist() if table.max_labels == 1 else [],
             target_mean=moments.mean.tolist(),
             target_std=moments.std.tolist(),

@@ -1,28 +1,32 @@
-"""Reads one shard, and writes its records or compares it with the existing ones."""
+"""Reads one shard, and writes its records or compares it with the existing ones, and with what webdataset reads."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator
+import gc
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pipelines.runs.pool import Progress
+from pipelines.runs.processes import Progress
 from pipelines.sources.label_classes import LabelCollector
-from pipelines.sources.samples import others_note, samples_of
+from pipelines.sources.label_values import VectorLength
+from pipelines.sources.samples import MEMBERS, OF_NO_SAMPLE, SAMPLES, others_note, samples_of, split_name
 from pipelines.sources.tars import Member, RangeReader, members_of
-from pipelines.sources.vectors import VectorLength
-from pipelines.verify.report import Job, Report
-from pipelines.verify.stock import compare_with_webdataset
-from pretrain.config.target import IGNORED_PIXEL
+from pipelines.verify.verdict import Job, Report
+from pretrain.config.schema.data import IGNORED_PIXEL
 from pretrain.data.images.masks import read_mask
 from pretrain.data.images.opening import decode_strictly
-from pretrain.data.storage.index import ShardRow
+from pretrain.data.ledger import Lost
+from pretrain.data.storage.checksums import crc32
+from pretrain.data.storage.index import ShardRow, max_labels_of
 from pretrain.data.storage.records import Record, Records, encode_records, records_name
 from pretrain.errors import BadSample, DataError
 from pretrain.files import TEMPORARY_SUFFIX, digest, write_atomic
+from pretrain.names import printable, shown
 
 IMAGES = "images"
 
@@ -63,7 +67,9 @@ def _check(job: Job, report: Report, path: Path, row: ShardRow | None) -> None:
     found = _with_classes(list(_scan(job, report, path, labels)), labels, report)
     report.labels = np.array([record.labels[-1] for record in found if record.labels], dtype=np.int32)
     report.all_labels = np.array(sorted({label for record in found for label in record.labels}), dtype=np.int32)
-    report.max_labels = max((len(record.labels) for record in found), default=1)
+    if not any(record.vector or record.mask for record in found):
+        num_labels = np.array([len(record.labels) for record in found], dtype=np.int64)
+        report.max_labels, report.num_negatives = max_labels_of(num_labels), int((num_labels == 0).sum())
     report.highest = max((max(record.labels, default=-1) for record in found), default=-1)
     lengths = VectorLength()
     for record in found:
@@ -137,7 +143,7 @@ def _scan(job: Job, report: Report, path: Path, labels: LabelCollector) -> Itera
                 ledger.lost(IMAGES, "no label", sample.key)
                 continue
             image = sample.image
-            yield Record(image.offset, image.size, zlib.crc32(data), codes, image.name, sample.key, sample.vector, mask)
+            yield Record(image.offset, image.size, crc32(data), codes, image.name, sample.key, sample.vector, mask)
     finally:
         reader.close()
 
@@ -151,7 +157,7 @@ def _mask(report: Report, member: Member, data: bytes, job: Job) -> tuple[int, i
         except BadSample as bad:
             report.add(f"{member.name}: {bad.detail}")
     report.num_masks += 1
-    return member.offset, member.size, zlib.crc32(data)
+    return member.offset, member.size, crc32(data)
 
 
 def _compare_with_index(report: Report, found: list[Record], known: Records) -> None:
@@ -175,3 +181,57 @@ def _compare_with_index(report: Report, found: list[Record], known: Records) -> 
             report.add(f"{record.member}: labels {list(now.labels)} in the tar, {list(record.labels)} in the index")
     for member in by_member.keys() - indexed:
         report.add(f"{member}: in the tar, not in the index")
+
+
+def compare_with_webdataset(report: Report, path: Path, found: Sequence[Record]) -> None:
+    """Stock webdataset must see the same images in the same order.
+
+    It may see fewer: it leaves out links and everything after the first end of concatenated tars, which is a warning;
+    the samples that the ledger records as left out are not expected.
+    """
+    places = {split_name(record.member)[0]: place for place, record in enumerate(found)}
+    unseen, strangers, last = dict.fromkeys(places), [], -1
+    try:
+        for sample in _samples(path):
+            key = sample["__key__"]
+            place = places.get(key)
+            if place is None:
+                strangers.append(key)
+                continue
+            data = sample.get(split_name(found[place].member)[1])
+            if data is None:  # its image is a link
+                continue
+            unseen.pop(key, None)
+            if place <= last or not isinstance(data, bytes) or crc32(data) != found[place].crc32:
+                report.add(f"{shown(found[place].member)}: webdataset reads another sample, {shown(key)}")
+            last = place
+    except Exception as error:  # any exception means that it cannot read this shard
+        report.add(f"webdataset cannot read it: {type(error).__name__}: {printable(error)[:200]}")
+        return
+    _tell(report, unseen, strangers)
+
+
+def _tell(report: Report, unseen: Iterable[str], strangers: Sequence[str]) -> None:
+    accounts, missing = report.ledger.accounts, list(unseen)
+    num_left_out = sum(accounts[kind].num_lost for kind in (SAMPLES, "images") if kind in accounts)
+    num_left_out += accounts[MEMBERS].lost.get(OF_NO_SAMPLE, Lost()).count
+    if len(strangers) > num_left_out:
+        report.add(
+            f"webdataset reads {len(strangers)} samples that are not among those found, such as {shown(strangers[0])}"
+        )
+    if missing:
+        report.notes.append(
+            f"{report.name}: samples that stock webdataset does not read: {len(missing)}, such as {shown(missing[0])}; "
+            "it leaves out links in a tar, and everything after the first end of joined tars"
+        )
+
+
+def _samples(path: Path) -> Iterator[dict[str, Any]]:
+    from webdataset.compat import WebDataset
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves the closing of a tar to the garbage collector
+        try:
+            yield from WebDataset(str(path), shardshuffle=False, empty_check=False)  # pyright: ignore[reportGeneralTypeIssues]
+        finally:
+            gc.collect()

@@ -1,1 +1,1 @@
-"""Trained weights, loaded for use: classifier, regressor, segmenter."""
+"""Trained weights, loaded for use: their networks and heads, over all ranks, and results of transfers."""

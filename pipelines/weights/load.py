@@ -34,33 +34,42 @@ def load_source(
     from pretrain.models.exchange.formats import load_any
 
     path = weights_path(source, weights, say)
-    state, metadata = load_any(path)
+    state, metadata = load_any(path, say=say)
     say(f"weights from {path}")
-    if metadata.eval_transform is None and (made_by := experiment_of(path)) is not None:
-        metadata = metadata.model_copy(update={"eval_transform": made_by.data.eval_transform})
-    return state, metadata
+    made_by = experiment_of(path)
+    return state, metadata if made_by is None else _completed(metadata, made_by)
+
+
+def _completed(metadata: WeightsMetadata, made_by: Experiment) -> WeightsMetadata:
+    """With what the headers of older weights lack and the config beside them states."""
+    stated = {
+        "eval_transform": made_by.data.eval_transform,
+        "objective": made_by.objective.name,
+        "activation": made_by.objective.needs.activation if made_by.objective.needs.has_accuracy else None,
+    }
+    return metadata.model_copy(update={name: stated[name] for name in stated if getattr(metadata, name) is None})
 
 
 def task_of(source: Path, weights: Literal["raw", "ema"]) -> Task:
-    """The task that the weights were trained for; errors as ``load_source``. Reads the header of our own files only."""
-    from pretrain.models.interop import read_metadata
+    """The task that the weights were trained for; errors as ``load_source``. Reads no tensors."""
+    from pretrain.models.exchange.formats import task_of_weights
 
-    path = weights_path(source, weights, lambda line: None)
-    metadata = read_metadata(path) if path.suffix == ".safetensors" else None
-    return "classification" if metadata is None else metadata.task
+    return task_of_weights(weights_path(source, weights, lambda line: None))
 
 
 def weights_path(source: Path, weights: Literal["raw", "ema"], say: Callable[[str], None]) -> Path:
     """The weights file, or folder of a model, that ``source`` means; errors as ``load_source``."""
     from pretrain.engine.checkpoint_folder import weights_file
     from pretrain.models.exchange.formats import is_model_folder
+    from pretrain.models.exchange.hub import local
 
+    source = local(source)
     return source if is_model_folder(source) else weights_file(source, weights, say)
 
 
 def experiment_of(weights: Path) -> Experiment | None:
     """The experiment that trained a checkpoint's weights file; None for any other file."""
-    from pretrain.config.saved import load_saved
+    from pretrain.config.loader import load_saved
 
     config = weights.parent / RESOLVED_CONFIG
     return load_saved(config).experiment if config.is_file() else None

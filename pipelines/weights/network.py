@@ -1,6 +1,6 @@
 """Trained weights as a model in evaluation mode, with everything it needs to process images as in training.
 
-``classifier``, ``regressor`` and ``segmenter`` add the meaning of the head's outputs.
+``heads`` adds the meaning of the head's outputs.
 
 Legend: B images · H, W pixels.
 """
@@ -17,15 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.weights.load import load_source
-from pretrain.config.schema.data import EvalTransformConfig
+from pipelines.weights.preprocessing import require_preprocessing, with_stated
+from pretrain.config.schema.data import Target
 from pretrain.config.schema.model import ModelConfig
-from pretrain.config.target import Target
-from pretrain.data.batch import Batch
+from pretrain.config.schema.transforms import EvalTransformConfig
+from pretrain.data.batch import Batch, to_model_input
 from pretrain.data.images.augment import EvalTransform
-from pretrain.data.images.opening import Pixels
-from pretrain.data.on_device.device import to_model_input
+from pretrain.data.images.colour import Pixels
 from pretrain.data.storage.classes import told_apart
-from pretrain.errors import CheckpointError, ConfigError, SetupError
+from pretrain.distributed.device import choose_device, choose_matmul_precision, has_tf32
+from pretrain.errors import CheckpointError, ConfigError
 from pretrain.models.families.registry import adapt_state_dict, build_model
 from pretrain.models.init import digest
 from pretrain.models.interop import expected_shapes
@@ -41,7 +42,7 @@ class Network:
     Attributes:
         task: what the weights must have been trained for; None: anything, also weights without a head.
         target: what the samples of a set to evaluate on must have; None: anything.
-        model: fp32, on ``device``.
+        model: on ``device``, in the precision of the training.
         metadata: of the weights, at the resolution that is used.
         transform: image bytes → uint8 (H, W, 3).
     """
@@ -58,7 +59,9 @@ class Network:
     def outputs(self, images: Tensor) -> Tensor:
         """Outputs of the head, fp32 on the device, for pixels uint8 (B, 3, H, W)."""
         metadata = self.metadata
-        return self.model(to_model_input(images.to(self.device, non_blocking=True), metadata.mean, metadata.std))
+        inputs = to_model_input(images.to(self.device, non_blocking=True), *metadata.normalisation)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=metadata.precision == "autocast"):
+            return self.model(inputs).float()
 
     def pixels(self, images: Sequence[bytes | str | Path]) -> Tensor:
         """Encoded images, or paths of such files, as uint8 (B, 3, H, W).
@@ -100,6 +103,7 @@ def load_frozen(source: str | Path, **options: Any) -> Frozen:
     return load_network(source, Frozen, **options)
 
 
+# many: what a user may choose about weights, all with defaults
 def load_network(
     source: str | Path,
     kind: type[AnyNetwork],
@@ -107,6 +111,7 @@ def load_network(
     weights: Literal["raw", "ema"] = "raw",
     img_size: int | tuple[int, int] | None = None,
     device: str | torch.device | None = None,
+    stated: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> AnyNetwork:
     """Reads weights and builds their model.
@@ -117,7 +122,8 @@ def load_network(
         weights: of a run or checkpoint, the raw or the EMA weights.
         img_size: resolution in pixels, or (height, width); None: the weights' own. Another one resizes the position
             embedding.
-        device: None: a GPU if there is one.
+        device: as for ``choose_device``; None: auto.
+        stated: preprocessing that replaces what the weights record (see ``weights.preprocessing``).
         say: called with each line for the user.
 
     Raises:
@@ -125,13 +131,18 @@ def load_network(
         ConfigError: an impossible resolution. SetupError: no such path or device.
     """
     state, metadata = load_source(Path(source), weights, say)
+    metadata = with_stated(metadata, stated or {}, say)
+    if metadata.transform_problem is not None:
+        require_preprocessing(metadata)
     if kind.task is not None and (metadata.task != kind.task or not metadata.num_classes):
         has = f"were trained for {metadata.task}" if metadata.num_classes else "have no head"
         raise CheckpointError(f"{source}: the weights {has}, not for {kind.task}; name others")
     model, metadata = network_of(state, metadata, img_size, say)
     transform = EvalTransform(eval_transform_of(metadata, say), *metadata.img_size)
-    chosen = pick_device(device)
-    return kind(model.float().eval().requires_grad_(False).to(chosen), metadata, transform, chosen)
+    chosen = choose_device(str(device or "auto"))
+    choose_matmul_precision(chosen, tf32=metadata.tf32 and has_tf32(chosen))
+    model.to(chosen, torch.bfloat16 if metadata.precision == "bf16" else torch.float32)
+    return kind(model.eval().requires_grad_(False), metadata, transform, chosen)
 
 
 def network_of(
@@ -160,16 +171,7 @@ def network_of(
     model.load_state_dict(adapted)
     for name, (old, new) in report.resized.items():
         say(f"resized: {name} from grid {old} to {new}")
-    return model, WeightsMetadata.of(
-        config,
-        metadata.num_classes,
-        metadata.mean,
-        metadata.std,
-        class_names=metadata.class_names,
-        class_ids=metadata.class_ids,
-        eval_transform=metadata.eval_transform,
-        scale=metadata.scale,
-    )
+    return model, metadata.of_model(config)
 
 
 def built(state: Mapping[str, Tensor], metadata: WeightsMetadata) -> nn.Module:
@@ -187,20 +189,6 @@ def eval_transform_of(metadata: WeightsMetadata, say: Callable[[str], None]) -> 
         return metadata.eval_transform
     say("the weights do not record how images are resized: using the short side at 8/7 of the size, then a centre crop")
     return EvalTransformConfig()
-
-
-def pick_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name; None: a GPU if there is one.
-
-    Raises:
-        SetupError: no such device here.
-    """
-    try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise SetupError(f"device {device}: {str(error).splitlines()[0]}; use cpu, cuda or cuda:N") from error
-    return chosen
 
 
 def encoded(image: bytes | str | Path) -> bytes:

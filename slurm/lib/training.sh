@@ -1,11 +1,14 @@
 # shellcheck shell=bash
 # A training in a job: begin, preflight, step, end. Sourced after job.sh.
 
+# Whether a word names a config: a YAML file or a shipped recipe.
+is_config() { [[ $1 == *.yaml || $1 == recipe:* ]]; }
+
 # Arguments: the config to train when the user names none, then the arguments of the job script.
 pretrain() {
     local config=$1
     shift
-    if [[ ${1:-} == *.yaml ]]; then
+    if is_config "${1:-}"; then
         config=$1
         shift
     fi
@@ -16,19 +19,20 @@ pretrain() {
 train() {
     local entry=$1 variables restarts=(--max-restarts "${MAX_RESTARTS_WITHOUT_PROGRESS:-3}")
     shift
-    variables=$(python_here -m pipelines.slurm begin --entry "$entry" "${restarts[@]}" -- "$@") || exit $?
-    # RUN_FOLDER, RUN_SCRIPT, STEP_*, TRAIN_ARGUMENTS and PROBE_ARGUMENTS
+    variables=$(python_here -m pipelines.slurm begin --entry "$entry" "${restarts[@]}" \
+        --spare-nodes "${SPARE_NODES:-0}" -- "$@") || exit $?
+    # RUN_FOLDER, RUN_SCRIPT, TRAIN_ARGUMENTS, PROBE_ARGUMENTS, SUPERVISE_ARGUMENTS and the number of restarts
     eval "$variables"
-    # The ranks meet on the step's first node, where rank 0 is, at a port that another job there is unlikely to have.
-    MASTER_ADDR=${STEP_NODELIST%%,*}
-    MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
-    export MASTER_ADDR MASTER_PORT
 
     preflight
-    # shellcheck disable=SC2153 # set by begin
-    run_step --nodes="$STEP_NODES" --nodelist="$STEP_NODELIST" --ntasks="$STEP_RANKS" \
-        --ntasks-per-node="$STEP_RANKS_PER_NODE" -- "$RUN_SCRIPT" "${TRAIN_ARGUMENTS[@]}"
-    trap '' TERM
+    # Python runs the step, and starts it again after a failure. Until it handles the signals they must kill nothing.
+    # shellcheck disable=SC2016,SC2153 # expanded by the inner bash; set by begin
+    wait_for bash -c 'trap "" USR1 TERM; exec "$@"' supervise "${HERE[@]}" -m pipelines.slurm supervise \
+        "${SUPERVISE_ARGUMENTS[@]}" "${restarts[@]}" --max-node-failures "${MAX_NODE_FAILURES:-2}" \
+        --in-place "${RESTART_IN_PLACE:-on}" --silent-s "${SILENT_LIMIT_S:-60}" --stop-s "${STOP_LIMIT_S:-3}" \
+        -- srun "${STEP_OPTIONS[@]}" "${RANK[@]}" "$RUN_SCRIPT" "${TRAIN_ARGUMENTS[@]}"
+    ((STEP_CODE >= 128)) || exit "$STEP_CODE"
+    trap '' TERM # the supervisor was killed
     python_here -m pipelines.slurm end --run "$RUN_FOLDER" --code "$STEP_CODE" "${restarts[@]}"
     exit $?
 }
@@ -49,6 +53,10 @@ preflight() {
             ;;
     esac
     [ "${RUN_DEVICE:-gpu}" = cpu ] && gpus=0
+    # The tasks meet on the first node, at a port that another job there is unlikely to have.
+    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
+    MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+    export MASTER_ADDR MASTER_PORT
     # A node that hangs must not hold the others: the step has a time limit of its own, in minutes.
     # shellcheck disable=SC2153
     run_step --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((tasks * SLURM_JOB_NUM_NODES))" --ntasks-per-node="$tasks" \

@@ -1,0 +1,1 @@
+"""``doctor --first-light``: what only a GPU can prove, measured in minutes."""

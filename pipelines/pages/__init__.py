@@ -1,0 +1,1 @@
+"""HTML pages: their templates, style and script, charts, and small copies of pictures."""

@@ -1,0 +1,1 @@
+"""The parts of the Python API, which ``pipelines.api`` offers."""

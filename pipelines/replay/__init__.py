@@ -1,0 +1,1 @@
+"""``python -m pipelines replay``: reruns one step of a run and finds its first tensor that is not finite."""

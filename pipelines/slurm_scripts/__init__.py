@@ -1,0 +1,1 @@
+"""Writes the job scripts of an installed product into a folder."""
