@@ -14,7 +14,7 @@ import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -153,6 +153,12 @@ class Disk:
                 self.about_to("sync", path)
                 self._flush(file.fileno())
 
+    def extend(self, path: Path, data: bytes) -> None:
+        """Appends to a file, without syncing it."""
+        self._change("open", path)
+        with open(path, "ab", buffering=0) as file:
+            self._put(file, path, data)
+
     def _put(self, file: IO[bytes], path: Path, data: bytes) -> None:
         self.about_to("write", path)
         rest = memoryview(data)
@@ -167,6 +173,18 @@ class Disk:
         self.about_to("write", path)
         writer(path)
         os.chmod(path, mode)
+
+    def write_blocks(self, path: Path, blocks: Iterable[bytes]) -> None:
+        """Creates a file from blocks, in constant memory, without syncing it."""
+
+        def write(path: Path) -> None:
+            with open(path, "wb", buffering=0) as file:
+                for block in blocks:
+                    rest = memoryview(block)
+                    while rest:
+                        rest = rest[file.write(rest) :]
+
+        self.write_with(path, write)
 
     def sync(self, path: Path) -> None:
         """Makes a file's content, or the new and renamed entries of a folder, durable."""

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from pretrain import disk
@@ -109,7 +110,12 @@ def digest(data: bytes | memoryview) -> str:
 
 def file_digest(path: Path) -> str:
     """The ``digest`` of a file's content, computed in constant memory."""
+    return digest_of(disk.current.blocks(path))
+
+
+def digest_of(blocks: Iterable[bytes]) -> str:
+    """The ``digest`` of all blocks together."""
     content = hashlib.blake2b(digest_size=16)
-    for block in disk.current.blocks(path):
+    for block in blocks:
         content.update(block)
     return content.hexdigest()

@@ -101,17 +101,28 @@ def read(
         return Record()
     except OSError as error:
         return Record(problem=f"{path.name} {UNREADABLE} ({error.strerror or error})")
+    return parse(path.name, content, shape, without_hash=without_hash)
+
+
+def parse(
+    name: str,
+    content: bytes,
+    shape: Shape | None = None,
+    *,
+    without_hash: Callable[[dict[str, Any]], bool] | None = None,
+) -> Record:
+    """As ``read``, from the content of a file called ``name``."""
     value = _parse(content)
     if value is None:
-        return Record(problem=f"{path.name} is damaged: it is not a JSON object")
+        return Record(problem=f"{name} is damaged: it is not a JSON object")
     if without_hash is not None:
         claimed = value.pop(HASH, None)
         if claimed is None and not without_hash(value):
-            return Record(problem=f"{path.name} is damaged: it has no hash")
+            return Record(problem=f"{name} is damaged: it has no hash")
         if claimed is not None and claimed != _hash(value):
-            return Record(problem=f"{path.name} is damaged: it does not have the hash that it was written with")
+            return Record(problem=f"{name} is damaged: it does not have the hash that it was written with")
     wrong = misfit(value, shape or {})
-    return Record(value) if wrong is None else Record(problem=f"{path.name} is damaged: {wrong}")
+    return Record(value) if wrong is None else Record(problem=f"{name} is damaged: {wrong}")
 
 
 def read_lines(path: Path, shape: Shape | None = None) -> Lines:

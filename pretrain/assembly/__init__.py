@@ -1,1 +1,1 @@
-"""Config → live objects. The only room that imports every other, so that no other has to."""
+"""Config → live objects. The only package that imports every other, so that no other has to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from pretrain.data.images.augment import EVALUATION_PIXELS
 from pretrain.data.stream import TrainStream
 from pretrain.distributed.collectives import broadcast_object
 from pretrain.engine.backend import Backend
-from pretrain.engine.self_check import FIRST_SAMPLES, Reading
+from pretrain.engine.loading import FIRST_SAMPLES, Reading
 from pretrain.engine.session import Session
 from pretrain.evaluation.context import Context as EvaluationContext
 from pretrain.evaluation.context import Interrupted
@@ -51,15 +52,16 @@ class Evaluator:
     def __call__(self) -> dict[str, float] | None:
         """``set/metric`` → value over all sets, and ``set_ema/metric`` of the Polyak average. Collective: yes.
 
-        None where a rank was asked to stop during it; all ranks stop at the same batch. The averaged weights use the
-        running statistics of the raw weights, as torch's AveragedModel does by default.
+        If the optimiser averages the weights itself, its average is evaluated in their place. None where a rank was
+        asked to stop during it; all ranks stop at the same batch. The averaged weights use the running statistics of
+        the raw weights, as torch's AveragedModel does by default.
         """
         self._backend.statistics.unify()
         try:
-            results = self._all_sets("")
-            if self._experiment.optim.ema_decay is not None:
-                with self._backend.averaged():
-                    results |= self._all_sets("_ema")
+            results: dict[str, float] = {}
+            for suffix, is_average in self._experiment.optim.evaluated.items():
+                with self._backend.averaged() if is_average else contextlib.nullcontext():
+                    results |= self._all_sets(suffix)
         except Interrupted:
             return None
         return results
@@ -77,6 +79,7 @@ class _Rows(NamedTuple):
     images: Tensor
     labels: Tensor
     targets: Tensor | None
+    grids: Tensor | None
     samples: tuple[int, ...]
 
 
@@ -123,6 +126,7 @@ class Probe:
             images=self._to_images(rows.images.to(device)),
             labels=rows.labels.to(device),
             targets=None if rows.targets is None else rows.targets.to(device),
+            grids=None if rows.grids is None else rows.grids.to(device),
             slots=torch.arange(len(rows.samples)),
         )
         loss = float(self._objective(self._backend.forward, batch))
@@ -148,7 +152,7 @@ class Probe:
             return None
         if problems:
             self._session.say(f"warning: probe batch: {problems[0]}{more}")
-        return _Rows(batch.images, batch.labels, batch.targets, tuple(batch.sample_ids.tolist()))
+        return _Rows(batch.images, batch.labels, batch.targets, batch.grids, tuple(batch.sample_ids.tolist()))
 
 
 # The objective's settings as versions before the discriminated union wrote them: every key, also of other objectives.
@@ -170,10 +174,12 @@ _EVERY_OBJECTIVE: dict[str, Any] = {
 
 def settings_digest(experiment: Experiment) -> str:
     """A digest of the settings that decide the loss of the probe batch, given the weights and the samples."""
-    data = experiment.data
+    data, objective = experiment.data, experiment.objective.model_dump(mode="json")
+    # A key that those versions did not have, such as class_weights, counts only where it is set.
+    known = {key: value for key, value in objective.items() if value is not None or key in _EVERY_OBJECTIVE}
     settings = {
-        "objective": _EVERY_OBJECTIVE | experiment.objective.model_dump(mode="json"),
-        "eval_transform": data.eval_transform.model_dump(mode="json"),
+        "objective": _EVERY_OBJECTIVE | known,
+        "eval_transform": data.eval_transform.model_dump(mode="json", exclude_none=True),  # max_tokens is newer
         "pixels": EVALUATION_PIXELS,
         "normalisation": [data.mean, data.std],
         "tf32": experiment.tf32,

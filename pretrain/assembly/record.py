@@ -6,24 +6,26 @@ import hashlib
 import json
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
+import pretrain
 from pretrain.config.devices import device_reported_as, load_devices
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
 from pretrain.distributed.collectives import raise_together
-from pretrain.distributed.launchers import installed, invocation
+from pretrain.distributed.processes import installed, invocation
 from pretrain.distributed.rank import environment
-from pretrain.engine import history
-from pretrain.engine.run_folder import RunFolder
+from pretrain.engine.run_folder import RunFolder, record_event
 from pretrain.engine.session import Session
 from pretrain.errors import SetupError
-from pretrain.files import write_atomic
-from pretrain.models import budget
+from pretrain.files import digest_of, write_atomic
+from pretrain.models.families.registry import cost_is_known
 from pretrain.redaction import redacted_in
-from pretrain.telemetry.sinks import JsonlSink, Sink, TensorBoardSink, WandbSink
+from pretrain.sharding.work import flops_by_tiling, image_flops
+from pretrain.telemetry.metrics import JsonlSink, Sink, TensorBoardSink, WandbSink
 from pretrain.telemetry.telemetry import Telemetry, Work
 
 RECORDED_PACKAGES = ("torch", "deepspeed", "accelerate", "webdataset", "safetensors", "numpy", "timm")
@@ -58,6 +60,7 @@ def _write_record(resolved: Resolved, session: Session, step: int) -> None:
         "platform": platform.platform(),
         "host": rank.host,
         "packages": installed(RECORDED_PACKAGES),
+        "source": _source_digest(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "world_size": rank.world,
         "launcher": rank.launcher,
@@ -65,7 +68,17 @@ def _write_record(resolved: Resolved, session: Session, step: int) -> None:
     }
     found = redacted_in(found)
     write_atomic(folder.environment, json.dumps({**found, "provenance": resolved.provenance}, indent=1))
-    history.record(folder.history, "launch", step, digest=resolved.digest, **found)
+    record_event(folder.history, "launch", step, digest=resolved.digest, **found)
+
+
+def _source_digest() -> str:
+    """Hash of the package's source files as they are on disk, so that a run states which code trained it."""
+    root = Path(pretrain.__file__).parent
+    return digest_of(
+        part
+        for path in sorted(root.rglob("*.py"))
+        for part in (path.relative_to(root).as_posix().encode(), path.read_bytes())
+    )
 
 
 def telemetry_of(resolved: Resolved, session: Session, start_step: int) -> Telemetry:
@@ -101,10 +114,15 @@ def work_of_step(experiment: Experiment, session: Session) -> Work:
     known = device_reported_as(name, load_devices())
     peak = None if stated is None else stated * 1e12
     if peak is None and known is not None:
-        peak = known.peak_flops(precision, tf32=torch.get_float32_matmul_precision() != "highest")
-    flops = None
+        peak = known.peak_flops(precision, tf32=experiment.tf32)
+    flops, by_tiling = None, {}
     if peak is None:
         session.say(f"MFU is not reported: the peak of {name!r} is not known; telemetry.peak_tflops can state it")
-    elif budget.can_tell(experiment.model):
-        flops = budget.training_flops(experiment.model, experiment.num_outputs, 1)
-    return Work(experiment.global_batch_size, session.rank.world, experiment.data.drawn_samples, flops, peak)
+    elif cost_is_known(experiment.model):
+        flops = image_flops(experiment)
+        by_tiling = {
+            (size[0] if experiment.data.resolution else None, patch): value
+            for (size, patch), value in flops_by_tiling(experiment).items()
+        }
+    batch_size, num_samples = experiment.global_batch_size, experiment.data.drawn_samples
+    return Work(batch_size, session.rank.world, num_samples, flops, peak, by_tiling)

@@ -7,30 +7,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from pretrain.check.data import report_data
-from pretrain.check.place import report_place
+from pretrain.check import deepspeed_keys
+from pretrain.check.files import report_data, report_mirror, report_place, report_start
 from pretrain.check.versions import check_library
-from pretrain.check.weights import check_weights
+from pretrain.config.duration import Interval
 from pretrain.config.loader import Resolved
-from pretrain.config.schema.evaluation import IMAGENET_REAL, NUMBERS
 from pretrain.config.schema.experiment import Experiment
-from pretrain.config.typed import known_keys, nearest_key
+from pretrain.config.schema.run import Head
+from pretrain.config.sequences import padding_in_words
 from pretrain.data.order.mixture import check_copies, in_quanta
 from pretrain.data.order.order import allowed_worlds, check_world
+from pretrain.data.sampling import check_sampling
 from pretrain.data.sources import lanes_of
-from pretrain.errors import ConfigError
-from pretrain.models import budget
-from pretrain.models.families.registry import family_of
+from pretrain.errors import ConfigError, DataError
+from pretrain.models.families.registry import cost_is_known, family_of, num_parameters, require_changing_size
 from pretrain.sharding import choice
-from pretrain.sharding.choice import sharding_of
-from pretrain.sharding.memory import size_text
-from pretrain.sharding.micro_batch import known_memory, resolve_micro_batch
-from pretrain.sharding.protocol import Sharding
-from pretrain.sharding.step import step_of, weights_of
+from pretrain.sharding.choice import known_memory, resolve_micro_batch, sharding_of
+from pretrain.sharding.protocol import Sharding, size_text
+from pretrain.sharding.step import step_of
+from pretrain.sharding.weights import num_state_values, weights_of
+from pretrain.sharding.work import image_flops, in_words
+
+# Backend → checks of the settings that its library receives unchanged.
+KEY_CHECKS = {"deepspeed": (deepspeed_keys.problems_in,)}
 
 
+# long: a line for each argument and each section of the report
 def check(
     resolved: Resolved,
     *,
@@ -38,6 +43,7 @@ def check(
     require_data: bool = False,
     backend: str = "deepspeed",
     device_memory_bytes: int | None = None,
+    head: Head = "replace",
 ) -> list[str]:
     """Validates an experiment against the disk and the target hardware.
 
@@ -47,6 +53,7 @@ def check(
         require_data: treat missing shards as an error.
         backend: the backend that the caller uses for ``cluster.backend: auto``.
         device_memory_bytes: as detected; ``cluster.device_memory_gib`` overrides it.
+        head: what becomes of the head of given weights; the classes of one that is kept are compared.
 
     Returns:
         The report: one line per subject.
@@ -60,32 +67,36 @@ def check(
     ranks, memory = world or _expected_world(experiment), known_memory(experiment, device_memory_bytes)
     sections: list[Callable[[], list[str]]] = [
         lambda: _report_model(experiment),
-        lambda: _report_steps(experiment),
+        lambda: _report_images(experiment),
+        lambda: [*_report_steps(experiment), *_report_saving(experiment)],
         lambda: _report_batch(experiment, world, ranks, memory, sharding),
-        lambda: _report_sharding(experiment, sharding, ranks),
+        lambda: _report_sharding(experiment, sharding),
         lambda: _report_optimizer(experiment),
-        lambda: _report_start(experiment, require_data),
+        lambda: report_start(experiment, require_data),
         lambda: report_place(experiment),
+        lambda: report_mirror(experiment, require_data),
         lambda: _report_evaluation(experiment),
+        lambda: report_data(experiment, require_data, head),
     ]
-    check_library(sharding.backend)
-    lines = _run(sections, resolved) + _run([lambda: report_data(experiment, require_data)], resolved)
-    return [f"config      {resolved.path}, digest {resolved.digest}", *lines]
+    check_library(sharding.engine(experiment.precision))
+    return [f"config      {resolved.path}, digest {resolved.digest}", *_run(sections, resolved)]
 
 
 def _run(sections: list[Callable[[], list[str]]], resolved: Resolved) -> list[str]:
-    lines, problems = [], []
+    lines, problems, of_data = [], [], []
     for section in sections:
         try:
             lines += section()
         except OSError as error:  # an impossible path: too long, below a file, or not accessible
             problems.append(f"{resolved.path}: {error.filename}: {error.strerror}; correct the path")
+        except DataError as error:
+            of_data += str(error).split("\n")
         except ConfigError as error:
             problems += [f"{_place(line, resolved)}: {line}" for line in str(error).split("\n")]
-    if problems:
-        problems = list(dict.fromkeys(problems))
-        many = f"{len(problems)} problems:\n  " if len(problems) > 1 else ""
-        raise ConfigError(many + "\n  ".join(problems))
+    if problems or of_data:
+        told = list(dict.fromkeys(problems + of_data))
+        many = f"{len(told)} problems:\n  " if len(told) > 1 else ""
+        raise (ConfigError if problems else DataError)(many + "\n  ".join(told))
     return lines
 
 
@@ -114,33 +125,76 @@ def check_statistics(experiment: Experiment, names: Sequence[str]) -> None:
 
 def _report_model(experiment: Experiment) -> list[str]:
     model, num_outputs = experiment.model, experiment.num_outputs
-    if not budget.can_tell(model):
+    if not cost_is_known(model):
         return [f"model       {model.name}: its size and cost are not known here, for that needs torch and timm"]
-    body = budget.num_parameters(model, num_outputs, with_head=False)
-    total = budget.num_parameters(model, num_outputs)
-    flops = budget.training_flops(model, num_outputs, experiment.num_steps * experiment.global_batch_size)
+    body = num_parameters(model, num_outputs, with_head=False)
+    total = num_parameters(model, num_outputs)
+    flops = image_flops(experiment) * experiment.num_steps * experiment.global_batch_size
+    length = experiment.data.train_transform.sequence_length
     return [
         f"model       {family_of(model).summary(model)}, {body / 1e6:,.2f} M parameters without head, "
-        f"{total / 1e6:,.2f} M with its {num_outputs:,} {experiment.objective.needs.outputs}",
-        f"compute     {flops / 1e18:,.4g} exaFLOPs (3 × forward, 2 per multiply-add)",
+        f"{total / 1e6:,.2f} M with its {experiment.head_in_words}",
+        *([] if length is None else [f"sequences   {padding_in_words(length)}"]),
+        f"compute     {flops / 1e18:,.4g} exaFLOPs ({in_words(experiment)})",
     ]
 
 
+def _report_images(experiment: Experiment) -> list[str]:
+    """The sizes of the training images, where they change."""
+    if not experiment.changes_size or not cost_is_known(experiment.model):
+        return []
+    key = "data.resolution" if experiment.data.resolution else "model.patch_sizes"
+    require_changing_size(experiment.model, key)
+    for tiling in experiment.image_sizes.all:
+        try:
+            family_of(experiment.model).geometry(experiment.model.at_tiling(tiling))
+        except ConfigError as error:
+            patch = "" if tiling.patch is None else f" with patches of {tiling.patch}"
+            raise ConfigError(f"{key}: the side {tiling.size[0]}{patch}: {error}") from error
+    return [
+        f"images      {experiment.image_sizes.in_words()}; evaluated at {' × '.join(map(str, experiment.model.size))}"
+    ]
+
+
+def too_short(experiment: Experiment, duration: object) -> str:
+    """The text of an error about a duration shorter than a step."""
+    batch = experiment.global_batch_size
+    return f"{duration} is less than one step of {batch} images; make it longer, or global_batch_size smaller"
+
+
 def _report_steps(experiment: Experiment) -> list[str]:
-    steps, schedule = experiment.num_steps, experiment.optim.schedule
+    steps, schedule, fast = experiment.num_steps, experiment.optim.schedule, experiment.checkpoint.fast
     warmup = experiment.steps(schedule.warmup)
-    problems = [] if steps else [f"duration: {experiment.duration} is less than one step; make it longer"]
+    problems = [] if steps else [f"duration: {too_short(experiment, experiment.duration)}"]
     if steps and warmup >= steps:
         problems.append(f"optim.schedule.warmup: {warmup} steps are not shorter than the run of {steps} steps")
     for key, every in (
-        ("checkpoint.every", experiment.checkpoint.every),
+        ("checkpoint.every", experiment.checkpoint.every.training),
+        ("checkpoint.fast.every", None if fast is None else fast.every.training),
         ("evaluation.every", experiment.evaluation.every),
     ):
         if every is not None and experiment.steps(every) < 1:
-            problems.append(f"{key}: {every} is less than one step; make it longer")
+            problems.append(f"{key}: {too_short(experiment, every)}")
     _refuse(problems)
     epochs = experiment.epochs(steps * experiment.global_batch_size)
     return [f"steps       {steps:,} ({epochs:,.4g} epochs), warmup {warmup:,}, then {schedule.name}"]
+
+
+def _report_saving(experiment: Experiment) -> list[str]:
+    """When checkpoints are due, and what a kill before the next one would cost."""
+    every, steps, seconds = experiment.save_every, experiment.num_steps, experiment.checkpoint.every.seconds
+    costs = [] if every is None or every >= steps else [f"{every:,} steps ({every / steps:.0%} of the run)"]
+    costs += [] if seconds is None else [str(Interval(None, seconds))]
+    if not costs:
+        time = replace(experiment.checkpoint.every, seconds=900)
+        cost = f"none before the end, so a kill costs the complete run; write '{time}' to save by time too"
+    else:
+        cost = f"a kill costs at most {' or '.join(costs)}{' of training, whichever is less' if len(costs) > 1 else ''}"
+    lines = [f"checkpoints every {experiment.checkpoint.every}; {cost}"]
+    if (fast := experiment.checkpoint.fast) is not None:
+        copies = "with a copy on the next node" if fast.peers else "without copies on other nodes"
+        lines.append(f"fast        every {fast.every} in {fast.folder} of each node, {copies}")
+    return lines
 
 
 def _report_batch(
@@ -153,13 +207,14 @@ def _report_batch(
     check_world(total, num_lanes, ranks)
     check_copies(experiment.data.repeated_augmentation, total, num_lanes)
     in_quanta([source.weight for source in experiment.data.mixture] or [1.0])
+    check_sampling(experiment)
     micro, accumulation = resolve_micro_batch(experiment, ranks, memory, backend=sharding.backend)
     worlds = allowed_worlds(total, num_lanes, total)
     lines = [
         f"batch       {total:,} = {ranks} ranks × micro-batch {micro} × accumulation {accumulation}",
-        f"lanes       {num_lanes}; numbers of ranks that draw the same batches: {', '.join(map(str, worlds))}",
+        f"lanes       {num_lanes}; valid world sizes: {', '.join(map(str, worlds))}",
     ]
-    if not budget.can_tell(experiment.model):
+    if not cost_is_known(experiment.model):
         return [*lines, "memory      not known here, for that needs torch and timm: not checked"]
     statistics = family_of(experiment.model).running_statistics(experiment.model, experiment.num_outputs)
     check_statistics(experiment, statistics)
@@ -171,69 +226,22 @@ def _report_batch(
     ]
 
 
-def _report_sharding(experiment: Experiment, sharding: Sharding, ranks: int) -> list[str]:
+def _report_sharding(experiment: Experiment, sharding: Sharding) -> list[str]:
+    for problems_in in KEY_CHECKS.get(sharding.engine(experiment.precision), ()):
+        _refuse(problems_in(experiment.cluster.passed_on))
     problems = choice.refusals(experiment, sharding)
-    _refuse([f"{key}: {reason}" + _memory_there(experiment, key, ranks) for key, reason in problems])
+    _refuse([f"{key}: {reason}" for key, reason in problems])
     return [f"backend     {sharding.backend}, {sharding.name}, {experiment.precision}"]
-
-
-def _memory_there(experiment: Experiment, key: str, ranks: int) -> str:
-    """The memory per device with the sharding that the optimiser needs; "" for other refusals."""
-    precision = "autocast" if experiment.precision == "bf16" else experiment.precision
-    changed = experiment.model_copy(update={"precision": precision})
-    sharding = choice.least_sharded(changed)
-    if key != "optim.name" or sharding is None or not budget.can_tell(experiment.model):
-        return ""
-    held = sharding.memory(step_of(changed, ranks, 1))
-    return f": each device then holds {size_text(held.state + held.gradients)} beside activations"
 
 
 def _report_optimizer(experiment: Experiment) -> list[str]:
     optim = experiment.optim
-    line = f"optimiser   {optim.name}, {4 * optim.num_states:g} bytes of state per weight"
-    if not budget.can_tell(experiment.model):  # parameter names are unknown here, so the run checks the patterns
-        return [line]
-    frozen = weights_of(experiment).num_frozen
-    return [line + (f"; {frozen / 1e6:,.2f} M parameters are frozen" if frozen else "")]
-
-
-def _report_start(experiment: Experiment, require_data: bool) -> list[str]:
-    problems, lines = [], []
-    known = set(known_keys(Experiment))
-    for name in experiment.resume.allow_changes:
-        if name not in known:
-            near = nearest_key(name, known)
-            problems.append(f"resume.allow_changes: {name} is not a key" + (f"; did you mean {near}?" if near else ""))
-    sources = {
-        "resume.from": experiment.resume.from_,
-        "init.from": experiment.init.from_,
-        "objective.teacher": experiment.objective.teacher_weights,
-    }
-    for key, source in sources.items():
-        if source is not None and not Path(source).exists():
-            if key == "objective.teacher" and not require_data:  # an input like the data: it may be on another machine
-                lines.append(f"teacher     {source}: not found, not checked")
-                continue
-            problems.append(f"{key}: {source} does not exist; name a run folder, a checkpoint or a weights file")
-        elif source is not None and key == "resume.from" and not _has_checkpoint(Path(source)):
-            problems.append(
-                f"{key}: {source} holds no complete checkpoint: give a run folder or one of its checkpoints"
-            )
-        elif source is not None:
-            lines.append(f"{key.removeprefix('objective.'):<11} {source}")
-    unused = sorted(experiment.init.model_fields_set - {"from_"})
-    if experiment.init.from_ is None and unused:
-        problems.append(f"init.{unused[0]}: would be ignored without init.from; set init.from or remove it")
-    _refuse(problems)
-    if experiment.init.from_ is not None:
-        check_weights(Path(experiment.init.from_), experiment.model)
-    return lines
-
-
-def _has_checkpoint(source: Path) -> bool:
-    """Whether the folder is a checkpoint or a run folder with one; its files are not checked."""
-    places = ("COMPLETE.json", "step-*/COMPLETE.json", "checkpoints/step-*/COMPLETE.json")
-    return any(next(source.glob(place), None) is not None for place in places)
+    if not cost_is_known(experiment.model):  # parameter names are unknown here, so the run checks the patterns
+        return [f"optimiser   {optim.name}"]
+    weights = weights_of(experiment)
+    per_weight = 4 * num_state_values(experiment) / weights.num_trained
+    frozen = f"; {weights.num_frozen / 1e6:,.2f} M parameters are frozen" if weights.num_frozen else ""
+    return [f"optimiser   {optim.name}, {per_weight:.3g} bytes of state per weight{frozen}"]
 
 
 def _report_evaluation(experiment: Experiment) -> list[str]:
@@ -241,13 +249,11 @@ def _report_evaluation(experiment: Experiment) -> list[str]:
     if evaluation.every is not None and not evaluation.sets:
         raise ConfigError("evaluation.every: would be ignored without evaluation.sets; add a set or remove it")
     for name, chosen in evaluation.sets.items():
-        for key, path in (("targets", chosen.targets), ("class_map", chosen.class_map)):
-            if path is not None and path not in (IMAGENET_REAL, NUMBERS) and not Path(path).is_file():
+        for key, path in chosen.files.items():
+            if not Path(path).is_file():
                 raise ConfigError(f"evaluation.sets.{name}.{key}: {path} does not exist; correct the path")
     every = f"every {evaluation.every} and at the end" if evaluation.every is not None else "at the end"
-    sets = [
-        name if chosen.kind == "accuracy" else f"{name} ({chosen.kind})" for name, chosen in evaluation.sets.items()
-    ]
+    sets = [chosen.labelled(name) for name, chosen in evaluation.sets.items()]
     return [f"evaluation  {', '.join(sets)}, {every}"] if sets else []
 
 
@@ -258,5 +264,5 @@ def _refuse(problems: list[str]) -> None:
 
 def _place(message: str, resolved: Resolved) -> str:
     """The file and line of the key that a message starts with; the config file if it starts with none."""
-    match = re.match(r"([a-z_]+(?:\.[a-z_]+)*): ", message)
+    match = re.match(r"([a-z0-9_]+(?:\.[a-z0-9_]+)*): ", message)
     return resolved.where(match[1]) if match else resolved.path

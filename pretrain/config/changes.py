@@ -34,7 +34,15 @@ UNDECISIVE_KEYS = (
     "sweep",
 )
 # These decide which sample is at a position of the stream, so a run cannot change them once started.
-STREAM_KEYS = ("seed", "data.num_samples", "data.lanes", "data.shuffle_window", "data.subset", "data.mixture")
+STREAM_KEYS = (
+    "seed",
+    "data.num_samples",
+    "data.lanes",
+    "data.shuffle_window",
+    "data.subset",
+    "data.sampling",
+    "data.mixture",
+)
 COOLDOWN_KEYS = ("duration", "optim.schedule.cooldown")  # resume.cooldown sets these in a fork
 NOT_SET = "(not set)"
 

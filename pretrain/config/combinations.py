@@ -14,14 +14,13 @@ from itertools import product
 Value = str | bool
 
 # Names of the shardings, as ``pretrain.sharding`` has them.
-DDP, ZERO_0, ZERO_1, ZERO_2, ZERO_3 = "DDP", "ZeRO-0", "ZeRO-1", "ZeRO-2", "ZeRO-3"
+DDP, ZERO_0, ZERO_1, ZERO_2, ZERO_3, FSDP2 = "DDP", "ZeRO-0", "ZeRO-1", "ZeRO-2", "ZeRO-3", "FSDP2"
 
 AXES: dict[str, tuple[Value, ...]] = {
-    "sharding": (DDP, ZERO_0, ZERO_1, ZERO_2, ZERO_3),
+    "sharding": (DDP, ZERO_0, ZERO_1, ZERO_2, ZERO_3, FSDP2),
     "precision": ("fp32", "bf16", "autocast"),
     "compile": (False, True),
     "activation_checkpointing": ("none", "full", "every_k", "selective"),
-    "needs_unsharded": (False, True),  # the optimiser reads complete tensors
 }
 
 
@@ -32,65 +31,33 @@ class Rule:
     Attributes:
         key: the setting at fault; the message starts with it.
         when: axis → the values at which the rule applies.
-        reason: what is wrong and what to use instead; ``{sharding}`` and ``{optimizer}`` are filled in.
+        reason: what is wrong and what to use instead.
+        tried: the versions with which it does not work.
     """
 
     key: str
     when: Mapping[str, tuple[Value, ...]]
     reason: str
+    tried: str
 
     def applies(self, combination: Mapping[str, Value]) -> bool:
         """Whether the rule refuses the combination. A combination that lacks one of the rule's axes is not refused."""
         return all(axis in combination and combination[axis] in values for axis, values in self.when.items())
 
 
-RULES = (
-    Rule(
-        "precision",
-        {"sharding": (DDP,), "precision": ("bf16",)},
-        "bf16 weights need backend: deepspeed; use precision: autocast",
-    ),
-    # DeepSpeed's BF16_Optimizer initialises its state with a step on zero gradients, which Adam counts.
-    Rule(
-        "cluster.zero_stage",
-        {"sharding": (ZERO_0,), "precision": ("bf16",)},
-        "0 with precision: bf16 trains wrongly (DeepSpeed's optimiser takes a dummy step at its start, so Adam counts "
-        "one too many); use cluster.zero_stage: 1 or precision: autocast",
-    ),
-    Rule(
-        "cluster.compile",
-        {"sharding": (ZERO_3,), "compile": (True,)},
-        "true does not work with zero_stage: 3, whose hooks gather each layer's weights in the middle of a block; use "
-        "zero_stage: 1 or 2, or compile: false",
-    ),
-    Rule(
-        "cluster.compile",
-        {"compile": (True,), "activation_checkpointing": ("selective",)},
-        "true does not work with activation_checkpointing: selective, because a compiled block hides the operations "
-        "whose results are kept; use none, full or every_2 (the compiler chooses itself what a block keeps)",
-    ),
-    # ZeRO updates flat pieces of tensors, whose norms and means differ from those of the complete tensors.
-    Rule(
-        "optim.name",
-        {"sharding": (ZERO_1, ZERO_2, ZERO_3), "needs_unsharded": (True,)},
-        "{optimizer} needs unsharded tensors, which {sharding} cuts into pieces; use cluster.zero_stage: 0 or "
-        "cluster.backend: accelerate, with precision: fp32 or autocast",
-    ),
-)
+RULES: tuple[Rule, ...] = ()  # with DeepSpeed 0.19.8, torch 2.14 and Accelerate 1.15 every combination trains
 
 
 def refusals(**combination: Value) -> list[tuple[str, str]]:
     """(key, reason) of every rule that refuses a combination; empty if it is supported.
 
     Args:
-        **combination: axis → value, for all axes or some; ``optimizer`` is its name for the message.
+        **combination: axis → value, for all axes or some.
     """
-    axes = {axis: value for axis, value in combination.items() if axis in AXES}
-    policy = str(axes.get("activation_checkpointing", ""))
+    policy = str(combination.get("activation_checkpointing", ""))
     if policy.startswith("every_"):
-        axes["activation_checkpointing"] = "every_k"
-    words = {"optimizer": "the optimiser", "sharding": "", **combination}
-    return [(rule.key, rule.reason.format(**words)) for rule in RULES if rule.applies(axes)]
+        combination["activation_checkpointing"] = "every_k"
+    return [(rule.key, rule.reason) for rule in RULES if rule.applies(combination)]
 
 
 def all_combinations() -> Iterator[dict[str, Value]]:
@@ -108,8 +75,6 @@ COLUMNS: dict[str, dict[str, Value]] = {
     "selective": {"activation_checkpointing": "selective"},
     "compile": {"compile": True},
     "compile + selective": {"compile": True, "activation_checkpointing": "selective"},
-    "adamw, sgd": {"needs_unsharded": False},
-    "adafactor, lamb": {"needs_unsharded": True},
 }
 
 
@@ -123,6 +88,7 @@ def as_markdown() -> str:
             rules = [number for number, rule in enumerate(RULES, 1) if rule.applies({"sharding": sharding, **combined})]
             cells.append(", ".join(f"✗ {number}" for number in rules) or "✓")
         lines.append(f"| {' | '.join([str(sharding), *cells])} |")
-    words = {"optimizer": "the optimiser", "sharding": "ZeRO 1 to 3"}
-    reasons = [f"{number}. `{rule.key}`: {rule.reason.format(**words)}." for number, rule in enumerate(RULES, 1)]
+    reasons = [
+        f"{number}. `{rule.key}`: {rule.reason} (tried with {rule.tried})." for number, rule in enumerate(RULES, 1)
+    ]
     return "\n".join([*lines, "", *reasons])

@@ -15,8 +15,9 @@ from pretrain.config.loader import load_file
 from pretrain.config.schema.base import PositiveFloat, PositiveInt, Strict
 from pretrain.config.typed import nearest_key
 from pretrain.errors import ConfigError
+from pretrain.shipped_files import CONFIGS
 
-DEVICES_FILE = Path(__file__).resolve().parents[2] / "configs" / "devices.yaml"
+DEVICES_FILE = CONFIGS / "devices.yaml"
 
 Precision = Literal["fp32", "bf16", "autocast"]
 

@@ -1,4 +1,4 @@
-"""Durations such as ``90 epochs``, ``20_000 steps`` or ``303e6 samples``, and the base class of such values."""
+"""Durations such as ``90 epochs``, intervals such as ``15 minutes``, moments such as ``40 %``, and their base class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from pydantic_core import core_schema
 
 NUMBER = r"[0-9][0-9_]*(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?"
 UNITS = ("steps", "epochs", "samples")
+SECONDS = {"hours": 3600, "minutes": 60, "seconds": 1}  # the largest first
 _PATTERN = re.compile(rf"^\s*({NUMBER})\s*([a-z]+)\s*$")
+_SHARE = re.compile(rf"^\s*(0(?=\s*$)|{NUMBER}(?=\s*%))\s*%?\s*$")
 
 
 class Written(ABC):
@@ -93,3 +95,102 @@ class Duration(Written):
 
     def __str__(self) -> str:
         return f"{number_text(self.value)} {self.unit}"
+
+
+@dataclass(frozen=True)
+class Moment(Written):
+    """A moment of a run: a share of it in per cent, or the training before it.
+
+    Attributes:
+        value: per cent of the run, or the training before it.
+    """
+
+    schema_pattern: ClassVar[str] = r"^\s*(0|[0-9][0-9_.eE+-]*\s*(%|steps?|epochs?|samples?))\s*$"
+
+    value: float | Duration
+
+    @classmethod
+    def parse(cls, text: object) -> Moment:
+        """Reads ``"40 %"``, a duration such as ``"30 epochs"``, or 0 for the start.
+
+        Raises:
+            ValueError: neither.
+        """
+        if isinstance(text, Moment):
+            return text
+        match = _SHARE.match(str(text))
+        if match is not None and 0 <= (share := float(match[1].replace("_", ""))) <= 100:
+            return cls(share)
+        try:
+            return cls(Duration.parse(text))
+        except ValueError as error:
+            raise ValueError(
+                f"{text!r} is not a moment of a run: write 0, a share from 0 to 100 such as '40 %', or a duration "
+                "such as '30 epochs'"
+            ) from error
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [{"const": 0}, super().__get_pydantic_json_schema__(schema, handler)]}
+
+    def __str__(self) -> str:
+        return str(self.value) if isinstance(self.value, Duration) else f"{number_text(self.value)} %"
+
+
+@dataclass(frozen=True)
+class Interval(Written):
+    """How often something happens: after so much training, after so much time, or whichever comes first.
+
+    Attributes:
+        training: at its multiples; None: the time alone decides.
+        seconds: after this time since the last one; None: the training alone decides.
+    """
+
+    schema_pattern: ClassVar[str] = (
+        r"^\s*[0-9][0-9_.eE+-]*\s*(steps?|epochs?|samples?|seconds?|minutes?|hours?)"
+        r"(\s+or\s+[0-9][0-9_.eE+-]*\s*(steps?|epochs?|samples?|seconds?|minutes?|hours?))?\s*$"
+    )
+
+    training: Duration | None
+    seconds: float | None = None
+
+    @classmethod
+    def parse(cls, text: object) -> Interval:
+        """Reads a duration, a time (``15 minutes``), or one of each with ``or`` between them.
+
+        Raises:
+            ValueError: neither, or two of one kind.
+        """
+        if isinstance(text, Interval):
+            return text
+        lengths = [_length(part) for part in text.split(" or ")] if isinstance(text, str) else []
+        training = [length for length in lengths if isinstance(length, Duration)]
+        times = [length for length in lengths if isinstance(length, float)]
+        if lengths and None not in lengths and len(training) <= 1 and len(times) <= 1:
+            return cls(next(iter(training), None), next(iter(times), None))
+        raise ValueError(
+            f"{text!r} is not an interval: write a duration such as '1000 steps', a time such as '15 minutes', or one "
+            "of each, whichever comes first: '1000 steps or 15 minutes'"
+        )
+
+    def __str__(self) -> str:
+        parts = [] if self.training is None else [str(self.training)]
+        if self.seconds is not None:
+            unit = next((unit for unit, size in SECONDS.items() if self.seconds % size == 0), "seconds")
+            parts.append(f"{number_text(self.seconds / SECONDS[unit])} {unit}")
+        return " or ".join(parts)
+
+
+def _length(text: str) -> Duration | float | None:
+    """A duration, or the seconds of a time such as ``15 minutes``, more than 0; None if it is neither."""
+    match = _PATTERN.match(text)
+    unit = match and match[2].removesuffix("s") + "s"
+    if match is None or unit not in SECONDS:
+        try:
+            return Duration.parse(text)
+        except ValueError:
+            return None
+    seconds = float(match[1].replace("_", "")) * SECONDS[unit]
+    return seconds if 0 < seconds < math.inf else None

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from pretrain.config.duration import Duration
+from pretrain.config.duration import Duration, Interval, Moment
 from pretrain.config.schema.base import choice_of, fields_of, models_in, options_of
-from pretrain.config.schema.source import Subset
+from pretrain.config.subset import Subset
 from pretrain.config.tree import Items, Leaf, Node, Section
 
 MOST_SHOWN = 200  # characters of an invalid value
@@ -55,10 +55,7 @@ def _unknown_name(place: _Place) -> str:
     choice = choice_of(place.kind)
     assert choice is not None and isinstance(place.node, Section)
     name = place.node.children[choice.key]
-    asked = name.text if isinstance(name, Leaf) else ""
-    reasons = [model.not_offered[asked] for model in choice.models.values() if asked in model.not_offered]
-    wrong = reasons[0] if reasons else f"{_shown(name)} is not {enumerated(list(choice.models))}"
-    return f"{name.where}: {place.key}.{choice.key}: {wrong}"
+    return f"{name.where}: {place.key}.{choice.key}: {_shown(name)} is not {enumerated(list(choice.models))}"
 
 
 def _locate(loc: tuple[int | str, ...], tree: Section, schema: type[BaseModel], file: str) -> _Place:
@@ -123,6 +120,8 @@ def describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         arguments = get_args(annotation)
         if arguments[-1] is Ellipsis:
             return f"a list, each {describe(arguments[0])}"
+        if len(set(map(str, arguments))) > 1:
+            return f"a list of {len(arguments)}: {', '.join(describe(argument) for argument in arguments)}"
         return f"a list of {len(arguments)}, each {describe(arguments[0])}"
     if get_origin(annotation) is dict:
         return "a section"
@@ -135,6 +134,10 @@ def _describe_scalar(annotation: Any, metadata: Iterable[Any]) -> str:
         return "a part of a set such as '10 %' or '50_000 samples'"
     if annotation is Duration:
         return "a duration such as '90 epochs', '20_000 steps' or '303e6 samples'"
+    if annotation is Moment:
+        return "0, a share of the run such as '40 %' or a duration such as '30 epochs'"
+    if annotation is Interval:
+        return "a duration such as '1000 steps', a time such as '15 minutes', or both: '1000 steps or 15 minutes'"
     bounds = []
     for constraint in _constraints(metadata):
         for attribute, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤")):

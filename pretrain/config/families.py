@@ -24,14 +24,13 @@ class FamilyTraits:
         packages: packages needed to compute its tensors and costs; empty: closed forms that need no torch.
         policies: values of ``cluster.activation_checkpointing``, from the fastest to the most memory-saving;
             ``every_k`` stands for ``every_2``, ``every_3``, ….
-        can_compile: its blocks can be compiled one by one (``cluster.compile``).
-        can_mask: it supports corrupted patches (``objective.name: masked_patches``).
+        can_mask: it supports corrupted patches and decoders (``objective.name: masked_patches`` and ``mae``).
         can_be_dense: it can output logits for every pixel (``model.head: dense``).
-        has_plain_head: its head is the dense layer ``head``, so it can be left out or rescaled. Weights of other
-            families are kept and exported with their head only.
+        has_plain_head: its head is the dense layer ``head``, so it can be rescaled to the units of a regression.
         takes_drop_path: drop-path masks are an argument of its forward pass, as functions of seed and slot; otherwise
             the network draws its own from torch's generator.
         has_global_attention: all patch tokens attend to each other in every block, as the figures show.
+        takes_sequences: images may keep their aspect ratio, as padded sequences of patches.
         formats: values of ``--format`` that ``pipelines export`` can write.
     """
 
@@ -42,12 +41,12 @@ class FamilyTraits:
     refused_kwargs: Mapping[str, str] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
     policies: tuple[str, ...] = ("none",)
-    can_compile: bool = False
     can_mask: bool = False
     can_be_dense: bool = False
     has_plain_head: bool = False
     takes_drop_path: bool = False
     has_global_attention: bool = False
+    takes_sequences: bool = False
     formats: tuple[str, ...] = ("onnx",)
 
     def takes_policy(self, policy: str) -> bool:
@@ -69,18 +68,20 @@ FAMILIES: dict[str, FamilyTraits] = {
         keys=frozenset(
             _EVERY_FAMILY
             | {"variant", "embed_dim", "depth", "num_heads", "mlp_dim", "gelu", "layer_norm_eps", "layer_scale"}
-            | {"class_token", "distilled", "mask_token", "num_registers", "qk_norm", "pool", "head"}
-            | {"pos_embed", "pos_embed_placement", "pos_embed_prefix", "rope_temperature", "rope_grid"}
-            | {"representation_size", "drop_path_shape"}
+            | {"class_token", "distilled", "mask_token", "decoder", "num_registers", "pool", "head"}
+            | {"block", "norm", "mlp", "qkv_bias", "qk_norm", "gated_attention"}
+            | {"pos_embed", "pos_embed_placement", "pos_embed_prefix"}
+            | {"rope", "rope_temperature", "rope_grid", "rope_register_temperature"}
+            | {"representation_size", "drop_path_shape", "patch_drop", "patch_sizes"}
         ),
         needed={"variant": "name a size and a patch, such as B/16 or H/14"},
         policies=("none", "selective", "every_k", "full"),
-        can_compile=True,
         can_mask=True,
         can_be_dense=True,
         has_plain_head=True,
         takes_drop_path=True,
         has_global_attention=True,
+        takes_sequences=True,
         formats=("timm", "hf", "npz", "onnx"),
     ),
     "timm": FamilyTraits(
@@ -103,6 +104,25 @@ FAMILIES: dict[str, FamilyTraits] = {
         packages=("torch", "timm"),
         policies=("none", "full"),
         formats=("timm", "onnx"),
+    ),
+    "hf": FamilyTraits(
+        form="hf/NAME",
+        about="transformers' classes of images",
+        keys=frozenset(_EVERY_FAMILY | {"kwargs"}),
+        refused_kwargs={
+            "image_size": "use model.img_size",
+            "num_labels": "use data.num_classes",
+            "id2label": "use data.num_classes",
+            "label2id": "use data.num_classes",
+            "hidden_dropout_prob": "use model.dropout",
+            "drop_path_rate": "use model.drop_path",
+            "num_channels": "images have three channels",
+            "problem_type": "use objective",
+        },
+        packages=("torch", "transformers"),
+        policies=("none", "every_k", "full"),
+        has_plain_head=True,
+        formats=("hf", "onnx"),
     ),
 }
 

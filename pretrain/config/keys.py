@@ -20,8 +20,8 @@ from pretrain.config.changes import decides_result
 from pretrain.config.devices import DeviceTable
 from pretrain.config.explained import describe, enumerated
 from pretrain.config.schema.base import Choice, choice_of, fields_of, models_in
-from pretrain.config.schema.chain import ChainConfig
 from pretrain.config.schema.experiment import Experiment
+from pretrain.config.schema.jobs import ChainConfig
 
 Kind = Choice | type[BaseModel]
 
@@ -121,7 +121,7 @@ def _kind_of(annotation: Any) -> Kind | None:
 
 def _about(kind: Kind) -> str:
     """The first paragraph of the model's docstring (for a union: of its base class), on one line."""
-    model = next(iter(kind.models.values())).__mro__[1] if isinstance(kind, Choice) else kind
+    model = kind.base if isinstance(kind, Choice) else kind
     return " ".join((inspect.getdoc(model) or "").split("\n\n")[0].split())
 
 

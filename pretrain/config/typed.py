@@ -102,13 +102,15 @@ def _chosen_values(tree: Section, choice: Choice, key: str, problems: list[str])
     if name not in choice.models:
         return _section_values(tree, choice.fields, f"{key}.", problems)
     fields = fields_of(choice.models[name])
-    foreign = {own: choice.owners(own) for own in tree.children if own not in fields and choice.owners(own)}
+    implied = choice.models[name].implied
+    kept = {own: node for own, node in tree.children.items() if own not in implied or free_value(node) != implied[own]}
+    foreign = {own: choice.owners(own) for own in kept if own not in fields and choice.owners(own)}
     for own, owners in foreign.items():
         owner = f"{choice.key}: {enumerated(owners)}"
         where = tree.children[own].where
         problems.append(f"{where}: {key}: {own} belongs to {owner}; with {name} it would be ignored, so remove it")
-    kept = {own: node for own, node in tree.children.items() if own not in foreign}
-    return _section_values(Section(kept, tree.where), fields, f"{key}.", problems)
+    left = {own: node for own, node in kept.items() if own not in foreign}
+    return _section_values(Section(left, tree.where), fields, f"{key}.", problems)
 
 
 def _unknown_key(key: str, where: str, siblings: list[str]) -> str:

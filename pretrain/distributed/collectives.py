@@ -38,6 +38,42 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def all_to_all_flat(tensor: Tensor, sent: list[int], received: list[int]) -> Tensor:
+    """Sends a piece of ``tensor`` to every rank, and returns the pieces of all ranks, in rank order. Collective: yes.
+
+    Args:
+        tensor: one dimension: the pieces in the order of the ranks.
+        sent: elements for each rank.
+        received: elements from each rank.
+    """
+    if not is_distributed():
+        return tensor
+    output = tensor.new_empty(sum(received))
+    dist.all_to_all_single(output, tensor, received, sent)
+    return output
+
+
+def all_gather_flat(values: list[Tensor], sizes: list[int], device: torch.device) -> list[Tensor]:
+    """The fp32 values of every rank, joined to one dimension, in rank order. Collective: yes.
+
+    Every rank sends as much as the largest, because not every library gathers pieces of different sizes.
+
+    Args:
+        values: this rank's, of one dimension each.
+        sizes: elements of each rank.
+        device: where the result is.
+    """
+    if not is_distributed():
+        return [torch.cat(values)]
+    largest, rank = max(sizes), dist.get_rank()
+    output = torch.empty(len(sizes) * largest, device=device)
+    own = output.narrow(0, rank * largest, largest)
+    if values:
+        torch.cat(values, out=own[: sizes[rank]])
+    dist.all_gather_into_tensor(output, own)
+    return [piece[:size] for piece, size in zip(output.split(largest), sizes, strict=True)]
+
+
 def broadcast_tensor(tensor: Tensor) -> Tensor:
     """Overwrites ``tensor`` with rank 0's, of equal shape, and returns it. Collective: yes."""
     if is_distributed():

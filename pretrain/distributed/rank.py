@@ -14,6 +14,9 @@ from typing import Any
 
 from pretrain.errors import SetupError
 
+# Set by the job scripts and by the manifests for Kubernetes.
+RESTART_COUNT = "VIT_PRETRAIN_RESTART_COUNT"
+JOB_ID, LAUNCHER = "VIT_PRETRAIN_JOB_ID", "VIT_PRETRAIN_LAUNCHER"  # by the latter alone
 RECORDED_PREFIXES = ("SLURM_", "SLURMD_", "NCCL_", "CUDA_", "CUBLAS_", "OMP_", "MKL_", "TORCH_", "PYTORCH_", "DS_")
 RECORDED_VARIABLES = frozenset(
     """
@@ -55,7 +58,7 @@ class Rank:
 
 
 def detect(env: Mapping[str, str] | None = None) -> Rank:
-    """Reads the launcher's variables; torchrun and deepspeed set RANK, srun sets SLURM_PROCID, plain python sets none.
+    """Reads the launcher's variables; torchrun, deepspeed and pods set RANK, srun SLURM_PROCID, plain python none.
 
     Raises:
         SetupError: some of the variables are set and others are missing, or one is not a number.
@@ -69,7 +72,7 @@ def detect(env: Mapping[str, str] | None = None) -> Rank:
         if "TORCHELASTIC_RUN_ID" in env:
             launcher = "torchrun"
         else:
-            launcher = "srun" if "SLURM_STEP_ID" in env else "deepspeed"
+            launcher = "srun" if "SLURM_STEP_ID" in env else env.get(LAUNCHER, "deepspeed")
         return Rank(rank, local_rank, world, local_world or world, host, launcher)
     if "SLURM_STEP_ID" in env and _number(env, "SLURM_NTASKS", default=1) > 1:
         world = _number(env, "SLURM_NTASKS")
@@ -85,8 +88,14 @@ def detect(env: Mapping[str, str] | None = None) -> Rank:
 
 
 def job() -> tuple[str, int]:
-    """(job id, restart count): Slurm's if it started us, otherwise ("local", 0)."""
-    return os.environ.get("SLURM_JOB_ID", "local"), _number(os.environ, "SLURM_RESTART_COUNT", default=0)
+    """(job id, restart count): Slurm's id or the JobSet's name if one of them started us, otherwise "local".
+
+    The count is that of our job scripts, which also count restarts inside an allocation, else Slurm's, else 0.
+    """
+    slurms = _number(os.environ, "SLURM_RESTART_COUNT", default=0)
+    return os.environ.get("SLURM_JOB_ID", os.environ.get(JOB_ID, "local")), _number(
+        os.environ, RESTART_COUNT, default=slurms
+    )
 
 
 def environment(env: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pretrain.engine.backend import (
     BackendOptions,
     FlatStates,
     HeldSlice,
+    Read,
     Update,
     clip_reduced_gradients,
     frozen_slices,
@@ -20,6 +21,7 @@ from pretrain.engine.backend import (
     replicated_slices,
 )
 from pretrain.engine.statistics import RunningStatistics
+from pretrain.optim.exchange import Batch
 from pretrain.optim.groups import set_lr
 
 
@@ -40,8 +42,8 @@ class AccelerateBackend:
         prepared: Any = self._accelerator.prepare(model, optimizer)
         self.forward, self._optimizer = prepared
         self._torch_optimizer = optimizer
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._states = FlatStates(trained, optimizer, options.ema_decay)
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._states = FlatStates([Batch.of_unsharded(trained)], optimizer, options)
         self.statistics = RunningStatistics(model, options.world)
 
     def micro_step(self, *, boundary: bool) -> AbstractContextManager[None]:
@@ -52,10 +54,10 @@ class AccelerateBackend:
         """See ``Backend.backward``."""
         self._accelerator.backward(guarded(loss) / self._options.accumulation_steps)
 
-    def step(self, lr: float) -> Update:
+    def step(self, lr: float, read: Read = float) -> Update:
         """See ``Backend.step``."""
         set_lr(self._torch_optimizer.param_groups, lr)
-        update = clip_reduced_gradients(self.model.parameters(), self._options.clip_grad)
+        update = clip_reduced_gradients(self.model.parameters(), self._options.clip_grad, read)
         if update.applied:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,12 +19,16 @@ from torch import Tensor, nn
 from pretrain.config.schema.experiment import Experiment
 from pretrain.distributed.rank import Rank
 from pretrain.engine.statistics import RunningStatistics
-from pretrain.optim.ema import ShardedEMA
+from pretrain.optim.elementwise import ShardedEMA, WeightAverage
+from pretrain.optim.exchange import Batch
 from pretrain.optim.optimizers import STEP, ensure_state
+from pretrain.optim.owned import OwnedOptimizer
+from pretrain.optim.schedule_free import Z
 from pretrain.sharding.protocol import Sharding
 
 MASTER = "master"
 EMA = "ema"
+STARTS_AS_WEIGHTS = {MASTER, EMA, Z}  # states that are the weights until the first update
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ class HeldSlice:
         name: the parameter's name in the model.
         shape: of the unsharded parameter.
         offset: index of the first held element in the flattened parameter.
-        states: state name (``master`` is the fp32 weight, ``ema`` its average) → 1-D view; all of one length. A
-            factored second moment is a separate piece with its own shape and no ``master``.
+        states: state name (``master`` is the fp32 weight, ``ema`` its average) → 1-D view; all of one length. The
+            states of tensors that one rank updates for all are separate pieces with their own shapes and no ``master``.
         owned: (start, stop) in the flattened parameter: the part that this rank writes into a checkpoint. Over all
             ranks the owned parts of a parameter cover it exactly once.
     """
@@ -74,6 +78,9 @@ class Update:
     grad_norm: float
 
 
+Read = Callable[[Tensor], float]  # a scalar on the device → its value on the host, for which the host waits
+
+
 class Backend(Protocol):
     """A model that is being trained."""
 
@@ -93,8 +100,14 @@ class Backend(Protocol):
         """Adds this micro-batch's gradient. Collective: at the boundary. ``loss`` is the mean over the micro-batch."""
         ...
 
-    def step(self, lr: float) -> Update:
-        """Clips and applies the accumulated gradient at this learning rate. Collective: yes."""
+    def step(self, lr: float, read: Read = float) -> Update:
+        """Clips and applies the accumulated gradient at this learning rate. Collective: yes.
+
+        Args:
+            lr: the learning rate.
+            read: is called once, with the gradient's norm, and returns it as a number. The caller decides what else it
+                reads in the same wait for the device. Before the update if that depends on the norm, otherwise after.
+        """
         ...
 
     def train(self, mode: bool) -> None:
@@ -102,7 +115,7 @@ class Backend(Protocol):
         ...
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Temporarily swaps in the EMA weights. Collective: on entry and on exit."""
+        """Temporarily swaps in the EMA, or the optimiser's own average. Collective: on entry and on exit."""
         ...
 
     def slices(self) -> list[HeldSlice]:
@@ -125,17 +138,29 @@ def guarded(loss: Tensor) -> Tensor:
     return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
 
 
-def clip_reduced_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Update:
-    """Measures and clips gradients that are complete and equal on every rank (no sharding).
+def clip_reduced_gradients(
+    parameters: Iterable[nn.Parameter],
+    max_norm: float | None,
+    read: Read = float,
+    over_ranks: Callable[[Tensor], Tensor] = lambda norm: norm,
+) -> Update:
+    """Measures and clips gradients that are reduced: complete and equal on every rank, or sharded.
 
-    One host read. Non-finite gradients are discarded (set to None), so that an optimiser step does nothing; all
-    ranks hold the same reduced gradients, so they all decide the same.
+    Non-finite gradients are discarded (set to None), so that an optimiser step does nothing; all ranks see the same
+    norm, so they all decide the same.
+
+    Args:
+        parameters: those of this rank.
+        max_norm: None: no clipping.
+        read: is called once, with the norm.
+        over_ranks: the norm of this rank's gradients → that of all; they are the same if nothing is sharded.
 
     Source: the factor is ``max_norm / (norm + 1e-6)``, at most 1, as torch's and DeepSpeed's clipping.
     """
     with_grad = [parameter for parameter in parameters if parameter.grad is not None]
     norm_tensor = torch.nn.utils.get_total_norm([parameter.grad for parameter in with_grad])  # type: ignore[misc]
-    norm = float(norm_tensor)
+    norm_tensor = over_ranks(norm_tensor)
+    norm = read(norm_tensor)
     if not math.isfinite(norm):
         for parameter in with_grad:
             parameter.grad = None
@@ -149,15 +174,18 @@ class FlatStates:
     """The fp32 storages whose weights this rank updates, with their optimiser state and optional EMA.
 
     Args:
-        storages: complete parameters, or the flat partitions of ZeRO.
+        batches: complete parameters, or the flat partitions of ZeRO, by the calls that update them.
         optimizer: the torch optimiser that has them as its parameters.
-        ema_decay: decay of the EMA; None: no EMA.
+        options: rank, device and decay of the EMA.
     """
 
-    def __init__(self, storages: Iterable[Tensor], optimizer: torch.optim.Optimizer, ema_decay: float | None) -> None:
-        self._optimizer = optimizer
-        self.has_ema = ema_decay is not None
-        self._ema = None if ema_decay is None else ShardedEMA(list(storages), ema_decay)
+    def __init__(self, batches: Sequence[Batch], optimizer: torch.optim.Optimizer, options: BackendOptions) -> None:
+        self._batches, self._optimizer = batches, optimizer
+        self.has_ema = options.ema_decay is not None
+        storages = [storage for batch in batches for storage in batch.storages]
+        self._ema = None if options.ema_decay is None else ShardedEMA(storages, options.ema_decay)
+        if isinstance(optimizer, OwnedOptimizer):
+            optimizer.place(batches, options.rank, options.device)
 
     def views(self, storage: Tensor) -> dict[str, Tensor]:
         """State name → live 1-D view of a state with one number per weight, the weight itself first.
@@ -165,14 +193,23 @@ class FlatStates:
         Optimiser state is created if it does not exist yet.
         """
         state = ensure_state(self._optimizer, storage)
-        moments = {key: value for key, value in state.items() if key != STEP and value.numel() == storage.numel()}
-        views = {MASTER: storage.data.view(-1)} | {key: value.view(-1) for key, value in moments.items()}
+        views = {MASTER: storage.data.view(-1)} | {key: value.view(-1) for key, value in state.items() if key != STEP}
         return views if self._ema is None else views | {EMA: self._ema.of(storage).view(-1)}
 
-    def factored(self, storage: Tensor) -> dict[str, Tensor]:
-        """State name → a state whose size differs from the weights: Adafactor's row and column means."""
-        state = ensure_state(self._optimizer, storage)
-        return {key: value for key, value in state.items() if key != STEP and value.numel() != storage.numel()}
+    def sharded_slices(self) -> Iterator[HeldSlice]:
+        """Slices of a sharded state: each rank owns what it holds."""
+        for part in (part for batch in self._batches for part in batch.fragments):
+            states = {key: part.of(view) for key, view in self.views(part.storage).items()}
+            yield HeldSlice(part.name, part.shape, part.offset, states, (part.offset, part.offset + part.numel))
+        yield from self.owned_slices()
+
+    def owned_slices(self) -> Iterator[HeldSlice]:
+        """Slices of the states of complete tensors that this rank updates for all; they have no ``master``."""
+        states = self._optimizer.owned_states() if isinstance(self._optimizer, OwnedOptimizer) else {}
+        for name, of_tensor in states.items():
+            for key, state in of_tensor.items():
+                if key != STEP:
+                    yield HeldSlice(name, tuple(state.shape), 0, {key: state.view(-1)}, (0, state.numel()))
 
     def after(self, update: Update) -> Update:
         """Updates the EMA after an applied update; returns the update."""
@@ -188,15 +225,23 @@ class FlatStates:
 
     @contextlib.contextmanager
     def averaged(self, refresh: Callable[[], None]) -> Iterator[None]:
-        """Swaps in the EMA; ``refresh`` updates all copies of the weights."""
-        assert self._ema is not None, "no average is kept: set optim.ema_decay"
-        self._ema.swap()
+        """Swaps in the EMA or the optimiser's average; ``refresh`` updates all copies of the weights."""
+        average = self._optimizer if self._ema is None else self._ema
+        assert isinstance(average, WeightAverage), "no average is kept: set optim.ema_decay"
+        average.swap()
         refresh()
         try:
             yield
         finally:
-            self._ema.swap()
+            average.swap()
             refresh()
+
+
+def cast_buffers(model: nn.Module) -> None:
+    """bfloat16 buffers for bfloat16 weights, as ``Module.to`` would make them."""
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.to(torch.bfloat16)
 
 
 def replicated_slices(
@@ -211,9 +256,8 @@ def replicated_slices(
         numel = parameter.numel()
         start, stop = (min(max(edge - begin, 0), numel) for edge in (first, last))
         yield HeldSlice(name, tuple(parameter.shape), 0, flat_states.views(parameter), (start, stop))
-        for key, state in flat_states.factored(parameter).items():
-            yield HeldSlice(name, tuple(state.shape), 0, {key: state.view(-1)}, _only_rank_0(state, rank))
         begin += numel
+    yield from flat_states.owned_slices()
 
 
 def frozen_slices(
@@ -227,11 +271,7 @@ def frozen_slices(
         if not parameter.requires_grad:
             view = parameter.data.view(-1)
             states = {MASTER: view, EMA: view} if has_ema else {MASTER: view}
-            yield HeldSlice(name, tuple(parameter.shape), 0, states, _only_rank_0(view, rank))
-
-
-def _only_rank_0(tensor: Tensor, rank: int) -> tuple[int, int]:
-    return (0, 0 if rank else tensor.numel())
+            yield HeldSlice(name, tuple(parameter.shape), 0, states, (0, 0 if rank else view.numel()))
 
 
 @dataclass(frozen=True)
@@ -246,7 +286,8 @@ class BackendOptions:
         micro_batch_size, accumulation_steps: images per pass, passes per step.
         clip_grad: maximum gradient norm; None: no clipping.
         ema_decay: decay of the EMA; None: no EMA.
-        deepspeed: the user's settings for DeepSpeed.
+        passed_on: the user's settings for the backend's library.
+        compiles: the blocks are going to be compiled, so weights can be gathered only before and after a block.
     """
 
     rank: int
@@ -258,7 +299,8 @@ class BackendOptions:
     accumulation_steps: int
     clip_grad: float | None
     ema_decay: float | None
-    deepspeed: Mapping[str, Any]
+    passed_on: Mapping[str, Any]
+    compiles: bool
 
     @classmethod
     def of(
@@ -275,5 +317,6 @@ class BackendOptions:
             accumulation_steps=micro_batch[1],
             clip_grad=experiment.optim.clip_grad,
             ema_decay=experiment.optim.ema_decay,
-            deepspeed=experiment.cluster.deepspeed,
+            passed_on=experiment.cluster.passed_on,
+            compiles=experiment.cluster.compile,
         )

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config.schema.experiment import Experiment
+from pretrain.distributed import startup
+from pretrain.distributed.device import choose_matmul_precision
 from pretrain.distributed.rank import Rank
-from pretrain.engine.backend import EMA, MASTER, Backend, BackendOptions
-from pretrain.errors import ConfigError
+from pretrain.engine.backend import STARTS_AS_WEIGHTS, Backend, BackendOptions
 from pretrain.optim.optimizers import build_optimizer
+from pretrain.optim.schedules import build_schedule
 from pretrain.sharding.choice import require_supported, sharding_of
 
 Maker = Callable[[nn.Module, torch.optim.Optimizer, BackendOptions], Backend]
@@ -29,7 +31,25 @@ def _accelerate(*parts: object) -> Backend:
     return AccelerateBackend(*parts)  # type: ignore[arg-type]
 
 
-BACKENDS: dict[str, Maker] = {"deepspeed": _deepspeed, "accelerate": _accelerate}
+def _fsdp2(*parts: object) -> Backend:
+    from pretrain.engine.fsdp2_backend import Fsdp2Backend
+
+    return Fsdp2Backend(*parts)  # type: ignore[arg-type]
+
+
+def _masters(*parts: object) -> Backend:
+    from pretrain.engine.masters_backend import MastersBackend
+
+    return MastersBackend(*parts)  # type: ignore[arg-type]
+
+
+# ``Sharding.engine`` → the backend
+BACKENDS: dict[str, Maker] = {
+    "deepspeed": _deepspeed,
+    "accelerate": _accelerate,
+    "fsdp2": _fsdp2,
+    "masters": _masters,
+}
 
 
 def build_backend(
@@ -53,9 +73,15 @@ def build_backend(
     choose_matmul_precision(device, tf32=experiment.tf32)
     model.set_grad_checkpointing(experiment.cluster.activation_checkpointing)  # type: ignore[operator]
     exact = _exact_weights(model) if experiment.precision == "bf16" else {}
-    optimizer = build_optimizer(model.to(device), experiment.optim, fused=uses_fused(experiment, device))
+    optimizer = build_optimizer(
+        model.to(device),
+        experiment.optim,
+        fused=uses_fused(experiment, device),
+        schedule=build_schedule(experiment),
+    )
     options = BackendOptions.of(experiment, sharding, rank, device, micro_batch)
-    backend = BACKENDS[sharding.backend](model, optimizer, options)
+    backend = BACKENDS[sharding.engine(experiment.precision)](model, optimizer, options)
+    startup.limit_groups(experiment.cluster.collective_timeout_s)
     if exact:
         _restore_master(backend, exact)
     if experiment.cluster.compile:  # in place, after the engine has installed its hooks on the blocks
@@ -69,25 +95,6 @@ def uses_fused(experiment: Experiment, device: torch.device) -> bool:
     return experiment.optim.has_fused and device.type == "cuda" if wanted == "auto" else wanted
 
 
-def choose_matmul_precision(device: torch.device, *, tf32: bool) -> None:
-    """Sets the precision of fp32 matrix products and convolutions on a GPU, for which torch has different defaults.
-
-    Raises:
-        ConfigError: the device does not support TensorFloat-32.
-    """
-    if device.type != "cuda":
-        if tf32:
-            raise ConfigError("tf32: true would be ignored: the device is not a GPU; set it to false")
-        return
-    if tf32 and torch.cuda.get_device_capability(device) < (8, 0):
-        name = torch.cuda.get_device_name(device)
-        raise ConfigError(
-            f"tf32: true would be ignored: {name} has no TensorFloat-32 (A100 and later); set it to false"
-        )
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"  # type: ignore[attr-defined]
-
-
 def _exact_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().float().clone() for name, parameter in model.named_parameters()}
 
@@ -96,7 +103,7 @@ def _exact_weights(model: nn.Module) -> dict[str, Tensor]:
 def _restore_master(backend: Backend, exact: dict[str, Tensor]) -> None:
     """Restores the exact fp32 master weights, which DeepSpeed has copied from weights rounded to bf16."""
     for piece in backend.slices():
-        for state in {MASTER, EMA} & piece.states.keys():
+        for state in STARTS_AS_WEIGHTS & piece.states.keys():
             view = piece.states[state]
             view.copy_(exact[piece.name].view(-1)[piece.offset : piece.offset + view.numel()])
     backend.finish_load(num_updates=0)

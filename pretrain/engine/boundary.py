@@ -12,12 +12,13 @@ import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pretrain.distributed.collectives import all_gather_rows
+from pretrain.distributed.device import copied_to
 from pretrain.telemetry.telemetry import OwnTimes
 
 
@@ -75,12 +76,14 @@ class RankReport:
         batch_digest: sum of the micro-batches' digests.
         bad_samples: samples that were replaced.
         waited_s, forward_s: seconds of this rank, see ``StepClock``.
+        grad_norm: norm of the reduced gradient before clipping, equal on all ranks.
         wants_stop: 1 if the rank was asked to stop.
         has_lost_folder: 1 if the rank found that another job owns the run folder.
+        wants_save: 1 if by the rank's clock the time for a checkpoint has come.
         saving: progress of the save in flight, see ``engine.saving``.
-        memory_bytes: peak so far; 0 if not measured at this step.
-        square_sum: sum of squares of the weights that the rank owns; 0 if not measured at this step.
-        counts: counts of its data processes, equally many on every rank; empty if not measured at this step.
+        copying: progress of the copy to ``checkpoint.mirror``, likewise.
+        wants_fast_save, fast_saving: the same for fast checkpoints.
+        padding: share of the rank's sequences that is padding; NaN for images of one size.
     """
 
     loss: float | Tensor
@@ -88,82 +91,144 @@ class RankReport:
     bad_samples: float
     waited_s: float
     forward_s: float
+    grad_norm: float | Tensor = 0.0
     wants_stop: float = 0.0
     has_lost_folder: float = 0.0
+    wants_save: float = 0.0
     saving: float = 0.0
-    memory_bytes: float = 0.0
-    square_sum: float | Tensor = 0.0
-    counts: tuple[float, ...] = ()
-
-    def packed(self, device: torch.device) -> Tensor:
-        """All values in the order of the fields, float64 (F,) on ``device``; the host does not wait for it.
-
-        float64 holds the loss (fp32), byte counts and digests without rounding.
-        """
-        values = [*(getattr(self, name) for name in _NUMBERS), *self.counts]
-        on_host = [0.0 if isinstance(value, Tensor) else float(value) for value in values]
-        row = torch.tensor(on_host, dtype=torch.float64).to(device)
-        for place, value in enumerate(values):
-            if isinstance(value, Tensor):
-                row[place] = value
-        return row
-
-    @classmethod
-    def unpacked(cls, values: Sequence[float]) -> RankReport:
-        """The inverse of ``packed``, from numbers on the host."""
-        return cls(*values[: len(_NUMBERS)], counts=tuple(values[len(_NUMBERS) :]))
+    copying: float = 0.0
+    wants_fast_save: float = 0.0
+    fast_saving: float = 0.0
+    padding: float = math.nan
 
     def gathered(self, device: torch.device) -> list[RankReport]:
         """The reports of all ranks, in rank order, by one collective and one host read. Collective: yes."""
-        return [RankReport.unpacked(row) for row in all_gather_rows(self.packed(device)[None]).tolist()]
+        return [RankReport(*row) for row in _gathered(list(vars(self).values()), device)]
 
 
-_NUMBERS = [field.name for field in fields(RankReport) if field.name != "counts"]
+@dataclass(frozen=True)
+class RankMeasurement:
+    """The measurements of one rank after an update; fields as ``RankReport``'s.
+
+    Attributes:
+        memory_bytes: peak so far.
+        square_sum: sum of squares of the weights that the rank owns.
+        counts: counts of its data processes, equally many on every rank.
+    """
+
+    memory_bytes: float
+    square_sum: float | Tensor
+    counts: tuple[float, ...]
+
+    def gathered(self, device: torch.device) -> list[RankMeasurement]:
+        """The measurements of all ranks, in rank order. Collective: yes."""
+        rows = _gathered([self.memory_bytes, self.square_sum, *self.counts], device)
+        return [RankMeasurement(memory, squares, tuple(counts)) for memory, squares, *counts in rows]
+
+
+def packed(values: Sequence[float | Tensor], device: torch.device) -> Tensor:
+    """Numbers of the host and scalars of the device in one row on ``device``, float64 (F,); the host does not wait.
+
+    float64 holds the loss (fp32), byte counts and digests without rounding.
+    """
+    on_host = [0.0 if isinstance(value, Tensor) else float(value) for value in values]
+    row = copied_to(device, torch.tensor(on_host, dtype=torch.float64))
+    for place, value in enumerate(values):
+        if isinstance(value, Tensor):
+            row[place] = value
+    return row
+
+
+def _gathered(values: Sequence[float | Tensor], device: torch.device) -> list[list[float]]:
+    """Every rank's values, in rank order, on the host of every rank. Collective: equally many on all ranks."""
+    return all_gather_rows(packed(values, device)[None]).tolist()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The measurements of all ranks together.
+
+    Attributes:
+        memory_bytes: maximum over the ranks.
+        weight_norm: norm of the complete model.
+        counts: of data processes, sums over the ranks.
+    """
+
+    memory_bytes: float
+    weight_norm: float
+    counts: list[float]
+
+    @classmethod
+    def of(cls, ranks: Sequence[RankMeasurement]) -> Measured:
+        """Combines the measurements of all ranks."""
+        return cls(
+            memory_bytes=max(rank.memory_bytes for rank in ranks),
+            weight_norm=math.sqrt(sum(float(rank.square_sum) for rank in ranks)),
+            counts=[sum(each) for each in zip(*(rank.counts for rank in ranks), strict=True)],
+        )
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """The values that all ranks agree on at the end of a step.
+    """The values that all ranks agree on in a step.
 
     Attributes:
         loss: mean over the ranks.
+        grad_norm: rank 0's, so that all ranks decide alike.
         batch_digest, bad_samples: sums over the ranks.
         stop: a rank was asked to stop.
         lost: a rank found that the run folder belongs to another job.
+        save: the time for a checkpoint has come; rank 0 decides, since the clocks of ranks differ.
         saving: progress of every rank's save in flight.
+        copying: progress of every rank's copy in flight.
+        fast_save, fast_saving: the same for fast checkpoints.
         times: one entry per rank.
-        memory_bytes: maximum over the ranks; None if not measured.
-        weight_norm: norm of the complete model; None if not measured.
-        counts: of data processes, sums over the ranks; None if not measured.
+        padding: mean over the ranks; NaN for images of one size.
+        measured: None unless the step's line is due.
     """
 
     loss: float
+    grad_norm: float
     batch_digest: int
     bad_samples: int
     stop: bool
     lost: bool
+    save: bool
     saving: list[float]
+    copying: list[float]
+    fast_save: bool
+    fast_saving: list[float]
     times: OwnTimes
-    memory_bytes: float | None = None
-    weight_norm: float | None = None
-    counts: list[float] | None = None
+    padding: float = math.nan
+    measured: Measured | None = None
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The numbers of the step itself."""
+        return {"loss": self.loss, "grad_norm": self.grad_norm, "batch_digest": self.batch_digest}
+
+    @property
+    def of_sequences(self) -> dict[str, float]:
+        """The metrics of padded sequences; none for images of one size."""
+        return {} if math.isnan(self.padding) else {"padding": self.padding}
 
     @classmethod
-    def of(cls, reports: Sequence[RankReport], *, measured: bool) -> Boundary:
-        """Combines the reports of all ranks; ``measured``: they include the values measured only at some steps."""
+    def of(cls, reports: Sequence[RankReport]) -> Boundary:
+        """Combines the reports of all ranks."""
         return cls(
             loss=sum(float(report.loss) for report in reports) / len(reports),
+            grad_norm=float(reports[0].grad_norm),
             batch_digest=int(sum(report.batch_digest for report in reports)),
             bad_samples=int(sum(report.bad_samples for report in reports)),
             stop=any(report.wants_stop for report in reports),
             lost=any(report.has_lost_folder for report in reports),
+            save=bool(reports[0].wants_save),
             saving=[report.saving for report in reports],
+            copying=[report.copying for report in reports],
+            fast_save=bool(reports[0].wants_fast_save),
+            fast_saving=[report.fast_saving for report in reports],
             times=OwnTimes([report.waited_s for report in reports], [report.forward_s for report in reports]),
-            memory_bytes=max(report.memory_bytes for report in reports) if measured else None,
-            weight_norm=math.sqrt(sum(float(report.square_sum) for report in reports)) if measured else None,
-            counts=[sum(each) for each in zip(*(report.counts for report in reports), strict=True)]
-            if measured
-            else None,
+            padding=sum(report.padding for report in reports) / len(reports),
         )
 
 

@@ -23,7 +23,7 @@ STATE = "state.json"
 PLAIN_WEIGHTS = "weights.safetensors"
 WEIGHTS = {PLAIN_WEIGHTS: MASTER, "weights_ema.safetensors": EMA}  # plain weights file → state
 _TEMPORARY, _REMOVING, _REPLACED = ".tmp", ".removing", ".replaced"
-_COMPLETE = re.compile(r"step-\d{8}")
+COMPLETE_NAME = re.compile(r"step-\d{8}")
 
 
 def _numbers(value: Any) -> bool:
@@ -42,6 +42,7 @@ MARKER_SHAPE: records.Shape = {
     "step": records.whole,
     "files": _sealed_files,
     "world_size?": records.whole,
+    "attempt?": records.whole,
     "config_digest?": records.text,
     "data_digest?": records.text,
     "precision?": lambda value: value in ("fp32", "autocast", "bf16"),
@@ -87,7 +88,7 @@ def complete_checkpoints(folder: Path) -> list[Path]:
         return []
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be listed: {error.strerror or error}") from error
-    return [folder / name for name in reversed(names) if _COMPLETE.fullmatch(name) and has_marker(folder / name)]
+    return [folder / name for name in reversed(names) if COMPLETE_NAME.fullmatch(name) and has_marker(folder / name)]
 
 
 def has_marker(path: Path) -> bool:
@@ -105,6 +106,19 @@ def read_marker(path: Path) -> dict[str, Any]:
         CheckpointError: it is missing or damaged.
     """
     return _usable(path, records.read(path / MARKER, MARKER_SHAPE, without_hash=_is_of_older_version), MARKER)
+
+
+def parse_marker(place: str, content: bytes) -> dict[str, Any]:
+    """The marker of a complete checkpoint, from the content of its file.
+
+    Args:
+        place: of the checkpoint, for messages.
+        content: of COMPLETE.json.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    return _usable(place, records.parse(MARKER, content, MARKER_SHAPE, without_hash=_is_of_older_version), MARKER)
 
 
 def write_marker(path: Path, marker: Mapping[str, Any]) -> None:
@@ -127,7 +141,12 @@ def read_state(path: Path) -> dict[str, Any]:
     return _usable(path, records.read(path / STATE, STATE_SHAPE), STATE)
 
 
-def _usable(path: Path, record: records.Record, name: str) -> dict[str, Any]:
+def parse_state(place: str, content: bytes) -> dict[str, Any]:
+    """As ``read_state``, from the content of state.json; ``place`` is that of the checkpoint, for messages."""
+    return _usable(place, records.parse(STATE, content, STATE_SHAPE), STATE)
+
+
+def _usable(path: Path | str, record: records.Record, name: str) -> dict[str, Any]:
     if record.value is None:
         raise CheckpointError(f"{path}: {record.problem or f'{name} is missing'}")
     return record.value
@@ -199,7 +218,7 @@ def clean(folder: Path) -> None:
 
 def _give_back_its_name(leftover: Path, final: Path) -> None:
     """Renames an intact checkpoint unless its target exists."""
-    if not _COMPLETE.fullmatch(final.name) or disk.current.exists(final):
+    if not COMPLETE_NAME.fullmatch(final.name) or disk.current.exists(final):
         return
     if disk.current.exists(leftover / MARKER) and examine(leftover)[0] is not None:
         disk.current.rename(leftover, final)
@@ -207,7 +226,11 @@ def _give_back_its_name(leftover: Path, final: Path) -> None:
 
 
 def newest_valid(
-    source: Path, say: Callable[[str], None], *, wanted: Callable[[Path], bool] = lambda path: True
+    source: Path,
+    say: Callable[[str], None],
+    *,
+    wanted: Callable[[Path], bool] = lambda path: True,
+    or_none: bool = False,
 ) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint whose files have the sizes and hashes of its marker; reports each one it skips.
 
@@ -215,9 +238,10 @@ def newest_valid(
         source: a folder of checkpoints, a run folder, or one checkpoint.
         say: prints one line for the user.
         wanted: filter on checkpoints.
+        or_none: return None if none is intact, since there are others elsewhere.
 
     Raises:
-        CheckpointError: checkpoints exist but none is intact, or that cannot be determined.
+        CheckpointError: checkpoints exist but none is intact (unless ``or_none``), or that cannot be determined.
     """
     try:
         if disk.current.exists(source / MARKER):
@@ -233,7 +257,7 @@ def newest_valid(
         if marker is not None:
             return path, marker
         say(f"checkpoint {path} is passed over: {problem}")
-    if candidates:
+    if candidates and not or_none:
         raise CheckpointError(
             f"none of the {len(candidates)} checkpoints in {source} is intact: restore one from a copy, "
             "or start again in a run folder with another name"

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from pretrain.engine.backend import Backend, Update, square_sum
-from pretrain.engine.boundary import Boundary, RankReport, StepClock, memory_bytes
+from pretrain.engine.boundary import Boundary, Measured, RankMeasurement, RankReport, StepClock, memory_bytes
+from pretrain.engine.capture import Captures
 from pretrain.engine.checkpoint import Checkpointer
 from pretrain.engine.rollback import Guard, roll_back
 from pretrain.engine.run_folder import COMPLETE, FATAL, REQUEUE, Verdict
 from pretrain.engine.session import Session
 from pretrain.engine.state import Cadence, TrainState
+from pretrain.engine.timesheet import EVALUATE, LOAD, SAVE, STEP
 from pretrain.objectives.protocol import MicroBatch, Objective
 from pretrain.telemetry.telemetry import Telemetry
 
@@ -51,6 +54,7 @@ class Trainer:
         telemetry: receives the metrics of each step.
         cadence: length, batch size, and what is due when.
         guard: handling of repeatedly failing updates.
+        captures: keeps the steps whose update was skipped.
     """
 
     session: Session
@@ -65,6 +69,10 @@ class Trainer:
     telemetry: Telemetry
     cadence: Cadence
     guard: Guard
+    captures: Captures = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.captures = Captures(self.session, self.backend, self.checkpointer.origin.config_yaml)
 
     def fit(self, state: TrainState) -> Verdict:
         """Trains from ``state`` to the end, or until a stop; every rank returns the same verdict. Collective: yes."""
@@ -72,32 +80,63 @@ class Trainer:
         last, bad_samples = cadence.last_step(state), 0
         self.backend.train(True)
         while state.step < last:
-            lr = self.schedule(state)
-            own = self.accumulate(state, batches, clock)
-            update = self.backend.step(lr)
-            state = state.advance(batch_size=cadence.global_batch_size, applied=update.applied)
-            boundary = self.meet(own, measure=self.telemetry.is_due(state.step))
+            state, lr, update, boundary = self.step(state, batches, clock)
             bad_samples += boundary.bad_samples
             self.report(state, lr, update, boundary, bad_samples)
+            self.session.record_first_step(state.step)
             if boundary.lost:
                 self.session.folder.raise_if_lost()
-            self.checkpointer.advance(boundary.saving)
+            self.checkpointer.advance(boundary.saving, boundary.copying)
+            if self.checkpointer.fast is not None:
+                self.checkpointer.fast.advance(boundary.fast_saving)
             if state.skipped_in_a_row >= self.guard.max_consecutive_skips:
                 rolled = roll_back(self.checkpointer, state, self.guard, self.telemetry)
+                self.session.timesheet.charge(LOAD)
                 if isinstance(rolled, Verdict):
-                    return rolled
+                    return self._end(rolled)
+                self.session.timesheet.write(state.step, back_to=rolled.step)
                 batches.close()
                 state, batches = rolled, self.batches(rolled)
                 continue
             stop, best = boundary.stop, False
             if cadence.evaluates_at(state.step) and state.step < last and not stop:
                 stop, best = self.run_evaluation(state)
-            due = cadence.saves_at(state.step) and not state.skipped_in_a_row  # skipped: a rollback may come
+            due = boundary.save or cadence.saves_at(state.step)
+            due = due and not state.skipped_in_a_row  # skipped: a rollback may come
             if stop or best or due or state.step == last:
                 self.save(state)
             if stop and state.step < last:
-                return self._stopped(state)
-        return self._finished(state)
+                return self._end(self._stopped(state))
+            if state.step < last and not state.skipped_in_a_row:
+                self.save_fast(state, boundary)
+        return self._end(self._finished(state))
+
+    def step(
+        self, state: TrainState, batches: Iterator[MicroBatch], clock: StepClock
+    ) -> tuple[TrainState, float, Update, Boundary]:
+        """One optimiser step, in which the ranks meet. Collective: yes.
+
+        Returns:
+            the state after it, its learning rate, its update, and the values that all ranks agree on.
+        """
+        lr = self.schedule(state)
+        own, boundary = self.accumulate(state, batches, clock), None
+
+        def read(grad_norm: Tensor) -> float:
+            """The ranks meet when the backend asks for the norm, so that the host waits once."""
+            nonlocal boundary
+            boundary = self.meet(replace(own, grad_norm=grad_norm))
+            return boundary.grad_norm
+
+        update = self.backend.step(lr, read)
+        assert boundary is not None, "every backend reads the norm"
+        if not update.applied:
+            about = {"lr": lr, "accumulation_steps": self.cadence.accumulation_steps, **boundary.figures}
+            self.captures.keep(state, self.cadence.global_batch_size, float(own.loss), about)
+        state = state.advance(batch_size=self.cadence.global_batch_size, applied=update.applied)
+        if self.telemetry.is_due(state.step):
+            boundary = replace(boundary, measured=self.measure())
+        return state, lr, update, boundary
 
     def accumulate(self, state: TrainState, batches: Iterator[MicroBatch], clock: StepClock) -> RankReport:
         """Forward and backward over the micro-batches of one step.
@@ -106,7 +145,8 @@ class Trainer:
             the rank's report so far: its loss (still on the device), its batches and its seconds.
         """
         watchdog, steps = self.session.watchdog, self.cadence.accumulation_steps
-        digest, num_bad = 0, 0
+        digest, num_bad, padding = 0, 0, 0.0
+        self.captures.sample_ids = []
         total = torch.zeros((), device=self.session.device)
         for micro_step in range(steps):
             watchdog.at("data", state.step)
@@ -114,6 +154,9 @@ class Trainer:
                 batch = next(batches)
             watchdog.at("step", state.step)
             digest, num_bad = digest + batch.digest, num_bad + batch.num_bad
+            padding += batch.padding / steps
+            if batch.sample_ids is not None:
+                self.captures.sample_ids.append(batch.sample_ids)
             self.seed_step(state.step, micro_step)
             with self.backend.micro_step(boundary=micro_step == steps - 1):
                 with clock.forward():
@@ -121,30 +164,28 @@ class Trainer:
                 self.backend.backward(loss)
             total += loss.detach()
         waited_s, forward_s = clock.take()
-        return RankReport(total / steps, digest, num_bad, waited_s, forward_s)
+        return RankReport(total / steps, digest, num_bad, waited_s, forward_s, padding=padding)
 
-    def meet(self, own: RankReport, *, measure: bool) -> Boundary:
-        """The single collective and host read at the end of a step. Collective: yes.
-
-        Args:
-            own: this rank's report of the step.
-            measure: include memory, weight norm and data-process counts, which are not free.
-        """
-        session = self.session
+    def meet(self, own: RankReport) -> Boundary:
+        """The single collective and host read of a step; ``own`` is this rank's report of it. Collective: yes."""
+        session, fast = self.session, self.checkpointer.fast
         own = replace(
             own,
             wants_stop=session.stop_request.check() is not None,
             has_lost_folder=session.folder.lost is not None,
+            wants_save=self.cadence.saves_after(self.checkpointer.seconds_since_save),
             saving=self.checkpointer.progress,
+            copying=self.checkpointer.copying,
+            wants_fast_save=0.0 if fast is None else fast.is_due_by_time,
+            fast_saving=0.0 if fast is None else fast.progress,
         )
-        if measure:
-            own = replace(
-                own,
-                memory_bytes=memory_bytes(session.device),
-                square_sum=square_sum(self.backend.slices()),
-                counts=tuple(self.tally.totals()),
-            )
-        return Boundary.of(own.gathered(session.device), measured=measure)
+        return Boundary.of(own.gathered(session.device))
+
+    def measure(self) -> Measured:
+        """Measurements after an update that a step whose line is due adds, by a second collective. Collective: yes."""
+        device = self.session.device
+        own = RankMeasurement(memory_bytes(device), square_sum(self.backend.slices()), tuple(self.tally.totals()))
+        return Measured.of(own.gathered(device))
 
     def report(self, state: TrainState, lr: float, update: Update, boundary: Boundary, bad_samples: int) -> None:
         """Prints one step's line; a skipped update is always printed."""
@@ -155,12 +196,17 @@ class Trainer:
             "skipped_updates": state.step - state.num_updates,
             "bad_samples": bad_samples,
             "batch_digest": boundary.batch_digest,
+            **boundary.of_sequences,
+            **self.cadence.tiling_before(state),
         }
-        if boundary.weight_norm is not None and boundary.memory_bytes is not None:
-            values |= {"weight_norm": boundary.weight_norm, "memory_gib": boundary.memory_bytes / 2**30}
-        if boundary.counts is not None:
-            values |= self.tally.figures(boundary.counts)
+        if (measured := boundary.measured) is not None:
+            values |= {"weight_norm": measured.weight_norm, "memory_gib": measured.memory_bytes / 2**30}
+            values |= self.tally.figures(measured.counts)
         self.telemetry.step(state.step, state.position, values, boundary.times)
+        timesheet = self.session.timesheet
+        timesheet.step(max(boundary.times.waited_s), applied=update.applied)
+        if self.telemetry.is_due(state.step) or not update.applied:
+            timesheet.write(state.step)
         if not update.applied:
             self.session.say(
                 f"step {state.step}: loss {boundary.loss} with gradient norm {update.grad_norm}: update skipped on all "
@@ -176,12 +222,16 @@ class Trainer:
             whether a request to stop interrupted it, and whether these weights are the best so far (``keep_best``).
         """
         self.session.watchdog.at("save", state.step)
+        self.session.timesheet.charge(STEP)
         self.checkpointer.finish_save()
+        self.session.timesheet.charge(SAVE)
         started = time.monotonic()
         self.session.watchdog.at("evaluate", state.step)
         self.backend.train(False)
         values = self.evaluate()
         self.backend.train(True)
+        self.session.timesheet.charge(EVALUATE)
+        self.session.timesheet.write(state.step)
         if values is None:
             self.session.say(f"step {state.step}: the evaluation was interrupted by a request to stop")
             return True, False
@@ -195,25 +245,59 @@ class Trainer:
         """Begins a checkpoint; its event records how long the training was paused. Collective: yes."""
         started = time.monotonic()
         self.session.watchdog.at("save", state.step)
-        self.checkpointer.begin_save(state)
-        self.backend.train(True)
+        with self.session.timesheet.spending(SAVE, state.step):
+            self.checkpointer.begin_save(state)
+            self.backend.train(True)
         self.telemetry.event("save", state.step, {"seconds": time.monotonic() - started})
+
+    def save_fast(self, state: TrainState, boundary: Boundary) -> None:
+        """Begins a fast checkpoint if one is due and none is in flight. Collective: yes."""
+        fast = self.checkpointer.fast
+        if fast is None or not (boundary.fast_save or fast.is_due(state.step)):
+            return
+        if fast.is_busy:
+            fast.postpone()
+            return
+        started = time.monotonic()
+        self.session.watchdog.at("save", state.step)
+        with self.session.timesheet.spending(SAVE, state.step):
+            self.checkpointer.begin_fast_save(state)
+            self.backend.train(True)
+        self.telemetry.event("fast_save", state.step, {"seconds": time.monotonic() - started})
+
+    def _end(self, verdict: Verdict) -> Verdict:
+        """Ends the fast checkpoints, and removes them if a newer one is on the shared disk. Collective: yes."""
+        if self.checkpointer.fast is not None:
+            self.session.watchdog.at("save", verdict.step)
+            is_saved = verdict.outcome in (COMPLETE, REQUEUE) and self.checkpointer.failure is None
+            self.checkpointer.fast.finish(discard=is_saved)
+            self.session.timesheet.charge(SAVE)
+        return verdict
 
     def _stopped(self, state: TrainState) -> Verdict:
         """The verdict of a run that was asked to stop, with its checkpoint on disk. Collective: yes."""
-        self.checkpointer.finish_save()
+        self.checkpointer.finish()
+        self.session.timesheet.charge(SAVE)
         self.session.folder.raise_if_lost()
         reason = f"stopped on request ({self.session.stop_request.reason or 'by a peer'})"
         if self.checkpointer.failure is not None:
             reason += f"; its checkpoint failed, an older one is the newest: {self.checkpointer.failure}"
+        if self.checkpointer.copy_failure is not None:
+            reason += f"; {self.checkpointer.copy_failure}"
         return Verdict(REQUEUE, reason, state.step)
 
     def _finished(self, state: TrainState) -> Verdict:
         """Runs the last evaluation and returns the verdict. Collective: yes."""
         cut_short, _ = self.run_evaluation(state)
+        self.session.watchdog.at("save", state.step)
+        self.checkpointer.finish()
+        self.session.timesheet.charge(SAVE)
         self.session.folder.raise_if_lost()
         if self.checkpointer.failure is not None:
             return Verdict(FATAL, f"all steps done, but they are not saved: {self.checkpointer.failure}", state.step)
         if cut_short:
             return self._stopped(state)
+        if self.checkpointer.copy_failure is not None:
+            reason = f"all steps done and saved, but {self.checkpointer.copy_failure}; rerun the command to copy it"
+            return Verdict(FATAL, reason, state.step)
         return Verdict(COMPLETE, "all steps done", state.step)

@@ -7,7 +7,7 @@ A claim is created by ``link``, which succeeds for exactly one process, also on 
 Every write to the folder first checks the claims (``Ownership.check``, installed as ``disk.Disk.fence``), so an owner
 that was paused and replaced changes nothing when it wakes up.
 
-Whether an owner is alive is asked of the kernel where possible (``process_identity``). Otherwise its heartbeats are
+Whether an owner is alive is asked of the kernel where possible (``processes``). Otherwise its heartbeats are
 watched: silence for LEASE_S on the watcher's own monotonic clock ends its ownership, so clocks are never compared.
 """
 
@@ -17,6 +17,7 @@ import contextlib
 import errno
 import json
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -24,8 +25,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pretrain import disk, records
-from pretrain.engine.process_identity import Identity, lives
+from pretrain import disk, records, threads
+from pretrain.distributed.processes import Identity, lives
 from pretrain.errors import SetupError
 from pretrain.files import TEMPORARY_SUFFIX, make_folders
 
@@ -110,6 +111,11 @@ class Ownership:
                     self._forget_old_claims()
                 return
         raise SetupError(f"run folder {self.run} is claimed by others all the time: start one job in it")
+
+    @property
+    def seen_before(self) -> float | None:
+        """The last sign of life of the owner before, in seconds since the epoch; None: there was none, or unknown."""
+        return last_seen(self.owners, self.epoch - 1)
 
     def follow(self, epoch: int) -> None:
         """Takes over the epoch that another rank of this job has claimed."""
@@ -267,6 +273,40 @@ def living_owner(run: Path, *, patience_s: float) -> dict[str, Any] | None:
     return None
 
 
+class Renewal:
+    """The thread that renews a claim by heartbeats; a disk error is reported once and does not end it."""
+
+    def __init__(self, owned: Ownership, say: Callable[[str], None]) -> None:
+        self.owned, self._say = owned, say
+        self._released = threading.Event()
+        self._in_trouble = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._beat()
+        self._thread = threads.start("run-lock", self._run)
+
+    def stop(self) -> None:
+        self._released.set()
+        if self._thread is not None:
+            self._thread.join(timeout=HEARTBEAT_S)
+
+    def _run(self) -> None:
+        while self.owned.lost is None and not self._released.wait(HEARTBEAT_S):
+            self._beat()
+
+    def _beat(self) -> None:
+        try:
+            self.owned.beat()
+            self._in_trouble = False
+        except disk.FencedOut as gone:
+            self._say(f"warning: {gone}")
+        except OSError as error:
+            if not self._in_trouble:
+                self._say(f"warning: no heartbeat could be written to {self.owned.run}: {error}; trying again")
+            self._in_trouble = True
+
+
 def newest(owners: Path) -> Holder | None:
     """The newest claim in a folder of claims; None if there is none or no folder."""
     try:
@@ -274,6 +314,15 @@ def newest(owners: Path) -> Holder | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return Holder(epochs[-1], _read_claim(owners, epochs[-1])) if epochs else None
+
+
+def last_seen(owners: Path, epoch: int) -> float | None:
+    """When an owner last beat, or gave the folder back, in seconds since the epoch; None: unknown."""
+    try:
+        status = disk.current.fresh_status(owners / f"{epoch:08d}.json")
+    except OSError:
+        return None
+    return None if status is None else status.st_mtime
 
 
 def pulse(run: Path, epoch: int) -> Any:

@@ -1,12 +1,14 @@
 """The start of a run: from its own newest checkpoint, another run's (a fork), given weights, or the seed.
 
-Precedence: this run's own folder, ``resume.from``, ``init.from``, the seed. The choice is printed. A resume that
-changes settings that decide the result is refused unless the change is listed in ``resume.allow_changes``.
+Precedence: this run's own folder, its mirror or its fast checkpoints, whichever is newest, ``resume.from``,
+``init.from``, the seed. The choice is printed. A resume that changes settings that decide the result is refused unless
+the change is listed in ``resume.allow_changes``.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,20 +16,22 @@ from typing import Any
 
 from pretrain.config.changes import COOLDOWN_KEYS, Change, changes, refuse_another_order, refuse_changes
 from pretrain.config.duration import Duration
-from pretrain.config.loader import Resolved
-from pretrain.config.saved import load_saved
+from pretrain.config.loader import Resolved, load_saved
 from pretrain.config.schema.base import names_of
 from pretrain.config.schema.experiment import Experiment
-from pretrain.config.schema.schedule import Schedule
+from pretrain.config.schema.optim import Schedule
 from pretrain.data.sources import lanes_of
 from pretrain.distributed.collectives import broadcast_object, raise_together
-from pretrain.engine.checkpoint_folder import clean, newest_valid, read_state
-from pretrain.engine.history import try_to_record
+from pretrain.engine.checkpoint_folder import clean, newest_valid, read_marker, read_state
+from pretrain.engine.fast_resume import Found, bring, is_newer, newest_fast
+from pretrain.engine.fast_saving import FastTier
 from pretrain.engine.loop import Trainer
+from pretrain.engine.mirror_folder import DamagedCopy, MirrorFolder
+from pretrain.engine.run_folder import try_to_record
 from pretrain.engine.session import Session
 from pretrain.engine.state import TrainState
-from pretrain.errors import CheckpointError, ConfigError, UserError
-from pretrain.telemetry.sinks import read_metrics
+from pretrain.errors import CheckpointError, ConfigError, DataError, UserError
+from pretrain.telemetry.metrics import read_metrics
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Start:
         is_fork: it belongs to another run.
         changed: settings that decide the result and differ from the saved run's.
         num_steps: length of a fork that cools down; None: as configured.
+        is_copied: ``checkpoint.mirror`` has a complete copy of it.
+        fast: the fast checkpoint that it is; None: it is on the shared disk. Each rank has its own ``path`` then.
     """
 
     path: Path
@@ -46,14 +52,21 @@ class Start:
     is_fork: bool
     changed: tuple[Change, ...] = ()
     num_steps: int | None = None
+    is_copied: bool = False
+    fast: Found | None = None
 
     @property
     def step(self) -> int:
         return int(self.marker["step"])
 
 
-def choose_start(resolved: Resolved, session: Session) -> tuple[Resolved, Start | None]:
+def choose_start(resolved: Resolved, session: Session, tier: FastTier | None = None) -> tuple[Resolved, Start | None]:
     """Rank 0 chooses the checkpoint to continue from; None: start at step 0. Collective: yes.
+
+    Args:
+        resolved: the settings.
+        session: this process.
+        tier: the fast checkpoints; None: there are none.
 
     Returns:
         the settings that the run continues with (a cooldown fixes its length), and the start.
@@ -64,24 +77,33 @@ def choose_start(resolved: Resolved, session: Session) -> tuple[Resolved, Start 
     """
     start: Start | None = None
     error: UserError | None = None
+    session.watchdog.at("choose", 0)
+    fast = None if tier is None else newest_fast(tier)
     if session.rank.is_main:
         try:
             clean(session.folder.checkpoints)
-            start = _find(resolved, session)
+            start = _find(resolved, session, tier, fast)
             if start is not None:
                 start = _accept_changes(resolved, start, session.say)
         except UserError as found:
             error = found
     raise_together(error, doing="choosing where to start")
     start = broadcast_object(start)
+    if start is not None and start.fast is not None and tier is not None:
+        start = replace(start, path=tier.node.save_path(start.fast.key))
+    session.watchdog.at("start", 0 if start is None else start.step)
     return (resolved if start is None else _cooling_down(resolved, start.num_steps)), start
 
 
-def _find(resolved: Resolved, session: Session) -> Start | None:
+def _find(resolved: Resolved, session: Session, tier: FastTier | None, fast: Found | None) -> Start | None:
     source, folder, say = resolved.experiment.resume.from_, session.folder, session.say
-    if (own := newest_valid(folder.checkpoints, say)) is not None:
-        say(f"resuming {folder.path} from {own[0]}, its newest complete checkpoint")
-        return Start(*own, is_fork=False)
+    if (own := _own_start(resolved.experiment, session, fast)) is not None:
+        say(f"resuming {folder.path} from {own.path}, its newest complete checkpoint")
+        return own
+    if tier is not None and fast is not None:
+        path = tier.node.save_path(fast.key)
+        say(f"resuming {folder.path} from the fast checkpoint of step {fast.key.step} on the nodes")
+        return Start(path, fast.marker, is_fork=False, fast=fast)
     if source is not None:
         if not Path(source).exists() or (parent := newest_valid(Path(source), say)) is None:
             raise CheckpointError(
@@ -92,6 +114,64 @@ def _find(resolved: Resolved, session: Session) -> Start | None:
     given = resolved.experiment.init.from_
     say(f"no checkpoint in {folder.path}: starting from {given if given is not None else 'the seed'}")
     return None
+
+
+def _own_start(experiment: Experiment, session: Session, fast: Found | None) -> Start | None:
+    """The newest intact checkpoint in the run folder or its mirror, from which a newer one is downloaded.
+
+    None if there is none, or none that is newer than the fast one.
+
+    Raises:
+        CheckpointError: there are checkpoints but none is intact, or the mirror cannot be read.
+    """
+    folder, say, mirror = session.folder.checkpoints, session.say, MirrorFolder.of(experiment)
+
+    def on_disk(copies: list[int]) -> tuple[Path, dict[str, Any]] | None:
+        def wanted(path: Path) -> bool:
+            return is_newer(lambda: (read_marker(path), read_state(path)), fast)
+
+        return newest_valid(folder, say, wanted=wanted, or_none=bool(copies) or fast is not None)
+
+    if mirror is None:
+        found = on_disk([])
+        return None if found is None else Start(*found, is_fork=False)
+    try:
+        copies = _newer_copies(mirror, fast)
+        found = on_disk(copies)
+        for step in copies:
+            if found is not None and step < found[1]["step"]:
+                break
+            if found is not None and step == found[1]["step"]:
+                return Start(*found, is_fork=False, is_copied=mirror.has(step, found[1]))
+            if (fetched := _fetched(mirror, step, folder, say)) is not None:
+                return Start(*fetched, is_fork=False, is_copied=True)
+    except DataError as error:
+        raise CheckpointError(f"checkpoint.mirror: {error}") from error
+    if found is None and copies and fast is None:
+        raise CheckpointError(
+            f"none of the {len(copies)} checkpoints in {mirror.address} is intact, and the run folder has none: "
+            "restore one, or start again under another name"
+        )
+    return None if found is None else Start(*found, is_fork=False)
+
+
+def _newer_copies(mirror: MirrorFolder, fast: Found | None) -> list[int]:
+    """Steps of the complete copies that are newer than the fast checkpoint, the newest first."""
+    steps = mirror.complete()
+    return [step for step in steps if is_newer(lambda step=step: (mirror.marker(step), mirror.state(step)), fast)]
+
+
+def _fetched(
+    mirror: MirrorFolder, step: int, folder: Path, say: Callable[[str], None]
+) -> tuple[Path, dict[str, Any]] | None:
+    """A checkpoint that was downloaded and verified; None if its copy is damaged, which is reported."""
+    try:
+        began, found = time.monotonic(), mirror.fetch(step, folder)
+        say(f"step {step}: downloaded from {mirror.address} in {time.monotonic() - began:.2f} s")
+        return found
+    except DamagedCopy as error:
+        say(f"{error}: passed over")
+        return None
 
 
 def _accept_changes(resolved: Resolved, start: Start, say: Callable[[str], None]) -> Start:
@@ -151,20 +231,37 @@ def _cooling_down(resolved: Resolved, num_steps: int | None) -> Resolved:
 
 def load_start(trainer: Trainer, start: Start | None) -> TrainState:
     """Loads the chosen checkpoint into the trainer and verifies it. Collective: yes."""
-    session = trainer.session
+    session, tier = trainer.session, trainer.checkpointer.fast
+    if tier is not None and (start is None or start.fast is None):
+        tier.keep_only(None)  # older ones, whose space the next one needs
     if start is None:
         _record(trainer, "start", 0)
         return TrainState()
     session.watchdog.at("load", start.step)
-    loaded = trainer.checkpointer.load(start.path, start.marker)
+    marker = start.marker
+    if start.fast is not None and tier is not None:
+        tier.keep_only(start.fast.key)
+        marker = bring(tier, start.fast, trainer.backend.slices())
+    loaded = trainer.checkpointer.load(start.path, marker)
+    trainer.checkpointer.attempt_before = start.marker.get("attempt", 0)
     ranks = start.marker["world_size"]
     _record(trainer, "fork" if start.is_fork else "resume", loaded.step, checkpoint=str(start.path), written_by=ranks)
+    is_own = not start.is_fork and start.fast is None
+    if trainer.checkpointer.mirror is not None and is_own and not start.is_copied:
+        trainer.checkpointer.mirror.add(start.step, start.path, start.marker["files"])
     _report_changes(trainer, start, loaded)
     trainer.telemetry.event("resume", loaded.step, {"samples": loaded.position})
     session.say(f"step {loaded.step}: loaded {start.path}, written by {ranks} ranks; verified")
-    if not start.is_fork and _owes_evaluation(trainer, loaded):
-        trainer.run_evaluation(loaded)  # a request to stop during it takes effect at the end of the next step
     return loaded
+
+
+def run_owed_evaluation(trainer: Trainer, start: Start | None, state: TrainState) -> None:
+    """Runs the evaluation that was due at the checkpoint if the run was stopped before it. Collective: yes.
+
+    A request to stop during it takes effect at the end of the next step.
+    """
+    if start is not None and not start.is_fork and _owes_evaluation(trainer, state):
+        trainer.run_evaluation(state)
 
 
 def _report_changes(trainer: Trainer, start: Start, loaded: TrainState) -> None:
@@ -198,4 +295,5 @@ def _record(trainer: Trainer, kind: str, step: int, **details: Any) -> None:
     session = trainer.session
     if session.rank.is_main:
         history = session.folder.history
-        try_to_record(history, kind, step, session.say, world_size=session.rank.world, **details)
+        layout = {"accumulation_steps": trainer.cadence.accumulation_steps, "backend": trainer.backend.name}
+        try_to_record(history, kind, step, session.say, world_size=session.rank.world, **layout, **details)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain import disk, records
-from pretrain.config.target import LOWER_IS_BETTER
+from pretrain.config.schema.evaluation import LOWER_IS_BETTER
 from pretrain.engine.checkpoint_folder import MARKER, complete_checkpoints, examine, read_marker, remove, step_of
 from pretrain.errors import CheckpointError
 
@@ -78,10 +78,17 @@ class Keeper:
         folder: the checkpoint folder.
         rule: which checkpoints to keep.
         say: prints one line for the user.
+        in_use: → steps that are not removed yet, since they are being read.
     """
 
-    def __init__(self, folder: Path, rule: Retention, say: Callable[[str], None]) -> None:
-        self.folder, self.rule, self._say = folder, rule, say
+    def __init__(
+        self,
+        folder: Path,
+        rule: Retention,
+        say: Callable[[str], None],
+        in_use: Callable[[], set[int]] = set,
+    ) -> None:
+        self.folder, self.rule, self._say, self._in_use = folder, rule, say, in_use
         self._intact: set[tuple[Path, int]] = set()
         self._damaged: dict[Path, str] = {}
 
@@ -100,7 +107,7 @@ class Keeper:
         counted = self._counted(paths)
         if not counted:
             return
-        kept = counted | self.rule.at_multiples(paths)
+        kept = counted | self.rule.at_multiples(paths) | self._in_use()
         for step, path in paths.items():
             problem = self._damaged.get(path)
             if step in kept or (problem is not None and (step > max(counted) or records.UNREADABLE in problem)):

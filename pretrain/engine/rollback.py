@@ -16,8 +16,7 @@ from pathlib import Path
 from pretrain.distributed.collectives import broadcast_object, raise_together
 from pretrain.engine.checkpoint import Checkpointer
 from pretrain.engine.checkpoint_folder import complete_checkpoints, newest_valid, read_state, remove, step_of
-from pretrain.engine.history import try_to_record
-from pretrain.engine.run_folder import FATAL, Verdict
+from pretrain.engine.run_folder import FATAL, Verdict, try_to_record
 from pretrain.engine.state import TrainState
 from pretrain.errors import CheckpointError, UserError
 from pretrain.telemetry.telemetry import Telemetry
@@ -54,7 +53,7 @@ def roll_back(
     if len(state.skipped_windows) >= guard.max_rollbacks:
         reason = f"{failed}, after {len(state.skipped_windows)} rollbacks (guard.max_rollbacks: {guard.max_rollbacks})"
         return Verdict(FATAL, f"{reason}; the newest checkpoint has the state before them: {REMEDY}", state.step)
-    checkpointer.finish_save()
+    checkpointer.finish()
     found = _last_good(checkpointer, state)
     if found is None:
         return Verdict(FATAL, f"{failed}, and there is no checkpoint before them to go back to: {REMEDY}", state.step)
@@ -93,6 +92,8 @@ def _last_good(checkpointer: Checkpointer, state: TrainState) -> tuple[Path, dic
                 for path in complete_checkpoints(checkpointer.folder):
                     if path > found[0]:
                         remove(path)
+                if checkpointer.mirror is not None:
+                    checkpointer.mirror.abandon_after(step_of(found[0]))
         except (UserError, OSError) as failure:
             error = CheckpointError(f"no checkpoint to roll back to: {failure}")
     raise_together(error, doing="looking for a checkpoint to roll back to")

@@ -1,33 +1,46 @@
-"""The run folder: who may write to it, where its files are, and the verdict that the job script reads.
+"""The run folder: where its files are, its verdict, which the job script reads, and its history.
 
 Its owner has the newest claim (``ownership.py``): every write of every rank checks the claims first, and an owner that
 was replaced exits without changing anything.
+
+``history.jsonl`` has one line for each event that is not visible in the curve of a run. The first event of every
+command that trains into the folder is ``launch``, with its machine. It is followed by ``start`` (from the seed or given
+weights), ``resume`` or ``fork`` (with its parent), and later ``change`` (settings that differ from this step on, so the
+curve may jump) and ``rollback``. A report marks these. ``first_step`` records
+when the phases before the first step of a launch began (``began``, in seconds since the epoch), and ``copy`` that a
+checkpoint was copied to ``checkpoint.mirror``, or the ``problem``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
-import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pretrain import disk, records
+from pretrain.distributed.heartbeats import remove_beats
 from pretrain.distributed.rank import Rank
 from pretrain.engine import ownership
-from pretrain.engine.ownership import LOCK, LOCK_SHAPE, Ownership
+from pretrain.engine.crashes import keep_first_crashes
+from pretrain.engine.ownership import LOCK, LOCK_SHAPE, Ownership, Renewal
 from pretrain.errors import SetupError, UserError
 from pretrain.files import make_folders
-from pretrain.names import tell
+from pretrain.names import printable_in, tell
+from pretrain.redaction import redacted_in
 
 VERDICT_TRIES, VERDICT_PAUSE_S = 3, 0.5
 TOKEN_TRIES, TOKEN_PAUSE_S = 20, 0.1
 
 COMPLETE, REQUEUE, FATAL = "complete", "requeue", "fatal"
 EXIT_CODES = {COMPLETE: 0, FATAL: 2, REQUEUE: 75}  # 75 is sysexits' EX_TEMPFAIL: try again
+FIRST_STEP, COPY = "first_step", "copy"
+EVENT_KINDS = ("launch", "start", "resume", "fork", "change", "rollback", FIRST_STEP, COPY)
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,35 @@ VERDICT_SHAPE: records.Shape = {
 }
 
 
+def _changed_setting(value: Any) -> bool:
+    return isinstance(value, dict) and {"key", "old", "new"} <= value.keys()
+
+
+# Description of the machine in environment.json and in ``launch`` events.
+ENVIRONMENT_SHAPE: records.Shape = {
+    "world_size?": records.whole,
+    "command?": records.each(records.text),
+    "packages?": records.fields,
+    "variables?": records.fields,
+    "provenance?": lambda value: isinstance(value, dict) and all(map(records.text, value.values())),
+    **dict.fromkeys(("python?", "platform?", "host?", "device?", "launcher?", "source?", "digest?"), records.text),
+}
+EVENT_SHAPE: records.Shape = {
+    **ENVIRONMENT_SHAPE,
+    "kind": lambda value: value in EVENT_KINDS,
+    "step": records.whole,
+    "time": records.moment,
+    "settings?": records.each(_changed_setting),
+    "lr?": records.each(records.number, 2),
+    "skipped_window?": records.each(records.whole, 2),
+    "back_to?": records.whole,
+    "began?": lambda value: isinstance(value, dict) and all(map(records.moment, value.values())),
+    "accumulation_steps?": records.whole,
+    "backend?": records.text,
+    "problem?": records.text,
+}
+
+
 def read_verdict(run: Path) -> records.Record:
     """The content of exit.json of a run folder; neither value nor problem if there is none."""
     known = {key.removesuffix("?") for key in VERDICT_SHAPE}
@@ -76,13 +118,14 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.history = path / "history.jsonl"
         self.log = path / "log.txt"
+        self.timesheet = path / "timesheet.jsonl"
         self.config = path / "config.resolved.yaml"
         self.environment = path / "environment.json"
         self.exit = path / "exit.json"
         self.stop_file = path / "STOP"
         self.heartbeats = path / "heartbeats"
         self._ownership: Ownership | None = None
-        self._heartbeats: _Heartbeats | None = None
+        self._renewal: Renewal | None = None
 
     def open(self, rank: Rank, job: tuple[str, int]) -> None:
         """Creates the folder, claims it and verifies that every rank sees the same folder.
@@ -119,8 +162,10 @@ class RunFolder:
             owned.acquire()
             disk.current.fence(self.path, owned.check)
             make_folders(self.checkpoints)
-            self._heartbeats = _Heartbeats(owned)
-            self._heartbeats.start()
+            self._renewal = Renewal(owned, _announce)
+            self._renewal.start()
+            remove_beats(self.heartbeats)
+            keep_first_crashes(self.path)
             disk.current.write(self.path / "token", token.encode())
             disk.current.unlink(self.exit)
         except SetupError as taken:
@@ -128,6 +173,16 @@ class RunFolder:
         except OSError as failure:
             return SetupError(f"run folder {self.path} cannot be written: {failure}")
         return None
+
+    @property
+    def attempt(self) -> int:
+        """The number of this start of the run, higher than all before it in this folder; 0 if it is not open."""
+        return 0 if self._ownership is None else self._ownership.epoch
+
+    @property
+    def seen_before(self) -> float | None:
+        """The last sign of life of the start before, in seconds since the epoch; None: unknown."""
+        return None if self._ownership is None else self._ownership.seen_before
 
     @property
     def lost(self) -> str | None:
@@ -202,10 +257,10 @@ class RunFolder:
         return failure
 
     def _give_back(self) -> None:
-        if self._heartbeats is not None:
-            self._heartbeats.stop()
+        if self._renewal is not None:
+            self._renewal.stop()
             try:
-                self._heartbeats.owned.release()
+                self._renewal.owned.release()
             except disk.FencedOut:
                 pass
             except OSError as error:
@@ -214,42 +269,29 @@ class RunFolder:
                     f"waits {ownership.LEASE_S:.0f} s"
                 )
         disk.current.fence(self.path, None)
-        self._heartbeats = self._ownership = None
-
-
-class _Heartbeats:
-    """The thread that writes heartbeats; a disk error is reported once and does not end it."""
-
-    def __init__(self, owned: Ownership) -> None:
-        self.owned = owned
-        self._released = threading.Event()
-        self._in_trouble = False
-        self._thread = threading.Thread(target=self._run, name="run-lock", daemon=True)
-
-    def start(self) -> None:
-        self._beat()
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._released.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=ownership.HEARTBEAT_S)
-
-    def _run(self) -> None:
-        while self.owned.lost is None and not self._released.wait(ownership.HEARTBEAT_S):
-            self._beat()
-
-    def _beat(self) -> None:
-        try:
-            self.owned.beat()
-            self._in_trouble = False
-        except disk.FencedOut as gone:
-            _announce(f"warning: {gone}")
-        except OSError as error:
-            if not self._in_trouble:
-                _announce(f"warning: no heartbeat could be written to {self.owned.run}: {error}; trying again")
-            self._in_trouble = True
+        self._renewal = self._ownership = None
 
 
 def _announce(text: str) -> None:
     tell(text, file=sys.stderr, flush=True)
+
+
+def record_event(path: Path, kind: str, step: int, **details: Any) -> None:
+    """Appends one line durably. Rank 0 only. Raises: OSError."""
+    assert kind in EVENT_KINDS
+    content = {"kind": kind, "step": step, "time": round(time.time(), 3), **details}
+    line = json.dumps(printable_in(redacted_in(content)), ensure_ascii=False)
+    disk.current.append(path, f"{line}\n".encode(), durable=True)
+
+
+def try_to_record(path: Path, kind: str, step: int, say: Callable[[str], None], **details: Any) -> None:
+    """As ``record_event``, but a line that cannot be written is reported and does not end the run."""
+    try:
+        record_event(path, kind, step, **details)
+    except OSError as error:
+        say(f"warning: {path} cannot be written, so it lacks the {kind} at step {step}: {error}")
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """All lines, the oldest first; damaged or truncated lines are left out."""
+    return records.read_lines(path, EVENT_SHAPE).values

@@ -8,23 +8,24 @@ those of the training.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from pretrain import threads
 from pretrain.engine.backend import EMA, MASTER
 from pretrain.engine.retention import Retention
 from pretrain.errors import CheckpointError
 
 # Progress of a save, as a rank reports it at a boundary.
 FAILED, IDLE, WRITING, WRITTEN, COMPLETING, COMPLETE = -1, 0, 1, 2, 3, 4
-_BUSY = (WRITING, COMPLETING)
+BUSY = (WRITING, COMPLETING)
 
 # One thread for all saves: their parts run in the order in which they were submitted, never two at once.
-_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+_thread = threads.pool("checkpoint", 1)
 
 
 @dataclass(frozen=True)
@@ -60,32 +61,20 @@ class SavePolicy:
 
 
 @dataclass
-class Save:
-    """One save in flight, in two parts: every rank writes its slices, then rank 0 completes the checkpoint.
+class InFlight:
+    """Work of this rank in a thread, in parts; its progress is reported to the other ranks at boundaries."""
 
-    Attributes:
-        step: of the checkpoint.
-        temporary, final: the folder it is written to, and its name once complete.
-        state: the position of the run.
-        marker: the content of COMPLETE.json without files and norms.
-        statistics: running statistics of the model, copied to host memory.
-        began: start time (``time.monotonic``).
-    """
+    _busy: int = field(default=IDLE, init=False)
+    _future: Future[Any] | None = field(default=None, init=False, repr=False)
 
-    step: int
-    temporary: Path
-    final: Path
-    state: dict[str, Any]
-    marker: dict[str, Any]
-    statistics: dict[str, Tensor]
-    began: float
-    _busy: int = IDLE
-    _future: Future[Any] | None = field(default=None, repr=False)
-
-    def start(self, work: Callable[[], Any] | None, busy: int) -> None:
-        """Submits a part to the thread; None: this rank has nothing to do in it."""
+    def start(self, work: Callable[[], Any] | None, busy: int, pool: Executor | None = None) -> None:
+        """Submits a part to a thread (that of the saves, if none is given); None: this rank has nothing to do in it."""
         self._busy = busy
-        self._future = None if work is None else _thread.submit(work)
+        self._future = None if work is None else (pool or _thread).submit(work)
+
+    def is_in(self, part: int) -> bool:
+        """Whether this is the part that was submitted last."""
+        return self._busy == part
 
     @property
     def progress(self) -> int:
@@ -96,10 +85,10 @@ class Save:
             return self._busy
         return FAILED if self._future.exception() is not None else self._busy + 1
 
-    def join(self) -> None:
-        """Waits for this rank's part."""
+    def join(self, limit_s: float | None = None) -> None:
+        """Waits for this rank's part, at most ``limit_s``."""
         if self._future is not None:
-            wait([self._future])
+            wait([self._future], limit_s)
 
     @property
     def result(self) -> Any:
@@ -109,13 +98,37 @@ class Save:
 
     @property
     def error(self) -> BaseException | None:
-        """Why this rank's part failed, or None."""
-        return None if self._future is None else self._future.exception()
+        """Why this rank's part failed; None if it did not, or has not ended."""
+        return self._future.exception() if self._future is not None and self._future.done() else None
+
+
+@dataclass
+class Save(InFlight):
+    """One save in flight, in two parts: every rank writes its slices, then rank 0 completes the checkpoint.
+
+    Attributes:
+        step: of the checkpoint.
+        temporary, final: the folder it is written to, and its name once complete.
+        state: the position of the run.
+        marker: the content of COMPLETE.json without files and norms.
+        statistics: running statistics of the model, copied to host memory.
+        began: start time (``time.monotonic``).
+        files: name → size and hash of the slices of all ranks, once they are written.
+    """
+
+    step: int
+    temporary: Path
+    final: Path
+    state: dict[str, Any]
+    marker: dict[str, Any]
+    statistics: dict[str, Tensor]
+    began: float
+    files: dict[str, Any] = field(default_factory=dict)
 
 
 def all_ranks_are(progress: list[float]) -> int:
     """Combined progress of all ranks: the part in which any is busy, else FAILED if any failed, else the part done."""
-    busy = [each for each in progress if each in _BUSY]
+    busy = [each for each in progress if each in BUSY]
     return int(min(busy or progress))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,18 @@ from pretrain import disk
 from pretrain.engine.backend import EMA, MASTER, HeldSlice
 from pretrain.errors import CheckpointError
 
+_RANK_FILE = re.compile(r"slices/rank-(\d{5,})\.safetensors")
+
 
 def rank_file(rank: int) -> str:
     """Name of the file with one rank's slices, inside the checkpoint folder."""
     return f"slices/rank-{rank:05d}.safetensors"
+
+
+def rank_of_file(name: str) -> int:
+    """The rank that wrote a file of a checkpoint: 0 for those without slices."""
+    found = _RANK_FILE.fullmatch(name)
+    return int(found[1]) if found else 0
 
 
 class HostCopy:
@@ -66,6 +75,11 @@ class HostCopy:
         return buffer
 
 
+def ranks_of(files: Iterable[str]) -> list[int]:
+    """The ranks whose slices are among the files of a checkpoint."""
+    return sorted(int(match[1]) for match in map(_RANK_FILE.fullmatch, files) if match)
+
+
 def write_slices(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
     """Writes one rank's file; the caller makes it durable."""
     disk.current.write_with(path, lambda path: save_file(dict(tensors), path, metadata=dict(header)))
@@ -101,15 +115,20 @@ class _Part:
 
 
 class SliceReader:
-    """Random access to the tensors of a checkpoint folder, written by any number of ranks."""
+    """Random access to the tensors of a checkpoint folder, written by any number of ranks.
 
-    def __init__(self, folder: Path, num_ranks: int) -> None:
+    Args:
+        folder: the checkpoint.
+        ranks: those whose slices are read.
+    """
+
+    def __init__(self, folder: Path, ranks: Iterable[int]) -> None:
         self.folder = folder
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}  # as safetensors names them: F32, BF16
         self._parts: dict[str, list[_Part]] = {}
         self._open_files: dict[Path, safe_open] = {}
-        for rank in range(num_ranks):
+        for rank in ranks:
             self._index(folder / rank_file(rank))
         for parts in self._parts.values():
             parts.sort(key=lambda part: part.offset)
@@ -161,6 +180,17 @@ class SliceReader:
         if filled != numel:
             raise CheckpointError(f"{self.folder}: {filled} of {numel} elements of {key} from {offset} on exist")
         return out
+
+    def covers(self, piece: HeldSlice) -> bool:
+        """Whether all elements of a held piece are here, in every state."""
+        return all(
+            self._num_present(f"{state}:{piece.name}", piece.offset, view.numel()) == view.numel()
+            for state, view in piece.states.items()
+        )
+
+    def _num_present(self, key: str, offset: int, numel: int) -> int:
+        ends = ((part, min(offset + numel, part.offset + part.numel)) for part in self._parts.get(key, ()))
+        return sum(max(0, end - max(offset, part.offset)) for part, end in ends)
 
     def full(self, state: str, name: str) -> Tensor:
         """One complete tensor, in its original shape."""

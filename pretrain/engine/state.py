@@ -5,6 +5,7 @@ Legend: B images per global batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -78,6 +79,8 @@ class Cadence:
         global_batch_size: B.
         accumulation_steps: micro-batches per rank and step.
         evaluate_every, save_every: intervals in steps; None: only at the end.
+        save_every_s: seconds since the last checkpoint after which one is due; None: time does not matter.
+        tiling_at: position on the schedule → metrics of the step's images, where their sizes change.
     """
 
     num_steps: int
@@ -85,15 +88,25 @@ class Cadence:
     accumulation_steps: int = 1
     evaluate_every: int | None = None
     save_every: int | None = None
+    save_every_s: float | None = None
+    tiling_at: Callable[[int], Mapping[str, int]] = lambda step: {}
 
     def last_step(self, state: TrainState) -> int:
         """The step at which the run ends: ``num_steps`` unless the batch size has changed during the run."""
         return state.step + self.num_steps - state.progress(self.global_batch_size)
+
+    def tiling_before(self, state: TrainState) -> Mapping[str, int]:
+        """Metrics of the images of the step that led to ``state``."""
+        return self.tiling_at(state.progress(self.global_batch_size) - 1)
 
     def evaluates_at(self, step: int) -> bool:
         """Whether an evaluation is due at a step before the last."""
         return bool(self.evaluate_every) and step % self.evaluate_every == 0
 
     def saves_at(self, step: int) -> bool:
-        """Whether a checkpoint is due at a step before the last."""
+        """Whether a checkpoint is due by training at a step before the last."""
         return bool(self.save_every) and step % self.save_every == 0
+
+    def saves_after(self, seconds: float) -> bool:
+        """Whether a checkpoint is due by time, this long after the last one."""
+        return self.save_every_s is not None and seconds >= self.save_every_s

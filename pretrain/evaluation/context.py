@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +13,6 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.evaluation import EvaluationSetConfig
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
@@ -21,9 +21,8 @@ from pretrain.distributed.collectives import is_distributed
 from pretrain.engine.session import Session, StopRequest
 from pretrain.models.metadata import TargetScale
 
-# Source: google-research/big_vision, evaluators/common_fewshot.py: resize(256) of both sides, central_crop(224); and
-# its `resize`, which is bilinear without antialias.
-FEW_SHOT_TRANSFORM = EvalTransformConfig(resize="squash_crop", crop_fraction=0.875, resize_filter="bilinear")
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Interrupted(Exception):
@@ -76,7 +75,7 @@ class Context:
         experiment: its model's size, its transforms and its evaluation settings.
         session: this process; its request to stop is checked between batches.
         model: the module; features are what its last layers receive.
-        forward: normalised images → logits (B, K); calls ``model``.
+        forward: normalised images, and options of a batch → logits (B, K); calls ``model``.
         to_images: uint8 images on the device → normalised floats.
         scale: of a regression's targets; None elsewhere.
     """
@@ -84,7 +83,7 @@ class Context:
     experiment: Experiment
     session: Session
     model: nn.Module
-    forward: Callable[[Tensor], Tensor]
+    forward: Callable[..., Tensor]
     to_images: Callable[[Tensor], Tensor]
     scale: TargetScale | None = None
 
@@ -101,28 +100,41 @@ class Context:
         Raises:
             DataError: the shards are missing, or labelled otherwise than the training set where that matters.
         """
+        transform = config.transform_or(self.experiment.data.eval_transform)
         return InterruptibleStream(
             self.experiment,
             shards,
             self.session.rank.rank,
             self.session.rank.world,
             self.experiment.evaluation.micro_batch_size,
-            EvalRequest(sample_ids, self.transform(config), config.has_own_classes, config.kind),
+            EvalRequest(sample_ids, transform, config.has_own_classes, config.kind),
             stop_request=self.session.stop_request,
             device=self.device,
         )
 
-    def transform(self, config: EvaluationSetConfig) -> EvalTransformConfig:
-        """How the images of a set are made."""
-        default = FEW_SHOT_TRANSFORM if config.kind == "few_shot" else self.experiment.data.eval_transform
-        return config.transform or default
-
     def logits(self, batch: Batch) -> Tensor:
         """Logits (B, K) of a batch on the device. Collective: at ZeRO-3."""
-        return self.forward(self.to_images(batch.images))
+        return self.forward(self.to_images(batch.images), **batch.options)
 
 
-class OnLogits:
+class Evaluator(ABC):
+    """A measurement of a model on one set."""
+
+    @classmethod
+    @abstractmethod
+    def in_run(cls, config: EvaluationSetConfig, context: Context) -> Self:
+        """The evaluator of a set inside a run.
+
+        Raises:
+            DataError: the set is missing, damaged, or not what its kind needs.
+        """
+
+    @abstractmethod
+    def __call__(self) -> dict[str, float]:
+        """Registered metric → value, the same on every rank. Collective: yes."""
+
+
+class OnLogits(Evaluator):
     """The steps that all evaluators of logits share: one set, each image once over all ranks.
 
     Args:
@@ -136,6 +148,11 @@ class OnLogits:
     def __init__(self, config: EvaluationSetConfig, context: Context) -> None:
         self.context, self.shards = context, config.shards
         self.stream = context.stream(config, config.shards)
+
+    @classmethod
+    def in_run(cls, config: EvaluationSetConfig, context: Context) -> Self:
+        """See ``Evaluator``."""
+        return cls(config, context)
 
     def prepared(self, batch: Batch) -> Batch:
         """The batch on the host before it is used, such as with other labels."""

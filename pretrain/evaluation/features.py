@@ -6,10 +6,8 @@ Legend: B images · N images of a set · D width of the features · M most label
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -22,8 +20,11 @@ from pretrain.data.storage.classes import load_classes, require_same_classes
 from pretrain.data.storage.index import ShardTable, read_labels
 from pretrain.distributed.collectives import all_gather_rows
 from pretrain.errors import DataError
-from pretrain.evaluation.context import Context
-from pretrain.models.families.registry import classifier_layers
+from pretrain.evaluation.context import Context, Evaluator
+from pretrain.models.head_input import HeadInput
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -56,36 +57,6 @@ class Features:
         return Features(
             self.values.to(device), self.labels.to(device), self.sample_ids.to(device), self.valid.to(device)
         )
-
-
-class HeadInput(AbstractContextManager["HeadInput"]):
-    """Records the input of a model's last layers; of several (DeiT's two heads) it takes the mean.
-
-    The model is called as in training, through the engine, so that sharded weights are gathered as always.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._layers = classifier_layers(model)
-        self._seen: list[Tensor] = []
-
-    def __enter__(self) -> HeadInput:
-        self._handles = [layer.register_forward_pre_hook(self._listen) for layer in self._layers]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _listen(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._seen.append(inputs[0].detach().float().flatten(1))
-
-    def take(self) -> Tensor:
-        """Features of the images of the last call, fp32 (B, D)."""
-        assert len(self._seen) == len(self._layers), "each head is called once"
-        taken, self._seen = torch.stack(self._seen).mean(0), []
-        return taken
 
 
 class FrozenModel(Protocol):
@@ -244,8 +215,8 @@ class Pair:
     @classmethod
     def in_run(cls, config: EvaluationSetConfig, context: Context) -> Pair:
         """The pair of an evaluation set inside a run; errors as ``of``."""
-        assert config.train_shards is not None
-        train, test = (StreamedSet(config, context, shards) for shards in (config.train_shards, config.shards))
+        assert config.train_set is not None
+        train, test = (StreamedSet(config, context, shards) for shards in (config.train_set[0], config.shards))
         return cls.of(
             train, test, context.device, context.session.rank.rank, context.session.rank.world, context.session.say
         )
@@ -284,3 +255,20 @@ def single_labels(labels: NDArray[np.int64], shards: str) -> NDArray[np.int64]:
             "few_shot, knn and logistic need one"
         )
     return labels.max(1) if labels.size else np.zeros(0, dtype=np.int64)
+
+
+class OnFeatures(Evaluator):
+    """An evaluator that learns from the features of one split and classifies those of the other.
+
+    Args:
+        config: the settings of its kind.
+        pair: the two splits.
+    """
+
+    def __init__(self, config: Any, pair: Pair) -> None:
+        self._config, self._pair = config, pair
+
+    @classmethod
+    def in_run(cls, config: EvaluationSetConfig, context: Context) -> Self:
+        """See ``Evaluator``."""
+        return cls(config, Pair.in_run(config, context))

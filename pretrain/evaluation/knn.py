@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.config.schema.evaluation import EvaluationSetConfig
+from pretrain.config.schema.evaluation import KnnConfig
 from pretrain.evaluation.classification import TopK
-from pretrain.evaluation.features import Features, Pair, joined
+from pretrain.evaluation.features import Features, OnFeatures, Pair, joined
 
 CHUNK = 4096
 
@@ -48,10 +48,10 @@ def votes(cosines: Tensor, labels: Tensor, num_classes: int, temperature: float)
     return total.scatter_add_(1, labels, (cosines.double() / temperature).exp())
 
 
-class NearestNeighbours:
+class NearestNeighbours(OnFeatures):
     """``kind: knn``."""
 
-    def __init__(self, config: EvaluationSetConfig, pair: Pair) -> None:
+    def __init__(self, config: KnnConfig, pair: Pair) -> None:
         self._config, self._pair = config, pair
 
     @torch.no_grad()

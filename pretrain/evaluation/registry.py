@@ -2,51 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
-
-from pretrain.config.schema.evaluation import EvaluationSetConfig
 from pretrain.data.storage.index import num_in_common
 from pretrain.data.storage.location import Location
 from pretrain.data.storage.packed_set import open_packed
-from pretrain.evaluation.classification import Accuracy, MultiLabel
-from pretrain.evaluation.context import Context
-from pretrain.evaluation.features import Pair
-from pretrain.evaluation.few_shot import FewShot
+from pretrain.evaluation.classification import Accuracy, MappedAccuracy, MultiLabel
+from pretrain.evaluation.context import Context, Evaluator
+from pretrain.evaluation.dense import MaskOverlap, VectorErrors
+from pretrain.evaluation.features import OnFeatures
 from pretrain.evaluation.knn import NearestNeighbours
-from pretrain.evaluation.logistic import LogisticProbe
-from pretrain.evaluation.regression import VectorErrors
-from pretrain.evaluation.segmentation import MaskOverlap
+from pretrain.evaluation.linear import FewShot, LogisticProbe
 
 MOST_COMPARED = 2_000_000  # training images whose checksums are read for a warning
 
-
-class Evaluator(Protocol):
-    """A measurement of a model on one set."""
-
-    def __call__(self) -> dict[str, float]:
-        """Registered metric → value, the same on every rank. Collective: yes."""
-        ...
-
-
-PROBES: dict[str, Callable[[EvaluationSetConfig, Pair], Evaluator]] = {
+PROBES: dict[str, type[OnFeatures]] = {
     "few_shot": FewShot,
     "knn": NearestNeighbours,
     "logistic": LogisticProbe,
 }
-
-
-def _probe(config: EvaluationSetConfig, context: Context) -> Evaluator:
-    return PROBES[config.kind](config, Pair.in_run(config, context))
-
-
-EVALUATORS: dict[str, Callable[[EvaluationSetConfig, Context], Evaluator]] = {
+EVALUATORS: dict[str, type[Evaluator]] = {
     "accuracy": Accuracy,
-    "label_map": Accuracy,
+    "label_map": MappedAccuracy,
     "multilabel": MultiLabel,
     "regression": VectorErrors,
     "segmentation": MaskOverlap,
-    **dict.fromkeys(PROBES, _probe),
+    **PROBES,
 }
 
 
@@ -59,7 +38,7 @@ def build_evaluators(context: Context) -> dict[str, Evaluator]:
     sets = context.experiment.evaluation.sets
     if context.session.rank.is_main:
         _warn_of_overlap(context)
-    return {name: EVALUATORS[config.kind](config, context) for name, config in sets.items()}
+    return {name: EVALUATORS[config.kind].in_run(config, context) for name, config in sets.items()}
 
 
 def _warn_of_overlap(context: Context) -> None:

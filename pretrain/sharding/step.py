@@ -5,21 +5,33 @@ Legend: R ranks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
+from pretrain.config.image_sizes import Tiling
 from pretrain.config.schema.experiment import Experiment
-from pretrain.models import budget
-from pretrain.models.footprint import FP32, WEIGHT_BYTES, Footprint, Precision
-from pretrain.optim.groups import Rule, assign_rules
+from pretrain.config.schema.model import ModelConfig
+from pretrain.models.families.protocol import FP32, WEIGHT_BYTES, Footprint, Precision
+from pretrain.models.families.registry import family_of
+from pretrain.sharding.complete import Owned
+from pretrain.sharding.messages import Cut, most_allocated
+from pretrain.sharding.teacher import teacher_bytes
+from pretrain.sharding.weights import Weights, weights_of
+
+
+def sums_in_fp32(passed_on: Mapping[str, Any]) -> bool:
+    """Whether gradients are summed and reduced in fp32, also those of bf16 weights (``cluster.passed_on``)."""
+    return passed_on.get("data_types", {}).get("grad_accum_dtype") == "fp32"
 
 
 @dataclass(frozen=True)
 class DeepSpeedSettings:
-    """DeepSpeed's settings that decide memory and traffic, in elements; the defaults are DeepSpeed's.
+    """DeepSpeed's settings that decide memory and traffic, in elements.
+
+    DeepSpeed's own bucket of 500 million elements is larger than all gradients of a ViT-L/16, so that nothing would
+    be reduced before the end of the backward pass. Ours holds four blocks of an L/16 or two of an H/14, which are 100
+    or 200 MB: enough for the full bandwidth of a node.
 
     Attributes:
         reduce_bucket: gradients that are reduced at once.
@@ -28,10 +40,16 @@ class DeepSpeedSettings:
         overlap: stages 1 and 2 fill a second bucket while the first is reduced.
     """
 
-    reduce_bucket: int = 500_000_000
+    reduce_bucket: int = 50_000_000
     max_reuse_distance: int = 1_000_000_000
     persistence_threshold: int = 100_000
-    overlap: bool = False
+    overlap: bool = True
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Our settings of DeepSpeed's section ``zero_optimization`` where they differ from DeepSpeed's defaults."""
+        size = cls.reduce_bucket
+        return {"overlap_comm": cls.overlap, "reduce_bucket_size": size, "allgather_bucket_size": size}
 
     @classmethod
     def of(cls, deepspeed: Mapping[str, Any]) -> DeepSpeedSettings:
@@ -46,52 +64,19 @@ class DeepSpeedSettings:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Sizes of a model's parameters in elements.
+class Fsdp2Settings:
+    """The settings of ``fully_shard`` that decide memory and traffic.
 
     Attributes:
-        sizes: size of every parameter, in the order of the model.
-        trained: for each parameter, whether it is trained or frozen.
-        groups: sizes of the trained parameters by parameter group of the optimiser.
+        reshard_after_forward: release each block after its forward pass, and gather it again for the backward pass.
     """
 
-    sizes: tuple[int, ...]
-    trained: tuple[bool, ...]
-    groups: tuple[tuple[int, ...], ...]
+    reshard_after_forward: bool = True
 
     @classmethod
-    def of(cls, sizes: Mapping[str, int], rules: Mapping[str, Rule]) -> Weights:
-        """Groups the parameters as ``pretrain.optim.groups.parameter_groups`` does.
-
-        Args:
-            sizes: parameter name → elements, in the order of the model.
-            rules: parameter name → how it is trained.
-        """
-        groups: dict[Rule, list[int]] = {}
-        for name, size in sizes.items():
-            if not rules[name].frozen:
-                groups.setdefault(rules[name], []).append(size)
-        trained = tuple(not rules[name].frozen for name in sizes)
-        return cls(tuple(sizes.values()), trained, tuple(map(tuple, groups.values())))
-
-    @cached_property
-    def num_parameters(self) -> int:
-        """Elements of all parameters."""
-        return sum(self.sizes)
-
-    @cached_property
-    def num_trained(self) -> int:
-        """Elements of the trained parameters."""
-        return sum(map(sum, self.groups))
-
-    @property
-    def num_frozen(self) -> int:
-        """Elements of the frozen parameters."""
-        return self.num_parameters - self.num_trained
-
-    def of_kind(self, *, trained: bool) -> list[int]:
-        """Sizes of the trained parameters, or of the frozen ones."""
-        return [size for size, is_trained in zip(self.sizes, self.trained, strict=True) if is_trained == trained]
+    def of(cls, passed_on: Mapping[str, Any]) -> Fsdp2Settings:
+        """Reads them from ``cluster.passed_on``."""
+        return cls(bool(passed_on.get("reshard_after_forward", cls.reshard_after_forward)))
 
 
 @dataclass(frozen=True)
@@ -99,16 +84,18 @@ class OptimizerState:
     """The optimiser's states and temporaries, in fp32 values per trained weight (a bf16 value counts as half).
 
     Attributes:
-        num_states: values kept between updates: 2 for AdamW, 1 for SGD with momentum. Adafactor's row and column means
-            are left out: they are three orders of magnitude smaller than the rest.
+        num_states: values kept between updates: 2 for AdamW, 1 for SGD with momentum. Those of tensors that are
+            updated as complete ones are counted separately (``Weights.complete``).
         num_temporaries: values allocated during an update. AdamW needs one on a GPU, where it updates all tensors at
-            once, and two on a CPU.
+            once, and two on a CPU. Complete tensors are updated one by one.
         has_average: whether an EMA of the weights is kept.
+        reads_weights: updates of complete tensors depend on their weights too.
     """
 
     num_states: float = 2.0
     num_temporaries: int = 1
     has_average: bool = False
+    reads_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +110,10 @@ class Step:
         micro_batch_size: images per device in one forward and backward pass.
         accumulation_steps: passes per step. With more than one, gradients are held along with activations.
         optimizer: its state.
+        sums_in_fp32: gradients are summed and reduced in fp32, also those of bf16 weights.
         deepspeed: DeepSpeed's settings.
+        fsdp2: those of ``fully_shard``.
+        teacher: bytes of the frozen teacher of a distillation.
     """
 
     footprint: Footprint
@@ -133,7 +123,10 @@ class Step:
     micro_batch_size: int
     accumulation_steps: int = 1
     optimizer: OptimizerState = OptimizerState()
+    sums_in_fp32: bool = False
     deepspeed: DeepSpeedSettings = DeepSpeedSettings()
+    fsdp2: Fsdp2Settings = Fsdp2Settings()
+    teacher: int = 0
 
     def with_micro_batch(self, size: int) -> Step:
         """This step with the same images per device in passes of another size, which must divide them."""
@@ -142,8 +135,33 @@ class Step:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of one weight and of its gradient."""
+        """Bytes of one weight, and of its gradient before it is summed."""
         return WEIGHT_BYTES[self.precision]
+
+    def reduced_bytes(self, plain: int, multiple: int = 1) -> int:
+        """Bytes of all gradients as ZeRO reduces them.
+
+        Args:
+            plain: bytes of one number. With autocast DeepSpeed reduces dense and convolution layers in bf16 instead.
+            multiple: each tensor is padded to a multiple of so many elements.
+        """
+        weights = self.weights
+        cast = WEIGHT_BYTES["bf16"] if self.precision == "autocast" else plain
+        return sum(
+            -(-size // multiple) * multiple * (cast if is_cast else plain)
+            for size, is_trained, is_cast in zip(weights.sizes, weights.trained, weights.cast, strict=True)
+            if is_trained
+        )
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of one gradient in a sum over micro-steps and ranks."""
+        return FP32 if self.sums_in_fp32 else self.weight_bytes
+
+    @property
+    def sums_in_place(self) -> bool:
+        """Whether stages 1 and 2 sum this rank's share of the gradients in the fp32 tensor that the update reads."""
+        return self.gradient_bytes > self.weight_bytes
 
     @property
     def accumulates(self) -> bool:
@@ -160,9 +178,31 @@ class Step:
         """Additional bytes that the backward pass of a micro-batch needs."""
         return self.micro_batch_size * self.footprint.working
 
-    def state_bytes(self, elements: int) -> int:
-        """Bytes of the optimiser's state for a number of weights."""
-        return int(FP32 * self.optimizer.num_states * elements)
+    @property
+    def elementwise(self) -> Step:
+        """This step, as if the parameters that are updated as complete tensors were frozen."""
+        return replace(self, weights=self.weights.elementwise)
+
+    def owned(self, *, together: bool) -> Owned:
+        """The most that a rank owns of complete tensors; ``together``: all groups are updated at the same time."""
+        return Owned.most(self.weights.updated(together=together), self.num_devices)
+
+    def state_bytes(self, elements: int, owned: Owned) -> int:
+        """Bytes of the optimiser's state for a number of weights that are updated one by one, and owned tensors."""
+        return int(FP32 * self.optimizer.num_states * elements) + int(FP32 * owned.kept)
+
+    def working_bytes(self, elements: int, cut: Cut, *, together: bool) -> int:
+        """Bytes of the temporaries of an update, where the parameters are sharded.
+
+        Args:
+            elements: weights of this rank that are updated one by one.
+            cut: how tensors that are updated as complete ones are sharded.
+            together: whether all groups are updated at the same time.
+        """
+        optimizer, groups = self.optimizer, self.weights.updated(together=together)
+        read = 2 if optimizer.reads_weights else 1
+        allocated = most_allocated(groups, self.num_devices, cut, read)
+        return max(self.temporary_bytes(elements), FP32 * allocated)
 
     def average_bytes(self, elements: int) -> int:
         """Bytes of the EMA of a number of weights; 0 if there is none."""
@@ -173,25 +213,36 @@ class Step:
         return FP32 * self.optimizer.num_temporaries * elements
 
 
+def _footprint(experiment: Experiment) -> Footprint:
+    """The weights of the model, and the activations of its largest training images."""
+
+    def at(model: ModelConfig) -> Footprint:
+        policy = experiment.cluster.activation_checkpointing
+        return family_of(model).footprint(
+            model, experiment.num_outputs, precision=experiment.precision, checkpointing=policy
+        )
+
+    own, heaviest = at(experiment.trained_model), experiment.image_sizes.heaviest
+    if heaviest == Tiling(experiment.model.size):
+        return own
+    largest = at(experiment.model.at_tiling(heaviest))
+    return replace(own, kept=largest.kept, working=largest.working)
+
+
 def step_of(experiment: Experiment, num_devices: int, micro_batch_size: int) -> Step:
     """The step that an experiment describes.
 
     Args:
-        experiment: the settings; the cost of its model must be known (``budget.can_tell``).
+        experiment: the settings; the cost of its model must be known (``cost_is_known``).
         num_devices: R.
         micro_batch_size: images per device in one pass; it divides the images per device.
 
     Raises:
         ConfigError: an override of the optimiser matches no parameter.
     """
-    model, optim, cluster = experiment.model, experiment.optim, experiment.cluster
+    optim, cluster = experiment.optim, experiment.cluster
     return Step(
-        footprint=budget.footprint(
-            model,
-            experiment.num_outputs,
-            precision=experiment.precision,
-            checkpointing=cluster.activation_checkpointing,
-        ),
+        footprint=_footprint(experiment),
         weights=weights_of(experiment),
         precision=experiment.precision,
         num_devices=num_devices,
@@ -201,15 +252,10 @@ def step_of(experiment: Experiment, num_devices: int, micro_batch_size: int) -> 
             num_states=optim.own_states,
             num_temporaries=optim.num_temporaries,
             has_average=optim.ema_decay is not None,
+            reads_weights=optim.reads_weights,
         ),
-        deepspeed=DeepSpeedSettings.of(cluster.deepspeed),
+        sums_in_fp32=sums_in_fp32(cluster.passed_on),
+        deepspeed=DeepSpeedSettings.of(cluster.passed_on),
+        fsdp2=Fsdp2Settings.of(cluster.passed_on),
+        teacher=teacher_bytes(experiment) or 0,
     )
-
-
-def weights_of(experiment: Experiment) -> Weights:
-    """Sizes of the experiment's parameters by the groups that its optimiser updates them in."""
-    model, optim = experiment.model, experiment.optim
-    shapes = budget.parameter_shapes(model, experiment.num_outputs)
-    layer_ids = None if optim.layer_decay is None else budget.layer_ids(model, experiment.num_outputs)
-    rules = assign_rules({name: len(shape) for name, shape in shapes.items()}, optim, layer_ids)
-    return Weights.of({name: math.prod(shape) for name, shape in shapes.items()}, rules)

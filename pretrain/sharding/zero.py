@@ -8,10 +8,13 @@ Legend: p trained parameters · R ranks · b bytes of a weight and of its gradie
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pretrain.models.footprint import FP32
-from pretrain.sharding.memory import Memory, Traffic
+from pretrain.models.families.protocol import FP32
+from pretrain.sharding.complete import Complete
+from pretrain.sharding.messages import even_parts
+from pretrain.sharding.protocol import Memory, Traffic, exchanged
 from pretrain.sharding.step import Step
 
 ALIGNMENT = 2  # stages 1 and 2 pad each flat group to a multiple of this many elements per rank
@@ -33,14 +36,18 @@ class Zero:
         """See ``Sharding.backend``."""
         return "deepspeed"
 
+    def engine(self, precision: str) -> str:
+        """See ``Sharding.engine``."""
+        return self.backend
+
     @property
     def setting(self) -> str:
         """See ``Sharding.setting``."""
         return f"cluster.zero_stage: {self.stage}"
 
     @property
-    def updates_complete_tensors(self) -> bool:
-        """See ``Sharding.updates_complete_tensors``."""
+    def updates_together(self) -> bool:
+        """See ``Sharding.updates_together``."""
         return False
 
     @property
@@ -57,7 +64,8 @@ class Zero:
         if step.num_devices == 1:
             return ()
         found = _traffic_3(step) if self.stage == 3 else _traffic_1_and_2(step, shards_gradients=self.stage == 2)
-        return tuple(one for one in found if one.payload)
+        cut = _cut_by_tensors if self.stage == 3 else _cut_anywhere
+        return tuple(one for one in (*found, *exchanged(step, cut, together=self.updates_together)) if one.payload)
 
 
 # ── stages 1 and 2 ──
@@ -68,25 +76,39 @@ def _padded(step: Step) -> int:
     return sum(_round_up(sum(group), ALIGNMENT * step.num_devices) for group in step.weights.groups)
 
 
+def _cut_anywhere(group: Sequence[Complete], num_devices: int) -> list[dict[int, int]]:
+    """Tensors are joined to a flat group, which has equal parts on all ranks."""
+    share = _round_up(sum(each.size for each in group), ALIGNMENT * num_devices) // num_devices
+    found, start = [], 0
+    for each in group:
+        stop = start + each.size
+        ranks = range(start // share, (stop - 1) // share + 1)
+        found.append({rank: min(stop, (rank + 1) * share) - max(start, rank * share) for rank in ranks})
+        start = stop
+    return found
+
+
 def _memory_1_and_2(step: Step, *, shards_gradients: bool) -> Memory:
-    width, padded, bucket = step.weight_bytes, _padded(step), step.deepspeed.reduce_bucket
+    width, padded, bucket = step.gradient_bytes, _padded(step), step.deepspeed.reduce_bucket
     share = padded // step.num_devices
+    alone, owned = _padded(step.elementwise) // step.num_devices, step.owned(together=False)
     complete = width * step.weights.num_trained
     gradients = width * share if shards_gradients else complete
     carried = gradients if step.accumulates else 0
     # A bucket has its full size even for a small model; with autocast there is one for each of two types.
     buffers = width * bucket * (2 if step.precision == "autocast" else 1) * (2 if step.deepspeed.overlap else 1)
-    flattened = width * share if width < FP32 else 0  # bf16 gradients are joined before they become fp32
     if shards_gradients:
-        reduction = carried + _stage_2_reduction(step, share)
+        reduction = _overlapped_reduction(step, share, carried=carried, freed=step.activations)
+    elif step.deepspeed.overlap:  # a gradient moves into a bucket when it is complete, and its own memory is freed
+        reduction = _overlapped_reduction(step, share, carried=0, freed=step.activations + carried)
     else:
         # Stage 1 reduces after the backward pass; gradients that do not fit into the bucket are held outside it.
         copied = width * min(step.weights.num_trained, bucket)
         waiting = 0 if bucket >= step.weights.num_trained else complete - copied
         reduction = waiting + copied + width * share
     return Memory(
-        weights=width * (padded + step.weights.num_frozen),
-        optimizer=FP32 * share + step.state_bytes(share),
+        weights=step.weight_bytes * (padded + step.weights.num_frozen),
+        optimizer=FP32 * share + step.state_bytes(alone, owned),
         average=step.average_bytes(share),
         gradients=gradients,
         carried=carried,
@@ -96,32 +118,50 @@ def _memory_1_and_2(step: Step, *, shards_gradients: bool) -> Memory:
         activations=step.activations,
         working=step.working,
         reduction=buffers + reduction,
-        update=width * share + FP32 * share + max(step.temporary_bytes(share), flattened),
+        update=_update_1_and_2(step, share, step.working_bytes(alone, _cut_anywhere, together=False))
+        + (buffers if step.sums_in_place and not shards_gradients else 0),
+        teacher=step.teacher,
     )
 
 
-def _stage_2_reduction(step: Step, share: int) -> int:
-    """Peak over the reductions, on the rank whose share is reduced first (the last layers).
+def _update_1_and_2(step: Step, share: int, working: int) -> int:
+    """The share of the gradients as one fp32 tensor, the tensors that it is joined from, and the update's own."""
+    if step.sums_in_place:
+        return FP32 * share + working
+    width = step.gradient_bytes
+    flattened = width * share if width < FP32 else 0  # bf16 gradients are joined before they become fp32
+    return width * share + FP32 * share + max(working, flattened)
 
-    Activations are freed as gradients are produced; the share is allocated at the first reduction.
+
+def _overlapped_reduction(step: Step, share: int, *, carried: int, freed: int) -> int:
+    """Peak over the reductions in a backward pass, on the rank whose share is reduced first (the last layers).
+
+    Args:
+        step: the step.
+        share: elements of the rank's share of the gradients, which is allocated at the first reduction.
+        carried: bytes of the micro-steps before, to which the share is added if it is not summed in their place.
+        freed: bytes that are freed as gradients are produced.
     """
     trained, bucket = step.weights.num_trained, step.deepspeed.reduce_bucket
-    share_bytes, copied = step.weight_bytes * share, step.weight_bytes * min(trained, bucket)
-    most, done, held = 0, 0, 0
-    while done < trained:
+    share_bytes, copied = step.gradient_bytes * share, step.gradient_bytes * min(trained, bucket)
+    held, carried = (carried, 0) if step.sums_in_place else (0, carried)
+    most, done = 0, 0
+    for _ in range(2):  # later reductions hold what the second holds, and less remains
+        if done == trained:
+            break
         done = min(done + bucket, trained)
         left = 1 - done / trained
-        activations = round(left * step.activations) + (step.working if left else 0)
-        most = max(most, activations + max(held + copied, share_bytes))
+        remaining = round(left * freed) + (step.working if left else 0)
+        most = max(most, remaining + max(held + copied, share_bytes))
         held = share_bytes
-    return most
+    return carried + most
 
 
 def _traffic_1_and_2(step: Step, *, shards_gradients: bool) -> list[Traffic]:
     """DeepSpeed reduces a bucket for all its owners at once, not by reduce-scatter: at stage 2 in every micro-step."""
     times = step.accumulation_steps if shards_gradients else 1
     return [
-        Traffic("all_reduce", "gradients", step.weight_bytes * step.weights.num_trained * times),
+        Traffic("all_reduce", "gradients", step.reduced_bytes(step.gradient_bytes) * times),
         Traffic("all_gather", "updated weights", step.weight_bytes * _padded(step)),
     ]
 
@@ -139,10 +179,18 @@ def _shares(sizes: list[int], num_devices: int) -> int:
     return sum(-(-size // num_devices) for size in sizes)
 
 
+def _cut_by_tensors(group: Sequence[Complete], num_devices: int) -> list[dict[int, int]]:
+    """Each tensor has equal parts on all ranks, the last of which may lack some elements."""
+    return [even_parts(each.size, 1, num_devices) for each in group]
+
+
 def _memory_3(step: Step) -> Memory:
-    width, settings = step.weight_bytes, step.deepspeed
+    width, summed, settings = step.weight_bytes, step.gradient_bytes, step.deepspeed
     share = _shares(step.weights.of_kind(trained=True), step.num_devices)
     frozen = _shares(step.weights.of_kind(trained=False), step.num_devices)
+    alone = _shares(step.elementwise.weights.of_kind(trained=True), step.num_devices)
+    owned = step.owned(together=False)
+    working = step.working_bytes(alone, _cut_by_tensors, together=False)
     persistent = _persistent(step)
     autocast = step.precision == "autocast"
     # The buckets are kept; with autocast there is one of the weights' type and one of the compute type.
@@ -154,31 +202,31 @@ def _memory_3(step: Step) -> Memory:
     reused = settings.max_reuse_distance // 2 + 2 * step.footprint.largest_unit
     return Memory(
         weights=width * (share + frozen + persistent),
-        optimizer=FP32 * share + step.state_bytes(share),
+        optimizer=FP32 * share + step.state_bytes(alone, owned),
         average=step.average_bytes(share),
-        gradients=width * share,
-        carried=width * share,
+        gradients=summed * share,
+        carried=summed * share,
         gathered=width * max(min(step.weights.num_parameters - persistent, reused), 0),
         buffers=buffers,
         idle_buffers=buffers,
         # DeepSpeed gathers autocast's copies instead of the weights.
         activations=step.activations - (step.footprint.copies if autocast else 0),
         working=step.working,
-        reduction=width * share + buffers + copied,
-        update=width * share + buffers + FP32 * share + step.temporary_bytes(share),
+        reduction=summed * share + buffers + copied,
+        update=summed * share + buffers + FP32 * share + working,
+        teacher=step.teacher,
     )
 
 
 def _traffic_3(step: Step) -> list[Traffic]:
     width, world = step.weight_bytes, step.num_devices
-    reduced = sum(_round_up(size, world) for size in step.weights.of_kind(trained=True))
     return [
         Traffic(
             "all_gather",
             "weights, for forward and backward passes",
             width * _gathered_elements(step) * step.accumulation_steps,
         ),
-        Traffic("reduce_scatter", "gradients", width * reduced * step.accumulation_steps),
+        Traffic("reduce_scatter", "gradients", step.reduced_bytes(width, world) * step.accumulation_steps),
         Traffic("all_gather", "updated small weights, kept unsharded", width * _persistent(step)),
     ]
 

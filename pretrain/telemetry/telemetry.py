@@ -5,12 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pretrain.telemetry.console import Reporter
-from pretrain.telemetry.metrics import checked
-from pretrain.telemetry.sinks import Delayed, Sink
+from pretrain.telemetry.metrics import Delayed, Sink, checked
 
 SLOW_RATIO = 1.5  # a rank is slow whose own time is so many times the median rank's,
 SLOW_SHARE = 0.1  # and if that costs this share of a step
@@ -36,6 +35,7 @@ class Work:
         world: ranks.
         num_samples: images of an epoch.
         flops_per_image: of training, without what is computed again; None: not known.
+        flops_by_tiling: the same for each (image_size, patch_size), the metrics of a step, where they change.
         peak_flops: FLOP/s of one device at best; None: not known, and no MFU.
     """
 
@@ -44,15 +44,22 @@ class Work:
     num_samples: int
     flops_per_image: float | None = None
     peak_flops: float | None = None
+    flops_by_tiling: Mapping[tuple[int | None, int | None], float] = field(default_factory=dict)
 
-    def mfu(self, images_per_s: float) -> float | None:
-        """Model FLOPs utilisation at this rate of the job.
+    def flops_of(self, values: Mapping[str, Any]) -> float | None:
+        """FLOPs of training on one image of a step with these metrics."""
+        tiling = (values.get("image_size"), values.get("patch_size"))
+        return self.flops_by_tiling.get(tiling, self.flops_per_image)
+
+    def mfu(self, images_per_s: float, flops_per_image: float | None = None) -> float | None:
+        """Model FLOPs utilisation at this rate of the job; ``flops_per_image`` replaces those of the whole run.
 
         Source: Chowdhery et al., "PaLM" (2204.02311), appendix B.
         """
-        if self.flops_per_image is None or self.peak_flops is None:
+        flops_per_image = self.flops_per_image if flops_per_image is None else flops_per_image
+        if flops_per_image is None or self.peak_flops is None:
             return None
-        return images_per_s * self.flops_per_image / (self.peak_flops * self.world)
+        return images_per_s * flops_per_image / (self.peak_flops * self.world)
 
 
 class Telemetry:
@@ -74,6 +81,7 @@ class Telemetry:
 
     def _mark(self) -> None:
         self._since, self._steps, self._waited = time.monotonic(), 0, 0.0
+        self._flops: list[float | None] = []  # per image, of each step
         self._own = [0.0] * self._work.world
 
     def is_due(self, step: int) -> bool:
@@ -96,6 +104,7 @@ class Telemetry:
         """
         self._steps += 1
         self._waited += max(times.waited_s)
+        self._flops.append(self._work.flops_of(values))
         self._own = [total + own for total, own in zip(self._own, times.by_rank(), strict=True)]
         speed = self._speed()
         self.reporter.advance(step, {**values, **speed})
@@ -112,7 +121,7 @@ class Telemetry:
         if is_slow and rank != self._named:
             self.reporter.say(
                 f"step {step}: rank {rank} is slow: {own:.3f} s of its own in a step (data and forward pass), the "
-                f"median rank {typical:.3f} s; heartbeats/rank-{rank:05d}.json names its host"
+                f"median rank {typical:.3f} s; its heartbeat in the folder heartbeats/ names its host"
             )
         self._named = rank if is_slow else None
 
@@ -121,7 +130,8 @@ class Telemetry:
         rate = self._steps * self._work.batch_size / elapsed if elapsed else 0.0
         slowest = max(range(len(self._own)), key=self._own.__getitem__)
         typical = statistics.median(self._own)
-        mfu = self._work.mfu(rate)
+        known = [flops for flops in self._flops if flops is not None]
+        mfu = self._work.mfu(rate, statistics.mean(known) if known else None)
         return {
             "images_per_s": rate,
             "images_per_s_per_device": rate / self._work.world,

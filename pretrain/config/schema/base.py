@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic.fields import FieldInfo
@@ -18,21 +18,36 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 
 
+Section = TypeVar("Section", bound="Strict")
+
+
 class Strict(BaseModel):
     """A section: unknown keys are errors, and values cannot change after loading.
 
     Attributes:
         chosen_by: for members of a union: the key whose value selects the member.
-        not_offered: for members of a union: values of that key that users may expect → why they are not offered.
+        implied: for members of a union: keys of other members → a value that may be written because it describes this
+            member, too. Such a key has no field and is not listed.
         first_keys: for the base of a union's members: the keys listed first. A member's own keys come next, then the
             remaining shared ones.
+        last_keys: for the same base: keys listed after all others.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
 
     chosen_by: ClassVar[str] = "name"
-    not_offered: ClassVar[Mapping[str, str]] = {}
+    implied: ClassVar[Mapping[str, Any]] = {}
     first_keys: ClassVar[tuple[str, ...]] = ()
+    last_keys: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Implied keys are ``patternProperties``, because editors do not complete those."""
+        written = handler(schema)
+        if cls.implied:
+            allowed = {f"^{key}$": {"const": value} for key, value in cls.implied.items()}
+            handler.resolve_ref_schema(written)["patternProperties"] = allowed
+        return written
 
     def ignored(self) -> dict[str, str]:
         """Keys that the section's other settings leave without effect → the reason, phrased to follow the key.
@@ -85,6 +100,12 @@ class Choice(NamedTuple):
         return str(getattr(section, self.key, section))
 
     @property
+    def base(self) -> type[Strict]:
+        """The class that all models extend."""
+        of_first = next(iter(self.models.values())).__mro__
+        return next(base for base in of_first if all(issubclass(model, base) for model in self.models.values()))
+
+    @property
     def fields(self) -> dict[str, FieldInfo]:
         """The keys of all models: shared keys first, then each model's own."""
         of_all: dict[str, FieldInfo] = {}
@@ -104,6 +125,13 @@ def choice_of(annotation: Any) -> Choice | None:
         return None
     key = models[0].chosen_by
     return Choice(key, {model.model_fields[key].default: model for model in models})
+
+
+def members_of(union: Any, base: type[Section]) -> dict[str, type[Section]]:
+    """Name → model, of those models of a union that extend ``base``."""
+    choice = choice_of(union)
+    assert choice is not None, "a union of sections"
+    return {name: model for name, model in choice.models.items() if issubclass(model, base)}
 
 
 def names_of(union: Any, which: Callable[[Any], bool]) -> list[str]:
@@ -134,5 +162,6 @@ def fields_of(schema: type[BaseModel]) -> dict[str, FieldInfo]:
     if base is None or not issubclass(base, Strict):
         return fields
     first = [key for key in base.first_keys if key in fields]
-    own = [key for key in fields if key not in first and key not in base.model_fields]
-    return {key: fields[key] for key in dict.fromkeys((*first, *own, *fields))}
+    own = [key for key in fields if key not in base.model_fields]
+    listed = dict.fromkeys((*first, *own, *fields))
+    return {key: fields[key] for key in sorted(listed, key=lambda key: key in base.last_keys)}

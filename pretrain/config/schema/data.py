@@ -1,196 +1,196 @@
-"""The training set, its stream and its transforms."""
+"""The training data: which samples a run draws, from one set or a mixture of several, and how they are augmented."""
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from pretrain.config.schema.augmentation import (
-    AUGREG,
-    AugRegPreset,
-    MixingConfig,
-    Policy,
+from pretrain.config.duration import Moment
+from pretrain.config.schema.base import NonNegativeFloat, PositiveFloat, PositiveInt, Strict, UnitInterval
+from pretrain.config.schema.transforms import (
+    AnyTrainTransform,
+    EvalTransformConfig,
+    InceptionConfig,
     RandAugmentConfig,
-    RandomErasingConfig,
-    TimmPolicyText,
+    TrainTransformConfig,
 )
-from pretrain.config.schema.base import (
-    ONE_OF,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Strict,
-    UnitInterval,
-    fields_of,
+from pretrain.config.subset import Subset, check_subset
+
+Target = Literal["labels", "vector", "mask"]  # of a sample; the same for all samples of a set
+IN_WORDS: dict[Target, str] = {
+    "labels": "class labels",
+    "vector": "vectors of numbers",
+    "mask": "segmentation masks",
+}
+IGNORED_PIXEL = 255  # in a mask: the pixel has no class and does not count
+
+COUNTED = "Counted where the set is in a local folder and the number is not stated."
+PLACES = (
+    "a folder, http(s)://…, s3://bucket/prefix (also gs://, az://), or pipe:COMMAND with {name} in it (see "
+    "allow_pipe); the URL of the index.json works too"
 )
-from pretrain.config.schema.source import TrainSetConfig
+DROP_LIST = (
+    'A JSONL file of samples that are never drawn: {"shard": "shard-000000.tar", "key": "000000042"} on each line.'
+)
+SUBSET = "A fixed subset, such as '10 %' or '50_000 samples'; a smaller subset is contained in a larger one."
 
-ResizeFilter = Literal["bilinear", "bilinear_aa", "bicubic_aa", "area"]
 
+class SourceConfig(Strict):
+    """One packed split or a subset of it."""
 
-class TrainTransformConfig(Strict):
-    """Transform of training images. Random numbers are functions of (seed, epoch, sample)."""
-
-    chosen_by = "crop"
-    first_keys = ("crop", "short_side")
-
-    crop: str
-    short_side: PositiveInt | None = Field(default=None, description="null only.", json_schema_extra={"const": None})
-    hflip: UnitInterval = Field(default=0.5, description="Probability of a horizontal flip.")
-    resize_filter: ResizeFilter = Field(default="bilinear_aa", description="Interpolation of the resize.")
-    randaugment: Annotated[RandAugmentConfig | None, Policy(moves_pixels=True)] = Field(
-        default=None, description="big_vision's RandAugment, after the flip; null: none."
+    shards: str = Field(description=f"Location of the split's WebDataset tars and index: {PLACES}.")
+    num_samples: PositiveInt = Field(
+        description="Expected number of samples, without those of drop_list; checked against the index."
     )
-    auto_augment: Annotated[TimmPolicyText | None, Policy(moves_pixels=True)] = Field(
+    drop_list: str | None = Field(
         default=None,
-        description="timm's RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1 (operations and levels differ "
-        "from randaugment); null: none.",
+        description=DROP_LIST,
     )
-    three_augment: Annotated[bool, Policy(moves_pixels=False)] = Field(
-        default=False, description="3-Augment: each image is converted to grey, solarised or blurred (DeiT III)."
+    subset: Subset | None = Field(
+        default=None,
+        description=SUBSET,
     )
-    color_jitter: Annotated[NonNegativeFloat, Policy(moves_pixels=False)] = Field(
-        default=0.0,
-        description="Scale brightness, contrast and saturation by factors within 1 ± this, in random order, after the "
-        "operations above. Unlike in timm, it also applies together with auto_augment.",
-    )
-    color_jitter_hue: Annotated[float, Field(ge=0, le=0.5), Policy(moves_pixels=False)] = Field(
-        default=0.0,
-        description="The colour jitter's fourth operation: shift the hue by a fraction of the circle within ± this "
-        "(torchvision's hue); the only operation if color_jitter is 0.",
-    )
-    random_erasing: Annotated[RandomErasingConfig | None, Policy(moves_pixels=True)] = Field(
-        default=None, description="Random erasing in the normalised image; null: none."
-    )
-
-    @classmethod
-    def policies(cls) -> dict[str, Policy]:
-        """The keys that switch a policy on, each with its declaration."""
-        marked = {
-            key: [mark for mark in info.metadata if isinstance(mark, Policy)] for key, info in fields_of(cls).items()
-        }
-        return {key: marks[0] for key, marks in marked.items() if marks}
 
     @property
-    def moving_pixels(self) -> list[str]:
-        """The keys of the active policies that move image content."""
-        return [key for key, policy in self.policies().items() if policy.moves_pixels and getattr(self, key)]
-
-    def of_masks(self) -> TrainTransformConfig:
-        """The same crop and flip for masks: nearest-neighbour interpolation, no policies."""
-        off = {key: type(self).model_fields[key].default for key in self.policies()}
-        return self.model_copy(update={"resize_filter": "nearest", **off})
+    def drawn_samples(self) -> int:
+        """Number of samples in an epoch."""
+        return self.num_samples if self.subset is None else self.subset.count(self.num_samples)
 
     @model_validator(mode="after")
-    def _settings_fit_each_other(self) -> TrainTransformConfig:
-        if self.short_side is not None and not isinstance(self, ResmallConfig):
-            raise ValueError(f"short_side belongs to crop: resmall; with {self.crop} it would be ignored")
-        chosen = [name for name in ("randaugment", "auto_augment", "three_augment") if getattr(self, name)]
-        if len(chosen) > 1:
-            raise ValueError(f"{' and '.join(chosen)} are two policies for one place; choose one")
+    def _subset_fits(self) -> SourceConfig:
+        check_subset(self.subset, self.num_samples)
         return self
 
 
-class InceptionConfig(TrainTransformConfig):
-    """A crop of random area and aspect ratio."""
+class WeightedSourceConfig(SourceConfig):
+    """One of the sets of a mixture."""
 
-    crop: Literal["inception"] = Field(
-        default="inception",
-        description="Crop of random area and aspect ratio, resized (torchvision's RandomResizedCrop).",
+    weight: PositiveFloat = Field(description="Its share of the draws, relative to the other weights.")
+
+
+class TrainSetConfig(Strict):
+    """The training data: one set, or a mixture of several."""
+
+    shards: str | None = Field(
+        default=None, description=f"Location of the split's WebDataset tars and index: {PLACES}."
     )
-    min_area: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.05, description="Minimum fraction of the area in a crop."
+    num_samples: PositiveInt = Field(
+        description="Expected number of samples, without those of drop_list; checked against the index. For a mixture: "
+        f"the sum. {COUNTED}"
     )
-    ratio: tuple[PositiveFloat, PositiveFloat] = Field(
-        default=(0.75, 4 / 3), description="Range of the crop's width over its height."
+    num_classes: PositiveInt = Field(
+        description=f"Expected number of classes, or length of the target vectors: the width of the head. {COUNTED}"
     )
-
-
-class InceptionTfConfig(TrainTransformConfig):
-    """A crop of random height and aspect ratio."""
-
-    crop: Literal["inception_tf"] = Field(
-        default="inception_tf",
-        description="Crop of random height and ratio, resized (TensorFlow's distorted bounding box; Google's recipes).",
+    drop_list: str | None = Field(default=None, description=DROP_LIST)
+    subset: Subset | None = Field(default=None, description=SUBSET)
+    mixture: tuple[WeightedSourceConfig, ...] = Field(
+        default=(),
+        description="Instead of shards: several sets with the same classes, each with its own weight and epochs.",
     )
-    min_area: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.05, description="Minimum fraction of the area in a crop."
-    )
-    ratio: tuple[PositiveFloat, PositiveFloat] = Field(
-        default=(0.75, 1.33), description="Range of the crop's width over its height (TensorFlow's default)."
-    )
-
-
-class SimpleConfig(TrainTransformConfig):
-    """A random square crop after resizing the short side to the model's size."""
-
-    crop: Literal["simple"] = Field(
-        default="simple",
-        description="Resize the short side to the model's size, reflect 4 pixels at each edge, then crop a random "
-        "square of the model's size (DeiT III's simple random crop).",
+    allow_pipe: bool = Field(
+        default=False, description="Whether shards may be pipe:COMMAND, which runs a shell command on every node."
     )
 
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """The data sets; a single one without a mixture."""
+        if self.mixture:
+            return self.mixture
+        assert self.shards is not None
+        return (
+            SourceConfig(
+                shards=self.shards, num_samples=self.num_samples, drop_list=self.drop_list, subset=self.subset
+            ),
+        )
 
-class ResmallConfig(TrainTransformConfig):
-    """A random square crop of a resized image."""
+    @property
+    def smallest_source(self) -> int:
+        """Samples in an epoch of the smallest set; each lane needs at least one sample of every set."""
+        return min(source.drawn_samples for source in self.sources)
 
-    crop: Literal["resmall"] = Field(
-        default="resmall",
-        description="Resize the short side to short_side, then crop a random square (big_vision's resmall_crop).",
-    )
-    short_side: PositiveInt | None = Field(
-        default=None,
-        description="Length of the short side before the crop, in pixels (448 for a 384 px model). Must be set.",
-    )
+    @property
+    def drawn_samples(self) -> int:
+        """Number of samples in an epoch, summed over the sets of a mixture."""
+        return sum(source.drawn_samples for source in self.sources)
 
     @model_validator(mode="after")
-    def _has_a_short_side(self) -> ResmallConfig:
-        if self.short_side is None:
-            raise ValueError("crop: resmall needs short_side, the pixels of the short side before the crop")
+    def _one_or_several(self) -> TrainSetConfig:
+        if (self.shards is None) == (not self.mixture):
+            raise ValueError("give either shards (one set) or mixture (several)")
+        for name in ("drop_list", "subset") if self.mixture else ():
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} belongs to each set of the mixture; beside mixture it would be ignored")
+        total = sum(source.num_samples for source in self.mixture)
+        if self.mixture and total != self.num_samples:
+            raise ValueError(f"num_samples: {self.num_samples} is not the sum of the mixture's sets, {total}")
+        check_subset(self.subset, self.num_samples)
         return self
 
 
-class SquashConfig(TrainTransformConfig):
-    """The complete image, without a crop."""
+AugRegPreset = Literal["none", "light1", "light2", "medium1", "medium2", "strong1", "strong2"]
 
-    crop: Literal["resize"] = Field(
-        default="resize", description="No crop: squash the complete image to the model's size."
+
+class AugReg(NamedTuple):
+    """RandAugment's layers and magnitude, and mixup's p."""
+
+    num_layers: int
+    magnitude: float
+    mixup: float
+
+
+# Source: AugReg (2106.10270), from google-research/big_vision, configs/vit_i1k.py and vit_i21k.py.
+AUGREG: dict[str, AugReg] = {
+    "none": AugReg(0, 0, 0.0),
+    "light1": AugReg(2, 0, 0.0),  # magnitude 0 still has an effect: it may invert or darken an image
+    "light2": AugReg(2, 10, 0.2),
+    "medium1": AugReg(2, 15, 0.2),
+    "medium2": AugReg(2, 15, 0.5),
+    "strong1": AugReg(2, 20, 0.5),
+    "strong2": AugReg(2, 20, 0.8),
+}
+
+
+class MixingConfig(Strict):
+    """Mixup and CutMix of the images 2i and 2i + 1 of a lane, and of their labels."""
+
+    mixup: NonNegativeFloat = Field(
+        default=0.0, description="λ ~ Beta(mixup, mixup) blends the two images (mixup, 1710.09412); 0: never."
+    )
+    cutmix: NonNegativeFloat = Field(
+        default=0.0,
+        description="λ ~ Beta(cutmix, cutmix): a box of 1 − λ of the area is exchanged (CutMix, 1905.04899). λ is "
+        "corrected to the clipped box's area; 0: never.",
+    )
+    prob: UnitInterval = Field(default=1.0, description="Probability of mixing.")
+    switch_prob: UnitInterval = Field(default=0.5, description="Probability of CutMix if both are on.")
+    per: Literal["batch", "pair"] = Field(
+        default="batch", description="Draw the choice, λ and box once per global batch or per pair of images."
+    )
+    keep_larger: bool = Field(
+        default=False,
+        description="Use max(λ, 1 − λ) in mixup, so that each image keeps the larger share (big_vision).",
     )
 
-
-AnyTrainTransform = Annotated[InceptionConfig | InceptionTfConfig | SimpleConfig | ResmallConfig | SquashConfig, ONE_OF]
-
-
-class EvalTransformConfig(Strict):
-    """Transform of evaluation images."""
-
-    resize: Literal["short_side", "resmall", "squash", "squash_crop"] = Field(
-        default="short_side",
-        description="short_side: keep the aspect ratio, then crop the centre (the long side is rounded down, as in "
-        "torchvision, timm and Hugging Face); resmall: likewise, but the long side is rounded to the nearest and the "
-        "crop position down (big_vision's resize_small and central_crop); squash: resize to the model's size; "
-        "squash_crop: squash to a larger size, then crop the centre.",
-    )
-    crop_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.875,
-        description="Model size divided by the resized short side (short_side, resmall) or sides (squash_crop), which "
-        "are rounded down: 0.875 is 256 → 224, 0.9 is 248 → 224.",
-    )
-    resize_filter: ResizeFilter = Field(default="bilinear_aa", description="Interpolation of the resize.")
+    @property
+    def active(self) -> bool:
+        """Whether mixing is on."""
+        return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
     def ignored(self) -> dict[str, str]:
         """See ``Strict``."""
-        if self.resize != "squash":
-            return {}
-        return {
-            "crop_fraction": "belongs to resize: short_side, resmall or squash_crop; with squash it would be ignored"
-        }
+        ignored = {}
+        if not (self.mixup and self.cutmix):
+            ignored["switch_prob"] = "chooses between mixup and cutmix; with one of them it would be ignored"
+        if not (self.mixup or self.cutmix):
+            ignored |= dict.fromkeys(("prob", "per"), "belongs to mixup and cutmix; with neither it would be ignored")
+        return ignored
 
-    def before_crop(self, side: int) -> int:
-        """Length to which a side is resized before the crop to ``side``, rounded down as in timm and DeiT."""
-        return math.floor(side / self.crop_fraction)
+    @model_validator(mode="after")
+    def _keeps_what_is_mixed(self) -> MixingConfig:
+        if self.keep_larger and not self.mixup:
+            raise ValueError("keep_larger belongs to mixup; without mixup it would be ignored")
+        return self
 
 
 class DataConfig(TrainSetConfig):
@@ -204,10 +204,22 @@ class DataConfig(TrainSetConfig):
     shuffle_window: PositiveInt = Field(
         default=8192, description="Shuffle window: consecutive positions of a lane that are shuffled together."
     )
+    sampling: Literal["natural", "square_root", "balanced"] = Field(
+        default="natural",
+        description="How often each class is drawn in an epoch of num_samples draws, for one label per image: as often "
+        "as it has images (natural), in proportion to the root of that, or all equally often.",
+    )
     repeated_augmentation: PositiveInt = Field(
         default=1,
         description="Repeated augmentation: k copies of an image per global batch, augmented independently and in "
         "different lanes; an epoch still has num_samples draws, of num_samples / k images (DeiT: 3).",
+    )
+    resolution: tuple[tuple[Moment, PositiveInt | tuple[PositiveInt, ...]], ...] = Field(
+        default=(),
+        description="Sides of the training images in pixels, as a list of [start, side]: [[0, 96], [40 %, 128], "
+        "[80 %, 224]]. start is a share of the run or a duration; a list in place of a side ([[0, [160, 192, 224]]]): "
+        "one of them for each batch, drawn by seed and step. Evaluation and saved weights have model.img_size. Empty: "
+        "training images have it, too.",
     )
     augreg: AugRegPreset | None = Field(
         default=None,
@@ -227,6 +239,30 @@ class DataConfig(TrainSetConfig):
     max_bad_sample_rate: Annotated[float, Field(ge=0, le=1)] = Field(
         default=1e-4, description="The run stops if more than this fraction of the samples cannot be read or decoded."
     )
+
+    @property
+    def draws_each_once(self) -> bool:
+        """Whether an epoch draws each image of one complete set once, so that the counts of its card hold."""
+        whole = self.drop_list is None and self.subset is None
+        return whole and not self.mixture and self.sampling == "natural"
+
+    def ignored(self) -> dict[str, str]:
+        """See ``Strict``."""
+        if self.sampling == "natural":
+            return {}
+        return {
+            "shuffle_window": f"shuffles along the shards; sampling: {self.sampling} draws from all of them, and it "
+            "would be ignored"
+        }
+
+    @model_validator(mode="after")
+    def _sampling_of_one_set(self) -> DataConfig:
+        if self.mixture and self.sampling != "natural":
+            raise ValueError(
+                f"sampling: {self.sampling} draws the classes of one set, but mixture draws several sets by weight; "
+                "use natural, or pack the sets into one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _preset_alone(self) -> DataConfig:

@@ -1,162 +1,283 @@
-"""When a model is evaluated, and on which sets."""
+"""When a model is evaluated, and on which sets: one model for each kind of evaluation."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from pretrain.config.duration import Duration
-from pretrain.config.schema.base import PositiveFloat, PositiveInt, Strict
-from pretrain.config.schema.data import EvalTransformConfig
-from pretrain.config.schema.source import PLACES
-from pretrain.config.target import Target
+from pretrain.config.schema.base import ONE_OF, PositiveFloat, PositiveInt, Strict, members_of
+from pretrain.config.schema.data import COUNTED, PLACES, Target
+from pretrain.config.schema.transforms import EvalTransformConfig
 
-Kind = Literal["accuracy", "multilabel", "label_map", "few_shot", "knn", "logistic", "regression", "segmentation"]
-FEATURE_KINDS = ("few_shot", "knn", "logistic")  # use the head's input, not its logits
-# (settings, kinds that have them)
-SETTINGS_OF_KINDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("targets",), ("accuracy", "label_map")),
-    (("class_map",), ("label_map",)),
-    (("train_shards", "num_train_samples"), FEATURE_KINDS),
-    (("shots", "num_seeds"), ("few_shot",)),
-    (("l2",), ("few_shot", "logistic")),
-    (("k", "temperature"), ("knn",)),
-    (("max_iterations",), ("logistic",)),
-)
+LOWER_IS_BETTER = frozenset({"loss", "mae", "rmse"})  # among the metrics that select a best model
 # Keywords accepted instead of a file.
 IMAGENET_REAL = "imagenet_real"  # for targets: the list shipped with timm
 NUMBERS = "numbers"  # for class_map: the class ids are output indices
-CHIEF_METRICS: dict[Kind, str] = {
-    "accuracy": "top1",
-    "label_map": "top1",
-    "multilabel": "mAP",
-    "knn": "knn_top1",
-    "logistic": "logistic_top1",
-    "regression": "mae",
-    "segmentation": "mIoU",
-}
-METRICS: dict[Kind, tuple[str, ...]] = {
-    "accuracy": ("top1", "top5"),
-    "label_map": ("top1", "top5"),
-    "multilabel": ("mAP", "precision_at_1"),
-    "knn": ("knn_top1", "knn_top5"),
-    "logistic": ("logistic_top1", "logistic_top5"),
-    "regression": ("mae", "rmse", "r2"),
-    "segmentation": ("mIoU", "pixel_accuracy"),
-}
-TARGETS: dict[str, Target] = {"regression": "vector", "segmentation": "mask"}  # other kinds: labels
-FEW_SHOT_L2 = 2.0**10
-LOGISTIC_L2 = 1.0
 
-
-def target_of_kind(kind: str) -> Target:
-    """The target that a kind of evaluation needs the samples to have."""
-    return TARGETS.get(kind, "labels")
+# Source: google-research/big_vision, evaluators/common_fewshot.py: resize(256) of both sides, central_crop(224); and
+# its `resize`, which is bilinear without antialias.
+FEW_SHOT_TRANSFORM = EvalTransformConfig(resize="squash_crop", crop_fraction=0.875, resize_filter="bilinear")
 
 
 class EvaluationSetConfig(Strict):
-    """A labelled set and its metrics. Every image counts exactly once on any number of ranks."""
+    """A labelled set and its metrics. Every image counts exactly once on any number of ranks.
 
-    kind: Kind = Field(
-        default="accuracy",
-        description="accuracy: top-1 and top-5. multilabel: precision@1 and mean average precision. label_map: "
-        "accuracy where the set has other classes than the head (ImageNet-1k with a head of ImageNet-21k). regression: "
-        "mean absolute error, root of the mean squared error and R², for objective.name: regression. "
-        "segmentation: mean intersection over union and pixel accuracy, for objective.name: segmentation. On frozen "
-        "features, with an additional labelled train set: few_shot (regularised least squares), knn, logistic "
-        "(regression).",
+    Attributes:
+        target: the target that the set's samples must have.
+        own_metrics: the metrics of every set of this kind; see ``metrics``.
+        uses_features: it evaluates the head's input, not its logits.
+        has_own_classes: the set's classes may differ from those of the training set.
+    """
+
+    chosen_by = "kind"
+    target: ClassVar[Target] = "labels"
+    own_metrics: ClassVar[tuple[str, ...]] = ()
+    uses_features: ClassVar[bool] = False
+    has_own_classes: ClassVar[bool] = False
+
+    kind: str
+    shards: str = Field(
+        description=f"Location of the set's tars and index: {PLACES}. beside:NAME is the split NAME in the folder that "
+        "data.shards is in."
     )
-    shards: str = Field(description=f"Location of the set's tars and index: {PLACES}.")
-    num_samples: PositiveInt = Field(description="Expected number of samples.")
+    num_samples: PositiveInt = Field(description=f"Expected number of samples. {COUNTED}")
     transform: EvalTransformConfig | None = Field(
         default=None,
         description="Image transform; null: data.eval_transform, or for few_shot squashing to size / 0.875 "
         "without antialiasing and a central crop (256 to 224).",
     )
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics by which models can be compared on the set."""
+        return self.own_metrics
+
+    @property
+    def chief_metric(self) -> str:
+        """The main metric of the set."""
+        return self.metrics[0]
+
+    @property
+    def num_draws(self) -> int:
+        """Number of random draws whose mean is reported."""
+        return 1
+
+    @property
+    def train_set(self) -> tuple[str, int] | None:
+        """Location and number of samples of the labelled set that it learns from; None: it does not learn."""
+        return None
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Key → the file that it names."""
+        return {}
+
+    def transform_or(self, default: EvalTransformConfig) -> EvalTransformConfig:
+        """The image transform; ``default`` is the one of the model's other evaluations."""
+        return self.transform or default
+
+    def labelled(self, name: str) -> str:
+        """The name of the set with what is evaluated on it, for display."""
+        return f"{name} ({self.kind})"
+
+
+class TargetsConfig(EvaluationSetConfig):
+    """A set whose labels can be replaced."""
+
+    own_metrics = ("top1", "top5")
+
     targets: str | None = Field(
         default=None,
-        description="accuracy, label_map: JSON file with labels that replace the set's own, such as ReaL's: a list of "
-        "lists in the order of the file names, or file name to list; imagenet_real: ReaL's labels, as shipped with "
-        "timm. An image without labels does not count.",
+        description="JSON file with labels that replace the set's own, such as ReaL's: a list of lists in the order of "
+        "the file names, or file name to list; imagenet_real: ReaL's labels, as shipped with timm. An image without "
+        "labels does not count.",
+    )
+
+    @property
+    def files(self) -> dict[str, str]:
+        """See ``EvaluationSetConfig``."""
+        return {"targets": self.targets} if self.targets not in (None, IMAGENET_REAL) else {}
+
+
+class AccuracyConfig(TargetsConfig):
+    """Accuracy of the logits."""
+
+    kind: Literal["accuracy"] = Field(default="accuracy", description="top-1 and top-5.")
+
+    def labelled(self, name: str) -> str:
+        """See ``EvaluationSetConfig``; it is what one expects."""
+        return name
+
+
+class MultiLabelConfig(EvaluationSetConfig):
+    """Metrics of images with several labels."""
+
+    own_metrics = ("mAP", "precision_at_1")
+
+    kind: Literal["multilabel"] = Field(default="multilabel", description="Precision@1 and mean average precision.")
+
+
+class LabelMapConfig(TargetsConfig):
+    """Accuracy on a set with other classes than the head."""
+
+    has_own_classes = True
+
+    kind: Literal["label_map"] = Field(
+        default="label_map",
+        description="Accuracy where the set has other classes than the head (ImageNet-1k with a head of ImageNet-21k).",
     )
     class_map: str | None = Field(
         default=None,
-        description="label_map only: CSV with the columns class (of this set) and output (of the head), each an id or "
-        "an index; null: match classes and outputs by id; numbers: the class ids are output indices, like the folder "
-        "names of ImageNet-V2.",
+        description="CSV with the columns class (of this set) and output (of the head), each an id or an index; null: "
+        "match classes and outputs by id; numbers: the class ids are output indices, like the folder names of "
+        "ImageNet-V2.",
     )
-    train_shards: str | None = Field(
-        default=None, description="few_shot, knn, logistic: folder of the labelled training set."
-    )
-    num_train_samples: PositiveInt | None = Field(
-        default=None, description="few_shot, knn, logistic: samples that train_shards is expected to have."
+
+    @property
+    def files(self) -> dict[str, str]:
+        """See ``EvaluationSetConfig``."""
+        named = {"class_map": self.class_map} if self.class_map not in (None, NUMBERS) else {}
+        return super().files | named
+
+
+class FeaturesConfig(EvaluationSetConfig):
+    """A classifier of frozen features, which is learned from a second labelled set."""
+
+    uses_features = True
+    has_own_classes = True
+
+    train_shards: str = Field(description="Location of the labelled training set that the classifier learns from.")
+    num_train_samples: PositiveInt = Field(description=f"Expected number of samples of train_shards. {COUNTED}")
+
+    @property
+    def train_set(self) -> tuple[str, int]:
+        """See ``EvaluationSetConfig``."""
+        return self.train_shards, self.num_train_samples
+
+
+class FewShotConfig(FeaturesConfig):
+    """Regularised least squares on a few images per class."""
+
+    kind: Literal["few_shot"] = Field(
+        default="few_shot", description="Regularised least squares on frozen features of a few images per class."
     )
     shots: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
-        default=(1, 5, 10, 25), description="few_shot only: images per class, one result for each."
+        default=(1, 5, 10, 25), description="Images per class, one result for each."
     )
-    num_seeds: PositiveInt = Field(
-        default=3, description="few_shot only: number of random draws; the mean is reported."
-    )
-    l2: PositiveFloat | None = Field(
-        default=None,
-        description="few_shot: ridge added to the Gram matrix, null: 2^10. logistic: half of it times the squared norm "
-        "of the weights is added to the sum of the losses, null: 1.",
-    )
-    k: PositiveInt = Field(default=20, description="knn only: neighbours that vote.")
-    temperature: PositiveFloat = Field(default=0.07, description="knn only: a vote weighs exp(cosine / temperature).")
-    max_iterations: PositiveInt = Field(default=1000, description="logistic only: maximum number of solver iterations.")
-
-    def ignored(self) -> dict[str, str]:
-        """See ``Strict``."""
-        return {
-            name: f"belongs to kind: {' or '.join(owners)}; with {self.kind} it would be ignored"
-            for names, owners in SETTINGS_OF_KINDS
-            if self.kind not in owners
-            for name in names
-        }
+    num_seeds: PositiveInt = Field(default=3, description="Number of random draws; the mean is reported.")
+    l2: PositiveFloat | None = Field(default=None, description="Ridge added to the Gram matrix; null: 2^10.")
 
     @model_validator(mode="after")
-    def _settings_fit_the_kind(self) -> EvaluationSetConfig:
-        if self.kind in FEATURE_KINDS:
-            for name in ("train_shards", "num_train_samples"):
-                if getattr(self, name) is None:
-                    raise ValueError(f"{name}: is missing; kind: {self.kind} learns from labelled images")
-        if self.kind == "knn" and self.num_train_samples is not None and self.k > self.num_train_samples:
-            raise ValueError(f"k: {self.k} neighbours, but num_train_samples is {self.num_train_samples}")
+    def _shots_differ(self) -> FewShotConfig:
         if len(set(self.shots)) != len(self.shots):
             raise ValueError("shots: contains a duplicate; remove it")
         return self
 
     @property
-    def chief_metric(self) -> str:
-        """The main metric of the set."""
-        return f"{max(self.shots)}_shot" if self.kind == "few_shot" else CHIEF_METRICS[self.kind]
+    def ridge(self) -> float:
+        """``l2``, or its default."""
+        return self.l2 or 2.0**10
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The metrics by which models can be compared on the set."""
-        return tuple(f"{shots}_shot" for shots in self.shots) if self.kind == "few_shot" else METRICS[self.kind]
+        """See ``EvaluationSetConfig``."""
+        return tuple(f"{shots}_shot" for shots in self.shots)
 
     @property
-    def target(self) -> Target:
-        """The target that the set's samples must have."""
-        return target_of_kind(self.kind)
+    def chief_metric(self) -> str:
+        """See ``EvaluationSetConfig``."""
+        return f"{max(self.shots)}_shot"
 
     @property
-    def uses_features(self) -> bool:
-        """Whether it evaluates features and has its own classes."""
-        return self.kind in FEATURE_KINDS
+    def num_draws(self) -> int:
+        """See ``EvaluationSetConfig``."""
+        return self.num_seeds
+
+    def transform_or(self, default: EvalTransformConfig) -> EvalTransformConfig:
+        """See ``EvaluationSetConfig``; big_vision's own transform instead of the model's."""
+        return self.transform or FEW_SHOT_TRANSFORM
+
+
+class KnnConfig(FeaturesConfig):
+    """A vote of the nearest neighbours."""
+
+    own_metrics = ("knn_top1", "knn_top5")
+
+    kind: Literal["knn"] = Field(default="knn", description="Vote of the nearest neighbours among frozen features.")
+    k: PositiveInt = Field(default=20, description="Neighbours that vote.")
+    temperature: PositiveFloat = Field(default=0.07, description="A vote weighs exp(cosine / temperature).")
+
+    @model_validator(mode="after")
+    def _neighbours_exist(self) -> KnnConfig:
+        if self.k > self.num_train_samples:
+            raise ValueError(f"k: {self.k} neighbours, but num_train_samples is {self.num_train_samples}")
+        return self
+
+
+class LogisticConfig(FeaturesConfig):
+    """Logistic regression."""
+
+    own_metrics = ("logistic_top1", "logistic_top5")
+
+    kind: Literal["logistic"] = Field(default="logistic", description="Logistic regression on frozen features.")
+    l2: PositiveFloat | None = Field(
+        default=None,
+        description="Half of it times the squared norm of the weights is added to the sum of the losses; null: 1.",
+    )
+    max_iterations: PositiveInt = Field(default=1000, description="Maximum number of solver iterations.")
 
     @property
-    def has_own_classes(self) -> bool:
-        """Whether the set's classes may differ from those of the training set."""
-        return self.uses_features or self.kind == "label_map"
+    def penalty(self) -> float:
+        """``l2``, or its default."""
+        return self.l2 or 1.0
+
+
+class VectorErrorsConfig(EvaluationSetConfig):
+    """Errors of a regression."""
+
+    target = "vector"
+    own_metrics = ("mae", "rmse", "r2")
+
+    kind: Literal["regression"] = Field(
+        default="regression",
+        description="Mean absolute error, root of the mean squared error and R², for objective.name: regression.",
+    )
+
+
+class MaskOverlapConfig(EvaluationSetConfig):
+    """Overlap of predicted and true masks."""
+
+    target = "mask"
+    own_metrics = ("mIoU", "pixel_accuracy")
+
+    kind: Literal["segmentation"] = Field(
+        default="segmentation",
+        description="Mean intersection over union and pixel accuracy, for objective.name: segmentation.",
+    )
+
+
+EvaluationSet = Annotated[
+    AccuracyConfig
+    | MultiLabelConfig
+    | LabelMapConfig
+    | FewShotConfig
+    | KnnConfig
+    | LogisticConfig
+    | VectorErrorsConfig
+    | MaskOverlapConfig,
+    ONE_OF,
+]
 
 
 class EvaluationConfig(Strict):
     """When a model is evaluated, and on which sets. The end of the run always evaluates."""
 
     every: Duration | None = Field(default=None, description="Interval during training; null: at the end only.")
-    sets: dict[str, EvaluationSetConfig] = Field(default_factory=dict, description="Name → evaluation set.")
+    sets: dict[str, EvaluationSet] = Field(default_factory=dict, description="Name → evaluation set.")
     micro_batch_size: PositiveInt = Field(default=64, description="Images per device in one forward pass.")
+
+
+KINDS = members_of(EvaluationSet, EvaluationSetConfig)
+FEATURE_KINDS = members_of(EvaluationSet, FeaturesConfig)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pretrain.config.duration import Duration
 from pretrain.config.families import forms_where
-from pretrain.config.schema.base import Strict
-from pretrain.config.schema.checkpoint import CheckpointConfig, InitConfig, ResumeConfig
-from pretrain.config.schema.cluster import ClusterConfig
-from pretrain.config.schema.data import DataConfig
+from pretrain.config.image_sizes import ImageSizes, Stage, Tiling, stages_of
+from pretrain.config.schema.base import Strict, names_of
+from pretrain.config.schema.cluster import AutoClusterConfig, Cluster
+from pretrain.config.schema.data import IGNORED_PIXEL, IN_WORDS, DataConfig
 from pretrain.config.schema.evaluation import EvaluationConfig
+from pretrain.config.schema.jobs import SweepConfig
 from pretrain.config.schema.model import ModelConfig
+from pretrain.config.schema.native import native_problems
 from pretrain.config.schema.objective import Objective, SoftmaxConfig, makers_of
 from pretrain.config.schema.optim import Optim
-from pretrain.config.schema.sweep import SweepConfig
-from pretrain.config.schema.telemetry import GuardConfig, TelemetryConfig
-from pretrain.config.target import IGNORED_PIXEL, IN_WORDS
+from pretrain.config.schema.run import CheckpointConfig, GuardConfig, InitConfig, ResumeConfig, TelemetryConfig
 from pretrain.errors import ConfigError
 
 FORMAT_VERSION = 1
@@ -43,7 +43,7 @@ class Experiment(Strict):
     )
     precision: Literal["fp32", "bf16", "autocast"] = Field(
         default="bf16",
-        description="bf16: weights in bfloat16 with fp32 master weights (ZeRO ≥ 1); autocast: fp32 weights, "
+        description="bf16: weights in bfloat16 with fp32 master weights; autocast: fp32 weights, "
         "matmuls in bfloat16; fp32. Loss, softmax, norms and head are always fp32.",
     )
     tf32: bool = Field(
@@ -63,15 +63,35 @@ class Experiment(Strict):
     init: InitConfig = Field(default_factory=InitConfig)
     guard: GuardConfig = Field(default_factory=GuardConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
-    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    cluster: Cluster = Field(
+        default_factory=AutoClusterConfig,
+        description="Settings that do not decide the result: devices, micro-batch size, sharding and data loading.",
+    )
     sweep: SweepConfig | None = Field(default=None, description="Read by pipelines sweep only; single runs ignore it.")
+
+    @property
+    def mirror_address(self) -> str | None:
+        """The folder in an object store with copies of this run's checkpoints; None: they are not copied."""
+        mirror = self.checkpoint.mirror
+        return None if mirror is None else f"{mirror}/{self.name}/checkpoints"
+
+    @field_validator("output_dir")
+    @classmethod
+    def _on_a_file_system(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError(
+                f"{value} is not a folder; run folders are on a file system that all ranks share. To copy the "
+                "checkpoints to an object store, keep output_dir: runs and set checkpoint.mirror: s3://BUCKET/PREFIX"
+            )
+        return value
 
     @model_validator(mode="after")
     def _lengths_can_be_counted(self) -> Experiment:
         lengths = {
             "duration": self.duration,
-            "checkpoint.every": self.checkpoint.every,
+            "checkpoint.every": self.checkpoint.every.training,
             "checkpoint.keep_every": self.checkpoint.keep_every,
+            "checkpoint.fast.every": None if self.checkpoint.fast is None else self.checkpoint.fast.every.training,
             "evaluation.every": self.evaluation.every,
             "resume.cooldown": self.resume.cooldown,
         } | {f"optim.schedule.{name}": length for name, length in self.optim.schedule.durations.items()}
@@ -91,17 +111,40 @@ class Experiment(Strict):
         return self
 
     @model_validator(mode="after")
+    def _class_weights_fit(self) -> Experiment:
+        key, weights = self.objective.class_weighting
+        if isinstance(weights, tuple) and len(weights) != self.data.num_classes:
+            raise ValueError(
+                f"objective.{key}: {len(weights)} weights for {self.data.num_classes} classes; give one for each, or "
+                "balanced"
+            )
+        if weights == "balanced" and not self.data.draws_each_once:
+            raise ValueError(
+                f"objective.{key}: balanced counts the images of one complete set, not of a mixture, a subset or a "
+                "set with a drop list, nor of classes drawn in other shares by data.sampling; give a list of weights"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _objective_fits_model(self) -> Experiment:
-        masked, name = self.objective.needs.mask_token, self.objective.name
+        part, name = self.objective.needs.part, self.objective.name
         family = self.model.family
-        if masked and not family.can_mask:
+        if part is not None and not family.can_mask:
             others = forms_where(lambda other: other.can_mask)
             raise ValueError(f"objective.name: {name} needs model.name: {others}")
-        if masked != self.model.mask_token:
+        for key, value in (("mask_token", "true"), ("decoder", "{}")):
+            has_part = bool(getattr(self.model, key))
+            if key == part and not has_part:
+                raise ValueError(f"objective.name: {name} needs model.{key}: {value}")
+            if key != part and has_part:
+                owners = names_of(Objective, lambda model, key=key: model.needs.part == key)
+                raise ValueError(
+                    f"model.{key} belongs to objective.name: {' or '.join(owners)}; otherwise it would be ignored"
+                )
+        if part == "decoder" and not self.model.patch_drop:
             raise ValueError(
-                f"objective.name: {name} needs model.mask_token: true"
-                if masked
-                else "model.mask_token belongs to objective.name: masked_patches; otherwise it would be ignored"
+                f"objective.name: {name} reconstructs the patches that model.patch_drop leaves out, which is 0; set "
+                "model.patch_drop: 0.75 (the paper's)"
             )
         measurable = self.objective.needs.has_accuracy
         if not measurable and not all(chosen.uses_features for chosen in self.evaluation.sets.values()):
@@ -116,9 +159,6 @@ class Experiment(Strict):
                 f"cluster.activation_checkpointing: {policy} needs model.name: {others}; use "
                 f"{' or '.join(family.policies)}"
             )
-        if self.cluster.compile and not family.can_compile:
-            others = forms_where(lambda other: other.can_compile)
-            raise ValueError(f"cluster.compile: true needs model.name: {others}, whose blocks are compiled one by one")
         return self
 
     @model_validator(mode="after")
@@ -135,16 +175,32 @@ class Experiment(Strict):
         return self
 
     @model_validator(mode="after")
-    def _masks_have_a_dense_head(self) -> Experiment:
-        dense, name = self.model.head == "dense", self.objective.name
+    def _head_fits_the_objective(self) -> Experiment:
+        name = self.objective.name
         wanted = self.objective.needs.head
         if self.model.head != wanted:
             hint = ""
-            if wanted == "dense" and not self.model.family.can_be_dense:
+            if wanted != "pooled" and not self.model.family.can_be_dense:
                 others = forms_where(lambda other: other.can_be_dense)
                 hint = f", which is for name: {others}, not {self.model.name}"
             raise ValueError(f"objective.name: {name} needs model.head: {wanted}{hint}")
-        if not dense:
+        if self.objective.needs.nonzero_head and self.model.head_init == "zero":
+            raise ValueError(
+                f"model.head_init: zero; objective.name: {name} compares the head's outputs with a teacher's features, "
+                "and the outputs of a head of zeros have no direction; set model.head_init: normal"
+            )
+        for key, chosen in self.evaluation.sets.items():
+            if wanted in ("dense", "patches") and chosen.uses_features:
+                remedy = "set kind: segmentation" if wanted == "dense" else "remove it"
+                raise ValueError(
+                    f"evaluation.sets.{key}.kind: {chosen.kind} looks at one vector per image, which model.head: "
+                    f"{wanted} has not; {remedy}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _masks_keep_their_places(self) -> Experiment:
+        if self.objective.needs.target != "mask":
             return self
         for key in self.data.augmentation.moving_pixels:
             raise ValueError(
@@ -153,11 +209,6 @@ class Experiment(Strict):
             )
         transforms = {"data.eval_transform": self.data.eval_transform}
         for key, chosen in self.evaluation.sets.items():
-            if chosen.uses_features:
-                raise ValueError(
-                    f"evaluation.sets.{key}.kind: {chosen.kind} looks at one vector per image, which model.head: dense "
-                    "has not; set kind: segmentation"
-                )
             if chosen.transform is not None:
                 transforms[f"evaluation.sets.{key}.transform"] = chosen.transform
         for key, chosen in transforms.items():
@@ -171,25 +222,54 @@ class Experiment(Strict):
         return self
 
     @model_validator(mode="after")
+    def _native_images_fit(self) -> Experiment:
+        used = {f"evaluation.sets.{key}.transform": chosen for key, chosen in self.evaluation.sets.items()}
+        transforms = {key: chosen.transform_or(self.data.eval_transform) for key, chosen in used.items()}
+        transforms["data.eval_transform"] = self.data.eval_transform
+        for problem in native_problems(self.data, self.model, self.objective, transforms):
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
     def _checkpoints_are_kept(self) -> Experiment:
         config = self.checkpoint
-        if config.keep_every is not None and self.steps(config.keep_every) % max(1, self.steps(config.every)):
-            raise ValueError(
-                f"checkpoint.keep_every: {config.keep_every} are {self.steps(config.keep_every)} steps, no multiple of "
-                f"checkpoint.every, {self.steps(config.every)} steps: there would be no checkpoint to keep"
-            )
+        if config.keep_every is not None:
+            kept, every = self.steps(config.keep_every), self.save_every
+            if every is None:
+                raise ValueError(
+                    f"checkpoint.keep_every: {config.keep_every} needs checkpoints at fixed steps, but "
+                    f"checkpoint.every: {config.every} is a time alone; write '{config.keep_every} or {config.every}'"
+                )
+            if kept % every:
+                raise ValueError(
+                    f"checkpoint.keep_every: {config.keep_every} are {kept} steps, no multiple of checkpoint.every, "
+                    f"{every} steps: there would be no checkpoint to keep"
+                )
         if config.keep_best is not None and (self.evaluation.every is None or not self.evaluation.sets):
             raise ValueError("checkpoint.keep_best needs evaluation.every and evaluation.sets: nothing is measured")
-        averages = ("", "_ema") if self.optim.ema_decay is not None else ("",)
         possible = [
             f"{name}{average}/{metric}"
             for name, chosen in self.evaluation.sets.items()
-            for average in averages
+            for average in self.optim.evaluated
             for metric in chosen.metrics
         ]
         if config.keep_best is not None and config.keep_best not in possible:
             raise ValueError(
                 f"checkpoint.keep_best: {config.keep_best} is not measured; possible: {', '.join(possible)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fast_checkpoints_are_frequent(self) -> Experiment:
+        every, fast, fast_steps = self.checkpoint.every, self.checkpoint.fast, self.fast_save_every
+        if fast is None:
+            return self
+        by_steps = None not in (fast_steps, self.save_every) and (fast_steps or 0) >= (self.save_every or 0)
+        by_time = None not in (fast.every.seconds, every.seconds) and (fast.every.seconds or 0) >= (every.seconds or 0)
+        if by_steps or by_time:
+            raise ValueError(
+                f"checkpoint.fast.every: {fast.every} is not shorter than checkpoint.every: {every}, so it would save "
+                "nothing; make it shorter, or remove checkpoint.fast"
             )
         return self
 
@@ -210,13 +290,41 @@ class Experiment(Strict):
                 f"cluster.micro_batch_size: {self.cluster.micro_batch_size} is odd, but data.mixing mixes pairs of "
                 "neighbours; use an even number"
             )
-        size = self.model.img_size
-        largest, short_side = size if isinstance(size, int) else max(size), self.data.train_transform.short_side
+        largest, short_side = max(self.model.size), self.data.train_transform.short_side
         if short_side is not None and short_side < largest:
             raise ValueError(
                 f"data.train_transform.short_side: {short_side} is smaller than the model's {largest} pixels; "
                 "the crop would not fit"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _resolution_fits(self) -> Experiment:
+        if not self.changes_size:
+            return self
+        key = "data.resolution" if self.data.resolution else "model.patch_sizes"
+        if not self.objective.needs.takes_any_size:
+            raise ValueError(
+                f"{key}: objective.name: {self.objective.name} needs images of one grid of patches; remove it, or use "
+                "an objective of labels or vectors without a teacher"
+            )
+        if self.data.train_transform.sequence_length is not None:
+            raise ValueError(
+                f"{key}: with data.train_transform.crop: native every image has a size of its own; remove one"
+            )
+        if not self.data.resolution:
+            return self
+        if self.model.size[0] != self.model.size[1]:
+            raise ValueError(
+                f"data.resolution: its sides are those of squares, but model.img_size is {list(self.model.size)}; use "
+                "a square one"
+            )
+        if self.data.train_transform.short_side is not None:
+            raise ValueError(
+                f"data.resolution: data.train_transform.short_side: {self.data.train_transform.short_side} is in "
+                "pixels, so a smaller image would show a smaller part of the photo; use crop: inception or simple"
+            )
+        _ = self.image_sizes
         return self
 
     @model_validator(mode="after")
@@ -228,14 +336,62 @@ class Experiment(Strict):
         return self
 
     @property
+    def trained_model(self) -> ModelConfig:
+        """The model with the size of its training images, which decides the cost of a step.
+
+        A padded sequence of N patches costs as much as one row of N patches.
+        """
+        length = self.data.train_transform.sequence_length
+        if length is None:
+            return self.model
+        patch = self.model.patch
+        return self.model.model_copy(update={"img_size": (patch, patch * length)})
+
+    @property
     def num_outputs(self) -> int:
-        """Width of the head: the number of classes of the set, unless the objective defines its own."""
-        return self.objective.needs.num_outputs or self.data.num_classes
+        """Width of the head: the number of classes of the set, unless the objective defines its own; 0: no head."""
+        own = self.objective.num_outputs
+        return self.data.num_classes if own is None else own
+
+    @property
+    def head_in_words(self) -> str:
+        """The part of the model after its body, such as "1,000 classes"."""
+        return f"{self.num_outputs:,} {self.objective.needs.outputs}" if self.num_outputs else "decoder"
 
     @property
     def num_steps(self) -> int:
         """Optimiser steps of the whole run: round(epochs × N / B)."""
         return self.steps(self.duration)
+
+    @property
+    def image_sizes(self) -> ImageSizes:
+        """The size of the training images and patches at each step; ``model.img_size`` where nothing else is set."""
+        stages = (Stage(0, (self.model.size,)),)
+        if self.data.resolution:
+            stages = stages_of(self.data.resolution, self.num_steps, self.steps)
+        return ImageSizes(stages, self.seed, self.model.patch_sizes)
+
+    @property
+    def changes_size(self) -> bool:
+        """Whether training images, or their patches, may have another size than the model's."""
+        return bool(self.data.resolution or self.model.patch_sizes)
+
+    def at_tiling(self, tiling: Tiling) -> Experiment:
+        """This experiment with images and patches of one size throughout."""
+        model = self.model.at_tiling(tiling)
+        return self.model_copy(update={"model": model, "data": self.data.model_copy(update={"resolution": ()})})
+
+    @property
+    def save_every(self) -> int | None:
+        """Steps between checkpoints that are due by training; None: the time alone decides."""
+        every = self.checkpoint.every.training
+        return None if every is None else max(1, self.steps(every))
+
+    @property
+    def fast_save_every(self) -> int | None:
+        """Steps between fast checkpoints; None: there are none, or the time alone decides."""
+        fast = self.checkpoint.fast
+        return None if fast is None or fast.every.training is None else max(1, self.steps(fast.every.training))
 
     @property
     def steps_per_epoch(self) -> float:

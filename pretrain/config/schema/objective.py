@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pretrain.config.schema.base import ONE_OF, PositiveFloat, Probability, Strict, names_of
-from pretrain.config.target import IN_WORDS, Target
+from pretrain.config.schema.base import ONE_OF, PositiveFloat, PositiveInt, Probability, Strict, names_of
+from pretrain.config.schema.data import IN_WORDS, Target
 
+ClassWeights = Literal["balanced"] | tuple[PositiveFloat, ...]
 NUM_COLOURS = 512  # classes of masked_patches: 3 bits for each of red, green and blue
+Activation = Literal["softmax", "sigmoid", "none"]
+
+TeacherView = Literal["logits", "features", "tokens", "features_and_tokens"]
 
 
 @dataclass(frozen=True)
@@ -23,24 +27,35 @@ class Needs:
         mixes: images and their labels may be mixed.
         one_label: an image has exactly one label.
         min_classes: with fewer classes the loss is constant.
-        mask_token: the model replaces patches by a learned embedding.
-        num_outputs: width of the head; None: the number of classes of the set.
+        part: the key of ``model`` for a part that no other objective uses; None: none.
+        num_outputs: width of the head, 0: there is none; None: the number of classes of the set.
         outputs: the head's outputs, in words.
         has_accuracy: its outputs can be compared with the targets of evaluation sets. Otherwise only features can be
             evaluated, and the set's class names do not belong to the weights.
-        activation: logits → scores of the classes.
+        activation: logits → scores of the classes; none: the outputs are the numbers themselves.
+        teacher: what it asks of a frozen teacher: logits, the input of its head, its patch tokens, or both of these.
+        nonzero_head: with a head of zeros the loss has no gradient, or none that is finite.
+        keeps_head: the head is part of the result; otherwise weights files leave it out where the family can.
     """
 
     target: Target | None = "labels"
-    head: Literal["pooled", "dense"] = "pooled"
+    head: Literal["pooled", "dense", "patches", "pooled_and_patches"] = "pooled"
     mixes: bool = True
     one_label: bool = False
     min_classes: int = 1
-    mask_token: bool = False
+    part: Literal["mask_token", "decoder"] | None = None
     num_outputs: int | None = None
-    outputs: Literal["classes", "colours", "numbers"] = "classes"
+    outputs: Literal["classes", "colours", "numbers", "features", "pixels"] = "classes"
     has_accuracy: bool = True
-    activation: Literal["softmax", "sigmoid"] = "softmax"
+    activation: Activation = "softmax"
+    teacher: TeacherView | None = None
+    nonzero_head: bool = False
+    keeps_head: bool = True
+
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether the sizes of images may differ between steps: nothing in the loss belongs to one grid of patches."""
+        return self.head == "pooled" and self.part is None and self.teacher is None
 
 
 class ObjectiveConfig(Strict):
@@ -54,6 +69,21 @@ class ObjectiveConfig(Strict):
     def teacher_weights(self) -> str | None:
         """Location of the teacher's weights; None: no teacher."""
         return None
+
+    @property
+    def num_outputs(self) -> int | None:
+        """Width of the head, 0: there is none; None: the number of classes of the set."""
+        return self.needs.num_outputs
+
+    @property
+    def num_views(self) -> int:
+        """Images that are made of each sample, each augmented on its own."""
+        return 1
+
+    @property
+    def class_weighting(self) -> tuple[str, ClassWeights | None]:
+        """The key of the weights of the classes, and its value; None: all classes weigh the same."""
+        return "", None
 
     def of_mixed_targets(self) -> tuple[str, ...]:
         """The active settings that affect mixed targets only."""
@@ -69,7 +99,8 @@ class WithoutSmoothing(ObjectiveConfig):
     def _has_no_smoothing(self) -> WithoutSmoothing:
         if self.label_smoothing:
             raise ValueError(
-                f"label_smoothing belongs to name: softmax or distillation; with {self.name} it would be ignored"
+                f"label_smoothing belongs to name: softmax, sigmoid or distillation; with {self.name} it would be "
+                "ignored"
             )
         return self
 
@@ -81,14 +112,33 @@ class SoftmaxConfig(ObjectiveConfig):
 
     name: Literal["softmax"] = Field(default="softmax", description="One label per image.")
     label_smoothing: Probability = Field(default=0.0, description="Fraction of the target spread over all classes.")
+    class_weights: ClassWeights | None = Field(
+        default=None,
+        description="Weight of each class in the loss: a list, in the order of the classes, or balanced: N / (K n) for "
+        "a class of n of the N images of the set (scikit-learn's). The loss is the mean over the images, not divided "
+        "by their weights. null: all 1.",
+    )
+
+    @property
+    def class_weighting(self) -> tuple[str, ClassWeights | None]:
+        """See ``ObjectiveConfig``."""
+        return "class_weights", self.class_weights
 
 
-class SigmoidConfig(WithoutSmoothing):
+class SigmoidConfig(ObjectiveConfig):
     """Binary cross-entropy with any number of labels per image."""
 
     needs = Needs(activation="sigmoid")
 
     name: Literal["sigmoid"] = Field(default="sigmoid", description="Any number of labels per image.")
+    label_smoothing: Probability = Field(
+        default=0.0, description="ε moves each target from 1 to 1 − ε/2 and from 0 to ε/2 (Keras)."
+    )
+    pos_weight: ClassWeights | None = Field(
+        default=None,
+        description="Factor on the loss of each class where it is present (torch's): a list, in the order of the "
+        "classes, or balanced: (N − n) / n for a class of n of the N images of the set. null: all 1.",
+    )
     reduction: Literal["sum_classes", "mean"] = Field(
         default="sum_classes",
         description="Sum over classes and mean over the batch (Google), or mean over both (DeiT III).",
@@ -98,6 +148,11 @@ class SigmoidConfig(WithoutSmoothing):
         description="After mixing, every class with a nonzero target counts as 1 (DeiT III).",
     )
 
+    @property
+    def class_weighting(self) -> tuple[str, ClassWeights | None]:
+        """See ``ObjectiveConfig``."""
+        return "pos_weight", self.pos_weight
+
     def of_mixed_targets(self) -> tuple[str, ...]:
         """See ``ObjectiveConfig``."""
         return ("binarise",) if self.binarise else ()
@@ -106,7 +161,7 @@ class SigmoidConfig(WithoutSmoothing):
 class DistillationConfig(ObjectiveConfig):
     """DeiT's distillation from a teacher."""
 
-    needs = Needs(one_label=True, min_classes=2)
+    needs = Needs(one_label=True, min_classes=2, teacher="logits")
 
     name: Literal["distillation"] = Field(default="distillation", description="DeiT's distillation from a teacher.")
     label_smoothing: Probability = Field(default=0.0, description="Fraction of the target spread over all classes.")
@@ -144,11 +199,106 @@ class DistillationConfig(ObjectiveConfig):
         return self
 
 
+class FeatureDistillationConfig(WithoutSmoothing):
+    """Imitation of a frozen teacher's features, without labels."""
+
+    needs = Needs(
+        target=None, mixes=False, outputs="features", has_accuracy=False,
+        teacher="features", nonzero_head=True, keeps_head=False,
+    )  # fmt: skip
+
+    name: Literal["feature_distillation"] = Field(
+        default="feature_distillation",
+        description="Predict the input of a frozen teacher's head, without labels; the student's head is the "
+        "projection to the teacher's width.",
+    )
+    teacher: str | None = Field(
+        default=None, description="Teacher weights, as in init.from: a run folder or a file. Must be set."
+    )
+    width: PositiveInt = Field(description="Width of the teacher's features, and so of the student's head.")
+    imitation: Literal["cosine", "smooth_l1"] = Field(
+        default="cosine",
+        description="Loss: 1 - the cosine of the angle between prediction and feature, or the mean Huber loss of the "
+        "channels.",
+    )
+    beta: PositiveFloat = Field(
+        default=1.0, description="Difference above which the loss is linear; imitation: smooth_l1 only."
+    )
+    teacher_view: Literal["same", "second"] = Field(
+        default="same",
+        description="The teacher's images: the student's image, or a second image of the sample, augmented on its "
+        "own; name: feature_distillation only, since patch tokens of two crops show different places.",
+    )
+
+    @property
+    def num_views(self) -> int:
+        """See ``ObjectiveConfig``."""
+        return 2 if self.teacher_view == "second" else 1
+
+    @property
+    def teacher_weights(self) -> str | None:
+        """See ``ObjectiveConfig``."""
+        return self.teacher
+
+    @property
+    def num_outputs(self) -> int | None:
+        """See ``ObjectiveConfig``."""
+        return self.width
+
+    def ignored(self) -> dict[str, str]:
+        """See ``Strict``."""
+        if self.imitation == "smooth_l1":
+            return {}
+        return {"beta": f"belongs to imitation: smooth_l1; with {self.imitation} it would be ignored"}
+
+    @model_validator(mode="after")
+    def _tokens_show_the_same_places(self) -> FeatureDistillationConfig:
+        if self.teacher_view == "second" and self.needs.teacher != "features":
+            raise ValueError(
+                f"teacher_view: second belongs to name: feature_distillation; {self.name} compares patch tokens, which "
+                "show different places in two crops: set same"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_teacher(self) -> FeatureDistillationConfig:
+        if self.teacher is None:
+            raise ValueError("teacher: is missing; name the teacher's run folder, checkpoint or weights file")
+        return self
+
+
+class TokenDistillationConfig(FeatureDistillationConfig):
+    """Imitation of a frozen teacher's patch tokens, without labels."""
+
+    needs = replace(FeatureDistillationConfig.needs, head="patches", teacher="tokens")
+
+    name: Literal["token_distillation"] = Field(  # type: ignore[assignment]
+        default="token_distillation",
+        description="Predict each patch token of a frozen teacher, without labels; the student's head is the "
+        "projection to the teacher's width.",
+    )
+
+
+class FeatureAndTokenDistillationConfig(FeatureDistillationConfig):
+    """Imitation of a frozen teacher's features and patch tokens together, without labels."""
+
+    needs = replace(FeatureDistillationConfig.needs, head="pooled_and_patches", teacher="features_and_tokens")
+
+    name: Literal["feature_and_token_distillation"] = Field(  # type: ignore[assignment]
+        default="feature_and_token_distillation",
+        description="Predict the features and each patch token of a frozen teacher, without labels; the student has a "
+        "projection for each.",
+    )
+    token_weight: PositiveFloat = Field(
+        default=1.0, description="Weight of the loss of the tokens; that of the features has 1."
+    )
+
+
 class MaskedPatchesConfig(WithoutSmoothing):
     """Prediction of the mean colours of corrupted patches, without labels."""
 
     needs = Needs(
-        target=None, mixes=False, mask_token=True, num_outputs=NUM_COLOURS, outputs="colours", has_accuracy=False
+        target=None, mixes=False, part="mask_token", num_outputs=NUM_COLOURS, outputs="colours", has_accuracy=False
     )
 
     name: Literal["masked_patches"] = Field(
@@ -160,10 +310,27 @@ class MaskedPatchesConfig(WithoutSmoothing):
     )
 
 
+class MaskedAutoencodingConfig(WithoutSmoothing):
+    """Reconstruction of the patches that the encoder does not see, without labels."""
+
+    needs = Needs(
+        target=None, mixes=False, part="decoder", num_outputs=0, min_classes=0, outputs="pixels", has_accuracy=False
+    )
+
+    name: Literal["mae"] = Field(
+        default="mae",
+        description="Reconstruct the pixels of the patches that model.patch_drop hides from the encoder, without "
+        "labels, by model.decoder (masked autoencoder).",
+    )
+    normalised_pixels: bool = Field(
+        default=True, description="The pixels of each patch minus their mean, divided by their standard deviation."
+    )
+
+
 class RegressionConfig(WithoutSmoothing):
     """Regression of a vector of numbers per image."""
 
-    needs = Needs(target="vector", mixes=False, outputs="numbers")
+    needs = Needs(target="vector", mixes=False, outputs="numbers", activation="none")
 
     name: Literal["regression"] = Field(
         default="regression", description="A vector of numbers per image, standardised by the training set."
@@ -194,7 +361,16 @@ class SegmentationConfig(WithoutSmoothing):
 
 
 Objective = Annotated[
-    SoftmaxConfig | SigmoidConfig | DistillationConfig | MaskedPatchesConfig | RegressionConfig | SegmentationConfig,
+    SoftmaxConfig
+    | SigmoidConfig
+    | DistillationConfig
+    | FeatureDistillationConfig
+    | TokenDistillationConfig
+    | FeatureAndTokenDistillationConfig
+    | MaskedPatchesConfig
+    | MaskedAutoencodingConfig
+    | RegressionConfig
+    | SegmentationConfig,
     ONE_OF,
 ]
 
