@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import itertools
 import json
@@ -69,6 +70,37 @@ class Browser:
                 return value
             time.sleep(0.1)
         raise AssertionError(f"after {limit_s} s it is not true: {expression}; console: {self.console}")
+
+    def resize(self, width: int, height: int) -> None:
+        """Gives the page this size in CSS pixels, without scroll bars."""
+        self._ask("Emulation.setScrollbarsHidden", hidden=True)
+        self._ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
+    def prefer(self, scheme: str) -> None:
+        """Prefers a colour scheme, ``light`` or ``dark``, as a reader's system does."""
+        self._ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def ask(self, expression: str) -> Any:
+        """The value of a JavaScript expression now."""
+        answer = self._ask("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def mouse(self, kind: str, x: float, y: float, clicks: int = 0) -> None:
+        """An event of the mouse: ``mouseMoved``, ``mousePressed`` or ``mouseReleased``, with the left button."""
+        button = {"button": "left", "buttons": 1} if clicks else {}
+        self._ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, clickCount=clicks, **button)
+
+    def click(self, x: float, y: float, clicks: int = 1) -> None:
+        """A click, or a double click."""
+        self.mouse("mouseMoved", x, y)
+        for count in range(1, clicks + 1):
+            self.mouse("mousePressed", x, y, count)
+            self.mouse("mouseReleased", x, y, count)
+
+    def picture(self) -> bytes:
+        """The visible part of the page as a PNG file."""
+        return base64.b64decode(self._ask("Page.captureScreenshot", format="png")["data"])
 
     def close(self) -> None:
         """Ends the browser."""

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from tests.command import Commands
+from tests.command import ROOT, Commands
 from tests.pool import Nursery, Pool
+from tests.slow import is_second_case, unmatched
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a shell's `make test &`: our children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -30,6 +31,21 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 def num_processes(cores: int, free_gib: float) -> int:
     """One process per core, as far as the free memory holds their pools; at least one."""
     return max(1, min(cores, int(free_gib / GIB_PER_PROCESS), MOST_PROCESSES))
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks the second cases as slow; an entry that matches no test is an error."""
+    names: dict[str, list[str]] = {}
+    for item in items:
+        file = item.path.relative_to(ROOT / "tests").as_posix()
+        names.setdefault(file, []).append(item.name)
+        if is_second_case(file, item.name):
+            item.add_marker(pytest.mark.slow)
+    if not any("::" in argument for argument in config.args):
+        stale = {file: found for file in names if (found := unmatched(file, names[file]))}
+        if stale:
+            raise pytest.UsageError(f"tests/slow.py has entries that match no test: {stale}")
 
 
 @pytest.fixture(scope="session")

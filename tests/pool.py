@@ -126,10 +126,14 @@ class Pool:
             RankFailureError: a rank raised, died or hung.
         """
         payload = _describe(function, args, env)
-        self._start()
-        for connection, _ in self._ranks.values():
-            connection.send_bytes(payload)
-        results, failures = self._collect(timeout_s)
+        try:
+            self._start()
+            for connection, _ in self._ranks.values():
+                connection.send_bytes(payload)
+            results, failures = self._collect(timeout_s)
+        except BaseException:  # such as pytest's time limit: the ranks' answers would be taken for the next case's
+            self.close()
+            raise
         if failures:
             log = self._output()
             self.close()

@@ -13,7 +13,7 @@ case ${1:-} in
 esac
 folder=.versions/$1
 numerics=(tests/unit/optim tests/unit/models tests/unit/data/images/policies tests/unit/data/images/test_augment.py
-    tests/unit/data/images/test_crops.py tests/unit/data/images/test_decode.py tests/unit/data/images/test_masks.py tests/unit/data/on_device/test_mixing.py
+    tests/unit/data/images/test_crops.py tests/unit/data/images/test_decode.py tests/unit/data/images/test_masks.py tests/unit/data/test_mixing.py
     tests/unit/data/images/test_opening.py tests/unit/data/order/test_order.py tests/unit/data/images/test_resize.py
     tests/unit/data/images/test_turbojpeg.py tests/unit/evaluation tests/unit/objectives tests/golden
     tests/distributed/test_equality_laws.py tests/distributed/test_norms.py tests/distributed/test_backbones.py

@@ -10,11 +10,12 @@ LEAVES = frozenset(
         "pretrain.errors",
         "pretrain.files",
         "pretrain.names",
-        "pretrain.outputs",
         "pretrain.records",
         "pretrain.redaction",
         "pretrain.seeds",
+        "pretrain.shipped_files",
         "pretrain.text_files",
+        "pretrain.threads",
     }
 )
 EVERYTHING = "pretrain"
@@ -27,14 +28,22 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pretrain.files": (),
     "pretrain.records": (),
     "pretrain.names": (),
-    "pretrain.outputs": (),
     "pretrain.redaction": (),
     "pretrain.seeds": (),
+    "pretrain.shipped_files": (),
     "pretrain.text_files": (),
+    "pretrain.threads": (),
     "pretrain.config": (),
     "pretrain.distributed": (),
     "pretrain.models": ("pretrain.config",),
-    "pretrain.sharding": ("pretrain.config", "pretrain.models", "pretrain.optim.groups"),
+    "pretrain.sharding": (
+        "pretrain.config",
+        "pretrain.models",
+        "pretrain.optim.groups",
+        "pretrain.optim.factored",
+        "pretrain.optim.matrices",
+        "pretrain.optim.owners",
+    ),
     "pretrain.objectives": ("pretrain.models", "pretrain.config"),
     "pretrain.data": ("pretrain.config", "pretrain.distributed"),
     "pretrain.data.order": (),
@@ -66,17 +75,17 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "pretrain.sharding",
         "pretrain.objectives.protocol",
         "pretrain.data.sources",
+        "pretrain.data.storage.objects",
+        "pretrain.data.storage.transport",
     ),
     "pretrain.check": (EVERYTHING,),
     "pretrain.assembly": (EVERYTHING,),
-    "pretrain.simulate": (EVERYTHING,),
     "pretrain.run": (
         "pretrain.assembly",
         "pretrain.check",
         "pretrain.config",
         "pretrain.distributed",
         "pretrain.engine",
-        "pretrain.simulate",
         "pretrain.telemetry",
     ),
     "pipelines": (EVERYTHING,),
@@ -90,41 +99,61 @@ PURE = ("pretrain.data.order",)
 SHARED: dict[str, tuple[str, ...]] = {
     "terminal": (),
     "nodes": (),
+    "pages": (),
     "slurm": ("nodes",),
     "runs": ("slurm", "terminal"),
     "sources": ("runs", "terminal"),
     "weights": ("runs", "sources", "terminal"),
+    "python_api": ("runs", "sources", "terminal", "weights"),
 }
 
-# HTTP libraries, and the only modules that may import them: they bound, check and retry answers.
+# HTTP libraries, and the only module that may import them: it bounds and checks answers.
 WEB = frozenset(
     {"urllib", "urllib.request", "urllib.robotparser", "http", "http.client", "requests", "httpx", "aiohttp"}
 )
-WEB_HOMES = ("pretrain.data.storage.http_client", "pretrain.data.storage.http_answer")
+WEB_HOME = "pretrain.data.storage.http_client"
 # Outside library → the only places that may import it.
 HOMES: dict[str, tuple[str, ...]] = {
     "deepspeed": ("pretrain.engine.deepspeed_backend", "pretrain.engine.backends"),
     "accelerate": ("pretrain.engine.accelerate_backend", "pretrain.engine.backends"),
     "webdataset": ("pretrain.data", "pipelines.pack", "pipelines.verify"),
-    "yaml": ("pretrain.config.loader",),
+    "yaml": ("pretrain.config.tree", "pretrain.config.loader", "pipelines.k8s.manifest"),
     "subprocess": ("pipelines", "pretrain.data.storage.transports"),
-    "urllib3": (*WEB_HOMES, "pretrain.data.storage.transports"),
-    "boto3": ("pretrain.data.storage.transports",),
+    "urllib3": (WEB_HOME, "pretrain.data.storage.transports"),
+    "obstore": ("pretrain.data.storage.objects",),
+    "boto3": ("pretrain.data.storage.transports", "pretrain.data.storage.objects"),
     "botocore": ("pretrain.data.storage.transports",),
     "rich": ("pretrain.telemetry", "pipelines"),
     "wandb": ("pretrain.telemetry",),
     "matplotlib": ("pipelines.figures",),
-    "sklearn": ("pipelines.sources", "pretrain.evaluation.logistic"),
+    "sklearn": ("pipelines.sources", "pretrain.evaluation.linear"),
     "cv2": ("pretrain.data", "pipelines.sources", "pipelines.pack", "pipelines.dedup"),
-    "PIL": ("pretrain.data", "pipelines.sources", "pipelines.pack", "pipelines.dedup"),
+    "PIL": ("pretrain.data", "pipelines.sources", "pipelines.pack", "pipelines.dedup", "pipelines.pages"),
+    "jinja2": ("pipelines.pages",),
     "pyarrow": ("pipelines.sources.parquet_columns",),
+    "transformers": ("pretrain.models.families", "pretrain.models.exchange", "pipelines.export"),
     "safetensors": ("pretrain.models", "pretrain.engine", "pretrain.data"),
 }
 ENVIRONMENT_HOMES = ("pretrain.distributed", "pipelines")
 
+# Calls that start a thread, and the modules that may make them; all others ask ``pretrain.threads``.
+THREAD_CALLS = frozenset({"Thread", "Timer", "ThreadPoolExecutor"})
+THREAD_HOMES = ("pretrain.threads",)
+
 # Importing these must import none of the heavy libraries, also not through others.
 HEAVY = frozenset(
-    {"torch", "torchvision", "webdataset", "cv2", "deepspeed", "accelerate", "timm", "tensorboard", "wandb"}
+    {
+        "torch",
+        "torchvision",
+        "webdataset",
+        "cv2",
+        "deepspeed",
+        "accelerate",
+        "timm",
+        "transformers",
+        "tensorboard",
+        "wandb",
+    }
 )
 LIGHT = (
     "pretrain",
@@ -134,15 +163,16 @@ LIGHT = (
     "pretrain.files",
     "pretrain.records",
     "pretrain.names",
-    "pretrain.outputs",
     "pretrain.redaction",
     "pretrain.seeds",
+    "pretrain.shipped_files",
+    "pretrain.threads",
     "pretrain.config",
     "pretrain.data.storage.index",
     "pretrain.data.order.order",
     "pretrain.data.sources",
     "pretrain.engine.run_folder",
-    "pretrain.models.header",
+    "pretrain.models.metadata",
     "pretrain.models.cost",
     "pretrain.models.families.registry",
     "pretrain.models.families.vit",
@@ -156,14 +186,12 @@ LIGHT = (
     "pipelines.runs.run_record",
     "pipelines.status.cli",
     "pipelines.nodes.checks",
-    "pipelines.nodes.judgement",
 )
 LIGHT_ROOMS = ("pretrain.check", "pretrain.config", "pretrain.data.order", "pretrain.sharding", "pipelines.slurm")
 
 # The only places that print without ``pretrain.names.tell``: what they print is read by a program.
 PRINTERS = (
     "pretrain.names",
-    "pretrain.outputs",
     "pretrain.config.json_schema",
     "pretrain.telemetry.metrics",
     "pipelines.slurm",
@@ -178,14 +206,13 @@ IMAGE_READERS = frozenset({"imread", "imdecode", "imreadmulti", "decode_image", 
 THROUGH_DISK = (
     "pretrain.files",
     "pretrain.records",
-    "pretrain.distributed.watchdog",
+    "pretrain.distributed.heartbeats",
     "pretrain.engine",
     "pretrain.telemetry",
     "pipelines.runs.run_record",
     "pipelines.slurm.starts",
-    "pipelines.slurm.verdict",
+    "pipelines.slurm.end",
 )
-NOT_RUN_FOLDER = ("pretrain.engine.process_identity",)  # asks the kernel
 FILE_CALLS = frozenset(
     {"open", "save_file", "safe_open", "rename", "replace", "unlink", "rmtree", "mkdir", "makedirs", "rmdir", "touch"}
     | {"read_text", "read_bytes", "write_text", "write_bytes", "glob", "rglob", "iterdir", "listdir", "fsync"}
@@ -193,10 +220,18 @@ FILE_CALLS = frozenset(
 
 # Attribute → the only modules that read it. Everybody else asks the family, or the sharding, what depends on it.
 ASKED_AT_HOME = {
-    "zero_stage": ("pretrain.config.schema.cluster", "pretrain.sharding.choice"),
+    "zero_stage": ("pretrain.config.schema.cluster",),
 }
-# Settings of several kinds: the kind declares what others need to know, and nobody compares its ``name``.
-KINDS = frozenset({"objective", "optim", "schedule", "model"})
+# Settings of several kinds → the key that names the kind. The kind declares what others need to know, and nobody
+# compares its name.
+KINDS = {
+    "objective": "name",
+    "optim": "name",
+    "schedule": "name",
+    "model": "name",
+    "cluster": "backend",
+    "train_transform": "crop",
+}
 
 # The limits of a function. A comment that begins with ``long:`` or ``many:``, inside the function or on the line above
 # it, gives the reason for an exception.

@@ -26,15 +26,16 @@ from tests.architecture.layers import (
     MAY_IMPORT,
     MOST_LINES,
     MOST_PARAMETERS,
-    NOT_RUN_FOLDER,
     OPENING,
     PRINTERS,
     PURE,
     SHARED,
+    THREAD_CALLS,
+    THREAD_HOMES,
     THROUGH_DISK,
     VAGUE_NAMES,
     WEB,
-    WEB_HOMES,
+    WEB_HOME,
 )
 
 Tree = Mapping[str, str]
@@ -141,11 +142,11 @@ def strangers(tree: Tree) -> Iterator[str]:
 def web_requests(tree: Tree) -> Iterator[str]:
     """Other ways to a web server than the product's own; ``from urllib import request`` is one."""
     for path, text in tree.items():
-        if module_name(path) in WEB_HOMES:
+        if module_name(path) == WEB_HOME:
             continue
         for entry in imports_of(path, text):
             if entry.module in WEB or entry.module.split(".")[0] in WEB - {"urllib", "http"}:
-                yield f"{path}:{entry.line}: URLs are read by {WEB_HOMES[0]} only, not by {entry.module}"
+                yield f"{path}:{entry.line}: URLs are read by {WEB_HOME} only, not by {entry.module}"
 
 
 def environment_reads(tree: Tree) -> Iterator[str]:
@@ -159,6 +160,16 @@ def environment_reads(tree: Tree) -> Iterator[str]:
             if {"environ", "getenv", "putenv"} & set(names):
                 assert isinstance(node, (ast.Attribute, ast.ImportFrom))
                 yield f"{path}:{node.lineno}: the environment is read in {', '.join(ENVIRONMENT_HOMES)} only"
+
+
+def started_threads(tree: Tree) -> Iterator[str]:
+    """Threads that are started away from their home, where they get a name and their errors are reported."""
+    for path, text in tree.items():
+        if module_name(path) in THREAD_HOMES:
+            continue
+        for node in ast.walk(_parse(text)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in THREAD_CALLS:
+                yield f"{path}:{node.lineno}: start threads with {THREAD_HOMES[0]}"
 
 
 def heavy_imports(tree: Tree) -> Iterator[str]:
@@ -232,11 +243,11 @@ def compared_variants(tree: Tree) -> Iterator[str]:
 
 
 def _is_kind_name(node: ast.expr) -> bool:
-    """Whether it is the ``name`` of a setting in ``KINDS``, such as ``experiment.objective.name``."""
-    if not isinstance(node, ast.Attribute) or node.attr != "name":
+    """Whether it is the name of a setting in ``KINDS``, such as ``experiment.objective.name``."""
+    if not isinstance(node, ast.Attribute):
         return False
-    owner = node.value
-    return (owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")) in KINDS
+    owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+    return KINDS.get(owner) == node.attr
 
 
 def bare_prints(tree: Tree) -> Iterator[str]:
@@ -271,7 +282,7 @@ def direct_file_calls(tree: Tree) -> Iterator[str]:
     """Calls of the file system by what must go through ``pretrain.disk``; a library's own inside ``*_with`` is none."""
     for path, text in tree.items():
         module = module_name(path)
-        if not any(inside(module, home) for home in THROUGH_DISK) or module in NOT_RUN_FOLDER:
+        if not any(inside(module, home) for home in THROUGH_DISK):
             continue
         parsed = _parse(text)
         handed_over = {id(inner) for call in _calls_with(parsed) for inner in ast.walk(call)}
@@ -316,6 +327,7 @@ RULES = (
     strangers,
     web_requests,
     environment_reads,
+    started_threads,
     heavy_imports,
     vague_names,
     importing_inits,

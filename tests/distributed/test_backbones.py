@@ -48,6 +48,22 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"name": "timm/deit_tiny_distilled_patch16_224", "img_size": 32, "kwargs": {"depth": 2, "embed_dim": 48}},
         {"img_size": 48},
     ),
+    "hf_clip": (
+        {
+            "name": "hf/CLIPForImageClassification",  # its last norm does not reach the logits
+            "img_size": 8,
+            "kwargs": {
+                "vision_config": {
+                    "hidden_size": 32,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 2,
+                    "intermediate_size": 64,
+                    "patch_size": 2,
+                }
+            },
+        },
+        {"img_size": 12},
+    ),
 }
 TWO_HEADS = ("distilled", "timm_deit")
 
@@ -110,7 +126,7 @@ def test_a_life(pool1: Pool, pool2: Pool, tmp_path: Path, teacher: str, family: 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_stage_gives_the_same_losses(pool2: Pool, teacher: str, family: str) -> None:
     plain = losses(pool2, settings(family, 0, 4, teacher))
-    for stage, micro, kind in ((1, 4, "deepspeed"), (3, 2, "deepspeed"), (0, 4, "accelerate")):
+    for stage, micro, kind in ((1, 4, "deepspeed"), (3, 2, "deepspeed"), (0, 4, "accelerate"), (0, 2, "fsdp2")):
         values = losses(pool2, settings(family, stage, micro, teacher), kind)
         assert list(values.values()) == pytest.approx(list(plain.values()), rel=2e-5), (stage, micro, kind)
 
@@ -119,6 +135,7 @@ def test_every_stage_gives_the_same_losses(pool2: Pool, teacher: str, family: st
     ("family", "stage"),
     [
         ("swin", 3),
+        ("hf_clip", 3),
         *(
             pytest.param(family, stage, marks=pytest.mark.slow)
             for family, stage in [("swin", 1), ("pvt_v2", 3), ("bit", 1), ("distilled", 3), ("timm_deit", 1)]
@@ -129,6 +146,25 @@ def test_activation_checkpointing_changes_nothing(pool2: Pool, teacher: str, fam
     plain = losses(pool2, settings(family, stage, 4, teacher))
     kept = losses(pool2, settings(family, stage, 4, teacher, cluster__activation_checkpointing="full"))
     assert list(kept.values()) == pytest.approx(list(plain.values()), rel=1e-5)
+
+
+COMPILED = [("swin", 3, "deepspeed", "none"), ("hf_clip", 3, "deepspeed", "full"), ("pvt_v2", 0, "fsdp2", "full")]
+COMPILED += [
+    ("bit", 1, "deepspeed", "none"),
+    ("timm_deit", 0, "accelerate", "none"),
+    ("hf_clip", 0, "fsdp2", "every_2"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "stage", "kind", "policy"), COMPILED)
+def test_compilation_changes_nothing(
+    pool2: Pool, teacher: str, family: str, stage: int, kind: str, policy: str
+) -> None:
+    plain = losses(pool2, settings(family, stage, 4, teacher), kind)
+    changes = {"cluster__compile": True, "cluster__activation_checkpointing": policy}
+    compiled = losses(pool2, settings(family, stage, 4, teacher, **changes), kind)
+    assert list(compiled.values()) == pytest.approx(list(plain.values()), rel=1e-5)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Every supported combination of the table (``pretrain/config/combinations.py``) trains.
 
-In fp32 with an optimiser that takes pieces of tensors, all of them give the same ten losses; the others train to the
-losses of fp32 without sharding within the precision.
+In fp32 all of them give the same ten losses; the others train to the losses of fp32 without sharding within the
+precision.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from tests.distributed.test_equality_laws import losses, settings
 from tests.pool import Pool
 
 SUPPORTED = [combination for combination in all_combinations() if not refusals(**combination)]
-EXACT = [one for one in SUPPORTED if one["precision"] == "fp32" and not one["needs_unsharded"]]
+EXACT = [one for one in SUPPORTED if one["precision"] == "fp32"]
 ROUNDED = [one for one in SUPPORTED if one not in EXACT]
+UNSTAGED = {"DDP": ("accelerate", 0), "FSDP2": ("fsdp2", 0)}
 
 
 def config_of(combination: dict[str, Value]) -> tuple[Experiment, str]:
     """The experiment of a combination, and its backend."""
     name, policy = str(combination["sharding"]), str(combination["activation_checkpointing"])
-    kind, stage = ("accelerate", 0) if name == "DDP" else ("deepspeed", int(name[-1]))
+    kind, stage = UNSTAGED.get(name) or ("deepspeed", int(name[-1]))
     config = settings(
         stage,
         4,
         precision=combination["precision"],
         cluster__activation_checkpointing=policy.replace("every_k", "every_2"),
         cluster__compile=combination["compile"],
-        optim__name="lamb" if combination["needs_unsharded"] else "adamw",
     )
     return config, kind
 
@@ -52,7 +52,7 @@ FAST = [
     ("ZeRO-3", "every_k", False),
 ]
 FAST += [("ZeRO-1", "selective", False), ("ZeRO-3", "selective", False), ("DDP", "selective", False)]
-FAST += [("ZeRO-1", "full", True)]
+FAST += [("ZeRO-1", "full", True), ("FSDP2", "full", True), ("ZeRO-3", "selective", True)]
 ROWS = [
     pytest.param(
         one,
@@ -68,20 +68,10 @@ def test_supported(pool2: Pool, reference: list[float], combination: dict[str, V
     assert losses(pool2, *config_of(combination)) == pytest.approx(reference, rel=1e-5)
 
 
-@pytest.fixture(scope="module")
-def plain(pool2: Pool) -> dict[bool, list[float]]:
-    """Ten fp32 losses without sharding, of an optimiser that takes pieces of tensors and of one that does not."""
-    return {whole: losses(pool2, settings(0, 4, optim__name=("adamw", "lamb")[whole])) for whole in (False, True)}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("combination", ROUNDED, ids=in_words)
-def test_supported_in_other_precisions(
-    pool2: Pool, plain: dict[bool, list[float]], combination: dict[str, Value]
-) -> None:
-    expected = plain[bool(combination["needs_unsharded"])]
-    rel = 1e-5 if combination["precision"] == "fp32" else 0.03
-    assert losses(pool2, *config_of(combination)) == pytest.approx(expected, rel=rel)
+def test_supported_in_other_precisions(pool2: Pool, reference: list[float], combination: dict[str, Value]) -> None:
+    assert losses(pool2, *config_of(combination)) == pytest.approx(reference, rel=0.03)
 
 
 POSITIONS = [
@@ -89,8 +79,16 @@ POSITIONS = [
     {"model__pos_embed_placement": "every_layer"},
     {"model__pos_embed": "relative_bias", "model__pos_embed_placement": "every_layer_shared"},
     {"model__pos_embed": "relative_1d"},
-    {"model__pos_embed": "rope_2d", "model__qk_norm": True, "model__layer_scale": 0.1, "model__num_registers": 2},
+    {
+        "model__pos_embed": "none",
+        "model__rope": "axial",
+        "model__qk_norm": True,
+        "model__layer_scale": 0.1,
+        "model__num_registers": 2,
+    },
     {"model__pool": "map", "model__pos_embed": "sincos2d_timm"},
+    {"model__rope": "mixed", "model__norm": "rms_norm", "model__mlp": "swiglu", "model__gated_attention": True},
+    {"model__block": "parallel", "model__rope": "axial", "model__patch_drop": 0.5, "model__layer_scale": 0.1},
 ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.config.schema.experiment import Experiment
-from tests.distributed.test_equality_laws import OTHER_TARGETS, settings
+from tests.distributed.test_equality_laws import NATIVE, OTHER_TARGETS, settings
 from tests.distributed.training import BATCH, train_with
 from tests.pool import Pool, RankFailureError
 
@@ -19,6 +19,8 @@ CHAINS: list[tuple[Layout, Layout, Layout]] = [
     ((1, 4, "deepspeed"), (3, 2, "deepspeed"), (2, 4, "deepspeed")),
     ((3, 2, "deepspeed"), (0, 4, "deepspeed"), (1, 1, "deepspeed")),
     ((0, 2, "accelerate"), (2, 2, "deepspeed"), (0, 1, "accelerate")),
+    ((2, 4, "deepspeed"), (0, 2, "fsdp2"), (3, 1, "deepspeed")),
+    ((0, 4, "fsdp2"), (0, 1, "fsdp2"), (0, 2, "accelerate")),
 ]
 
 
@@ -35,8 +37,20 @@ def run(pools: dict[int, Pool], layout: Layout, options: dict, **more: object) -
     return pools[layout[1]].run(train_with, layout_settings(layout, **more), layout[2], options)[0]
 
 
-@pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.quick), "sgd"])
-@pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: "→".join(f"zero{s}x{w}{k[0]}" for s, w, k in chain))
+MARKS = {(False, "adamw"): pytest.mark.quick, (False, "sgd"): (), (True, "adamw"): (), (True, "sgd"): pytest.mark.slow}
+CASES = [
+    pytest.param(
+        chain,
+        optimizer,
+        id=f"{'→'.join(f'zero{stage}x{ranks}{kind[0]}' for stage, ranks, kind in chain)}-{optimizer}",
+        marks=MARKS["fsdp2" in str(chain), optimizer],
+    )
+    for chain in CHAINS
+    for optimizer in ("adamw", "sgd")
+]
+
+
+@pytest.mark.parametrize(("chain", "optimizer"), CASES)
 def test_three_layouts_in_a_row(pools: dict[int, Pool], tmp_path: Path, chain: tuple, optimizer: str) -> None:
     more = SGD if optimizer == "sgd" else {}
     first, second, third = chain
@@ -49,9 +63,9 @@ def test_three_layouts_in_a_row(pools: dict[int, Pool], tmp_path: Path, chain: t
         assert loss == pytest.approx(straight["losses"][step], rel=1e-5), step
 
 
-@pytest.mark.parametrize("name", OTHER_TARGETS)
-def test_other_targets_than_labels(pools: dict[int, Pool], tmp_path: Path, name: str) -> None:
-    more = OTHER_TARGETS[name]
+@pytest.mark.parametrize("name", [*OTHER_TARGETS, pytest.param("native", marks=pytest.mark.slow)])
+def test_other_targets_and_images(pools: dict[int, Pool], tmp_path: Path, name: str) -> None:
+    more = (OTHER_TARGETS | {"native": NATIVE})[name]
     straight = run(pools, (1, 2, "deepspeed"), {"steps": 6, "save_at": SAVE_AT, "folder": str(tmp_path)}, **more)
     resumed = run(pools, (3, 4, "deepspeed"), {"steps": 6, "folder": str(tmp_path), "resume": True}, **more)
     for step, loss in resumed["losses"].items():
@@ -66,6 +80,7 @@ def test_other_targets_than_labels(pools: dict[int, Pool], tmp_path: Path, name:
         pytest.param((2, 2, "deepspeed"), marks=pytest.mark.quick),
         (3, 2, "deepspeed"),
         (0, 2, "accelerate"),
+        (0, 2, "fsdp2"),
     ],
 )
 def test_the_same_layout_goes_on_bit_identically(pools: dict[int, Pool], tmp_path: Path, layout: Layout) -> None:
@@ -76,9 +91,8 @@ def test_the_same_layout_goes_on_bit_identically(pools: dict[int, Pool], tmp_pat
     assert resumed["weights"] == straight["weights"]
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_bf16_goes_on_from_the_fp32_master_weights(pools: dict[int, Pool], tmp_path: Path, stage: int) -> None:
-    layout = (stage, 2, "deepspeed")
+@pytest.mark.parametrize("layout", [(0, 2, "accelerate"), (1, 2, "deepspeed"), (3, 2, "deepspeed"), (0, 2, "fsdp2")])
+def test_bf16_goes_on_from_the_fp32_master_weights(pools: dict[int, Pool], tmp_path: Path, layout: Layout) -> None:
     straight = run(pools, layout, {"steps": 8, "save_at": SAVE_AT, "folder": str(tmp_path)}, precision="bf16")
     resumed = run(pools, layout, {"steps": 8, "folder": str(tmp_path), "resume": True}, precision="bf16")
     assert resumed["losses"] == {step: straight["losses"][step] for step in range(SAVE_AT, 8)}

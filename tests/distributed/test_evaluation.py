@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pretrain.config.schema.experiment import Experiment
-from pretrain.data.on_device.device import to_model_input
+from pretrain.data.batch import to_model_input
 from pretrain.data.storage.card import Card
 from pretrain.distributed.rank import detect
 from pretrain.engine.backends import build_backend

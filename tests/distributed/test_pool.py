@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 
@@ -104,6 +106,16 @@ def test_a_hanging_rank_fails_the_case_with_its_stack(pool2: Pool) -> None:
         pool2.run(hang_on_rank, 1, timeout_s=5.0)  # the rank sleeps for longer than pytest's limit for a test
     assert list(caught.value.failures) == [1]
     assert caught.value.failures[1].kind == "hang" and "hang_on_rank" in caught.value.failures[1].text
+    assert pool2.run(sum_of_ranks, 0)[0].total == 1
+
+
+def test_an_interrupted_case_leaves_no_answer_for_the_next(pool2: Pool) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+    pool2.run(sum_of_ranks, 0)  # so that the ranks are there
+    threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):  # as pytest's time limit, which raises in the middle of a case
+        pool2.run(time.sleep, 2.0)
     assert pool2.run(sum_of_ranks, 0)[0].total == 1
 
 

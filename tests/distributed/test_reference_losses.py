@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from pretrain.assembly.objective import objective_of
 from pretrain.config.schema.experiment import Experiment
-from pretrain.data.on_device.device import to_model_input
-from pretrain.data.on_device.mixing import Mix, Mixing
+from pretrain.data.batch import to_model_input
+from pretrain.data.on_device import Mix, Mixing
 from pretrain.distributed.rank import detect
 from pretrain.engine.backends import build_backend
 from pretrain.models.exchange.google import read_npz
 from pretrain.models.families.registry import build_model
+from pretrain.objectives.classification import dense_targets
 from pretrain.objectives.protocol import MicroBatch
-from pretrain.objectives.targets import dense_targets
 from pretrain.optim.schedules import build_schedule
 from tests.golden.batches import BATCH, CLASSES, SIDE, STEPS, batch_of, pictures_of
 from tests.pool import Pool

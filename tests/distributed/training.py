@@ -6,6 +6,7 @@ Every function here runs inside a rank of a pool (or alone) and returns plain nu
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,22 +15,32 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from pretrain import seeds
+from pretrain.assembly.trainer import weights_writer
 from pretrain.config.schema.experiment import Experiment
 from pretrain.distributed.rank import detect
 from pretrain.engine.backend import Backend, Update
 from pretrain.engine.backends import build_backend
 from pretrain.engine.checkpoint import Checkpointer
 from pretrain.engine.checkpoint_folder import newest_valid
+from pretrain.engine.loading import Reading
 from pretrain.engine.retention import Retention
 from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.saving import Origin, SavePolicy
-from pretrain.engine.self_check import Reading
 from pretrain.engine.session import Session
 from pretrain.engine.state import TrainState
-from pretrain.models.families.registry import adapt_state_dict, build_model, init_weights, uses_generator
-from pretrain.models.interop import load_weights, save_weights
-from pretrain.models.layers.block import drop_path_scales
+from pretrain.models.families.registry import (
+    accept_sizes,
+    adapt_state_dict,
+    build_model,
+    init_weights,
+    uses_generator,
+)
+from pretrain.models.interop import load_weights
+from pretrain.models.layers.drop_path import drop_path_scales
+from pretrain.models.layers.lora import add_adapters
+from pretrain.models.layers.patch_drop import kept_patches
 from pretrain.models.metadata import TargetScale, WeightsMetadata
+from pretrain.models.variants import resolve
 from pretrain.objectives.protocol import MicroBatch, Objective
 from pretrain.optim.schedules import build_schedule
 
@@ -66,9 +77,12 @@ def experiment(**changes: object) -> Experiment:
 def global_batch(step: int, config: Experiment) -> MicroBatch:
     """The global batch of a step, the same whoever asks; few different ones, so that the loss falls."""
     generator = torch.Generator().manual_seed(1000 + step % 4)
-    size = config.model.img_size
-    assert isinstance(size, int)
-    images = torch.randn(BATCH, 3, size, size, generator=generator)
+    tiling = config.image_sizes.at(step)
+    size = tiling.size[0]
+    images, grids = torch.randn(BATCH, 3, size, size, generator=generator), None
+    if (length := config.data.train_transform.sequence_length) is not None:  # strips of images of several sizes
+        images = torch.randn(BATCH, 3, config.model.patch, length * config.model.patch, generator=generator)
+        grids = torch.tensor([[1 + row % 4, 4 - row % 3] for row in range(BATCH)])
     labels = torch.randint(CLASSES, (BATCH, 1), generator=generator)
     slots = torch.arange(step * BATCH, (step + 1) * BATCH)
     depth, rate = config.model.depth or 1, config.model.drop_path if config.model.family.takes_drop_path else 0.0
@@ -79,7 +93,11 @@ def global_batch(step: int, config: Experiment) -> MicroBatch:
     if config.objective.needs.target == "mask":
         targets = torch.randint(CLASSES, (BATCH, size, size), generator=generator, dtype=torch.uint8)
         targets[::3, : size // 2] = 255  # on one rank more of the pixels have no class than on the other
-    return MicroBatch(images, labels, scales, targets, slots)
+    shape = resolve(config.model.at_tiling(tiling)) if config.model.patch_drop else None
+    kept = None if shape is None else kept_patches(slots.numpy(), shape, seed=config.seed)
+    second = torch.randn(BATCH, 3, size, size, generator=generator) if config.objective.num_views == 2 else None
+    more = {"kept": kept, "grids": grids, "second": second, "patch": tiling.patch}
+    return MicroBatch(images, labels, scales, targets, slots, **more)  # type: ignore[arg-type]
 
 
 def make(config: Experiment, kind: str = "deepspeed", weights: str | None = None) -> tuple[Backend, int]:
@@ -92,6 +110,10 @@ def make(config: Experiment, kind: str = "deepspeed", weights: str | None = None
         state, about = load_weights(weights)
         adapted, _ = adapt_state_dict(state, about, model, head="replace", filter="bicubic", seed=config.seed)
         model.load_state_dict(adapted)
+    if config.changes_size:
+        accept_sizes(model, config.image_sizes.all, config.init.pos_embed_filter)
+    if config.optim.lora is not None:
+        add_adapters(model, config.optim.lora, config.seed)
     micro = config.cluster.micro_batch_size
     assert isinstance(micro, int)
     accumulation = BATCH // rank.world // micro
@@ -135,7 +157,11 @@ def one_step(
             torch.manual_seed(seeds.integer_seed(config.seed, "dropout", step, index, rank))
         with backend.micro_step(boundary=index == accumulation - 1):
             targets = None if batch.targets is None else batch.targets[part]
-            inputs = MicroBatch(images, batch.labels[part], scales, targets, batch.slots[part])
+            kept = None if batch.kept is None else batch.kept[part]
+            grids = None if batch.grids is None else batch.grids[part]
+            second = None if batch.second is None else batch.second[part]
+            more = {"kept": kept, "grids": grids, "second": second, "patch": batch.patch}
+            inputs = MicroBatch(images, batch.labels[part], scales, targets, batch.slots[part], **more)  # type: ignore[arg-type]
             loss = objective(backend.forward, inputs)
             backend.backward(loss)
         losses.append(loss.detach())
@@ -155,20 +181,18 @@ def checkpointer(
     def probe() -> Reading:
         backend.train(False)
         batch = global_batch(99, config)
-        inputs = MicroBatch(batch.images, batch.labels, targets=batch.targets, slots=batch.slots)
+        inputs = replace(batch, drop_path=None, kept=None)
         loss = float(objective(backend.forward, inputs))
         backend.train(True)
         return Reading(loss, tuple(range(BATCH)), "law")
 
-    def write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
-        half = (0.5, 0.5, 0.5)
-        save_weights(path, tensors, WeightsMetadata.of(config.model, config.num_outputs, half, half))
-
+    half = (0.5, 0.5, 0.5)
+    write_weights = weights_writer(config, WeightsMetadata.of(config.model, config.num_outputs, half, half))
     session = Session.of(detect(), torch.device("cpu"), RunFolder(folder))
     return Checkpointer(
         session=session, backend=backend, write_weights=write_weights, probe=probe,
         schedule=lambda state: build_schedule(config)(state.step), origin=Origin("", "", "", config.precision),
-        policy=SavePolicy(Retention(keep_last=2), asynchronous=False),
+        policy=SavePolicy(Retention(keep_last=2), asynchronous=False), own_average=config.optim.own_average,
     )  # fmt: skip
 
 

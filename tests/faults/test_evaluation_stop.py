@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.telemetry.sinks import read_metrics
+from pretrain.telemetry.metrics import read_metrics
 from tests.faults.job import Faults, checkpoint_steps, job
 from tests.integration.small_run import curve
 from tests.pool import Pool

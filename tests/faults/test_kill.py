@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.engine.checkpoint_folder import newest_valid
-from pretrain.telemetry.sinks import read_metrics
+from pretrain.telemetry.metrics import read_metrics
 from tests.command import Commands, kill_tree
 from tests.faults.test_stop import ranks_of
 from tests.integration.small_run import curve, pretrain, verdict

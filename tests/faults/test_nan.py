@@ -20,12 +20,18 @@ ROWS = [
     if (stage, precision) != (0, "bf16")
 ]
 ROWS += [(0, "fp32", "accelerate"), (0, "autocast", "accelerate")]
+ROWS += [(0, precision, "fsdp2") for precision in ("fp32", "bf16", "autocast")]
+FIRST = (1, "fp32", "deepspeed")
+SLOW = [(0, "fp32", "fsdp2"), (0, "autocast", "fsdp2")]
 BAD_STEP = 2
 
 
 @pytest.mark.parametrize(
     ("stage", "precision", "kind"),
-    [pytest.param(*row, marks=[pytest.mark.quick] if row == (1, "fp32", "deepspeed") else []) for row in ROWS],
+    [
+        pytest.param(*row, marks=pytest.mark.quick if row == FIRST else pytest.mark.slow if row in SLOW else ())
+        for row in ROWS
+    ],
 )
 @pytest.mark.parametrize("micro", [4, pytest.param(2, marks=pytest.mark.slow)])
 def test_nan_on_one_rank(pool2: Pool, stage: int, precision: str, kind: str, micro: int) -> None:

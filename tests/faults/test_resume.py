@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.engine.history import read
-from pretrain.telemetry.sinks import read_metrics
+from pretrain.engine.run_folder import read_events
+from pretrain.telemetry.metrics import read_metrics
 from tests.faults.job import checkpoint_steps, job
 from tests.integration.small_run import curve
 from tests.pool import Pool
@@ -43,9 +43,14 @@ def test_a_change_is_recorded(digits: None, pool1: Pool, tmp_path: Path) -> None
     allowed = "resume.allow_changes=[optim.lr, duration]"
     changed = run(pool1, tmp_path, "duration=6 steps", "optim.schedule.name=constant", "optim.lr=5e-4", allowed)
     assert "the learning rate at step 4 is 0.0005 now, it was 0.001" in changed["said"]
-    kinds = {line["kind"]: line for line in read(tmp_path / "run/history.jsonl")}
-    assert list(kinds) == ["launch", "start", "resume", "change"]
-    launches = [line for line in read(tmp_path / "run/history.jsonl") if line["kind"] == "launch"]
+    kinds = {line["kind"]: line for line in read_events(tmp_path / "run/history.jsonl")}
+    assert list(kinds) == ["launch", "start", "first_step", "resume", "change"]
+    began = list(kinds["first_step"]["began"].items())
+    # The ranks of a pool have joined before, so there is no phase of that name.
+    assert [phase for phase, _ in began] == ["process", "import", "choose", "start", "load", "data", "step"]
+    assert [moment for _, moment in began] == sorted(moment for _, moment in began), "each phase follows the one before"
+    assert kinds["first_step"]["step"] == 5
+    launches = [line for line in read_events(tmp_path / "run/history.jsonl") if line["kind"] == "launch"]
     assert [line["step"] for line in launches] == [0, 4] and launches[0]["digest"] != launches[1]["digest"]
     assert all(line["command"] and line["packages"]["torch"] and line["world_size"] == 1 for line in launches)
     assert kinds["change"]["step"] == 4 and kinds["change"]["lr"] == [0.001, 0.0005]
@@ -60,7 +65,7 @@ def test_a_trunk_cools_down_by_one_command(digits: None, pool1: Pool, tmp_path: 
     assert (done["outcome"], done["step"]) == ("complete", 16), done["reason"]
     rates = [row[0] for row in curve(tmp_path / "cooled", "lr").values()]
     assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
-    parent = next(line for line in read(tmp_path / "cooled/history.jsonl") if line["kind"] != "launch")
+    parent = next(line for line in read_events(tmp_path / "cooled/history.jsonl") if line["kind"] != "launch")
     assert parent["kind"] == "fork" and parent["checkpoint"].endswith("run/checkpoints/step-00000012")
     assert run(pool1, tmp_path, *fork)["outcome"] == "complete", "the same command again finds the fork's own end"
     into_trunk = run(pool1, tmp_path, *trunk, f"resume.from={tmp_path}/run", "resume.cooldown=4 steps")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,29 @@ def test_one_save_is_in_flight_and_a_stop_waits_for_it(digits: None, pool2: Pool
     assert checkpoint_steps(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
 
 
+def test_time_alone_or_beside_steps_makes_a_checkpoint_due(digits: None, pool2: Pool, tmp_path: Path) -> None:
+    """Rank 0's clock decides for all, and what saves when does not change a loss."""
+    keep = "checkpoint.keep_last=99"
+    run(pool2, tmp_path / "steps", "checkpoint.every=4 steps", keep)
+    early = Faults(hours={0: [2, 7], 1: [3, 4, 5, 6]})
+    run(pool2, tmp_path / "both", "checkpoint.every=4 steps or 30 minutes", keep, faults=early)
+    run(pool2, tmp_path / "time", "checkpoint.every=30 minutes", keep, faults=early)
+    assert checkpoint_steps(tmp_path / "steps/run") == [4, 8, 12]
+    assert checkpoint_steps(tmp_path / "both/run") == [2, 4, 7, 8, 12]
+    assert checkpoint_steps(tmp_path / "time/run") == [2, 7, 12]
+    assert curve(tmp_path / "steps/run") == curve(tmp_path / "both/run") == curve(tmp_path / "time/run")
+
+
+def test_a_run_continues_from_a_checkpoint_that_time_made(digits: None, pool2: Pool, tmp_path: Path) -> None:
+    every, complete = "checkpoint.every=30 minutes", run(pool2, tmp_path / "a", "checkpoint.every=30 minutes")
+    run(pool2, tmp_path / "b", every, faults=Faults(hours={0: [5]}, stop_at=(7, 0)))
+    shutil.rmtree(tmp_path / "b/run/checkpoints/step-00000007")  # as if it had been killed there
+    resumed = run(pool2, tmp_path / "b", every)
+    assert any("step-00000005" in line for line in resumed["said"])
+    assert complete["outcome"] == resumed["outcome"] == "complete"
+    assert curve(tmp_path / "a/run") == curve(tmp_path / "b/run")
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("on_error", ["stop", "continue"])
 def test_a_file_that_cannot_be_written(digits: None, pool2: Pool, tmp_path: Path, on_error: str, rank: int) -> None:
@@ -90,7 +114,7 @@ def test_what_stays(digits: None, pool1: Pool, tmp_path: Path) -> None:
 
 
 def read_eval(folder: Path) -> dict:
-    from pretrain.telemetry.sinks import read_metrics
+    from pretrain.telemetry.metrics import read_metrics
 
     return read_metrics(folder / "metrics.jsonl", "eval")
 

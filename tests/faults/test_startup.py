@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.distributed.rank import Rank, detect
-from pretrain.distributed.rendezvous import identity, meet
+from pretrain.distributed.startup import identity, meet
 from pretrain.engine.run_folder import RunFolder
 from pretrain.errors import SetupError
 from tests.command import Commands
@@ -32,6 +32,15 @@ def test_a_rank_that_does_not_see_the_run_folder(pool2: Pool, tmp_path: Path) ->
     failures = caught.value.failures
     assert {rank: failure.kind for rank, failure in failures.items()} == {0: "PeerError", 1: "SetupError"}
     assert "does not see the run folder" in failures[1].text and "all nodes share" in failures[1].text
+
+
+@pytest.mark.parametrize("settings", [["cluster.device=cuda"], ["cluster.device_memory_gib=79"]])
+def test_a_config_for_gpus_does_not_train_on_the_cpu(
+    command: Commands, digits: None, tmp_path: Path, settings: list[str]
+) -> None:
+    done = command.run(*pretrain("alone", tmp_path, *settings))
+    assert done.returncode == 2 and "error: no usable GPU on" in done.stderr, done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 JOIN = """
@@ -125,7 +134,7 @@ def test_a_port_that_is_none(monkeypatch: pytest.MonkeyPatch, port: str, words: 
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", port)
     with pytest.raises(SetupError, match=words):
-        meet(Rank(1, 1, 2, 2, "here", "deepspeed"), 5)
+        meet(Rank(1, 1, 2, 2, "here", "deepspeed"), 5, 5)
 
 
 def test_the_identity_is_the_command_without_what_differs_between_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

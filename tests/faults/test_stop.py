@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.telemetry.sinks import read_metrics
+from pretrain.telemetry.metrics import read_metrics
 from tests.command import Commands
 from tests.integration.small_run import curve, pretrain, verdict
 
@@ -44,6 +44,8 @@ def test_stop_and_go_on(command: Commands, digits: None, tmp_path: Path, way: st
     output, errors = process.communicate(timeout=240)
     end = verdict(run)
     assert (end["outcome"], end["exit_code"]) == ("requeue", 75), output + errors
+    last = [line for line in output.splitlines() if line.strip()][-1]
+    assert "not an error: the same command continues from here" in last, output
     step = end["step"]
     assert step == max(curve(run)) and (run / f"checkpoints/step-{step:08d}/COMPLETE.json").exists()
     command.run(

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.model import ModelConfig
+from pretrain.config.schema.transforms import EvalTransformConfig
 from pretrain.models.families.registry import build_model
 from pretrain.models.metadata import WeightsMetadata
 from tests.golden.twins import small_config
@@ -87,10 +87,10 @@ def image_file(folder: Path, width: int, height: int, kind: str = "png") -> Path
 
 def our_input(path: Path, metadata: WeightsMetadata) -> Tensor:
     """An image file as our evaluation sees it: (1, C, H, W), normalised."""
+    from pretrain.data.batch import to_model_input
     from pretrain.data.images.augment import EvalTransform
-    from pretrain.data.on_device.device import to_model_input
 
-    assert metadata.eval_transform is not None
+    assert metadata.eval_transform is not None and metadata.mean is not None and metadata.std is not None
     pixels = EvalTransform(metadata.eval_transform, *metadata.img_size)(path.read_bytes())
     planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
     return to_model_input(planes, metadata.mean, metadata.std)

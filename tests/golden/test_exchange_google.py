@@ -40,8 +40,8 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Path, Any
 
 
 def timm_model(metadata: WeightsMetadata) -> Any:
-    architecture, arguments, _ = family_of(metadata.model).timm_twin(metadata.model)
-    return timm.create_model(architecture, num_classes=metadata.num_classes, **arguments).eval()
+    described = family_of(metadata.model).timm_twin(metadata.model)
+    return timm.create_model(described.architecture, num_classes=metadata.num_classes, **described.arguments).eval()
 
 
 def test_timms_reader_gives_our_logits(case: tuple[Any, Path, Any]) -> None:
@@ -143,7 +143,7 @@ def test_without_a_head(tmp_path: Path) -> None:
         ({"gelu": "tanh", "qk_norm": True}, "model.qk_norm: True .*onnx"),
         ({"gelu": "tanh", "num_registers": 2}, "model.num_registers: 2"),
         ({"gelu": "tanh", "layer_scale": 0.1}, "model.layer_scale: 0.1"),
-        ({"gelu": "tanh", "pos_embed": "rope_2d"}, "model.pos_embed: rope_2d"),
+        ({"gelu": "tanh", "rope": "axial"}, "model.rope: axial"),
         ({"gelu": "tanh", "distilled": True}, "model.distilled: True"),
     ],
 )

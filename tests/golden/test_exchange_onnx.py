@@ -12,8 +12,8 @@ import torch
 pytest.importorskip("onnxscript", reason="the extra [onnx] is not installed")
 import onnxruntime
 
-from pretrain.models.exchange.onnx import METADATA_KEY, write_onnx
-from pretrain.models.metadata import WeightsMetadata
+from pretrain.models.exchange.onnx import write_onnx
+from pretrain.models.metadata import HEADER_KEY, WeightsMetadata
 from tests.golden.exchange import images_of, logits_of, metadata_of, model_of, real_model
 
 # Warnings of torch's exporter about its own dependencies are silenced where it is called.
@@ -31,7 +31,8 @@ def run(path: Path, images: torch.Tensor, output: str) -> np.ndarray[Any, Any]:
         {},
         {"representation_size": 20, "gelu": "tanh", "pool": "norm_avg"},
         {"pool": "map", "class_token": False, "qk_norm": True, "layer_scale": 0.2, "num_registers": 2},
-        {"pos_embed": "rope_2d"},
+        {"rope": "mixed", "norm": "rms_norm", "mlp": "swiglu", "gated_attention": True},
+        {"rope": "axial", "block": "parallel"},
         {"distilled": True},
     ],
     ids=lambda changes: ", ".join(changes) or "plain",
@@ -47,7 +48,7 @@ def test_logits_for_any_number_of_images(changes: dict[str, Any], tmp_path: Path
         )
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
     properties = session.get_modelmeta().custom_metadata_map
-    assert WeightsMetadata.model_validate_json(properties[METADATA_KEY]) == metadata
+    assert WeightsMetadata.model_validate_json(properties[HEADER_KEY]) == metadata
     assert "x / 255 - mean" in properties["input"] and "squash" in properties["eval_transform"]
 
 

@@ -13,15 +13,21 @@ from torch import Tensor, nn
 
 from pretrain.config.schema.model import POS_EMBED_PLACEMENTS, ModelConfig
 from pretrain.errors import ConfigError
-from pretrain.models.layers.embed import Learned2d, rotary_2d, rotate, sincos_2d
-from pretrain.models.layers.relative import RelativeKeys, relative_index
-from pretrain.models.variants import parameter_shapes, resolve
+from pretrain.models.layers.positions import Learned2d, RelativeKeys, axial_rotary, relative_index, rotate, sincos_2d
+from pretrain.models.tensor_shapes import parameter_shapes
+from pretrain.models.variants import resolve
 from pretrain.models.vit import build_vit
 from tests.golden.twins import our_model, small_config, some_images
 
 CPU = torch.device("cpu")
 GRIDS = [(14, 14), (3, 7), (1, 5)]
 CASES = [(kind, where) for kind, places in POS_EMBED_PLACEMENTS.items() for where in (places or (None,))]
+
+
+def rotary(grid: tuple[int, int], head_width: int, **changes: Any) -> Tensor:
+    """Cosines and sines of a model whose heads have this width."""
+    config = small_config(img_size=(8 * grid[0], 8 * grid[1]), embed_dim=4 * head_width, rope="axial", **changes)
+    return axial_rotary(config, resolve(config), CPU)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -48,6 +54,23 @@ def test_timms_sincos(grid: tuple[int, int]) -> None:
     assert (got - sincos_2d("big_vision", grid, 32, CPU)).abs().max() > 0.1, "two kinds with two names"
 
 
+def maes_table(grid: tuple[int, int], width: int) -> Tensor:
+    """Frequencies divided by D/4, and [sin x, cos x, sin y, cos y], element by element: fp32 (1, N, D)."""
+    table = np.zeros((grid[0] * grid[1], width))
+    for place, (row, column) in enumerate(np.ndindex(grid)):
+        for k in range(width // 4):
+            x, y = (position / 10_000 ** (k / (width // 4)) for position in (column, row))
+            table[place, k :: width // 4] = math.sin(x), math.cos(x), math.sin(y), math.cos(y)
+    return torch.from_numpy(table)[None].float()
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_maes_sincos(grid: tuple[int, int]) -> None:
+    got = sincos_2d("mae", grid, 32, CPU)
+    torch.testing.assert_close(got, maes_table(grid, 32), rtol=0, atol=2e-6)
+    assert (got - sincos_2d("big_vision", grid, 32, CPU)).abs().max() > 0.1, "two kinds with two names"
+
+
 @pytest.mark.parametrize("reference", [None, (7, 7)])
 @pytest.mark.parametrize("grid", GRIDS)
 def test_rotary_tables_equal_timm(grid: tuple[int, int], reference: tuple[int, int] | None) -> None:
@@ -55,14 +78,14 @@ def test_rotary_tables_equal_timm(grid: tuple[int, int], reference: tuple[int, i
         16, in_pixels=False, feat_shape=list(grid), ref_feat_shape=None if reference is None else list(reference)
     )
     sin, cos = theirs.get_embed().chunk(2, dim=-1)
-    got = rotary_2d(grid, 2, 16, 10_000.0, reference, CPU)
+    got = rotary(grid, head_width=16, num_registers=1, rope_grid=reference)
     torch.testing.assert_close(got[:, 2:], torch.stack([cos, sin]), rtol=0, atol=2e-6)
     assert torch.equal(got[0, :2], torch.ones(2, 16)) and torch.equal(got[1, :2], torch.zeros(2, 16))
 
 
 def test_rotation_leaves_only_relative_positions() -> None:
     """RoFormer's point: the product of a query and a key depends on their offset alone."""
-    table = rotary_2d((6, 6), 0, 8, 100.0, None, CPU)
+    table = rotary((6, 6), head_width=8, rope_temperature=100.0, class_token=False, pool="norm_avg")
     q, k = torch.randn(2, 8).unbind(0)
     turned_q, turned_k = rotate(q.expand(1, 1, 36, 8), table)[0, 0], rotate(k.expand(1, 1, 36, 8), table)[0, 0]
     product = (turned_q @ turned_k.T).reshape(6, 6, 6, 6)
@@ -158,11 +181,14 @@ def test_every_kind_and_placement_is_built_trained_and_counted(kind: Any, where:
     assert still == []
 
 
-@pytest.mark.parametrize(("kind", "where"), [case for case in CASES if case[0] != "none"])
-def test_positions_matter(kind: Any, where: Any) -> None:
+ADDED = [{"pos_embed": kind, "pos_embed_placement": where} for kind, where in CASES if kind != "none"]
+
+
+@pytest.mark.parametrize("positions", [*ADDED, *({"pos_embed": "none", "rope": kind} for kind in ("axial", "mixed"))])
+def test_positions_matter(positions: dict[str, Any]) -> None:
     """Without a position embedding mean pooling cannot tell the order of the patches; with one it can."""
     changes: dict[str, Any] = {"class_token": False, "pool": "norm_avg"}
-    model = our_model(small_config(pos_embed=kind, pos_embed_placement=where, **changes)).eval()
+    model = our_model(small_config(**positions, **changes)).eval()
     bare = our_model(small_config(pos_embed="none", **changes)).eval()
     images = some_images(model)
     moved = torch.cat([images[..., 24:], images[..., :24]], dim=-1)  # whole patches of 8 pixels
@@ -176,11 +202,20 @@ def test_positions_matter(kind: Any, where: Any) -> None:
     ("changes", "words"),
     [
         ({"pos_embed": "sincos2d_timm", "pos_embed_placement": "every_layer"}, ["stem or every_layer_shared"]),
-        ({"pos_embed": "rope_2d", "pos_embed_placement": "stem"}, ["rope_2d", "remove it"]),
+        ({"pos_embed": "none", "rope": "axial", "pos_embed_placement": "stem"}, ["none", "remove it"]),
         ({"pos_embed": "relative_1d", "pos_embed_placement": "every_layer_shared"}, ["choose every_layer"]),
         ({"pos_embed": "none", "pos_embed_prefix": False}, ["pos_embed_prefix", "learned_1d", "ignored"]),
-        ({"rope_temperature": 100.0}, ["rope_temperature", "rope_2d", "ignored"]),
-        ({"rope_grid": (4, 4)}, ["rope_grid", "rope_2d"]),
+        ({"rope_temperature": 100.0}, ["rope_temperature", "axial or mixed", "ignored"]),
+        ({"rope_grid": (4, 4)}, ["rope_grid", "axial or mixed"]),
+        ({"rope": "mixed", "rope_register_temperature": 100.0}, ["rope_register_temperature", "axial"]),
+        ({"rope": "axial", "rope_register_temperature": 9.0, "num_registers": 3}, ["3 registers", "square"]),
+        ({"rope": "axial", "pos_embed": "relative_bias"}, ["rope", "relative_bias", "pos_embed: none"]),
+        ({"block": "parallel", "mlp": "swiglu"}, ["block: parallel", "mlp: swiglu"]),
+        ({"block": "parallel", "pos_embed": "relative_bias"}, ["block: parallel", "relative_bias"]),
+        ({"patch_drop": 0.5, "rope": "mixed"}, ["patch_drop", "rope: mixed"]),
+        ({"patch_drop": 0.5, "pos_embed": "relative_bias"}, ["patch_drop", "relative_bias"]),
+        ({"patch_drop": 0.5, "head": "dense", "pool": "norm_avg"}, ["patch_drop", "head: dense"]),
+        ({"mlp": "swiglu", "gelu": "tanh"}, ["gelu: tanh", "ignored", "swiglu"]),
         ({"distilled": True, "num_registers": 1}, ["distilled", "num_registers"]),
     ],
 )
@@ -196,7 +231,7 @@ def test_settings_that_would_be_ignored_are_refused(changes: dict[str, Any], wor
     [
         ({"pos_embed": "sincos2d_timm", "embed_dim": 42, "num_heads": 2}, ["sincos2d_timm", "width", "42"]),
         ({"pos_embed": "learned_2d", "embed_dim": 45, "num_heads": 3}, ["learned_2d", "2 divides"]),
-        ({"pos_embed": "rope_2d", "embed_dim": 48, "num_heads": 8}, ["head width", "not 6"]),
+        ({"pos_embed": "none", "rope": "axial", "embed_dim": 48, "num_heads": 8}, ["head width", "not 6"]),
         ({"variant": "R50+B/14", "img_size": 224}, ["total stride 16 or 32", "R50+B/16"]),
         ({"variant": "R101+B/16"}, ["R50+SIZE/STRIDE"]),
     ],

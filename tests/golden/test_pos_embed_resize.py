@@ -1,4 +1,4 @@
-"""Resizing of position embeddings against scipy (Google), plain torch (DeiT) and timm."""
+"""Resizing of position embeddings and patch kernels against scipy (Google), plain torch (DeiT) and timm."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
 
+from pretrain.models import surgery
 from pretrain.models.surgery import resize_pos_embed, resize_relative_bias
 
 Grid = tuple[int, int]
@@ -95,3 +96,13 @@ def test_relative_bias_equals_timms_simple_resize(old: int, new: int, num_prefix
     expected = resize_rel_pos_bias_table_simple(table, (new, new), shape)
     ours = resize_relative_bias(table, (old, old), (new, new), "bicubic")
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [((16, 16), (8, 8)), ((16, 16), (14, 14)), ((8, 8), (16, 16)), ((4, 6), (5, 3))]
+)
+def test_patch_kernels_equal_timms(old: Grid, new: Grid) -> None:
+    kernel = torch.randn(5, 3, *old, generator=torch.Generator().manual_seed(old[0] + new[1]))
+    expected = resample_patch_embed(kernel, list(new))
+    torch.testing.assert_close(surgery.resample_patch_embed(kernel, new), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(surgery.resample_patch_embed(kernel, old), kernel)

@@ -11,8 +11,7 @@ import pytest
 from scipy.stats import ks_2samp
 
 from pretrain import seeds
-from pretrain.data.images.crops import NUMBERS_PER_CROP
-from pretrain.data.images.distorted_box import distorted_box
+from pretrain.data.images.crops import NUMBERS_PER_CROP, distorted_box
 
 DRAWS = 8000
 RATIO = (0.75, 1.33)
@@ -81,7 +80,7 @@ def test_the_fallback_is_the_complete_image(size: str, complete: float) -> None:
 
 def test_torchvisions_law_is_another_one() -> None:
     """The comparison can tell them apart: mean areas of 0.35 and 0.42 at 375 × 500."""
-    from pretrain.config.schema.data import InceptionConfig
+    from pretrain.config.schema.transforms import InceptionConfig
     from pretrain.data.images.crops import inception_box
 
     numbers = seeds.uniform(5, "test", np.arange(2000)[:, None], np.arange(NUMBERS_PER_CROP))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pretrain.config.schema.data import EvalTransformConfig
+from pretrain.config.schema.transforms import EvalTransformConfig
 from pretrain.data.images.augment import EvalTransform
 from pretrain.data.images.resize import resize
 from tests.golden.pictures import picture

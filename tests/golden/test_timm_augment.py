@@ -13,11 +13,10 @@ from timm.data import auto_augment as timm_augment
 from torchvision.transforms import functional as tv
 
 from pretrain import seeds
-from pretrain.config.schema.augmentation import parse_timm_policy
-from pretrain.config.schema.data import InceptionConfig
+from pretrain.config.schema.transforms import InceptionConfig, parse_timm_policy
 from pretrain.data.images.augment import TrainTransform
 from pretrain.data.images.policies import timm as ours
-from pretrain.data.images.policies.color import ColorJitter, ThreeAugment
+from pretrain.data.images.policies.registry import ColorJitter, ThreeAugment
 
 SIZE = 48
 MAGNITUDES = [0.0, 0.3, 5.0, 9.0, 9.6, 10.0]

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from pretrain.config.schema.model import ModelConfig
-from pretrain.models import budget, cost
-from pretrain.models.families import timm_cost
-from pretrain.models.families.registry import build_model
-from pretrain.models.footprint import Precision
-from pretrain.sharding.memory import Memory
+from pretrain.models import cost
+from pretrain.models.families.protocol import Precision
+from pretrain.models.families.registry import build_model, family_of, forward_macs, num_parameters, training_flops
+from pretrain.sharding.protocol import Memory
 from pretrain.sharding.replicated import ZERO_0
 from pretrain.sharding.step import DeepSpeedSettings
 from pretrain.sharding.zero import Zero
@@ -27,20 +26,24 @@ PUBLISHED = {
 }
 
 
+def kept(model: ModelConfig, num_classes: int, precision: Precision, checkpointing: str = "none") -> int:
+    return family_of(model).footprint(model, num_classes, precision=precision, checkpointing=checkpointing).kept
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes(name: str) -> None:
     model, (parameters, macs) = ModelConfig(name=f"timm/{name}"), PUBLISHED[name]
-    assert budget.num_parameters(model, 1000) / 1e6 == pytest.approx(parameters, abs=0.005)
-    assert budget.forward_macs(model, 1000) / 1e9 == pytest.approx(macs, rel=0.01)
-    assert budget.training_flops(model, 1000, 10) == 60 * budget.forward_macs(model, 1000)
+    assert num_parameters(model, 1000) / 1e6 == pytest.approx(parameters, abs=0.005)
+    assert forward_macs(model, 1000) / 1e9 == pytest.approx(macs, rel=0.01)
+    assert training_flops(model, 1000, 10) == 60 * forward_macs(model, 1000)
 
 
 def test_the_same_architecture_costs_the_same_by_both_ways() -> None:
     ours, theirs = ModelConfig(variant="Ti/16"), ModelConfig(name="timm/vit_tiny_patch16_224")
     for with_head in (True, False):
-        counts = [budget.num_parameters(model, 10, with_head=with_head) for model in (ours, theirs)]
+        counts = [num_parameters(model, 10, with_head=with_head) for model in (ours, theirs)]
         assert counts[0] == counts[1]
-    assert budget.forward_macs(theirs, 10) == pytest.approx(budget.forward_macs(ours, 10), rel=1e-6)
+    assert forward_macs(theirs, 10) == pytest.approx(forward_macs(ours, 10), rel=1e-6)
 
 
 def test_activations_of_the_same_architecture_are_near_the_closed_form() -> None:
@@ -48,7 +51,7 @@ def test_activations_of_the_same_architecture_are_near_the_closed_form() -> None
     ours = ModelConfig(variant="Ti/16", depth=2)
     theirs = ModelConfig(name="timm/vit_tiny_patch16_224", kwargs={"depth": 2})
     expected = cost.activation_bytes(ours, 10, precision="fp32") + cost.working_bytes(ours, precision="fp32")
-    found = timm_cost.activation_bytes(theirs, 10, precision="fp32")
+    found = kept(theirs, 10, "fp32")
     matrices = 4 * 2 * 3 * 197**2 * 4  # logits, weights and their gradients of two blocks with three heads
     assert expected * 0.9 < found < expected + matrices
 
@@ -56,9 +59,9 @@ def test_activations_of_the_same_architecture_are_near_the_closed_form() -> None
 @pytest.mark.parametrize("family", ["swin", "pvt_v2", "bit", "deit"])
 def test_checkpointing_and_bf16_need_less(family: str) -> None:
     model = config(family)
-    plain = timm_cost.activation_bytes(model, 5, precision="fp32")
-    assert timm_cost.activation_bytes(model, 5, precision="bf16") < plain
-    assert timm_cost.activation_bytes(model, 5, precision="fp32", checkpointing="full") < plain
+    plain = kept(model, 5, "fp32")
+    assert kept(model, 5, "bf16") < plain
+    assert kept(model, 5, "fp32", "full") < plain
 
 
 def test_memory_of_a_device() -> None:

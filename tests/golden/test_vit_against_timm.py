@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -15,9 +17,10 @@ from torch import Tensor, nn
 from pretrain.config.schema.model import ModelConfig
 from pretrain.models.cost import num_parameters
 from pretrain.models.init import initial_value
+from pretrain.models.layers.patch_drop import kept_patches
 from pretrain.models.variants import VARIANTS
 from pretrain.models.vit import build_vit
-from tests.golden.twins import our_model, small_config, some_images, timm_twin
+from tests.golden.twins import our_model, small_config, some_images, timm_twin, timms_name
 
 EXACT: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5, "check_dtype": False}
 
@@ -45,13 +48,35 @@ KINDS: dict[str, dict[str, Any]] = {
     "relative bias without class token": {"pos_embed": "relative_bias", "class_token": False, "pool": "avg_norm"},
     "shared relative bias": {"pos_embed": "relative_bias", "pos_embed_placement": "every_layer_shared"},
     "relative bias with LayerScale": {"pos_embed": "relative_bias", "layer_scale": 0.1, "qk_norm": True},
-    "rotary": {"pos_embed": "rope_2d"},
-    "rotary, registers, qk norm": {"pos_embed": "rope_2d", "num_registers": 2, "qk_norm": True, "pool": "avg_norm"},
-    "rotary with another temperature": {"pos_embed": "rope_2d", "rope_temperature": 100.0},
-    "rotary scaled to another grid": {"pos_embed": "rope_2d", "rope_grid": (3, 5)},
+    "rotary": {"pos_embed": "none", "rope": "axial"},
+    "rotary, registers, qk norm": {
+        "pos_embed": "none",
+        "rope": "axial",
+        "num_registers": 2,
+        "qk_norm": True,
+        "pool": "avg_norm",
+    },
+    "rotary with another temperature": {"pos_embed": "none", "rope": "axial", "rope_temperature": 100.0},
+    "rotary scaled to another grid": {"pos_embed": "none", "rope": "axial", "rope_grid": (3, 5)},
+    "rotary beside a table of the patches": {"rope": "axial", "pos_embed_prefix": False, "layer_scale": 0.1},
+    "mixed rotary": {"pos_embed": "none", "rope": "mixed"},
+    "mixed rotary beside a table": {"rope": "mixed", "layer_scale": 0.1, "num_registers": 2, "qk_norm": True},
+    "RMSNorm": {"norm": "rms_norm", "qk_norm": True},
+    "RMSNorm in attention pooling": {"norm": "rms_norm", "pool": "map", "layer_norm_eps": 1e-3},
+    "SwiGLU": {"mlp": "swiglu"},
+    "SwiGLU, rotary": {"mlp": "swiglu", "rope": "axial", "pool": "avg_norm", "class_token": False},
+    "no biases of q, k, v": {"qkv_bias": False, "layer_scale": 0.1, "num_registers": 1, "class_token": False,
+        "pool": "avg_norm"},
+    "gated attention": {"gated_attention": True},
+    "parallel": {"block": "parallel"},
+    "parallel, all options": {"block": "parallel", "layer_scale": 0.1, "qk_norm": True, "norm": "rms_norm",
+        "gelu": "tanh"},
+    "gated attention without biases, rotary": {"gated_attention": True, "qkv_bias": False, "rope": "axial"},
+    "ViT-5": {"norm": "rms_norm", "qkv_bias": False, "qk_norm": True, "layer_scale": 1e-1, "num_registers": 4,
+        "pos_embed_prefix": False, "rope": "axial", "rope_register_temperature": 100.0},
     "hybrid of stride 16": {"variant": "R50+nano/16", "img_size": (32, 64)},
     "hybrid of stride 32": {"variant": "R50+nano/32", "img_size": (32, 96), "pool": "avg_norm"},
-}
+}  # fmt: skip
 
 
 @pytest.fixture(params=list(KINDS.values()), ids=list(KINDS))
@@ -98,13 +123,17 @@ def test_gradients_equal_timm(config: ModelConfig) -> None:
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
         torch.testing.assert_close(
-            parameter.grad, others[name].grad, **EXACT, msg=lambda text, n=name: f"gradient of {n}: {text}"
+            parameter.grad,
+            others[timms_name(twin, name)].grad,
+            **EXACT,
+            msg=lambda text, n=name: f"gradient of {n}: {text}",
         )
 
 
-def test_dropout_sits_where_timm_puts_it() -> None:
+@pytest.mark.parametrize("changes", [{}, {"mlp": "swiglu"}, {"block": "parallel"}, {"rope": "axial"}])
+def test_dropout_sits_where_timm_puts_it(changes: dict[str, Any]) -> None:
     """With the same generator state both draw the same masks only if they drop the same tensors in the same order."""
-    model = our_model(small_config(dropout=0.3))
+    model = our_model(small_config(dropout=0.3, **changes))
     twin, images = timm_twin(model), some_images(model)
     outputs = []
     for each in (model, twin):
@@ -126,16 +155,31 @@ class Recorded(nn.Module):
         return x * self.scales.view(-1, 1, 1)
 
 
-def test_drop_path_tensor_equals_timms_drop_path_with_the_same_mask() -> None:
-    model = our_model(small_config())
+@pytest.mark.parametrize("block", ["sequential", "parallel"])
+def test_drop_path_tensor_equals_timms_drop_path_with_the_same_mask(block: str) -> None:
+    model = our_model(small_config(block=block))
     twin, images = timm_twin(model), some_images(model, num_images=4)
     keep = 0.75
     torch.manual_seed(3)
     scales = torch.empty(4, model.shape.depth, 2).bernoulli_(keep).div_(keep)
     assert 0 < (scales == 0).sum() < scales.numel()
-    for index, block in enumerate(twin.blocks):
-        block.drop_path1, block.drop_path2 = Recorded(scales[:, index, 0]), Recorded(scales[:, index, 1])
+    for index, theirs in enumerate(twin.blocks):
+        theirs.drop_path = theirs.drop_path1 = Recorded(scales[:, index, 0])
+        theirs.drop_path2 = Recorded(scales[:, index, 1])
     torch.testing.assert_close(model(images, scales), twin(images), **EXACT)
+
+
+@pytest.mark.parametrize("changes", [{}, {"rope": "axial", "num_registers": 1}, {"pool": "map", "class_token": False}])
+def test_dropped_patches_are_timms(changes: dict[str, Any]) -> None:
+    """timm's own module, which keeps the patches with the smallest draws, is given draws that keep ours."""
+    model = our_model(small_config(patch_drop=0.5, **changes))
+    twin, images = timm_twin(model), some_images(model, num_images=4)
+    kept = kept_patches(np.arange(4), model.shape, seed=3)
+    assert kept is not None and kept.shape == (4, 12)
+    with mock.patch("torch.randn", return_value=torch.ones(4, 24).scatter(1, kept, 0.0)):
+        expected = twin(images)
+    torch.testing.assert_close(model(images, kept=kept), expected, **EXACT)
+    assert not torch.allclose(model(images), expected, atol=1e-3), "all patches give other logits"
 
 
 def test_drop_path_scales_are_what_timm_draws() -> None:
@@ -207,9 +251,16 @@ def test_hybrids_have_timms_tensors(variant: str, twin: Callable[[], nn.Module])
         ("vit_medium_patch16_reg4_gap_256", {"variant": "M/16", "img_size": 256, "class_token": False,
             "num_registers": 4, "pos_embed_prefix": False, "pool": "avg_norm", "layer_scale": 1e-5}),
         ("vit_base_patch16_siglip_gap_224", {"variant": "B/16", "class_token": False, "pool": "norm_avg"}),
-        ("vit_so150m_patch16_reg4_map_256", {"variant": "B/16", "embed_dim": 896, "depth": 18, "num_heads": 14,
-            "mlp_dim": 2304, "img_size": 256, "class_token": False, "num_registers": 4,
-            "pool": "map"}),
+        ("vit_so150m_patch16_reg4_map_256", {"variant": "So150m/16", "img_size": 256, "class_token": False,
+            "num_registers": 4, "pool": "map"}),
+        ("vit_so150m2_patch16_reg1_gap_256", {"variant": "So150m2/16", "img_size": 256, "class_token": False,
+            "num_registers": 1, "pool": "avg_norm", "qkv_bias": False, "layer_scale": 1e-5}),
+        ("vit_so400m_patch14_siglip_224", {"variant": "So400m/14", "class_token": False, "pool": "map"}),
+        ("vit_pwee_patch16_reg1_gap_256", {"variant": "B/16", "embed_dim": 256, "depth": 16, "num_heads": 4,
+            "mlp_dim": 1280, "img_size": 256, "class_token": False, "num_registers": 1, "pos_embed_prefix": False,
+            "pool": "avg_norm", "layer_scale": 1e-5, "block": "parallel"}),
+        ("vit_giant_patch14_dinov2", {"variant": "B/14", "embed_dim": 1536, "depth": 40, "num_heads": 24,
+            "mlp_dim": 4096, "img_size": 518, "layer_scale": 1e-5, "mlp": "swiglu"}),
         ("deit3_base_patch16_224", {"variant": "B/16", "layer_scale": 1e-6, "pos_embed_prefix": False}),
         ("vit_base_patch16_224", {"variant": "B/16"}),
     ],

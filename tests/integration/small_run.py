@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pretrain.telemetry.sinks import read_metrics
+from pretrain.telemetry.metrics import read_metrics
 
 PRETRAIN = "configs/pretrain/demo_digits.yaml"
 FINETUNE = "configs/finetune/demo_digits.yaml"

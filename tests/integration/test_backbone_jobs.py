@@ -37,6 +37,20 @@ def test_a_backbone_is_finetuned_at_another_size(command: Commands, backbone: Pa
     assert curve(tmp_path / "run")[1][0] == pytest.approx(LN_5, abs=1e-5), "a zero head starts at ln 5"
 
 
+@pytest.mark.slow
+def test_adapters_of_a_backbone_are_trained_and_merged(command: Commands, backbone: Path, tmp_path: Path) -> None:
+    lora = ["optim.lora={rank: 2, targets: [q, kv, proj, fc1, fc2]}"]
+    settings = [*SMALL, *SHORT, *PVT, *lora, f"output_dir={tmp_path}", "name=run"]
+    script = ["pipelines/finetune.py", "--config", FINETUNE, "--from", str(backbone), *settings]
+    done = command.run("python", *script, check=True)
+    assert "adapters of rank 2 on 20 layers" in done.stdout, done.stdout
+    assert curve(tmp_path / "run")[1][0] == pytest.approx(LN_5, abs=1e-5), "a zero head starts at ln 5"
+    scored = command.run(
+        "python", "-m", "pipelines", "predict", "data/demo/downstream/val", "--from", str(tmp_path / "run"), check=True
+    )
+    assert scored.stdout.count("%") > 20, "the weights file is a plain network's"
+
+
 def test_a_backbone_teaches_a_distilled_student(command: Commands, backbone: Path, tmp_path: Path) -> None:
     student = [
         "model.variant=mu/4",
@@ -51,6 +65,26 @@ def test_a_backbone_teaches_a_distilled_student(command: Commands, backbone: Pat
     assert verdict(tmp_path / "run")["outcome"] == "complete"
 
 
+@pytest.mark.slow
+def test_tokens_are_imitated_without_labels_and_the_labels_learned_after(
+    command: Commands, backbone: Path, tmp_path: Path
+) -> None:
+    """Weights files hold no projection; fine-tuning finds the student's body in them, and a new head starts."""
+    model = ["model.variant=mu/4", "model.img_size=32"]
+    imitation = [f"objective={{name: token_distillation, teacher: {backbone}, width: 32}}", "evaluation={sets: null}"]
+    settings = [*model, *imitation, "model.head=patches", "model.head_init=normal", "evaluation.every=null"]
+    done = command.run(*pretrain("alone", tmp_path, *SHORT, *settings), check=True)
+    run = tmp_path / "run"
+    assert verdict(run)["outcome"] == "complete", done.stdout
+    settings = [*SMALL, *SHORT, *model, f"output_dir={tmp_path}", "name=tuned"]
+    script = ["pipelines/finetune.py", "--config", FINETUNE, "--from", str(run), *settings]
+    done = command.run("python", *script, check=True)
+    assert "new: head.weight starts at its initial value" in done.stdout
+    assert "dropped" not in done.stdout, "there was no head in the file"
+    assert curve(tmp_path / "tuned")[1][0] == pytest.approx(LN_5, abs=1e-5)
+
+
+@pytest.mark.slow
 def test_colours_are_learned_without_labels_and_the_labels_after(
     command: Commands, digits: None, tmp_path: Path
 ) -> None:
@@ -65,6 +99,27 @@ def test_colours_are_learned_without_labels_and_the_labels_after(
     )
     assert "dropped: mask_token of the file is not used" in done.stdout
     assert curve(tmp_path / "tuned")[1][0] == pytest.approx(LN_5, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_pixels_are_reconstructed_and_the_encoder_is_fine_tuned_and_exported(
+    command: Commands, digits: None, tmp_path: Path
+) -> None:
+    model = ["model.variant=mu/2", "model.img_size=16", "model.class_token=true", "model.pool=token"]
+    decoder = ["model.decoder={embed_dim: 16, depth: 2, num_heads: 2}", "model.patch_drop=0.75", "objective.name=mae"]
+    settings = [*model, *decoder, "model.pos_embed=sincos2d_mae", "evaluation={sets: null, every: null}"]
+    done = command.run(*pretrain("alone", tmp_path, *SHORT, *settings), check=True)
+    run = tmp_path / "run"
+    assert verdict(run)["outcome"] == "complete", done.stdout
+    more = ["model.pos_embed=learned_1d", f"output_dir={tmp_path}", "name=tuned"]
+    script = ["pipelines/finetune.py", "--config", FINETUNE, "--from", str(run)]
+    done = command.run("python", *script, *SMALL, *SHORT, *model, *more, check=True)
+    assert "dropped: the decoder (31 tensors) of the file is not used" in done.stdout, done.stdout
+    assert curve(tmp_path / "tuned")[1][0] == pytest.approx(LN_5, abs=1e-5)
+    for format in ("timm", "hf"):
+        out = ["--format", format, "--out", str(tmp_path / format), "--resize", "squash"]
+        done = command.run("python", "-m", "pipelines", "export", str(run), *out, check=True)
+        assert "sincos2d_mae is written as a learned table of the same numbers" in done.stdout, done.stdout
 
 
 def test_check_knows_a_backbones_cost(command: Commands) -> None:

@@ -12,11 +12,14 @@ from tests.integration.small_run import curve, pretrain
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_compiled_job_has_the_losses_of_an_eager_one(digits: None, command: Commands, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_compiled_job_has_the_losses_of_an_eager_one(
+    digits: None, command: Commands, tmp_path: Path, stage: int
+) -> None:
     losses, kernels = {}, tmp_path / "kernels"
     for compiled in ("false", "true"):
         folder = tmp_path / compiled
-        settings = (f"cluster.compile={compiled}", "precision=fp32", "cluster.zero_stage=2")
+        settings = (f"cluster.compile={compiled}", "precision=fp32", f"cluster.zero_stage={stage}")
         compiler = {"TORCHDYNAMO_DISABLE": "0", "TORCHINDUCTOR_CACHE_DIR": str(kernels)}
         command.run(*pretrain("deepspeed", folder, *settings), env=compiler, check=True, timeout_s=600)
         losses[compiled] = [loss for (loss,) in curve(folder / "run", "loss").values()]

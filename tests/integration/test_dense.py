@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.data.storage.card import Card
-from pretrain.telemetry.sinks import read_metrics
+from pretrain.telemetry.metrics import read_metrics
 from tests.command import Commands
 
 CONSTANT = 0.0758  # mean IoU of saying background everywhere: 83.4 % of the pixels, over 11 classes

@@ -16,8 +16,8 @@ import pytest
 
 from pipelines.__main__ import STAGES
 from tests.command import ROOT, Commands
+from tests.unit.pipelines.collect.test_collect import write_sweep
 from tests.unit.pipelines.run_folders import write_run
-from tests.unit.pipelines.test_collect import write_sweep
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DIGITS = ["data.shards=data/demo/upstream/train", "data.num_samples=714", "data.num_classes=5"]
@@ -26,18 +26,30 @@ KNOWN = {
     "git clone": "the clone itself",
     ".venv/bin/tensorboard": "serves until it is stopped",
     "cd": "changes the folder",
+    "docker": "needs docker; tests/integration/test_public_files.py",
+    "enroot": "likewise",
+    "apptainer": "likewise",
+    "pip install dist/": "tests/integration/test_wheel.py builds and installs the wheel",
     "cp": "copies a file",
     "source": "takes the environment into the shell",
     "sbatch": "needs a cluster; the script is checked by its own tests",
+    "SPARE_NODES=1 sbatch": "likewise",
     "export": "sets a variable",
     "python benchmarks/": "benchmarks are run by make bench",
+    "python -m pipelines replay": "needs a run with checkpoints; tests/faults/test_replay.py",
+    "python -m pipelines doctor --first-light": "trains for minutes; tests/unit/pipelines/doctor/test_first_light.py",
+    "python -m pipelines report first_light/first_light.json": "likewise",
     "apt-get install": "needs root and a network",
+    "python -m benchmarks.conformance": "takes an hour; tests/unit/benchmarks/test_conformance.py",
     "python -m benchmarks.transfer": "takes an hour; its tiny form: tests/integration/test_transfer_experiment.py",
-    "python -m pipelines evaluate data/demo/positions": "needs the set; tests/unit/pipelines/test_numbers.py",
+    "python -m pipelines evaluate data/demo/positions": "needs the set; tests/unit/pipelines/evaluate/test_numbers.py",
     "python -m pipelines predict data/demo/positions": "likewise",
-    "python -m pipelines evaluate data/demo/masks": "needs the set; tests/unit/pipelines/test_pixels.py",
+    "python -m pipelines evaluate data/demo/masks": "needs the set; tests/unit/pipelines/evaluate/test_masks.py",
     "python -m pipelines predict data/demo/masks": "likewise",
 }
+
+
+TRAININGS = ("run.py", "finetune.py", "pretrain.run", "pipelines.finetune")
 
 
 def commands() -> list[tuple[str, str]]:
@@ -57,17 +69,20 @@ def test_command_of_the_docs(command: Commands, digits: None, tmp_path: Path, pa
     if any(words.startswith(known) for known in KNOWN):
         return
     parts = [_stand_in(part, page, tmp_path) for part in shlex.split(words)]
+    if parts[0] == "vit-pretrain":  # the same program; tests/integration/test_wheel.py uses the command
+        parts = ["python", "-m", "pipelines", *parts[1:]]
     if parts[0] == "make":
         command.run("make", "--dry-run", *parts[1:], check=True)
-    elif "run.py" in words or "finetune.py" in words:
-        script = next(index for index, part in enumerate(parts) if part.endswith(("run.py", "finetune.py")))
-        arguments = parts[script:]
+    elif any(part.endswith(TRAININGS) for part in parts):
+        script = next(index for index, part in enumerate(parts) if part.endswith(TRAININGS))
+        arguments = parts[script:] if parts[script].endswith(".py") else ["-m", *parts[script:]]
         (tmp_path / "step-00000001").mkdir()  # as if a checkpoint were there
         (tmp_path / "step-00000001" / "COMPLETE.json").touch()
         arguments = [f"resume.from={tmp_path}" if part.startswith("resume.from=") else part for part in arguments]
         if "--from" in arguments:  # the run may not be there; all else is checked
             place = arguments.index("--from")
-            arguments[place + 1] = str(tmp_path)
+            says_no_model = any(part.endswith(("my_images.yaml", "my_images_lora.yaml")) for part in arguments)
+            arguments[place + 1] = str(_weights(tmp_path / "weights.safetensors") if says_no_model else tmp_path)
         extra = [] if {"--print-config", "--check", "--simulate"} & set(arguments) else ["--check"]
         command.run("python", *arguments, *extra, check=True)
     elif parts[1:3] == ["-m", "pipelines"]:
@@ -80,10 +95,12 @@ def test_command_of_the_docs(command: Commands, digits: None, tmp_path: Path, pa
             (tmp_path / "site.sh").touch()
             command.run("python", *parts[1:], env={"SITE_FILE": str(tmp_path / "site.sh")}, check=True)
             return
+        if arguments[0] == "slurm-scripts":
+            arguments[1] = str(tmp_path / "scripts")
         if arguments[0] == "status":
             arguments[1] = str(tmp_path)
             (tmp_path / "exit.json").write_text('{"outcome": "complete"}')
-        if arguments[0] in ("report", "watch"):
+        if arguments[0] in ("report", "watch", "goodput"):
             runs = [word for word in arguments if word.startswith("runs")]
             for run in runs:
                 arguments[arguments.index(run)] = str(write_run(tmp_path / run.replace("/", "_")))
@@ -117,7 +134,7 @@ def test_every_kind_that_is_not_run_is_shown_somewhere() -> None:
 
 def _stand_in(word: str, page: str, tmp_path: Path) -> str:
     """The demo's data for a reader's, and for a config that the page shows that very text."""
-    if word.startswith("data/mine/"):
+    if word.startswith(("data/mine/", "data.shards=data/mine/")):
         return word.replace("data/mine", "data/demo/downstream")
     for text in re.findall(r"```yaml\n(.*?)```", next(p for p in PAGES if p.name == page).read_text(), re.S):
         name = text.splitlines()[0].removeprefix("# ")
@@ -131,8 +148,8 @@ def _stand_in(word: str, page: str, tmp_path: Path) -> str:
 
 def _weights(path: Path) -> Path:
     """Weights of a small model instead of a trained run."""
-    from pretrain.config.schema.data import EvalTransformConfig
     from pretrain.config.schema.model import ModelConfig
+    from pretrain.config.schema.transforms import EvalTransformConfig
     from pretrain.models.init import initial_state
     from pretrain.models.interop import save_weights
     from pretrain.models.metadata import WeightsMetadata
@@ -164,7 +181,8 @@ def mentions() -> Iterator[tuple[str, list[str]]]:
     for page in PAGES:
         text = re.sub(r"```(?:sh|bash)\n.*?```", "", page.read_text(), flags=re.S)
         for found in MENTION.findall(text):
-            yield page.name, found.lstrip("`").replace("[", " ").replace("]", " ").split()
+            words = found.lstrip("`").replace("[", " ").replace("]", " ").split()
+            yield page.name, [word.rstrip(":") for word in words]  # ":" follows the command that makes a table
 
 
 def test_stages_targets_and_options_in_the_text_exist(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
+from pretrain.telemetry.metrics import read_metrics
 from tests.command import Commands
 from tests.integration.small_run import FINETUNE, PRETRAIN, SMALL, curve, launcher, pretrain, verdict
 
@@ -29,7 +32,7 @@ def pretrained(digits: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("kind", ["deepspeed", "torchrun", "accelerate"])
+@pytest.mark.parametrize("kind", ["deepspeed", pytest.param("torchrun", marks=pytest.mark.slow), "accelerate"])
 def test_pretraining_under_each_launcher(command: Commands, pretrained: Path, tmp_path: Path, kind: str) -> None:
     command.run(*pretrain(kind, tmp_path), check=True)
     run = tmp_path / "run"
@@ -42,7 +45,29 @@ def test_pretraining_under_each_launcher(command: Commands, pretrained: Path, tm
         assert ours[step][0] == pytest.approx(alone[step][0], rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["alone", "deepspeed", "torchrun", "accelerate"])
+@pytest.mark.slow
+def test_fsdp2_under_torchrun_resumes_with_deepspeed(command: Commands, digits: None, tmp_path: Path) -> None:
+    """The first part of a run fully sharded with torch alone, the rest with DeepSpeed on one rank."""
+    part = ["cluster.backend=fsdp2", "duration=8 steps", "optim.schedule.name=constant"]
+    rest = ["optim.schedule.name=constant", "resume.allow_changes=[duration]"]
+    command.run(*pretrain("torchrun", tmp_path / "a", *part), check=True)
+    command.run(*pretrain("alone", tmp_path / "a", *rest), check=True)
+    command.run(*pretrain("alone", tmp_path / "b", "optim.schedule.name=constant"), check=True)
+    ours, alone = curve(tmp_path / "a/run"), curve(tmp_path / "b/run")
+    assert [row[3] for row in ours.values()] == [row[3] for row in alone.values()] and len(ours) == 12
+    for step in ours:
+        assert ours[step][0] == pytest.approx(alone[step][0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("alone", marks=pytest.mark.slow),
+        pytest.param("deepspeed", marks=pytest.mark.slow),
+        pytest.param("torchrun", marks=pytest.mark.slow),
+        "accelerate",
+    ],
+)
 def test_finetuning_under_each_launcher(command: Commands, pretrained: Path, tmp_path: Path, kind: str) -> None:
     ranks = 1 if kind == "alone" else 2
     done = command.run(*finetune(kind, tmp_path, "--from", str(pretrained), ranks=ranks), check=True)
@@ -78,7 +103,6 @@ BAD = {
     "no data": (["data.shards=data/nowhere"], "data/nowhere", "pipelines pack"),
     "classes": (["data.num_classes=7"], "num_classes", "5"),
     "patch": (["model.img_size=9"], "img_size", "9"),
-    "bf16 at stage 0": (["precision=bf16", "cluster.zero_stage=0"], "cluster.zero_stage", "autocast"),
     "weights": (["init.from=nowhere.safetensors"], "nowhere.safetensors", "does not exist"),
 }
 
@@ -98,7 +122,7 @@ def test_a_large_job_on_paper(command: Commands) -> None:
     shown = command.run(*h14, "--simulate", "512", "cluster.micro_batch_size=8", check=True).stdout
     assert "rank 0 of 512" in shown and "all_reduce      1.2 GiB per step: gradients" in shown
     refused = command.run(*h14, "--simulate", "100")
-    assert refused.returncode == 2 and "draw the same batches: 1, 2, 4, 8" in refused.stderr
+    assert refused.returncode == 2 and "valid world sizes: 1, 2, 4, 8" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert command.run(*h14, "--simulate", "8", "--check").returncode == 2
 
@@ -130,6 +154,24 @@ def test_the_polyak_average_is_evaluated_saved_and_fine_tuned_from(
     assert "step-00000012/weights_ema.safetensors" in tuned.stdout
     refused = command.run(*finetune("alone", tmp_path / "c", "--from", str(pretrained), "init.weights=ema"))
     assert refused.returncode == 2 and "has no Polyak average" in refused.stderr
+
+
+@pytest.mark.slow
+def test_the_average_of_schedule_free_is_evaluated_and_exported(
+    command: Commands, digits: None, tmp_path: Path
+) -> None:
+    settings = ["optim.name=schedule_free", "optim.schedule.name=constant", "optim.lr=0.01", "evaluation.every=6 steps"]
+    done = command.run(*pretrain("torchrun", tmp_path, *settings, "cluster.zero_stage=2"), check=True)
+    assert "val/top1" in done.stdout and "val_ema" not in done.stdout
+    run = tmp_path / "run"
+    measured = read_metrics(run / "metrics.jsonl", "eval")[12]
+    split = ["python", "-m", "pipelines", "evaluate", "data/demo/upstream/val", "--from", run, "--json"]
+    exported = json.loads(command.run(*split, check=True).stdout)
+    for metric in ("top1", "top5"):
+        assert exported[metric] == pytest.approx(measured[f"val/{metric}"], abs=1e-4)
+    weights = load_file(run / "checkpoints/step-00000012/weights.safetensors")
+    norm = math.sqrt(sum(float((tensor.astype("float64") ** 2).sum()) for tensor in weights.values()))
+    assert read_metrics(run / "metrics.jsonl")[12]["weight_norm"] != pytest.approx(norm, rel=1e-4), "of those trained"
 
 
 def test_a_reader_that_has_heard_enough_is_no_error(command: Commands) -> None:

@@ -13,7 +13,7 @@ from pretrain.config.loader import load_experiment
 from pretrain.data.storage.index import ShardTable
 from pretrain.data.stream import TrainStream
 from pretrain.data.workers.reader import ShardReader
-from pretrain.telemetry.sinks import read_metrics
+from pretrain.telemetry.metrics import read_metrics
 from tests.command import Commands
 from tests.faulty_server import folder_server, running
 from tests.integration.small_run import pretrain

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.telemetry.sinks import read_metrics
+from pretrain.telemetry.metrics import read_metrics
 from tests.command import Commands, kill_tree
 from tests.integration.small_run import curve, pretrain, verdict
 

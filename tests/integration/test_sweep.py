@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.telemetry.sinks import read_metrics
+from pretrain.telemetry.metrics import read_metrics
 from tests.command import Commands
 from tests.integration.small_run import FINETUNE, SMALL, pretrain
 
@@ -87,7 +87,7 @@ def test_a_dry_run_prints_commands_that_pass_their_check(
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [
-        ({"grid": {"optim.lrate": [1]}}, "optim.lrate: unknown key; did you mean optim.lr?"),
+        ({"grid": {"optim.lrr": [1]}}, "optim.lrr: unknown key; did you mean optim.lr?"),
         ({"grid": {"optim.lr": []}}, "grid.optim.lr: has no values"),
         ({"metric": "text/top1"}, "sweep.metric: text/top1 does not match any evaluation set of the trials (dev)"),
         ({"grid": {"seed": [1]}, "dev": {"seed": 2}}, "dev.seed: is also in the grid"),

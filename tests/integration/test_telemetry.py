@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from pretrain.telemetry.metrics import TRAIN
-from pretrain.telemetry.sinks import read_metrics
+from pretrain.telemetry.metrics import TRAIN, read_metrics
 from tests.command import Commands
 from tests.integration.small_run import pretrain
 
 BLOCK, FULL, LAST = 32_768, 1, 4
 VAL = "shards: data/demo/upstream/val, num_samples: 187"
 OF_THE_NETWORK = {"bytes_fetched", "fetch_retries", "cache_hit_rate"}  # see test_remote_job.py
+OF_OTHER_SIZES = {"image_size", "patch_size", "padding"}  # see test_resolution.py and test_native_jobs.py
 NEW = (
     "shards: data/demo/downstream/val, num_samples: 466, "
     "train_shards: data/demo/downstream/train, num_train_samples: 50, transform: {resize: squash}"
@@ -68,7 +68,7 @@ def test_metrics_of_a_run(command: Commands, digits: None, tmp_path: Path) -> No
     done = command.run(*pretrain("torchrun", tmp_path, *settings), check=True)
     run = tmp_path / "run"
     lines = read_metrics(run / "metrics.jsonl")
-    assert set(lines[12]) - {"kind", "step", "time"} == set(TRAIN) - OF_THE_NETWORK
+    assert set(lines[12]) - {"kind", "step", "time"} == set(TRAIN) - OF_THE_NETWORK - OF_OTHER_SIZES
     weights = load_file(run / "checkpoints/step-00000012/weights.safetensors")
     norm = math.sqrt(sum(float((tensor.astype("float64") ** 2).sum()) for tensor in weights.values()))
     assert lines[12]["weight_norm"] == pytest.approx(norm, rel=1e-6)

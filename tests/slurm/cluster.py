@@ -7,9 +7,11 @@ that nothing is ever written below /etc.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -82,7 +84,11 @@ munged --force --foreground --num-threads 2 --key-file "$FOLDER/munge.key" --soc
 until [ -S "$FOLDER/munge.socket" ]; do sleep 0.05; done
 slurmctld -D -f "$SLURM_CONF" >/dev/null 2>&1 &
 for node in $NODES; do
-    unshare --uts sh -c "hostname $node && exec slurmd -D -f '$SLURM_CONF' -N $node" >/dev/null 2>&1 &
+    while :; do
+        [ -e "$FOLDER/down-$node" ] ||
+            unshare --uts sh -c "hostname $node && exec slurmd -D -f '$SLURM_CONF' -N $node" || true
+        sleep 0.2
+    done >/dev/null 2>&1 &
 done
 wait
 """
@@ -190,13 +196,30 @@ class Cluster:
         deadline = time.monotonic() + timeout_s
         while not (result := happened()):
             if time.monotonic() > deadline:
-                state = self.run("scontrol", "show", "job", job, check=False).stdout if job else ""
+                shown = ("job", job) if job else ("node",)
+                state = self.run("scontrol", "show", *shown, check=False).stdout
                 raise AssertionError(f"waited {timeout_s} s for {what}\n{state}\n{self.log(job)[-6000:]}")
             time.sleep(every_s)
         return result
 
+    def kill_node(self, node: str) -> None:
+        """Kills everything on a node at once, as a power cut does; it stays down until ``boot_node``."""
+        (self.folder / f"down-{node}").touch()
+        (daemon,) = (pid for pid in _pids() if _is_daemon(pid, self.configuration, node))
+        host = os.readlink(f"/proc/{daemon}/ns/uts")
+        for pid in _pids():
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{pid}/ns/uts") == host:
+                    os.kill(pid, signal.SIGKILL)
+
+    def boot_node(self, node: str) -> None:
+        """Starts a killed node again."""
+        (self.folder / f"down-{node}").unlink(missing_ok=True)
+
     def cancel_all(self) -> None:
         """Ends all jobs and waits until every node is idle again."""
+        for node in self.nodes:
+            self.boot_node(node)
         self.run("scancel", "--user=root", check=False)
         for node in self.nodes:
             self.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
@@ -234,6 +257,19 @@ class Cluster:
         devices = f"{self.folder}/devices/nvidia[0-{GPUS_PER_NODE - 1}]"
         gres = f"AutoDetect=off\nNodeName=node[1-{NODES}] Name=gpu File={devices}\n"
         (self.folder / "gres.conf").write_text(gres)
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _is_daemon(pid: int, configuration: Path, node: str) -> bool:
+    """Whether it is the slurmd of a node of this cluster."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return False
+    return Path(words[0]).name == "slurmd" and str(configuration) in words and node in words
 
 
 def _free_ports(number: int) -> list[int]:

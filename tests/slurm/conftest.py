@@ -11,21 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.telemetry.sinks import read_metrics
+from pretrain.telemetry.metrics import read_metrics
 from tests.integration.conftest import digits
 from tests.integration.small_run import PRETRAIN
 from tests.slurm.cluster import Cluster, missing
 
 __all__ = ["digits"]
 
-STEPS = 48
+STEPS, SAVED_EVERY = 48, 8
 TINY = [
     "model.variant=mu/2",
     f"duration={STEPS} steps",
     "optim.lr=1e-3",
     "optim.schedule.warmup=3 steps",
     "evaluation.every=null",
-    "checkpoint.every=8 steps",
+    f"checkpoint.every={SAVED_EVERY} steps",
     "telemetry.log_every=1",
     "telemetry.tensorboard=false",
     "cluster.num_workers=0",
@@ -100,16 +100,24 @@ def rank_pids(folder: Path) -> list[int]:
             words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        if "python" in words[0] and "pretrain/run.py" in words and f"output_dir={folder}" in words:
+        is_rank = "python" in words[0] and "supervise" not in words
+        if is_rank and "pretrain/run.py" in words and f"output_dir={folder}" in words:
             found.append(int(entry.name))
     return found
 
 
 @contextmanager
 def frozen(cluster: Cluster, job: str, folder: Path, ranks: int, at_step: int) -> Iterator[list[int]]:
-    """Stops the ranks' time as soon as they have done ``at_step`` steps: what follows finds them in the middle."""
+    """Stops the ranks' time as soon as they have done ``at_step`` steps: what follows finds them in the middle.
+
+    Checkpoints due before that step are complete: they are written while the run continues.
+    """
     pids = cluster.until(lambda: found if len(found := rank_pids(folder)) == ranks else None, f"{ranks} ranks", job)
     cluster.until(lambda: reached(folder / "run", at_step), f"step {at_step}", job, every_s=0.02)
+    saved = at_step // SAVED_EVERY * SAVED_EVERY
+    if saved:
+        complete = folder / "run" / "checkpoints" / f"step-{saved:08d}" / "COMPLETE.json"
+        cluster.until(complete.exists, f"the checkpoint of step {saved}", job, every_s=0.02)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     assert not reached(folder / "run", STEPS), "the run has ended before it could be stopped: give it more steps"

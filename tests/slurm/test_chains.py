@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.slurm import starts
-from pretrain.telemetry.sinks import read_metrics
+from pretrain.telemetry.metrics import read_metrics
 from tests.integration.small_run import FINETUNE, PRETRAIN, verdict
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import ONE_GPU, STEPS, TINY, pretrain, reached
@@ -157,7 +157,7 @@ def test_bad_input_is_refused_within_seconds(cluster: Cluster, tmp_path: Path) -
         jobs[what] = cluster.submit("--nodes=1", *ONE_GPU, *script, env={**env, **more})
     jobs["3 of 4 nodes"] = pretrain(cluster, tmp_path, nodes="3")
     says = {what: text for what, (_, _, text) in REFUSED.items()}
-    says["3 of 4 nodes"] = "3 ranks cannot share 8 lanes of a global batch of 64; numbers of ranks that draw the same"
+    says["3 of 4 nodes"] = "3 ranks cannot share 8 lanes of a global batch of 64; valid world sizes:"
     for what, job in jobs.items():
         record = cluster.wait(job)
         assert (record["JobState"], record["ExitCode"], record["Restarts"]) == ("FAILED", "2:0", "0"), what

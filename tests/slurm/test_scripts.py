@@ -85,6 +85,12 @@ def test_a_task_of_the_sweep_takes_its_config_and_rate(
     assert f"output_dir=runs/big_transfer name={config}_lr{lr} seed=7" in said
 
 
+@pytest.mark.parametrize(("recipe", "name"), [("recipe:cifar10", "cifar10"), ("recipe:finetune/pets", "pets")])
+def test_a_sweep_takes_shipped_recipes(command: Commands, tmp_path: Path, recipe: str, name: str) -> None:
+    said = sweep(command, tmp_path, 1, 1, "runs/big", recipe, "lrs=0.1,0.2")
+    assert f"--config {recipe} --from runs/big optim.lr=0.2 output_dir=runs/big_transfer name={name}_lr0.2" in said
+
+
 def test_a_sweep_with_tasks_for_nothing_is_refused(command: Commands, tmp_path: Path) -> None:
     said = sweep(command, tmp_path, 0, 15, "runs/big", "configs/finetune/pets.yaml", "lrs=0.1,0.2")
     assert "1 configs × 2 rates need --array=0-1, not up to 15" in said

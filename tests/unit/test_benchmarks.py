@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from benchmarks import __main__ as runner
+from benchmarks import plan
+from benchmarks.loaders.photos import KINDS, described, made
 from benchmarks.page import SECTIONS, page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,3 +92,27 @@ def test_photos_go_to_those_that_take_them() -> None:
     commands = {name: runner.command_of(name, entry, options) for name, entry in runner.BENCHMARKS.items()}
     assert commands["loader"][-2:] == ["--photos", "p"] and commands["dedup"][-2:] == ["--images", "p"]
     assert "p" not in commands["engine"]
+
+
+def test_made_photos_have_the_statistics_of_imagenets() -> None:
+    """ILSVRC-2012's training photos have 107 KiB on average, most of them 500×375 pixels and 4:2:0."""
+    photos = list(made(KINDS["imagenet"], 20))
+    assert photos == list(made(KINDS["imagenet"], 20)), "the same ones in every run"
+    assert 95 < sum(map(len, photos)) / len(photos) / 1024 < 120
+    text = described(photos)
+    assert text.startswith("20 photos, 500×375 pixels (median), ") and text.endswith("90% 4:2:0, 10% 4:4:4")
+
+
+def test_the_plan_agrees_with_published_trainings_and_its_page_says_so() -> None:
+    published = yaml.safe_load(plan.RUNS.read_text())
+    found = {name: [compare(row) for row in published[name]] for name, compare in plan.COMPARISONS.items()}
+    for row, ours in zip(published["flops"], found["flops"], strict=True):
+        assert ours["plan"] == pytest.approx(row["exaflops"], rel=0.005 if row["exaflops"] > 60 else 0.05), row["run"]
+    nemo = next(row for row in found["time"] if row["source"] == "nemo")
+    # Scaling ViT (2106.04560), Table 2: 533.1 GFLOPs for a forward pass of g/14 at 224 pixels.
+    expected = 693 * 3 * 533.1e9 / (8 * 312e12)
+    assert float(nemo["implied MFU"].removesuffix(" %")) / 100 == pytest.approx(expected, abs=0.01)
+    assert all(row["fits"] == "yes" for row in found["memory"])
+    page = (ROOT / "docs" / "plan.md").read_text()
+    for name, rows in found.items():
+        assert plan.table(rows, published["sources"]) in page, f"python -m benchmarks.plan --page docs/plan.md: {name}"

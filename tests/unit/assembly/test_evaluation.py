@@ -6,7 +6,7 @@ import pytest
 
 from pretrain.assembly import evaluation
 from pretrain.assembly.evaluation import settings_digest
-from pretrain.engine.self_check import FIRST_SAMPLES, Reading, judge
+from pretrain.engine.loading import FIRST_SAMPLES, Reading, judge
 from tests.distributed.training import experiment
 
 

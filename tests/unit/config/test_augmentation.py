@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.config.loader import load_experiment
-from pretrain.config.schema.data import InceptionTfConfig
+from pretrain.config.schema.transforms import InceptionTfConfig
 from pretrain.errors import ConfigError
 from tests.unit.config.test_loader import MINIMAL
 

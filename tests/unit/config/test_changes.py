@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config.changes import NOT_SET, Change, changes, decides_result, refuse_changes
+from pretrain.config.changes import NOT_SET, Change, changes, decides_result, refuse_another_order, refuse_changes
 from pretrain.config.loader import Resolved, load_experiment
 from pretrain.errors import ConfigError
 from tests.unit.config.test_loader import MINIMAL
@@ -143,3 +143,9 @@ def test_of_a_mixture_all_but_its_places_decides(config: Path, first: str, weigh
     assert [change.key for change in found] == changed
     assert (before.digest == after.digest) == (not changed)
     assert refuse_changes(found, ["data.mixture"]) == found
+
+
+def test_another_sampling_cannot_be_allowed(config: Path) -> None:
+    before, after = load_experiment(config), load_experiment(config, overrides=["data.sampling=balanced"])
+    with pytest.raises(ConfigError, match=r"data\.sampling: natural → balanced"):
+        refuse_another_order(changes(before.to_dict(), after.to_dict()))

@@ -7,22 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.sources.vtab_tasks import TASKS
-from pipelines.weights.published import published
+from pipelines.sources.vtab import TASKS
+from pipelines.weights.transfer import published
 from pretrain.check.experiment import check
 from pretrain.config.loader import Resolved, load_experiment
 from pretrain.config.schema.objective import SigmoidConfig
-from pretrain.config.schema.optim import AdafactorConfig, AdamWConfig, SGDConfig
-from pretrain.config.schema.schedule import CosineConfig, LinearConfig
-from pretrain.models.budget import training_flops
-from pretrain.models.variants import parameter_shapes
+from pretrain.config.schema.optim import AdafactorConfig, AdamWConfig, CosineConfig, LinearConfig, SGDConfig
+from pretrain.models.families.registry import training_flops
+from pretrain.models.tensor_shapes import parameter_shapes
 from pretrain.optim.groups import assign_rules
 from pretrain.optim.schedules import build_schedule
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "configs"
 PRETRAIN = sorted(path.stem for path in (CONFIGS / "pretrain").glob("*.yaml") if not path.name.startswith("base_"))
-FINETUNE = sorted(path.stem for path in (CONFIGS / "finetune").glob("*.yaml") if not path.name.startswith("base_"))
+FINETUNE = sorted(
+    path.stem
+    for path in (CONFIGS / "finetune").glob("*.yaml")
+    if not path.name.startswith("base_") and not path.stem.startswith("my_images")  # tests/unit/check/test_derived.py
+)
 RECIPES = [("pretrain", name) for name in PRETRAIN] + [("finetune", name) for name in FINETUNE]
 RECIPES = [recipe for recipe in RECIPES if not recipe[1].startswith("demo_")]
 PAPER = [name for name in PRETRAIN if re.fullmatch(r"vit_.*_(jft300m|i21k)(_.*ep)?", name)]

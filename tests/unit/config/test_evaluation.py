@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from pretrain.config.loader import load_experiment
+from pretrain.config.schema.evaluation import FEATURE_KINDS, KINDS
 from pretrain.errors import ConfigError
+from pretrain.evaluation.registry import EVALUATORS, PROBES
 
 SMALL = """\
 name: small
@@ -35,9 +37,9 @@ def write(folder: Path, settings: str) -> Path:
         ("k: 5", ["x.yaml:9", "k belongs to kind: knn; with accuracy it would be ignored"]),
         (f"kind: knn, {LEARNED}, shots: [1]", ["shots belongs to kind: few_shot"]),
         (f"kind: knn, {LEARNED}, l2: 1", ["l2 belongs to kind: few_shot or logistic"]),
-        ("kind: few_shot", ["train_shards: is missing; kind: few_shot learns from labelled images"]),
-        ("kind: logistic, train_shards: digits/train", ["num_train_samples: is missing"]),
-        (f"kind: accuracy, {LEARNED}", ["train_shards belongs to kind: few_shot or knn or logistic"]),
+        ("kind: few_shot", ["x.yaml:9", "sets.x.train_shards is missing: Location of the labelled training set"]),
+        ("kind: logistic, train_shards: digits/train", ["evaluation.sets.x.num_train_samples is missing"]),
+        (f"kind: accuracy, {LEARNED}", ["train_shards belongs to kind: few_shot, knn or logistic"]),
         (f"kind: knn, {LEARNED}, k: 51", ["k: 51 neighbours, but num_train_samples is 50"]),
         (f"kind: few_shot, {LEARNED}, shots: [5, 5]", ["shots: contains a duplicate"]),
         ("kind: multilabel, targets: real.json", ["targets belongs to kind: accuracy or label_map"]),
@@ -60,6 +62,10 @@ def test_a_resolved_config_loads_again(tmp_path: Path, settings: str) -> None:
     again = tmp_path / "again.yaml"
     again.write_text(resolved.to_yaml())
     assert load_experiment(again).to_dict() == resolved.to_dict()
+
+
+def test_every_kind_has_its_evaluator() -> None:
+    assert EVALUATORS.keys() == KINDS.keys() and PROBES.keys() == FEATURE_KINDS.keys()
 
 
 def test_colours_have_features_but_no_accuracy(tmp_path: Path) -> None:

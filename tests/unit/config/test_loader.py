@@ -142,7 +142,7 @@ def test_the_cluster_file_and_then_the_command_line_win(write: Write) -> None:
     cluster = write("num_workers: 7\nnum_devices: 4\n", "c.yaml")
     resolved = load_experiment(path, cluster=cluster, overrides=["cluster.num_devices=8", "cluster.num_devices=16"])
     assert resolved.experiment.cluster.num_workers == 7
-    assert resolved.experiment.cluster.zero_stage == 2
+    assert resolved.experiment.cluster.stage == 2
     assert resolved.experiment.cluster.num_devices == 16
     assert resolved.provenance["cluster.num_workers"] == "c.yaml:1"
     assert resolved.provenance["cluster.num_devices"] == "command line"
@@ -163,7 +163,7 @@ def test_an_empty_section_empties_what_is_below_it(write: Write, by: str) -> Non
     emptied = "evaluation: {sets: {}}\ncluster: {deepspeed: {}}\n" if by == "file" else ""
     overrides = ["evaluation.sets={}", "cluster.deepspeed={}"] if by == "override" else []
     resolved = load_experiment(write(f"extends: base.yaml\n{emptied}"), overrides=overrides)
-    assert resolved.experiment.evaluation.sets == {} and resolved.experiment.cluster.deepspeed == {}
+    assert resolved.experiment.evaluation.sets == {} and resolved.experiment.cluster.passed_on == {}
     assert resolved.experiment.evaluation.micro_batch_size == 3, "its neighbours stay"
     assert resolved.experiment.cluster.num_workers == 3
     more = load_experiment("x.yaml", overrides=[*overrides, "evaluation.sets={}", "evaluation.sets.b.shards=b",
@@ -253,13 +253,20 @@ def test_where_falls_back_to_the_section_and_the_file(write: Write) -> None:
         ),
         ("objective: {reductoin: mean}\n", [], ["objective.reductoin: unknown key; did you mean objective.reduction?"]),
         ("", ["objective.name=regression", "objective.regression=x"], ["command line: objective.regression: 'x' is"]),
-        ("", ["objective=3"], ["objective: expected a section with the keys name, label_smoothing, reduction, bin"]),
-        ("", ["optim.name=sgd", "optim.eps=1"], ["optim: eps belongs to name: adamw or lamb; with sgd"]),
-        ("", ["optim.name=muon"], ["command line: optim.name: muon is not offered: DeepSpeed's class chooses"]),
+        (
+            "",
+            ["objective=3"],
+            ["objective: expected a section with the keys name, label_smoothing, class_weights, pos_weight, "],
+        ),
+        (
+            "",
+            ["optim.name=sgd", "optim.eps=1"],
+            ["optim: eps belongs to name: adamw, lamb, muon, shampoo, soap or schedule_free; with sgd"],
+        ),
         (
             "",
             ["optim.name=lamb", "optim.momentum=0.8"],
-            ["optim: momentum belongs to name: sgd or adafactor; with lamb it"],
+            ["optim: momentum belongs to name: sgd, adafactor, muon or shampoo; with lamb it"],
         ),
         (
             "",
@@ -274,6 +281,26 @@ def test_where_falls_back_to_the_section_and_the_file(write: Write) -> None:
         ("", ["optim.overrides=[{freeze: true}]"], ["optim.overrides.pattern is missing"]),
         ("", ["optim.name=lamb", "cluster.fused_optimizer=true"], ["cluster.fused_optimizer: true needs optim.name"]),
         ("", ["cluster.deepspeed.bf16.enabled=true"], ["cluster: deepspeed.bf16 is set by the engine (use precision)"]),
+        (
+            "",
+            ["cluster.backend=fsdp"],
+            ["command line: cluster.backend: 'fsdp' is not auto, deepspeed, accelerate or fsdp2"],
+        ),
+        (
+            "",
+            ["cluster.backend=accelerate", "cluster.zero_stage=2"],
+            ["command line: cluster: zero_stage belongs to backend: auto or deepspeed; with accelerate it would be"],
+        ),
+        (
+            "",
+            ["cluster.backend=accelerate", "cluster.deepspeed.x=2"],
+            ["command line: cluster: deepspeed belongs to backend: auto or deepspeed; with accelerate it would be"],
+        ),
+        (
+            "",
+            ["cluster.backend=accelerate", "cluster.num_worker=2"],
+            ["unknown key; did you mean cluster.num_workers?"],
+        ),
         # no override at all
         ("", ["optim.lr"], ["command line: 'optim.lr' is not an override; write key.sub=value"]),
         ("", ["=3"], ["'=3' is not an override"]),
@@ -351,6 +378,14 @@ def test_the_resolved_yaml_loads_back_to_an_equal_experiment(write: Write, overr
     assert second.experiment == first.experiment
     assert second.to_yaml() == first.to_yaml()
     assert second.digest == first.digest
+
+
+def test_a_key_of_another_backend_may_say_what_holds_anyway(write: Write) -> None:
+    """As in the resolved configs of earlier versions: DDP is stage 0, and nothing is passed to DeepSpeed."""
+    chosen = load_experiment(write(MINIMAL), overrides=["cluster.backend=accelerate"])
+    old = load_experiment(write(MINIMAL + "cluster: {backend: accelerate, zero_stage: 0, deepspeed: {}}\n"))
+    assert old.experiment == chosen.experiment
+    assert "zero_stage" not in old.to_dict()["cluster"] and "deepspeed" not in old.to_dict()["cluster"]
 
 
 def test_the_resolved_yaml_is_complete(write: Write) -> None:

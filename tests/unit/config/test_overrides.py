@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.sweep.trials import as_overrides
 from pretrain.config.loader import load_experiment
-from pretrain.config.overrides import override
+from pretrain.config.tree import override
 from pretrain.errors import ConfigError
 from tests.integration.small_run import PRETRAIN
 

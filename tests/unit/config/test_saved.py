@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from pretrain import __version__
-from pretrain.config.loader import load_experiment, read_settings
-from pretrain.config.saved import load_saved, writer_of
+from pretrain.config.loader import load_experiment, load_saved, read_settings, writer_of
 from pretrain.errors import ConfigError
 
 DIGITS = "configs/pretrain/demo_digits.yaml"
@@ -41,13 +40,13 @@ def test_what_decides_no_result_is_passed_over(tmp_path: Path, old: str, new: st
     with pytest.raises(ConfigError):
         load_experiment(path)
     found = load_saved(path)
-    assert found.digest == load_experiment(DIGITS).digest and found.experiment.cluster.zero_stage == 1
+    assert found.digest == load_experiment(DIGITS).digest and found.experiment.cluster.stage == 1
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("optim:\n", "optim:\n  nesterov: true\n", r"optim\.nesterov: unknown key"),
+        ("optim:\n", "optim:\n  lookahead: true\n", r"optim\.lookahead: unknown key"),
         ("version: 1", "version: 7", r"version"),
         ("seed: 0", "seed: [", r"not valid YAML"),
     ],
@@ -65,5 +64,5 @@ def test_what_decides_it_is_refused_with_key_line_and_version(
 
 
 def test_settings_can_be_shown_without_being_valid(tmp_path: Path) -> None:
-    settings = read_settings(saved(tmp_path, "optim:\n", "optim:\n  nesterov: true\n"))
-    assert settings["optim"]["nesterov"] is True and settings["duration"] == "400 steps" and settings["seed"] == 0
+    settings = read_settings(saved(tmp_path, "optim:\n", "optim:\n  lookahead: true\n"))
+    assert settings["optim"]["lookahead"] is True and settings["duration"] == "400 steps" and settings["seed"] == 0

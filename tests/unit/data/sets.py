@@ -14,11 +14,11 @@ from pipelines.pack.finish import finish_split
 from pipelines.pack.masks import MaskOptions
 from pipelines.pack.options import PackOptions
 from pipelines.pack.plan import Plan, Shard, Split
-from pipelines.pack.shard import Writing, write_shard
+from pipelines.pack.shards import Writing, write_shard
 from pipelines.sources.array_sets import encode_grey
 from pipelines.sources.protocol import Item, Source
+from pretrain.config.schema.data import Target
 from pretrain.config.schema.experiment import Experiment
-from pretrain.config.target import Target
 
 NUM_CLASSES = 7
 SIZE = 8
@@ -31,10 +31,18 @@ class CodedSource(Source):
     origin = "made in a test"
     licence = "none"
 
+    # many: the kinds of set that tests need, all off by default
     def __init__(
-        self, *, multi_label: bool = False, image_format: str = "png", noise: bool = False, target: Target = "labels"
+        self,
+        *,
+        multi_label: bool = False,
+        image_format: str = "png",
+        noise: bool = False,
+        varied: bool = False,
+        target: Target = "labels",
     ) -> None:
         self.multi_label, self.image_format, self.noise, self.target = multi_label, image_format, noise, target
+        self.varied = varied
         self.classes = [(f"c{index}", f"class {index}") for index in range(NUM_CLASSES)]
         self.notes: list[str] = []
 
@@ -51,6 +59,8 @@ class CodedSource(Source):
         pixels = np.broadcast_to(np.array(colour_of(number), dtype=np.uint8), (SIZE, SIZE, 3))
         if self.noise:
             pixels = np.random.default_rng(number).integers(0, 256, (3 * SIZE, 4 * SIZE, 3), dtype=np.uint8)
+        if self.varied:
+            pixels = noise_of(number)
         buffer = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format=self.image_format)
         return buffer.getvalue(), self.image_format
@@ -61,6 +71,12 @@ class CodedSource(Source):
         columns = np.arange(shape[1], dtype=np.uint8) // 2 + int(item.mask)
         classes = np.broadcast_to(columns % (NUM_CLASSES + 1), shape).astype(np.uint8)
         return encode_grey(np.where(classes == NUM_CLASSES, 255, classes).astype(np.uint8))
+
+
+def noise_of(number: int) -> np.ndarray:
+    """The image of a set of ``varied`` ones: 4 heights and 5 widths."""
+    size = (SIZE * (1 + number % 4), SIZE * (1 + number % 5), 3)
+    return np.random.default_rng(number).integers(0, 256, size, dtype=np.uint8)
 
 
 def colour_of(number: int) -> tuple[int, int, int]:
@@ -103,7 +119,7 @@ def write_set(folder: Path, sizes: Sequence[int], **source: Any) -> Path:
 
 
 def experiment(shards: Path | str, num_samples: int, **changes: Any) -> Experiment:
-    """A small experiment on a coded set; ``a__b=value`` sets a nested key."""
+    """A small experiment on a coded set; ``a__b=value`` sets a nested key, ``a__b=...`` leaves it out."""
     tree: dict[str, Any] = {
         "name": "test",
         "seed": 3,
@@ -127,4 +143,6 @@ def experiment(shards: Path | str, num_samples: int, **changes: Any) -> Experime
         for parent in parents:
             branch = branch.setdefault(parent, {})
         branch[last] = value
+        if value is ...:
+            del branch[last]
     return Experiment.model_validate(tree)

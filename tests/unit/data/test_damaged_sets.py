@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from pretrain.config.schema.cluster import ClusterConfig
+from pretrain.config.schema.cluster import AutoClusterConfig
 from pretrain.data.storage.card import CARD_FILE, Card
 from pretrain.data.storage.classes import CLASSES_FILE
 from pretrain.data.storage.index import TABLE_FILE
@@ -51,7 +51,7 @@ def content_of(folder: Path) -> Any:
     """Everything that training takes from a set, or the kind of error."""
     began = time.process_time()
     try:
-        packed = open_packed(str(folder), ClusterConfig())
+        packed = open_packed(str(folder), AutoClusterConfig())
         packed.check_files()
         reader = ShardReader(packed.table)
         samples = [reader.read(number) for number in range(packed.table.num_samples)]

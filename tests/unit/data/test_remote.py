@@ -271,7 +271,7 @@ def test_what_is_wrong_is_found_before_the_first_step(tmp_path, bucket, store, h
         ),
         ("s3://nowhere/train", {}, DataError, "there is no bucket nowhere"),
         ("http://127.0.0.1:9/train", {}, DataError, r"4 attempts .* Connection refused"),
-        ("gs://bucket/train", {}, ConfigError, "gs:// is not known"),
+        ("ftp://host/train", {}, ConfigError, "ftp:// is not known"),
     ],
 )
 def test_places_that_give_nothing(tmp_path, bucket, place, changes, error, message):

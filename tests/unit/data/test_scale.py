@@ -11,10 +11,9 @@ import numpy as np
 import psutil
 import pytest
 
-from pretrain.config.schema.cluster import ClusterConfig
-from pretrain.data.order.mixture import Mixture, Part
+from pretrain.config.schema.cluster import AutoClusterConfig
+from pretrain.data.order.mixture import Mixture, Part, Selection
 from pretrain.data.order.order import Order, allowed_worlds, check_world
-from pretrain.data.order.selection import Selection
 from pretrain.data.storage.cache import NodeCache
 from pretrain.data.storage.index import ShardRow, ShardTable
 from pretrain.data.storage.location import Location
@@ -66,7 +65,7 @@ class Seeks:
 
     def __init__(self, table: ShardTable, folder: Path, num_sets: int, subset: int | None) -> None:
         self.num_sets, self.subset = num_sets, subset
-        transport = open_transport(Location.parse("http://127.0.0.1:9/x"), ClusterConfig().remote, allow_pipe=False)
+        transport = open_transport(Location.parse("http://127.0.0.1:9/x"), AutoClusterConfig().remote, allow_pipe=False)
         cache = NodeCache(folder, 1 << 30)
         store = RemoteStore(transport, cache, table.rows, chunk_bytes=1 << 22, retries=Retries())
         self.reader = MixedReader([ShardReader(table, store)] * num_sets, [n * NUM for n in range(num_sets)], [""])

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
-from pretrain.data.order.order import allowed_worlds
+from pretrain.data.order.order import Order, allowed_worlds
 from pretrain.data.storage.card import Card
 from pretrain.data.storage.index import ShardTable
+from pretrain.data.storage.tally import Fault
 from pretrain.data.stream import EvalRequest, EvalStream, TrainStream
-from pretrain.data.workers.faults import Fault
 from pretrain.data.workers.reader import ShardReader
 from pretrain.errors import ConfigError, DataError
 from pretrain.files import digest
@@ -73,8 +73,10 @@ def test_images_and_labels_are_those_of_the_sample_id(tmp_path, multi_label):
 def test_an_epoch_has_every_sample_once(folder):
     stream = TrainStream(experiment(folder, NUM, data__lanes=4), 0, 1, 16)
     ids = torch.cat([batch.sample_ids for batch in stream.iterate(0, 8)]).tolist()
+    order = stream.order.parts[0].order
+    assert isinstance(order, Order)
     for epoch in (0, 1):  # 64 draws an epoch = 4 global batches; 3 samples are left out
-        expected = set(range(NUM)) - set(stream.order.parts[0].order.left_out(epoch).tolist())
+        expected = set(range(NUM)) - set(order.left_out(epoch).tolist())
         of_epoch = ids[64 * epoch : 64 * (epoch + 1)]
         assert len(expected) == len(of_epoch) == 64
         assert set(of_epoch) == expected

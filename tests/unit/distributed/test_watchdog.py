@@ -1,84 +1,104 @@
-"""A process that hangs ends itself with its stacks; and who is named as the one that the others wait for."""
+"""A process that hangs ends itself with its stacks, also when the shared file system hangs."""
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from pretrain.distributed import watchdog
-from pretrain.distributed.watchdog import EXIT_HUNG, Beat, Watchdog, accuse, read_beats
+from pretrain.distributed.heartbeats import read_beats
+from pretrain.distributed.rank import Rank
+from pretrain.distributed.watchdog import EXIT_HUNG, Watchdog
 from tests.command import Commands
 
+RANK = Rank(rank=3, local_rank=1, world=4, local_world=4, host="here", launcher="alone")
 HANGS = """
 import sys, time
 from pathlib import Path
-from pretrain.distributed import watchdog
-from pretrain.distributed import watchdog as module
-from pretrain.distributed.watchdog import Watchdog
+from pretrain.distributed import heartbeats, watchdog
+from pretrain.distributed.rank import Rank
 
-module.INTERVAL_S, module.SILENT_S = 0.1, 0.5
+watchdog.INTERVAL_S, heartbeats.INTERVAL_S, heartbeats.SILENT_S, watchdog.ANSWER_S = 0.1, 0.1, 0.5, 2.0
 
 def waits_for_something_that_never_comes():
-    time.sleep(60)
+    time.sleep(200)
 
-watchdog = Watchdog(Path(sys.argv[1]), 3, "here", {"data": 1.5}).start()
-watchdog.at("step", 4)
-time.sleep(1.8)  # a phase without a limit
-watchdog.at("data", 5)
-waits_for_something_that_never_comes()
+with watchdog.Watchdog(Rank(3, 1, 4, 4, "here", "alone"), {"data": 1.5}) as dog:
+    dog.beat("test-" + sys.argv[2])
+    dog.publish_in(Path(sys.argv[1]))
+    dog.at("step", 4)
+    time.sleep(1.8)  # a phase without a limit
+    dog.at("data", 5)
+    waits_for_something_that_never_comes()
 """
 
 
-def test_a_process_that_hangs_ends_with_its_stacks(command: Commands, tmp_path: Path) -> None:
+def ended(command: Commands, tmp_path: Path, shared: Path) -> str:
+    """Runs a process that hangs to its end; returns its stderr."""
     script = tmp_path / "hangs.py"
     script.write_text(HANGS)
-    done = command.run("python", script, tmp_path, timeout_s=240, env={"PYTHONPATH": str(Path.cwd())})
-    assert done.returncode == EXIT_HUNG
+    environment = {"PYTHONPATH": str(Path.cwd())}
+    done = command.run("python", script, shared, str(os.getpid()), timeout_s=240, env=environment)
+    assert done.returncode == EXIT_HUNG, done.stderr
     assert "rank 3 on here has been in phase data of step 5" in done.stderr and "limit 2 s" in done.stderr
     assert "waits_for_something_that_never_comes" in done.stderr
+    return done.stderr
+
+
+def test_a_process_that_hangs_ends_with_its_stacks(command: Commands, tmp_path: Path) -> None:
+    said = ended(command, tmp_path, tmp_path / "heartbeats")
+    assert "1 rank is in phase data of step 5; no heartbeat of ranks 0, 1, 2 can be read" in said
+
+
+@pytest.mark.parametrize("stuck", ["node-00003.json.tmp", "node-00000.json"])
+def test_a_shared_file_system_that_hangs_does_not_blind_it(command: Commands, tmp_path: Path, stuck: str) -> None:
+    """Opening a FIFO without a peer blocks for ever, as a write to or a read from a server that is gone does."""
+    shared = tmp_path / "heartbeats"
+    shared.mkdir()
+    os.mkfifo(shared / stuck)
+    said = ended(command, tmp_path, shared)
+    assert ("the shared file system does not answer" in said) == (stuck == "node-00000.json")
 
 
 class Watched:
     """A watchdog of this process on a clock that the test moves; ``ended`` are the phases that it would end it for."""
 
-    def __init__(self, folder: Path, limit_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now, self.ended = 0.0, []
-        monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=time.sleep))
+    def __init__(self, limit_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.looks, self.ended = 0.0, 0, []
+        monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=self._look, sleep=time.sleep, time=time.time))
         monkeypatch.setattr(watchdog, "INTERVAL_S", 0.01)
         monkeypatch.setattr(Watchdog, "_end", lambda dog, place, phase_s: self.ended.append(phase_s))
-        self.folder = folder
-        self.dog = Watchdog(folder, 0, "here", {"data": limit_s}).start()
+        self.dog = Watchdog(RANK, {"data": limit_s})
+
+    def _look(self) -> float:
+        self.looks += 1
+        return self.now
 
     def move(self, seconds: float) -> None:
-        """Moves the clock, and waits until the watchdog has looked at it twice."""
+        """Moves the clock, and waits until the watchdog has looked at it several times."""
         self.now += seconds
-        looks = self._looks() + 2
-        while self._looks() < looks:
+        looks = self.looks + 6
+        while self.looks < looks:
             time.sleep(0.005)
-
-    def _looks(self) -> int:
-        return max((beat.count for beat in read_beats(self.folder)), default=0)
 
 
 @pytest.fixture
-def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
-    watched = Watched(tmp_path, 3.0, monkeypatch)
-    yield watched
-    watched.dog.stop()
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    watched = Watched(3.0, monkeypatch)
+    with watched.dog:
+        yield watched
 
 
 def test_a_process_that_advances_is_left_alone(watched: Watched) -> None:
     for step in range(8):
         watched.dog.at("data", step)
         watched.move(2.0)
-    (beat,) = read_beats(watched.folder)
-    assert (beat.rank, beat.host, beat.step, beat.phase_s) == (0, "here", 7, 2.0)
+    assert watched.dog.left_s == 1.0
     assert watched.ended == []
 
 
@@ -95,20 +115,20 @@ def test_a_process_that_was_paused_does_not_hang(watched: Watched) -> None:
 
 
 JUMPS = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 real, jump = time.time, [0.0]
 time.time = lambda: real() + jump[0]
-from pretrain.distributed import watchdog
-from pretrain.distributed import watchdog as module
-from pretrain.distributed.watchdog import Watchdog
+from pretrain.distributed import heartbeats, watchdog
+from pretrain.distributed.rank import Rank
 
-module.INTERVAL_S = 0.1
-watchdog = Watchdog(Path(sys.argv[1]), 3, "here", {"data": 60}).start()
-watchdog.at("data", 5)
-for jump[0] in (1e6, -1e6):
-    time.sleep(0.5)
-watchdog.stop()
+watchdog.INTERVAL_S = heartbeats.INTERVAL_S = heartbeats.PUBLISH_S = 0.1
+with watchdog.Watchdog(Rank(3, 1, 4, 4, "here", "alone"), {"data": 60}) as dog:
+    dog.beat(f"test-{os.getpid()}")
+    dog.publish_in(Path(sys.argv[1]))
+    dog.at("data", 5)
+    for jump[0] in (1e6, -1e6):
+        time.sleep(0.5)
 """
 
 
@@ -119,47 +139,3 @@ def test_a_wall_clock_that_jumps_is_not_a_hang(command: Commands, tmp_path: Path
     assert done.returncode == 0, done.stderr
     (beat,) = read_beats(tmp_path)
     assert 0 <= beat.phase_s < 60
-
-
-BEAT = Beat(rank=0, host="a", pid=1, step=7, phase="step", phase_s=3.0, count=5)
-
-
-@pytest.mark.parametrize(
-    ("beats", "named"),
-    [
-        (
-            [BEAT, replace(BEAT, rank=1, phase="data"), replace(BEAT, rank=2)],
-            "wait for rank 1 (process 1 on a: step 7, phase data",
-        ),
-        ([BEAT, replace(BEAT, rank=1), replace(BEAT, rank=2, step=6, phase="save")], "wait for rank 2"),
-        ([BEAT, replace(BEAT, rank=1)], "all 2 ranks are in phase step of step 7"),
-        ([], "no heartbeat can be read"),
-    ],
-)
-def test_who_is_named(beats: list[Beat], named: str) -> None:
-    assert named in accuse(beats)
-
-
-def test_a_rank_that_no_longer_beats_is_named_whatever_its_clock_says() -> None:
-    before = [BEAT, replace(BEAT, rank=1), replace(BEAT, rank=2, count=900)]
-    now = [BEAT, replace(BEAT, rank=1, count=8), replace(BEAT, rank=2, count=900)]
-    assert "wait for rank 2" in accuse(now, before, reader=0) and "no longer beating" in accuse(now, before, reader=0)
-    assert "rank 0" not in accuse(now, before, reader=0), "the one that asks does not beat while it does"
-    assert "all 3 ranks" in accuse([replace(beat, count=beat.count + 3) for beat in before], before)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["null", "[]", "3", '"x"', "{}", "[" * 100_000, '{"rank": 0, "host": "a", "pid": 1, "step": 1, "phase": "step"}']
-    + [json.dumps(BEAT.__dict__ | change) for change in ({"phase": "?"}, {"phase": []}, {"step": None}, {"rank": "0"})]
-    + [json.dumps({"rank": 0, "host": "a", "pid": 1, "step": 1, "phase": "step", "since": 1.0, "seen": 1.0})],
-)
-def test_what_is_not_a_heartbeat_is_left_out(tmp_path: Path, text: str) -> None:
-    (tmp_path / "rank-00000.json").write_text(text)
-    (tmp_path / "rank-00001.json").write_text(json.dumps(BEAT.__dict__))
-    assert read_beats(tmp_path) == [BEAT]
-
-
-def test_half_written_heartbeats_are_left_out(tmp_path: Path) -> None:
-    (tmp_path / "rank-00000.json").write_text('{"rank": 0, "ho')
-    assert read_beats(tmp_path) == []

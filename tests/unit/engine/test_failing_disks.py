@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from pretrain import disk
+from pretrain.distributed.processes import Identity
 from pretrain.engine import ownership, run_folder, saving
 from pretrain.engine.checkpoint_folder import complete_checkpoints, step_of
-from pretrain.engine.process_identity import Identity
 from pretrain.engine.run_folder import COMPLETE, REQUEUE, read_verdict
-from pretrain.telemetry.sinks import read_metrics
+from pretrain.telemetry.metrics import read_metrics
 from tests.faulty_disk import ERRNOS, FaultyDisk, ForgetfulDisk, PowerCut, QuickDisk, using
 from tests.unit.engine.tiny_run import Told, dead_process, newest, start
 

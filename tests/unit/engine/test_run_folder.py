@@ -19,10 +19,10 @@ import pytest
 
 from pretrain import disk, records
 from pretrain.disk import Disk, FencedOut
+from pretrain.distributed.processes import Identity, lives
 from pretrain.distributed.rank import Rank
 from pretrain.engine import ownership, run_folder
 from pretrain.engine.ownership import Ownership, living_owner
-from pretrain.engine.process_identity import Identity, lives
 from pretrain.engine.run_folder import COMPLETE, RunFolder, Verdict, read_verdict
 from pretrain.errors import SetupError
 from pretrain.files import Journal, write_atomic

@@ -17,16 +17,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pretrain.distributed.processes import Identity
 from pretrain.distributed.rank import Rank
-from pretrain.engine.backend import HeldSlice, Update
+from pretrain.engine.backend import HeldSlice, Read, Update
 from pretrain.engine.checkpoint import Checkpointer
 from pretrain.engine.checkpoint_folder import clean, newest_valid
-from pretrain.engine.history import try_to_record
 from pretrain.engine.loop import Trainer
-from pretrain.engine.process_identity import Identity
 from pretrain.engine.retention import Retention
 from pretrain.engine.rollback import Guard
-from pretrain.engine.run_folder import FATAL, RunFolder, Verdict
+from pretrain.engine.run_folder import FATAL, RunFolder, Verdict, try_to_record
 from pretrain.engine.saving import Origin, SavePolicy
 from pretrain.engine.session import Session
 from pretrain.engine.state import Cadence, TrainState
@@ -35,7 +34,7 @@ from pretrain.errors import UserError
 from pretrain.files import write_atomic
 from pretrain.objectives.protocol import MicroBatch
 from pretrain.telemetry.console import Reporter
-from pretrain.telemetry.sinks import JsonlSink
+from pretrain.telemetry.metrics import JsonlSink
 from pretrain.telemetry.telemetry import Telemetry, Work
 
 ALONE = Rank(0, 0, 1, 1, "here", "alone")
@@ -65,11 +64,11 @@ class Backend:
     def backward(self, loss: Tensor) -> None:
         pass
 
-    def step(self, lr: float) -> Update:
+    def step(self, lr: float, read: Read = float) -> Update:
         self.num_updates += 1
         self.master.copy_(weights_at(self.num_updates))
         self.moment.fill_(float(self.num_updates))
-        return Update(True, 1.0)
+        return Update(True, read(torch.ones(())))
 
     def train(self, mode: bool) -> None:
         pass
@@ -134,8 +133,8 @@ def start(run: Path, steps: int, told: Told, *, stop_at: int | None = None, on_e
     except UserError as error:
         verdict = Verdict(FATAL, str(error), 0)
     finally:
-        if folder._heartbeats is not None:
-            folder._heartbeats.stop()  # also where the machine loses its power in the next line
+        if folder._renewal is not None:
+            folder._renewal.stop()  # also where the machine loses its power in the next line
         told.verdict = folder.close(verdict, JOB, writes=True)
     return told
 
@@ -155,6 +154,7 @@ def _train(folder: RunFolder, steps: int, told: Told, stop_at: int | None, on_er
         write_atomic(folder.config, "the config")
     try_to_record(folder.history, "launch", 0, noted)
     session = dataclasses.replace(Session.of(ALONE, torch.device("cpu"), folder), reporter=reporter)
+    session.timesheet.begin(folder.attempt, ALONE, JOB, folder.seen_before)
     request = session.stop_request
     trainer = _trainer(session, steps, on_error)
     if stop_at is not None:
@@ -190,6 +190,7 @@ def _trainer(session: Session, steps: int, on_error: str) -> Trainer:
         schedule=lambda state: 1e-3,
         origin=Origin("the config", "c", "d", "fp32"),
         policy=SavePolicy(Retention(1, keep_best="val/top1"), asynchronous=False, stop_on_error=on_error == "stop"),
+        own_average=None,
     )
     telemetry = Telemetry([JsonlSink(session.folder.metrics)], session.reporter, log_every=1, work=Work(1, 1, 1))
     return Trainer(

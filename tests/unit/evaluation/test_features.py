@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from pretrain.config.schema.model import ModelConfig
-from pretrain.evaluation.features import HeadInput
+from pretrain.errors import DataError
+from pretrain.evaluation.features import single_labels
 from pretrain.models.families.registry import build_model, init_weights
+from pretrain.models.head_input import HeadInput
 
 SMALL = {"variant": "mu/4", "img_size": 16, "depth": 2, "head_init": "normal"}
 MODELS = {
@@ -41,3 +44,10 @@ def test_the_listener_leaves_nothing_behind() -> None:
     with HeadInput(model):
         assert model.head._forward_pre_hooks  # type: ignore[union-attr]
     assert not model.head._forward_pre_hooks  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("labels", [[[1, 2], [3, -1]], [[1], [-1]]])
+def test_images_need_one_label(labels: list[list[int]]) -> None:
+    with pytest.raises(DataError, match="do not have exactly one label"):
+        single_labels(np.array(labels), "data/set")
+    assert single_labels(np.array([[-1, 4], [2, -1]]), "data/set").tolist() == [4, 2]

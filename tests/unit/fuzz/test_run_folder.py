@@ -21,7 +21,7 @@ LEASE = {"host": "a", "pid": 1, "job_id": "local", "restart_count": 0, "heartbea
 START = {"event": "start", "job_id": "7", "ranks": 2, "step": 0, "time": 1e9}
 NAMES = (
     *("exit.json", "lock.json", "environment.json", "metrics.jsonl", "history.jsonl", "config.resolved.yaml"),
-    *("heartbeats/rank-00000.json", "slurm/history.jsonl", "checkpoints/step-00000008/COMPLETE.json"),
+    *("heartbeats/node-00000.json", "slurm/history.jsonl", "checkpoints/step-00000008/COMPLETE.json"),
 )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain.check.data import report_data
+from pretrain.check.files import report_data
 from pretrain.data.sources import load_drop_list, open_sources
 from pretrain.data.storage.packed_set import open_packed
 from pretrain.data.workers.reader import ShardReader

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,14 +15,17 @@ from pretrain.models.cost import (
     forward_macs,
     num_parameters,
     recomputed_macs,
-    training_flops,
 )
-from pretrain.models.families.registry import build_model
-from pretrain.models.variants import parameter_shapes
-from pretrain.models.vit import build_vit
+from pretrain.models.families.registry import build_model, training_flops
+from pretrain.models.layers.patch_drop import kept_patches
+from pretrain.models.tensor_shapes import parameter_shapes
+from pretrain.objectives.feature_distillation import FeatureAndTokenDistillation, TokenDistillation
+from pretrain.objectives.masked_autoencoding import MaskedAutoencoding
+from pretrain.objectives.protocol import MicroBatch
 from tests.unit.sharding.steps import step
 
 JFT_IMAGES = 303e6
+AUTOENCODER = {"embed_dim": 128, "depth": 3, "num_heads": 4}
 
 
 @pytest.mark.parametrize(
@@ -44,13 +48,22 @@ def test_published_parameter_counts(variant: str, with_head: int, without_head_m
         {"variant": "nano/8", "img_size": 32, "mlp_dim": 50},
         {"variant": "G/14", "pool": "map", "class_token": False, "qk_norm": True, "layer_scale": 1e-4},
         {"variant": "R50+L/32", "num_registers": 4},
+        {"variant": "S/16", "norm": "rms_norm", "mlp": "swiglu", "qk_norm": True, "pool": "map"},
+        {"variant": "S/16", "rope": "mixed", "gated_attention": True, "qkv_bias": False},
+        {"variant": "R50+S/32", "norm": "rms_norm"},
+        {"variant": "So150m/16", "block": "parallel", "layer_scale": 0.1, "qk_norm": True},
         {"variant": "S/16", "head": "dense", "pool": "norm_avg"},
+        {"variant": "S/16", "head": "patches", "pool": "avg_norm"},
+        {"variant": "S/16", "head": "patches", "representation_size": 200},
+        {"variant": "S/16", "head": "pooled_and_patches", "pool": "map"},
+        {"variant": "S/16", "pos_embed": "sincos2d_mae", "num_registers": 2, "decoder": {}},
+        {"variant": "S/16", "norm": "rms_norm", "mlp": "swiglu", "pool": "norm_avg", "decoder": {"depth": 2}},
     ],
 )
 def test_count_and_names_equal_the_built_model(changes: dict[str, Any]) -> None:
     config = ModelConfig(**changes)
     with torch.device("meta"):
-        model = build_vit(config, 21_843)
+        model = build_model(config, 21_843)
     assert num_parameters(config, 21_843) == sum(p.numel() for p in model.parameters())
     built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     assert list(built.items()) == list(parameter_shapes(config, 21_843).items())
@@ -87,11 +100,26 @@ def kept_bytes(config: ModelConfig, num_classes: int, precision: str, checkpoint
     live = LiveStorages(model.parameters())
     with live, torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
         images = torch.randn(num_images, 3, *model.shape.img_size)
-        loss = torch.nn.functional.cross_entropy(model(images), labels.long())
+        if config.decoder is not None:
+            loss = MaskedAutoencoding(model.shape, 0)(model, MicroBatch(images, labels, slots=torch.arange(num_images)))
+        elif config.head in ("patches", "pooled_and_patches"):
+            tokens = torch.randn(num_images, num_classes, *model.shape.grid)
+            loss = _imitation(config, model, tokens)(model, MicroBatch(images, labels))
+            del tokens
+        else:
+            kept = kept_patches(np.arange(num_images), model.shape, seed=0)
+            options = {} if kept is None else {"kept": kept}
+            loss = torch.nn.functional.cross_entropy(model(images, **options), labels.long())
         del images
-    total = live.total()
-    loss.backward()
-    return total
+    assert loss.requires_grad  # it holds what the backward pass needs
+    return live.total()
+
+
+def _imitation(config: ModelConfig, model: Any, tokens: torch.Tensor) -> Any:
+    if config.head == "patches":
+        return TokenDistillation(lambda images: tokens)
+    features = torch.randn(tokens.shape[:2])
+    return FeatureAndTokenDistillation(lambda images: (features, tokens), model.shape.grid)
 
 
 POLICIES = ["none", "full", "selective", "every_2", "every_4"]
@@ -114,7 +142,7 @@ def assert_activations(changes: dict[str, Any], precision: Any, checkpointing: s
         {"pool": "token"},
         {"pool": "avg_norm", "representation_size": "width", "img_size": (96, 192)},
         {"pool": "norm_avg", "class_token": False, "mlp_dim": 384},
-        {"pool": "map", "num_registers": 3, "layer_scale": 0.1, "qk_norm": True, "pos_embed": "rope_2d"},
+        {"pool": "map", "num_registers": 3, "layer_scale": 0.1, "qk_norm": True, "pos_embed": "none", "rope": "axial"},
     ],
 )
 def test_activations_are_what_stays_alive(changes: dict[str, Any], precision: Any, checkpointing: str) -> None:
@@ -127,7 +155,17 @@ def test_activations_are_what_stays_alive(changes: dict[str, Any], precision: An
     [
         ({"qk_norm": True}, "autocast"),
         ({"qk_norm": True}, "bf16"),
-        ({"pos_embed": "rope_2d"}, "fp32"),
+        ({"pos_embed": "none", "rope": "axial"}, "fp32"),
+        ({"rope": "mixed"}, "bf16"),
+        ({"rope": "mixed", "qk_norm": True}, "fp32"),
+        ({"mlp": "swiglu"}, "bf16"),
+        ({"mlp": "swiglu", "layer_scale": 0.1}, "autocast"),
+        ({"patch_drop": 0.5}, "fp32"),
+        ({"patch_drop": 0.5, "rope": "axial", "pool": "map"}, "bf16"),
+        ({"block": "parallel"}, "bf16"),
+        ({"block": "parallel", "layer_scale": 0.1, "qk_norm": True}, "autocast"),
+        ({"gated_attention": True}, "bf16"),
+        ({"gated_attention": True, "layer_scale": 0.1}, "autocast"),
         ({"pos_embed": "relative_bias"}, "bf16"),
         ({"pos_embed": "relative_bias", "pos_embed_placement": "every_layer_shared"}, "fp32"),
         ({"pos_embed": "relative_1d"}, "bf16"),
@@ -136,8 +174,14 @@ def test_activations_are_what_stays_alive(changes: dict[str, Any], precision: An
         ({"pos_embed": "sincos2d_timm", "pos_embed_placement": "every_layer_shared"}, "fp32"),
         ({"head": "dense", "img_size": 64}, "fp32"),
         ({"head": "dense", "img_size": 64, "pool": "avg_norm"}, "bf16"),
-        ({"variant": "R50+Ti/16", "depth": 2}, "fp32"),
-        ({"variant": "R50+Ti/32", "depth": 2}, "autocast"),
+        ({"head": "patches", "img_size": 64}, "autocast"),
+        ({"head": "patches", "img_size": 64, "representation_size": "width"}, "fp32"),
+        ({"head": "pooled_and_patches", "img_size": 64}, "fp32"),
+        ({"patch_drop": 0.75, "decoder": AUTOENCODER}, "fp32"),
+        ({"patch_drop": 0.5, "decoder": AUTOENCODER, "num_registers": 2}, "bf16"),
+        ({"patch_drop": 0.5, "decoder": AUTOENCODER, "pool": "norm_avg"}, "autocast"),
+        ({"variant": "R50+Ti/16", "depth": 2, "img_size": 64}, "fp32"),
+        ({"variant": "R50+Ti/32", "depth": 2, "img_size": 64}, "autocast"),
     ],
 )
 def test_activations_of_every_option(changes: dict[str, Any], precision: Any, checkpointing: str) -> None:

@@ -11,7 +11,7 @@ from pretrain.errors import CheckpointError
 from pretrain.models.families.registry import adapt_state_dict, build_model
 from pretrain.models.init import init_weights
 from pretrain.models.metadata import WeightsMetadata
-from pretrain.models.variants import parameter_shapes
+from pretrain.models.tensor_shapes import parameter_shapes
 from pretrain.models.vit_tasks import Corruption, DistilledVisionTransformer, MaskedPatchTransformer, corrupt
 from tests.golden.twins import small_config
 

@@ -66,7 +66,7 @@ def test_a_head_for_images_is_not_taken_for_one_for_pixels() -> None:
     "changes", [{"pool": "map"}, {"representation_size": 9}, {"distilled": True}, {"mask_token": True}]
 )
 def test_what_would_be_ignored_is_refused(changes: dict) -> None:
-    with pytest.raises(ValidationError, match=r"head: dense is one layer on each patch token; .* would be ignored"):
+    with pytest.raises(ValidationError, match=r"head: dense is on each patch token; .* would be ignored"):
         ModelConfig(variant="S/16", head="dense", **changes)
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import random
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from timm.layers.pos_embed_sincos import init_random_2d_freqs
 from torch import nn
 
 from pretrain.config.schema.model import ModelConfig
 from pretrain.models import init
 from pretrain.models.init import digest, init_weights, initial_state, initial_value
-from pretrain.models.variants import parameter_shapes
+from pretrain.models.tensor_shapes import parameter_shapes
 from pretrain.models.vit import build_vit
 
 CONFIG = ModelConfig(variant="nano/8", img_size=32, depth=2, representation_size=64)
@@ -76,9 +78,32 @@ def test_q_k_and_v_are_each_xavier_uniform() -> None:
     assert qkv.std().item() > 1.3 * math.sqrt(6 / (3 * 96 + 96)) / math.sqrt(3), "the fused bound is √2 smaller"
 
 
+def test_matrices_that_share_a_tensor_are_each_xavier_uniform() -> None:
+    gated = ModelConfig(variant="nano/8", img_size=32, mlp="swiglu")
+    for half in initial_value("blocks.0.mlp.fc1.weight", (2 * 300, 96), gated, 0).chunk(2):
+        assert_uniform(half, math.sqrt(6 / (300 + 96)))
+    hidden, *qkv = initial_value("blocks.0.in_proj.weight", (300 + 3 * 96, 96), CONFIG, 0).split([300, 96, 96, 96])
+    assert_uniform(hidden, math.sqrt(6 / (300 + 96)))
+    for part in qkv:
+        assert_uniform(part, math.sqrt(6 / (96 + 96)))
+
+
+def test_mixed_rotary_frequencies_are_rope_vits() -> None:
+    """timm's initialiser draws the angle of each head; with ours both give the same frequencies."""
+    config = ModelConfig(variant="nano/8", img_size=32, rope="mixed")
+    ours = initial_value("rope.freqs", (2, 3, 4, 16), config, 0)
+    angles = torch.atan2(ours[1, ..., :1], ours[0, ..., :1])
+    assert angles.unique().numel() == 12 and angles.min() < -1 and angles.max() > 1
+    with mock.patch("torch.rand", return_value=angles / (2 * torch.pi)):
+        theirs = init_random_2d_freqs(head_dim=32, depth=3, num_heads=4)
+    torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
+        ("blocks.0.attn.gate.weight", (96, 96)),
+        ("blocks.0.mlp_out_proj.weight", (96, 300)),
         ("blocks.0.attn.proj.weight", (96, 96)),
         ("blocks.11.mlp.fc1.weight", (384, 96)),
         ("blocks.1.mlp.fc2.weight", (96, 384)),
@@ -142,6 +167,10 @@ def test_normal_tensors(name: str, shape: tuple[int, ...], std: float) -> None:
         ("patch_embed.backbone.stages.0.blocks.0.norm2.weight", 1.0),
         ("patch_embed.backbone.stages.0.blocks.0.norm3.weight", 0.0),
         ("patch_embed.backbone.stages.0.blocks.0.norm3.bias", 0.0),
+        ("blocks.0.in_norm.weight", 1.0),
+        ("blocks.0.q_norm.weight", 1.0),
+        ("blocks.0.attn_out_proj.bias", 0.0),
+        ("blocks.0.attn.gate.bias", 0.0),
         ("head.weight", 0.0),
         ("head.bias", 0.0),
     ],

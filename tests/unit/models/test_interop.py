@@ -13,11 +13,11 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from pretrain.config.schema.data import EvalTransformConfig
 from pretrain.config.schema.model import ModelConfig
+from pretrain.config.schema.transforms import EvalTransformConfig
 from pretrain.errors import CheckpointError
 from pretrain.models.init import initial_state
-from pretrain.models.interop import load_weights, save_weights
+from pretrain.models.interop import load_weights, read_tensors, save_weights
 from pretrain.models.metadata import WeightsMetadata
 
 CONFIG = ModelConfig(variant="mu/8", img_size=(16, 24), pool="norm_avg", gelu="tanh")
@@ -138,6 +138,17 @@ def plain_safetensors(path: Path) -> None:
 
 def without_metadata_at_all(path: Path) -> None:
     save_file(STATE, path)
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
+def test_a_header_whose_length_begins_like_a_pickle_is_read(length: int, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    for padding in range(length):
+        save_file({"a": torch.ones(2)}, path, metadata={"note": "x" * padding})
+        if struct.unpack("<Q", path.read_bytes()[:8])[0] == length:
+            break
+    assert path.read_bytes()[:2] == bytes((0x80, length >> 8))
+    assert torch.equal(read_tensors(path)[0]["a"], torch.ones(2))
 
 
 def remove(key: str) -> Callable[[Path], None]:

@@ -69,6 +69,20 @@ def test_a_new_resolution_and_a_new_head() -> None:
         assert word in text
 
 
+def test_larger_patches_give_the_tokens_of_the_original_images() -> None:
+    """FlexiViT, equation 4: bicubically resized images in patches of twice the size are embedded exactly as before."""
+    config = small_config()
+    wanted = small_config(img_size=tuple(2 * side for side in config.size), variant="nano/16")
+    state, report = adapt(config, wanted)
+    assert report.resampled == {"patch_embed.proj.weight": ((8, 8), (16, 16))} and not report.resized
+    assert "resampled: patch_embed.proj.weight from patches of (8, 8) to (16, 16) pixels" in "\n".join(report.lines())
+    old, new = our_model(config, 11), build_vit(wanted, 11)
+    new.load_state_dict(state, strict=True)
+    patch = some_images(old)[:, :, :8, :8]
+    larger = torch.nn.functional.interpolate(patch, (16, 16), mode="bicubic", antialias=True)
+    torch.testing.assert_close(new.patch_embed(larger), old.patch_embed(patch), rtol=1e-4, atol=1e-5)
+
+
 def test_new_tensors_are_those_of_the_seed() -> None:
     wanted = small_config(head_init="normal")
     state, _ = adapt(small_config(), wanted, num_classes=4, head="replace")
@@ -131,7 +145,6 @@ def with_(name: str, tensor: Tensor) -> dict[str, Tensor]:
         ({"embed_dim": 64}, {}, ["embed_dim 48", "64", "pos_embed", "model.embed_dim: 48"]),
         ({"mlp_dim": 96}, {}, ["mlp_dim 80", "96", "blocks.0.mlp.fc1.weight"]),
         ({"num_heads": 8}, {}, ["num_heads 4", "8", "blocks.0.attn.qkv.weight", "model.num_heads: 4"]),
-        ({"variant": "nano/16"}, {}, ["patch (8, 8)", "(16, 16)", "patch_embed.proj.weight", "model.variant: nano/8"]),
         ({"gelu": "tanh"}, {}, ["gelu erf", "tanh", "model.gelu: erf"]),
         ({"layer_norm_eps": 1e-5}, {}, ["layer_norm_eps 1e-06", "model.layer_norm_eps: 1e-06"]),
         ({}, {"num_classes": 5}, ["tensor head.weight", "(11, 48)", "(5, 48)", "init.head: replace"]),
@@ -197,7 +210,7 @@ def test_a_wrong_grid_is_refused() -> None:
         ({"pos_embed": "relative_bias"}, 3),
         ({"pos_embed": "relative_bias", "pos_embed_placement": "every_layer_shared", "num_registers": 1}, 1),
         ({"pos_embed": "sincos2d_big_vision", "pool": "map", "layer_scale": 0.1, "qk_norm": True}, 0),
-        ({"pos_embed": "rope_2d"}, 0),
+        ({"pos_embed": "none", "rope": "axial"}, 0),
     ],
 )
 @pytest.mark.parametrize("drop_class_token", [False, True])
@@ -212,13 +225,12 @@ def test_every_kind_moves_to_another_grid(changes: dict[str, Any], resized: int,
     assert torch.isfinite(model(some_images(model))).all()
     notes = "\n".join(report.lines())
     assert ("note: sincos2d_big_vision" in notes) == ("sincos" in changes.get("pos_embed", ""))
-    assert ("model.rope_grid: [4, 6] scales them back" in notes) == (changes.get("pos_embed") == "rope_2d")
+    assert ("model.rope_grid: [4, 6] scales them back" in notes) == ("rope" in changes)
 
 
 def test_rotary_positions_scaled_back_need_no_note() -> None:
-    _, report = adapt(
-        small_config(pos_embed="rope_2d"), small_config(pos_embed="rope_2d", img_size=(64, 96), rope_grid=(4, 6))
-    )
+    rotary: dict[str, Any] = {"pos_embed": "none", "rope": "axial"}
+    _, report = adapt(small_config(**rotary), small_config(**rotary, img_size=(64, 96), rope_grid=(4, 6)))
     assert report.notes == []
 
 
@@ -226,7 +238,7 @@ def test_rotary_positions_scaled_back_need_no_note() -> None:
 def test_relative_keys_cannot_move(changes: dict[str, Any]) -> None:
     same = small_config(pos_embed="relative_1d")
     assert adapt(same, same)[1].loaded
-    with pytest.raises(CheckpointError, match=r"relative_keys .* 4×6.*relative_bias, rope_2d"):
+    with pytest.raises(CheckpointError, match=r"relative_keys .* 4×6.*relative_bias .*rope"):
         adapt(same, small_config(pos_embed="relative_1d", **changes))
 
 
@@ -236,7 +248,13 @@ def test_relative_keys_cannot_move(changes: dict[str, Any]) -> None:
         ({}, {"num_registers": 2}, ["model.num_registers: 0", "has 2"]),
         ({"qk_norm": True}, {}, ["model.qk_norm: true", "has false"]),
         ({}, {"layer_scale": 0.1}, ["model.layer_scale: null", "has 0.1"]),
-        ({}, {"pos_embed": "rope_2d"}, ["model.pos_embed: learned_1d", "has rope_2d"]),
+        ({}, {"pos_embed": "none"}, ["model.pos_embed: learned_1d", "has none"]),
+        ({}, {"rope": "axial"}, ["model.rope: null", "has axial"]),
+        ({"rope": "axial"}, {"rope": "axial", "rope_temperature": 100.0}, ["model.rope_temperature", "has 100"]),
+        ({"norm": "rms_norm"}, {}, ["model.norm: rms_norm", "has layer_norm"]),
+        ({}, {"mlp": "swiglu"}, ["model.mlp: mlp", "has swiglu"]),
+        ({}, {"qkv_bias": False}, ["model.qkv_bias: true", "has false"]),
+        ({"gated_attention": True}, {}, ["model.gated_attention: true", "has false"]),
         ({}, {"pos_embed_placement": "every_layer"}, ["pos_embed_placement", "every_layer"]),
         ({}, {"pos_embed_prefix": False}, ["pos_embed_prefix: true"]),
         ({}, {"pool": "map"}, ["attn_pool.latent", "not in the weights"]),

@@ -11,7 +11,8 @@ import pytest
 
 from pretrain.config.schema.model import ModelConfig
 from pretrain.errors import ConfigError
-from pretrain.models.variants import VARIANTS, is_head_tensor, parameter_shapes, representation_size, resolve
+from pretrain.models.tensor_shapes import is_head_tensor, parameter_shapes
+from pretrain.models.variants import VARIANTS, representation_size, resolve
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,8 @@ def test_bfloat16_weights_stay_close_to_fp32(changes: dict[str, Any]) -> None:
 
 def test_forward_and_backward_never_read_the_device() -> None:
     """On the meta device tensors have no values: any read on the host, any branch on a value, would raise."""
-    for changes in ({}, {"pos_embed": "rope_2d", "pool": "map"}, {"pos_embed": "relative_bias", "layer_scale": 0.1},
+    for changes in ({}, {"rope": "axial", "pool": "map"}, {"pos_embed": "relative_bias", "layer_scale": 0.1},
+                    {"rope": "mixed", "norm": "rms_norm", "mlp": "swiglu", "gated_attention": True},
                     {"pos_embed": "sincos2d_timm", "variant": "R50+nano/16", "img_size": (32, 48)}):  # fmt: skip
         for policy in ("none", "full", "selective"):
             with torch.device("meta"):

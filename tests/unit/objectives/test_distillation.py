@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from pretrain.config.loader import load_experiment
 from pretrain.errors import ConfigError
-from pretrain.objectives.distillation import Distillation, Teacher
+from pretrain.objectives.distillation import Distillation
 from pretrain.objectives.protocol import MicroBatch
 from pretrain.objectives.registry import Context, build_objective
+from pretrain.objectives.teacher import Teacher
 from tests.unit.config.test_loader import MINIMAL
 from tests.unit.objectives.batches import images, linear_model, settings_of
 
@@ -129,12 +130,25 @@ def test_settings_arrive() -> None:
     ("settings", "message"),
     [
         ("name=distillation", "teacher: is missing"),
-        ("name=softmax teacher=t", "teacher belongs to name: distillation; with softmax"),
+        (
+            "name=softmax teacher=t",
+            "teacher belongs to name: distillation, feature_distillation, token_distillation or "
+            "feature_and_token_distillation; with softmax",
+        ),
         ("name=sigmoid alpha=0.5", "alpha belongs to name: distillation"),
         ("name=distillation teacher=t tau=3.0", "tau belongs to distillation: soft"),
+        ("name=feature_distillation teacher=t", "width"),
+        ("name=feature_distillation width=8", "teacher: is missing"),
+        ("name=feature_distillation teacher=t width=8", "model.head_init: zero; objective.name: feature_distillation"),
+        ("name=feature_distillation teacher=t width=8 beta=0.5", "beta belongs to imitation: smooth_l1; with cosine"),
+        ("name=token_distillation teacher=t width=8", "token_distillation needs model.head: patches"),
+        ("name=feature_distillation teacher=t width=8 alpha=1", "alpha belongs to name: distillation; with feature"),
         ("name=distillation teacher=t binarise=true", "binarise belongs to name: sigmoid"),
         ("corrupted=0.4", "corrupted belongs to name: masked_patches"),
-        ("name=masked_patches label_smoothing=0.1", "label_smoothing belongs to name: softmax or distillation"),
+        (
+            "name=masked_patches label_smoothing=0.1",
+            "label_smoothing belongs to name: softmax, sigmoid or dis",
+        ),
     ],
 )
 def test_settings_that_would_be_ignored_are_errors(tmp_path: Path, settings: str, message: str) -> None:

@@ -28,7 +28,8 @@ def test_groups_cover_every_trainable_parameter_once() -> None:
     model = build_model(experiment().model, 5)
     model.get_parameter("head.weight").requires_grad_(False)
     names = {name: parameter.ndim for name, parameter in model.named_parameters()}
-    groups = parameter_groups(model.named_parameters(), assign_rules(names, config(weight_decay=0.3)))
+    rules = assign_rules(names, config(weight_decay=0.3), frozen={"head.weight"})
+    groups = parameter_groups(dict(model.named_parameters()), rules)
     together = [parameter for group in groups for parameter in group["params"]]
     assert len({id(parameter) for parameter in together}) == len(together)
     assert {id(p) for p in together} == {id(p) for p in model.parameters() if p.requires_grad}
@@ -72,7 +73,7 @@ def test_layer_decay_multiplies_with_an_overrides_scale_and_reaches_the_groups()
     settings = config(layer_decay=0.5, overrides=({"pattern": r"fc1\.bias", "lr_scale": 4.0},))
     rules = assign_rules(NAMES, settings, layers)
     assert [rule.lr_scale for rule in rules.values()] == [0.25, 0.5, 2.0, 1.0, 1.0]
-    parameters = [(name, nn.Parameter(torch.zeros(2))) for name in NAMES]
+    parameters = {name: nn.Parameter(torch.zeros(2)) for name in NAMES}
     groups = parameter_groups(parameters, rules)
     set_lr(groups, 0.1)
     assert [group["lr"] for group in groups] == pytest.approx([0.05, 0.1, 0.025, 0.2, 0.1])

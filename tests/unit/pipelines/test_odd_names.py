@@ -18,10 +18,10 @@ from pretrain.data.storage.card import Card
 from pretrain.data.storage.classes import load_classes
 from pretrain.data.storage.index import ShardTable
 from pretrain.data.storage.records import Records
-from pretrain.data.workers.faults import Fault, FaultLog
+from pretrain.data.storage.tally import Fault, FaultLog
 from pretrain.data.workers.reader import ShardReader
+from tests.unit.pipelines.export.test_export import weights
 from tests.unit.pipelines.photos import encode
-from tests.unit.pipelines.test_export import weights
 
 LATIN1 = [b"caf\xe9%02d" % number for number in range(6)]
 RED = b"\x1b[31mred"

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.__main__ import main
+from tests.unit.pipelines.evaluate.test_evaluate import save
 from tests.unit.pipelines.photos import encode, write_photos
 from tests.unit.pipelines.sources.test_tars import add
-from tests.unit.pipelines.test_evaluate import save
 
 BROKEN = b"\xff\xd8\xff nothing"
 CLASSES = ("cat", "dog")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from pipelines.__main__ import main
+from tests.unit.pipelines.export.test_export import weights
 from tests.unit.pipelines.photos import encode, jpeg, tiles
 from tests.unit.pipelines.sources.test_tars import add
-from tests.unit.pipelines.test_export import weights
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import pytest
 
 from pipelines.plan import cli as plan
 from pretrain.check.experiment import check
+from pretrain.check.simulate import simulate
 from pretrain.config.loader import Resolved, load_experiment
-from pretrain.sharding.memory import size_text
-from pretrain.sharding.micro_batch import RESERVED_BYTES, resolve_micro_batch
-from pretrain.simulate import simulate
+from pretrain.sharding.choice import RESERVED_BYTES, resolve_micro_batch, sharding_of
+from pretrain.sharding.protocol import size_text
 
 RANKS = 4
 BASE = """\
@@ -32,6 +32,7 @@ MODELS = {
 POLICIES = {"vit": ["none", "full", "every_2", "selective"], "timm": ["none", "full"]}
 SHARDINGS = {
     "DDP": ["cluster.backend=accelerate"],
+    "FSDP2": ["cluster.backend=fsdp2"],
     **{f"ZeRO-{stage}": [f"cluster.zero_stage={stage}"] for stage in range(4)},
     "bf16, ZeRO-2, frozen": [
         "cluster.zero_stage=2", "precision=bf16", "optim.overrides=[{pattern: '^blocks.0', freeze: true}]"
@@ -58,8 +59,8 @@ def of_plan(path: Path, settings: list[str], policy: str, capsys: pytest.Capture
     """The layouts of one sharding and policy in the JSON that ``plan`` prints, a micro-batch each."""
     assert plan.main(["--config", str(path), "--json", *settings]) == 0
     layouts = json.loads(capsys.readouterr().out)["layouts"]
-    stage = next((int(word[-1]) for word in settings if word.startswith("cluster.zero_stage")), 0)
-    return [one for one in layouts if (one["zero_stage"], one["activation_checkpointing"]) == (stage, policy)]
+    name = sharding_of(load_experiment(path, overrides=settings).experiment).name
+    return [one for one in layouts if (one["sharding"], one["activation_checkpointing"]) == (name, policy)]
 
 
 @pytest.mark.parametrize(

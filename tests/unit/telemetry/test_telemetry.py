@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pretrain.config.schema.model import ModelConfig
-from pretrain.models import cost
+from pretrain.models.families.registry import training_flops
 from pretrain.telemetry import console, telemetry
 from pretrain.telemetry.console import Reporter
 from pretrain.telemetry.metrics import EVENTS, TRAIN, find_metric, markdown
@@ -87,10 +87,21 @@ def test_time_of_an_evaluation_is_no_time_of_training(clock: list[float]) -> Non
 
 def test_mfu_is_of_the_model_without_recomputation() -> None:
     model = ModelConfig(variant="H/14")
-    flops = cost.training_flops(model, 1000, 1)
+    flops = training_flops(model, 1000, 1)
     assert flops == pytest.approx(6 * 167.4e9, rel=0.005)  # DeiT III's 167.4 GMAC, three passes, two per multiply-add
     work = Work(4096, 8, 1_281_167, flops_per_image=flops, peak_flops=312e12)
     assert work.mfu(8 * 124) == pytest.approx(0.40, abs=0.002)  # 124 images/s per A100 at 40 %
+
+
+def test_mfu_counts_the_images_that_were_trained(clock: list[float]) -> None:
+    """One step of small images and one of large ones, each of 64 images in a second on 4 devices."""
+    sink = Lines()
+    watched = make(sink, peak_flops=1e12, flops_per_image=7e9, flops_by_tiling={(96, 8): 1e9, (224, 8): 5e9})  # type: ignore[arg-type]
+    for step, side in ((1, 96), (2, 224)):
+        clock[0] += 1.0
+        watched.step(step, step * 64, {**VALUES, "image_size": side, "patch_size": 8}, OwnTimes([0.0] * 4, [0.1] * 4))
+    line = sink.lines[-1][2]
+    assert line["mfu"] == pytest.approx(64 * (1e9 + 5e9) / 2 / 4e12) and line["image_size"] == 224
 
 
 def test_a_sink_that_fails_ends_no_run_and_is_said_once(clock: list[float]) -> None:
@@ -174,4 +185,4 @@ def test_a_slow_rank_is_named_once(clock: list[float]) -> None:
         watched.step(step, 64 * step, VALUES, OwnTimes([0.0] * 4, own))
     said = [line for line in text.getvalue().splitlines() if "is slow" in line]
     assert [line.split(":")[0] for line in said] == ["step 4", "step 10"]
-    assert "rank 3 is slow: 0.400 s of its own" in said[0] and "rank-00003.json" in said[0]
+    assert "rank 3 is slow: 0.400 s of its own" in said[0] and "heartbeats/" in said[0]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
-from pretrain.config.schema.data import AnyTrainTransform, EvalTransformConfig, InceptionConfig
+from pretrain.config.schema.transforms import AnyTrainTransform, EvalTransformConfig, InceptionConfig
 from pretrain.data.images.augment import EvalTransform, TrainTransform
 from pretrain.data.images.crops import inception_box
 
@@ -188,3 +188,20 @@ def test_evaluation_images_are_those_of_timm(target: tuple[int, int], share: flo
             expected = np.round(peer(image.convert("RGB")).numpy().transpose(1, 2, 0) * 255)
         difference = np.abs(made(path.read_bytes()).astype(int) - expected)
         assert difference.max() <= 2 and difference.mean() < 0.3, (size, difference.max())
+
+
+@pytest.mark.parametrize("resize", ["short_side", "resmall", "squash", "squash_crop"])
+@pytest.mark.parametrize("size", [(120, 90), (90, 200), (40, 40), (61, 47), (3000, 2)])
+def test_the_part_of_an_image_that_is_seen(resize: str, size: tuple[int, int]) -> None:
+    """Of an image whose pixels are their own places: the mean of the result is that of the part."""
+    config = EvalTransformConfig(resize=resize, **({} if resize == "squash" else {"crop_fraction": 0.8}))  # type: ignore[arg-type]
+    made = EvalTransform(config, 32, 48)
+    rows, columns = (np.linspace(0, 255, side) for side in size)
+    image = np.zeros((*size, 3), dtype=np.uint8)
+    image[..., 0], image[..., 1] = rows[:, None].round(), columns[None, :].round()
+    top, left, height, width = made.seen(*size)
+    part = image[top : top + height, left : left + width]
+    assert part.shape[:2] == (height, width) and height >= 1 and width >= 1
+    pixel = np.array([255 / side for side in size])  # a box ends at a pixel's edge
+    difference = np.abs(made.of_pixels(image)[..., :2].mean((0, 1)) - part[..., :2].mean((0, 1)))
+    assert (difference <= 1.5 + 0.75 * pixel).all(), difference

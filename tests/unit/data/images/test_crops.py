@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
-from pretrain.config.schema.data import AnyTrainTransform, InceptionConfig, ResmallConfig, SimpleConfig
+from pretrain.config.schema.transforms import AnyTrainTransform, InceptionConfig, ResmallConfig, SimpleConfig
 from pretrain.data.images.augment import TrainTransform
 from pretrain.data.images.crops import NUMBERS_PER_CROP, REFLECTED, Frame, resmall_crop, simple_crop
 from pretrain.data.images.decode import open_image

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from pydantic import TypeAdapter
 
 from pipelines.__main__ import main
-from pretrain.config.schema.data import AnyTrainTransform, EvalTransformConfig, InceptionConfig
+from pretrain.config.schema.transforms import AnyTrainTransform, EvalTransformConfig, InceptionConfig
 from pretrain.data.images.augment import EvalTransform, TrainTransform, View
 from pretrain.data.images.masks import read_mask
 from pretrain.data.images.policies import registry
@@ -56,6 +56,7 @@ CROPS = {
     "simple": {"crop": "simple"},
     "resmall": {"crop": "resmall", "short_side": 30},
     "resize": {"crop": "resize"},
+    "native": {"crop": "native", "max_tokens": 16, "min_area": 0.2},
 }
 
 

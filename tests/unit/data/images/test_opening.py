@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, features
 
+from pretrain.data.images.colour import conversion, png_profile
 from pretrain.data.images.decode import open_image
 from pretrain.data.images.opening import decode_strictly
-from pretrain.data.images.profiles import conversion, png_profile
 from pretrain.errors import BadSample
 
 HEIGHT, WIDTH = 48, 64

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
-from pretrain.config.schema.data import (
+from pretrain.config.schema.transforms import (
     EvalTransformConfig,
     InceptionConfig,
     ResmallConfig,

@@ -13,7 +13,7 @@ import simplejpeg
 import sklearn.datasets
 from PIL import Image
 
-from pretrain.config.schema.data import InceptionConfig
+from pretrain.config.schema.transforms import InceptionConfig
 from pretrain.data.images import decode, turbojpeg
 from pretrain.data.images.crops import Frame, cut, inception_box
 from pretrain.data.images.resize import FILTERS, resize

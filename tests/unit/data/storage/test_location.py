@@ -53,7 +53,7 @@ def test_places(text, kind, base, url):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gs://bucket/x", "gs:// is not known"),
+        ("ftp://host/x", "ftp:// is not known"),
         ("s3:///x", "names no bucket"),
         ("https:///x", "names no host"),
         ("https://h/set#1", "write %23 where it belongs to the name"),

@@ -176,7 +176,7 @@ def test_a_rank_that_exits_with_its_stream_open_does_not_wait(tmp_path, command)
 
 def test_a_connection_that_ends_before_the_process_is_reported_dead() -> None:
     """The kernel closes a killed process's sockets first; the loader must not take the process for a living one."""
-    process = fork_server().Process(target=time.sleep, args=(0.5,))
+    process = fork_server().Process(target=time.sleep, args=(0.5,))  # type: ignore[attr-defined]
     process.start()
     assert _ended([process], RuntimeError("an error of the data set")) == [], "nothing is waited for"
     assert _ended([process], ConnectionResetError()) == [process.pid]

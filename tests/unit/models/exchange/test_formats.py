@@ -184,7 +184,7 @@ def test_bad_input_is_refused_in_words(kind: str, tmp_path: Path) -> None:
         assert word in str(error.value)
 
 
-def test_a_pickled_checkpoint_of_torch_is_never_loaded(tmp_path: Path) -> None:
+def test_torchs_file_of_unknown_tensors_says_what_to_put_beside_it(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match="nothing is unpickled"):
+    with pytest.raises(CheckpointError, match=r'do not say of which architecture.*config.json .*"architecture"'):
         load_any(tmp_path / "model.pth")

@@ -17,7 +17,12 @@ from pretrain.models.families.registry import build_frozen, build_model, family_
 from pretrain.models.vit import VisionTransformer
 from tests.golden.twins import small_config
 
-ONE_OF_EACH = {"vit": small_config(), "timm": ModelConfig(name="timm/pvt_v2_b0", img_size=32)}
+CLIP = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "patch_size": 8}
+ONE_OF_EACH = {
+    "vit": small_config(),
+    "timm": ModelConfig(name="timm/pvt_v2_b0", img_size=32),
+    "hf": ModelConfig(name="hf/CLIPVisionModel", img_size=32, kwargs=CLIP),
+}
 
 
 def test_vit_is_built_with_its_head() -> None:
@@ -80,7 +85,9 @@ def test_a_third_family_is_a_row_and_a_module(monkeypatch: pytest.MonkeyPatch) -
     model = ModelConfig(name="flat", img_size=(4, 8))
     assert model.family is row and model.label == "flat"
     assert isinstance(build_frozen(model, 2), Flat)
-    with pytest.raises(ValidationError, match="dropout belongs to name: vit or timm/NAME; with flat"):
+    with pytest.raises(ValidationError, match="dropout belongs to name: vit or timm/NAME or hf/NAME; with flat"):
         ModelConfig(name="flat", dropout=0.1)
-    with pytest.raises(ValidationError, match=r"known are vit and timm/NAME \(timm's models\) and flat"):
+    with pytest.raises(
+        ValidationError, match=r"known are vit and timm/NAME \(timm's models\) and hf/NAME \(.*\) and flat"
+    ):
         ModelConfig(name="flat/other")

@@ -135,6 +135,12 @@ def test_where_timm_has_no_checkpointing_it_is_refused() -> None:
         net.set_grad_checkpointing(True)
 
 
+def test_layer_decay_without_timms_groups_is_refused() -> None:
+    model = ModelConfig(name="timm/poolformer_s12", img_size=32)
+    with pytest.raises(ConfigError, match=r"optim: timm knows no layers of timm/poolformer_s12"):
+        registry.family_of(model).layer_ids(model, CLASSES)
+
+
 def test_drop_path_and_dropout_draw_from_the_generator_that_the_engine_seeds() -> None:
     model = config("swin", drop_path=0.5, head_init="normal")
     net: Any = registry.build_model(model, CLASSES)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import resample_patch_embed
 from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
 from torch import nn
 
@@ -103,6 +104,16 @@ def test_the_position_embedding_follows_the_grid(family: str) -> None:
     prefix = 2 if family == "distilled" else 1
     expected = resize_pos_embed(net.state_dict()["pos_embed"], (2, 2), (4, 4), prefix, "bicubic_aa")
     assert torch.equal(tuned.state_dict()["pos_embed"], expected)
+
+
+def test_another_patch_size_is_timms_resampling() -> None:
+    net, given = weights(config("deit"))
+    smaller = config("deit", kwargs={**FAMILIES["deit"]["kwargs"], "patch_size": 8})
+    tuned, report = go_on(given, smaller)
+    assert report.resampled == {"patch_embed.proj.weight": ((16, 16), (8, 8))}
+    assert report.resized == {"pos_embed": ((2, 2), (4, 4))}
+    expected = resample_patch_embed(net.state_dict()["patch_embed.proj.weight"], [8, 8])
+    torch.testing.assert_close(tuned.state_dict()["patch_embed.proj.weight"], expected, rtol=1e-4, atol=1e-6)
 
 
 SMALLER_SWIN = {**FAMILIES["swin"]["kwargs"], "depths": [1]}

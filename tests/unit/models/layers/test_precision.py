@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.models.layers.precision import Fp32Linear, LayerNorm, without_autocast
+from pretrain.models.layers.head import Fp32Linear, without_autocast
+from pretrain.models.layers.norm import LayerNorm
 
 DTYPES = [torch.float32, torch.bfloat16]
 

@@ -11,7 +11,7 @@ from pipelines.__main__ import main
 from pipelines.chain.cli import command, dry_run
 from pipelines.chain.stages import Stage, is_complete, sbatch_options, stages_of
 from pretrain.config.loader import load_file
-from pretrain.config.schema.chain import ChainConfig
+from pretrain.config.schema.jobs import ChainConfig
 from pretrain.errors import ConfigError
 
 SMALL = """\
@@ -48,8 +48,9 @@ def test_the_commands_wait_for_each_other(tmp_path: Path) -> None:
     assert f"--array=0-2 slurm/finetune.sh {tmp_path}/demo_digits" in finetune and "lrs=0.01,0.03,0.1" in finetune
 
 
-def test_what_is_done_is_passed_over(tmp_path: Path) -> None:
-    config = chain(tmp_path)
+@pytest.mark.parametrize("start", ["configs/finetune/demo_digits.yaml", "recipe:finetune/demo_digits"])
+def test_what_is_done_is_passed_over(tmp_path: Path, start: str) -> None:
+    config = chain(tmp_path, SMALL.replace("configs/finetune/demo_digits.yaml", start))
     (tmp_path / "data" / "train").mkdir(parents=True)
     (tmp_path / "data" / "train" / "index.json").write_text("{}")
     complete(tmp_path / "demo_digits")
@@ -116,10 +117,15 @@ def test_no_data_is_refused_where_no_stage_makes_them(tmp_path: Path, capsys: py
 def test_no_site_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("SITE_FILE", str(tmp_path / "site.sh"))
     chain(tmp_path)
-    assert main(["chain", "--config", str(tmp_path / "chain.yaml"), "--dry-run"]) == 2
+    command = ["chain", "--config", str(tmp_path / "chain.yaml")]
+    assert main(command) == 2
     assert "no site file" in capsys.readouterr().err
+    assert main([*command, "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert "--dependency=afterok:<pack>" in shown.out and "the jobs need the site file" in shown.err
     (tmp_path / "site.sh").touch()
-    assert main(["chain", "--config", str(tmp_path / "chain.yaml"), "--dry-run"]) == 0
+    assert main([*command, "--dry-run"]) == 0
+    assert capsys.readouterr() == (shown.out, "")
 
 
 @pytest.mark.parametrize("text", ["name: nothing\n", "name: x\nfinetune: {{configs: [a.yaml], lrs: ['1']}}\n"])

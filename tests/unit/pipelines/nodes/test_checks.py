@@ -58,6 +58,59 @@ def test_shared_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert checks.shared_folder(tmp_path, "xyz").level == GREEN
 
 
+def adapters(folder: Path, monkeypatch: pytest.MonkeyPatch, ports: list[tuple[str, str]]) -> None:
+    """The kernel's folder of InfiniBand adapters, each with one port of this state and rate."""
+    for number, (state, rate) in enumerate(ports):
+        port = folder / "infiniband" / f"mlx5_{number}" / "ports" / "1"
+        port.mkdir(parents=True)
+        (port / "state").write_text(f"{state}\n")
+        (port / "rate").write_text(f"{rate}\n")
+    monkeypatch.setattr(checks, "ADAPTERS", folder / "infiniband")
+    monkeypatch.setattr(checks, "DRIVER", folder / "driver")
+    monkeypatch.setattr(checks, "PEER_MEMORY", folder / "nvidia_peermem")
+
+
+HDR, FDR = ("4: ACTIVE", "200 Gb/sec (4X HDR)"), ("4: ACTIVE", "56 Gb/sec (4X FDR)")
+
+
+@pytest.mark.parametrize(
+    ("ports", "level", "says"),
+    [
+        ([], GREEN, "no adapter"),
+        ([HDR, HDR], GREEN, "2 × 200 Gb/sec (4X HDR)"),
+        ([HDR, ("1: DOWN", "10 Gb/sec")], GREEN, "1 × 200"),
+        ([("1: DOWN", "10 Gb/sec")], AMBER, "no port is active; down: mlx5_0:1"),
+        ([HDR, FDR], AMBER, "1 × 56 Gb/sec"),
+    ],
+)
+def test_infiniband(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ports: list[tuple[str, str]], level: str, says: str
+) -> None:
+    adapters(tmp_path, monkeypatch, ports)
+    found = checks.infiniband()
+    assert (found.level, says in found.text) == (level, True), found
+
+
+def test_gpus_that_cannot_use_infiniband_directly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapters(tmp_path, monkeypatch, [HDR])
+    checks.DRIVER.mkdir()
+    assert (checks.infiniband().level, "nvidia_peermem" in checks.infiniband().remedy) == (AMBER, True)
+    checks.PEER_MEMORY.mkdir()
+    assert checks.infiniband().level == GREEN
+
+
+@pytest.mark.parametrize(
+    ("ports", "limit", "level"),
+    [([], 64 << 10, GREEN), ([HDR], 64 << 10, AMBER), ([HDR], checks.resource.RLIM_INFINITY, GREEN)],
+)
+def test_locked_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ports: list[tuple[str, str]], limit: int, level: str
+) -> None:
+    adapters(tmp_path, monkeypatch, ports)
+    monkeypatch.setattr(checks.resource, "getrlimit", lambda kind: (limit, limit))
+    assert checks.locked_memory().level == level
+
+
 @pytest.mark.parametrize(("ahead", "level"), [(0, GREEN), (60, RED), (-60, RED)])
 def test_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float, level: str) -> None:
     real = checks.time.time

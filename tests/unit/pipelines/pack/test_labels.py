@@ -5,16 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.pack.inputs import PlanInputs
-from pipelines.pack.labels import LabelMap
-from pipelines.pack.left_out import find_duplicates
-from pipelines.pack.options import PackOptions
+from pipelines.pack.labels import DEBIAN_FILE, LabelMap, WordNet
+from pipelines.pack.options import PackOptions, PlanInputs
 from pipelines.pack.plan import make_plan
+from pipelines.pack.selection import find_duplicates
 from pipelines.pack.split_lists import SplitLists
-from pipelines.pack.wordnet import DEBIAN_FILE, WordNet
 from pipelines.sources.protocol import Item
-from pipelines.sources.relabelling import relabel
-from pipelines.sources.table import ItemTable
+from pipelines.sources.table import ItemTable, relabel
 from pretrain.errors import ConfigError, DataError, SetupError
 
 CLASSES = [("a", "ant"), ("b", "bee"), ("c", "cat")]

@@ -60,6 +60,21 @@ def read_with_webdataset(folder) -> list[dict]:
         return list(WebDataset(urls, shardshuffle=False))
 
 
+@pytest.mark.parametrize("inside", ["", "/images"])
+def test_no_image_of_a_split_folder_is_packed_into_another_split_than_train_and_its_hold_out(tmp_path, inside):
+    splits = ("train", "validation", "test")
+    root = write_photos(tmp_path / "set", {f"{one}/{name}{inside}": 9 for one in splits for name in ("cat", "dog")})
+    assert pack("folder", root, "--out", tmp_path / "out", "--holdout", 0.3) == 0
+    sources: dict[str, list[str]] = {}
+    for split in ("train", "val", "test"):
+        reader = ShardReader(ShardTable.load(tmp_path / "out" / split))
+        assert [name for name, _ in load_classes(tmp_path / "out" / split)] == ["cat", "dog"]
+        sources[split] = [reader.record(number)[1].source for number in range(reader.table.num_samples)]
+    of_split = {split: {name.partition("/")[0] for name in names} for split, names in sources.items()}
+    assert of_split == {"train": {"train"}, "val": {"train", "validation"}, "test": {"test"}}
+    assert sum(name.startswith("validation/") for name in sources["val"]) == len(sources["test"]) == 18
+
+
 def test_stock_webdataset_reads_what_the_index_says(tmp_path, photos):
     assert pack("folder", photos, "--out", tmp_path / "out", "--shard-samples", 5, "--holdout", 0.3) == 0
     seen = []

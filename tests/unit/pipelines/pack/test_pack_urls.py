@@ -14,7 +14,7 @@ from pretrain.data.storage.index import ShardTable
 from pretrain.data.workers.reader import ShardReader
 from tests.unit.data.storage.test_http_client import Handler, serving
 from tests.unit.pipelines.photos import encode
-from tests.unit.pipelines.test_verify import foreign
+from tests.unit.pipelines.verify.test_verify import foreign
 
 NAMES = [
     "plain/0.jpg",

@@ -145,7 +145,7 @@ def test_every_member_is_accounted_for_and_empty_synsets_are_told(tmp_path, as_f
         path.write_bytes(tar_of(inner | {"README": b""}))
     source = ImageNet21kSource(path)
     assert len(list(source.items())) == 5 and [identifier for identifier, _ in source.classes] == ["n01", "n03"]
-    assert "tars without an image, of which no class comes: 2 (n02, n04)" in source.notes
+    assert "tars without an image, which make no class: 2 (n02, n04)" in source.notes
     source.ledger.check(path)
     account = source.ledger.accounts["tar members"]
     lost = {reason: entry.count for reason, entry in account.lost.items()}

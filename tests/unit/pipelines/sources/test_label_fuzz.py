@@ -13,8 +13,8 @@ import pytest
 
 from pipelines.sources.class_names import read_class_names
 from pipelines.sources.label_classes import FORMS, LabelCollector, LabelOptions
+from pipelines.sources.label_values import to_vector
 from pipelines.sources.manifest import ManifestSource
-from pipelines.sources.vectors import to_vector
 from pretrain.errors import UserError
 
 ATOMS: tuple[Any, ...] = (

@@ -97,6 +97,14 @@ def test_json_lines_with_several_labels_and_another_root(tmp_path, photos):
     assert [item.labels for item, _, _ in listed(ManifestSource(table), tmp_path).values()] == [(0, 1), (1,)]
 
 
+@pytest.mark.parametrize("place", ["x/001.jpg", "./x//001.jpg", "{root}/x/001.jpg", "{root}/../photos/x/001.jpg"])
+def test_an_image_has_one_key_however_its_path_is_written(photos, monkeypatch, place):
+    monkeypatch.chdir(photos.parent)
+    source = ManifestSource(lines(photos / "m.jsonl", {"path": place.format(root=photos), "label": "a"}))
+    again = ManifestSource(Path("photos/m.jsonl"))
+    assert [item.key for item in source.items()] == [item.key for item in again.items()] == ["x/001.jpg"]
+
+
 def meanings(source: ManifestSource, folder: Path) -> list[str]:
     """The ids of each image's classes, in the order of the rows."""
     found = listed(source, folder)

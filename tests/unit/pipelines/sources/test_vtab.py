@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.__main__ import main
 from pipelines.sources.array_sets import DigitsSource
-from pipelines.sources.vtab_tasks import why_not
+from pipelines.sources.vtab import why_not
 from pretrain.data.storage.card import Card
 from pretrain.data.storage.index import ShardTable, read_labels, read_sources
 from pretrain.files import file_digest
