@@ -1,18 +1,18 @@
-# make demo | quick | test | test-all | test-slurm | test-versions | lint | types | docs | bench | bench-setup | clean
-# Every target creates the environment if it is missing and updates it if pyproject.toml has changed.
+# make demo | quick | test | test-all | test-slurm | test-versions | lint | types | docs | pictures | wheel | bench | bench-setup | clean
+# Every target creates the environment if it is missing and updates it if pyproject.toml or the C extension has changed.
 
 SYSTEM_PYTHON ?= python3
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo quick test test-all test-slurm test-versions lint types docs bench bench-setup clean
+.PHONY: help demo quick test test-all test-slurm test-versions lint types docs pictures wheel bench bench-setup clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 16
 
-$(INSTALLED): pyproject.toml setup.sh
+$(INSTALLED): pyproject.toml setup.py setup.sh $(wildcard pretrain/data/images/native/*)
 	@./setup.sh $(SYSTEM_PYTHON) $(VENV)
 	@touch $@
 
@@ -46,6 +46,14 @@ types: $(INSTALLED) ## static types
 docs: $(INSTALLED) ## the documentation as a site in site/, without network; a dead link or anchor fails
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 	@echo "site/index.html; with search: $(PYTHON) -m http.server --directory site --bind 127.0.0.1"
+
+pictures: $(INSTALLED) ## docs/pictures from the demo's runs (make demo), with a headless Chromium
+	$(PYTHON) -m tests.pictures
+
+wheel: $(INSTALLED) ## the complete product as dist/*.whl, to install without a checkout
+	rm -rf build
+	$(PYTHON) -m pip wheel --disable-pip-version-check --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	rm -rf build
 
 BENCH ?=
 bench: $(INSTALLED) ## every benchmark, and docs/benchmarks.md from their results; BENCH="--only engine" or --photos DIR

@@ -1,13 +1,12 @@
-"""Runs the benchmarks that the docs name and writes what came out to docs/benchmarks.md.
+"""Runs the benchmarks that the docs name and writes the results to docs/benchmarks.md.
 
     make bench                                                   # all of them, at their full size
-    make bench BENCH="--photos DIR"                              # with the photos that some of them ask for
+    make bench BENCH="--photos DIR"                              # with photos, which some of them need
     python -m benchmarks --only engine memory --quick
 
-Each runs in a process of its own and ends with one line of JSON. What it said last is kept in benchmarks/results.json
-with its command, date, machine, versions and the load average at its start; the page is written from that, so that a
-benchmark that was not run again keeps its figures and their date. One that fails is named, the others run, and the
-exit code is 1.
+Each runs in its own process and ends with one line of JSON. This line is kept in benchmarks/results.json with its
+command, date, machine, versions and the load average at its start. The page is written from that file, so a benchmark
+that is not rerun keeps its figures and their date. If one fails, it is named, the others run, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -25,10 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from benchmarks.machine import machine
 from benchmarks.page import page
-from pretrain.distributed.launchers import installed
+from pipelines.terminal.arguments import program_parser
+from pretrain.command_line import Parser
+from pretrain.distributed.processes import installed
 from pretrain.errors import ConfigError, SetupError, UserError
 from pretrain.files import write_atomic
 
@@ -43,8 +43,8 @@ class Benchmark:
 
     Attributes:
         quick: words for a size that takes seconds; its figures mean little.
-        photos: the option that names a folder of photos, where it takes one.
-        by_name: it takes hours, so that it runs only when it is named.
+        photos: its option for a folder of photos, if it has one.
+        by_name: it takes hours, so it runs only if it is named.
     """
 
     quick: tuple[str, ...]
@@ -55,17 +55,21 @@ class Benchmark:
 BENCHMARKS: dict[str, Benchmark] = {
     "engine": Benchmark(("--variant", "Ti/16", "--img-size", "64", "--rounds", "2", "--steps", "4")),
     "train_step": Benchmark(("--variant", "Ti/16", "--img-size", "64", "--batch", "2", "--rounds", "1")),
+    "optimizers": Benchmark(("--variant", "Ti/16", "--rounds", "1")),
     "memory": Benchmark(("--variant", "Ti/16", "--img-size", "64", "--rounds", "1")),
     "loader": Benchmark(
         ("--limit", "64", "--images", "64", "--rounds", "1", "--sizes", "original", "--workers", "1"), photos="--photos"
     ),
     "dedup": Benchmark(("--test", "10", "--others", "40", "--million", "10000"), photos="--images"),
+    "plan": Benchmark(()),
     "transfer": Benchmark(("--out", "runs/transfer_quick", "--quick"), photos="--photos", by_name=True),
+    "conformance": Benchmark(("--systems", "ours", "--laws", "once", "ranks"), by_name=True),
+    "foundation": Benchmark(("--per-class", "2", "--epochs", "1", "--size", "28"), photos="--photos", by_name=True),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs what is asked for; the exit code is 1 when one of them failed."""
+    """Runs the chosen benchmarks; the exit code is 1 if one of them failed."""
     options = _parser().parse_args(argv)
     try:
         return run_all(options)
@@ -73,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; what was finished is in the page", file=sys.stderr)
+        print("interrupted; finished benchmarks are on the page", file=sys.stderr)
         return 130
 
 
@@ -99,7 +103,7 @@ def run_all(options: argparse.Namespace) -> int:
             continue
         keep(name, found, quick=options.quick)
     if failed:
-        print(f"error: {', '.join(failed)} failed; see above. The page keeps what it had of them", file=sys.stderr)
+        print(f"error: {', '.join(failed)} failed; see above. The page keeps their previous figures", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -141,7 +145,7 @@ def run_one(name: str, command: Sequence[str], options: argparse.Namespace) -> d
 
 
 def keep(name: str, found: Mapping[str, Any], *, quick: bool) -> None:
-    """Puts one result to the others, and writes the page; a quick one does not take the place of one at full size.
+    """Stores one result and writes the page; a quick result does not replace one at full size.
 
     Raises:
         SetupError: it cannot be written.
@@ -158,37 +162,10 @@ def keep(name: str, found: Mapping[str, Any], *, quick: bool) -> None:
         raise SetupError(f"{PAGE} cannot be written: {error}") from error
 
 
-def machine() -> str:
-    """Processor, cores, memory and GPUs, in words."""
-    gib = psutil.virtual_memory().total / 2**30
-    return f"{os.cpu_count()} × {_processor()}, {gib:.0f} GiB, {_gpus() or 'no GPU'}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _gpus() -> str:
-    """The GPUs that the driver names, without importing torch."""
-    asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        names = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return f"{len(names)} × {names[0]}" if names else ""
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = program_parser("python -m benchmarks", __doc__)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
-    parser.add_argument("--quick", action="store_true", help="small sizes: whether they run, not what they measure")
+    parser.add_argument("--quick", action="store_true", help="small sizes, only to test that they run")
     parser.add_argument("--photos", type=Path, metavar="DIR", help="a folder of JPEGs, for loader, dedup and transfer")
     return parser
 

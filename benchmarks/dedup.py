@@ -3,11 +3,10 @@
     python benchmarks/dedup.py --images /usr/share/openclipart/png     # apt-get install openclipart-png
     python benchmarks/dedup.py --images photos/
 
-Some images are the test set, others the training set; into that, copies of the test images are planted: resized,
-recompressed, cropped, mirrored, made grey, and all at once. What is found among the planted is recall; what is found
-beside them is listed, since real sets hold duplicates that nobody planted. Then the hashes of a million images are
-searched.
-Ends with one line of JSON. Without --images, openclipart is used where it is installed, and nothing is done elsewhere.
+Some images are the test set, others the training set, into which copies of the test images are planted: resized,
+recompressed, cropped, mirrored, grey, and all of these at once. Recall counts the planted copies; other matches are
+listed, since real sets contain duplicates of their own. Then the hashes of a million images are searched. Ends with one
+line of JSON. Without --images, openclipart is used; if it is not installed, nothing is done.
 """
 
 from __future__ import annotations
@@ -29,9 +28,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from pipelines.dedup import cli as dedup
-from pipelines.dedup.hashes import COARSE_VIEWS, NUM_BITS, VIEWS
+from pipelines.dedup.prints import COARSE_VIEWS, NUM_BITS, VIEWS
 from pipelines.dedup.search import near_pairs
 from pipelines.sources.entries import IMAGE_EXTENSIONS
+from pipelines.terminal.arguments import program_parser
 from pretrain.data.images.decode import open_image
 from pretrain.errors import BadSample
 
@@ -85,7 +85,7 @@ CHANGES: dict[str, Change] = {
 
 def main() -> None:
     """Runs everything."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program_parser("python -m benchmarks.dedup", __doc__)
     parser.add_argument("--images", type=Path, default=DEBIAN)
     parser.add_argument("--test", type=int, default=200, help="test images, each planted once per change")
     parser.add_argument("--others", type=int, default=2000, help="training images beside the planted ones")
@@ -117,7 +117,7 @@ def planted(args: argparse.Namespace, folder: Path) -> dict:
     for index, image in enumerate(images[args.test :]):
         image.save(upstream / f"other-{index:05d}.png")
     arguments = [str(upstream), "--against", str(test), "--out", str(folder / "out"), "--json"]
-    parsed = dedup._parser().parse_args([*arguments, "--threshold", str(args.threshold)])
+    parsed = dedup.parser().parse_args([*arguments, "--threshold", str(args.threshold)])
     summary = dedup.deduplicate(parsed)
     lines = [json.loads(line) for line in (folder / "out" / "drop.jsonl").read_text().splitlines()]
     found = {Path(line["file"]).stem: line for line in lines}

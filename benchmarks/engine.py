@@ -1,20 +1,20 @@
-"""Cost of the engine: our loop over the bare DeepSpeed loop, a checkpoint, and a resume, in one run.
+"""Cost of the engine: our loop compared with a bare DeepSpeed loop, a checkpoint, and a resume.
 
     python -m benchmarks.engine                                        # one rank on this machine's device
     torchrun --nproc_per_node 2 benchmarks/engine.py --zero-stage 2    # several
 
-Both loops train one model in one DeepSpeed engine on one batch and take turns step by step: a machine whose speed
-wanders hits both. Our step is timed from one batch asked for to the next, and does all that a run does: the meeting of
-the ranks, the guard, metrics.jsonl, the watchdog. Ends with one line of JSON: ``overhead`` is the median ratio of our
-step to the bare one before it,
-``checkpoint_stall_sync_s`` and ``checkpoint_stall_async_s`` how long a save interrupts the training, and
-``resume_s`` how long a checkpoint takes to be checked, loaded and verified.
+Both loops train one model in one DeepSpeed engine on one batch, alternating step by step, so that a change of the
+machine's speed affects both. Our step is timed from one request for a batch to the next, and does everything that a
+run does: the all-gather of the step, the guard, metrics.jsonl, the watchdog. Ends with one line of JSON: ``overhead``
+is the median ratio of our step to the bare one before it, ``checkpoint_stall_sync_s`` and ``checkpoint_stall_async_s``
+how long a save interrupts training, and ``resume_s`` how long it takes to check, load and verify a checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -30,22 +30,24 @@ if __name__ == "__main__":  # a launcher puts this file's folder first on the pa
 
 import torch
 
+from pipelines.terminal.arguments import program_parser
 from pretrain.assembly.trainer import schedule_of
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.storage.tally import Tally
 from pretrain.distributed import startup
 from pretrain.distributed.collectives import broadcast_object
 from pretrain.distributed.rank import Rank, detect
+from pretrain.distributed.watchdog import Watchdog
 from pretrain.engine.backend import Backend
 from pretrain.engine.backends import build_backend
 from pretrain.engine.checkpoint import Checkpointer
 from pretrain.engine.checkpoint_folder import newest_valid
+from pretrain.engine.loading import Reading
 from pretrain.engine.loop import Trainer
 from pretrain.engine.retention import Retention
 from pretrain.engine.rollback import Guard
 from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.saving import Origin, SavePolicy
-from pretrain.engine.self_check import Reading
 from pretrain.engine.session import Session
 from pretrain.engine.state import Cadence, TrainState
 from pretrain.models.families.registry import build_model, init_weights
@@ -54,7 +56,7 @@ from pretrain.models.metadata import WeightsMetadata
 from pretrain.objectives.protocol import MicroBatch
 from pretrain.objectives.registry import Context, build_objective
 from pretrain.telemetry.console import Reporter
-from pretrain.telemetry.sinks import JsonlSink
+from pretrain.telemetry.metrics import JsonlSink
 from pretrain.telemetry.telemetry import Telemetry, Work
 
 HALF = (0.5, 0.5, 0.5)
@@ -126,7 +128,7 @@ def build_ours(experiment: Experiment, session: Session, backend: Backend, turns
     checkpointer = Checkpointer(
         session=session, backend=backend, write_weights=lambda path, tensors: save_weights(path, tensors, about),
         probe=probe, schedule=schedule_of(experiment), origin=Origin("", "", "", experiment.precision),
-        policy=SavePolicy(Retention(1)),
+        policy=SavePolicy(Retention(1)), own_average=experiment.optim.own_average,
     )  # fmt: skip
     work = Work(batch_size=experiment.global_batch_size, world=rank.world, num_samples=1_000_000)
     sinks = [JsonlSink(session.folder.metrics)] if rank.is_main else []
@@ -183,11 +185,14 @@ def run(options: argparse.Namespace, rank: Rank, device: torch.device, base: Pat
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     objective = build_objective(experiment.objective, CLASSES, Context(seed=0, mean=HALF, std=HALF))
     turns = Turns(batch, options.steps, device, backend, objective)
-    session = replace(Session.of(rank, device, folder), reporter=Reporter(False))  # the report is the only output
-    session.watchdog.start()
-    trainer = build_ours(experiment, session, backend, turns)
-    for _ in range(options.rounds):
-        trainer.fit(TrainState())
+    with Watchdog(rank, {}) as watchdog:
+        watchdog.beat(f"benchmark-{os.getpid()}")
+        watchdog.publish_in(folder.heartbeats)
+        session = Session.of(rank, device, folder, watchdog=watchdog)
+        session = replace(session, reporter=Reporter(False))  # the report is the only output
+        trainer = build_ours(experiment, session, backend, turns)
+        for _ in range(options.rounds):
+            trainer.fit(TrainState())
     bare, ours = zip(*turns.pairs[options.steps - 1 :], strict=True)  # after a round of warm-up
     ratios = [own / other for other, own in zip(bare, ours, strict=True)]
     report: dict[str, Any] = {
@@ -200,13 +205,12 @@ def run(options: argparse.Namespace, rank: Rank, device: torch.device, base: Pat
     report |= time_saves(trainer, options.rounds)
     report["resume_s"] = time_resume(trainer, options.rounds)
     state_bytes = sum(view.nbytes for piece in backend.slices() for view in piece.owned_states().values())
-    session.watchdog.stop()
     return report | {"state_mib_per_rank": state_bytes / 2**20}
 
 
 def main() -> None:
     """Prints one line of JSON on rank 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program_parser("python -m benchmarks.engine", __doc__)
     parser.add_argument("--variant", default="S/16")
     parser.add_argument("--img-size", type=int, default=None, help="96 on a CPU, 224 on a GPU")
     parser.add_argument("--batch", type=int, default=None, help="images per rank and step: 8 on a CPU, 128 on a GPU")

@@ -9,12 +9,12 @@ Each drawing is laid on one colour, drawn by its name, so that no colour says gr
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from pipelines.terminal.arguments import program_parser
 from pretrain import seeds
 
 SIDE = 64
@@ -24,7 +24,7 @@ LEAST, MOST = 0.1, 0.9  # share of the figure: drawings without a ground, or har
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program_parser("python -m benchmarks.figure_ground", __doc__)
     parser.add_argument("--images", type=Path, default=Path("/usr/share/openclipart/png"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=3000, help="drawings that are taken at most")

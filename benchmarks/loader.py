@@ -1,22 +1,22 @@
-"""Our loader against the loaders that people use, on the same JPEG bytes in one run.
+"""Our loader and other common loaders on the same JPEG bytes.
 
     make bench-setup                                      # once: environments for the peers, under .bench/
     python -m benchmarks.loader --photos FOLDER           # a folder of JPEGs, of any depth
-    python -m benchmarks.loader                           # JPEGs cut from scikit-learn's two sample photos
+    python -m benchmarks.loader                           # JPEGs with ImageNet's sizes, from two sample photos
 
-Original size and capped at 256 px, with one and with two workers: about 10 minutes on a quiet machine. Every loader
-makes shuffled batches of 64 random crops (5-100 % of the area) of 224 px with flips. It runs in a process of its own;
-all of them stay, take turns in every round, and the median of the rounds counts, so that a slow minute of the machine
-hits all. CPU seconds are those of the process and its workers. A peer that is not installed is named. Ends with one
-line of JSON: ``ratio_fastest_peer`` and ``ratio_stock_webdataset`` are our images per CPU-second over theirs, at the
-photos' own size with one worker.
+Photos of ImageNet's sizes or of the folder, the same capped at 256 px, small ones, and ones of 12 megapixels, each with
+one and with two workers: about 20 minutes on a quiet machine. Every loader makes shuffled batches of 64 random crops
+(5-100 % of the area) of 224 px with flips, from the same packed or plain files. Each runs in its own process; they run
+interleaved and the median of the rounds is reported, so that a slow minute of the machine affects all of them. CPU
+seconds are those of the process and its workers. A peer that is not installed is named. Ends with one line of JSON:
+``ratio_fastest_peer`` and ``ratio_stock_webdataset`` are our images per CPU-second over theirs, at the photos' own size
+with one worker.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import statistics
@@ -24,20 +24,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
-from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python benchmarks/loader.py` works too
 
+from benchmarks.loaders.photos import KINDS, capped, described, made, of_folder
 from benchmarks.loaders.setup import PACKAGES, ROOT, failure_of, python_of
+from pipelines.terminal.arguments import program_parser
 
 LOADERS = ["ours", "stock_webdataset", "torchvision_decoder", "timm_reader", "litdata", "mosaicml", "dali"]
-CAP, QUALITY = 256, 90
+SIZES = ["original", "256", "small", "large"]
 LEAST_ROUNDS = 3
+LARGE_SHARE = 5  # a measurement of large photos has a fifth of the images
 
 
 class Running:
@@ -88,36 +89,13 @@ class Running:
         self._process.wait()
 
 
-def collect(photos: Path | None, limit: int) -> Iterator[bytes]:
-    """The JPEG bytes of the benchmark."""
-    if photos is not None:
-        files = [path for path in sorted(photos.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
-        if not files:
-            sys.exit(f"error: {photos}: no .jpg files below it")
-        yield from (path.read_bytes() for path in files[:limit])
-        return
-    import sklearn.datasets
-
-    samples = sorted((Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg"))
-    pieces = -(-limit // len(samples))
-    for path in samples:
-        image = Image.open(path).convert("RGB")
-        for number in range(pieces):
-            left, top = number * 37 % (image.width - 480), number * 23 % (image.height - 400)
-            buffer = io.BytesIO()
-            image.crop((left, top, left + 480, top + 400)).save(buffer, "JPEG", quality=QUALITY)
-            yield buffer.getvalue()
-
-
-def capped(data: bytes) -> bytes:
-    """The photo with a short side of at most 256 px, encoded again."""
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    scale = CAP / min(image.size)
-    if scale < 1:
-        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=QUALITY)
-    return buffer.getvalue()
+def photos_of(size: str, options: argparse.Namespace) -> list[bytes]:
+    """The JPEGs of a row of the table."""
+    if size in ("small", "large"):
+        return list(made(KINDS[size], options.limit))
+    limit = options.limit
+    photos = of_folder(options.photos, limit) if options.photos else list(made(KINDS["imagenet"], limit))
+    return photos if size == "original" else [capped(data) for data in photos]
 
 
 def prepare(folder: Path, photos: list[bytes]) -> None:
@@ -131,7 +109,7 @@ def prepare(folder: Path, photos: list[bytes]) -> None:
 
 
 def compare(
-    folder: Path, workers: int, options: argparse.Namespace, seconds: float
+    folder: Path, workers: int, options: argparse.Namespace, images: int, seconds: float
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Medians of every loader, and why some have none; no round begins after ``seconds``, but for the first three."""
     running, missing, began = {}, {}, time.monotonic()
@@ -152,7 +130,7 @@ def compare(
             names = list(running)
             turn = number % max(1, len(names))
             for name in names[turn:] + names[:turn]:
-                measured = running[name].measure(options.images)
+                measured = running[name].measure(images)
                 if measured is not None:
                     rounds[name].append(measured)
     finally:
@@ -172,19 +150,18 @@ def _medians(found: list[dict[str, Any]]) -> dict[str, float]:
 def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """The whole comparison."""
     ends = time.monotonic() + 60 * options.minutes
-    photos = list(collect(options.photos, options.limit))
     report: dict[str, Any] = {"benchmark": "loader", "rounds": options.rounds, "images": options.images, "missing": {}}
-    report["source"] = "a folder" if options.photos else "pieces of scikit-learn's two sample photos"
-    report["cores"], report["load_average"] = os.cpu_count(), []
+    report["source"] = "a folder" if options.photos else "pieces of scikit-learn's two sample photos, as ImageNet's"
+    report["cores"], report["load_average"], report["photos"] = os.cpu_count(), [], {}
     left = len(options.sizes) * len(options.workers)
     for size in options.sizes:
-        chosen = photos if size == "original" else [capped(data) for data in photos]
-        folder = work / size
+        chosen, folder = photos_of(size, options), work / size
+        images = options.images // LARGE_SHARE if size == "large" else options.images
+        report["photos"][size] = described(chosen)
+        print(f"{size}: {report['photos'][size]}", flush=True)
         prepare(folder, chosen)
-        kib = sum(map(len, chosen)) / len(chosen) / 1024
-        print(f"{size}: {len(chosen)} photos of {kib:.0f} KiB on average, from {report['source']}", flush=True)
         for workers in options.workers:
-            rows, missing = compare(folder, workers, options, (ends - time.monotonic()) / left)
+            rows, missing = compare(folder, workers, options, images, (ends - time.monotonic()) / left)
             left -= 1
             report["missing"] |= missing
             report["load_average"].append(round(os.getloadavg()[0], 1))
@@ -219,13 +196,13 @@ def _ratios(rows: dict[str, Any]) -> dict[str, float]:
 
 def main() -> None:
     """Prints a table, then JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, help="folder of JPEGs; without it, pieces of two sample photos")
+    parser = program_parser("python -m benchmarks.loader", __doc__)
+    parser.add_argument("--photos", type=Path, help="folder of JPEGs, instead of made ones")
     parser.add_argument("--limit", type=int, default=1000, help="photos at most")
     parser.add_argument("--images", type=int, default=320, help="images of one measurement")
     parser.add_argument("--rounds", type=int, default=5, help=f"at most; {LEAST_ROUNDS} at least")
-    parser.add_argument("--minutes", type=float, default=11, help="of the whole run; then no new round begins")
-    parser.add_argument("--sizes", nargs="+", choices=["original", "256"], default=["original", "256"])
+    parser.add_argument("--minutes", type=float, default=22, help="after these no new round starts")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--loaders", nargs="+", choices=LOADERS, default=LOADERS)
     options = parser.parse_args()

@@ -11,7 +11,6 @@ line of JSON.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -21,8 +20,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.live_storages import LiveStorages
+from pipelines.terminal.arguments import program_parser
 from pretrain.config.schema.model import ModelConfig
-from pretrain.models.cost import Precision, activation_bytes, recomputed_macs, training_flops
+from pretrain.models.cost import Precision, activation_bytes, recomputed_macs
+from pretrain.models.families.registry import training_flops
 from pretrain.models.vit import VisionTransformer, build_vit
 
 MIB = 2**20
@@ -88,7 +89,7 @@ def measure(
 
 def main() -> None:
     """Prints a table, then JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program_parser("python -m benchmarks.memory", __doc__)
     parser.add_argument("--variant", default="L/16")
     parser.add_argument("--img-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=2)

@@ -1,4 +1,4 @@
-"""The page of the benchmarks, from their last results."""
+"""Renders docs/benchmarks.md from the last results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 INTRODUCTION = """\
 # Benchmarks
 
-What the docs claim of speed, memory and recall, measured by one command each. This page is written by
+The speed, memory and recall that the docs claim, each measured by one command. This page is written by
 
 ```sh
 make bench
@@ -17,16 +17,16 @@ make bench BENCH="--only engine memory"
 make bench BENCH="--photos DIR"
 ```
 
-after each benchmark; what was not run again keeps its figures and its date. Libraries that are compared take turns in \
-every round, and the median of the rounds counts, so that a slow minute of the machine hits all; ratios mean more than \
-rates where the load average at the start was not near 0.
+after each benchmark. A benchmark that is not rerun keeps its figures and their date. Compared libraries run \
+interleaved, and the median of the rounds is reported, so that a slow minute of the machine affects all of them. \
+Trust ratios more than rates where the load average at the start was not near 0.
 """
 Rows = Iterator[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class Section:
-    """How a benchmark is shown: what it is for, the heads of its table and how its rows come from its result."""
+    """How a benchmark is shown: its purpose, the table's headings, and a function from its result to rows."""
 
     about: str
     heads: tuple[str, ...]
@@ -40,21 +40,28 @@ def train_step(result: Mapping[str, Any]) -> Rows:
             rate, share, kept = row["images_per_s"], row["gemm_fraction"], row["kept_mib"]
             yield (precision, name.replace("_", " "), f"{rate:.2f}", f"{share:.1%}", f"{kept:,.1f}")
         if (ratio := result.get(f"ratio_fastest_peer_{precision}")) is not None:
-            yield precision, "**ours over the fastest other**", f"**{ratio:.3f}**", "", ""
+            yield precision, "**ours / fastest other library**", f"**{ratio:.3f}**", "", ""
+
+
+def optimizers(result: Mapping[str, Any]) -> Rows:
+    """A row for each optimiser and library."""
+    for name, libraries in result["optimizers"].items():
+        for library, row in libraries.items():
+            yield f"`{name}`", library, f"{row['ms']:.1f}", f"{row['slowest_ms']:,.1f}", f"{row['state_mib']:,.1f}"
 
 
 def engine(result: Mapping[str, Any]) -> Rows:
     """A row for each figure."""
     low, high = result["overhead_quartiles"]
     yield (
-        "our step over the bare DeepSpeed loop's, median (quartiles)",
+        "step time relative to the bare DeepSpeed loop, median (quartiles)",
         f"**{result['overhead']:.3f}** ({low:.3f}, {high:.3f})",
     )
-    yield "our step, the bare loop's", f"{result['step_s']:.3f} s, {result['bare_step_s']:.3f} s"
-    yield "a save stops the training, written in the background", f"{result['checkpoint_stall_async_s']:.3f} s"
-    yield "a save stops the training, standing still", f"{result['checkpoint_stall_sync_s']:.3f} s"
-    yield "state of a rank", f"{result['state_mib_per_rank']:,.0f} MiB"
-    yield "a checkpoint is checked, loaded and verified in", f"{result['resume_s']:.2f} s"
+    yield "step time of our loop, of the bare loop", f"{result['step_s']:.3f} s, {result['bare_step_s']:.3f} s"
+    yield "training stopped by a save in the background", f"{result['checkpoint_stall_async_s']:.3f} s"
+    yield "training stopped by a blocking save", f"{result['checkpoint_stall_sync_s']:.3f} s"
+    yield "state per rank", f"{result['state_mib_per_rank']:,.0f} MiB"
+    yield "time to check, load and verify a checkpoint", f"{result['resume_s']:.2f} s"
 
 
 def memory(result: Mapping[str, Any]) -> Rows:
@@ -68,7 +75,7 @@ def loader(result: Mapping[str, Any]) -> Rows:
     """A row for each loader, size of the photos and number of workers."""
     for case, rows in result.items():
         size, _, workers = case.rpartition("_")
-        if size not in ("original", "256"):
+        if size not in ("original", "256", "small", "large"):
             continue
         for name, row in rows.items():
             yield (
@@ -79,58 +86,70 @@ def loader(result: Mapping[str, Any]) -> Rows:
                 f"{row['images_per_s']:,.0f}",
             )
     for name, title in (
-        ("ratio_fastest_peer", "ours over the fastest other"),
-        ("ratio_stock_webdataset", "ours over stock webdataset"),
+        ("ratio_fastest_peer", "ours / fastest other library"),
+        ("ratio_stock_webdataset", "ours / stock webdataset"),
     ):
         if name in result:
             yield "original", "1", f"**{title}**", f"**{result[name]:.2f}**", ""
+    for size, description in result.get("photos", {}).items():
+        yield size, "", description, "", ""
     for name, reason in result.get("missing", {}).items():
         yield "", "", name.replace("_", " "), f"not measured: {reason}", ""
 
 
 def dedup(result: Mapping[str, Any]) -> Rows:
-    """A row for each change, and what was found beside the planted."""
+    """A row for each change, and the false positives."""
     for change, share in result["recall"].items():
         yield change, f"{share:.1%}"
-    yield f"other images, of {result['num_others']:,}, that were called a copy", str(result["others_found"])
+    yield f"false positives among {result['num_others']:,} other images", str(result["others_found"])
     yield "test images, each planted once per change", str(result["num_test"])
 
 
 def nothing(result: Mapping[str, Any]) -> Rows:
-    """It writes a page of its own."""
+    """No rows: this benchmark writes its own page."""
     yield from ()
 
 
 SECTIONS: dict[str, Section] = {
     "engine": Section(
-        "Cost of our loop, a save and a resume beside the bare DeepSpeed loop ([checkpoints](checkpoints.md)).",
+        "Step time of our loop compared with a bare DeepSpeed loop, and the cost of a save and a resume "
+        "([checkpoints](checkpoints.md)).",
         ("", "measured"),
         engine,
     ),
     "train_step": Section(
-        "One step of our ViT against timm, torchvision and Hugging Face ([models](models.md)). The share is of the "
-        "machine's own matrix product of the MLP's shape.",
-        ("precision", "library", "images/s", "share of the product", "MiB kept for backward"),
+        "One training step of our ViT, timm's, torchvision's and Hugging Face's ([models](models.md)). The GEMM rate "
+        "is this machine's rate for a matrix product of the MLP's shape.",
+        ("precision", "library", "images/s", "fraction of GEMM rate", "MiB kept for backward"),
         train_step,
     ),
+    "optimizers": Section(
+        "One update by each [optimiser](optimisation.md), ours and the libraries', on one device.",
+        ("optimiser", "library", "ms per update", "slowest update", "MiB of state"),
+        optimizers,
+    ),
     "memory": Section(
-        "Activations that each checkpointing policy keeps, beside the cost model's estimate ([models](models.md)).",
-        ("policy", "MiB kept an image", "cost model", "s/step", "computed again"),
+        "Activations that each checkpointing policy keeps, compared with the cost model's estimate "
+        "([models](models.md)).",
+        ("policy", "MiB kept per image", "cost model", "s/step", "recomputed"),
         memory,
     ),
     "loader": Section(
-        "Our loader against those that people use, on the same JPEG bytes ([speed](data_speed.md)).",
+        "Our loader and other common loaders on the same JPEG bytes ([speed](data_speed.md)).",
         ("photos", "workers", "loader", "images per CPU-second", "images/s"),
         loader,
     ),
     "dedup": Section(
-        "Copies of test images, planted among others, that are found ([de-duplicate](dedup.md)).",
+        "The share of copies of test images, planted among other images, that was found ([de-duplicate](dedup.md)).",
         ("change", "found"),
         dedup,
     ),
-    "transfer": Section(
-        "Pretrain, transfer, compare, at a small scale; its tables have a page of their own.", (), nothing
+    "plan": Section(
+        "The plan compared with published trainings; the tables are on its page ([plan](plan.md)).", (), nothing
     ),
+    "transfer": Section("Pretraining and transfer at a small scale; the tables are on another page.", (), nothing),
+    "conformance": Section("Data loaders under the same laws; the tables are on another page.", (), nothing),
+    "foundation": Section("A released foundation model, probed and fine-tuned; likewise.", (), nothing),
 }
 
 
@@ -142,7 +161,7 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
         rows = list(section.rows(found["result"])) if found["result"] else []
         parts.append(f"## {name}\n\n{section.about}\n")
         if found.get("quick"):
-            parts.append("**At a small size, which says only that it runs.**\n")
+            parts.append("**Measured at a small size, which shows only that it runs.**\n")
         if rows:
             parts.append(
                 "\n".join([_line(section.heads), _line(["---"] * len(section.heads)), *map(_line, rows)]) + "\n"

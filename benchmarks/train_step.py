@@ -3,10 +3,11 @@
     python -m benchmarks.train_step                                   # S/16, eager, on this machine's device
     python -m benchmarks.train_step --variant B/16 --batch 128 --compile
 
-Forward, backward and AdamW, in fp32 and under bf16 autocast, with the same images and sizes. The libraries take turns
-in every round and the median of the rounds counts, so that a slow minute of the machine hits all. The limit beside it
-is the machine's own matrix product of the MLP's shape. Ends with one line of JSON: ``ratio_fastest_peer_*`` is our
-images/s over the fastest other's, ``gemm_fraction_bf16`` our FLOP/s (3 × forward) over the product's.
+Forward, backward and AdamW, in fp32 and under bf16 autocast, with the same images and sizes. The libraries run
+interleaved and the median of the rounds is reported, so that a slow minute of the machine affects all of them. The
+upper limit is the machine's rate for a matrix product of the MLP's shape. Ends with one line of JSON:
+``ratio_fastest_peer_*`` is our images/s over the fastest other's, ``gemm_fraction_bf16`` our FLOP/s (3 × forward) over
+the product's.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipelines.terminal.arguments import program_parser
 from pretrain.config.devices import device_reported_as, load_devices
 from pretrain.config.schema.model import ModelConfig
-from pretrain.models.cost import training_flops
+from pretrain.models.families.registry import training_flops
 from pretrain.models.variants import ViTShape, resolve
 from pretrain.models.vit import VisionTransformer, build_vit
 
@@ -188,7 +190,7 @@ def _mfu(flops: float, device: torch.device) -> float | None:
 
 def main() -> None:
     """Prints a table for each precision, then JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = program_parser("python -m benchmarks.train_step", __doc__)
     parser.add_argument("--variant", default="S/16")
     parser.add_argument("--img-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=None, help="images per step: 8 on a CPU, 128 on a GPU")

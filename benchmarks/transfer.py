@@ -40,8 +40,9 @@ from benchmarks.transferring.runs import (
 )  # fmt: skip
 from benchmarks.transferring.sets import SETS, pack_sets
 from benchmarks.transferring.tables import Tables, fill
-from pipelines.terminal.arguments import positive
-from pretrain.distributed.launchers import installed
+from pipelines.terminal.arguments import positive, program_parser
+from pretrain.command_line import Parser
+from pretrain.distributed.processes import installed
 from pretrain.errors import ConfigError, UserError
 from pretrain.files import write_atomic
 
@@ -235,10 +236,8 @@ def _say(line: dict, done: int, total: int) -> None:
 SHOWN = ("top1", "mAP", "_shot")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.transfer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = program_parser("python -m benchmarks.transfer", __doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"), help="folder of data, runs and results")
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="folders train, validation, test; none: left out")
     parser.add_argument("--clipart", type=Path, default=CLIPART, metavar="FOLDER", help=f"nested folders ({CLIPART})")

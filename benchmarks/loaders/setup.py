@@ -15,8 +15,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".bench"
 PACKAGES = {
+    "webdataset": ["webdataset>=1.0"],
+    "wids": ["wids>=0.1.11"],
     "litdata": ["litdata>=0.2.40"],
     "mosaicml": ["mosaicml-streaming>=0.11"],
+    "grain": ["grain>=0.2"],
+    "torchdata": ["torchdata>=0.11"],
+    "datasets": ["datasets>=4", "fsspec[http]", "torchdata>=0.11"],
+    "spdl": ["spdl>=0.1"],
     "dali": ["nvidia-dali-cuda130>=1.40"],  # runs on the CPU too
 }
 
@@ -44,7 +50,7 @@ def make_environment(name: str, packages: list[str]) -> bool:
     ).stdout.strip()
     (Path(purelib) / "project.pth").write_text(sysconfig.get_path("purelib") + "\n")
     done = subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", *packages], capture_output=True, text=True, check=False
+        [python, "-m", "pip", "install", "--quiet", "--upgrade", *packages], capture_output=True, text=True, check=False
     )
     if done.returncode:
         failure_of(name).write_text((done.stderr or done.stdout)[-2000:])

@@ -33,7 +33,6 @@ class NewPositions:
         from pretrain.models.families.registry import adapt_state_dict, build_model
         from pretrain.models.init import initial_value
         from pretrain.models.interop import load_weights, save_weights
-        from pretrain.models.metadata import WeightsMetadata
 
         tensors, about = load_weights(weights_file(self.run, "raw"))
         config = ModelConfig.model_validate(self.model)
@@ -41,4 +40,4 @@ class NewPositions:
         adapted, _ = adapt_state_dict(tensors, about, built, head="keep", filter="bilinear_corners", seed=self.seed)
         adapted[NAME] = initial_value(NAME, tuple(adapted[NAME].shape), config, self.seed)
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        save_weights(self.out, adapted, WeightsMetadata.of(config, about.num_classes, about.mean, about.std))
+        save_weights(self.out, adapted, about.of_model(config))

@@ -21,7 +21,7 @@ from benchmarks.transferring.cells import Cell
 from benchmarks.transferring.positions import NewPositions
 from pipelines.sweep.trials import as_overrides
 from pretrain.errors import ConfigError
-from pretrain.telemetry.sinks import read_metrics
+from pretrain.telemetry.metrics import read_metrics
 
 CONFIG = "benchmarks/transferring/small.yaml"
 RESULTS = "results.jsonl"

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pipelines.probe.cache import FeatureCache
 from pipelines.weights.network import load_frozen
-from pretrain.config.schema.cluster import ClusterConfig
-from pretrain.config.schema.data import EvalTransformConfig
+from pretrain.config.schema.cluster import AutoClusterConfig
+from pretrain.config.schema.transforms import EvalTransformConfig
 from pretrain.data.storage.packed_set import open_packed
 from pretrain.distributed.rank import detect
 
@@ -41,7 +41,7 @@ def effective_rank(features: Tensor) -> float:
 def measure(runs: Mapping[str, Path], shards: Path, cache: Path) -> dict[str, tuple[float, float]]:
     """Name → spread and effective rank of the features of a packed set, by the networks of the run folders."""
     rank = detect()
-    packed, found = open_packed(str(shards), ClusterConfig()), {}
+    packed, found = open_packed(str(shards), AutoClusterConfig()), {}
     for name, run in runs.items():
         frozen = load_frozen(run, weights="raw", img_size=None, device="cpu", say=_silent)
         whole = FeatureCache(cache, frozen, rank, MICRO_BATCH, 0, _silent)
