@@ -207,7 +207,7 @@ def main(argv: Sequence[str]) -> int:
     if options.images_per_second is not None and options.images_per_second <= 0:
         raise ConfigError(f"--images-per-second: {options.images_per_second:g} is not above 0")
     experiment = load_complete(options.config, overrides=options.overrides).experiment
-    if experiment.data.train_transform.sequence_length is not None:
+    if experiment.data.train_transform.sequence_lengths:
         raise ConfigError(
             f"data.train_transform.crop: {experiment.data.train_transform.crop} keeps every image's aspect ratio; "
             "bench-data measures images of one size: measure with another crop"

@@ -17,7 +17,7 @@ from pipelines.terminal.output import duration
 from pretrain.check.derived import load_complete
 from pretrain.command_line import Parser
 from pretrain.config.devices import DEVICES_FILE, find_device, load_devices
-from pretrain.config.sequences import padding_in_words
+from pretrain.config.sequences import lengths_in_words
 from pretrain.errors import ConfigError
 from pretrain.names import tell
 from pretrain.sharding.choice import RESERVED_BYTES
@@ -186,9 +186,9 @@ def _model(plan: Plan) -> Iterator[str]:
         f"model       {plan.work.parameters_without_head / 1e6:,.2f} M parameters without head, "
         f"{plan.work.parameters / 1e6:,.2f} M with its {experiment.head_in_words}"
     )
-    if (length := experiment.data.train_transform.sequence_length) is not None:
-        yield f"sequences   {padding_in_words(length)}"
-    if experiment.changes_size:
+    lengths = experiment.data.train_transform.sequence_lengths
+    yield from (f"sequences   {line}" for line in lengths_in_words(lengths))
+    if experiment.changes_size and not lengths:
         yield f"images      {experiment.image_sizes.in_words()}; time is that of all steps, memory that of the largest"
 
 

@@ -142,7 +142,7 @@ def _by_micro_batch(experiment: Experiment, machine: Machine, sharding: Sharding
     policy = experiment.cluster.activation_checkpointing
     flops = image_flops(experiment)
     macs = mean_over_sizes(
-        experiment, lambda one: family_of(one.model).recomputed_macs(one.model, policy), experiment.num_steps
+        experiment, lambda one: family_of(one.model).recomputed_macs(one.trained_model, policy), experiment.num_steps
     )
     recomputed = 2 * macs / flops
     per_device = experiment.global_batch_size // machine.num_devices

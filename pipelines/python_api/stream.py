@@ -167,7 +167,7 @@ class ImageStream:
 def _transform(settings: Mapping[str, Any] | None) -> Any:
     words = [] if settings is None else [f"train_transform={json.dumps(dict(settings))}"]
     transform = load_settings(words, _Settings).train_transform
-    if transform.sequence_length is not None:
+    if transform.sequence_lengths:
         raise ConfigError(
             f"train_transform.crop: {transform.crop} keeps every image's aspect ratio, but the batches of an "
             "ImageStream are images of one size; use another crop"

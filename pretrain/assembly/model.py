@@ -55,7 +55,7 @@ def build_initialised_model(
     check_host_memory(experiment, local_world)
     model = build_model(experiment.model, experiment.num_outputs)
     check_statistics(experiment, statistics_names(model))
-    if experiment.changes_size:
+    if experiment.changes_size and not experiment.data.train_transform.sequence_lengths:
         accept_sizes(model, experiment.image_sizes.all, experiment.init.pos_embed_filter)
     source, new = experiment.init.from_, []
     if source is None or not with_init:

@@ -121,8 +121,8 @@ def work_of_step(experiment: Experiment, session: Session) -> Work:
     elif cost_is_known(experiment.model):
         flops = image_flops(experiment)
         by_tiling = {
-            (size[0] if experiment.data.resolution else None, patch): value
-            for (size, patch), value in flops_by_tiling(experiment).items()
+            frozenset(experiment.metrics_of(tiling).items()): value
+            for tiling, value in flops_by_tiling(experiment).items()
         }
     batch_size, num_samples = experiment.global_batch_size, experiment.data.drawn_samples
     return Work(batch_size, session.rank.world, num_samples, flops, peak, by_tiling)

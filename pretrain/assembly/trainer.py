@@ -159,11 +159,6 @@ def schedule_of(experiment: Experiment) -> Callable[[TrainState], float]:
 def cadence_of(experiment: Experiment, accumulation_steps: int) -> Cadence:
     """The length of the run, and the steps at which it evaluates and saves."""
     every, sizes = experiment.evaluation.every, experiment.image_sizes
-
-    def tiling_at(step: int) -> dict[str, int]:
-        (side, _), patch = sizes.at(step)
-        return ({"image_size": side} if experiment.data.resolution else {}) | ({"patch_size": patch} if patch else {})
-
     return Cadence(
         num_steps=experiment.num_steps,
         global_batch_size=experiment.global_batch_size,
@@ -171,7 +166,7 @@ def cadence_of(experiment: Experiment, accumulation_steps: int) -> Cadence:
         evaluate_every=None if every is None else max(1, experiment.steps(every)),
         save_every=experiment.save_every,
         save_every_s=experiment.checkpoint.every.seconds,
-        tiling_at=tiling_at,
+        tiling_at=lambda step: experiment.metrics_of(sizes.at(step)),
     )
 
 

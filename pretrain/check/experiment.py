@@ -17,7 +17,7 @@ from pretrain.config.duration import Interval
 from pretrain.config.loader import Resolved
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.run import Head
-from pretrain.config.sequences import padding_in_words
+from pretrain.config.sequences import lengths_in_words
 from pretrain.data.order.mixture import check_copies, in_quanta
 from pretrain.data.order.order import allowed_worlds, check_world
 from pretrain.data.sampling import check_sampling
@@ -130,11 +130,10 @@ def _report_model(experiment: Experiment) -> list[str]:
     body = num_parameters(model, num_outputs, with_head=False)
     total = num_parameters(model, num_outputs)
     flops = image_flops(experiment) * experiment.num_steps * experiment.global_batch_size
-    length = experiment.data.train_transform.sequence_length
     return [
         f"model       {family_of(model).summary(model)}, {body / 1e6:,.2f} M parameters without head, "
         f"{total / 1e6:,.2f} M with its {experiment.head_in_words}",
-        *([] if length is None else [f"sequences   {padding_in_words(length)}"]),
+        *(f"sequences   {line}" for line in lengths_in_words(experiment.data.train_transform.sequence_lengths)),
         f"compute     {flops / 1e18:,.4g} exaFLOPs ({in_words(experiment)})",
     ]
 
@@ -143,6 +142,8 @@ def _report_images(experiment: Experiment) -> list[str]:
     """The sizes of the training images, where they change."""
     if not experiment.changes_size or not cost_is_known(experiment.model):
         return []
+    if experiment.data.train_transform.sequence_lengths:
+        return []  # they are listed with the model
     key = "data.resolution" if experiment.data.resolution else "model.patch_sizes"
     require_changing_size(experiment.model, key)
     for tiling in experiment.image_sizes.all:

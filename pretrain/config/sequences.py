@@ -8,6 +8,7 @@ Legend: N length of the sequence · h, w rows and columns of an image's patches.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 Grid = tuple[int, int]
 _SHOWN = {"1:1": (300, 300), "4:3": (300, 400), "16:9": (900, 1600)}
@@ -34,8 +35,13 @@ def padding_share(height: int, width: int, max_tokens: int) -> float:
     return 1 - math.prod(native_grid(height, width, max_tokens)) / max_tokens
 
 
-def padding_in_words(max_tokens: int) -> str:
-    """The length of the sequences, and the padding of images of usual ratios."""
+def lengths_in_words(lengths: Sequence[int]) -> list[str]:
+    """A line for each length of the sequences, with the padding of images of usual ratios."""
+    lines = [_padding_in_words(length) for length in lengths]
+    return lines if len(lines) < 2 else ["one length for each batch, drawn by seed and step:", *lines]
+
+
+def _padding_in_words(max_tokens: int) -> str:
     shown = (f"{padding_share(*size, max_tokens):.1%} at {name}" for name, size in _SHOWN.items())
     largest = max(padding_share(1000, width, max_tokens) for width in range(1000, 1000 * _WIDEST, 5))
     return f"{max_tokens:,} patches; padding: {', '.join(shown)}, up to {largest:.1%} at other ratios to {_WIDEST}:1"

@@ -12,9 +12,9 @@ def train_transform(config: Experiment) -> AnyTrain:
     """Bytes → pixels of training images: of the largest size, or strips of patches at their own aspect ratio."""
     data = config.data
     views = config.objective.num_views
-    transform = TrainTransform(data.augmentation, *config.image_sizes.largest, config.seed, data.mean, views)
-    length = data.augmentation.sequence_length
-    return transform if length is None else NativeTrainTransform(Strip(config.model.patch, length), transform)
+    largest = config.image_sizes.largest
+    transform = TrainTransform(data.augmentation, *largest, config.seed, data.mean, views)
+    return NativeTrainTransform(Strip.of(largest), transform) if data.augmentation.sequence_lengths else transform
 
 
 def eval_transform(config: Experiment, transform: EvalTransformConfig) -> AnyEval:

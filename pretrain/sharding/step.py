@@ -225,7 +225,7 @@ def _footprint(experiment: Experiment) -> Footprint:
     own, heaviest = at(experiment.trained_model), experiment.image_sizes.heaviest
     if heaviest == Tiling(experiment.model.size):
         return own
-    largest = at(experiment.model.at_tiling(heaviest))
+    largest = at(experiment.at_tiling(heaviest).trained_model)
     return replace(own, kept=largest.kept, working=largest.working)
 
 

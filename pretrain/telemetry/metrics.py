@@ -32,6 +32,7 @@ class Metric(NamedTuple):
     meaning: str
 
 
+SIZES = ("image_size", "patch_size", "sequence_length")  # metrics of the images of a step, where they change
 _WINDOW = "steps since the last line"
 
 TRAIN: dict[str, Metric] = {
@@ -93,6 +94,9 @@ TRAIN: dict[str, Metric] = {
     ),
     "patch_size": Metric(
         "pixels", "same on all ranks", "side of the patches of the step; absent without `model.patch_sizes`"
+    ),
+    "sequence_length": Metric(
+        "patches", "same on all ranks", "length of the sequences of the step; absent unless lengths are drawn"
     ),
     "epoch": Metric("epochs", "same on all ranks", "passes over the training set"),
     "samples": Metric("samples", "sum over ranks, since step 0", "samples drawn"),

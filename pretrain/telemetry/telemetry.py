@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pretrain.telemetry.console import Reporter
-from pretrain.telemetry.metrics import Delayed, Sink, checked
+from pretrain.telemetry.metrics import SIZES, Delayed, Sink, checked
 
 SLOW_RATIO = 1.5  # a rank is slow whose own time is so many times the median rank's,
 SLOW_SHARE = 0.1  # and if that costs this share of a step
@@ -35,7 +35,7 @@ class Work:
         world: ranks.
         num_samples: images of an epoch.
         flops_per_image: of training, without what is computed again; None: not known.
-        flops_by_tiling: the same for each (image_size, patch_size), the metrics of a step, where they change.
+        flops_by_tiling: the same for each set of a step's ``SIZES``, (name, value), where they change.
         peak_flops: FLOP/s of one device at best; None: not known, and no MFU.
     """
 
@@ -44,11 +44,11 @@ class Work:
     num_samples: int
     flops_per_image: float | None = None
     peak_flops: float | None = None
-    flops_by_tiling: Mapping[tuple[int | None, int | None], float] = field(default_factory=dict)
+    flops_by_tiling: Mapping[frozenset[tuple[str, int]], float] = field(default_factory=dict)
 
     def flops_of(self, values: Mapping[str, Any]) -> float | None:
         """FLOPs of training on one image of a step with these metrics."""
-        tiling = (values.get("image_size"), values.get("patch_size"))
+        tiling = frozenset((name, values[name]) for name in SIZES if name in values)
         return self.flops_by_tiling.get(tiling, self.flops_per_image)
 
     def mfu(self, images_per_s: float, flops_per_image: float | None = None) -> float | None:

@@ -116,6 +116,7 @@ NATIVE = {
     "data__eval_transform": {"resize": "native", "max_tokens": 16},
     "model__pool": "avg_norm",
 }
+LENGTHS = NATIVE | {"data__train_transform": {"crop": "native", "max_tokens": [16, 24, 20]}}
 NATIVE_CASES: dict[str, tuple[int, str, dict[str, object]]] = {
     "zero0": (0, "deepspeed", {}),
     "zero1": (1, "deepspeed", {}),
@@ -127,6 +128,7 @@ NATIVE_CASES: dict[str, tuple[int, str, dict[str, object]]] = {
     "selective": (0, "fsdp2", {"cluster__activation_checkpointing": "selective"}),
     "full": (3, "deepspeed", {"cluster__activation_checkpointing": "full"}),
 }
+LENGTH_CASES = {"zero1": (1, "deepspeed"), "zero3": (3, "deepspeed"), "fsdp2": (0, "fsdp2")}
 
 
 @pytest.mark.parametrize(
@@ -142,6 +144,18 @@ def test_images_at_their_own_aspect_ratio(
     stage, kind, more = NATIVE_CASES[case]
     found = losses(pool2, settings(stage, 2, **NATIVE, **more), kind)
     assert found == pytest.approx(other_references["native"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", LENGTH_CASES)
+def test_sequence_lengths_drawn_per_batch(
+    pool1: Pool, pool2: Pool, other_references: dict[str, list[float]], case: str
+) -> None:
+    """Two ranks in two passes give the losses of one rank with the complete batch."""
+    if "lengths" not in other_references:
+        other_references["lengths"] = losses(pool1, settings(0, 8, **LENGTHS))
+    stage, kind = LENGTH_CASES[case]
+    assert losses(pool2, settings(stage, 2, **LENGTHS), kind) == pytest.approx(other_references["lengths"], rel=1e-5)
 
 
 @pytest.mark.parametrize(

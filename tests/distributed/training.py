@@ -80,8 +80,8 @@ def global_batch(step: int, config: Experiment) -> MicroBatch:
     tiling = config.image_sizes.at(step)
     size = tiling.size[0]
     images, grids = torch.randn(BATCH, 3, size, size, generator=generator), None
-    if (length := config.data.train_transform.sequence_length) is not None:  # strips of images of several sizes
-        images = torch.randn(BATCH, 3, config.model.patch, length * config.model.patch, generator=generator)
+    if config.data.train_transform.sequence_lengths:  # strips of images of several sizes
+        images = torch.randn(BATCH, 3, *tiling.size, generator=generator)
         grids = torch.tensor([[1 + row % 4, 4 - row % 3] for row in range(BATCH)])
     labels = torch.randint(CLASSES, (BATCH, 1), generator=generator)
     slots = torch.arange(step * BATCH, (step + 1) * BATCH)
@@ -110,7 +110,7 @@ def make(config: Experiment, kind: str = "deepspeed", weights: str | None = None
         state, about = load_weights(weights)
         adapted, _ = adapt_state_dict(state, about, model, head="replace", filter="bicubic", seed=config.seed)
         model.load_state_dict(adapted)
-    if config.changes_size:
+    if config.changes_size and not config.data.train_transform.sequence_lengths:
         accept_sizes(model, config.image_sizes.all, config.init.pos_embed_filter)
     if config.optim.lora is not None:
         add_adapters(model, config.optim.lora, config.seed)

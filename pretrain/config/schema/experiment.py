@@ -302,15 +302,13 @@ class Experiment(Strict):
     def _resolution_fits(self) -> Experiment:
         if not self.changes_size:
             return self
+        if self.data.train_transform.sequence_lengths:
+            return self._lengths_alone_change()
         key = "data.resolution" if self.data.resolution else "model.patch_sizes"
         if not self.objective.needs.takes_any_size:
             raise ValueError(
                 f"{key}: objective.name: {self.objective.name} needs images of one grid of patches; remove it, or use "
                 "an objective of labels or vectors without a teacher"
-            )
-        if self.data.train_transform.sequence_length is not None:
-            raise ValueError(
-                f"{key}: with data.train_transform.crop: native every image has a size of its own; remove one"
             )
         if not self.data.resolution:
             return self
@@ -327,6 +325,15 @@ class Experiment(Strict):
         _ = self.image_sizes
         return self
 
+    def _lengths_alone_change(self) -> Experiment:
+        for key, given in (("data.resolution", self.data.resolution), ("model.patch_sizes", self.model.patch_sizes)):
+            if given:
+                raise ValueError(
+                    f"{key}: with data.train_transform.crop: native every image has a size of its own; remove one, or "
+                    "give a list of lengths as data.train_transform.max_tokens"
+                )
+        return self
+
     @model_validator(mode="after")
     def _optimiser_has_what_the_cluster_asks(self) -> Experiment:
         if self.cluster.fused_optimizer is True and not self.optim.has_fused:
@@ -341,11 +348,9 @@ class Experiment(Strict):
 
         A padded sequence of N patches costs as much as one row of N patches.
         """
-        length = self.data.train_transform.sequence_length
-        if length is None:
+        if not self.data.train_transform.sequence_lengths:
             return self.model
-        patch = self.model.patch
-        return self.model.model_copy(update={"img_size": (patch, patch * length)})
+        return self.model.model_copy(update={"img_size": self.image_sizes.largest})
 
     @property
     def num_outputs(self) -> int:
@@ -365,21 +370,40 @@ class Experiment(Strict):
 
     @property
     def image_sizes(self) -> ImageSizes:
-        """The size of the training images and patches at each step; ``model.img_size`` where nothing else is set."""
+        """The size of the training images and patches at each step; ``model.img_size`` where nothing else is set.
+
+        Images at their own aspect ratio are strips of N patches (see ``data.images.native``).
+        """
         stages = (Stage(0, (self.model.size,)),)
-        if self.data.resolution:
+        if lengths := self.data.train_transform.sequence_lengths:
+            stages = (Stage(0, tuple((self.model.patch, self.model.patch * length) for length in lengths)),)
+        elif self.data.resolution:
             stages = stages_of(self.data.resolution, self.num_steps, self.steps)
         return ImageSizes(stages, self.seed, self.model.patch_sizes)
 
     @property
     def changes_size(self) -> bool:
         """Whether training images, or their patches, may have another size than the model's."""
-        return bool(self.data.resolution or self.model.patch_sizes)
+        return bool(
+            self.data.resolution or self.model.patch_sizes or len(self.data.train_transform.sequence_lengths) > 1
+        )
+
+    def metrics_of(self, tiling: Tiling) -> dict[str, int]:
+        """The metrics of a step with such images: what changes of their size."""
+        (height, width), patch = tiling
+        if len(self.data.train_transform.sequence_lengths) > 1:
+            return {"sequence_length": width // height}
+        sides = {"image_size": height} if self.data.resolution else {}
+        return sides if patch is None else sides | {"patch_size": patch}
 
     def at_tiling(self, tiling: Tiling) -> Experiment:
         """This experiment with images and patches of one size throughout."""
+        data = self.data
+        if data.train_transform.sequence_lengths:
+            native = data.train_transform.model_copy(update={"max_tokens": tiling.size[1] // tiling.size[0]})
+            return self.model_copy(update={"data": data.model_copy(update={"train_transform": native})})
         model = self.model.at_tiling(tiling)
-        return self.model_copy(update={"model": model, "data": self.data.model_copy(update={"resolution": ()})})
+        return self.model_copy(update={"model": model, "data": data.model_copy(update={"resolution": ()})})
 
     @property
     def save_every(self) -> int | None:

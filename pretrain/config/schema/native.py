@@ -25,7 +25,7 @@ def native_problems(
         objective: the training objective.
         transforms: key → each evaluation transform.
     """
-    is_native = data.train_transform.sequence_length is not None
+    is_native = bool(data.train_transform.sequence_lengths)
     for key, transform in transforms.items():
         if transform.is_native and not is_native:
             yield f"{key}.resize: native evaluates a model that is trained with data.train_transform.crop: native"

@@ -10,7 +10,7 @@ import math
 import re
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pretrain.config.schema.base import (
     ONE_OF,
@@ -152,9 +152,9 @@ class TrainTransformConfig(Strict):
     )
 
     @property
-    def sequence_length(self) -> int | None:
-        """Patches in the padded sequence of an image; None: images of one fixed size."""
-        return None
+    def sequence_lengths(self) -> tuple[int, ...]:
+        """Patches in the padded sequence of an image, one of them for each batch; none: images of a given size."""
+        return ()
 
     @classmethod
     def policies(cls) -> dict[str, Policy]:
@@ -259,16 +259,26 @@ class NativeConfig(TrainTransformConfig):
         description="Keep the aspect ratio: resize to the largest size with at most max_tokens patches, and pad the "
         "sequence of patches to max_tokens (NaViT, NaFlex).",
     )
-    max_tokens: PositiveInt = Field(description="Largest number of patches of an image, and length of its sequence.")
+    max_tokens: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
+        description="Largest number of patches of an image, and length of its sequence; of a list ([128, 256, 576]) "
+        "one for each batch, drawn by seed and step."
+    )
     min_area: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,
         description="Minimum fraction of the area in a random crop of the image's aspect ratio; 1: the complete image.",
     )
 
+    @field_validator("max_tokens")
+    @classmethod
+    def _each_once(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if isinstance(value, tuple) and len(set(value)) < len(value):
+            raise ValueError(f"max_tokens: {list(value)}; list each length once")
+        return value
+
     @property
-    def sequence_length(self) -> int:
+    def sequence_lengths(self) -> tuple[int, ...]:
         """See ``TrainTransformConfig``."""
-        return self.max_tokens
+        return self.max_tokens if isinstance(self.max_tokens, tuple) else (self.max_tokens,)
 
 
 AnyTrainTransform = Annotated[

@@ -105,6 +105,10 @@ class TrainTransform:
         """
         return self.of_image(open_image(data), numbers, out)
 
+    def at_size(self, size: tuple[int, int]) -> TrainTransform:
+        """The same with results of this height and width."""
+        return replace(self, height=size[0], width=size[1])
+
     def of_image(self, image: EncodedImage, numbers: Numbers, out: Pixels | None = None) -> Pixels:
         """Like a call, for an image whose header was read; ``out`` decides the size."""
         if out is None:

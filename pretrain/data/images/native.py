@@ -11,7 +11,7 @@ Legend: P patch side · N length of the sequence · h, w rows and columns of an 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -56,6 +56,11 @@ class Strip:
         """Height and width in pixels."""
         return self.patch, self.patch * self.length
 
+    @classmethod
+    def of(cls, size: tuple[int, int]) -> Strip:
+        """The form of strips of this height and width."""
+        return cls(size[0], size[1] // size[0])
+
     def empty(self) -> Pixels:
         """Memory for one."""
         return np.empty((*self.size, 3), dtype=np.uint8)
@@ -95,6 +100,10 @@ class NativeTrainTransform(_ToStrip):
     """
 
     transform: TrainTransform
+
+    def at_size(self, size: tuple[int, int]) -> NativeTrainTransform:
+        """The same for strips of this height and width."""
+        return replace(self, strip=Strip.of(size))
 
     def numbers(
         self, epochs: NDArray[np.int64], sample_ids: NDArray[np.int64], copies: NDArray[np.int64] | None = None

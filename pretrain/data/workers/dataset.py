@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,7 +83,7 @@ class TrainDataset(Dataset[Any]):
         self.reader, self.order, self.transform = reader, order, transform
         self.rank, self.world, self.micro_batch_size = share
         self.fetch_threads = fetch_threads
-        self._transforms: dict[tuple[int, int], TrainTransform] = {}
+        self._transforms: dict[tuple[int, int], AnyTrain] = {}
         self._ahead: FetchAhead | None = None
 
     def __getitem__(self, index: MicroStep) -> Batch | Failure:
@@ -123,11 +122,9 @@ class TrainDataset(Dataset[Any]):
         return batch
 
     def _transform_of(self, size: tuple[int, int]) -> AnyTrain:
-        """The transform to a size, kept because its policies take time to build; strips have one size."""
-        if not isinstance(self.transform, TrainTransform):
-            return self.transform
+        """The transform to a size, kept because its policies take time to build."""
         if size not in self._transforms:
-            self._transforms[size] = replace(self.transform, height=size[0], width=size[1])
+            self._transforms[size] = self.transform.at_size(size)
         return self._transforms[size]
 
     def _replace(self, batch: Batch, row: int, bad: BadSample, decode: Callable[[Sample], View]) -> None:

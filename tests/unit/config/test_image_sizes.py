@@ -10,6 +10,8 @@ from scipy.stats import chisquare
 
 from pretrain.config.duration import Duration, Moment
 from pretrain.config.image_sizes import Tiling
+from pretrain.sharding.step import step_of
+from pretrain.sharding.work import image_flops
 from tests.distributed.training import experiment
 
 DRAWN = [[0, 4], ["25 %", [4, 6, 8]], ["35 steps", 8]]
@@ -65,6 +67,25 @@ def test_patches_are_drawn_apart_from_sizes() -> None:
     counts = sizes.counts(4000)
     assert len(counts) == 4 and chisquare(list(counts.values())).pvalue > 1e-3
     assert sizes.heaviest == Tiling((8, 8), 1)
+
+
+LENGTHS: dict[str, Any] = {
+    "data__train_transform": {"crop": "native", "max_tokens": [16, 64, 32]},
+    "data__eval_transform": {"resize": "native", "max_tokens": 32},
+}
+
+
+def test_flops_and_memory_are_those_of_the_drawn_lengths() -> None:
+    drawn = experiment(**LENGTHS, duration="3000 steps")
+    each = {
+        length: experiment(**LENGTHS | {"data__train_transform": {"crop": "native", "max_tokens": length}})
+        for length in (16, 32, 64)
+    }
+    counts = {tiling.size[1] // tiling.size[0]: count for tiling, count in drawn.image_sizes.counts(3000).items()}
+    assert chisquare(list(counts.values())).pvalue > 1e-3
+    mean = sum(image_flops(each[length]) * count for length, count in counts.items()) / 3000
+    assert image_flops(drawn) == pytest.approx(mean, rel=1e-12) and mean != image_flops(each[32])
+    assert step_of(drawn, 1, 8).footprint == step_of(each[64], 1, 8).footprint
 
 
 def test_without_the_key_every_image_has_the_size_of_the_model() -> None:

@@ -87,6 +87,23 @@ def test_training_strips_are_the_same_for_any_ranks_and_passes_and_after_a_seek(
     assert by_slot(config, 2, 8, position=16, steps=1) == {slot: expected[slot] for slot in range(16, 32)}
 
 
+DRAWN = {**NATIVE, "data__train_transform": {**NATIVE["data__train_transform"], "max_tokens": [LENGTH, 8, 30]}}
+
+
+def test_each_batch_has_the_drawn_length_and_the_strips_of_a_run_of_that_length(folder: Path) -> None:
+    config = experiment(folder, NUM, **DRAWN, data__lanes=4)
+    lengths = [config.image_sizes.at(step).size[1] // PATCH for step in range(6)]
+    assert set(lengths) == {8, LENGTH, 30}, "the seed draws every length"
+    found = by_slot(config, 1, 16, steps=6)
+    for step, length in enumerate(lengths):
+        constant = {**NATIVE["data__train_transform"], "max_tokens": length}
+        alone = experiment(folder, NUM, **{**NATIVE, "data__train_transform": constant}, data__lanes=4)
+        assert by_slot(alone, 1, 16, position=16 * step, steps=1).items() <= found.items(), step
+    assert by_slot(config, 4, 2, steps=6) == found
+    late = {slot: value for slot, value in found.items() if slot >= 16 * 3}
+    assert by_slot(config, 2, 4, position=16 * 3, steps=3) == late, "after a seek"
+
+
 def test_a_crop_has_the_ratio_of_the_image(folder: Path) -> None:
     """An image is cropped, but its grid is that of the complete image; without a crop its pixels are evaluation's."""
     whole = {**NATIVE, "data__train_transform": {"crop": "native", "max_tokens": LENGTH, "hflip": 0.0}}
@@ -109,6 +126,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "evaluation of one size": ({"data__eval_transform": {"resize": "squash"}}, "data.eval_transform.resize: squash"),
     "no length": ({"data__eval_transform": {"resize": "native"}}, "resize: native needs max_tokens"),
     "native evaluation alone": ({"data__train_transform": {"crop": "resize"}}, "trained with data.train_transf"),
+    "a length twice": (
+        {"data__train_transform": {"crop": "native", "max_tokens": [8, 8]}},
+        "max_tokens: [8, 8]; list each length once",
+    ),
+    "sizes of squares": ({"data__resolution": [[0, 4]]}, "give a list of lengths as data.train_transform.max_tokens"),
     "length of another": (
         {"data__eval_transform": {"resize": "squash", "max_tokens": 5}},
         "max_tokens belongs to resize: native",

@@ -96,7 +96,10 @@ def test_mfu_is_of_the_model_without_recomputation() -> None:
 def test_mfu_counts_the_images_that_were_trained(clock: list[float]) -> None:
     """One step of small images and one of large ones, each of 64 images in a second on 4 devices."""
     sink = Lines()
-    watched = make(sink, peak_flops=1e12, flops_per_image=7e9, flops_by_tiling={(96, 8): 1e9, (224, 8): 5e9})  # type: ignore[arg-type]
+    by_tiling = {
+        frozenset({"image_size": side, "patch_size": 8}.items()): flops for side, flops in ((96, 1e9), (224, 5e9))
+    }
+    watched = make(sink, peak_flops=1e12, flops_per_image=7e9, flops_by_tiling=by_tiling)  # type: ignore[arg-type]
     for step, side in ((1, 96), (2, 224)):
         clock[0] += 1.0
         watched.step(step, step * 64, {**VALUES, "image_size": side, "patch_size": 8}, OwnTimes([0.0] * 4, [0.1] * 4))
