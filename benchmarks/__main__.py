@@ -63,6 +63,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "dedup": Benchmark(("--test", "10", "--others", "40", "--million", "10000"), photos="--images"),
     "plan": Benchmark(()),
     "transfer": Benchmark(("--out", "runs/transfer_quick", "--quick"), photos="--photos", by_name=True),
+    "restart": Benchmark(("--tiny",), by_name=True),
     "conformance": Benchmark(("--systems", "ours", "--laws", "once", "ranks"), by_name=True),
     "foundation": Benchmark(("--per-class", "2", "--epochs", "1", "--size", "28"), photos="--photos", by_name=True),
 }

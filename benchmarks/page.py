@@ -105,6 +105,28 @@ def dedup(result: Mapping[str, Any]) -> Rows:
     yield "test images, each planted once per change", str(result["num_test"])
 
 
+def restart(result: Mapping[str, Any]) -> Rows:
+    """A row for each figure, with a column for each of the two ways."""
+    ways = list(result["variants"].values())
+
+    def row(title: str, cell: Callable[[Mapping[str, Any]], str]) -> tuple[str, ...]:
+        return (title, *(cell(way) for way in ways))
+
+    yield row("faults, of them lost nodes", lambda way: f"{way['faults']}, {way['of_nodes']}")
+    yield row("**mean time lost by a fault**", lambda way: f"**{way['lost_s']:.1f} s**")
+    yield row(
+        "least and most time lost", lambda way: f"{min(way['lost_s_by_fault'])} s, {max(way['lost_s_by_fault'])} s"
+    )
+    yield row("mean time in the queue", lambda way: f"{way['parts'].get('queue', 0) / way['faults']:.1f} s")
+    yield row("mean training repeated", lambda way: f"{way['parts'].get('repeated', 0) / way['faults']:.1f} s")
+    yield row("goodput under these faults", lambda way: f"{way['goodput']:.1%}")
+    yield row("steps, repeated steps", lambda way: f"{way['steps']:,}, {way['repeated_steps']:,}")
+    yield row("every loss and batch as without faults", lambda way: "to the last bit" if way["bit_identical"] else "no")
+    yield "**time lost in the allocation / requeued**", f"**{result['ratio']:.2f}**", ""
+    began, ended = result["load_averages"]
+    yield "load average at the start and the end", f"{began}, {ended}", ""
+
+
 def nothing(result: Mapping[str, Any]) -> Rows:
     """No rows: this benchmark writes its own page."""
     yield from ()
@@ -148,6 +170,17 @@ SECTIONS: dict[str, Section] = {
         "The plan compared with published trainings; the tables are on its page ([plan](plan.md)).", (), nothing
     ),
     "transfer": Section("Pretraining and transfer at a small scale; the tables are on another page.", (), nothing),
+    "restart": Section(
+        "Time that a fault costs a job on Slurm, in its allocation and with `RESTART_IN_PLACE=off` "
+        "([restarts](restart.md)). A Slurm with four nodes on this machine, two CPU ranks, and from one seeded list a "
+        "rank or a node killed every 30 s, or half that time after training has begun again. The job in the allocation "
+        "has two spare nodes and fast checkpoints every 5 steps; both save to the shared disk every 10 s. The node "
+        "of the batch shell is spared, and a killed node boots after 20 s. All nodes are idle, so the time in the "
+        "queue is only Slurm's own wait before a requeued job may start (120 s by default). Numbers of failures that "
+        "exclude a node are not limited; all other settings are the defaults.",
+        ("", "in the allocation", "requeued"),
+        restart,
+    ),
     "conformance": Section("Data loaders under the same laws; the tables are on another page.", (), nothing),
     "foundation": Section("A released foundation model, probed and fine-tuned; likewise.", (), nothing),
 }

@@ -18,6 +18,7 @@ from pretrain.engine.timesheet import BEGIN, END, LOST, SHUTDOWN, STARTUP
 RUNNING = "running"
 UNKNOWN_END = "killed, or its machine failed: the start left no verdict"
 LOCAL = "local"
+CLOCK_MS = 1000  # the kernel's time of a process's beginning may be earlier than that of the line before it
 
 
 @dataclass
@@ -131,7 +132,9 @@ def _of_jobs(attempts: Sequence[Attempt], jobs: Sequence[starts.Start | starts.E
         own = [
             one
             for one in attempts
-            if one.job == job and one.began_ms >= began_ms and (until_ms is None or one.began_ms < until_ms)
+            if one.job == job
+            and began_ms <= one.began_ms + CLOCK_MS
+            and (until_ms is None or one.began_ms + CLOCK_MS < until_ms)
         ]
         end = next((entry for entry in jobs if isinstance(entry, starts.End) and _ends(entry, start, until_ms)), None)
         for attempt in own:
@@ -153,9 +156,10 @@ def _ends(entry: starts.End, start: starts.Start, until_ms: int | None) -> bool:
 
 
 def _add_end(attempt: Attempt, end: starts.End) -> None:
-    """The time from the end of the training to that of its Slurm step, and cause and place if only Slurm knows them."""
+    """The time from the end of the training to that of its Slurm step, and the first failure as the job found it."""
     left = max(0, round(1000 * end.time) - attempt.ended_ms)
     attempt.add(LOST if attempt.outcome in (CRASH, HANG) else SHUTDOWN, left)
-    if attempt.cause == UNKNOWN_END:
-        attempt.cause = end.reason if end.failure is None else end.failure.error
-        attempt.where = "" if end.failure is None else end.failure.place
+    if end.failure is not None and attempt.outcome in (CRASH, HANG):
+        attempt.cause, attempt.where = end.failure.error, end.failure.place
+    elif attempt.cause == UNKNOWN_END:
+        attempt.cause, attempt.where = end.reason, ""

@@ -14,6 +14,7 @@ from pretrain.engine.crashes import CRASH, Crash
 _EXITED = re.compile(r"Exited with exit code (\d+)")
 # srun's messages about a step, as of Slurm 20 to 25.
 _TASKS_ENDED = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (.+)")
+_NO_END = "srun: error: Timed out waiting for job step to complete"
 _NODE_FAILED = re.compile(r"srun: error: (?:Node failure on|Task launch for \S+ failed on node) ([^\s:]+)")
 
 
@@ -43,6 +44,11 @@ def read_task_end(line: str, time: float) -> TaskEnd | None:
     if (found := _NODE_FAILED.match(line)) is not None:
         return TaskEnd(found[1], (), "the node failed", time)
     return None
+
+
+def gives_up(line: str) -> bool:
+    """Whether srun says in this line that it leaves although some ranks have not ended."""
+    return line.startswith(_NO_END)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -101,7 +107,7 @@ class Evidence:
         ends: what srun said about its tasks, in order.
         silent: the ranks for whose silence the step was stopped.
         silent_since: seconds since the epoch of their last beat.
-        lost: nodes that do not answer any more.
+        lost: nodes that did not end their ranks, or do not answer any more.
         crashes: the ranks' own reports, the first one first.
         beats: the newest of all ranks.
         step: the newest step that was logged.

@@ -90,8 +90,11 @@ def next_action(failures: Sequence[Failure], now: Situation, limits: Limits) -> 
     layout = largest_layout(worlds, len(fit), now.ranks_per_node)
     if layout is None:
         return Action("requeue", f"{last}; too few nodes are left", excluded=excluded)
-    # Nodes without failures first; among them those in use, whose caches are warm, before spare ones.
-    ordered = sorted(fit, key=lambda node: (counts[node], node not in now.used, now.nodes.index(node)))
+    # The others stay, which have the fast checkpoint; the one that failed is replaced by one with fewer failures.
+    stay = set(now.used) - {last.node}
+    ordered = sorted(
+        fit, key=lambda node: (node not in stay, counts[node], node not in now.used, now.nodes.index(node))
+    )
     chosen = set(ordered[: layout.num_nodes])
     return Action("restart", str(last), layout, tuple(node for node in now.nodes if node in chosen), excluded)
 

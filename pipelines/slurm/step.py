@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pipelines.slurm.diagnosis import Silence, TaskEnd, read_task_end
+from pipelines.slurm.diagnosis import Silence, TaskEnd, gives_up, read_task_end
 from pretrain import threads
 from pretrain.distributed.heartbeats import Beat, read_beats
 from pretrain.distributed.watchdog import ANSWER_S, within
@@ -32,6 +32,7 @@ class Step:
 
     def __init__(self, words: Sequence[str], environment: Mapping[str, str]) -> None:
         self.ends: list[TaskEnd] = []
+        self.gave_up = False  # srun has left although some ranks had not ended
         self.process = subprocess.Popen(words, env={**os.environ, **environment}, stderr=subprocess.PIPE)
         self._reader = threads.start("srun", self._read)
 
@@ -55,7 +56,9 @@ class Step:
                     sys.stderr.buffer.write(content)
                     sys.stderr.buffer.flush()
                 *lines, line = (line + content).split(b"\n")
-                ends = [read_task_end(each.decode(errors="replace"), time.time()) for each in lines]
+                texts = [each.decode(errors="replace") for each in lines]
+                self.gave_up = self.gave_up or any(map(gives_up, texts))
+                ends = [read_task_end(text, time.time()) for text in texts]
                 self.ends += [end for end in ends if end is not None]
 
 

@@ -128,7 +128,8 @@ class Supervisor:
         ended_at, ends = time.time(), watch.step.ends
         silent_for = max((time.monotonic() - at for _, at in watch.silent), default=0.0)
         told = {each.node for each in ends if each.ranks}
-        suspects = [node for node in nodes if node not in told] if watch.was_abandoned or ends or watch.silent else []
+        is_open = watch.was_abandoned or watch.step.gave_up
+        suspects = [node for node in nodes if node not in told] if is_open or ends or watch.silent else []
         self.lost = unreachable(suspects)
         return diagnose(
             Evidence(
@@ -136,7 +137,7 @@ class Supervisor:
                 ends=ends,
                 silent=[beat for beat, _ in watch.silent],
                 silent_since=ended_at - silent_for,
-                lost=self.lost,
+                lost=self.lost or (suspects if is_open else ()),  # one that has booted meanwhile answers again
                 crashes=self._reports(),
                 beats=watch.beats,
                 step=self._newest_step(),

@@ -2,7 +2,7 @@
 
 Everything runs in namespaces of its own. The processes share one PID namespace, so that the end of its first process
 ends every daemon and every job, also when the tests are killed; /etc/hosts is replaced in a mount namespace only, so
-that nothing is ever written below /etc.
+that nothing is ever written below /etc. Each node has a /dev/shm of its own, whose content is lost with the node.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SlurmctldPort={controller_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=5
+AuthInfo=socket={folder}/munge.socket,cred_expire={requeue_s}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -86,7 +86,8 @@ slurmctld -D -f "$SLURM_CONF" >/dev/null 2>&1 &
 for node in $NODES; do
     while :; do
         [ -e "$FOLDER/down-$node" ] ||
-            unshare --uts sh -c "hostname $node && exec slurmd -D -f '$SLURM_CONF' -N $node" || true
+            unshare --uts --mount sh -c "hostname $node && mount -t tmpfs memory /dev/shm &&
+                exec slurmd -D -f '$SLURM_CONF' -N $node" || true
         sleep 0.2
     done >/dev/null 2>&1 &
 done
@@ -106,11 +107,18 @@ def missing() -> str | None:
 
 
 class Cluster:
-    """The running Slurm; commands are given as a user on the login node gives them."""
+    """The running Slurm; commands are given as a user on the login node gives them.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: for its files.
+        num_nodes: its nodes.
+        requeue_s: seconds that a requeued job waits at least; Slurm's default is 120.
+    """
+
+    def __init__(self, folder: Path, *, num_nodes: int = NODES, requeue_s: int = 5) -> None:
         self.folder = folder
-        self.nodes = [f"node{number}" for number in range(1, NODES + 1)]
+        self.nodes = [f"node{number}" for number in range(1, num_nodes + 1)]
+        self._requeue_s = requeue_s
         self.site = folder / "site.sh"
         self._write_files()
         variables = {"FOLDER": str(folder), "SLURM_CONF": str(self.configuration), "NODES": " ".join(self.nodes)}
@@ -245,8 +253,8 @@ class Cluster:
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        ports = iter(_free_ports(NODES + 1))
-        text = CONFIGURATION.format(folder=self.folder, controller_port=next(ports))
+        ports = iter(_free_ports(len(self.nodes) + 1))
+        text = CONFIGURATION.format(folder=self.folder, controller_port=next(ports), requeue_s=self._requeue_s)
         hosts = "127.0.0.1 localhost controller\n"
         for number, node in enumerate(self.nodes):
             address = f"127.0.0.{11 + number}"
@@ -255,7 +263,7 @@ class Cluster:
         self.configuration.write_text(text)
         (self.folder / "hosts").write_text(hosts)
         devices = f"{self.folder}/devices/nvidia[0-{GPUS_PER_NODE - 1}]"
-        gres = f"AutoDetect=off\nNodeName=node[1-{NODES}] Name=gpu File={devices}\n"
+        gres = f"AutoDetect=off\nNodeName=node[1-{len(self.nodes)}] Name=gpu File={devices}\n"
         (self.folder / "gres.conf").write_text(gres)
 
 

@@ -53,8 +53,9 @@ class World:
         with open(RunFolder(self.run).timesheet, "a") as file:
             file.write(json.dumps(content) + "\n")
 
-    def begin(self, startup: int, load: int, from_step: int) -> None:
-        began, self.start = self.now, self.start + 1
+    def begin(self, startup: int, load: int, from_step: int, *, early: int = 0) -> None:
+        """A start whose process began ``early`` milliseconds sooner, by the kernel's clock."""
+        began, self.start = self.now - early, self.start + 1
         about = {"job_id": self.job[0], "restart_count": self.job[1], "world_size": RANKS, "host": "n1"}
         self.step = 0
         self.line("begin", began_ms=began, seen_before_ms=self.seen, **about)
@@ -194,6 +195,25 @@ def test_jobs_of_slurm(tmp_path: Path) -> None:
     rows = attempt_rows(account, price=2.0)
     assert sum(float(row[-2]) for row in rows) == pytest.approx(of_ranks / 3_600_000, abs=0.0002), "GPU-hours"
     assert sum(float(row[-1]) for row in rows) == pytest.approx(2 * of_ranks / 3_600_000, abs=0.02), "money"
+
+
+def test_restarts_in_the_allocation(tmp_path: Path) -> None:
+    """The processes begin milliseconds after the job's line, by a clock of the kernel that is less exact than that."""
+    world, lost = World(tmp_path), starts.Failure("n2", None, 1, "the node does not answer", True, 0.0, 0.0)
+    world.slurm_start(("7", 0), 4_000)
+    world.begin(20_000, 0, from_step=0)
+    world.train(1_000, 9_000)
+    world.die(3_000)
+    report_crash(world.run, 1, Crash("crash", 0, "n1", 1, "step", "RuntimeError: closed by peer", world.now))
+    world.slurm_end("crash", str(lost), "lost", 2_000, lost)
+    world.slurm_start(("7", 1), 0)
+    world.begin(20_000, 0, from_step=0, early=60)
+    world.train(1_000, 9_000)
+    world.end("complete", "all steps done", 100)
+    world.slurm_end("complete", "all steps done", "shutdown", 400)
+    account = account_of(world)
+    assert [(one.where, one.cause) for one in account.incidents] == [("n2", "the node does not answer")]
+    assert len(account.attempts) == 2 and "unexplained" not in account.totals
 
 
 def test_a_hang_names_the_rank_and_clocks_that_differ_are_reported(tmp_path: Path) -> None:

@@ -35,6 +35,13 @@ def test_a_spare_node_replaces_the_one_that_failed() -> None:
     assert action.excluded == () and "rank 1 on node2: Killed (after step 23)" in action.reason
 
 
+def test_the_nodes_that_did_not_fail_stay() -> None:
+    """They have the fast checkpoint; with two nodes replaced, it would be lost."""
+    failures = [elsewhere(11, "node1"), elsewhere(15, "node3"), FAILED]
+    action = next_action(failures, NOW, LIMITS)
+    assert action.nodes == ("node1", "node4"), "node1 has failed before, and trained again since"
+
+
 def test_without_spare_nodes_it_stays_where_it_was() -> None:
     action = next_action([FAILED], replace(NOW, nodes=("node1", "node2")), LIMITS)
     assert (action.kind, action.nodes, action.excluded) == ("restart", ("node1", "node2"), ())

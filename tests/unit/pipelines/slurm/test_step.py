@@ -55,3 +55,17 @@ def test_survivors_are_stopped_in_bounded_time(
 def test_a_step_that_ends_is_left_alone(tmp_path: Path) -> None:
     watch = watched(tmp_path, sys.executable, "-c", "import sys; sys.exit(75)", looks=[])
     assert (watch.step.finish(), watch.step.ends, watch.detected_at) == (75, [], None)
+
+
+GIVES_UP = """
+import sys
+print("srun: error: node1: task 0: Exited with exit code 1", file=sys.stderr)
+print("srun: error: Timed out waiting for job step to complete", file=sys.stderr)
+sys.exit(1)
+"""
+
+
+def test_srun_leaves_ranks_that_have_not_ended(tmp_path: Path) -> None:
+    watch = watched(tmp_path, sys.executable, "-c", GIVES_UP, looks=[])
+    assert (watch.step.finish(), watch.step.gave_up, watch.was_abandoned) == (1, True, False)
+    assert [end.node for end in watch.step.ends] == ["node1"]
