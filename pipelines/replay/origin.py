@@ -13,7 +13,7 @@ from pretrain.config.loader import Resolved, load_saved
 from pretrain.engine.capture import FILE as CAPTURE
 from pretrain.engine.capture import SHAPE, captures_of, step_of_capture
 from pretrain.engine.checkpoint_folder import newest_valid, step_of
-from pretrain.engine.resume import Start
+from pretrain.engine.own_start import Start
 from pretrain.engine.state import TrainState
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.names import tell

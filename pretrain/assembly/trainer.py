@@ -26,7 +26,7 @@ from pretrain.engine.fast_saving import FastPolicy, FastTier
 from pretrain.engine.loop import Trainer
 from pretrain.engine.mirror import Mirror
 from pretrain.engine.mirror_folder import MirrorFolder
-from pretrain.engine.resume import Start
+from pretrain.engine.own_start import Start
 from pretrain.engine.retention import Retention
 from pretrain.engine.rollback import Guard
 from pretrain.engine.saving import Origin, SavePolicy

@@ -23,7 +23,7 @@ from pretrain.data.storage.index import TABLE_FILE
 from pretrain.data.storage.location import Location
 from pretrain.data.storage.objects import ObjectFolder, require_client
 from pretrain.data.storage.packed_set import LARGEST_TABLE, PackedSet, open_packed
-from pretrain.data.storage.transport import TransportError
+from pretrain.data.storage.transport import TransportError, Unreachable
 from pretrain.data.storage.transports import open_transport
 from pretrain.engine.run_folder import RunFolder
 from pretrain.errors import CheckpointError, ConfigError, DataError
@@ -124,8 +124,10 @@ def report_place(experiment: Experiment) -> list[str]:
 def report_mirror(experiment: Experiment, require: bool) -> list[str]:
     """Whether this process can write to ``checkpoint.mirror``, to which every rank uploads its slices.
 
+    A store that does not answer is left to the choice of the checkpoint, since a restart may do without it.
+
     Raises:
-        ConfigError: it cannot, and ``require`` is set. SetupError: a package is missing.
+        ConfigError: the store refuses, and ``require`` is set. SetupError: a package is missing.
     """
     address, remote = experiment.mirror_address, experiment.cluster.remote
     if address is None:
@@ -135,7 +137,7 @@ def report_mirror(experiment: Experiment, require: bool) -> list[str]:
     try:
         ObjectFolder(address, remote).check_writable()
     except DataError as error:
-        if require:
+        if require and not isinstance(error, Unreachable):
             raise ConfigError(f"checkpoint.mirror: {error}") from error
         return [f"mirror      cannot be written from here, which a run needs: {error}"]
     return [f"mirror      {address} can be written"]

@@ -8,13 +8,12 @@ the change is listed in ``resume.allow_changes``.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pretrain.config.changes import COOLDOWN_KEYS, Change, changes, refuse_another_order, refuse_changes
+from pretrain.config.changes import COOLDOWN_KEYS, changes, refuse_another_order, refuse_changes
 from pretrain.config.duration import Duration
 from pretrain.config.loader import Resolved, load_saved
 from pretrain.config.schema.base import names_of
@@ -22,42 +21,16 @@ from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.optim import Schedule
 from pretrain.data.sources import lanes_of
 from pretrain.distributed.collectives import broadcast_object, raise_together
-from pretrain.engine.checkpoint_folder import clean, newest_valid, read_marker, read_state
-from pretrain.engine.fast_resume import Found, bring, is_newer, newest_fast
+from pretrain.engine.checkpoint_folder import clean, newest_valid, read_state
+from pretrain.engine.fast_resume import Found, bring, newest_fast
 from pretrain.engine.fast_saving import FastTier
 from pretrain.engine.loop import Trainer
-from pretrain.engine.mirror_folder import DamagedCopy, MirrorFolder
+from pretrain.engine.own_start import Start, own_start
 from pretrain.engine.run_folder import try_to_record
 from pretrain.engine.session import Session
 from pretrain.engine.state import TrainState
-from pretrain.errors import CheckpointError, ConfigError, DataError, UserError
+from pretrain.errors import CheckpointError, ConfigError, UserError
 from pretrain.telemetry.metrics import read_metrics
-
-
-@dataclass(frozen=True)
-class Start:
-    """A checkpoint to continue from.
-
-    Attributes:
-        path, marker: the checkpoint.
-        is_fork: it belongs to another run.
-        changed: settings that decide the result and differ from the saved run's.
-        num_steps: length of a fork that cools down; None: as configured.
-        is_copied: ``checkpoint.mirror`` has a complete copy of it.
-        fast: the fast checkpoint that it is; None: it is on the shared disk. Each rank has its own ``path`` then.
-    """
-
-    path: Path
-    marker: dict[str, Any]
-    is_fork: bool
-    changed: tuple[Change, ...] = ()
-    num_steps: int | None = None
-    is_copied: bool = False
-    fast: Found | None = None
-
-    @property
-    def step(self) -> int:
-        return int(self.marker["step"])
 
 
 def choose_start(resolved: Resolved, session: Session, tier: FastTier | None = None) -> tuple[Resolved, Start | None]:
@@ -97,7 +70,7 @@ def choose_start(resolved: Resolved, session: Session, tier: FastTier | None = N
 
 def _find(resolved: Resolved, session: Session, tier: FastTier | None, fast: Found | None) -> Start | None:
     source, folder, say = resolved.experiment.resume.from_, session.folder, session.say
-    if (own := _own_start(resolved.experiment, session, fast)) is not None:
+    if (own := own_start(resolved.experiment, session, fast)) is not None:
         say(f"resuming {folder.path} from {own.path}, its newest complete checkpoint")
         return own
     if tier is not None and fast is not None:
@@ -114,64 +87,6 @@ def _find(resolved: Resolved, session: Session, tier: FastTier | None, fast: Fou
     given = resolved.experiment.init.from_
     say(f"no checkpoint in {folder.path}: starting from {given if given is not None else 'the seed'}")
     return None
-
-
-def _own_start(experiment: Experiment, session: Session, fast: Found | None) -> Start | None:
-    """The newest intact checkpoint in the run folder or its mirror, from which a newer one is downloaded.
-
-    None if there is none, or none that is newer than the fast one.
-
-    Raises:
-        CheckpointError: there are checkpoints but none is intact, or the mirror cannot be read.
-    """
-    folder, say, mirror = session.folder.checkpoints, session.say, MirrorFolder.of(experiment)
-
-    def on_disk(copies: list[int]) -> tuple[Path, dict[str, Any]] | None:
-        def wanted(path: Path) -> bool:
-            return is_newer(lambda: (read_marker(path), read_state(path)), fast)
-
-        return newest_valid(folder, say, wanted=wanted, or_none=bool(copies) or fast is not None)
-
-    if mirror is None:
-        found = on_disk([])
-        return None if found is None else Start(*found, is_fork=False)
-    try:
-        copies = _newer_copies(mirror, fast)
-        found = on_disk(copies)
-        for step in copies:
-            if found is not None and step < found[1]["step"]:
-                break
-            if found is not None and step == found[1]["step"]:
-                return Start(*found, is_fork=False, is_copied=mirror.has(step, found[1]))
-            if (fetched := _fetched(mirror, step, folder, say)) is not None:
-                return Start(*fetched, is_fork=False, is_copied=True)
-    except DataError as error:
-        raise CheckpointError(f"checkpoint.mirror: {error}") from error
-    if found is None and copies and fast is None:
-        raise CheckpointError(
-            f"none of the {len(copies)} checkpoints in {mirror.address} is intact, and the run folder has none: "
-            "restore one, or start again under another name"
-        )
-    return None if found is None else Start(*found, is_fork=False)
-
-
-def _newer_copies(mirror: MirrorFolder, fast: Found | None) -> list[int]:
-    """Steps of the complete copies that are newer than the fast checkpoint, the newest first."""
-    steps = mirror.complete()
-    return [step for step in steps if is_newer(lambda step=step: (mirror.marker(step), mirror.state(step)), fast)]
-
-
-def _fetched(
-    mirror: MirrorFolder, step: int, folder: Path, say: Callable[[str], None]
-) -> tuple[Path, dict[str, Any]] | None:
-    """A checkpoint that was downloaded and verified; None if its copy is damaged, which is reported."""
-    try:
-        began, found = time.monotonic(), mirror.fetch(step, folder)
-        say(f"step {step}: downloaded from {mirror.address} in {time.monotonic() - began:.2f} s")
-        return found
-    except DamagedCopy as error:
-        say(f"{error}: passed over")
-        return None
 
 
 def _accept_changes(resolved: Resolved, start: Start, say: Callable[[str], None]) -> Start:

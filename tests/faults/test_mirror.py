@@ -192,6 +192,36 @@ def test_a_store_that_does_not_answer_is_not_an_empty_one(
     assert "checkpoint.mirror: s3://copies/deep/run/checkpoints" in outcome["reason"]
 
 
+def test_a_store_that_is_away_stops_no_restart(digits: None, pool2: Pool, tmp_path: Path) -> None:
+    """The server is stopped: the run folder counts, then a fast checkpoint; without either the start is refused."""
+    node = tmp_path / "node"
+    node.mkdir()
+    fast = f"checkpoint.fast={{folder: {node}, every: 1 steps, peers: 0}}"
+    straight = pool2.run(job, str(tmp_path / "straight"), [])[0]
+    assert straight["outcome"] == "complete"
+    with s3_server() as endpoint:
+        client_of(endpoint).create_bucket(Bucket=BUCKET)
+        where = f"cluster.remote={{s3_endpoint: {endpoint}, attempts: 2, timeout_s: 20}}"
+        settings = [f"checkpoint.mirror=s3://{BUCKET}/deep/", where, fast, "checkpoint.asynchronous=false"]
+        first = pool2.run(with_credentials, str(tmp_path), settings, Faults(stop_at=(6, 0)))[0]
+        assert first["step"] == 6 and said(first, "step 6: copied to"), first["said"]
+    second = pool2.run(with_credentials, str(tmp_path), settings, Faults(crash_at=9))[0]
+    assert said(second, "warning:", "did not answer at a start", "start 1 of this run without it", "step 6 is the")
+    assert said(second, "resuming", "step-00000006, its newest complete checkpoint"), second["said"]
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    third = pool2.run(with_credentials, str(tmp_path), settings, Faults(stop_at=(10, 0)))[0]
+    assert said(third, "start 2 of this run without it") and said(third, "from the fast checkpoint of step 8")
+    assert third["step"] == 10, third["said"]
+    problems = [event.get("problem", "") for event in read_events(tmp_path / "run/history.jsonl")]
+    assert sum("did not answer at a start" in problem for problem in problems) == 2
+    assert curve(tmp_path / "run") == {
+        step: values for step, values in curve(tmp_path / "straight/run").items() if step <= 10
+    }
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    nothing = pool2.run(with_credentials, str(tmp_path), settings, NONE)[0]
+    assert nothing["outcome"] == "CheckpointError" and "has a checkpoint, and the mirror may have" in nothing["reason"]
+
+
 @pytest.mark.slow
 def test_killed_during_an_upload(digits: None, command: Commands, tmp_path: Path, place: Place) -> None:
     """Rank 1 waits for the store with its slices of step 8, rank 0 has uploaded its own."""

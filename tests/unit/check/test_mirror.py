@@ -48,8 +48,10 @@ def test_credentials_that_are_refused() -> None:
             report_mirror(experiment("s3://copies", store.url), True)
 
 
-def test_a_machine_without_the_network_says_so() -> None:
-    (line,) = report_mirror(experiment("s3://copies"), False)
+@pytest.mark.parametrize("is_start", [False, True])
+def test_a_machine_without_the_network_says_so(is_start: bool) -> None:
+    """A start does not refuse it: it may have a checkpoint at hand."""
+    (line,) = report_mirror(experiment("s3://copies"), is_start)
     assert line.startswith("mirror      cannot be written from here, which a run needs: s3://copies/run/checkpoints")
 
 
