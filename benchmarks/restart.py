@@ -1,4 +1,4 @@
-"""What a fault costs a job on Slurm: restarted in its allocation, and requeued, under the same faults.
+"""The cost of a fault to a job on Slurm: restarted in its allocation, and requeued, under the same faults.
 
     tests/slurm/with_slurm.sh python -m benchmarks.restart                       # about half an hour
     tests/slurm/with_slurm.sh python -m benchmarks.restart --minutes 2 --requeues 1

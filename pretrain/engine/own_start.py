@@ -1,6 +1,6 @@
 """The newest checkpoint of a run itself: in its folder, in its mirror, or on the nodes.
 
-A mirror that does not answer stops no restart that has an intact checkpoint at hand; this is reported and counted.
+A mirror that does not answer stops no restart that has an intact checkpoint available; this is reported and counted.
 """
 
 from __future__ import annotations

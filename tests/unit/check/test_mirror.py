@@ -50,7 +50,7 @@ def test_credentials_that_are_refused() -> None:
 
 @pytest.mark.parametrize("is_start", [False, True])
 def test_a_machine_without_the_network_says_so(is_start: bool) -> None:
-    """A start does not refuse it: it may have a checkpoint at hand."""
+    """A start does not refuse it: it may have a checkpoint available."""
     (line,) = report_mirror(experiment("s3://copies"), is_start)
     assert line.startswith("mirror      cannot be written from here, which a run needs: s3://copies/run/checkpoints")
 
