@@ -113,6 +113,7 @@ def restart(result: Mapping[str, Any]) -> Rows:
         return (title, *(cell(way) for way in ways))
 
     yield row("faults, of them lost nodes", lambda way: f"{way['faults']}, {way['of_nodes']}")
+    yield row("faults that came late, since it did not train yet", lambda way: str(way["late"]))
     yield row("**mean time lost by a fault**", lambda way: f"**{way['lost_s']:.1f} s**")
     yield row(
         "least and most time lost", lambda way: f"{min(way['lost_s_by_fault'])} s, {max(way['lost_s_by_fault'])} s"
