@@ -82,6 +82,9 @@ def test_a_lost_pair_costs_the_steps_since_the_save_to_the_shared_disk(
     pids = stopped(cluster, job, tmp_path, ranks=4, at_step=33)
     pair = list(starts.starts(run)[-1].nodes[1:3])
     kill(cluster, pair, [pids[0], pids[3]])
+    cluster.until(lambda: len(starts.starts(run)) == 2, "the restart", job)
+    for node in pair:  # Slurm waits for them at the end of the job
+        cluster.boot_node(node)
     record = cluster.wait(job, timeout_s=600)
     log = cluster.log(job)
     assert (record["JobState"], record["Restarts"]) == ("COMPLETED", "0"), log
