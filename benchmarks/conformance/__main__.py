@@ -5,7 +5,7 @@
     python -m benchmarks.conformance --systems ours grain --laws resume seek
 
 A run that measures some cells keeps the others with their date. Sets, states and logs are in a temporary folder, or in
---work. Every run of a loader has a time limit, so that one that hangs costs one cell.
+--work. Every run of a loader has a limit of CPU seconds, and one that hangs costs one cell.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.conformance.cells import Cell
 from benchmarks.conformance.loaders import SYSTEMS
 from benchmarks.conformance.loaders.laws import LAWS
-from benchmarks.conformance.loaders.system import LIMIT_S, NotInstalledError, System, TooSlowError
+from benchmarks.conformance.loaders.system import LIMIT_CPU_S, NotInstalledError, System, TooSlowError
 from benchmarks.conformance.results import keep
 from pipelines.terminal.arguments import program_parser
 
@@ -47,10 +47,11 @@ def run(options: argparse.Namespace, work: Path) -> None:
             continue
         with contextlib.closing(system):
             for law in options.laws:
-                began = time.monotonic()
+                began, used = time.monotonic(), system.cpu_s
                 cell = measure(system, law)
                 seconds = time.monotonic() - began
-                keep(name, system.facts, law, cell, seconds=seconds, load_average=os.getloadavg()[0])
+                cost = {"seconds": seconds, "cpu_seconds": system.cpu_s - used, "load_average": os.getloadavg()[0]}
+                keep(name, system.facts, law, cell, cost)
                 print(f"{name:<14}{law:<16}{cell.verdict:<14}{seconds:5.0f} s  {cell.seen}", flush=True)
 
 
@@ -59,7 +60,7 @@ def main() -> int:
     parser = program_parser("python -m benchmarks.conformance", __doc__)
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
     parser.add_argument("--laws", nargs="+", choices=list(LAWS), default=list(LAWS))
-    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds that one run of a loader may take")
+    parser.add_argument("--limit", type=float, default=LIMIT_CPU_S, help="CPU seconds that one run may use")
     parser.add_argument("--work", type=Path, help="folder that is kept, for looking at logs")
     options = parser.parse_args()
     if options.work is not None:

@@ -24,18 +24,14 @@ def load() -> dict[str, Any]:
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"loaders": {}}
 
 
-def keep(system: str, facts: Mapping[str, Any], law: str, cell: Cell, *, seconds: float, load_average: float) -> None:
-    """Stores a cell and writes the page; several runs may do so at once."""
+def keep(system: str, facts: Mapping[str, Any], law: str, cell: Cell, cost: Mapping[str, float]) -> None:
+    """Stores a cell and its cost, and writes the page; several runs may do so at once."""
     with Path(__file__).open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         results = load()
         results["machine"] = machine()
         cells = results["loaders"].get(system, {}).get("cells", {})
-        measured = {
-            "date": time.strftime("%Y-%m-%d"),
-            "seconds": round(seconds, 1),
-            "load_average": round(load_average, 1),
-        }
+        measured = {"date": time.strftime("%Y-%m-%d"), **{name: round(value, 1) for name, value in cost.items()}}
         seen = {**asdict(cell), "seen": without_folders(cell.seen)}
         results["loaders"][system] = {**facts, "cells": cells | {law: seen | measured}}
         _write(RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")

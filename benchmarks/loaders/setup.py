@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +24,8 @@ PACKAGES = {
     "torchdata": ["torchdata>=0.11"],
     "datasets": ["datasets>=4", "fsspec[http]", "torchdata>=0.11"],
     "spdl": ["spdl>=0.1"],
+    "timm": ["timm>=1.0", "webdataset>=1.0"],
+    "energon": ["megatron-energon>=7"],
     "dali": ["nvidia-dali-cuda130>=1.40"],  # runs on the CPU too
 }
 
@@ -57,14 +60,16 @@ def make_environment(name: str, packages: list[str]) -> bool:
     return done.returncode == 0
 
 
-def main() -> int:
-    """Creates every environment and reports which are there."""
+def main(names: Sequence[str]) -> int:
+    """Creates the named environments, or all of them, and reports which could be installed."""
+    if unknown := sorted(set(names) - set(PACKAGES)):
+        sys.exit(f"error: no such environment: {', '.join(unknown)}; there are: {', '.join(PACKAGES)}")
     FOLDER.mkdir(exist_ok=True)
-    for name, packages in PACKAGES.items():
-        good = make_environment(name, packages)
+    for name in names or PACKAGES:
+        good = make_environment(name, PACKAGES[name])
         print(f"{name:<12}{'installed' if good else f'cannot be installed: see {failure_of(name)}'}", flush=True)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

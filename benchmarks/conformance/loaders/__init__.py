@@ -11,4 +11,6 @@ SYSTEMS = {  # name of the adapter and its environment → name in the table, in
     "torchdata": "torchdata.nodes",
     "dali": "DALI's reader",
     "spdl": "SPDL",
+    "energon": "Megatron-Energon",
+    "timm": "timm's reader",
 }

@@ -25,4 +25,10 @@ LESSONS: dict[str, str] = {
     "spdl": "a sampler that knows the seed and the epoch is enough for equal batches at any ranks and workers. An item "
     "that fails is dropped and the pipeline continues, so after a killed worker most of the epoch is missing. Ours "
     "makes the missing batches again, and limits the share of bad samples.",
+    "energon": "slices of shards are dealt out to ranks by samples, so that uneven shards give equal ranks without "
+    "repetitions. Its command keeps the offsets of all members, and a shard that has become shorter is an error that "
+    "names it. Its order is that of ranks × workers, which has to stay the same; ours depends on neither.",
+    "timm": "training counts samples instead of shards, so that each rank has the same number of batches; with uneven "
+    "shards, two of five draws are repetitions, and some samples are in neither of two epochs. A sample that cannot be "
+    "decoded is a warning that does not name it.",
 }

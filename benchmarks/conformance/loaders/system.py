@@ -21,10 +21,11 @@ import psutil
 from benchmarks.conformance.loaders import tars
 from benchmarks.conformance.loaders.job import Job
 from benchmarks.conformance.loaders.outcomes import Outcome, read_rank
+from benchmarks.conformance.loaders.progress import PATIENCE_S, Progress, effort_of
 from benchmarks.loaders.setup import ROOT, failure_of, python_of
 
-LIMIT_S = 600  # of one run
-IDLE_S, IDLE_CPU_S = 60, 0.1  # ranks that use less than this much processor time for this long are hung
+LIMIT_CPU_S = 600  # of one run: CPU seconds, since a busy machine has no say in them
+CONVERSION_S = 3600
 OWN = "ours"
 
 
@@ -33,7 +34,7 @@ class NotInstalledError(Exception):
 
 
 class TooSlowError(Exception):
-    """The limit ended ranks that were still working: this says something about the machine, not about the loader."""
+    """The limit ended ranks that were still drawing batches."""
 
 
 class System:
@@ -43,13 +44,17 @@ class System:
         name: of its adapter.
         work: folder for its sets and states.
         data: folder of the tars.
-        limit_s: of one run.
+        limit_cpu_s: CPU seconds of one run.
+
+    Attributes:
+        cpu_s: CPU seconds of all runs so far.
     """
 
-    def __init__(self, name: str, work: Path, data: Path, limit_s: float = LIMIT_S) -> None:
-        self.name, self._work, self._data, self._limit_s = name, work / name, data, limit_s
+    def __init__(self, name: str, work: Path, data: Path, limit_cpu_s: float = LIMIT_CPU_S) -> None:
+        self.name, self._work, self._data, self._limit_cpu_s = name, work / name, data, limit_cpu_s
         self._python = Path(sys.executable) if name == OWN else python_of(name)
         self._outcomes: dict[str, Outcome] = {}
+        self.cpu_s = 0.0
         if not self._python.exists() or (name != OWN and failure_of(name).exists()):
             raise NotInstalledError(f"{name}: not installed: make bench-setup")
         self._work.mkdir(parents=True, exist_ok=True)
@@ -78,13 +83,21 @@ class System:
         shutil.copytree(self.folder(name), copy)
         return copy
 
-    def run(self, *sets: str, folders: tuple[str, ...] = (), world: int = 1, **settings: Any) -> Outcome:
+    def run(
+        self,
+        *sets: str,
+        folders: tuple[str, ...] = (),
+        world: int = 1,
+        patience_s: float = PATIENCE_S,
+        **settings: Any,
+    ) -> Outcome:
         """Runs a job on all ranks; the same one only once.
 
         Args:
             sets: names of the sets.
             folders: where they are, if not in ``folder``.
             world: ranks.
+            patience_s: seconds without a batch after which idle ranks are hung.
             settings: the other fields of ``Job``.
         """
         job = Job(
@@ -97,7 +110,7 @@ class System:
         )
         key = job.dumps()
         if key not in self._outcomes:
-            self._outcomes[key] = self._run(job)
+            self._outcomes[key] = self._run(job, Progress(patience_s))
         return self._outcomes[key]
 
     def forget(self, outcome: Outcome) -> None:
@@ -110,11 +123,11 @@ class System:
             _end(self._server.pid)
             self._server.wait()
 
-    def _run(self, job: Job) -> Outcome:
+    def _run(self, job: Job, progress: Progress) -> Outcome:
         port = _free_port()
         started = [self._start(replace(job, rank=rank), port) for rank in range(job.world)]
         try:
-            self._wait(started)
+            self._wait(started, progress)
             ended = [not _is_running(process) for process in started]
         finally:
             for process in started:
@@ -122,23 +135,24 @@ class System:
         ranks = [read_rank(*self._files(rank)[1:]) for rank in range(job.world)]
         return Outcome([replace(rank, died=has and not rank.done) for rank, has in zip(ranks, ended, strict=True)])
 
-    def _wait(self, started: list[int]) -> None:
-        """Waits until all ranks have ended, or all of them are idle.
+    def _wait(self, started: list[int], progress: Progress) -> None:
+        """Waits until all ranks have ended, or hang.
 
         Raises:
             TooSlowError: neither happened within the limit.
         """
-        began = since = time.monotonic()
-        last = -1.0
-        while time.monotonic() - began < self._limit_s:
-            running = [process for process in started if _is_running(process)]
-            used = sum(map(_cpu_seconds, running))
-            if not running or (last >= 0 and time.monotonic() - since > IDLE_S):
-                return
-            if abs(used - last) > IDLE_CPU_S:
-                last, since = used, time.monotonic()
-            time.sleep(0.2 if time.monotonic() - began < 5 else 1.0)
-        raise TooSlowError(f"a run took longer than the limit of {self._limit_s:.0f} s")
+        began, outcomes, used = time.monotonic(), [self._files(rank)[1] for rank in range(len(started))], 0.0
+        try:
+            while running := [process for process in started if _is_running(process)]:
+                effort = effort_of(running, outcomes)
+                used = max(used, effort.cpu_s)
+                if progress.is_hung(effort):
+                    return
+                if used > self._limit_cpu_s:
+                    raise TooSlowError(f"a run used more than the limit of {self._limit_cpu_s:.0f} CPU seconds")
+                time.sleep(0.2 if time.monotonic() - began < 5 else 1.0)
+        finally:
+            self.cpu_s += used
 
     def _start(self, job: Job, port: int) -> int:
         asked, out, log = self._files(job.rank)
@@ -200,7 +214,7 @@ class System:
             check=False,
             cwd=self._work,
             env=self._environment(),
-            timeout=2 * self._limit_s,
+            timeout=CONVERSION_S,
         )
         if done.returncode:
             raise RuntimeError(f"{self.name}: {what} failed: {done.stderr[-2000:]}")
@@ -224,14 +238,3 @@ def _is_running(process: int) -> bool:
         return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def _cpu_seconds(process: int) -> float:
-    """Of a process and those below it."""
-    total = 0.0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        own = psutil.Process(process)
-        for one in (own, *own.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                total += sum(one.cpu_times()[:4])
-    return total

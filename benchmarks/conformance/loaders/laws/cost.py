@@ -22,7 +22,7 @@ def memory(system: System) -> Cell:
     good = last - warm < GROWTH_MIB
     return Cell(
         "holds" if good else "fails",
-        f"{warm:.0f} MiB after {WARM} batches, {last:.0f} MiB after {batch:,} (+{last - warm:.0f})",
+        f"{warm:.0f} MiB after {WARM} batches, {last:.0f} MiB after {batch:,} ({last - warm:+.0f})",
     )
 
 

@@ -20,6 +20,7 @@ from tests.faulty_server import Server, folder_server, running
 VICTIM = 437  # a sample in the middle of the sixth shard
 KILL_AFTER = (3, 6, 9)
 DELAY_S = 0.02
+RETRIES_S = 300  # some wait five seconds before each try, and read every shard before the first batch
 
 
 def killed(system: System) -> Cell:
@@ -69,7 +70,7 @@ def http(system: System) -> Cell:
     if problem := first_problem({"a server without faults": healthy}):
         return Cell("not measured", problem.seen)
     with _faulty(system.folder("even")) as server:
-        outcome = system.run("even", folders=(server.url,))
+        outcome = system.run("even", folders=(server.url,), patience_s=RETRIES_S)
         requests = server.requests
     system.forget(outcome)
     missing = len(set(tars.SETS["even"].numbers) - set(outcome.counts()))
