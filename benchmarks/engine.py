@@ -136,7 +136,7 @@ def build_ours(experiment: Experiment, session: Session, backend: Backend, turns
         session=session, backend=backend, objective=objective, batches=turns, schedule=schedule_of(experiment),
         evaluate=dict, seed_step=lambda step, micro_step: None, tally=Tally(0), checkpointer=checkpointer,
         telemetry=Telemetry(sinks, session.reporter, log_every=10, work=work),
-        cadence=Cadence(turns.steps, experiment.global_batch_size), guard=Guard(20, 0),
+        cadence=Cadence(turns.steps, experiment.batches), guard=Guard(20, 0),
     )  # fmt: skip
 
 

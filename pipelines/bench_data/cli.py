@@ -108,7 +108,7 @@ def measure(experiment: Experiment, num_images: int) -> dict[str, float]:
     stream = TrainStream(experiment, 0, 1, experiment.global_batch_size)
     reader, (height, width), data = stream.reader(), experiment.model.size, experiment.data
     transform = TrainTransform(data.augmentation, height, width, experiment.seed, data.mean)
-    epochs, ids = _first_draws(stream, num_images + WARMUP_IMAGES, experiment.global_batch_size)
+    epochs, ids = _first_draws(stream, num_images + WARMUP_IMAGES, experiment.batches.unit)
     places, _ = reader.places(ids)  # for complete batches, as in training; a few microseconds per image
     device = choose_device()
     pixels = np.empty((height, width, 3), dtype=np.uint8)

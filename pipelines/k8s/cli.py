@@ -99,7 +99,7 @@ def _num_nodes(experiment: Experiment, ranks_per_node: int) -> int:
             f"cluster.num_devices is {ranks}, which is not a multiple of --ranks-per-node {ranks_per_node}: every pod "
             "gets the same number of ranks"
         )
-    check_world(experiment.global_batch_size, lanes_of(experiment), ranks)
+    check_world(experiment.batches.unit, lanes_of(experiment), ranks)
     return ranks // ranks_per_node
 
 

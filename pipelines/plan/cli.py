@@ -195,8 +195,8 @@ def _model(plan: Plan) -> Iterator[str]:
 def _facts(plan: Plan) -> Iterator[str]:
     experiment, machine, data, disk = plan.experiment, plan.machine, plan.data, plan.disk
     yield from _model(plan)
-    epochs = experiment.epochs(experiment.num_steps * experiment.global_batch_size)
-    yield f"steps       {experiment.num_steps:,} of {experiment.global_batch_size:,} images ({epochs:,.4g} epochs)"
+    epochs = experiment.epochs(experiment.samples_until(experiment.num_steps))
+    yield f"steps       {experiment.num_steps:,} of {experiment.mean_batch_size:,.6g} images ({epochs:,.4g} epochs)"
     yield (
         f"compute     {plan.work.train_flops_without_head / EXA:,.4g} exaFLOPs without head, "
         f"{plan.work.train_flops / EXA:,.4g} with it ({in_words(experiment)}; recomputation not counted)"

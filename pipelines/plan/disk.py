@@ -36,7 +36,7 @@ def disk_needs(experiment: Experiment, images_per_s: float) -> DiskNeeds:
     parameters = num_parameters(experiment.model, experiment.num_outputs)
     averaged = experiment.optim.ema_decay is not None
     size = slice_bytes(experiment) + 4 * parameters * (2 if averaged else 1)
-    step_s = experiment.global_batch_size / images_per_s
+    step_s = experiment.mean_batch_size / images_per_s
     by_training = min(experiment.save_every or experiment.num_steps, experiment.num_steps)
     seconds = experiment.checkpoint.every.seconds
     lost = by_training if seconds is None else min(by_training, math.ceil(seconds / step_s))

@@ -169,14 +169,14 @@ def _require_something_to_plan(experiment: Experiment) -> None:
 
 
 def _valid_worlds(experiment: Experiment, num_devices: int) -> list[int]:
-    batch, num_lanes = experiment.global_batch_size, lanes_of(experiment)
+    batch, num_lanes = experiment.batches.unit, lanes_of(experiment)
     check_world(batch, num_lanes, num_devices)
     return allowed_worlds(batch, num_lanes, batch)
 
 
 def _work(experiment: Experiment, machine: Machine, assumptions: Assumptions) -> Work:
     model, num_outputs = experiment.model, experiment.num_outputs
-    images = experiment.num_steps * experiment.global_batch_size
+    images = experiment.samples_until(experiment.num_steps)
     train_flops = image_flops(experiment) * images
     of_head = forward_macs(model, num_outputs) - forward_macs(model, num_outputs, with_head=False)
     seconds = train_flops / (machine.flops * machine.num_devices)

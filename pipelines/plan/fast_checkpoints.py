@@ -64,7 +64,7 @@ def fast_needs(experiment: Experiment, machine: Machine, images_per_s: float) ->
         return None
     part = math.ceil(slice_bytes(experiment) / machine.num_nodes)
     sent = part if config.peers and machine.num_nodes > 1 else 0
-    step_s = experiment.global_batch_size / images_per_s
+    step_s = experiment.mean_batch_size / images_per_s
     by_time = math.inf if config.every.seconds is None else math.ceil(config.every.seconds / step_s)
     steps = int(min(experiment.fast_save_every or math.inf, by_time, experiment.num_steps))
     return FastNeeds(2 * (part + sent), part, sent, sent / ASSUMED_SEND_BYTES_S, steps, steps * step_s)

@@ -145,7 +145,7 @@ def _by_micro_batch(experiment: Experiment, machine: Machine, sharding: Sharding
         experiment, lambda one: family_of(one.model).recomputed_macs(one.trained_model, policy), experiment.num_steps
     )
     recomputed = 2 * macs / flops
-    per_device = experiment.global_batch_size // machine.num_devices
+    per_device = experiment.mean_batch_size / machine.num_devices
     compute_s = flops * per_device * (1 + recomputed) / machine.flops
     sizes = possible_micro_batches(experiment, machine.num_devices)
     smallest = step_of(experiment, machine.num_devices, sizes[0])

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipelines.python_api.sets import check_share, open_set, target_of
-from pretrain.config.image_sizes import Tiling
+from pretrain.config.batches import Batches
 from pretrain.config.loader import load_settings
 from pretrain.config.schema.base import Strict
 from pretrain.config.schema.transforms import AnyTrainTransform, InceptionConfig
@@ -128,11 +128,9 @@ class ImageStream:
         steps = MicroSteps(
             self._batches * self._global_batch_size,
             left,
-            global_batch_size=self._global_batch_size,
-            samples_per_rank=self._batch_size,
-            micro_batch_size=self._batch_size,
+            batches=Batches.constant(self._global_batch_size, (self._transform.height, self._transform.width)),
+            share=self._share,
             first_step=self._batches,
-            tiling_at=lambda step: Tiling((self._transform.height, self._transform.width)),
         )
         dataset = TrainDataset(self._set.drawn_from(), self._order, self._transform, self._share)
         made = loader(dataset, steps, num_workers=min(self._num_workers, left), prefetch_factor=PREFETCH)

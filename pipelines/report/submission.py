@@ -51,7 +51,7 @@ def submission_of(record: RunRecord, target: Target | None) -> Submission:
         run=resolved.experiment.name,
         target=target,
         step=step,
-        samples=step * resolved.experiment.global_batch_size,
+        samples=resolved.experiment.samples_until(step),
         exaflops=exaflops_of(resolved, step),
         seconds=wall,
         seconds_without_evaluation=wall - account.totals[EVALUATE].ms / 1000,

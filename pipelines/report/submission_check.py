@@ -43,7 +43,7 @@ def _settings(submission: Submission, experiment: Experiment) -> Iterator[str]:
         yield f"target: settings have no evaluation set {submission.target.set_name}"
     if submission.step > experiment.num_steps:
         yield f"step {submission.step:,} is after the end of the run ({experiment.num_steps:,})"
-    samples = submission.step * experiment.global_batch_size
+    samples = experiment.samples_until(submission.step)
     if submission.samples != samples:
         yield f"samples must be {samples:,}, which is step × global_batch_size"
     exaflops = flops_until(experiment, submission.step) / 1e18

@@ -75,7 +75,7 @@ def begin(kind: str, words: Sequence[str], limit: int, spares: int) -> int:
     training, job = read_training(kind, [*words, ALL_DEVICES]), scheduler.current_job()
     step, before = starts.checkpoint_step(training.run), starts.starts(training.run)
     job = replace(job, restart_count=next_count(before, job))
-    worlds = allowed_worlds(training.experiment.global_batch_size, lanes_of(training.experiment), job.gpus)
+    worlds = allowed_worlds(training.experiment.batches.unit, lanes_of(training.experiment), job.gpus)
     layout = choose_layout(training, job, spares, worlds)
     refuse_a_held_folder(training.run, job)
     start = starts.Start(

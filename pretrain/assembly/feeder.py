@@ -40,7 +40,7 @@ class Feeder:
         erasing, mixing = data.augmentation.random_erasing, data.effective_mixing
         self._erase = None if erasing is None else RandomErasing(erasing, seed)
         self._erase_second = None if erasing is None else RandomErasing(erasing, seed, "erasing_second")
-        self._mix = Mixing(mixing, seed, experiment.global_batch_size) if mixing.active else None
+        self._mix = Mixing(mixing, seed, experiment.batches.unit) if mixing.active else None
 
     def __call__(self, state: TrainState) -> Generator[MicroBatch, None, None]:
         """This rank's micro-batches from ``state`` to the end of the run."""
@@ -64,7 +64,7 @@ class Feeder:
 
     def _step_of(self, state: TrainState) -> int:
         """The position on the schedule, which decides the size of the images."""
-        return state.progress(self._experiment.global_batch_size)
+        return state.progress(self._experiment.batches)
 
     def name_of(self, sample_id: int) -> str:
         """A sample in words; see ``MixedReader.named``."""

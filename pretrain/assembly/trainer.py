@@ -152,8 +152,8 @@ def metadata_of(experiment: Experiment, stream: TrainStream, scale: TargetScale 
 
 def schedule_of(experiment: Experiment) -> Callable[[TrainState], float]:
     """State → the learning rate of its next update."""
-    at = build_schedule(experiment)
-    return lambda state: at(state.progress(experiment.global_batch_size))
+    at, batches = build_schedule(experiment), experiment.batches
+    return lambda state: at(state.progress(batches))
 
 
 def cadence_of(experiment: Experiment, accumulation_steps: int) -> Cadence:
@@ -161,7 +161,7 @@ def cadence_of(experiment: Experiment, accumulation_steps: int) -> Cadence:
     every, sizes = experiment.evaluation.every, experiment.image_sizes
     return Cadence(
         num_steps=experiment.num_steps,
-        global_batch_size=experiment.global_batch_size,
+        batches=experiment.batches,
         accumulation_steps=accumulation_steps,
         evaluate_every=None if every is None else max(1, experiment.steps(every)),
         save_every=experiment.save_every,

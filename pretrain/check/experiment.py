@@ -129,7 +129,7 @@ def _report_model(experiment: Experiment) -> list[str]:
         return [f"model       {model.name}: its size and cost are not known here, for that needs torch and timm"]
     body = num_parameters(model, num_outputs, with_head=False)
     total = num_parameters(model, num_outputs)
-    flops = image_flops(experiment) * experiment.num_steps * experiment.global_batch_size
+    flops = image_flops(experiment) * experiment.samples_until(experiment.num_steps)
     return [
         f"model       {family_of(model).summary(model)}, {body / 1e6:,.2f} M parameters without head, "
         f"{total / 1e6:,.2f} M with its {experiment.head_in_words}",
@@ -177,7 +177,7 @@ def _report_steps(experiment: Experiment) -> list[str]:
         if every is not None and experiment.steps(every) < 1:
             problems.append(f"{key}: {too_short(experiment, every)}")
     _refuse(problems)
-    epochs = experiment.epochs(steps * experiment.global_batch_size)
+    epochs = experiment.epochs(experiment.samples_until(steps))
     return [f"steps       {steps:,} ({epochs:,.4g} epochs), warmup {warmup:,}, then {schedule.name}"]
 
 
@@ -205,16 +205,19 @@ def _report_batch(
     if world is not None and expected not in ("auto", world):
         raise ConfigError(f"cluster.num_devices: {expected} expected, but {world} ranks were started; set it to auto")
     num_lanes = lanes_of(experiment)
-    check_world(total, num_lanes, ranks)
+    batches = experiment.batches
+    check_world(batches.unit, num_lanes, ranks)
     check_copies(experiment.data.repeated_augmentation, total, num_lanes)
     in_quanta([source.weight for source in experiment.data.mixture] or [1.0])
     check_sampling(experiment)
     micro, accumulation = resolve_micro_batch(experiment, ranks, memory, backend=sharding.backend)
-    worlds = allowed_worlds(total, num_lanes, total)
+    worlds = allowed_worlds(batches.unit, num_lanes, total)
     lines = [
         f"batch       {total:,} = {ranks} ranks × micro-batch {micro} × accumulation {accumulation}",
         f"lanes       {num_lanes}; valid world sizes: {', '.join(map(str, worlds))}",
     ]
+    if batches.vary:
+        lines.append(f"            {batches.in_words()}")
     if not cost_is_known(experiment.model):
         return [*lines, "memory      not known here, for that needs torch and timm: not checked"]
     statistics = family_of(experiment.model).running_statistics(experiment.model, experiment.num_outputs)

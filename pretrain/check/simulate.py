@@ -123,11 +123,11 @@ def _own_lanes(num_lanes: int, rank: int, world: int) -> tuple[int, int]:
 
 
 def _batches(experiment: Experiment, num_lanes: int, rank: int, world: int) -> tuple[tuple[int, ...], ...] | None:
-    size = experiment.global_batch_size
+    batches = experiment.batches
     places = [Location.parse(source.shards) for source in experiment.data.sources]
     if any(place.is_remote or not (Path(place.base) / TABLE_FILE).exists() for place in places):
         return None
     order = mix(open_sources(experiment), experiment, num_lanes)
-    stop = min(SHOWN_SAMPLES, size // world)
-    draws = (order.batch(step * size, rank, world, stop=stop).sample_ids for step in range(SHOWN_STEPS))
+    stop = min(SHOWN_SAMPLES, batches.unit // world)
+    draws = (order.batch(batches.before(step), rank, world, stop=stop).sample_ids for step in range(SHOWN_STEPS))
     return tuple(tuple(ids.tolist()) for ids in draws)

@@ -116,7 +116,7 @@ def refuse_another_order(found: Iterable[Change]) -> None:
     if not stream:
         return
     remedy = "go back to the saved settings, or start a new run from the weights with init.from"
-    if any(change.key == "global_batch_size" for change in found) and stream[-1].key == "data.lanes":
+    if any(change.key in ("global_batch_size", "batch_unit") for change in found) and stream[-1].key == "data.lanes":
         remedy = f"a changed batch keeps its place with the lanes of before: data.lanes={stream[-1].old}"
     raise ConfigError(
         f"{', '.join(map(str, stream))}: {', '.join(STREAM_KEYS)} cannot change in a resume or a fork, since the "

@@ -54,7 +54,7 @@ def order_by_class(config: Experiment, packed: PackedSet, selection: Selection, 
         )
     chosen = selection.sample_ids(np.arange(int(selection.sizes.sum()), dtype=np.int64))
     labels = read_labels(table)[chosen, 0]
-    return OrderByClass(labels, sampling, seed=config.seed, global_batch_size=config.global_batch_size, lanes=lanes)
+    return OrderByClass(labels, sampling, seed=config.seed, global_batch_size=config.batches.unit, lanes=lanes)
 
 
 def in_words(order: OrderByClass, num_classes: int) -> str:

@@ -47,7 +47,7 @@ class Source:
 
 def lanes_of(experiment: Experiment) -> int:
     """The number of lanes of an experiment, from ``resolve_lanes`` with its batch size and its smallest set."""
-    return resolve_lanes(experiment.global_batch_size, experiment.data.lanes, experiment.data.smallest_source)
+    return resolve_lanes(experiment.batches.unit, experiment.data.lanes, experiment.data.smallest_source)
 
 
 def open_sources(config: Experiment) -> tuple[Source, ...]:
@@ -193,7 +193,7 @@ def mix(sources: Sequence[Source], config: Experiment, lanes: int) -> Mixture:
         order = Order(
             source.selection.sizes,
             seed=seed,
-            global_batch_size=config.global_batch_size,
+            global_batch_size=config.batches.unit,
             lanes=lanes,
             window=config.data.shuffle_window,
         )

@@ -6,7 +6,7 @@ Legend: B images per global batch · R ranks · b images in a micro-batch.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.config.image_sizes import Tiling
+from pretrain.config.batches import Batches
 from pretrain.config.schema.evaluation import KINDS
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.transforms import EvalTransformConfig
@@ -70,7 +70,7 @@ class TrainStream:
         data = config.data
         self._config, self._rank, self._world, self._micro_batch_size = config, rank, world, micro_batch_size
         lanes = lanes_of(config)
-        check_world(config.global_batch_size, lanes, world)
+        check_world(config.batches.unit, lanes, world)
         config.accumulation_steps(world, micro_batch_size)  # refuses a micro-batch that does not fit
         self.sources = open_sources(config)
         check_cache(self.sources, config, lanes, world=world, local_world=local_world)
@@ -94,7 +94,7 @@ class TrainStream:
 
     @property
     def samples_per_rank(self) -> int:
-        """B / R."""
+        """B / R, of a step of the largest images."""
         return self._config.global_batch_size // self._world
 
     def as_rank(self, rank: int, world: int, micro_batch_size: int) -> TrainStream:
@@ -103,7 +103,7 @@ class TrainStream:
         Raises:
             ConfigError: R ranks cannot draw the same batches, or b does not divide B / R.
         """
-        check_world(self._config.global_batch_size, self.order.lanes, world)
+        check_world(self._config.batches.unit, self.order.lanes, world)
         self._config.accumulation_steps(world, micro_batch_size)
         other = copy.copy(self)
         other._rank, other._world, other._micro_batch_size = rank, world, micro_batch_size
@@ -124,21 +124,21 @@ class TrainStream:
         """
         config = self._config
         self.order.batch(position, self._rank, self._world, stop=0)  # checks the position before any process is started
+        share = Share(self._rank, self._world, self._micro_batch_size)
         steps = MicroSteps(
             position,
             num_steps,
-            global_batch_size=config.global_batch_size,
-            samples_per_rank=self.samples_per_rank,
-            micro_batch_size=self._micro_batch_size,
-            first_step=position // config.global_batch_size if first_step is None else first_step,
-            tiling_at=config.image_sizes.at,
+            batches=config.batches,
+            share=share,
+            first_step=config.batches.step(position) if first_step is None else first_step,
         )
         dataset = TrainDataset(
             self.reader(),
             self.order,
             train_transform(config),
-            Share(self._rank, self._world, self._micro_batch_size),
+            share,
             fetch_threads=config.cluster.cache.num_threads,
+            largest_batch=steps.largest_batch,
         )
         num_workers = min(config.cluster.num_workers, len(steps))
         made = loader(dataset, steps, num_workers=num_workers, prefetch_factor=config.cluster.prefetch_factor)
@@ -163,7 +163,7 @@ class TrainStream:
         """A reader of the training sets; ``counted``: whether the tally includes it."""
         cluster, lanes = self._config.cluster, self.order.lanes
         max_open = min(
-            MAX_OPEN_SHARDS, 2 * len(Lanes(self._config.global_batch_size, lanes).of_rank(self._rank, self._world))
+            MAX_OPEN_SHARDS, 2 * len(Lanes(self._config.batches.unit, lanes).of_rank(self._rank, self._world))
         )
         readers = [
             ShardReader(
@@ -260,30 +260,22 @@ class MicroSteps(Sequence[MicroStep]):
     Args:
         position: samples drawn before the first step.
         num_steps: number of steps.
-        global_batch_size: B.
-        samples_per_rank: B / R.
-        micro_batch_size: b.
+        batches: size of images, patches and global batch of each step. The one place where they are decided.
+        share: of the rank, with b images in a micro-batch of the largest images.
         first_step: the first step's position on the schedule.
-        tiling_at: such a position → size of images and patches. The one place where they are decided.
     """
 
-    # many: the geometry of a job, and where it is on its schedule
-    def __init__(
-        self,
-        position: int,
-        num_steps: int,
-        *,
-        global_batch_size: int,
-        samples_per_rank: int,
-        micro_batch_size: int,
-        first_step: int,
-        tiling_at: Callable[[int], Tiling],
-    ) -> None:
-        self._first_step, self._tiling_at = first_step, tiling_at
-        self._position, self._global_batch_size = position, global_batch_size
-        self._micro_batch_size = micro_batch_size
-        self._accumulation = samples_per_rank // micro_batch_size
+    def __init__(self, position: int, num_steps: int, *, batches: Batches, share: Share, first_step: int) -> None:
+        self._first_step, self._batches, self._world = first_step, batches, share.world
+        self._origin = position - batches.before(first_step)
+        self._accumulation = batches.largest // share.world // share.micro_batch_size
         self._length = num_steps * self._accumulation
+
+    @property
+    def largest_batch(self) -> int:
+        """Pixels of the images of the largest micro-batch."""
+        tilings, passes = self._batches.sizes.all, self._world * self._accumulation
+        return max(self._batches.of(one) // passes * one.size[0] * one.size[1] for one in tilings)
 
     def __len__(self) -> int:
         return self._length
@@ -292,8 +284,10 @@ class MicroSteps(Sequence[MicroStep]):
         if not 0 <= index < self._length:
             raise IndexError(index)
         step, micro_step = divmod(index, self._accumulation)
-        position = self._position + step * self._global_batch_size
-        return MicroStep(position, micro_step * self._micro_batch_size, self._tiling_at(self._first_step + step))
+        step += self._first_step
+        size = self._batches.size(step) // self._world // self._accumulation
+        position = self._origin + self._batches.before(step)
+        return MicroStep(position, micro_step * size, size, self._batches.sizes.at(step))
 
     def __iter__(self) -> Iterator[MicroStep]:
         return (self[index] for index in range(self._length))

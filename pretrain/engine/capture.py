@@ -80,18 +80,18 @@ class Captures:
     config_yaml: str
     sample_ids: list[Tensor] = field(default_factory=list)
 
-    def keep(self, before: TrainState, batch_size: int, own_loss: float, about: Mapping[str, Any]) -> None:
+    def keep(self, before: TrainState, skipped_from: int, own_loss: float, about: Mapping[str, Any]) -> None:
         """Keeps the step that was just skipped. Collective: yes.
 
         Args:
             before: the state before the step.
-            batch_size: samples of a global batch.
+            skipped_from: position of the first step of those that were skipped in a row.
             own_loss: of this rank.
             about: loss, gradient norm and other numbers of the step, equal on all ranks.
         """
         session, skipped = self.session, before.skipped_in_a_row
         name = capture_name(before.step + 1, before.position)
-        first = capture_name(before.step + 1 - skipped, before.position - skipped * batch_size)
+        first = capture_name(before.step + 1 - skipped, skipped_from)
         folder = session.folder.path / FOLDER / name
         wanted, problem = broadcast_object(self._prepare(folder, with_weights=not skipped))
         ids = [sample_ids.tolist() for sample_ids in self.sample_ids]

@@ -132,8 +132,8 @@ class Trainer:
         assert boundary is not None, "every backend reads the norm"
         if not update.applied:
             about = {"lr": lr, "accumulation_steps": self.cadence.accumulation_steps, **boundary.figures}
-            self.captures.keep(state, self.cadence.global_batch_size, float(own.loss), about)
-        state = state.advance(batch_size=self.cadence.global_batch_size, applied=update.applied)
+            self.captures.keep(state, self.cadence.skipped_from(state), float(own.loss), about)
+        state = state.advance(batch_size=self.cadence.batch_size(state), applied=update.applied)
         if self.telemetry.is_due(state.step):
             boundary = replace(boundary, measured=self.measure())
         return state, lr, update, boundary

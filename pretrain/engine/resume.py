@@ -128,7 +128,7 @@ def _cooldown_end(experiment: Experiment, saved: Experiment, start: Start) -> in
             f"of its own; {start.path} has {found.name} with a cooldown of {found.cooldown}"
         )
     assert cooldown is not None
-    trained = TrainState.of(read_state(start.path)).progress(experiment.global_batch_size)
+    trained = TrainState.of(read_state(start.path)).progress(experiment.batches)
     return trained + experiment.steps(cooldown)
 
 
@@ -189,10 +189,10 @@ def _report_changes(trainer: Trainer, start: Start, loaded: TrainState) -> None:
     if start.changed or jumps:
         settings = [{"key": change.key, "old": change.old, "new": change.new} for change in start.changed]
         _record(trainer, "change", loaded.step, settings=settings, lr=[saved, lr])
-    if any(change.key == "global_batch_size" for change in start.changed):
+    if any(change.key in ("global_batch_size", "batch_unit") for change in start.changed):
         say(
-            f"{loaded.samples_seen} samples were seen; they count as {loaded.progress(cadence.global_batch_size)} of "
-            f"{cadence.num_steps} steps of {cadence.global_batch_size}, so the run ends at step "
+            f"{loaded.samples_seen} samples were seen; they count as {loaded.progress(cadence.batches)} of "
+            f"{cadence.num_steps} steps of {cadence.batches.largest}, so the run ends at step "
             f"{cadence.last_step(loaded)}"
         )
 

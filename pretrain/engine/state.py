@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pretrain.config.batches import Batches
+
 
 @dataclass(frozen=True)
 class TrainState:
@@ -48,12 +50,12 @@ class TrainState:
         """Samples that the weights were trained on: the position minus the skipped windows."""
         return self.position - sum(end - first for first, end in self.skipped_windows)
 
-    def progress(self, batch_size: int) -> int:
-        """Position on the schedule: the number of steps of this batch size that amount to the samples seen.
+    def progress(self, batches: Batches) -> int:
+        """Position on the schedule: the number of steps of these batches that amount to the samples seen.
 
-        Equal to ``step`` unless the batch size has changed during the run.
+        Equal to ``step`` unless the settings of the batch have changed during the run.
         """
-        return round(self.samples_seen / batch_size)
+        return batches.step(self.samples_seen)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -76,7 +78,7 @@ class Cadence:
 
     Attributes:
         num_steps: length of the complete schedule.
-        global_batch_size: B.
+        batches: images of each step.
         accumulation_steps: micro-batches per rank and step.
         evaluate_every, save_every: intervals in steps; None: only at the end.
         save_every_s: seconds since the last checkpoint after which one is due; None: time does not matter.
@@ -84,7 +86,7 @@ class Cadence:
     """
 
     num_steps: int
-    global_batch_size: int
+    batches: Batches
     accumulation_steps: int = 1
     evaluate_every: int | None = None
     save_every: int | None = None
@@ -93,11 +95,21 @@ class Cadence:
 
     def last_step(self, state: TrainState) -> int:
         """The step at which the run ends: ``num_steps`` unless the batch size has changed during the run."""
-        return state.step + self.num_steps - state.progress(self.global_batch_size)
+        return state.step + self.num_steps - state.progress(self.batches)
 
     def tiling_before(self, state: TrainState) -> Mapping[str, int]:
         """Metrics of the images of the step that led to ``state``."""
-        return self.tiling_at(state.progress(self.global_batch_size) - 1)
+        step = state.progress(self.batches) - 1
+        return {**self.tiling_at(step), **({"batch_size": self.batches.size(step)} if self.batches.vary else {})}
+
+    def batch_size(self, state: TrainState) -> int:
+        """Images of the step after ``state``."""
+        return self.batches.size(state.progress(self.batches))
+
+    def skipped_from(self, state: TrainState) -> int:
+        """The position of the first of the updates that were skipped in a row."""
+        progress = state.progress(self.batches)
+        return state.position - self.batches.before(progress) + self.batches.before(progress - state.skipped_in_a_row)
 
     def evaluates_at(self, step: int) -> bool:
         """Whether an evaluation is due at a step before the last."""

@@ -140,7 +140,9 @@ def possible_micro_batches(experiment: Experiment, world: int) -> list[int]:
     """
     per_rank, wanted = experiment.images_per_rank(world), experiment.cluster.micro_batch_size
     if wanted == "auto":
-        return [size for size in range(2, per_rank + 1, 2) if per_rank % size == 0] or [per_rank]
+        batches = experiment.batches
+        even = [size for size in range(2, per_rank + 1, 2) if per_rank % size == 0]
+        return [one for one in even if batches.can_be_shared(world, per_rank // one, in_pairs=True)] or [per_rank]
     experiment.accumulation_steps(world, wanted)
     return [wanted]
 

@@ -20,7 +20,7 @@ def image_flops(experiment: Experiment) -> float:
     """FLOPs of training on one image, 2 per multiply-add; recomputation is not counted.
 
     Three forward passes where all weights are trained (``registry.training_flops``). It is the mean over the
-    steps of the run, where sizes change.
+    images of the run, where sizes change.
     """
     return mean_over_sizes(experiment, _flops_at_its_size, experiment.num_steps)
 
@@ -42,14 +42,14 @@ def mean_over_sizes(experiment: Experiment, quantity: Callable[[Experiment], flo
     """
     if not experiment.changes_size:
         return quantity(experiment)
-    counts = experiment.image_sizes.counts(max(1, num_steps))
+    batches = experiment.batches
+    counts = {each: count * batches.of(each) for each, count in batches.sizes.counts(max(1, num_steps)).items()}
     return sum(quantity(experiment.at_tiling(each)) * count for each, count in counts.items()) / sum(counts.values())
 
 
 def flops_until(experiment: Experiment, num_steps: int) -> float:
     """FLOPs of the first steps of a run, as ``image_flops``."""
-    images = num_steps * experiment.global_batch_size
-    return images * mean_over_sizes(experiment, _flops_at_its_size, num_steps)
+    return experiment.samples_until(num_steps) * mean_over_sizes(experiment, _flops_at_its_size, num_steps)
 
 
 def _flops_at_its_size(experiment: Experiment) -> float:

@@ -98,6 +98,7 @@ TRAIN: dict[str, Metric] = {
     "sequence_length": Metric(
         "patches", "same on all ranks", "length of the sequences of the step; absent unless lengths are drawn"
     ),
+    "batch_size": Metric("images", "sum over ranks", "images of the step; absent without `batch_unit`"),
     "epoch": Metric("epochs", "same on all ranks", "passes over the training set"),
     "samples": Metric("samples", "sum over ranks, since step 0", "samples drawn"),
 }

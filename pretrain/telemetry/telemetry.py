@@ -31,7 +31,7 @@ class Work:
     """The content of a step, from which rates are computed.
 
     Attributes:
-        batch_size: images per step, over all ranks.
+        batch_size: images per step, over all ranks, where the metric ``batch_size`` does not give them.
         world: ranks.
         num_samples: images of an epoch.
         flops_per_image: of training, without what is computed again; None: not known.
@@ -83,6 +83,7 @@ class Telemetry:
         self._since, self._steps, self._waited = time.monotonic(), 0, 0.0
         self._flops: list[float | None] = []  # per image, of each step
         self._own = [0.0] * self._work.world
+        self._images: list[int] = []  # of each step
 
     def is_due(self, step: int) -> bool:
         """Whether a line is written at this step."""
@@ -102,6 +103,7 @@ class Telemetry:
             values: the step's own numbers.
             times: of all ranks.
         """
+        self._images.append(values.get("batch_size", self._work.batch_size))
         self._steps += 1
         self._waited += max(times.waited_s)
         self._flops.append(self._work.flops_of(values))
@@ -127,11 +129,12 @@ class Telemetry:
 
     def _speed(self) -> dict[str, float]:
         elapsed = time.monotonic() - self._since
-        rate = self._steps * self._work.batch_size / elapsed if elapsed else 0.0
+        rate = sum(self._images) / elapsed if elapsed else 0.0
         slowest = max(range(len(self._own)), key=self._own.__getitem__)
         typical = statistics.median(self._own)
-        known = [flops for flops in self._flops if flops is not None]
-        mfu = self._work.mfu(rate, statistics.mean(known) if known else None)
+        known = [pair for pair in zip(self._images, self._flops, strict=True) if pair[1] is not None]
+        total = sum(images * flops for images, flops in known if flops is not None)
+        mfu = self._work.mfu(rate, total / sum(images for images, _ in known) if known else None)
         return {
             "images_per_s": rate,
             "images_per_s_per_device": rate / self._work.world,

@@ -32,9 +32,13 @@ def settings(folder: Path) -> list[str]:
     ]
 
 
+TOKENS = [f"data.train_transform={{crop: native, max_tokens: [{LENGTH}, {LENGTH // 2}]}}", "batch_unit=8"]
+
+
 @pytest.mark.slow
-def test_a_job_resumes_with_another_sharding(pool1: Pool, pool2: Pool, tmp_path: Path) -> None:
-    given = settings(tmp_path)
+@pytest.mark.parametrize("more", [[], TOKENS], ids=["one length", "constant tokens"])
+def test_a_job_resumes_with_another_sharding(pool1: Pool, pool2: Pool, tmp_path: Path, more: list[str]) -> None:
+    given = [*settings(tmp_path), *more]
     whole = pool1.run(job, str(tmp_path / "whole"), given)[0]
     assert whole["outcome"] == "complete", whole["reason"]
     first = pool2.run(job, str(tmp_path / "parts"), [*given, "duration=8 steps", "cluster.zero_stage=3"])[0]
@@ -46,5 +50,8 @@ def test_a_job_resumes_with_another_sharding(pool1: Pool, pool2: Pool, tmp_path:
     for step, (loss, digest, padding) in straight.items():
         assert parts[step] == (pytest.approx(loss, rel=1e-5), digest, pytest.approx(padding))
         assert 0 < padding < 0.5
+    if more:
+        sizes = curve(tmp_path / "whole" / "run", "batch_size", "sequence_length")
+        assert {tuple(values) for values in sizes.values()} == {(16, LENGTH), (32, LENGTH // 2)}
     evaluated = [read_metrics(tmp_path / name / "run/metrics.jsonl", "eval")[12] for name in ("whole", "parts")]
     assert evaluated[0]["val/top1"] == evaluated[1]["val/top1"] and evaluated[0]["val/num_samples"] == NUM

@@ -43,6 +43,36 @@ def test_two_ranks_in_two_passes(pool2: Pool, expected: list[float]) -> None:
     assert losses(pool2, settings(2, 2, **GROWING)) == pytest.approx(expected, rel=1e-5)
 
 
+# Batches of 8 images of 8 × 8, and of 32 of 4 × 4.
+TOKENS = {"data__resolution": [[0, [4, 8]], ["40 %", 8]], "batch_unit": 4}
+
+
+@pytest.mark.parametrize(
+    ("stage", "ranks", "kind"),
+    [
+        (1, 2, "deepspeed"),
+        pytest.param(0, 2, "deepspeed", marks=pytest.mark.slow),
+        pytest.param(3, 1, "deepspeed", marks=pytest.mark.slow),
+        pytest.param(0, 2, "fsdp2", marks=pytest.mark.slow),
+    ],
+)
+def test_batches_of_constant_tokens(pool1: Pool, pool2: Pool, stage: int, ranks: int, kind: str) -> None:
+    """Batches of different numbers of images: two passes give the losses of plain steps with complete batches."""
+    pool, micro = (pool1, 4) if ranks == 1 else (pool2, 2)
+    expected = losses(pool1, settings(0, 8, **TOKENS))
+    assert losses(pool, settings(stage, micro, **TOKENS), kind) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_resume_between_batches_of_different_numbers(pool1: Pool, pool2: Pool, pool4: Pool, tmp_path: Path) -> None:
+    pools = {1: pool1, 2: pool2, 4: pool4}
+    expected = losses(pool1, settings(0, 8, **TOKENS))
+    first = run(pools, (1, 2, "deepspeed"), {"steps": 5, "save_at": 5, "folder": str(tmp_path)}, **TOKENS)
+    second = run(pools, (3, 4, "deepspeed"), {"steps": 10, "folder": str(tmp_path), "resume": True}, **TOKENS)
+    found = first["losses"] | second["losses"]
+    assert [found[step] for step in range(10)] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", SLOW)
 def test_every_layout(pool1: Pool, pool2: Pool, expected: list[float], case: str) -> None:

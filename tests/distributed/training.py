@@ -77,25 +77,25 @@ def experiment(**changes: object) -> Experiment:
 def global_batch(step: int, config: Experiment) -> MicroBatch:
     """The global batch of a step, the same whoever asks; few different ones, so that the loss falls."""
     generator = torch.Generator().manual_seed(1000 + step % 4)
-    tiling = config.image_sizes.at(step)
+    tiling, count, first = config.image_sizes.at(step), config.batches.size(step), config.batches.before(step)
     size = tiling.size[0]
-    images, grids = torch.randn(BATCH, 3, size, size, generator=generator), None
+    images, grids = torch.randn(count, 3, size, size, generator=generator), None
     if config.data.train_transform.sequence_lengths:  # strips of images of several sizes
-        images = torch.randn(BATCH, 3, *tiling.size, generator=generator)
-        grids = torch.tensor([[1 + row % 4, 4 - row % 3] for row in range(BATCH)])
-    labels = torch.randint(CLASSES, (BATCH, 1), generator=generator)
-    slots = torch.arange(step * BATCH, (step + 1) * BATCH)
+        images = torch.randn(count, 3, *tiling.size, generator=generator)
+        grids = torch.tensor([[1 + row % 4, 4 - row % 3] for row in range(count)])
+    labels = torch.randint(CLASSES, (count, 1), generator=generator)
+    slots = torch.arange(first, first + count)
     depth, rate = config.model.depth or 1, config.model.drop_path if config.model.family.takes_drop_path else 0.0
     scales = drop_path_scales(slots.numpy(), rate, depth, seed=config.seed, shape=config.model.drop_path_shape)
     targets = None
     if config.objective.needs.target == "vector":
-        targets = 3 + 2 * torch.randn(BATCH, CLASSES, generator=generator)
+        targets = 3 + 2 * torch.randn(count, CLASSES, generator=generator)
     if config.objective.needs.target == "mask":
-        targets = torch.randint(CLASSES, (BATCH, size, size), generator=generator, dtype=torch.uint8)
+        targets = torch.randint(CLASSES, (count, size, size), generator=generator, dtype=torch.uint8)
         targets[::3, : size // 2] = 255  # on one rank more of the pixels have no class than on the other
     shape = resolve(config.model.at_tiling(tiling)) if config.model.patch_drop else None
     kept = None if shape is None else kept_patches(slots.numpy(), shape, seed=config.seed)
-    second = torch.randn(BATCH, 3, size, size, generator=generator) if config.objective.num_views == 2 else None
+    second = torch.randn(count, 3, size, size, generator=generator) if config.objective.num_views == 2 else None
     more = {"kept": kept, "grids": grids, "second": second, "patch": tiling.patch}
     return MicroBatch(images, labels, scales, targets, slots, **more)  # type: ignore[arg-type]
 
@@ -146,9 +146,10 @@ def one_step(
     rank, world = detect().rank, detect().world
     objective = objective or objective_for(config, backend)
     batch, losses = global_batch(step, config), []
-    micro = BATCH // world // accumulation
+    size = config.batches.size(step)
+    micro = size // world // accumulation
     for index in range(accumulation):
-        start = rank * BATCH // world + index * micro
+        start = rank * size // world + index * micro
         part = slice(start, start + micro)
         images = batch.images[part] if poison is None else batch.images[part] * poison
         scales = None if batch.drop_path is None else batch.drop_path[part]
@@ -184,7 +185,7 @@ def checkpointer(
         inputs = replace(batch, drop_path=None, kept=None)
         loss = float(objective(backend.forward, inputs))
         backend.train(True)
-        return Reading(loss, tuple(range(BATCH)), "law")
+        return Reading(loss, tuple(range(len(batch.images))), "law")
 
     half = (0.5, 0.5, 0.5)
     write_weights = weights_writer(config, WeightsMetadata.of(config.model, config.num_outputs, half, half))
@@ -223,7 +224,7 @@ def train(
         poison = torch.tensor(float("nan")) if step == poison_at and detect().rank == 0 else None
         losses[step], update = one_step(backend, config, accumulation, step, poison, objective)
         norms[step], applied[step] = update.grad_norm, update.applied
-        state = state.advance(batch_size=BATCH, applied=update.applied)
+        state = state.advance(batch_size=config.batches.size(step), applied=update.applied)
         if save_at == state.step:
             assert folder is not None
             checkpointer(backend, config, Path(folder), objective).save(state)

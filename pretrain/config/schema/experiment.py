@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from pretrain.config.batches import Batches
 from pretrain.config.duration import Duration
 from pretrain.config.families import forms_where
-from pretrain.config.image_sizes import ImageSizes, Stage, Tiling, stages_of
+from pretrain.config.image_sizes import ImageSizes, Tiling
 from pretrain.config.schema.base import Strict, names_of
+from pretrain.config.schema.batch_unit import batch_unit_problems
 from pretrain.config.schema.cluster import AutoClusterConfig, Cluster
 from pretrain.config.schema.data import IGNORED_PIXEL, IN_WORDS, DataConfig
 from pretrain.config.schema.evaluation import EvaluationConfig
@@ -19,6 +21,7 @@ from pretrain.config.schema.native import native_problems
 from pretrain.config.schema.objective import Objective, SoftmaxConfig, makers_of
 from pretrain.config.schema.optim import Optim
 from pretrain.config.schema.run import CheckpointConfig, GuardConfig, InitConfig, ResumeConfig, TelemetryConfig
+from pretrain.config.schema.sizes import batches_of, sizes_of
 from pretrain.errors import ConfigError
 
 FORMAT_VERSION = 1
@@ -40,6 +43,12 @@ class Experiment(Strict):
     duration: Duration = Field(description="Length of the training, such as '90 epochs' or '20_000 steps'.")
     global_batch_size: Annotated[int, Field(gt=0, le=LARGEST_BATCH)] = Field(
         description="Images per optimiser step, summed over all devices."
+    )
+    batch_unit: PositiveInt | None = Field(
+        default=None,
+        description="Steps of smaller images, larger patches or shorter sequences have more images: as many times this "
+        "number as fit into the patches of global_batch_size images of the largest size (batches of constant tokens). "
+        "It divides global_batch_size. null: every step has global_batch_size images.",
     )
     precision: Literal["fp32", "bf16", "autocast"] = Field(
         default="bf16",
@@ -84,6 +93,17 @@ class Experiment(Strict):
                 "checkpoints to an object store, keep output_dir: runs and set checkpoint.mirror: s3://BUCKET/PREFIX"
             )
         return value
+
+    @model_validator(mode="after")
+    def _batch_unit_divides(self) -> Experiment:
+        unit, largest = self.batch_unit, self.global_batch_size
+        if unit is not None and (unit % 2 or largest % unit):
+            possible = [str(size) for size in range(2, largest + 1, 2) if largest % size == 0]
+            raise ValueError(
+                f"batch_unit: {unit} is not an even divisor of global_batch_size ({largest}); possible: "
+                f"{', '.join(possible) or 'none, since it is odd'}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _lengths_can_be_counted(self) -> Experiment:
@@ -325,6 +345,12 @@ class Experiment(Strict):
         _ = self.image_sizes
         return self
 
+    @model_validator(mode="after")
+    def _batch_unit_fits(self) -> Experiment:
+        for problem in () if self.batch_unit is None else batch_unit_problems(self):
+            raise ValueError(f"batch_unit: {self.batch_unit} {problem}")
+        return self
+
     def _lengths_alone_change(self) -> Experiment:
         for key, given in (("data.resolution", self.data.resolution), ("model.patch_sizes", self.model.patch_sizes)):
             if given:
@@ -374,12 +400,21 @@ class Experiment(Strict):
 
         Images at their own aspect ratio are strips of N patches (see ``data.images.native``).
         """
-        stages = (Stage(0, (self.model.size,)),)
-        if lengths := self.data.train_transform.sequence_lengths:
-            stages = (Stage(0, tuple((self.model.patch, self.model.patch * length) for length in lengths)),)
-        elif self.data.resolution:
-            stages = stages_of(self.data.resolution, self.num_steps, self.steps)
-        return ImageSizes(stages, self.seed, self.model.patch_sizes)
+        return sizes_of(self)
+
+    @property
+    def batches(self) -> Batches:
+        """The number of images of each step."""
+        return batches_of(self, sizes_of(self))
+
+    def samples_until(self, step: int) -> int:
+        """Samples that are drawn before a step."""
+        return self.batches.before(step)
+
+    @property
+    def mean_batch_size(self) -> float:
+        """Images per step, on average over the run."""
+        return self.samples_until(self.num_steps) / max(1, self.num_steps)
 
     @property
     def changes_size(self) -> bool:
@@ -432,7 +467,9 @@ class Experiment(Strict):
 
     def exact_steps(self, duration: Duration) -> float:
         """``steps`` before rounding."""
-        return duration.to_exact_steps(self.data.drawn_samples, self.global_batch_size)
+        if duration.unit == "steps" or self.batch_unit is None:
+            return duration.to_exact_steps(self.data.drawn_samples, self.global_batch_size)
+        return self.batches.exact_step(duration.to_exact_steps(self.data.drawn_samples, 1))
 
     def images_per_rank(self, world: int) -> int:
         """B / R, the images that each of R ranks takes of a global batch.
@@ -459,7 +496,19 @@ class Experiment(Strict):
                 f"cluster.micro_batch_size: {micro_batch_size} does not divide the {per_rank} images per rank "
                 f"({self.global_batch_size} over {world} ranks); possible: {possible}"
             )
-        return per_rank // micro_batch_size
+        accumulation = per_rank // micro_batch_size
+        if not self.batches.can_be_shared(world, accumulation):
+            possible = [
+                str(size)
+                for size in range(1, per_rank + 1)
+                if per_rank % size == 0 and self.batches.can_be_shared(world, per_rank // size)
+            ]
+            raise ConfigError(
+                f"cluster.micro_batch_size: {micro_batch_size} does not divide the larger batches that batch_unit: "
+                f"{self.batch_unit} makes of smaller images: {world} ranks cannot process them in {accumulation} "
+                f"passes; possible: {', '.join(possible) or 'none; make batch_unit larger'}"
+            )
+        return accumulation
 
     def epochs(self, samples: float) -> float:
         """Converts a number of draws to epochs."""

@@ -20,6 +20,7 @@ from pretrain.data.batch import NO_SLOT, Batch, take_block, views_of
 from pretrain.data.images.augment import TrainTransform, View
 from pretrain.data.images.native import AnyEval, AnyTrain, NativeEvalTransform, NativeTrainTransform
 from pretrain.data.order.mixture import Mixture
+from pretrain.data.order.order import Draws
 from pretrain.data.storage.index import ShardTable
 from pretrain.data.storage.records import PADDING_LABEL
 from pretrain.data.workers.ahead import FetchAhead
@@ -44,11 +45,13 @@ class MicroStep(NamedTuple):
     Attributes:
         position: samples that all ranks drew before its global batch.
         first: number of its first sample among the rank's samples of the global batch.
+        size: number of its samples.
         tiling: size of the images and their patches.
     """
 
     position: int
     first: int
+    size: int
     tiling: Tiling
 
 
@@ -68,6 +71,7 @@ class TrainDataset(Dataset[Any]):
         transform: bytes → pixels, of the largest size that any step has.
         share: of this rank.
         fetch_threads: concurrent requests for samples that will be read next; only for remote sets.
+        largest_batch: pixels of the largest micro-batch of any step; None: b images of the transform.
     """
 
     # many: all that a data process needs, since only this object is sent to it
@@ -79,9 +83,11 @@ class TrainDataset(Dataset[Any]):
         share: Share,
         *,
         fetch_threads: int = 1,
+        largest_batch: int | None = None,
     ) -> None:
         self.reader, self.order, self.transform = reader, order, transform
-        self.rank, self.world, self.micro_batch_size = share
+        self.rank, self.world, micro_batch_size = share
+        self.largest_batch = largest_batch or micro_batch_size * transform.height * transform.width
         self.fetch_threads = fetch_threads
         self._transforms: dict[tuple[int, int], AnyTrain] = {}
         self._ahead: FetchAhead | None = None
@@ -93,15 +99,13 @@ class TrainDataset(Dataset[Any]):
             return Failure(error)
 
     def _batch(self, step: MicroStep) -> Batch:
-        draws = self.order.batch(
-            step.position, self.rank, self.world, start=step.first, stop=step.first + self.micro_batch_size
-        )
+        draws = self._draws(step)
         self._fetch_ahead(step.position, draws.sample_ids)
         transform = self._transform_of(step.tiling.size)
         numbers = transform.numbers(draws.epochs, draws.sample_ids, self.order.copy_numbers(draws.slots))
-        largest = self.transform.height * self.transform.width * 3
+        largest = self.largest_batch * transform.views * 3
         batch = empty_batch(
-            len(draws.sample_ids), transform, self.reader.max_labels, self.reader.table, largest_image=largest
+            len(draws.sample_ids), transform, self.reader.max_labels, self.reader.table, largest_batch=largest
         )
         batch.patch = step.tiling.patch
         places, labels = self.reader.places(draws.sample_ids)
@@ -120,6 +124,16 @@ class TrainDataset(Dataset[Any]):
             except BadSample as bad:
                 self._replace(batch, row, bad, lambda sample, row=row: transform.pair(sample, numbers[row]))
         return batch
+
+    def _draws(self, step: MicroStep) -> Draws:
+        """The samples of a micro-batch. A step is one or more batches of the order, of which a rank takes its share."""
+        unit, end, found = self.order.global_batch_size, step.first + step.size, []
+        per_rank = unit // self.world
+        for number in range(step.first // per_rank, -(-end // per_rank)):
+            start, stop = max(0, step.first - number * per_rank), min(per_rank, end - number * per_rank)
+            position = step.position + number * unit
+            found.append(self.order.batch(position, self.rank, self.world, start=start, stop=stop))
+        return found[0] if len(found) == 1 else Draws(*map(np.concatenate, zip(*found, strict=True)))
 
     def _transform_of(self, size: tuple[int, int]) -> AnyTrain:
         """The transform to a size, kept because its policies take time to build."""
@@ -212,18 +226,18 @@ def empty_batch(
     max_labels: int,
     table: ShardTable | FileTable,
     *,
-    largest_image: int = 0,
+    largest_batch: int = 0,
 ) -> Batch:
     """A batch in which every row is padding, for samples of a set like ``table``; its images are not initialised.
 
-    ``largest_image`` is the bytes of the largest image of this and later batches, for which memory is reserved.
+    ``largest_batch`` is the bytes of the images of the largest of this and later batches, for which memory is reserved.
 
     In a data process, the images are in memory shared with the rank. Otherwise the entire batch would be copied into
     shared memory once it is made, and mapping new memory costs more than a copy.
     """
     shape, block = (transform.views * size, transform.height, transform.width, 3), None
     if get_worker_info() is not None:
-        block = take_block(math.prod(shape), max(math.prod(shape), shape[0] * largest_image))
+        block = take_block(math.prod(shape), max(math.prod(shape), largest_batch))
         if block is None:
             storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
             content = torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # pyright: ignore[reportCallIssue]

@@ -9,6 +9,7 @@ import pytest
 from pretrain.config.schema.experiment import Experiment
 from pretrain.data.batch import Batch
 from pretrain.data.stream import TrainStream
+from pretrain.errors import ConfigError
 from tests.unit.data.sets import experiment, write_set
 
 NUM, STEPS = 64, 6
@@ -79,3 +80,43 @@ def test_data_processes_that_are_ahead_of_a_change_make_the_right_size(folder: P
     apart = settings(folder, data__resolution=schedule, duration="40 steps", cluster__num_workers=2)
     expected = images_of(list(TrainStream(alone, 0, 1, 8).iterate(0, 40)))
     assert images_of(list(TrainStream(apart, 0, 1, 8).iterate(0, 40))) == expected
+
+
+TOKENS = {
+    "constant": {"data__resolution": [[0, [4, 8]], ["2 steps", [4, 6, 12]]], "global_batch_size": 32, "batch_unit": 8},
+    "lengths": {
+        "global_batch_size": 16,
+        "batch_unit": 8,
+        "data__train_transform": {"crop": "native", "max_tokens": [16, 4, 8]},
+        "data__eval_transform": {"resize": "native", "max_tokens": 8},
+    },
+}
+
+
+@pytest.mark.parametrize("case", TOKENS)
+def test_batches_of_constant_tokens_are_the_same_for_ranks_passes_and_after_a_seek(folder: Path, case: str) -> None:
+    config = settings(folder, **TOKENS[case], data__lanes=4, cluster__num_workers=0)
+    batches = config.batches
+    sizes = [batches.size(step) for step in range(STEPS)]
+    assert len(set(sizes)) > 1
+
+    def read(world: int, micro: int, first: int = 0) -> dict[int, bytes]:
+        ranks = [TrainStream(config, rank, world, micro) for rank in range(world)]
+        made = [list(one.iterate(batches.before(first), STEPS - first)) for one in ranks]
+        passes = config.global_batch_size // world // micro
+        for of_rank in made:
+            found = [sum(map(len, of_rank[at : at + passes])) * world for at in range(0, len(of_rank), passes)]
+            assert found == sizes[first:], "every rank has an equal part of each step"
+        return images_of([batch for of_rank in made for batch in of_rank])
+
+    straight = read(1, config.global_batch_size)
+    assert sorted(straight) == list(range(sum(sizes))), "every position once"
+    assert read(2, config.global_batch_size // 4) == read(4, config.global_batch_size // 4) == straight
+    late = {slot: image for slot, image in straight.items() if slot >= batches.before(3)}
+    assert read(2, config.global_batch_size // 2, first=3) == late
+
+
+def test_a_micro_batch_that_does_not_divide_the_larger_batches_is_refused(folder: Path) -> None:
+    config = settings(folder, **TOKENS["constant"], data__lanes=4)
+    with pytest.raises(ConfigError, match=r"micro_batch_size: 1 does not divide the larger batches .* possible: 4, "):
+        TrainStream(config, 0, 4, 1)

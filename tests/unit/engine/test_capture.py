@@ -46,7 +46,9 @@ def captures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Captures:
 
 def keep(captures: Captures, step: int, skipped: int = 0) -> None:
     """Keeps the step after ``step`` steps, of which the last ones were skipped."""
-    captures.keep(TrainState(step, step * BATCH, step - skipped, skipped), BATCH, float("nan"), ABOUT)
+    captures.keep(
+        TrainState(step, step * BATCH, step - skipped, skipped), (step - skipped) * BATCH, float("nan"), ABOUT
+    )
 
 
 def test_a_row_of_skipped_steps_shares_its_weights(captures: Captures, tmp_path: Path) -> None:

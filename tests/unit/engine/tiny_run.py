@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pretrain.config.batches import Batches
 from pretrain.distributed.processes import Identity
 from pretrain.distributed.rank import Rank
 from pretrain.engine.backend import HeldSlice, Read, Update
@@ -204,7 +205,7 @@ def _trainer(session: Session, steps: int, on_error: str) -> Trainer:
         tally=Tally(),
         checkpointer=checkpointer,
         telemetry=telemetry,
-        cadence=Cadence(num_steps=steps, global_batch_size=1, evaluate_every=2, save_every=1),
+        cadence=Cadence(num_steps=steps, batches=Batches.constant(1), evaluate_every=2, save_every=1),
         guard=Guard(max_consecutive_skips=3, max_rollbacks=1),
     )
 

@@ -107,6 +107,19 @@ def test_mfu_counts_the_images_that_were_trained(clock: list[float]) -> None:
     assert line["mfu"] == pytest.approx(64 * (1e9 + 5e9) / 2 / 4e12) and line["image_size"] == 224
 
 
+def test_rates_count_the_images_of_each_step(clock: list[float]) -> None:
+    """A step of 64 images and one of 256 smaller ones."""
+    sink = Lines()
+    by_tiling = {frozenset({("image_size", side)}): flops for side, flops in ((96, 1e9), (192, 5e9))}
+    watched = make(sink, peak_flops=1e12, flops_per_image=7e9, flops_by_tiling=by_tiling)  # type: ignore[arg-type]
+    for step, side, images in ((1, 192, 64), (2, 96, 256)):
+        clock[0] += 1.0
+        values = {**VALUES, "image_size": side, "batch_size": images}
+        watched.step(step, step * 64, values, OwnTimes([0.0] * 4, [0.1] * 4))
+    line = sink.lines[-1][2]
+    assert line["images_per_s"] == 160 and line["mfu"] == pytest.approx((64 * 5e9 + 256 * 1e9) / 2 / 4e12)
+
+
 def test_a_sink_that_fails_ends_no_run_and_is_said_once(clock: list[float]) -> None:
     good, full, shown = Lines(), Lines(fails=True), io.StringIO()
     watched = make(full, good, file=shown)
