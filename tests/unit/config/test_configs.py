@@ -86,8 +86,12 @@ def test_the_name_is_the_files(name: str) -> None:
 @pytest.mark.parametrize(("kind", "name"), RECIPES)
 def test_the_head_of_the_file_states_the_cost(kind: str, name: str) -> None:
     experiment = load(kind, name).experiment
-    images = experiment.num_steps * experiment.global_batch_size
-    flops = training_flops(experiment.model, experiment.num_outputs, images)
+    flops = sum(
+        training_flops(
+            experiment.at_tiling(tiling).model, experiment.num_outputs, count * experiment.batches.of(tiling)
+        )
+        for tiling, count in experiment.image_sizes.counts(experiment.num_steps).items()
+    )
     text = (CONFIGS / kind / f"{name}.yaml").read_text().replace(",", "")
     exaflops, a100, h100 = map(float, re.findall(r"([0-9.]+) (?:exaFLOPs|A100-hours|H100-hours)", text)[:3])
     assert exaflops == pytest.approx(flops / 1e18, rel=2e-3)
