@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pipelines.terminal.arguments import program_parser
 from pretrain.config.schema.model import ModelConfig
-from pretrain.config.schema.optim import Optim
+from pretrain.config.schema.optim.choice import Optim
 from pretrain.models.families.registry import build_model, init_weights
 from pretrain.optim.groups import is_kernel
 from pretrain.optim.optimizers import build_optimizer

@@ -18,7 +18,7 @@ from pretrain.config.duration import Duration
 from pretrain.config.loader import Resolved, load_saved
 from pretrain.config.schema.base import names_of
 from pretrain.config.schema.experiment import Experiment
-from pretrain.config.schema.optim import Schedule
+from pretrain.config.schema.optim.schedules import Schedule
 from pretrain.data.sources import lanes_of
 from pretrain.distributed.collectives import broadcast_object, raise_together
 from pretrain.engine.checkpoint_folder import clean, newest_valid, read_state

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.config.schema.optim import AdafactorConfig
+from pretrain.config.schema.optim.scaled import AdafactorConfig
 from pretrain.optim.elementwise import decay_of
 from pretrain.optim.factored import View, factored_axes
 from pretrain.optim.owned import CompleteRule, State

@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pretrain.config.schema.optim import OptimConfig, OverrideConfig
+from pretrain.config.schema.optim.base import OptimConfig
+from pretrain.config.schema.optim.overrides import OverrideConfig
 from pretrain.errors import ConfigError
 
 if TYPE_CHECKING:

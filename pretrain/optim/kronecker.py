@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from pretrain.config.schema.optim import KroneckerConfig
+from pretrain.config.schema.optim.kronecker import KroneckerConfig
 from pretrain.names import tell
 from pretrain.optim.matrices import Matrices, blocks_of
 from pretrain.optim.owned import CompleteRule, State

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.config.schema.optim import LambConfig
+from pretrain.config.schema.optim.scaled import LambConfig
 from pretrain.optim.owned import CompleteRule, State
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.config.schema.optim import MuonConfig
+from pretrain.config.schema.optim.matrices import MuonConfig
 from pretrain.optim.matrices import Matrices
 from pretrain.optim.owned import CompleteRule, State
 

@@ -8,15 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.config.schema.optim import (
-    AdafactorConfig,
-    AdamWConfig,
-    LambConfig,
-    MatrixConfig,
-    OptimConfig,
-    ScheduleFreeConfig,
-    SGDConfig,
-)
+from pretrain.config.schema.optim.base import OptimConfig
+from pretrain.config.schema.optim.elementwise import AdamWConfig, SGDConfig
+from pretrain.config.schema.optim.matrices import MatrixConfig
+from pretrain.config.schema.optim.scaled import AdafactorConfig, LambConfig
+from pretrain.config.schema.optim.schedule_free import ScheduleFreeConfig
 from pretrain.optim.adafactor import Adafactor
 from pretrain.optim.elementwise import AdamWBf16, SGDBf16, StatefulOptimizer
 from pretrain.optim.factored import views_of

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.config.schema.optim import MatrixConfig, OptimConfig
+from pretrain.config.schema.optim.base import OptimConfig
+from pretrain.config.schema.optim.matrices import MatrixConfig
 from pretrain.optim.elementwise import StatefulOptimizer, adamw_state, adamw_update
 from pretrain.optim.exchange import Batch, Exchange, Fragment, exchanges_of
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.config.schema.optim import ScheduleFreeConfig
+from pretrain.config.schema.optim.schedule_free import ScheduleFreeConfig
 from pretrain.optim.elementwise import StatefulOptimizer, WeightAverage, chunks
 
 Z = "z"  # the state

@@ -16,7 +16,7 @@ from typing import Any
 
 from pretrain.config.duration import Duration
 from pretrain.config.schema.experiment import Experiment
-from pretrain.config.schema.optim import EndingScheduleConfig, RsqrtConfig
+from pretrain.config.schema.optim.schedules import EndingScheduleConfig, RsqrtConfig
 
 Schedule = Callable[[int], float]
 

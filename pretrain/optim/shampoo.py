@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.config.schema.optim import ShampooConfig
+from pretrain.config.schema.optim.kronecker import ShampooConfig
 from pretrain.optim.kronecker import FACTORS, KroneckerRule, eigh
 from pretrain.optim.matrices import Matrices
 from pretrain.optim.owned import State

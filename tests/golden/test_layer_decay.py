@@ -9,7 +9,7 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from pretrain.config.schema.model import ModelConfig
-from pretrain.config.schema.optim import AdamWConfig
+from pretrain.config.schema.optim.elementwise import AdamWConfig
 from pretrain.models.families.registry import build_model
 from pretrain.optim.optimizers import build_optimizer
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from pretrain.config.schema.optim import Optim
+from pretrain.config.schema.optim.choice import Optim
 from pretrain.optim import elementwise
 from pretrain.optim.groups import set_lr
 from pretrain.optim.optimizers import build_optimizer

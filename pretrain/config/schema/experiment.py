@@ -19,7 +19,7 @@ from pretrain.config.schema.jobs import SweepConfig
 from pretrain.config.schema.model import ModelConfig
 from pretrain.config.schema.native import native_problems
 from pretrain.config.schema.objective import Objective, SoftmaxConfig, makers_of
-from pretrain.config.schema.optim import Optim
+from pretrain.config.schema.optim.choice import Optim
 from pretrain.config.schema.run import CheckpointConfig, GuardConfig, InitConfig, ResumeConfig, TelemetryConfig
 from pretrain.config.schema.sizes import batches_of, sizes_of
 from pretrain.errors import ConfigError

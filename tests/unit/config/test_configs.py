@@ -12,7 +12,9 @@ from pipelines.weights.transfer import published
 from pretrain.check.experiment import check
 from pretrain.config.loader import Resolved, load_experiment
 from pretrain.config.schema.objective import SigmoidConfig
-from pretrain.config.schema.optim import AdafactorConfig, AdamWConfig, CosineConfig, LinearConfig, SGDConfig
+from pretrain.config.schema.optim.elementwise import AdamWConfig, SGDConfig
+from pretrain.config.schema.optim.scaled import AdafactorConfig
+from pretrain.config.schema.optim.schedules import CosineConfig, LinearConfig
 from pretrain.models.families.registry import training_flops
 from pretrain.models.tensor_shapes import parameter_shapes
 from pretrain.optim.groups import assign_rules

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pretrain.config.duration import Duration
 from pretrain.config.loader import Resolved, load_experiment
-from pretrain.config.schema.optim import AdamWConfig
+from pretrain.config.schema.optim.elementwise import AdamWConfig
 from pretrain.errors import ConfigError
 
 MINIMAL = """\

@@ -10,7 +10,8 @@ import pytest
 from pipelines.report.race import RACES, S16_77
 from pretrain.check.experiment import check
 from pretrain.config.loader import load_experiment
-from pretrain.config.schema.optim import ScheduleFreeConfig, ShampooConfig
+from pretrain.config.schema.optim.kronecker import ShampooConfig
+from pretrain.config.schema.optim.schedule_free import ScheduleFreeConfig
 from pretrain.config.schema.transforms import InceptionConfig
 from pretrain.models.families.registry import training_flops
 from tests.unit.config.test_configs import CONFIGS, MFU, PEAK_FLOPS, ROOT

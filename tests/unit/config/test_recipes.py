@@ -9,7 +9,8 @@ import pytest
 from pretrain.config.loader import load_experiment
 from pretrain.config.schema.experiment import Experiment
 from pretrain.config.schema.objective import SigmoidConfig
-from pretrain.config.schema.optim import AdamWConfig, CosineConfig
+from pretrain.config.schema.optim.elementwise import AdamWConfig
+from pretrain.config.schema.optim.schedules import CosineConfig
 from pretrain.config.schema.transforms import InceptionConfig, InceptionTfConfig
 from pretrain.models.families.registry import family_of
 from pretrain.optim.schedules import build_schedule

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.config.schema.optim import AdamWConfig, OptimConfig
+from pretrain.config.schema.optim.base import OptimConfig
+from pretrain.config.schema.optim.elementwise import AdamWConfig
 from pretrain.errors import ConfigError
 from pretrain.models.families.registry import build_model
 from pretrain.optim.groups import assign_rules, is_kernel, parameter_groups, set_lr

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from pretrain.config.schema.optim import Optim
+from pretrain.config.schema.optim.choice import Optim
 from pretrain.errors import ConfigError
 from pretrain.models.families.registry import build_model
 from pretrain.optim.kronecker import FactorError, eigh

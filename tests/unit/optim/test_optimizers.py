@@ -11,7 +11,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from pretrain.config.schema.optim import Optim
+from pretrain.config.schema.optim.choice import Optim
 from pretrain.models.families.registry import build_model, family_of, init_weights
 from pretrain.optim.factored import factored_axes, views_of
 from pretrain.optim.groups import set_lr
