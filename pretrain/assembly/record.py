@@ -115,14 +115,19 @@ def work_of_step(experiment: Experiment, session: Session) -> Work:
     peak = None if stated is None else stated * 1e12
     if peak is None and known is not None:
         peak = known.peak_flops(precision, tf32=experiment.tf32)
-    flops, by_tiling = None, {}
     if peak is None:
         session.say(f"MFU is not reported: the peak of {name!r} is not known; telemetry.peak_tflops can state it")
-    elif cost_is_known(experiment.model):
+    return work_of(experiment, session.rank.world, peak)
+
+
+def work_of(experiment: Experiment, world: int, peak_flops: float | None = None) -> Work:
+    """The content of a step on ``world`` devices with this peak; FLOPs are those of ``--check``."""
+    flops, by_tiling = None, {}
+    if cost_is_known(experiment.model):
         flops = image_flops(experiment)
         by_tiling = {
             frozenset(experiment.metrics_of(tiling).items()): value
             for tiling, value in flops_by_tiling(experiment).items()
         }
     batch_size, num_samples = experiment.global_batch_size, experiment.data.drawn_samples
-    return Work(batch_size, session.rank.world, num_samples, flops, peak, by_tiling)
+    return Work(batch_size, world, num_samples, flops, peak_flops, by_tiling)

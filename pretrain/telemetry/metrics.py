@@ -48,6 +48,11 @@ TRAIN: dict[str, Metric] = {
         "FLOP/s of the model (3 × forward, without recomputation) over the device's peak in this "
         "precision; absent if the peak is not known",
     ),
+    "flops": Metric(
+        "FLOPs",
+        "sum over ranks",
+        "FLOPs of the step at the sizes of its images and patches, counted as by `--check`; absent if not known",
+    ),
     "step_s": Metric("s", f"mean over {_WINDOW}", "time of a step"),
     "data_wait": Metric(
         "share, 0-1", f"largest of the ranks in each step, {_WINDOW}", "share of the time spent waiting for data"

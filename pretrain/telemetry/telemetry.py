@@ -35,7 +35,7 @@ class Work:
         world: ranks.
         num_samples: images of an epoch.
         flops_per_image: of training, without what is computed again; None: not known.
-        flops_by_tiling: the same for each set of a step's ``SIZES``, (name, value), where they change.
+        flops_by_tiling: the same for each set of a step's ``SIZES``, (name, value); empty: not known apart.
         peak_flops: FLOP/s of one device at best; None: not known, and no MFU.
     """
 
@@ -48,8 +48,9 @@ class Work:
 
     def flops_of(self, values: Mapping[str, Any]) -> float | None:
         """FLOPs of training on one image of a step with these metrics."""
-        tiling = frozenset((name, values[name]) for name in SIZES if name in values)
-        return self.flops_by_tiling.get(tiling, self.flops_per_image)
+        if not self.flops_by_tiling:
+            return self.flops_per_image
+        return self.flops_by_tiling[frozenset((name, values[name]) for name in SIZES if name in values)]
 
     def mfu(self, images_per_s: float, flops_per_image: float | None = None) -> float | None:
         """Model FLOPs utilisation at this rate of the job; ``flops_per_image`` replaces those of the whole run.
@@ -106,12 +107,15 @@ class Telemetry:
         self._images.append(values.get("batch_size", self._work.batch_size))
         self._steps += 1
         self._waited += max(times.waited_s)
-        self._flops.append(self._work.flops_of(values))
+        flops = self._work.flops_of(values)
+        self._flops.append(flops)
         self._own = [total + own for total, own in zip(self._own, times.by_rank(), strict=True)]
         speed = self._speed()
         self.reporter.advance(step, {**values, **speed})
         if self.is_due(step):
-            progress = {"epoch": position / self._work.num_samples, "samples": position}
+            progress: dict[str, float] = {"epoch": position / self._work.num_samples, "samples": position}
+            if flops is not None:
+                progress["flops"] = flops * self._work.batch_size
             self._write("train", step, {**values, **speed, **progress})
             self._name_slow_rank(step, int(speed["slowest_rank"]), speed["step_s"])
             self._mark()

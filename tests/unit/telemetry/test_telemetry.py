@@ -105,6 +105,9 @@ def test_mfu_counts_the_images_that_were_trained(clock: list[float]) -> None:
         watched.step(step, step * 64, {**VALUES, "image_size": side, "patch_size": 8}, OwnTimes([0.0] * 4, [0.1] * 4))
     line = sink.lines[-1][2]
     assert line["mfu"] == pytest.approx(64 * (1e9 + 5e9) / 2 / 4e12) and line["image_size"] == 224
+    assert line["flops"] == 64 * 5e9, "of the step, not the mean"
+    with pytest.raises(KeyError):
+        watched.step(3, 192, {**VALUES, "image_size": 100, "patch_size": 8}, OwnTimes([0.0] * 4, [0.1] * 4))
 
 
 def test_rates_count_the_images_of_each_step(clock: list[float]) -> None:
