@@ -22,6 +22,7 @@ from tests.golden.twins import our_model, small_config
 
 EXACT: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 LENGTH, PATCH = 24, 8
+HALF = (0.5, 0.5, 0.5)
 GRIDS = [(4, 6), (3, 5), (6, 4), (1, 24), (12, 1), (2, 2)]  # the model's own, all places used, and few
 
 ALONE: dict[str, dict[str, Any]] = {
@@ -64,7 +65,7 @@ def alone(model: VisionTransformer, image: Tensor) -> VisionTransformer:
     """The same weights for images of one size, their positions interpolated as for a fine-tuning."""
     config = model.config.model_copy(update={"img_size": tuple(image.shape[2:])})
     other = build_vit(config, model.num_classes)
-    metadata = WeightsMetadata.of(model.config, model.num_classes, (0.5,) * 3, (0.5,) * 3)
+    metadata = WeightsMetadata.of(model.config, model.num_classes, HALF, HALF)
     state, _ = adapt_state_dict(model.state_dict(), metadata, other, head="keep", filter="bicubic_aa", seed=0)
     other.load_state_dict(state)
     return other.train(model.training)

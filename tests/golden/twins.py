@@ -60,7 +60,7 @@ def timm_twin(model: VisionTransformer, drop_path_rate: float = 0.0) -> Any:
             embed_layer=_hybrid(shape.stem_blocks) if shape.stem_blocks else timm_vit.PatchEmbed,
             init_values=config.layer_scale,
             act_layer=_activation(config),
-            mlp_layer=SwiGLUPacked if config.mlp == "swiglu" else Mlp,
+            mlp_layer=_mlp(config),
             qkv_bias=config.qkv_bias,
             attn_layer=_Gated if config.gated_attention else Attention,
             block_fn=timm_vit.ParallelScalingBlock if config.block == "parallel" else timm_vit.Block,
@@ -95,6 +95,10 @@ def _activation(config: ModelConfig) -> Any:
     if config.mlp == "swiglu":
         return nn.SiLU
     return "gelu" if config.gelu == "erf" else "gelu_tanh"
+
+
+def _mlp(config: ModelConfig) -> Any:
+    return SwiGLUPacked if config.mlp == "swiglu" else Mlp
 
 
 class _Gated(Attention):

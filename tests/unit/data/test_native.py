@@ -46,6 +46,11 @@ def image_in(strip: Tensor, grid: Tensor) -> np.ndarray:
     return image
 
 
+def grids_of(batch: Batch) -> Tensor:
+    assert batch.grids is not None
+    return batch.grids
+
+
 def by_slot(config: Experiment, world: int, micro: int, *, position: int = 0, steps: int = 2) -> dict[int, bytes]:
     batches = [
         pickle.loads(pickle.dumps(batch))
@@ -67,15 +72,16 @@ def test_a_strip_holds_the_resized_image_and_zeros(folder: Path) -> None:
             if not batch.valid[row]:
                 continue
             pixels = noise_of(int(batch.sample_ids[row]))
-            grid = batch.grids[row]
-            assert tuple(grid.tolist()) == native_grid(*pixels.shape[:2], LENGTH)
+            grid = grids_of(batch)[row]
+            height, width, _ = pixels.shape
+            assert tuple(grid.tolist()) == native_grid(height, width, LENGTH)
             size = (int(grid[1]) * PATCH, int(grid[0]) * PATCH)
             expected = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)).astype(int)
             assert np.abs(image_in(batch.images[row], grid).astype(int) - expected).max() <= 2
             assert not batch.images[row, :, :, int(grid.prod()) * PATCH :].any()
             grids.add(tuple(grid.tolist()))
     assert len(grids) > 5 and sum(int(batch.valid.sum()) for batch in batches) == NUM
-    assert not batches[-1].valid.all() and (batches[-1].grids >= 1).all(), "padding rows have a patch, too"
+    assert not batches[-1].valid.all() and (grids_of(batches[-1]) >= 1).all(), "padding rows have a patch, too"
 
 
 def test_training_strips_are_the_same_for_any_ranks_and_passes_and_after_a_seek(folder: Path) -> None:
@@ -111,13 +117,13 @@ def test_a_crop_has_the_ratio_of_the_image(folder: Path) -> None:
     for name, changes in (("cropped", NATIVE), ("whole", whole)):
         (batch,) = TrainStream(experiment(folder, NUM, **changes), 0, 1, 16).iterate(0, 1)
         ids = batch.sample_ids.tolist()
-        drawn[name] = {number: (batch.grids[row], batch.images[row]) for row, number in enumerate(ids)}
+        drawn[name] = {number: (grids_of(batch)[row], batch.images[row]) for row, number in enumerate(ids)}
     evaluated: Batch
     for evaluated in EvalStream(experiment(folder, NUM, **NATIVE), str(folder), 0, 1, 16):
         for row, number in enumerate(evaluated.sample_ids.tolist()):
             if number in drawn["whole"]:
                 grid, strip = drawn["whole"][number]
-                assert torch.equal(grid, evaluated.grids[row]) and torch.equal(grid, drawn["cropped"][number][0])
+                assert torch.equal(grid, grids_of(evaluated)[row]) and torch.equal(grid, drawn["cropped"][number][0])
                 assert (strip.int() - evaluated.images[row].int()).abs().max() <= 2
                 assert not torch.equal(strip, drawn["cropped"][number][1])
 

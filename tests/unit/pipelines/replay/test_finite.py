@@ -42,10 +42,11 @@ def watched(model: nn.Module, images: Tensor) -> Finding | None:
 def test_forward() -> None:
     images = torch.ones(3, 2)
     images[1] = 1e30
-    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2)))
+    first, second = nn.Linear(2, 2), nn.Linear(2, 4)
+    model = nn.Sequential(first, nn.Sequential(second, nn.Linear(4, 2)))
     with torch.no_grad():
-        model[1][0].weight.fill_(1e20)  # type: ignore[index]
-        model[0].weight.fill_(1.0)
+        second.weight.fill_(1e20)
+        first.weight.fill_(1.0)
     assert watched(model, images) == Finding("forward", "output of 1.0", 4, 12, (1,))
 
 
@@ -56,9 +57,10 @@ def test_code_between_two_modules() -> None:
 
 
 def test_backward() -> None:
-    model = nn.Sequential(nn.Linear(2, 2, bias=False), Root())
+    first = nn.Linear(2, 2, bias=False)
+    model = nn.Sequential(first, Root())
     with torch.no_grad():
-        model[0].weight.fill_(1.0)
+        first.weight.fill_(1.0)
     images = torch.ones(3, 2)
     images[0] = 0
     assert watched(model, images) == Finding("backward", "gradient of the output of 0", 2, 6, (0,))

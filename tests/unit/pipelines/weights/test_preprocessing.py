@@ -11,7 +11,8 @@ from pretrain.errors import CheckpointError
 from pretrain.models.metadata import WeightsMetadata
 
 NATIVE = EvalTransformConfig(resize="native", max_tokens=20, resize_filter="bicubic_aa")
-METADATA = WeightsMetadata.of(ModelConfig(variant="mu/4", img_size=8), 3, (0.5,) * 3, (0.5,) * 3, eval_transform=NATIVE)
+HALF = (0.5, 0.5, 0.5)
+METADATA = WeightsMetadata.of(ModelConfig(variant="mu/4", img_size=8), 3, HALF, HALF, eval_transform=NATIVE)
 
 
 def test_they_are_used_on_images_of_one_size_only_if_that_is_stated() -> None:
