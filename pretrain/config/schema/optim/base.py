@@ -1,4 +1,4 @@
-"""What every optimiser has: its settings, and the properties that memory estimates, checks and backends need."""
+"""The settings of every optimiser, and the properties that memory estimates, checks and backends need of it."""
 
 from __future__ import annotations
 
