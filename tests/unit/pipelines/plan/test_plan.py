@@ -222,6 +222,8 @@ def test_copies_in_an_object_store(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.mirror.uploaded_bytes == 8 * size, "a copy takes 1.3 times as long as from one checkpoint to the next"
     slow = printed(capsys, *SMALL, *words, "--store-gb-s", "1e-6")["mirror"]
     assert slow["copy_s"] > slow["interval_s"] and slow["uploaded_bytes"] < 10 * slow["copy_bytes"]
+    quick = printed(capsys, *SMALL, *words, "--store-gb-s", "1e6")["mirror"]
+    assert quick["uploaded_bytes"] == 10 * quick["copy_bytes"], "each of the ten checkpoints once"
     assert main(["plan", *SMALL, *words, "--store-gb-s", "1e-6"]) == 0
     told = capsys.readouterr().out
     assert "uploaded to s3://bucket/runs" in told and "so some are not copied" in told and "1e-06 GB/s" in told
