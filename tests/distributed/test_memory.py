@@ -49,12 +49,14 @@ def _temporaries_on_a_cpu(experiment: Experiment) -> int:
     return of_partition if experiment.cluster.stage else 0
 
 
-def assert_memory(pool: Pool, ranks: int, experiment: Experiment, kind: str = "deepspeed") -> None:
+def assert_memory(
+    pool: Pool, ranks: int, experiment: Experiment, kind: str = "deepspeed", tolerance: float = 0.05
+) -> None:
     expected = planned(experiment, ranks, kind)
     found = pool.run(live_memory.measure, experiment, kind, timeout_s=240)
     for phase in ("forward", "backward", "step"):
         most = max(of_rank[phase] for of_rank in found)
-        assert getattr(expected, phase) == pytest.approx(most, rel=0.05), (phase, found, expected)
+        assert getattr(expected, phase) == pytest.approx(most, rel=tolerance), (phase, found, expected)
 
 
 def test_stage_2_on_two_ranks(pool2: Pool) -> None:
@@ -140,6 +142,7 @@ OPTIMIZERS: dict[str, Any] = {
     "soap": {"optim__name": "soap", "optim__precondition_frequency": 1},
     "schedule_free": {"optim": {"name": "schedule_free", "lr": 3e-3, "schedule": {"name": "constant"}}},
 }
+CLOSE = {"shampoo": 0.01, "soap": 0.01}  # what a decomposition allocates is 4 % to 6 % of the memory of a step
 
 
 @pytest.mark.slow
@@ -193,4 +196,4 @@ def test_what_else_decides(fresh: dict[int, Pool], stage: int, changes: dict[str
 )
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_states_and_updates(fresh: dict[int, Pool], name: str, kind: str, stage: int) -> None:
-    assert_memory(fresh[2], 2, config(stage, "fp32", 4, **OPTIMIZERS[name]), kind)
+    assert_memory(fresh[2], 2, config(stage, "fp32", 4, **OPTIMIZERS[name]), kind, CLOSE.get(name, 0.05))
