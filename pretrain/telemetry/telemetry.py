@@ -115,7 +115,7 @@ class Telemetry:
         if self.is_due(step):
             progress: dict[str, float] = {"epoch": position / self._work.num_samples, "samples": position}
             if flops is not None:
-                progress["flops"] = flops * self._work.batch_size
+                progress["flops"] = flops * self._images[-1]
             self._write("train", step, {**values, **speed, **progress})
             self._name_slow_rank(step, int(speed["slowest_rank"]), speed["step_s"])
             self._mark()

@@ -120,7 +120,8 @@ def test_rates_count_the_images_of_each_step(clock: list[float]) -> None:
         values = {**VALUES, "image_size": side, "batch_size": images}
         watched.step(step, step * 64, values, OwnTimes([0.0] * 4, [0.1] * 4))
     line = sink.lines[-1][2]
-    assert line["images_per_s"] == 160 and line["mfu"] == pytest.approx((64 * 5e9 + 256 * 1e9) / 2 / 4e12)
+    assert line["images_per_s"] == 160 and line["flops"] == 256 * 1e9
+    assert line["mfu"] == pytest.approx((64 * 5e9 + 256 * 1e9) / 2 / 4e12)
 
 
 def test_a_sink_that_fails_ends_no_run_and_is_said_once(clock: list[float]) -> None:
