@@ -124,6 +124,15 @@ def test_rates_count_the_images_of_each_step(clock: list[float]) -> None:
     assert line["mfu"] == pytest.approx((64 * 5e9 + 256 * 1e9) / 2 / 4e12)
 
 
+def test_flops_are_those_of_the_images_of_the_step(clock: list[float]) -> None:
+    sink = Lines()
+    watched = make(sink, flops_per_image=1e9)
+    for step, images in ((1, 64), (2, 32)):
+        clock[0] += 1.0
+        watched.step(step, step * 64, {**VALUES, "batch_size": images}, OwnTimes([0.0] * 4, [0.1] * 4))
+    assert sink.lines[-1][2]["flops"] == 32e9
+
+
 def test_a_sink_that_fails_ends_no_run_and_is_said_once(clock: list[float]) -> None:
     good, full, shown = Lines(), Lines(fails=True), io.StringIO()
     watched = make(full, good, file=shown)
