@@ -59,7 +59,7 @@ BENCH ?=
 bench: $(INSTALLED) ## every benchmark, and docs/benchmarks.md from their results; BENCH="--only engine" or --photos DIR
 	$(PYTHON) -m benchmarks $(BENCH)
 
-bench-setup: $(INSTALLED) ## environments under .bench/ for the loaders that benchmarks/loader.py compares with
+bench-setup: $(INSTALLED) ## environments under .bench/ for the loaders and trainers that the benchmarks compare with
 	$(PYTHON) -m benchmarks.loaders.setup
 
 clean: ## remove caches and builds; data, runs and the environment stay

@@ -6,10 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.conformance.loaders import SYSTEMS
-from benchmarks.conformance.loaders.laws import GROUPS, LAWS
-from benchmarks.conformance.loaders.laws.law import Law
-from benchmarks.conformance.loaders.lessons import LESSONS
+from benchmarks.conformance.kinds import KINDS, Kind
 
 MARKS = {"holds": "yes", "partly": "partly", "fails": "**no**", "not offered": "–", "not measured": "?"}
 INTRODUCTION = """\
@@ -37,50 +34,68 @@ shuffle's correlations was raised from 0.05 to 0.1 after the first measurements,
 """
 
 
+TRAINERS = """\
+# Trainers under the same laws
+
+The same for trainers: two processes over gloo on a CPU train for 12 steps and save every 4, with Adam. The peers have \
+the same MLP, weights and batches of digits; ours is its own command line with a tiny ViT. A trainer is compared \
+with its own uninterrupted run only. The ranks get the variables that torchrun sets; for the killed rank the \
+documented launcher starts them. Nothing here was measured on GPUs.
+"""
+
+
 def page(results: Mapping[str, Any]) -> str:
     """The page.
 
     Args:
         results: as in results.json.
     """
-    found = {name: results["loaders"][name] for name in SYSTEMS if name in results["loaders"]}
-    parts = [INTRODUCTION]
-    for group, laws in GROUPS.items():
-        parts.append(f"## {group}\n")
-        parts += [f"- **{law.title}**: {law.about}" for law in laws.values()]
-        parts.append("\n" + "\n".join(_table(found, laws)) + "\n")
-    parts.append("## What we learned from each\n")
-    parts += [f"- **{SYSTEMS[name]}**: {LESSONS[name]}" for name in found if name in LESSONS]
-    parts.append("\n## What was seen\n")
-    for name, system in found.items():
-        parts += _details(name, system)
+    parts = [INTRODUCTION, *_part(KINDS["loaders"], results["loaders"])]
+    parts += [TRAINERS, *_part(KINDS["trainers"], results.get("trainers", {}))]
     parts.append(f"Measured on {results['machine']}.\n")
     return "\n".join(parts)
 
 
-def _table(found: Mapping[str, Any], laws: Mapping[str, Law]) -> Iterator[str]:
-    yield f"| loader | {' | '.join(law.title for law in laws.values())} |"
+def _part(kind: Kind, cells: Mapping[str, Any]) -> Iterator[str]:
+    """The tables of one kind, and what was seen."""
+    found = {name: cells[name] for name in kind.systems if name in cells}
+    for group, laws in kind.groups.items():
+        yield f"## {group}\n"
+        yield from (f"- **{law.title}**: {law.about}" for law in laws.values())
+        yield "\n" + "\n".join(_table(kind, found, laws)) + "\n"
+    learned = [f"- **{kind.systems[name]}**: {kind.lessons[name]}" for name in found if name in kind.lessons]
+    if learned:
+        yield f"## What we learned from each {kind.word}\n"
+        yield from learned
+    yield f"\n## What was seen of each {kind.word}\n"
+    for name, system in found.items():
+        yield from _details(kind, name, system)
+
+
+def _table(kind: Kind, found: Mapping[str, Any], laws: Mapping[str, Any]) -> Iterator[str]:
+    yield f"| {kind.word} | {' | '.join(law.title for law in laws.values())} |"
     yield f"|{'---|' * (len(laws) + 1)}"
     for name, system in found.items():
-        cells = (_mark(name, law, system["cells"].get(law)) for law in laws)
-        yield f"| [{SYSTEMS[name]}](#{name}) | {' | '.join(cells)} |"
+        marks = (_mark(kind.prefix + name, law, system["cells"].get(law)) for law in laws)
+        yield f"| [{kind.systems[name]}](#{kind.prefix}{name}) | {' | '.join(marks)} |"
 
 
 def _mark(name: str, law: str, cell: Mapping[str, Any] | None) -> str:
     return f"[{MARKS[cell['verdict']]}](#{name}-{law})" if cell else "not yet"
 
 
-def _details(name: str, system: Mapping[str, Any]) -> Iterator[str]:
-    """The section of a loader: its version, its documentation, and each cell."""
+def _details(kind: Kind, name: str, system: Mapping[str, Any]) -> Iterator[str]:
+    """The section of a system: its version, its documentation, and each cell."""
     pages = ", ".join(f"[{topic}]({link})" for topic, link in system["documentation"].items())
     dates = sorted({cell["date"] for cell in system["cells"].values()})
     when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-    yield f"### {_anchor(name)}{SYSTEMS[name]}\n"
+    anchor = kind.prefix + name
+    yield f"### {_anchor(anchor)}{kind.systems[name]}\n"
     yield f"`{system['package']}` {system['version']}, measured {when}; used as in: {pages}.\n"
     yield "| law | | seen |\n|---|---|---|"
-    for law in LAWS:
-        if cell := system["cells"].get(law):
-            title = _anchor(f"{name}-{law}") + LAWS[law].title
+    for name_of_law, law in kind.laws.items():
+        if cell := system["cells"].get(name_of_law):
+            title = _anchor(f"{anchor}-{name_of_law}") + law.title
             yield f"| {title} | {MARKS[cell['verdict']]} | {_escaped(cell['seen'])} |"
     yield ""
 

@@ -20,20 +20,29 @@ PAGE, RESULTS = ROOT / "docs" / "conformance.md", Path(__file__).with_name("resu
 
 
 def load() -> dict[str, Any]:
-    """The cells so far: {"machine": …, "loaders": {system: {"version": …, "cells": {law: …}}}}."""
+    """The cells so far: {"machine": …, "loaders" or "trainers": {system: {"version": …, "cells": {law: …}}}}."""
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"loaders": {}}
 
 
-def keep(system: str, facts: Mapping[str, Any], law: str, cell: Cell, cost: Mapping[str, float]) -> None:
-    """Stores a cell and its cost, and writes the page; several runs may do so at once."""
+def keep(key: tuple[str, str, str], facts: Mapping[str, Any], cell: Cell, cost: Mapping[str, float]) -> None:
+    """Stores a cell and its cost, and writes the page; several runs may do so at once.
+
+    Args:
+        key: kind, system and law.
+        facts: about the system.
+        cell: what was found.
+        cost: of the measurement, by name.
+    """
+    kind, system, law = key
     with Path(__file__).open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         results = load()
         results["machine"] = machine()
-        cells = results["loaders"].get(system, {}).get("cells", {})
+        systems = results.setdefault(kind, {})
+        cells = systems.get(system, {}).get("cells", {})
         measured = {"date": time.strftime("%Y-%m-%d"), **{name: round(value, 1) for name, value in cost.items()}}
         seen = {**asdict(cell), "seen": without_folders(cell.seen)}
-        results["loaders"][system] = {**facts, "cells": cells | {law: seen | measured}}
+        systems[system] = {**facts, "cells": cells | {law: seen | measured}}
         _write(RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         _write(PAGE, page(results))
 

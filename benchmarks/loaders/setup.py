@@ -1,7 +1,7 @@
 """An environment under .bench/ for each peer that the project itself does not need: ``make bench-setup``.
 
 Each sees the project's environment through a path file, so that PyTorch is there once, and has its own packages beside
-it. What cannot be installed is written into .bench/NAME.failed.txt and named by benchmarks/loader.py.
+it. What cannot be installed is written into .bench/NAME.failed.txt and named by the programs that need it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ PACKAGES = {
     "spdl": ["spdl>=0.1"],
     "timm": ["timm>=1.0", "webdataset>=1.0"],
     "energon": ["megatron-energon>=7"],
+    "lightning": ["lightning>=2.5"],
     "dali": ["nvidia-dali-cuda130>=1.40"],  # runs on the CPU too
 }
 

@@ -15,6 +15,7 @@ import webdataset
 
 from benchmarks.conformance import results
 from benchmarks.conformance.__main__ import measure
+from benchmarks.conformance.kinds import KINDS
 from benchmarks.conformance.loaders import SYSTEMS, damage, marks, tars
 from benchmarks.conformance.loaders.job import GLOBAL_BATCH
 from benchmarks.conformance.loaders.laws import LAWS, faults, order, resume
@@ -30,7 +31,7 @@ NUMBERS = list(tars.SETS["even"].numbers)
 def test_ours_keeps_every_law(tmp_path: Path) -> None:
     system = System("ours", tmp_path, tmp_path / "tars")
     try:
-        cells = {law: measure(system, law) for law in LAWS}
+        cells = {law: measure(KINDS["loaders"], system, law) for law in LAWS}
     finally:
         system.close()
     assert {law: cell.verdict for law, cell in cells.items()} == dict.fromkeys(LAWS, "holds"), cells
