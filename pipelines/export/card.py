@@ -96,7 +96,9 @@ def _introduction(metadata: WeightsMetadata) -> list[str]:
 
 
 def _training(experiment: Experiment) -> list[str]:
-    model = f"{experiment.num_steps:,} steps of {experiment.global_batch_size:,} images, {experiment.precision}"
+    batches = experiment.batches
+    images = batches.in_words() if batches.vary else f"{batches.largest:,} images"
+    model = f"{experiment.num_steps:,} steps of {images}, {experiment.precision}"
     lines = [f"- {model}, learning rate {experiment.optim.lr:g}, {experiment.optim.name}"]
     if experiment.init.from_ is not None:
         lines.append(f"- from the weights {Path(experiment.init.from_).name}")

@@ -19,7 +19,13 @@ from tests.integration.small_run import pretrain
 BLOCK, FULL, LAST = 32_768, 1, 4
 VAL = "shards: data/demo/upstream/val, num_samples: 187"
 OF_THE_NETWORK = {"bytes_fetched", "fetch_retries", "cache_hit_rate"}  # see test_remote_job.py
-OF_OTHER_SIZES = {"image_size", "patch_size", "padding"}  # see test_resolution.py and test_native_jobs.py
+OF_OTHER_SIZES = {
+    "image_size",
+    "patch_size",
+    "sequence_length",
+    "batch_size",
+    "padding",
+}  # test_resolution.py, test_native_jobs.py
 NEW = (
     "shards: data/demo/downstream/val, num_samples: 466, "
     "train_shards: data/demo/downstream/train, num_train_samples: 50, transform: {resize: squash}"

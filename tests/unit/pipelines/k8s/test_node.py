@@ -51,7 +51,8 @@ def test_each_rank_knows_its_place(pod: None, tmp_path: Path) -> None:
 
 
 def test_a_signal_to_the_pod_reaches_the_ranks(command: Commands) -> None:
-    rank = "import signal, time; signal.signal(15, lambda *_: exit(75)); print('ready', flush=True); time.sleep(1000)"
+    ready = "print('ready\\n', end='', flush=True)"  # one write: those of two ranks must not mix
+    rank = f"import signal, time; signal.signal(15, lambda *_: exit(75)); {ready}; time.sleep(1000)"
     env = {"JOB_COMPLETION_INDEX": "0", "MASTER_ADDR": "localhost"}
     process = command.start(sys.executable, "-m", "pipelines.k8s.node", *words(rank, stop_s=600), env=env)
     assert process.stdout is not None
