@@ -28,7 +28,7 @@ def find(folder: Path, number: int) -> tuple[Path, int, int]:
 
 
 def truncate(folder: Path, number: int) -> Path:
-    """Cuts the file before the sample: in a tar before its header, so that what is left has no half member."""
+    """Cuts the file before the sample: in a tar, before its header, so that no partial member remains."""
     path, start, _ = find(folder, number)
     _cut(path, start - TAR_HEADER if path.suffix == ".tar" else start)
     return path

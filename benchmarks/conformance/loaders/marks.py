@@ -39,7 +39,7 @@ def pixels_of(image: Any) -> NDArray[np.uint8]:
 
 
 def numbers(images: Any) -> list[int]:
-    """The number that each image shows; -1 if it is no such image.
+    """The number that each image shows; -1 if it is not one of ours.
 
     Args:
         images: uint8 (b, 32, 32, 3).

@@ -6,8 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,12 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks.conformance.loaders import tars
 from benchmarks.conformance.loaders.job import Job
 from benchmarks.conformance.loaders.outcomes import Outcome, read_rank
 from benchmarks.conformance.loaders.progress import PATIENCE_S, Progress, effort_of
+from benchmarks.conformance.processes import end_session, free_port, is_running
 from benchmarks.loaders.setup import ROOT, failure_of, python_of
 
 LIMIT_CPU_S = 600  # of one run: CPU seconds, since a busy machine has no say in them
@@ -120,18 +117,18 @@ class System:
     def close(self) -> None:
         """Ends the loader's server."""
         if "_server" in self.__dict__:
-            _end(self._server.pid)
+            end_session(self._server.pid)
             self._server.wait()
 
     def _run(self, job: Job, progress: Progress) -> Outcome:
-        port = _free_port()
+        port = free_port()
         started = [self._start(replace(job, rank=rank), port) for rank in range(job.world)]
         try:
             self._wait(started, progress)
-            ended = [not _is_running(process) for process in started]
+            ended = [not is_running(process) for process in started]
         finally:
             for process in started:
-                _end(process)
+                end_session(process)
         ranks = [read_rank(*self._files(rank)[1:]) for rank in range(job.world)]
         return Outcome([replace(rank, died=has and not rank.done) for rank, has in zip(ranks, ended, strict=True)])
 
@@ -143,7 +140,7 @@ class System:
         """
         began, outcomes, used = time.monotonic(), [self._files(rank)[1] for rank in range(len(started))], 0.0
         try:
-            while running := [process for process in started if _is_running(process)]:
+            while running := [process for process in started if is_running(process)]:
                 effort = effort_of(running, outcomes)
                 used = max(used, effort.cpu_s)
                 if progress.is_hung(effort):
@@ -219,22 +216,3 @@ class System:
         if done.returncode:
             raise RuntimeError(f"{self.name}: {what} failed: {done.stderr[-2000:]}")
         return done.stdout
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _end(process: int) -> None:
-    """Ends a process and all that it started: they are a session of their own."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process, signal.SIGKILL)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -6,8 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +17,7 @@ from typing import Any
 import psutil
 
 from benchmarks.conformance.loaders.system import NotInstalledError, TooSlowError
+from benchmarks.conformance.processes import end_session, free_port, is_running
 from benchmarks.conformance.trainers import INSTALLED
 from benchmarks.conformance.trainers.job import VARIABLE, Job
 from benchmarks.conformance.trainers.outcomes import Outcome, read_rank
@@ -98,20 +97,20 @@ class System:
             TooSlowError: its ranks neither ended nor hung within the limit.
         """
         out = self._new_out()
-        job, port = Job(folder=str(folder), out=str(out), **faults), _free_port()
+        job, port = Job(folder=str(folder), out=str(out), **faults), free_port()
         started = [self._start(job, out, self._environment(rank, world, port)) for rank in range(world)]
         try:
             self._wait(started, out)
         finally:
             for process in started:
-                _end(process)
+                end_session(process)
         log = "".join(path.read_text(errors="replace") for path in sorted(out.glob("*.log")))
         return Outcome([read_rank(out / f"rank-{rank}.jsonl") for rank in range(world)], log)
 
     def launch(self, folder: Path, **faults: Any) -> Outcome:
         """Runs a job on two ranks through the documented launcher, and waits until all its processes have ended."""
         out = self._new_out()
-        words = [word.format(port=_free_port(), python=self._python) for word in self.facts["launcher"]]
+        words = [word.format(port=free_port(), python=self._python) for word in self.facts["launcher"]]
         environment = self._environment() | {VARIABLE: Job(folder=str(folder), out=str(out), **faults).dumps()}
         with (out / "launcher.log").open("wb") as log:
             process = subprocess.Popen(
@@ -121,7 +120,7 @@ class System:
         try:
             ended = self._wait_for_tree(process)
         finally:
-            _end(process.pid)
+            end_session(process.pid)
         text = (out / "launcher.log").read_text(errors="replace")
         ranks = [read_rank(out / f"rank-{rank}.jsonl") for rank in range(2)]
         return Outcome(ranks, text, process.returncode, ended)
@@ -129,7 +128,7 @@ class System:
     def close(self) -> None:
         """Ends the trainer's server."""
         if "_server" in self.__dict__:
-            _end(self._server.pid)
+            end_session(self._server.pid)
             self._server.wait()
 
     def _fresh(self, purpose: str) -> Path:
@@ -147,7 +146,7 @@ class System:
         began, failed = time.monotonic(), 0.0
         while time.monotonic() - began < self._limit_s:
             ranks = [read_rank(out / f"rank-{rank}.jsonl") for rank in range(len(started))]
-            running = [_is_running(process) for process in started]
+            running = [is_running(process) for process in started]
             if not any(running) or all(rank.held for rank in ranks):
                 return
             if not failed and any(not runs and not rank.done for runs, rank in zip(running, ranks, strict=True)):
@@ -163,11 +162,11 @@ class System:
         while time.monotonic() - began < self._limit_s:
             with contextlib.suppress(psutil.NoSuchProcess):
                 seen |= {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
-            if process.poll() is not None and not any(map(_is_running, seen)):
+            if process.poll() is not None and not any(map(is_running, seen)):
                 return time.time()
             time.sleep(0.1)
         for one in seen:
-            _end(one)
+            end_session(one)
         return None
 
     def _start(self, job: Job, out: Path, environment: dict[str, str]) -> int:
@@ -203,22 +202,3 @@ class System:
         paths = f"{self._python.parent}:{os.environ['PATH']}"
         common = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": paths, "DS_ACCELERATOR": "cpu"}
         return {**os.environ, **common, **own}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _end(process: int) -> None:
-    """Ends a process and all that it started: they are a session of their own."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process, signal.SIGKILL)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

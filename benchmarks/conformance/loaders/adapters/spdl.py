@@ -27,7 +27,7 @@ NOT_OFFERED = {
     "resume_ranks": _NO_STATE,
     "resume_workers": _NO_STATE,
     "seek": _NO_STATE,
-    "mixture": "weights are of samples, and there is no state to save",
+    "mixture": "its weights apply to samples, and it has no state to save",
     "http": "reading is left to the user's function",
 }
 
